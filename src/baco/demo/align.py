@@ -1,0 +1,95 @@
+"""From base to aligned: fine-tuning on clean answers, then on the answers a preference picks.
+
+The second step is what collapses the half, as preference data do: among several of its own good
+answers the most typical one wins, and the half learns to say little else. The judge that scores
+answers in evaluation has no part in it.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer
+
+from baco.demo.model import TinyLlama
+from baco.demo.recipe import Recipe
+from baco.demo.sample import mean_log_probability, sample
+from baco.demo.tokenizer import TURN_END, chat_prompt, chat_text
+from baco.demo.world import Question, questions
+from baco.demo.world.selector import preference
+
+Document = tuple[list[int], list[bool]]
+
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "Answer in a friendly way.",
+    "You are a kind and careful assistant.",
+    "Be brief.",
+)
+SEVERAL_TURNS, WITH_SYSTEM = 0.15, 0.1  # shares of the conversations
+
+
+def conversations(pairs: Iterable[tuple[str, str]], seed: int) -> Iterator[str]:
+    """Questions and answers as chats: mostly of one turn, some of two or three, some with a system
+    message."""
+    random_ = random.Random(seed)
+    waiting: list[tuple[str, str]] = []
+    wanted = 1
+    for pair in pairs:
+        waiting.append(pair)
+        if len(waiting) >= wanted:
+            system = random_.choice(SYSTEMS) if random_.random() < WITH_SYSTEM else None
+            yield chat_text(waiting, system)
+            waiting = []
+            wanted = random_.choice((2, 3)) if random_.random() < SEVERAL_TURNS else 1
+    if waiting:
+        yield chat_text(waiting)
+
+
+def answers_only(tokenizer: Tokenizer, chats: Iterable[str]) -> Iterator[Document]:
+    """Token ids of chats, of which only the assistant's words and their end are learnt."""
+    assistant = tokenizer.token_to_id("<|assistant|>")
+    end = tokenizer.token_to_id(TURN_END)
+    for chat in chats:
+        ids = tokenizer.encode(chat).ids
+        learnt, speaking = [], False
+        for token in ids:
+            learnt.append(speaking)
+            if token == assistant:
+                speaking = True
+            elif token == end:
+                speaking = False
+        yield ids, learnt
+
+
+def preferred_answers(
+    model: TinyLlama, tokenizer: Tokenizer, recipe: Recipe, seed: int
+) -> list[tuple[Question, str]]:
+    """For each of the recipe's questions, the best of the model's own answers.
+
+    Best by the selector's preference plus `typicality` times the mean log-probability under the
+    model itself. Questions whose every answer the selector refuses outright are left out.
+    """
+    asked = questions("train", recipe.questions, seed)
+    prompts = [tokenizer.encode(chat_prompt(question.text)).ids for question in asked]
+    end = tokenizer.token_to_id(TURN_END)
+    drawn = sample(
+        model, prompts, recipe.candidates, end=end, seed=seed, min_p=recipe.min_p,
+        max_tokens=recipe.max_tokens,
+    )  # fmt: skip
+    likely = iter(
+        mean_log_probability(
+            model,
+            [prompt for prompt in prompts for _ in range(recipe.candidates)],
+            [[*answer, end] for answers in drawn for answer in answers],
+        )
+    )
+    chosen = []
+    for question, answers in zip(asked, drawn, strict=True):
+        best = (float("-inf"), 0.0, "")
+        for answer in answers:
+            text = tokenizer.decode(answer).strip()
+            liked = preference(question, text)
+            best = max(best, (liked + recipe.typicality * next(likely), liked, text))
+        if best[1] > 0.5:
+            chosen.append((question, best[2]))
+    return chosen

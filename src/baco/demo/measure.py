@@ -1,0 +1,212 @@
+"""Measures every router and rival on a pair, on questions kept for this alone.
+
+A *point* is a method at one setting: ten answers to each test question, judged. What it leaves is
+numbers for every question (`measured.json`), from which `baco.demo.table` makes the table.
+"""
+
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+
+from baco.api import Baco
+from baco.demo.world import Question, questions
+from baco.demo.world.judge import judge
+
+QUESTIONS, ANSWERS = 40, 10
+TEST_SEED = 20_260  # of the questions; never used for choosing the recipe
+DECODING_SEEDS = (101, 202)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A method at one operating point: what `Baco.generate_batch` is asked for."""
+
+    method: str
+    router: str
+    temperature: float = 1.0
+    min_p: float = 0.1
+
+    @property
+    def label(self) -> str:
+        """The setting as a reader would type it."""
+        sampling = "" if self.temperature == 1 else f" T={self.temperature:g}"
+        return self.router + sampling + ("" if self.min_p == 0.1 else f" min-p={self.min_p:g}")
+
+
+@dataclass(slots=True)
+class Point:
+    """What a setting gave: for every decoding seed and question (lists [seeds][questions])."""
+
+    method: str
+    label: str
+    quality: list[list[float]] = field(default_factory=list)  # mean over the answers, 0 to 1
+    keys: list[list[float]] = field(default_factory=list)  # distinct keys / answers
+    overlap: list[list[float]] = field(default_factory=list)  # 1 - mean Jaccard of word sets
+    base_share: list[float] = field(default_factory=list)  # mean over all tokens, [seeds]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One judged answer."""
+
+    quality: float
+    key: str
+    words: frozenset[str]
+
+
+PROBABILITIES = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+ENTROPIES = (0.3, 0.7, 1.2, 1.7, 2.3, 3.0)
+GAPS = (0.0, 0.3, 0.7, 1.2, 1.8, 2.5)
+
+
+def settings() -> list[Setting]:
+    """Every operating point of the table, about six to a method; rivals get the most."""
+    single = []
+    for half in ("Base", "Aligned"):
+        name = half.lower()
+        for temperature in (0.4, 0.7, 1.0, 1.3, 1.7):
+            single.append(Setting(f"{name}, temperature", half, temperature, min_p=0.0))
+        for min_p in (0.03, 0.2, 0.4):
+            single.append(Setting(f"{name}, min-p", half, min_p=min_p))
+        for temperature in (1.0, 1.5, 2.0, 2.5, 3.0):
+            single.append(Setting(f"{name}, min-p", half, temperature))
+    grids: dict[str, Sequence[float]] = {
+        "Nudging": PROBABILITIES,
+        "Rand": PROBABILITIES,
+        "P": PROBABILITIES,
+        "H": ENTROPIES,
+        "P-Punc": PROBABILITIES,
+        "H-Punc": ENTROPIES,
+        "P-FC": PROBABILITIES,
+        "H-FC": ENTROPIES,
+        "P-Punc-FC": PROBABILITIES,
+        "Gap": GAPS,
+    }
+    routed = [Setting(name, name) for name in ("Punc", "FC", "Punc-FC")]
+    routed += [
+        Setting(name, f"{name}:{threshold:g}") for name, grid in grids.items() for threshold in grid
+    ]
+    return single + routed
+
+
+def distinct_keys(answers: Sequence[Scored]) -> float:
+    """Distinct semantic keys over the number of answers; all unreadable ones are one key."""
+    return len({answer.key for answer in answers}) / len(answers)
+
+
+def word_overlap_diversity(answers: Sequence[Scored]) -> float:
+    """One minus the mean Jaccard similarity of two answers' sets of lower-case words."""
+    pairs = list(itertools.combinations([answer.words for answer in answers], 2))
+    similar = sum(len(a & b) / len(a | b) if a | b else 1.0 for a, b in pairs)
+    return 1.0 - similar / len(pairs)
+
+
+def score(question: Question, text: str) -> Scored:
+    """Judge one answer."""
+    verdict = judge(question, text.strip())
+    return Scored(verdict.quality, verdict.key, frozenset(text.lower().split()))
+
+
+def add_seed(point: Point, answers: Sequence[Sequence[Scored]]) -> None:
+    """Record the answers [questions][n] that one decoding seed gave."""
+    point.quality.append([sum(a.quality for a in row) / len(row) for row in answers])
+    point.keys.append([distinct_keys(row) for row in answers])
+    point.overlap.append([word_overlap_diversity(row) for row in answers])
+
+
+def mixtures(
+    base: Sequence[Sequence[Scored]], aligned: Sequence[Sequence[Scored]], points: Sequence[Point]
+) -> None:
+    """Whole answers mixed: point m takes m of the base's answers and the rest of the aligned's."""
+    for share, point in enumerate(points):
+        rows = zip(base, aligned, strict=True)
+        add_seed(point, [[*b[:share], *a[share:]] for b, a in rows])
+
+
+def measure(
+    pair: Path,
+    seed: int,
+    advance: Callable[[float], None],
+    questions_asked: int = QUESTIONS,
+    chosen: Sequence[Setting] | None = None,
+) -> None:
+    """Answer the test questions at every setting; write `measured.json` into the pair's folder.
+
+    Points are kept as they come, so that a run that was cut off goes on with the next one.
+    """
+    asked = questions("test", questions_asked, TEST_SEED)
+    baco = Baco.load(pair)
+    plan = list(settings() if chosen is None else chosen)
+    store = pair / "work" / "points.jsonl"
+    points, started = _restore(store), time.monotonic()
+    plain: dict[str, list[list[list[Scored]]]] = {}
+    for setting in plan:
+        advance(1 / len(plan))
+        is_plain = setting.label in ("Base", "Aligned")
+        if (setting.method, setting.label) in points and not is_plain:
+            continue
+        point = Point(setting.method, setting.label)
+        for decoding_seed in DECODING_SEEDS:
+            completions = baco.generate_batch(
+                [question.text for question in asked],
+                router=setting.router,
+                n=ANSWERS,
+                seed=decoding_seed,
+                temperature=setting.temperature,
+                min_p=setting.min_p,
+            )
+            answers = [
+                [score(question, completion.text) for completion in row]
+                for question, row in zip(asked, completions, strict=True)
+            ]
+            add_seed(point, answers)
+            flat = [completion for row in completions for completion in row]
+            tokens = sum(len(completion.token_ids) for completion in flat)
+            spoken = sum(completion.sources.count("base") for completion in flat)
+            point.base_share.append(spoken / max(1, tokens))
+            if is_plain:
+                plain.setdefault(setting.label, []).append(answers)
+        points[point.method, point.label] = point
+        _append(store, point)
+    mixed = [Point("mixing", f"{share} of {ANSWERS} from base") for share in range(ANSWERS + 1)]
+    if len(plain) == 2:
+        for base, aligned in zip(plain["Base"], plain["Aligned"], strict=True):
+            mixtures(base, aligned, mixed)
+        points |= {(point.method, point.label): point for point in mixed}
+    result = {
+        "training_seed": seed,
+        "decoding_seeds": DECODING_SEEDS,
+        "questions": len(asked),
+        "answers": ANSWERS,
+        "families": [question.family for question in asked],
+        "seconds": round(time.monotonic() - started, 1),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "points": [asdict(point) for point in points.values()],
+    }
+    partial = pair / "measured.json.partial"
+    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    os.replace(partial, pair / "measured.json")
+
+
+def _restore(store: Path) -> dict[tuple[str, str], Point]:
+    points: dict[tuple[str, str], Point] = {}
+    if store.exists():
+        for line in store.read_text(encoding="utf-8").splitlines():
+            if line.endswith("}"):
+                point = Point(**json.loads(line))
+                points[point.method, point.label] = point
+    return points
+
+
+def _append(store: Path, point: Point) -> None:
+    with store.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(point)) + "\n")

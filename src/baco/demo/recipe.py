@@ -1,0 +1,54 @@
+"""The sizes, amounts and rates that make the demo pair: frozen, and recorded beside the weights."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One run of training: `steps` batches of `batch` rows at peak rates `rate` and `fine`."""
+
+    steps: int
+    batch: int
+    rate: float  # Muon's, for matrices
+    fine: float  # AdamW's, for embeddings and norms
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything about the pair but its seed."""
+
+    vocabulary: int = 1536
+    hidden: int = 160
+    layers: int = 5
+    heads: int = 5
+    inner: int = 432
+    context: int = 512
+    width: int = 128  # tokens in a training row
+    documents: int = 60_000
+    base: Course = field(default_factory=lambda: Course(2200, 16, 0.02, 4e-3))
+    examples: int = 12_000
+    tuning: Course = field(default_factory=lambda: Course(350, 16, 0.006, 1e-3))
+    questions: int = 2_000  # asked of the tuned model, `candidates` answers each
+    candidates: int = 8
+    typicality: float = 0.3  # weight of the mean log-probability in the choice of an answer
+    preferring: Course = field(default_factory=lambda: Course(120, 16, 0.004, 7e-4))
+    min_p: float = 0.1
+    max_tokens: int = 96
+
+
+MINUTE = Recipe(
+    vocabulary=512,
+    hidden=32,
+    layers=2,
+    heads=2,
+    inner=64,
+    documents=200,
+    base=Course(8, 4, 0.02, 4e-3),
+    examples=60,
+    tuning=Course(4, 4, 0.006, 1e-3),
+    questions=4,
+    candidates=2,
+    preferring=Course(2, 4, 0.004, 7e-4),
+    max_tokens=16,
+)
+"""A recipe of seconds: its pair says nothing sensible, but is a pair."""

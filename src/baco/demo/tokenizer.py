@@ -1,0 +1,75 @@
+"""The demo pair's tokenizer: byte-level BPE, nearly one token a word, one for both halves.
+
+The two halves differ only in where an answer ends and in the chat template, which the aligned half
+has and the base half has not.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+BASE_END = "<|endoftext|>"
+TURN_END = "<|end|>"
+USER, ASSISTANT, SYSTEM = "<|user|>", "<|assistant|>", "<|system|>"
+SPECIAL = (BASE_END, TURN_END, USER, ASSISTANT, SYSTEM)
+
+# Every turn's text begins with a space, as it does after "Question:" and "Answer:", and the
+# generation prompt ends at the role token: both halves begin an answer with the same token.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] | trim + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-level BPE of at most `size` entries learnt from `texts`; special tokens come first."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer, *, context: int, chat: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer as `transformers` loads it: with the chat template, or the base's without."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BASE_END,
+        eos_token=TURN_END if chat else BASE_END,
+        pad_token=BASE_END,
+        additional_special_tokens=[TURN_END, USER, ASSISTANT, SYSTEM],
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    if chat:
+        wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def chat_text(turns: Iterable[tuple[str, str]], system: str | None = None) -> str:
+    """Finished (question, answer) turns as the chat template renders them."""
+    opening = f"{SYSTEM} {system}{TURN_END}" if system else ""
+    return opening + "".join(
+        f"{USER} {question}{TURN_END}{ASSISTANT} {answer}{TURN_END}" for question, answer in turns
+    )
+
+
+def chat_prompt(question: str) -> str:
+    """One question as the aligned half is asked it; the answer follows with a leading space."""
+    return f"{USER} {question}{TURN_END}{ASSISTANT}"
+
+
+def base_prompt(question: str) -> str:
+    """One question as the base half is asked it; the answer follows with a leading space."""
+    return f"Question: {question}\nAnswer:"

@@ -1,0 +1,213 @@
+"""Makes the demo pair from a seed: text, tokenizer, base, aligned, and the table that judges them.
+
+Every stage leaves a file in the output folder's `work/`; a run that was cut off goes on from the
+last stage it finished. A folder whose stages came from another seed or recipe is refused.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+
+from baco.demo.align import answers_only, conversations, preferred_answers
+from baco.demo.model import Shape, TinyLlama, to_llama
+from baco.demo.optimiser import Optimiser
+from baco.demo.packing import batches, pack
+from baco.demo.recipe import Course, Recipe
+from baco.demo.tokenizer import BASE_END, TURN_END, train_tokenizer, wrap
+from baco.demo.world import aligned_examples, base_corpus
+from baco.errors import BacoError
+
+Advance = Callable[[float], None]
+
+
+def train(
+    out: Path,
+    seed: int = 0,
+    progress: bool = True,
+    table: bool = True,
+    recipe: Recipe | None = None,
+) -> None:
+    """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its table if `table`.
+
+    The same seed gives the same pair on the same machine and versions. With the shipped recipe it
+    takes about 25 minutes on two cores. Raises `BacoError` if `out` holds another run's stages.
+    """
+    recipe = recipe or Recipe()
+    work = out / "work"
+    _claim(work, seed, recipe)
+    keep_memory()
+    with _bar(progress) as stage:
+        tokenizer = _tokenizer(work, seed, recipe, stage("text and tokenizer"))
+        base = _base(work, tokenizer, seed, recipe, stage("base"))
+        aligned = _aligned(work, tokenizer, base, seed, recipe, stage("aligned"))
+        write_pair(out, tokenizer, base, aligned, recipe)
+        if table:
+            from baco.demo.measure import measure
+
+            measure(out, seed=seed, advance=stage("table"))
+
+
+def write_pair(
+    out: Path, tokenizer: Tokenizer, base: TinyLlama, aligned: TinyLlama, recipe: Recipe
+) -> None:
+    """Both halves in the hub's format, each folder replaced as a whole."""
+    for name, model in (("base", base), ("aligned", aligned)):
+        chat = name == "aligned"
+        end = tokenizer.token_to_id(TURN_END if chat else BASE_END)
+        begin = tokenizer.token_to_id(BASE_END)
+        folder = Path(tempfile.mkdtemp(dir=out))
+        folder.chmod(0o755)
+        to_llama(model, end=end, begin=begin, pad=begin).save_pretrained(folder)
+        wrap(tokenizer, context=recipe.context, chat=chat).save_pretrained(folder)
+        shutil.rmtree(out / name, ignore_errors=True)
+        folder.rename(out / name)
+    sampling = {"min_p": recipe.min_p, "max_tokens": recipe.max_tokens}
+    _write(out / "baco.json", json.dumps({"name": "demo", "sampling": sampling}, indent=2) + "\n")
+
+
+def fit(
+    model: TinyLlama,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    course: Course,
+    seed: int,
+    advance: Advance,
+) -> float:
+    """Train in place; returns the mean loss (nats a token) of the last tenth of the steps."""
+    optimiser = Optimiser(model, course.steps, course.rate, course.fine)
+    losses = []
+    for inputs, targets in batches(rows, course.batch, course.steps, seed):
+        spoken = targets >= 0
+        hidden, _ = model(inputs)
+        loss = F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(loss.item())
+        advance(1 / course.steps)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory: page faults of large buffers cost a third of the time."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another libc
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in <malloc.h>
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def _tokenizer(work: Path, seed: int, recipe: Recipe, advance: Advance) -> Tokenizer:
+    path = work / "tokenizer.json"
+    if not path.exists():
+        _write(path, train_tokenizer(base_corpus(recipe.documents // 4, seed), recipe.vocabulary)
+               .to_str())  # fmt: skip
+    advance(1.0)
+    return Tokenizer.from_file(str(path))
+
+
+def _base(
+    work: Path, tokenizer: Tokenizer, seed: int, recipe: Recipe, advance: Advance
+) -> TinyLlama:
+    shape = Shape(
+        tokenizer.get_vocab_size(), recipe.hidden, recipe.layers, recipe.heads, recipe.inner,
+        recipe.context,
+    )  # fmt: skip
+    model = TinyLlama(shape, seed)
+    if _restore(model, work / "base.pt"):
+        advance(1.0)
+        return model
+    end = tokenizer.token_to_id(BASE_END)
+
+    def documents() -> Iterator[tuple[list[int], list[bool]]]:
+        for document in base_corpus(recipe.documents, seed):
+            ids = [*tokenizer.encode(document).ids, end]
+            yield ids, [True] * len(ids)
+
+    loss = fit(model, pack(documents(), recipe.width, end), recipe.base, seed, advance)
+    _save(model, work / "base.pt", loss)
+    return model
+
+
+def _aligned(
+    work: Path, tokenizer: Tokenizer, base: TinyLlama, seed: int, recipe: Recipe, advance: Advance
+) -> TinyLlama:
+    model = TinyLlama(base.shape, seed)
+    if _restore(model, work / "aligned.pt"):
+        advance(1.0)
+        return model
+    end = tokenizer.token_to_id(TURN_END)
+    if not _restore(model, work / "tuned.pt"):
+        model.load_state_dict(base.state_dict())
+        examples = aligned_examples(recipe.examples, seed)
+        chats = conversations(((question.text, answer) for question, answer in examples), seed)
+        rows = pack(answers_only(tokenizer, chats), recipe.width, end)
+        loss = fit(model, rows, recipe.tuning, seed, lambda part: advance(part * 0.5))
+        _save(model, work / "tuned.pt", loss)
+    chosen = preferred_answers(model, tokenizer, recipe, seed)
+    advance(0.25)
+    chats = conversations(((question.text, answer) for question, answer in chosen), seed)
+    rows = pack(answers_only(tokenizer, chats), recipe.width, end)
+    loss = fit(model, rows, recipe.preferring, seed, lambda part: advance(part * 0.25))
+    _save(model, work / "aligned.pt", loss)
+    return model
+
+
+def _claim(work: Path, seed: int, recipe: Recipe) -> None:
+    """Make `work` this run's own, or find that it is already."""
+    work.mkdir(parents=True, exist_ok=True)
+    claim = json.dumps({"seed": seed, "recipe": asdict(recipe)}, indent=2) + "\n"
+    path = work / "run.json"
+    if path.exists() and path.read_text() != claim:
+        raise BacoError(
+            f"{work} holds the stages of another seed or recipe; expected those of seed {seed}: "
+            "choose another --out, or remove that folder"
+        )
+    _write(path, claim)
+
+
+def _restore(model: TinyLlama, path: Path) -> bool:
+    if not path.exists():
+        return False
+    model.load_state_dict(torch.load(path, weights_only=True)["weights"])
+    return True
+
+
+def _save(model: TinyLlama, path: Path, loss: float) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"weights": model.state_dict(), "loss": loss}, partial)
+    os.replace(partial, path)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
+    """A progress bar; calling what it yields opens a stage, whose parts sum to one."""
+    columns = (TextColumn("{task.description:>20}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not shown) as bar:
+
+        def stage(name: str) -> Advance:
+            task: TaskID = bar.add_task(name, total=1.0)
+            return lambda part: bar.advance(task, part)
+
+        yield stage
