@@ -1,0 +1,1 @@
+"""Claims about BACo's behaviour, made on real pairs."""

@@ -1,0 +1,57 @@
+"""What every test shares: one thread, no network, its own home for calibrations, the two pairs."""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_WAIT_POLICY="PASSIVE",
+    NO_COLOR="1",
+)
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.pairs import PairFolder, save_pair
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+torch.set_num_threads(1)  # models this small lose time to threads, and sums keep their order
+settings.register_profile("baco", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("baco")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Calibrations that a test remembers must not reach the user's own."""
+    os.environ["BACO_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def demo() -> "Baco":
+    """The embedded pair."""
+    from baco import Baco
+
+    return Baco.load("demo")
+
+
+@pytest.fixture(scope="session")
+def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairFolder]:
+    """``random_pair("llama", noise=0.05, …)``: a pair on disk, made once for the same arguments."""
+    made: dict[tuple[object, ...], PairFolder] = {}
+
+    def make(architecture: str = "llama", **options: float | None) -> PairFolder:
+        key = (architecture, *sorted(options.items()))
+        if key not in made:
+            folder: Path = tmp_path_factory.mktemp(architecture)
+            made[key] = save_pair(folder, architecture, **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
