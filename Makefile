@@ -1,0 +1,61 @@
+# From a bare clone: `make demo` decodes with the embedded pair, `make test` runs the tests.
+# PYTHON picks the interpreter the environment is made with; VENV says where it lies.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= Recommend a summer destination
+PYTEST_ARGS ?= -n logical --maxprocesses 4
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Idle worker threads that spin would starve the cores they wait for.
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
+	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
+
+test: $(VENV)/.dev  ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev  ## Repair style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.dev  ## Check types
+	$(BIN)/mypy
+
+# A fresh environment is resolved from pyproject.toml's ranges and written down. Local labels
+# such as +cpu go: the lock names a version of torch, not one of its builds.
+lock:  ## Renew constraints.txt
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet --editable '.[dev]' 'torch==2.13.0'
+	{ echo "# The exact versions that \`make demo\`, \`make test\` and CI install. Made by \`make lock\`."; \
+	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
+	rm -rf build/lock
+
+clean:  ## Remove the environment and everything made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if v >= (3, 11) else \
+	  "Python %d.%d.%d is too old: BACo needs 3.11 or newer; name one, as in make PYTHON=python3.12 demo" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
