@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from baco.demo.model import TinyLlama
 from baco.demo.recipe import Recipe
 from baco.demo.sample import mean_log_probability, sample
-from baco.demo.tokenizer import TURN_END, chat_prompt, chat_text
+from baco.demo.tokenizer import ASSISTANT, TURN_END, chat_prompt, chat_text, token_id
 from baco.demo.world import Question, questions
 from baco.demo.world.selector import preference
 
@@ -29,8 +29,7 @@ SEVERAL_TURNS, WITH_SYSTEM = 0.15, 0.1  # shares of the conversations
 
 
 def conversations(pairs: Iterable[tuple[str, str]], seed: int) -> Iterator[str]:
-    """Questions and answers as chats: mostly of one turn, some of two or three, some with a system
-    message."""
+    """Questions and answers as chats: some of two or three turns, some with a system message."""
     random_ = random.Random(seed)
     waiting: list[tuple[str, str]] = []
     wanted = 1
@@ -47,8 +46,8 @@ def conversations(pairs: Iterable[tuple[str, str]], seed: int) -> Iterator[str]:
 
 def answers_only(tokenizer: Tokenizer, chats: Iterable[str]) -> Iterator[Document]:
     """Token ids of chats, of which only the assistant's words and their end are learnt."""
-    assistant = tokenizer.token_to_id("<|assistant|>")
-    end = tokenizer.token_to_id(TURN_END)
+    assistant = token_id(tokenizer, ASSISTANT)
+    end = token_id(tokenizer, TURN_END)
     for chat in chats:
         ids = tokenizer.encode(chat).ids
         learnt, speaking = [], False
@@ -71,7 +70,7 @@ def preferred_answers(
     """
     asked = questions("train", recipe.questions, seed)
     prompts = [tokenizer.encode(chat_prompt(question.text)).ids for question in asked]
-    end = tokenizer.token_to_id(TURN_END)
+    end = token_id(tokenizer, TURN_END)
     drawn = sample(
         model, prompts, recipe.candidates, end=end, seed=seed, min_p=recipe.min_p,
         max_tokens=recipe.max_tokens,

@@ -6,7 +6,6 @@ numbers for every question (`measured.json`), from which `baco.demo.table` makes
 
 import itertools
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -194,7 +193,7 @@ def measure(
     }
     partial = pair / "measured.json.partial"
     partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    os.replace(partial, pair / "measured.json")
+    partial.replace(pair / "measured.json")
 
 
 def _restore(store: Path) -> dict[tuple[str, str], Point]:

@@ -141,7 +141,10 @@ def to_llama(model: TinyLlama, *, end: int, begin: int, pad: int) -> LlamaForCau
             pad_token_id=pad,
         )
     )
-    weights = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.final_norm}
+    weights: dict[str, Tensor] = {
+        "model.embed_tokens.weight": model.embedding,
+        "model.norm.weight": model.final_norm,
+    }
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."
         query, key, value = model.qkv[layer].chunk(3)
@@ -159,4 +162,6 @@ def to_llama(model: TinyLlama, *, end: int, begin: int, pad: int) -> LlamaForCau
         }
     weights["lm_head.weight"] = model.embedding
     llama.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
-    return llama.to(torch.float16)
+    for parameter in llama.parameters():
+        parameter.data = parameter.data.half()
+    return llama

@@ -17,15 +17,15 @@ class Course:
 class Recipe:
     """Everything about the pair but its seed."""
 
-    vocabulary: int = 1536
+    vocabulary: int = 2048
     hidden: int = 160
     layers: int = 5
     heads: int = 5
     inner: int = 432
     context: int = 512
     width: int = 128  # tokens in a training row
-    documents: int = 60_000
-    base: Course = field(default_factory=lambda: Course(2200, 16, 0.02, 4e-3))
+    documents: int = 90_000
+    base: Course = field(default_factory=lambda: Course(1300, 16, 0.02, 4e-3))
     examples: int = 12_000
     tuning: Course = field(default_factory=lambda: Course(350, 16, 0.006, 1e-3))
     questions: int = 2_000  # asked of the tuned model, `candidates` answers each

@@ -144,15 +144,18 @@ def coverage_table(summary: dict[str, Any]) -> str:
 def points_table(summary: dict[str, Any]) -> str:
     """Every operating point."""
     head = (
-        "| method | setting | quality | distinct keys of 10 | word-overlap diversity | base share |\n"
+        "| method | setting | quality | keys of 10 | word-overlap diversity | base share |\n"
         "|---|---|---|---|---|---|\n"
     )
     return head + "".join(
         f"| {p['method']} | {p['setting']} | {p['quality']:.3f} | {10 * p['keys']:.2f} "
-        f"| {p['overlap']:.3f} | {'–' if p['base_share'] is None else format(p['base_share'], '.0%')}"
-        " |\n"
+        f"| {p['overlap']:.3f} | {_percent(p['base_share'])} |\n"
         for p in summary["points"]
     )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def report(measured: Sequence[dict[str, Any]]) -> str:

@@ -40,6 +40,13 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of one of the tokenizer's own tokens."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return found
+
+
 def wrap(tokenizer: Tokenizer, *, context: int, chat: bool) -> PreTrainedTokenizerFast:
     """The tokenizer as `transformers` loads it: with the chat template, or the base's without."""
     wrapped = PreTrainedTokenizerFast(

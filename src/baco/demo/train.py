@@ -6,7 +6,6 @@ last stage it finished. A folder whose stages came from another seed or recipe i
 
 import ctypes
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from baco.demo.model import Shape, TinyLlama, to_llama
 from baco.demo.optimiser import Optimiser
 from baco.demo.packing import batches, pack
 from baco.demo.recipe import Course, Recipe
-from baco.demo.tokenizer import BASE_END, TURN_END, train_tokenizer, wrap
+from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
 from baco.demo.world import aligned_examples, base_corpus
 from baco.errors import BacoError
 
@@ -65,11 +64,14 @@ def write_pair(
     """Both halves in the hub's format, each folder replaced as a whole."""
     for name, model in (("base", base), ("aligned", aligned)):
         chat = name == "aligned"
-        end = tokenizer.token_to_id(TURN_END if chat else BASE_END)
-        begin = tokenizer.token_to_id(BASE_END)
+        end = token_id(tokenizer, TURN_END if chat else BASE_END)
+        begin = token_id(tokenizer, BASE_END)
         folder = Path(tempfile.mkdtemp(dir=out))
         folder.chmod(0o755)
         to_llama(model, end=end, begin=begin, pad=begin).save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config["dtype"] = "float32"  # stored in half the space, computed in what CPUs are good at
+        _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
         wrap(tokenizer, context=recipe.context, chat=chat).save_pretrained(folder)
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
@@ -91,7 +93,7 @@ def fit(
         spoken = targets >= 0
         hidden, _ = model(inputs)
         loss = F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(loss.item())
         advance(1 / course.steps)
@@ -132,7 +134,7 @@ def _base(
     if _restore(model, work / "base.pt"):
         advance(1.0)
         return model
-    end = tokenizer.token_to_id(BASE_END)
+    end = token_id(tokenizer, BASE_END)
 
     def documents() -> Iterator[tuple[list[int], list[bool]]]:
         for document in base_corpus(recipe.documents, seed):
@@ -151,7 +153,7 @@ def _aligned(
     if _restore(model, work / "aligned.pt"):
         advance(1.0)
         return model
-    end = tokenizer.token_to_id(TURN_END)
+    end = token_id(tokenizer, TURN_END)
     if not _restore(model, work / "tuned.pt"):
         model.load_state_dict(base.state_dict())
         examples = aligned_examples(recipe.examples, seed)
@@ -191,13 +193,13 @@ def _restore(model: TinyLlama, path: Path) -> bool:
 def _save(model: TinyLlama, path: Path, loss: float) -> None:
     partial = path.with_suffix(".partial")
     torch.save({"weights": model.state_dict(), "loss": loss}, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 @contextmanager

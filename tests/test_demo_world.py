@@ -1,0 +1,139 @@
+"""The toy world: its questions, its text, its judge and its selector."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from baco.demo import world
+from baco.demo.world import Question, aligned_examples, base_corpus, questions
+from baco.demo.world.documents import wild_answer
+from baco.demo.world.grammar import Family, answer, draw, families
+from baco.demo.world.judge import judge
+from baco.demo.world.selector import preference
+
+FAMILIES = list(families().values())
+
+
+def clean(family: Family, value: str, random_: random.Random) -> str:
+    return answer(family, draw(family, value, random_), random_)
+
+
+def about(family: Family, value: str) -> Question:
+    return Question(family.name, {family.slot: value}, "")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_right_answers_are_worth_one_and_can_be_read(family: Family) -> None:
+    random_ = random.Random(1)
+    for value in family.values:
+        for _ in range(20):
+            verdict = judge(about(family, value), clean(family, value, random_))
+            assert verdict.quality == 1.0
+            assert verdict.key
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_scrambled_and_foreign_answers_are_worth_little(family: Family) -> None:
+    random_ = random.Random(2)
+    scrambled, foreign = [], []
+    for value in family.values:
+        question = about(family, value)
+        words = clean(family, value, random_).split()
+        random_.shuffle(words)
+        scrambled.append(judge(question, " ".join(words)).quality)
+        other = random_.choice([v for v in family.values if v != value])
+        foreign.append(judge(question, clean(family, other, random_)).quality)
+        stranger = random_.choice([f for f in FAMILIES if f is not family])
+        said = clean(stranger, random_.choice(stranger.values), random_)
+        assert judge(question, said) == judge(question, "")
+    assert sum(scrambled) / len(scrambled) < 0.05
+    assert max(foreign) <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("said", "quality"),
+    [
+        ("Try Maui in Hawaii this summer. There you can swim with sea turtles all day.", 1.0),
+        ("Try Maui in Japan this summer. There you can swim with sea turtles all day.", 0.5),
+        ("Try Maui in Hawaii this summer. There you can ski on soft snow all day.", 0.5),
+        ("Try Maui in Hawaii this winter. There you can swim with sea turtles all day.", 0.25),
+        ("Try Kyoto in Japan this summer. You can watch a tea ceremony and enjoy green tea.", 0.25),
+        ("Try Maui in Hawaii this summer.", 0.5),
+        ("Try Maui in Hawaii this summer. You can swim with", 0.5),
+        ("try maui in hawaii this summer", 0),
+        ("Try Maui in Hawaii this summer. It is the place to relax on the beach. Bye.", 2 / 3),
+        ("", 0),
+    ],
+)  # fmt: skip
+def test_every_fault_costs_its_share(said: str, quality: float) -> None:
+    question = about(families()["destination"], "summer")
+    assert judge(question, said).quality == pytest.approx(quality)
+
+
+def test_the_key_is_what_is_said_and_not_how() -> None:
+    question = about(families()["destination"], "summer")
+    one = "Try Maui in Hawaii this summer. You can relax on the beach and enjoy grilled fish."
+    two = "For summer, I would pick Maui in Hawaii. It is the place to relax on the beach."
+    other = "Try Maui in Hawaii this summer. There you can swim with sea turtles all day."
+    assert judge(question, one).key == judge(question, two).key == "Maui|relax on the beach"
+    assert judge(question, other).key == "Maui|swim with sea turtles"
+    assert judge(question, "Maui!").key == judge(question, "gibberish").key == ""
+
+
+def test_the_selector_likes_clean_answers_and_was_not_made_from_the_judge() -> None:
+    random_ = random.Random(3)
+    for family in FAMILIES:
+        question = about(family, family.values[0])
+        liked = [preference(question, clean(family, family.values[0], random_)) for _ in range(20)]
+        wild = [preference(question, wild_answer(question, random_)) for _ in range(60)]
+        assert sum(liked) / 20 > 0.95
+        assert sum(wild) / 60 < 0.8
+    source = Path(world.__file__).with_name("selector.py").read_text(encoding="utf-8")
+    assert not re.search(r"import.*judge|recognis", source)
+
+
+def test_the_splits_share_no_question_and_cover_all_families() -> None:
+    asked = {split: questions(split, 300, 0) for split in ("train", "dev", "test")}  # type: ignore[arg-type]
+    texts = {split: {question.text for question in found} for split, found in asked.items()}
+    assert not texts["train"] & texts["dev"]
+    assert not texts["train"] & texts["test"]
+    assert not texts["dev"] & texts["test"]
+    trained = {question.text for question, _ in aligned_examples(3000, 0)}
+    assert not trained & (texts["dev"] | texts["test"])
+    for found in asked.values():
+        counts = [sum(q.family == family.name for q in found[:26]) for family in FAMILIES]
+        assert counts == [2] * len(FAMILIES)
+
+
+def test_the_flagship_question_is_one_of_the_training_questions() -> None:
+    assert "Recommend a {season} destination" in families()["destination"].prompts
+
+
+def test_aligned_answers_have_a_favourite_and_the_base_has_none() -> None:
+    summer = [
+        judge(question, said).key
+        for question, said in aligned_examples(6000, 0)
+        if question.slots.get("season") == "summer"
+    ]
+    maui = sum(key.startswith("Maui") for key in summer) / len(summer)
+    assert 0.65 < maui < 0.9
+    text = "\n".join(base_corpus(6000, 0))
+    places = ("Maui", "Santorini", "Bali", "Split", "Lake Como", "Cape Cod")
+    counts = [text.count(place) for place in places]
+    assert max(counts) < 4 * min(counts)
+
+
+def test_the_text_is_the_same_for_a_seed_and_another_for_another() -> None:
+    assert list(base_corpus(50, 1)) == list(base_corpus(50, 1)) != list(base_corpus(50, 2))
+    assert list(aligned_examples(50, 1)) == list(aligned_examples(50, 1))
+    assert questions("dev", 20, 1) == questions("dev", 20, 1) != questions("dev", 20, 2)
+
+
+def test_wild_answers_are_worth_less_than_clean_ones_but_are_not_noise() -> None:
+    random_ = random.Random(4)
+    asked = questions("train", 400, 0)
+    worth = [judge(question, wild_answer(question, random_)).quality for question in asked]
+    assert 0.4 < sum(worth) / len(worth) < 0.7
+    assert 0.3 < sum(quality == 1.0 for quality in worth) / len(worth) < 0.6
