@@ -1,0 +1,42 @@
+"""A pair as a `transformers` model, for everything that takes one."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from baco.errors import BacoError
+
+if TYPE_CHECKING:
+    from baco.hf.model import BacoForCausalLM
+
+
+def as_transformers(
+    pair: Any,
+    router: Any = None,
+    *,
+    seed: int | None = None,
+    base_prompt: Literal["auto", "same"] = "auto",
+) -> "BacoForCausalLM":
+    """A pair with a router as a model that `transformers` and what builds on it can use.
+
+    Args:
+        pair: a :class:`baco.Baco` or its ``pair``.
+        router: a spelling such as ``"P-Punc:0.4"``, a router, or None for the pair's own default.
+        seed: of the coins of a random router; None tosses fresh ones. Tokens are drawn by
+            `transformers` itself, from torch's generator.
+        base_prompt: ``"auto"``: where the input is a rendering of the aligned half's chat template,
+            the base half reads the same conversation as plain text; anything else both halves
+            read as it is. ``"same"``: both always read the input as it is.
+
+    Returns:
+        A ``PreTrainedModel`` for ``pair.tokenizer``'s token ids, with ``generate()``.
+
+    Raises:
+        BacoError: an unknown router or ``base_prompt``.
+    """
+    from baco.hf.chat import ChatReader
+    from baco.hf.model import BacoForCausalLM
+
+    if base_prompt not in ("auto", "same"):
+        raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
+    pair = getattr(pair, "pair", pair)
+    reader = ChatReader(pair.tokenizer, pair.renderer) if base_prompt == "auto" else None
+    return BacoForCausalLM(pair, router, seed=seed, reader=reader)

@@ -1,0 +1,87 @@
+"""What a pair has read of a batch of answers: the two halves' caches and who spoke."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+
+class PairCache(Cache):
+    """The cache of both halves, for ``past_key_values``: crops, repeats and reorders as one.
+
+    The two halves hold different numbers of columns, since their prompts differ; both end with the
+    same answer, so a column counted from the end is the same token in either.
+
+    Attributes:
+        base, aligned: the halves' own caches.
+        base_mask, aligned_mask: 1 where a column is read, 0 where it is padding; int64 [B, T'].
+        source: which half says the token after a column of the aligned half, True for base;
+            bool [B, T]. Within a prompt it says nothing.
+    """
+
+    def __init__(self, base_config: Any, aligned_config: Any) -> None:
+        super().__init__(layers=[])
+        self.base = DynamicCache(config=base_config)
+        self.aligned = DynamicCache(config=aligned_config)
+        self.base_mask = self.aligned_mask = torch.ones(0, 0, dtype=torch.int64)
+        self.source = torch.zeros(0, 0, dtype=torch.bool)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Never: a column's source depends on the columns before it."""
+        return False
+
+    @property
+    def batch_size(self) -> int:
+        """Rows held."""
+        return self.source.shape[0]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """Columns of the aligned half, prompt and answer: what ``generate`` counts."""
+        return self.source.shape[1]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` columns; the sign is ``transformers``' habit."""
+        self.base.crop(tokens_to_remove)
+        self.aligned.crop(tokens_to_remove)
+        kept = self.source.shape[1] - abs(tokens_to_remove)
+        self.base_mask = self.base_mask[:, : self.base_mask.shape[1] - abs(tokens_to_remove)]
+        self.aligned_mask = self.aligned_mask[:, :kept]
+        self.source = self.source[:, :kept]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.base.reset()
+        self.aligned.reset()
+        self.base_mask, self.aligned_mask = self.base_mask[:0, :0], self.aligned_mask[:0, :0]
+        self.source = self.source[:0, :0]
+
+    def activate_past_recording(self) -> None:
+        """Keep what sliding windows would drop, so that ``crop`` can go back."""
+        self.base.activate_past_recording()
+        self.aligned.activate_past_recording()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes what row ``beam_idx[i]`` was."""
+        self.base.reorder_cache(beam_idx)
+        self.aligned.reorder_cache(beam_idx)
+        self._rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self.base.batch_select_indices(indices)
+        self.aligned.batch_select_indices(indices)
+        self._rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row ``repeats`` times, side by side."""
+        self.base.batch_repeat_interleave(repeats)
+        self.aligned.batch_repeat_interleave(repeats)
+        rows = torch.arange(self.batch_size, device=self.source.device)
+        self._rows(rows.repeat_interleave(repeats))
+
+    def _rows(self, indices: Tensor) -> None:
+        self.base_mask = self.base_mask[indices]
+        self.aligned_mask = self.aligned_mask[indices]
+        self.source = self.source[indices]

@@ -1,0 +1,254 @@
+"""A pair with a router as one `transformers` model: `generate()`, pipelines and harnesses use it.
+
+What it returns for a position is the row of logits that the router's choice left, so every sampling
+loop of `transformers` draws from BACo's distribution. The draws themselves are that loop's own:
+`torch.manual_seed` repeats them, the seed of `Baco.generate` does not.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from baco.errors import BacoError
+from baco.hf.cache import PairCache
+from baco.hf.chat import ChatReader
+from baco.hf.layout import Layout
+from baco.routing.select import select
+from baco.sampling import COIN, noise_keys, uniform
+
+# The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
+# token can still be added up and compared; e**-10000 is 0 in every floating-point format.
+IMPOSSIBLE = -1e4
+
+
+class BacoConfig(PreTrainedConfig):
+    """What `transformers` and harnesses ask of a configuration: sizes and ids."""
+
+    model_type = "baco"
+
+
+class BacoForCausalLM(PreTrainedModel, GenerationMixin):
+    """Both halves of a pair and a router; made by :func:`baco.as_transformers`.
+
+    ``generate`` takes what any model's does: sampling arguments, beams, ``num_return_sequences``,
+    left-padded batches, streamers, stopping criteria. After a call with
+    ``return_dict_in_generate=True``, ``past_key_values.source`` tells which half said what.
+    """
+
+    config_class = BacoConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(
+        self, pair: Any, router: Any, *, seed: int | None, reader: ChatReader | None
+    ) -> None:
+        super().__init__(_config(pair, router))
+        self.pair = pair
+        self.router = router
+        self.seed = seed
+        self.reader = reader
+        self.base_half = pair.base.model
+        self.aligned_half = pair.aligned.model
+        self.generation_config = GenerationConfig.from_dict(
+            pair.aligned.model.generation_config.to_dict()
+        )
+        self.generation_config.eos_token_id = list(pair.end_ids)
+        if self.generation_config.pad_token_id is None:
+            self.generation_config.pad_token_id = pair.tokenizer.pad_token_id
+        self.eval()
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`transformers`' own ``generate``; the answer begins where ``inputs`` end."""
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        if ids is None:
+            raise BacoError("generate() was given no prompt: pass token ids as input_ids")
+        settings = args[0] if args else kwargs.get("generation_config")
+        cached = kwargs.get("use_cache", getattr(settings, "use_cache", None))
+        if cached is not False and kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = self.new_cache()
+        kwargs.setdefault("prompt_length", ids.shape[1])
+        kwargs.setdefault("seed", self._coin_seed())
+        return super().generate(inputs, *args, **kwargs)
+
+    def new_cache(self) -> PairCache:
+        """An empty ``past_key_values`` for this pair."""
+        return PairCache(self.pair.base.model.config, self.pair.aligned.model.config)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As `transformers` does it, but for the positions: each half counts its own."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs.pop("position_ids", None)
+        return inputs
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: PairCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        prompt_length: int | None = None,
+        seed: int | None = None,
+        **unused: Any,
+    ) -> CausalLMOutputWithPast:
+        """Routed logits for every position, float32.
+
+        Where a row begins with a rendering of the aligned half's chat template, the answer starts
+        behind it, and rows within the prompt are the aligned half's own. Raw text is routed from
+        its first token on, or from ``prompt_length`` on.
+
+        Args:
+            input_ids: int64 [B, T]; with a cache, the tokens that are new to it.
+            attention_mask: 0 for padding, int64 [B, T] or, with a cache, [B, all columns].
+            past_key_values: from an earlier call or :meth:`new_cache`.
+            use_cache: return ``past_key_values``; by default only if one was passed.
+            logits_to_keep: rows to return, counted from the end; 0 returns all T.
+            prompt_length: columns that a prompt fills at most, padding included.
+            seed: of the coins of a random router.
+            unused: what else `transformers` passes on, such as ``return_dict``.
+
+        Returns:
+            ``logits`` [B, T or logits_to_keep, V] on the pair's common vocabulary; a token that
+            the router's choice rules out has :data:`IMPOSSIBLE`.
+
+        Raises:
+            BacoError: for ``labels``, ``inputs_embeds``, a cache that is not this model's, or a
+                prompt with tokens that the base half does not know.
+        """
+        for name in ("labels", "inputs_embeds"):
+            if unused.get(name) is not None:
+                raise BacoError(f"{name}: a pair can be decoded and scored by token ids only")
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = self.new_cache()
+        if not isinstance(cache, PairCache | None):
+            raise BacoError(
+                f"past_key_values is a {type(cache).__name__}: pass what an earlier call returned, "
+                "or new_cache()"
+            )
+        base_rows = self.base_half.get_input_embeddings().num_embeddings
+        if cache is None or cache.get_seq_length() == 0:
+            layout = Layout.of_prompts(
+                input_ids,
+                attention_mask,
+                reader=self.reader,
+                prompt_length=prompt_length,
+                base_rows=base_rows,
+            )
+        else:
+            layout = Layout.continued(input_ids, cache, base_rows)
+        logits, source = self._route(layout, cache, logits_to_keep, self._coin_seed(seed))
+        if cache is not None:
+            cache.base_mask, cache.aligned_mask = layout.base_mask, layout.aligned_mask
+            cache.source = torch.cat([cache.source, source], 1) if cache.batch_size else source
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def _route(
+        self, layout: Layout, cache: PairCache | None, keep: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Both halves over the new columns, then the scan: logits [B, keep, V], source [B, T]."""
+        ids = layout.aligned_ids
+        columns = ids.shape[1]
+        routed = columns - layout.first  # columns from the first whose row is the router's
+        base_cache, aligned_cache = (None, None) if cache is None else (cache.base, cache.aligned)
+        base = self._read(self.pair.base, layout.base_ids, layout.base_mask, base_cache, routed)
+        wanted = max(routed, keep or columns)
+        logits = self._read(self.pair.aligned, ids, layout.aligned_mask, aligned_cache, wanted)
+        source = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        active = layout.active
+        for step, column in enumerate(range(layout.first, columns)):
+            # The token after column `start` - 1 is the answer's first: it has no previous one.
+            opening, answering = layout.start - 1 == column, layout.start - 1 <= column
+            row = logits.shape[1] - routed + step
+            mixed, said_by = select(
+                base[:, step],
+                logits[:, row],
+                ids[:, column].masked_fill(opening, -1),
+                active,
+                router=self.router,
+                vocabulary=self.pair.vocabulary,
+                uniform=_coins(seed, layout.seen + column, ids),
+            )
+            logits[:, row] = torch.where(answering[:, None], mixed, logits[:, row])
+            active = torch.where(answering, said_by, active)
+            source[:, column] = active
+        return logits[:, -keep:].clamp_min(IMPOSSIBLE), source
+
+    def _read(self, half: Any, ids: Tensor, mask: Tensor, cache: Any, keep: int) -> Tensor:
+        """One half over its new columns: its last ``keep`` rows, float32 [B, keep, V]."""
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        logits = half.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=keep,
+        ).logits
+        rows: Tensor = logits[:, -keep:, : self.pair.vocabulary.size].float()
+        return rows
+
+    def _coin_seed(self, seed: int | None = None) -> int:
+        """The seed given, this model's own, or a fresh one from torch's generator."""
+        if seed is None:
+            seed = self.seed
+        return int(torch.randint(2**31, ())) if seed is None else seed
+
+    def get_input_embeddings(self) -> Any:
+        """The aligned half's."""
+        return self.aligned_half.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The aligned half's."""
+        return self.aligned_half.get_output_embeddings()
+
+    def tie_weights(self, *_: Any, **__: Any) -> None:
+        """Nothing to do: the halves came with their weights tied."""
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """A pair is not a checkpoint."""
+        raise BacoError("a pair is not a checkpoint of its own: save or load its two halves")
+
+
+def _coins(seed: int, column: int, ids: Tensor) -> Tensor:
+    """One uniform per row for a random router, a function of seed, row and column: [B]."""
+    rows = torch.arange(len(ids), device=ids.device)
+    keys = noise_keys(torch.full_like(rows, seed), rows, torch.full_like(rows, column))
+    return uniform(keys, torch.full_like(rows, COIN))
+
+
+def _config(pair: Any, router: Any) -> BacoConfig:
+    """Sizes and ids as the aligned half states them, on the pair's common vocabulary."""
+    aligned, base = (half.model.config.get_text_config() for half in (pair.aligned, pair.base))
+    contexts = [getattr(half, "max_position_embeddings", None) for half in (aligned, base)]
+    config = BacoConfig(
+        vocab_size=pair.vocabulary.size,
+        max_position_embeddings=min((c for c in contexts if c), default=2048),
+        hidden_size=aligned.hidden_size,
+        num_hidden_layers=aligned.num_hidden_layers,
+        num_attention_heads=aligned.num_attention_heads,
+        bos_token_id=aligned.bos_token_id,
+        eos_token_id=list(pair.end_ids),
+        pad_token_id=pair.tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+        architectures=["BacoForCausalLM"],
+    )
+    config.name_or_path = f"{pair.name}/{router.spelling}"
+    return config
+
+
+# So that pipelines take the model for what it is; there is nothing to load by this name.
+AutoConfig.register(BacoConfig.model_type, BacoConfig)
+AutoModelForCausalLM.register(BacoConfig, BacoForCausalLM)
