@@ -62,7 +62,7 @@ class PairCache(Cache):
         self.base.activate_past_recording()
         self.aligned.activate_past_recording()
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
         self.base.reorder_cache(beam_idx)
         self.aligned.reorder_cache(beam_idx)

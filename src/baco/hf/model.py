@@ -66,7 +66,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         self.generation_config.eos_token_id = list(pair.end_ids)
         if self.generation_config.pad_token_id is None:
             self.generation_config.pad_token_id = pair.tokenizer.pad_token_id
-        self.eval()
+        self.train(False)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """`transformers`' own ``generate``; the answer begins where ``inputs`` end."""
@@ -79,15 +79,15 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self.new_cache()
         kwargs.setdefault("prompt_length", ids.shape[1])
         kwargs.setdefault("seed", self._coin_seed())
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def new_cache(self) -> PairCache:
         """An empty ``past_key_values`` for this pair."""
         return PairCache(self.pair.base.model.config, self.pair.aligned.model.config)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As `transformers` does it, but for the positions: each half counts its own."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         return inputs
 
@@ -233,18 +233,19 @@ def _config(pair: Any, router: Any) -> BacoConfig:
     """Sizes and ids as the aligned half states them, on the pair's common vocabulary."""
     aligned, base = (half.model.config.get_text_config() for half in (pair.aligned, pair.base))
     contexts = [getattr(half, "max_position_embeddings", None) for half in (aligned, base)]
-    config = BacoConfig(
-        vocab_size=pair.vocabulary.size,
-        max_position_embeddings=min((c for c in contexts if c), default=2048),
-        hidden_size=aligned.hidden_size,
-        num_hidden_layers=aligned.num_hidden_layers,
-        num_attention_heads=aligned.num_attention_heads,
-        bos_token_id=aligned.bos_token_id,
-        eos_token_id=list(pair.end_ids),
-        pad_token_id=pair.tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-        architectures=["BacoForCausalLM"],
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": pair.vocabulary.size,
+        "max_position_embeddings": min((c for c in contexts if c), default=2048),
+        "hidden_size": aligned.hidden_size,
+        "num_hidden_layers": aligned.num_hidden_layers,
+        "num_attention_heads": aligned.num_attention_heads,
+        "bos_token_id": aligned.bos_token_id,
+        "eos_token_id": list(pair.end_ids),
+        "pad_token_id": pair.tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+        "architectures": ["BacoForCausalLM"],
+    }
+    config = BacoConfig(**settings)
     config.name_or_path = f"{pair.name}/{router.spelling}"
     return config
 

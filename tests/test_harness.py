@@ -1,0 +1,91 @@
+"""lm-evaluation-harness measures a pair as it measures any model, with nothing fetched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baco import Baco, as_transformers
+
+lm_eval = pytest.importorskip("lm_eval")
+
+ROUTER = "P-Punc:0.4"
+QUESTIONS = ("Recommend a gift.", "What is a good hobby for the summer?")
+TOKENS = 24
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+"""
+ANSWERS = (
+    TASK
+    + """\
+output_type: generate_until
+doc_to_target: "{{{{expected}}}}"
+generation_kwargs: {{max_gen_toks: %d, do_sample: false, until: []}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+    % TOKENS
+)  # noqa: UP031
+CHOICES = (
+    TASK
+    + """\
+output_type: multiple_choice
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def results(demo: Baco, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of both tasks; the answer expected, and the first choice, is what BACo says."""
+    folder = tmp_path_factory.mktemp("tasks")
+    data = folder / "questions.jsonl"
+    with data.open("w") as lines:
+        for question in QUESTIONS:
+            [said] = demo.generate(question, router=ROUTER, temperature=0, max_tokens=TOKENS)
+            text = demo.pair.tokenizer.decode(said.token_ids, skip_special_tokens=True)
+            choices = [text, " the a the a the a of of of"]
+            lines.write(json.dumps({"question": question, "expected": text, "choices": choices}))
+            lines.write("\n")
+    for name, task in (("demo_answers", ANSWERS), ("demo_choices", CHOICES)):
+        text = task.format(name=name, data=data, cache=folder / "cache")
+        (folder / f"{name}.yaml").write_text(text)
+    return evaluate(demo, folder)
+
+
+def evaluate(demo: Baco, folder: Path) -> dict[str, Any]:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = as_transformers(demo, ROUTER)
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=demo.pair.tokenizer, batch_size=2),
+        tasks=["demo_answers", "demo_choices"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )
+    return results
+
+
+def test_answers_are_those_of_baco(results: dict[str, Any]) -> None:
+    for sample in results["samples"]["demo_answers"]:
+        [[said]] = sample["resps"]
+        assert said.strip() == sample["doc"]["expected"].strip()
+    assert results["results"]["demo_answers"]["exact_match,none"] == pytest.approx(1.0)
+
+
+def test_choices_are_scored_by_the_routed_distribution(results: dict[str, Any]) -> None:
+    for sample in results["samples"]["demo_choices"]:
+        [[(own, own_is_greedy)], [(other, other_is_greedy)]] = sample["resps"]
+        assert own_is_greedy
+        assert not other_is_greedy
+        assert own > other
+    assert results["results"]["demo_choices"]["acc,none"] == pytest.approx(1.0)

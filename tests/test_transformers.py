@@ -1,0 +1,267 @@
+"""A pair as a `transformers` model: the answers of `Baco.generate` through other people's loops."""
+
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer, TextStreamer, pipeline
+
+from baco import Baco, BacoError, as_transformers
+from baco.hf.chat import ChatReader
+from tests.pairs import ARCHITECTURES, PairFolder
+
+Conversation = list[dict[str, str]]
+SHORT: Conversation = [{"role": "user", "content": "Recommend a gift."}]
+LONG: Conversation = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is a good hobby?\n\nFor a rainy autumn, I mean."},
+    {"role": "assistant", "content": "Painting is a quiet one."},
+    {"role": "user", "content": "And what would you recommend for the summer?"},
+]
+ROUTERS = ("Base", "Aligned", "P:0.4", "P-Punc:0.4", "H-FC:1.0", "Nudging:0.3")
+TOKENS = 24
+
+
+def encoded(baco: Baco, *conversations: Conversation) -> dict[str, torch.Tensor]:
+    """The conversations as the aligned half's chat template renders them, padded on the left."""
+    tokenizer = baco.pair.tokenizer
+    batch = tokenizer.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        padding=True,
+        padding_side="left",
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def answers(baco: Baco, sequences: torch.Tensor, prompt: torch.Tensor) -> list[list[int]]:
+    """What was generated after ``prompt``, up to and with the end token."""
+    ends = set(baco.pair.end_ids)
+    found = []
+    for row in sequences[:, prompt.shape[1] :].tolist():
+        stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        found.append(row[:stop])
+    return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def random(request: pytest.FixtureRequest, random_pair: Callable[..., PairFolder]) -> Baco:
+    folder = random_pair(request.param)
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_greedy_answers_are_those_of_baco(demo: Baco, router: str) -> None:
+    batch = encoded(demo, SHORT, LONG)
+    model = as_transformers(demo, router)
+    made = model.generate(
+        **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
+    )
+    start = batch["input_ids"].shape[1] - 1
+    for row, conversation in enumerate((SHORT, LONG)):
+        [expected] = demo.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
+        count = len(expected.token_ids)
+        got = made.sequences[row, start + 1 : start + 1 + count].tolist()
+        assert got == list(expected.token_ids)
+        said = made.past_key_values.source[row, start : start + count].tolist()
+        assert said == [source == "base" for source in expected.sources]
+
+
+@pytest.mark.parametrize("router", ["Base", "P:0.4", "P-Punc:0.6", "H:2.0"])
+def test_greedy_answers_of_every_architecture_are_those_of_baco(random: Baco, router: str) -> None:
+    batch = encoded(random, SHORT, LONG)
+    model = as_transformers(random, router)
+    made = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+    for row, conversation in enumerate((SHORT, LONG)):
+        [expected] = random.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
+        got = made[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
+        assert got == list(expected.token_ids)
+
+
+def test_aligned_alone_is_the_aligned_models_own_generate(random: Baco) -> None:
+    batch = encoded(random, SHORT, LONG)
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+    own = random.pair.aligned.model.generate(
+        **batch, **settings, eos_token_id=list(random.pair.end_ids)
+    )
+    made = as_transformers(random, "Aligned").generate(**batch, **settings)
+    assert answers(random, made, batch["input_ids"]) == answers(random, own, batch["input_ids"])
+
+
+def test_scores_of_a_text_are_the_rows_it_was_drawn_from(random: Baco) -> None:
+    batch = encoded(random, SHORT, LONG)
+    model = as_transformers(random, "P:0.5")
+    made = model.generate(
+        **batch,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    width = batch["input_ids"].shape[1]
+    mask = torch.ones_like(made.sequences)
+    mask[:, :width] = batch["attention_mask"]
+    rows = model(made.sequences, attention_mask=mask).logits[:, width - 1 : -1]
+    for row, answer in enumerate(answers(random, made.sequences, batch["input_ids"])):
+        drawn = torch.stack([step[row] for step in made.logits[: len(answer)]])
+        torch.testing.assert_close(rows[row, : len(answer)], drawn, atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_changes_nothing(random: Baco) -> None:
+    batch = encoded(random, SHORT, LONG)
+    model = as_transformers(random, "P:0.5")
+    settings = {"max_new_tokens": TOKENS, "do_sample": False}
+    with_cache = model.generate(**batch, **settings)
+    without = model.generate(**batch, **settings, use_cache=False)
+    prompt = batch["input_ids"]
+    assert answers(random, with_cache, prompt) == answers(random, without, prompt)
+
+
+def test_assisted_decoding_rolls_both_halves_back(random: Baco) -> None:
+    batch = encoded(random, LONG)
+    model = as_transformers(random, "P:0.5")
+    plain = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+    assisted = model.generate(
+        **batch, max_new_tokens=TOKENS, do_sample=False, prompt_lookup_num_tokens=4
+    )
+    assert assisted.tolist() == plain.tolist()
+
+
+def test_sampling_takes_its_arguments_and_torchs_seed(demo: Baco) -> None:
+    batch = encoded(demo, SHORT, LONG)
+    model = as_transformers(demo, "P-Punc:0.4")
+
+    def draw(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        made = model.generate(
+            **batch, max_new_tokens=TOKENS, do_sample=True, min_p=0.1, num_return_sequences=4
+        )
+        return answers(demo, made, batch["input_ids"])
+
+    first = draw(1)
+    assert len(first) == 8
+    assert len({tuple(answer) for answer in first[:4]}) > 1
+    assert draw(1) == first
+    assert draw(2) != first
+
+
+def test_a_random_routers_coins_follow_the_seed(demo: Baco) -> None:
+    batch = encoded(demo, SHORT)
+
+    def sources(seed: int | None) -> list[bool]:
+        made = as_transformers(demo, "Rand:0.5", seed=seed).generate(
+            **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
+        )
+        said: list[bool] = made.past_key_values.source[0].tolist()
+        return said
+
+    assert sources(1) == sources(1)
+    assert any(sources(seed) != sources(1) for seed in (2, 3, 4))
+    torch.manual_seed(0)
+    fresh = sources(None)
+    torch.manual_seed(0)
+    assert sources(None) == fresh
+
+
+def test_beams_share_their_history(demo: Baco) -> None:
+    batch = encoded(demo, SHORT, LONG)
+    made = as_transformers(demo, "P-Punc:0.4").generate(
+        **batch, max_new_tokens=12, num_beams=3, num_return_sequences=2, do_sample=False
+    )
+    assert len(made) == 4
+    assert made[0].tolist() != made[1].tolist()
+
+
+def test_streamers_see_the_answer_as_it_grows(
+    demo: Baco, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = encoded(demo, SHORT)
+    tokenizer = demo.pair.tokenizer
+    model = as_transformers(demo, "P-Punc:0.4")
+    settings = {**batch, "max_new_tokens": TOKENS, "do_sample": False}
+    [expected] = demo.generate(SHORT, router="P-Punc:0.4", temperature=0, max_tokens=TOKENS)
+
+    options = {"skip_prompt": True, "skip_special_tokens": True}
+    model.generate(**settings, streamer=TextStreamer(tokenizer, **options))
+    assert capsys.readouterr().out.strip() == expected.text.strip()
+
+    streamer = TextIteratorStreamer(tokenizer, timeout=60, **options)
+    thread = Thread(target=model.generate, kwargs={**settings, "streamer": streamer})
+    thread.start()
+    pieces = [piece for piece in streamer if piece]
+    thread.join()
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == expected.text.strip()
+
+
+def test_the_pipeline_answers_conversations_and_batches(demo: Baco) -> None:
+    model = as_transformers(demo, "P-Punc:0.4")
+    talk = pipeline("text-generation", model=model, tokenizer=demo.pair.tokenizer)
+    made = talk([SHORT, LONG], max_new_tokens=TOKENS, do_sample=False, batch_size=2)
+    for conversation, [result] in zip((SHORT, LONG), made, strict=True):
+        [expected] = demo.generate(
+            conversation, router="P-Punc:0.4", temperature=0, max_tokens=TOKENS
+        )
+        assert result["generated_text"][-1]["content"].strip() == expected.text.strip()
+
+
+def test_the_base_half_reads_the_conversation_as_plain_text(demo: Baco) -> None:
+    reader = ChatReader(demo.pair.tokenizer, demo.pair.renderer)
+    for conversation in (SHORT, LONG):
+        prompt = demo.pair.renderer.render(conversation)
+        aligned = list(prompt.aligned_ids)
+        begun = demo.pair.tokenizer.encode(" I would", add_special_tokens=False)
+        for ids in (aligned, aligned + begun):
+            [found] = reader.read([ids])
+            assert found is not None
+            assert found.ids == list(prompt.base_ids)
+            assert found.start == len(aligned)
+
+
+def test_raw_text_is_read_alike_by_both(demo: Baco) -> None:
+    ids = demo.pair.tokenizer("Once upon a time", return_tensors="pt").input_ids
+    own = demo.pair.base.model(ids).logits[:, 1:, : demo.pair.vocabulary.size].float()
+    rows = as_transformers(demo, "Base")(ids).logits[:, 1:]
+    sayable = rows > rows.min() + 1  # special tokens may not come from the base half
+    torch.testing.assert_close(rows[sayable], own[sayable], atol=1e-3, rtol=1e-3)
+    assert (rows.argmax(-1) == own.argmax(-1)).all()
+
+
+def test_the_same_prompt_for_both_when_asked(demo: Baco) -> None:
+    batch = encoded(demo, SHORT)
+    model = as_transformers(demo, "Base", base_prompt="same")
+    made = model.generate(**batch, max_new_tokens=1, do_sample=False)
+    logits = demo.pair.base.model(**batch).logits[0, -1, : demo.pair.vocabulary.size]
+    ordinary = logits.masked_fill(demo.pair.vocabulary.special, -torch.inf)
+    end_ids = list(demo.pair.end_ids)
+    ordinary[end_ids] = logits[end_ids]
+    assert made[0, -1] == ordinary.argmax()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model, _: model.generate(), "no prompt"),
+        (lambda model, ids: model(ids, labels=ids), "labels"),
+        (lambda model, ids: model(ids, past_key_values=object()), "past_key_values"),
+        (lambda model, _: model.save_pretrained("x"), "halves"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    demo: Baco, call: Callable[[Any, torch.Tensor], object], words: str
+) -> None:
+    model = as_transformers(demo, "P:0.4")
+    with pytest.raises(BacoError, match=words) as error:
+        call(model, torch.tensor([[5, 6, 7]]))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_routers_and_base_prompts_are_refused(demo: Baco) -> None:
+    with pytest.raises(BacoError, match="Sphinx"):
+        as_transformers(demo, "Sphinx:0.4")
+    with pytest.raises(BacoError, match="auto"):
+        as_transformers(demo, "P:0.4", base_prompt="both")  # type: ignore[arg-type]
