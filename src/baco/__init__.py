@@ -1,0 +1,54 @@
+"""Base-aligned model collaboration: decode with a base model and its aligned sibling at once.
+
+    from baco import Baco
+
+    for answer in Baco.load("demo").generate("Recommend a summer destination", n=4):
+        print(answer.text)
+
+Names are imported when they are first used, so that ``import baco`` itself is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from baco.errors import BacoError
+
+if TYPE_CHECKING:
+    from baco.api import Baco
+    from baco.completion import Chunk, Completion
+    from baco.hf import as_transformers
+    from baco.routing.registry import register_router, router
+    from baco.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Baco",
+    "BacoError",
+    "Chunk",
+    "Completion",
+    "SamplingParams",
+    "as_transformers",
+    "register_router",
+    "router",
+]
+
+_HOMES = {
+    "Baco": "baco.api",
+    "Chunk": "baco.completion",
+    "Completion": "baco.completion",
+    "SamplingParams": "baco.sampling",
+    "as_transformers": "baco.hf",
+    "register_router": "baco.routing.registry",
+    "router": "baco.routing.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'baco' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,221 @@
+"""`Baco`: a pair, ready to answer. Every front end stands on `Baco.stream_batch`."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from baco import calibration
+from baco.completion import Chunk, Completion
+from baco.engine.engine import Engine
+from baco.engine.sequence import Request
+from baco.engine.sequence import Sequence as Answer
+from baco.errors import BacoError
+from baco.known import DEMO, KnownPair, find_pair
+from baco.pair import Pair, load_pair
+from baco.prompts import Conversation
+from baco.routing.registry import family, needs_threshold
+from baco.routing.registry import router as parse
+from baco.routing.routers import Router
+from baco.routing.select import Switch
+from baco.sampling import SamplingParams
+from baco.text import AnswerText
+
+log = logging.getLogger("baco")
+
+DEFAULT_ROUTER = "P-Punc"
+# γ of the default router on a pair that has not been calibrated: the paper's middle of its range.
+UNCALIBRATED = 0.4
+
+
+@dataclass
+class Baco:
+    """A pair and the ways to draw answers from it.
+
+    Attributes:
+        pair: the two halves.
+        max_rows: answers decoded at once; more wait their turn.
+    """
+
+    pair: Pair
+    max_rows: int = 256
+
+    @classmethod
+    def load(
+        cls,
+        name: str | None = None,
+        *,
+        base: str | None = None,
+        aligned: str | None = None,
+        max_rows: int = 256,
+        **options: Any,
+    ) -> Self:
+        """Load a pair.
+
+        Args:
+            name: ``demo``, the short name of a known pair, or a folder with base/ and aligned/.
+            base, aligned: hub ids or folders instead; ``aligned`` may be a PEFT adapter.
+            max_rows: answers decoded at once.
+            options: see :func:`baco.pair.load_pair`: dtype, device, device_map,
+                quantization_config, base_template, chat_template, function_words, and whatever
+                ``from_pretrained`` takes.
+
+        Raises:
+            BacoError: a pair that cannot be found or loaded, or halves that do not fit.
+        """
+        if (base is None) != (aligned is None):
+            raise BacoError("give both base and aligned, or neither and the name of a pair")
+        if base is not None and aligned is not None:
+            if name is not None:
+                raise BacoError(f"give the pair {name!r} or base and aligned, not both")
+            known = KnownPair(f"{base} + {aligned}", base, aligned)
+        else:
+            known = find_pair(name if name is not None else DEMO)
+        if max_rows < 1:
+            raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
+        return cls(load_pair(known, **options), max_rows)
+
+    def router(self, spelling: str | Router | None = None) -> Router:
+        """The router of a spelling, with γ at the pair's calibrated middle where none is given.
+
+        Raises:
+            BacoError: no such router, or no threshold on a pair that was not calibrated for it.
+        """
+        if spelling is not None and not isinstance(spelling, str):
+            return spelling
+        asked = spelling if spelling is not None else DEFAULT_ROUTER
+        if not needs_threshold(asked):
+            return parse(asked)
+        middle = calibration.middle(self.pair, family(asked))
+        if middle is None and spelling is None:
+            log.warning(
+                "%s is not calibrated: using %s:%g; 'baco calibrate' finds its middle",
+                self.pair.name,
+                DEFAULT_ROUTER,
+                UNCALIBRATED,
+            )
+            middle = UNCALIBRATED
+        return parse(asked, middle)
+
+    def generate(
+        self,
+        prompt: Conversation,
+        *,
+        router: str | Router | None = None,
+        system: str | None = None,
+        switch: Switch = "word",
+        **sampling: Any,
+    ) -> list[Completion]:
+        """The n samples of one prompt; arguments as for :meth:`stream_batch`."""
+        return self.generate_batch(
+            [prompt], router=router, system=system, switch=switch, **sampling
+        )[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Conversation],
+        *,
+        router: str | Router | None = None,
+        system: str | None = None,
+        switch: Switch = "word",
+        **sampling: Any,
+    ) -> list[list[Completion]]:
+        """The n samples of every prompt; arguments as for :meth:`stream_batch`."""
+        answers: list[list[Completion]] = [[] for _ in prompts]
+        for chunk in self.stream_batch(
+            prompts, router=router, system=system, switch=switch, **sampling
+        ):
+            if chunk.completion is not None:
+                answers[chunk.prompt].append(chunk.completion)
+        return [sorted(samples, key=lambda c: c.sample) for samples in answers]
+
+    def stream(
+        self,
+        prompt: Conversation,
+        *,
+        router: str | Router | None = None,
+        system: str | None = None,
+        switch: Switch = "word",
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """The n samples of one prompt as they grow; arguments as for :meth:`stream_batch`."""
+        return self.stream_batch([prompt], router=router, system=system, switch=switch, **sampling)
+
+    def stream_batch(
+        self,
+        prompts: Sequence[Conversation],
+        *,
+        router: str | Router | None = None,
+        system: str | None = None,
+        switch: Switch = "word",
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Draw n samples of every prompt, and yield their text with its sources as it grows.
+
+        Args:
+            prompts: texts, or conversations as lists of ``{"role", "content"}``.
+            router: a spelling such as ``P-Punc:0.4`` or a router; by default P-Punc at the pair's
+                calibrated middle.
+            system: a system message put before every prompt.
+            switch: ``word``, or ``token`` to let the source change inside words.
+            sampling: fields of :class:`SamplingParams`; the others are the pair's own.
+
+        Raises:
+            BacoError: at once, before anything is decoded, for any argument that is wrong.
+        """
+        if isinstance(prompts, str):
+            raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
+        if switch not in ("word", "token"):
+            raise BacoError(f"switch is {switch!r}: use word or token")
+        params = self.pair.defaults.updated(sampling).seeded()
+        engine = Engine(self.pair, self.router(router), max_rows=self.max_rows, switch=switch)
+        texts: dict[Answer, AnswerText] = {}
+        for index, prompt in enumerate(prompts):
+            rendered = self.pair.renderer.render(prompt, system)
+            request = Request(rendered.base_ids, rendered.aligned_ids, params, index)
+            for answer in engine.add(request):
+                texts[answer] = AnswerText(
+                    self.pair.tokenizer, params.stop, self.pair.renderer.turn_opening
+                )
+        return self._run(engine, texts)
+
+    def _run(self, engine: Engine, texts: dict[Answer, AnswerText]) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        while engine.busy:
+            for answer in engine.step():
+                text = texts[answer]
+                pieces, stopped = text.push(answer.tokens[-1], answer.sources[-1])
+                if stopped:
+                    engine.stop(answer, text.tokens)
+                elif answer.finish_reason is not None:
+                    pieces = pieces + text.close()
+                completion = None
+                if answer.finish_reason is not None:
+                    seconds = time.perf_counter() - started
+                    completion = _complete(answer, text, engine.router.spelling, seconds)
+                    del texts[answer]
+                yield Chunk(
+                    answer.request.index,
+                    answer.sample,
+                    tuple(pieces),
+                    answer.finish_reason,
+                    completion,
+                )
+
+
+def _complete(answer: Answer, text: AnswerText, router: str, seconds: float) -> Completion:
+    assert answer.finish_reason is not None and answer.request.params.seed is not None
+    return Completion(
+        sample=answer.sample,
+        text=text.text,
+        token_ids=tuple(answer.tokens),
+        sources=tuple(answer.sources),
+        logprobs=tuple(answer.logprobs),
+        finish_reason=answer.finish_reason,
+        pieces=tuple(text.pieces),
+        router=router,
+        seed=answer.request.params.seed,
+        seconds=seconds,
+        top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
+    )

@@ -1,0 +1,78 @@
+"""What comes back: one answer with its provenance, and the chunks it arrives in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from baco.engine.sequence import FinishReason
+from baco.routing.routers import Source
+from baco.text import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample of an answer.
+
+    Attributes:
+        sample: which of the n samples it is, from 0.
+        text: the answer, without its end token and what a stop string cut off.
+        token_ids: its tokens, the end token included where it ended with one.
+        sources: the model each token came from.
+        logprobs: log-probability of each token under its source, in nats, of the raw distribution.
+        top_logprobs: the most likely tokens (id → nats) of the source at each position, if asked.
+        finish_reason: ``stop`` (end of text or a stop string) or ``length``.
+        pieces: the text in order, each piece with its source; they join to ``text``.
+        router: the spelling that gives this answer again,
+        seed: together with this seed.
+        seconds: from the start of the call to the end of this answer.
+    """
+
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    sources: tuple[Source, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    pieces: tuple[Piece, ...]
+    router: str
+    seed: int
+    seconds: float
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+
+    @property
+    def base_share(self) -> float:
+        """Share of the tokens whose source is base, in [0, 1]."""
+        return self.sources.count("base") / len(self.sources) if self.sources else 0.0
+
+    @property
+    def switches(self) -> int:
+        """How often the source changed from one token to the next."""
+        return sum(a != b for a, b in zip(self.sources, self.sources[1:], strict=False))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of this answer per second of the call it came from."""
+        return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One step of one answer, as it streams.
+
+    Attributes:
+        prompt: which of the prompts, from 0.
+        sample: which of its samples, from 0.
+        pieces: new text with its sources; may be empty, where a character is unfinished.
+        finish_reason: set on the last chunk of a sample,
+        completion: and so is the whole answer.
+    """
+
+    prompt: int
+    sample: int
+    pieces: tuple[Piece, ...]
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(piece.text for piece in self.pieces)

@@ -1,0 +1,8 @@
+"""The one error a user can cause."""
+
+
+class BacoError(ValueError):
+    """Bad input, told in one line: what was wrong, what was expected, what to do.
+
+    The command line prints it to standard error and exits with 2; a server answers 4xx.
+    """

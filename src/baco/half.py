@@ -1,0 +1,146 @@
+"""One half of a pair: a causal language model, its tokenizer, and what it may be asked."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
+
+log = logging.getLogger("baco")
+
+
+@dataclass
+class Half:
+    """A model that ``transformers`` loads as a causal LM.
+
+    Attributes:
+        name: hub id or folder, for messages.
+        model: the ``transformers`` (or PEFT) model, in evaluation mode.
+        tokenizer: its own tokenizer.
+        bare: run a PEFT model without its adapter: how a base half shares the aligned one's weights.
+        width: V, rows of logits are cut or filled up to the pair's common vocabulary.
+        unknown: bool [V], ids this half does not have.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    bare: bool = False
+    width: int = 0
+    unknown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context(self) -> int:
+        """Context window in tokens; unbounded (2**30) where the model names none."""
+        config = self.model.config.get_text_config()
+        names = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+        return next((int(v) for n in names if (v := getattr(config, n, None))), 2**30)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text for this model."""
+        found: set[int] = set()
+        places = (getattr(self.model, "generation_config", None), self.model.config, self.tokenizer)
+        for place in places:
+            ends = getattr(place, "eos_token_id", None)
+            found |= set(ends) if isinstance(ends, list | tuple) else {ends} - {None}
+        return frozenset(int(end) for end in found)
+
+    def on(self, width: int, unknown: Tensor) -> "Half":
+        """The same half, its rows of logits on a vocabulary of ``width`` ids."""
+        return replace(self, width=width, unknown=unknown.to(self.device))
+
+    def fit(self, logits: Tensor) -> Tensor:
+        """Raw logits [..., any] on the common vocabulary: float32 [..., V], -inf where unknown."""
+        logits = logits[..., : self.width].float()
+        missing = self.width - logits.shape[-1]
+        if missing > 0:
+            logits = torch.nn.functional.pad(logits, (0, missing), value=-math.inf)
+        if self._some_unknown:
+            logits = logits.masked_fill(self.unknown, -math.inf)
+        return logits
+
+    @cached_property
+    def _some_unknown(self) -> bool:
+        return bool(self.unknown.any())
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """One plain forward over a text: raw logits after each of its T ids, float32 [T, V]."""
+        tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.device).reshape(1, -1)
+        with self._speaking():
+            return self.fit(self.model(input_ids=tokens, use_cache=False).logits[0])
+
+    def store(self) -> Store:
+        """A fresh cache for this half: one batched forward a step where the architecture can."""
+        runner = _Runner(self)
+        if self._mask_form is None:
+            return NativeStore(runner)
+        return SlotStore(runner, self._mask_form)
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        with self.model.disable_adapter() if self.bare else contextlib.nullcontext():
+            yield
+
+    @cached_property
+    @torch.inference_mode()
+    def _mask_form(self) -> MaskForm | None:
+        """The form of masks with which rows of different lengths read as they do alone.
+
+        Tried out on a few tokens rather than deduced: the architectures are many, and one that
+        reads its mask or its positions another way must not decode wrongly in silence.
+        """
+        form = MaskForm.of(self.model.config)
+        forms = [] if form is None else [form, replace(form, mapping=not form.mapping)]
+        texts = [[1, 2, 3, 4, 5], [6, 7]]
+        alone = [self.score(text)[-1] for text in texts]
+        for candidate in forms:
+            try:
+                store = SlotStore(_Runner(self), candidate)
+                for text in texts:
+                    store.admit(store.prefill(text[:-1]), 1)
+                together = self.fit(store.step(torch.tensor([text[-1] for text in texts])))
+            except Exception:
+                log.debug("%s does not take masks of the form %s", self.name, candidate)
+                continue
+            if all(_close(a, b) for a, b in zip(alone, together, strict=True)):
+                return candidate
+        log.warning(
+            "%s (%s) does not take a batch of rows of different lengths: its rows are decoded "
+            "one by one",
+            self.name,
+            type(self.model).__name__,
+        )
+        return None
+
+
+class _Runner:
+    """The half's model as a cache store calls it: its adapter off where the half is the bare one."""
+
+    def __init__(self, half: Half) -> None:
+        self._half = half
+        self.device, self.dtype = half.model.device, half.model.dtype
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self._half._speaking():
+            return self._half.model(**inputs)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding of the model's arithmetic: 2% of the spread of the logits."""
+    known = a > -math.inf
+    spread = float(a[known].std()) + 1e-6
+    return bool((a[known] - b[known]).abs().max() < 0.02 * spread)

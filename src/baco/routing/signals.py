@@ -1,0 +1,76 @@
+"""What a router may look at: two rows of raw logits, the vocabulary's roles, one coin per row."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from baco.vocabulary import Vocabulary
+
+Predictor = Literal["base", "aligned", "either"]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy in nats of the distributions softmax(logits): [B, V] → [B]."""
+    logp = logits.log_softmax(dim=-1)
+    # 0 · log 0 = 0: a token of logit -inf adds nothing.
+    return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """The raw next-token distributions at one position of every row (temperature 1, untruncated).
+
+    Each figure is computed when a router first asks for it.
+
+    Attributes:
+        base, aligned: logits on the common vocabulary, float [B, V].
+        vocabulary: what every token id is.
+        coin: uniforms in (0, 1), float [B], replayable; for routers that toss one.
+    """
+
+    base: Tensor
+    aligned: Tensor
+    vocabulary: Vocabulary
+    coin: Tensor | None = None
+
+    @cached_property
+    def max_base(self) -> Tensor:
+        """max P_base, in (0, 1]: [B]."""
+        return (self.base.amax(dim=-1) - self.base.logsumexp(dim=-1)).exp()
+
+    @cached_property
+    def entropy_base(self) -> Tensor:
+        """H(P_base) in nats: [B]."""
+        return entropy(self.base)
+
+    @cached_property
+    def entropy_aligned(self) -> Tensor:
+        """H(P_aligned) in nats: [B]."""
+        return entropy(self.aligned)
+
+    @cached_property
+    def top_base(self) -> Tensor:
+        """The base model's most likely next token: int64 [B]."""
+        return self.base.argmax(dim=-1)
+
+    @cached_property
+    def top_aligned(self) -> Tensor:
+        """The aligned model's most likely next token: int64 [B]."""
+        return self.aligned.argmax(dim=-1)
+
+    def predicted_in(self, table: Tensor, predict: Predictor) -> Tensor:
+        """Is the predicted token in a set of tokens? ``table`` bool [V] → bool [B]."""
+        if predict == "base":
+            return table[self.top_base]
+        if predict == "aligned":
+            return table[self.top_aligned]
+        return table[self.top_base] | table[self.top_aligned]
+
+    def tossed(self) -> Tensor:
+        """The coin, or an error where the caller of a random router gave none."""
+        if self.coin is None:
+            raise ValueError("a random router needs coins: pass coin=… to select")
+        return self.coin

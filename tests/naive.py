@@ -1,0 +1,89 @@
+"""The reference decoder: both models over the whole text at every token, one row, no cache.
+
+Written from the design's words and from nothing of the engine, to hold the engine to it: integers
+for the noise, Python for the rules. It is slow on purpose.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Rule = Callable[[torch.Tensor, torch.Tensor, int], bool]  # (base row, aligned row, token of coin)
+MASK = 0xFFFFFFFF
+
+
+def mix(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x7FEB352D & MASK
+    x ^= x >> 15
+    x = x * 0x846CA68B & MASK
+    return x ^ x >> 16
+
+
+def uniform(seed: int, sample: int, position: int, token: int) -> float:
+    low, high = seed & MASK, seed >> 32 & MASK
+    first = mix(mix(mix(mix(low) ^ high) ^ sample) ^ position)
+    second = mix(first ^ 0x9E3779B9 ^ mix(low + 0x85EBCA6B & MASK))
+    return (2 * (mix(mix(token ^ first) ^ second) >> 9) + 1) * 2.0**-24
+
+
+def entropy(row: torch.Tensor) -> float:
+    p = row.double().softmax(-1)
+    return float(-(p[p > 0] * p[p > 0].log()).sum())
+
+
+def max_probability(row: torch.Tensor) -> float:
+    return float(row.double().softmax(-1).max())
+
+
+def decode(
+    pair: Any,
+    base_prompt: tuple[int, ...],
+    aligned_prompt: tuple[int, ...],
+    rule: Callable[[torch.Tensor, torch.Tensor, float], bool],
+    *,
+    seed: int,
+    sample: int,
+    temperature: float,
+    max_tokens: int,
+    min_p: float = 0.0,
+    whole_words: bool = True,
+) -> tuple[list[int], list[str]]:
+    """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin)."""
+    vocabulary = pair.vocabulary
+    tokens: list[int] = []
+    sources: list[str] = []
+    while len(tokens) < max_tokens and not (tokens and tokens[-1] in pair.end_ids):
+        rows = {
+            "base": pair.base.score([*base_prompt, *tokens])[-1],
+            "aligned": pair.aligned.score([*aligned_prompt, *tokens])[-1],
+        }
+        coin = uniform(seed, sample, len(tokens), MASK)
+        wanted = "base" if rule(rows["base"], rows["aligned"], coin) else "aligned"
+        source, masked = wanted, False
+        if tokens and whole_words:
+            active = sources[-1]
+            ended = bool(vocabulary.ends_word[tokens[-1]])
+            boundary = ended or bool(vocabulary.word_start[int(rows[active].argmax())])
+            source = wanted if boundary else active
+            masked = source != active and not ended
+        row = rows[source].clone()
+        for token in range(len(row)):
+            special = bool(vocabulary.special[token]) and token not in pair.end_ids
+            if (source == "base" and special) or (masked and not vocabulary.word_start[token]):
+                row[token] = -math.inf
+        tokens.append(_draw(row, temperature, min_p, (seed, sample, len(tokens))))
+        sources.append(source)
+    return tokens, sources
+
+
+def _draw(row: torch.Tensor, temperature: float, min_p: float, key: tuple[int, int, int]) -> int:
+    if temperature == 0:
+        return int(row.argmax())
+    row = row / temperature
+    if min_p > 0:
+        row[row < row.max() + math.log(min_p)] = -math.inf
+    noise = [-math.log(-math.log(uniform(*key, token))) for token in range(len(row))]
+    return int((row + torch.tensor(noise)).argmax())
