@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import demo
-from baco.demo.model import Shape, TinyLlama, to_llama
+from baco.demo.model import Cache, Shape, TinyLlama, to_llama
 from baco.demo.optimiser import orthogonalise
 from baco.demo.packing import IGNORED, batches, pack
 from baco.demo.recipe import MINUTE
@@ -145,16 +145,18 @@ def test_the_exported_half_computes_what_was_trained(tiny: TinyLlama, tmp_path: 
     ids = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(1))
     to_llama(tiny, end=0, begin=0, pad=0).save_pretrained(tmp_path)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    hidden, _ = tiny(ids)
+    hidden = tiny(ids)
     assert torch.allclose(exported(ids).logits, tiny.logits(hidden), atol=1e-4)
 
 
+@torch.inference_mode()
 def test_a_cache_changes_nothing(tiny: TinyLlama) -> None:
     ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(2))
-    whole, _ = tiny(ids)
-    _, cache = tiny(ids[:, :5])
+    whole = tiny(ids)
+    cache = Cache.empty(tiny.shape, 2, 9)
+    tiny(ids[:, :5], cache)
     for position in range(5, 9):
-        last, cache = tiny(ids[:, position : position + 1], cache)
+        last = tiny(ids[:, position : position + 1], cache)
         assert torch.allclose(last[:, 0], whole[:, position], atol=1e-5)
 
 
@@ -164,7 +166,7 @@ def test_greedy_samples_are_the_most_likely_tokens(tiny: TinyLlama) -> None:
     for prompt, answers in zip(prompts, drawn, strict=True):
         ids = list(prompt)
         for _ in range(6):
-            hidden, _ = tiny(torch.tensor([ids]))
+            hidden = tiny(torch.tensor([ids]))
             token = int(tiny.logits(hidden[:, -1]).argmax())
             if token == 49:
                 break
@@ -177,7 +179,7 @@ def test_mean_log_probability_is_of_the_answer_alone(tiny: TinyLlama) -> None:
     scores = mean_log_probability(tiny, prompts, answers)
     for prompt, answer, got in zip(prompts, answers, scores, strict=True):
         ids = torch.tensor([prompt + answer])
-        rows = torch.log_softmax(tiny.logits(tiny(ids)[0]), -1)[0]
+        rows = torch.log_softmax(tiny.logits(tiny(ids)), -1)[0]
         wanted = [rows[len(prompt) + i - 1, token] for i, token in enumerate(answer)]
         assert got == pytest.approx((sum(wanted) / len(wanted)).item(), abs=1e-5)
 

@@ -35,14 +35,21 @@ class Shape:
 
 @dataclass(slots=True)
 class Cache:
-    """Keys and values of the positions seen so far: two lists of [B, heads, T, head], by layer."""
+    """Keys and values of the positions seen so far, with room for more."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Tensor  # [layers, B, heads, capacity, head]
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, shape: Shape, rows: int, capacity: int) -> "Cache":
+        """Room for `capacity` positions of `rows` rows."""
+        size = (shape.layers, rows, shape.heads, capacity, shape.head)
+        return cls(torch.zeros(size), torch.zeros(size))
 
     def rows(self, index: Tensor) -> "Cache":
         """The cache of the rows named by `index` (long [B']), repeats allowed."""
-        return Cache([k[index] for k in self.keys], [v[index] for v in self.values])
+        return Cache(self.keys[:, index], self.values[:, index], self.length)
 
 
 class TinyLlama(nn.Module):
@@ -74,14 +81,17 @@ class TinyLlama(nn.Module):
         """The parameters that are stacks of matrices: what Muon trains. The rest is AdamW's."""
         return [self.qkv, self.out, self.gate_up, self.down]
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Final hidden states [B, T, hidden] of ids [B, T], which follow what the cache holds."""
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Final hidden states [B, T, hidden] of ids [B, T].
+
+        With a cache, the ids follow the positions it holds, and are added to them.
+        """
         shape = self.shape
         rows, width = ids.shape
-        start = cache.keys[0].shape[2] if cache else 0
-        cosine = self.get_buffer("cosine")[start : start + width]
-        sine = self.get_buffer("sine")[start : start + width]
-        seen = Cache([], [])
+        start = cache.length if cache else 0
+        end = start + width
+        cosine = self.get_buffer("cosine")[start:end]
+        sine = self.get_buffer("sine")[start:end]
         x = F.embedding(ids, self.embedding)
         for layer in range(shape.layers):
             y = F.rms_norm(x, (shape.hidden,), self.attention_norm[layer], NORM_EPS)
@@ -89,16 +99,18 @@ class TinyLlama(nn.Module):
             query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
             query, key = _rotate(query, cosine, sine), _rotate(key, cosine, sine)
             if cache is not None:
-                key = torch.cat([cache.keys[layer], key], dim=2)
-                value = torch.cat([cache.values[layer], value], dim=2)
-            seen.keys.append(key)
-            seen.values.append(value)
+                cache.keys[layer, :, :, start:end] = key
+                cache.values[layer, :, :, start:end] = value
+                key = cache.keys[layer, :, :, :end]
+                value = cache.values[layer, :, :, :end]
             y = F.scaled_dot_product_attention(query, key, value, is_causal=start == 0)
             x = x + F.linear(y.transpose(1, 2).reshape(rows, width, -1), self.out[layer])
             y = F.rms_norm(x, (shape.hidden,), self.mlp_norm[layer], NORM_EPS)
             gate, up = F.linear(y, self.gate_up[layer]).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, self.down[layer])
-        return F.rms_norm(x, (shape.hidden,), self.final_norm, NORM_EPS), seen
+        if cache is not None:
+            cache.length = end
+        return F.rms_norm(x, (shape.hidden,), self.final_norm, NORM_EPS)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., V] of final hidden states [..., hidden]."""

@@ -52,6 +52,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`steps` batches of `size` rows; every row is seen once before any is seen again."""
     inputs, targets = rows
+    assert len(inputs) > 0, "nothing to learn from"
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):

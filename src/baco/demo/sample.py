@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from baco.demo.model import TinyLlama
+from baco.demo.model import Cache, TinyLlama
 
 
 @torch.inference_mode()
@@ -62,24 +62,26 @@ def _sample_group(
     max_tokens: int,
 ) -> list[list[int]]:
     """`count` answers to each of ids [B, T], prompt by prompt; finished rows leave the batch."""
-    hidden, cache = model(ids)
+    cache = Cache.empty(model.shape, len(ids), ids.shape[1] + max_tokens)
+    hidden = model(ids, cache)
     spread = torch.arange(len(ids)).repeat_interleave(count)
     cache, hidden = cache.rows(spread), hidden[spread, -1]
-    alive = torch.arange(len(spread))
+    row_of = torch.arange(len(spread))  # [rows still in the batch]
     answers: list[list[int]] = [[] for _ in spread]
+    finished: set[int] = set()
     for _ in range(max_tokens):
         token = _draw(model.logits(hidden), min_p, temperature, generator)
-        going = (token != ends[0]) & (token != ends[1])
-        if not bool(going.all()):
-            keep = going.nonzero()[:, 0]
-            alive, token = alive[keep], token[keep]
-            if len(keep) == 0:
-                break
-            cache = cache.rows(keep)
-        for row, drawn in zip(alive.tolist(), token.tolist(), strict=True):
-            answers[row].append(drawn)
-        states, cache = model(token[:, None], cache)
-        hidden = states[:, -1]
+        for row, drawn in zip(row_of.tolist(), token.tolist(), strict=True):
+            if drawn in ends:
+                finished.add(row)
+            elif row not in finished:
+                answers[row].append(drawn)
+        if len(finished) == len(answers):
+            break
+        going = torch.tensor([row not in finished for row in row_of.tolist()])
+        if going.float().mean() < 0.8:  # taking rows out copies the cache: not for every row
+            cache, token, row_of = cache.rows(going.nonzero()[:, 0]), token[going], row_of[going]
+        hidden = model(token[:, None], cache)[:, -1]
     return answers
 
 
@@ -108,7 +110,7 @@ def mean_log_probability(
             whole = prompts[i] + answers[i]
             ids[row, : len(whole)] = torch.tensor(whole)
             spoken[row, len(prompts[i]) : len(whole)] = True
-        hidden, _ = model(ids[:, :-1])
+        hidden = model(ids[:, :-1])
         logits = torch.log_softmax(model.logits(hidden), dim=-1)
         token = logits.gather(-1, ids[:, 1:, None])[..., 0]
         total = (token * spoken[:, 1:]).sum(-1) / spoken[:, 1:].sum(-1).clamp(min=1)

@@ -91,7 +91,7 @@ def fit(
     losses = []
     for inputs, targets in batches(rows, course.batch, course.steps, seed):
         spoken = targets >= 0
-        hidden, _ = model(inputs)
+        hidden = model(inputs)
         loss = F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
         loss.backward()
         optimiser.step()
@@ -164,8 +164,10 @@ def _aligned(
     chosen = preferred_answers(model, tokenizer, recipe, seed)
     advance(0.25)
     chats = conversations(((question.text, answer) for question, answer in chosen), seed)
-    rows = pack(answers_only(tokenizer, chats), recipe.width, end)
-    loss = fit(model, rows, recipe.preferring, seed, lambda part: advance(part * 0.25))
+    loss = float("nan")
+    if chosen:  # a model of a minute says nothing that anyone would prefer
+        rows = pack(answers_only(tokenizer, chats), recipe.width, end)
+        loss = fit(model, rows, recipe.preferring, seed, lambda part: advance(part * 0.25))
     _save(model, work / "aligned.pt", loss)
     return model
 
