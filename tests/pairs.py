@@ -148,6 +148,7 @@ def _model(config: PreTrainedConfig, seed: int, peak: float) -> PreTrainedModel:
         norm = model.get_decoder().norm.weight
         offset = 1 if config.model_type.startswith("gemma") else 0  # Gemma scales by 1 + weight
         norm.copy_((norm + offset) * stretch - offset)
+        model.get_output_embeddings().weight[SIZE:] = 0  # ids that no text has are never said
     return model
 
 

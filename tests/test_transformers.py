@@ -210,7 +210,7 @@ def test_the_pipeline_answers_conversations_and_batches(demo: Baco) -> None:
 
 
 def test_the_base_half_reads_the_conversation_as_plain_text(demo: Baco) -> None:
-    reader = ChatReader(demo.pair.tokenizer, demo.pair.renderer)
+    reader = ChatReader(demo.pair.renderer)
     for conversation in (SHORT, LONG):
         prompt = demo.pair.renderer.render(conversation)
         aligned = list(prompt.aligned_ids)
@@ -218,7 +218,7 @@ def test_the_base_half_reads_the_conversation_as_plain_text(demo: Baco) -> None:
         for ids in (aligned, aligned + begun):
             [found] = reader.read([ids])
             assert found is not None
-            assert found.ids == list(prompt.base_ids)
+            assert found.ids == prompt.base_ids
             assert found.start == len(aligned)
 
 

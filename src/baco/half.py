@@ -83,6 +83,11 @@ class Half:
         with self._speaking():
             return self.fit(self.model(input_ids=tokens, use_cache=False).logits[0])
 
+    def run(self, **inputs: Any) -> Any:
+        """The model's own output for its own inputs, without its adapter where the half is bare."""
+        with self._speaking():
+            return self.model(**inputs)
+
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
         runner = _Runner(self)

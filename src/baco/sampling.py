@@ -158,7 +158,7 @@ class DrawTable:
     def of(cls, params: "list[SamplingParams]", device: Any) -> Self:
         import torch
 
-        def column(name: str, dtype: Any) -> Tensor:
+        def column(name: str, dtype: Any) -> "Tensor":
             return torch.tensor([getattr(p, name) for p in params], dtype=dtype, device=device)
 
         return cls(

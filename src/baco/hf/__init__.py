@@ -1,16 +1,19 @@
 """A pair as a `transformers` model, for everything that takes one."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
+    from baco.api import Baco
     from baco.hf.model import BacoForCausalLM
+    from baco.pair import Pair
+    from baco.routing.routers import Router
 
 
 def as_transformers(
-    pair: Any,
-    router: Any = None,
+    pair: "Pair | Baco",
+    router: "str | Router | None" = None,
     *,
     seed: int | None = None,
     base_prompt: Literal["auto", "same"] = "auto",
@@ -32,11 +35,13 @@ def as_transformers(
     Raises:
         BacoError: an unknown router or ``base_prompt``.
     """
+    from baco.api import Baco
     from baco.hf.chat import ChatReader
     from baco.hf.model import BacoForCausalLM
 
     if base_prompt not in ("auto", "same"):
         raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
-    pair = getattr(pair, "pair", pair)
-    reader = ChatReader(pair.tokenizer, pair.renderer) if base_prompt == "auto" else None
-    return BacoForCausalLM(pair, router, seed=seed, reader=reader)
+    baco = pair if isinstance(pair, Baco) else Baco(pair)
+    pair, rule = baco.pair, baco.router(router)
+    reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
+    return BacoForCausalLM(pair, rule, seed=seed, reader=reader)

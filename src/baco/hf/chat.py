@@ -2,14 +2,16 @@
 
 Harnesses and pipelines hand a model token ids, not conversations; but the base half wants the same
 conversation as plain text. The chat template is a black box, so its frame is learnt by rendering
-conversations of known words and looking at what stands between them. It knows a tokenizer and its
-template; it knows nothing of models or of how the base half's text looks.
+conversations of known words and looking at what stands between them. It knows the pair's renderer;
+it knows nothing of models.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from jinja2 import TemplateError
+from baco.errors import BacoError
+from baco.prompts import Prompt, Renderer
 
 Message = dict[str, str]
 
@@ -36,7 +38,7 @@ class Frame:
     tail: str
 
     @classmethod
-    def of(cls, tokenizer: Any, *, system: bool) -> Self | None:
+    def of(cls, renderer: Renderer, *, system: bool) -> Self | None:
         """Learn the frame; None where the template does not lay a conversation out in order."""
         conversation = [
             {"role": "user", "content": FIRST},
@@ -47,14 +49,11 @@ class Frame:
         if system:
             conversation.insert(0, {"role": "system", "content": SYSTEM})
             words.insert(0, SYSTEM)
-        try:
-            text = tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError:
-            return None  # the template takes no system message
+        prompt = render(renderer, conversation)
+        if prompt is None:
+            return None
         # Through token ids and back, since that is the way the prompts themselves come.
-        rest = as_text(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+        rest = as_text(renderer.aligned_tokenizer, prompt.aligned_ids)
         gaps = []
         for word in words:
             gap, found, rest = rest.partition(word)
@@ -92,9 +91,19 @@ class Frame:
             conversation.append({"role": "assistant", "content": answer})
 
 
-def as_text(tokenizer: Any, ids: list[int]) -> str:
+def render(renderer: Renderer, conversation: list[Message]) -> Prompt | None:
+    """Both renderings, or None where there is no template or it refuses this conversation."""
+    try:
+        return renderer.render(conversation)
+    except BacoError:
+        return None
+
+
+def as_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of ``ids`` with its special tokens spelled out."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text: str = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
     return text
 
 
@@ -107,47 +116,40 @@ class BasePrompt:
         start: how many of the aligned half's ids it stands for; the answer's ids follow.
     """
 
-    ids: list[int]
+    ids: tuple[int, ...]
     start: int
 
 
+@dataclass(frozen=True, slots=True)
 class ChatReader:
     """Finds the base half's prompt for the aligned half's.
 
-    Args:
-        tokenizer: the aligned half's, with or without a chat template.
-        renderer: the pair's; its rendering of the conversation found must give the very ids that
+    Attributes:
+        renderer: the pair's. Its rendering of the conversation found must give the very ids that
             were read, or they are taken for raw text.
     """
 
-    def __init__(self, tokenizer: Any, renderer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.renderer = renderer
+    renderer: Renderer
 
     def frames(self) -> list[Frame]:
         """The template's frames, learnt anew each time: some templates write today's date."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return []
-        found = (Frame.of(self.tokenizer, system=system) for system in (False, True))
+        found = (Frame.of(self.renderer, system=system) for system in (False, True))
         return [frame for frame in found if frame is not None]
 
-    def read(self, rows: list[list[int]]) -> list[BasePrompt | None]:
+    def read(self, rows: Sequence[Sequence[int]]) -> list[BasePrompt | None]:
         """The base half's prompt of every row; None where a row is no rendered conversation."""
         frames = self.frames()
         known: dict[tuple[int, ...], BasePrompt | None] = {}
         for row in map(tuple, rows):
             if row not in known:
-                known[row] = self._read(list(row), frames)
+                known[row] = self._read(row, frames)
         return [known[tuple(row)] for row in rows]
 
-    def _read(self, ids: list[int], frames: list[Frame]) -> BasePrompt | None:
-        text = as_text(self.tokenizer, ids)
+    def _read(self, ids: tuple[int, ...], frames: list[Frame]) -> BasePrompt | None:
+        text = as_text(self.renderer.aligned_tokenizer, ids)
         for frame in frames:
             conversation = frame.read(text)
-            if conversation is None:
-                continue
-            prompt = self.renderer.render(conversation)
-            start = len(prompt.aligned_ids)
-            if ids[:start] == list(prompt.aligned_ids):
-                return BasePrompt(ids=list(prompt.base_ids), start=start)
+            prompt = conversation and render(self.renderer, conversation)
+            if prompt and ids[: len(prompt.aligned_ids)] == prompt.aligned_ids:
+                return BasePrompt(prompt.base_ids, start=len(prompt.aligned_ids))
         return None

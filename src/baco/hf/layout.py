@@ -76,7 +76,7 @@ class Layout:
         Raises:
             BacoError: raw text with a token that the base half does not know.
         """
-        mask = torch.ones_like(ids) if mask is None else mask.to(torch.int64)
+        mask = torch.ones_like(ids) if mask is None else mask.to(ids.device, torch.int64)
         lead = mask.argmax(dim=1)  # padding on the left
         own = [row[int(skip) :] for row, skip in zip(ids, lead, strict=True)]
         own_mask = [row[int(skip) :] for row, skip in zip(mask, lead, strict=True)]

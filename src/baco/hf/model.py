@@ -16,14 +16,19 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from baco.errors import BacoError
+from baco.half import Half
 from baco.hf.cache import PairCache
 from baco.hf.chat import ChatReader
 from baco.hf.layout import Layout
-from baco.routing.select import select
+from baco.pair import Pair
+from baco.routing.routers import Router
+from baco.routing.select import NOTHING, select
 from baco.sampling import COIN, noise_keys, uniform
 
 # The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
@@ -51,15 +56,18 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
 
     def __init__(
-        self, pair: Any, router: Any, *, seed: int | None, reader: ChatReader | None
+        self, pair: Pair, router: Router, *, seed: int | None, reader: ChatReader | None
     ) -> None:
         super().__init__(_config(pair, router))
         self.pair = pair
         self.router = router
         self.seed = seed
         self.reader = reader
-        self.base_half = pair.base.model
+        self.vocabulary = pair.vocabulary.to(pair.aligned.device)
+        self.banned = pair.banned.to(pair.aligned.device)
+        # Registered in this order, so that the model's device is the aligned half's.
         self.aligned_half = pair.aligned.model
+        self.base_half = pair.base.model
         self.generation_config = GenerationConfig.from_dict(
             pair.aligned.model.generation_config.to_dict()
         )
@@ -68,18 +76,31 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             self.generation_config.pad_token_id = pair.tokenizer.pad_token_id
         self.train(False)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """`transformers`' own ``generate``; the answer begins where ``inputs`` end."""
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`transformers`' own ``generate``; the answer begins where ``inputs`` end.
+
+        An answer also ends where the base half opens its next turn (``Question:`` on a new line);
+        like any stop string of `transformers`, the opening is part of what is returned.
+        """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
             raise BacoError("generate() was given no prompt: pass token ids as input_ids")
-        settings = args[0] if args else kwargs.get("generation_config")
-        cached = kwargs.get("use_cache", getattr(settings, "use_cache", None))
+        cached = kwargs.get("use_cache", getattr(generation_config, "use_cache", None))
         if cached is not False and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = self.new_cache()
         kwargs.setdefault("prompt_length", ids.shape[1])
         kwargs.setdefault("seed", self._coin_seed())
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        opening = self.pair.renderer.turn_opening
+        if opening and self.reader is not None and self.router.only != "aligned":
+            next_turn = StopStringCriteria(self.pair.tokenizer, ["\n" + opening])
+            given = kwargs.get("stopping_criteria") or ()
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*given, next_turn])
+        return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
 
     def new_cache(self) -> PairCache:
         """An empty ``past_key_values`` for this pair."""
@@ -138,6 +159,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 f"past_key_values is a {type(cache).__name__}: pass what an earlier call returned, "
                 "or new_cache()"
             )
+        input_ids = input_ids.to(self.pair.aligned.device)
         base_rows = self.base_half.get_input_embeddings().num_embeddings
         if cache is None or cache.get_seq_length() == 0:
             layout = Layout.of_prompts(
@@ -162,10 +184,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         ids = layout.aligned_ids
         columns = ids.shape[1]
         routed = columns - layout.first  # columns from the first whose row is the router's
-        base_cache, aligned_cache = (None, None) if cache is None else (cache.base, cache.aligned)
-        base = self._read(self.pair.base, layout.base_ids, layout.base_mask, base_cache, routed)
-        wanted = max(routed, keep or columns)
-        logits = self._read(self.pair.aligned, ids, layout.aligned_mask, aligned_cache, wanted)
+        base, logits = self._rows(layout, cache, routed, max(routed, keep or columns))
         source = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
         active = layout.active
         for step, column in enumerate(range(layout.first, columns)):
@@ -175,30 +194,54 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             mixed, said_by = select(
                 base[:, step],
                 logits[:, row],
-                ids[:, column].masked_fill(opening, -1),
+                ids[:, column].masked_fill(opening, NOTHING),
                 active,
                 router=self.router,
-                vocabulary=self.pair.vocabulary,
-                uniform=_coins(seed, layout.seen + column, ids),
+                vocabulary=self.vocabulary,
+                banned=self.banned,
+                coin=_coins(seed, layout.seen + column, ids),
             )
             logits[:, row] = torch.where(answering[:, None], mixed, logits[:, row])
             active = torch.where(answering, said_by, active)
             source[:, column] = active
         return logits[:, -keep:].clamp_min(IMPOSSIBLE), source
 
-    def _read(self, half: Any, ids: Tensor, mask: Tensor, cache: Any, keep: int) -> Tensor:
+    def _rows(
+        self, layout: Layout, cache: PairCache | None, routed: int, wanted: int
+    ) -> tuple[Tensor, Tensor]:
+        """The base half's last ``routed`` rows and the aligned half's last ``wanted``.
+
+        A half that the router never names is not run: the other's rows stand for its own, and
+        where they do not reach (the base half's prompt may be the shorter one), zeros.
+        """
+        only, pair = self.router.only, self.pair
+        base_cache, aligned_cache = (None, None) if cache is None else (cache.base, cache.aligned)
+        if only != "base":
+            aligned = self._read(
+                pair.aligned, layout.aligned_ids, layout.aligned_mask, aligned_cache, wanted
+            )
+            if only == "aligned":
+                return aligned[:, -routed:], aligned
+        base = self._read(pair.base, layout.base_ids, layout.base_mask, base_cache, routed)
+        if only == "base":
+            aligned = base.new_zeros(len(base), wanted, base.shape[2])
+            aligned[:, -routed:] = base
+        return base, aligned
+
+    def _read(self, half: Half, ids: Tensor, mask: Tensor, cache: Any, keep: int) -> Tensor:
         """One half over its new columns: its last ``keep`` rows, float32 [B, keep, V]."""
+        device = half.device
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        logits = half.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
+        logits = half.run(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=keep,
         ).logits
-        rows: Tensor = logits[:, -keep:, : self.pair.vocabulary.size].float()
-        return rows
+        rows: Tensor = half.fit(logits[:, -keep:])
+        return rows.to(ids.device)
 
     def _coin_seed(self, seed: int | None = None) -> int:
         """The seed given, this model's own, or a fresh one from torch's generator."""
@@ -229,13 +272,12 @@ def _coins(seed: int, column: int, ids: Tensor) -> Tensor:
     return uniform(keys, torch.full_like(rows, COIN))
 
 
-def _config(pair: Any, router: Any) -> BacoConfig:
+def _config(pair: Pair, router: Router) -> BacoConfig:
     """Sizes and ids as the aligned half states them, on the pair's common vocabulary."""
-    aligned, base = (half.model.config.get_text_config() for half in (pair.aligned, pair.base))
-    contexts = [getattr(half, "max_position_embeddings", None) for half in (aligned, base)]
+    aligned = pair.aligned.model.config.get_text_config()
     settings: dict[str, Any] = {
         "vocab_size": pair.vocabulary.size,
-        "max_position_embeddings": min((c for c in contexts if c), default=2048),
+        "max_position_embeddings": min(pair.base.context, pair.aligned.context),
         "hidden_size": aligned.hidden_size,
         "num_hidden_layers": aligned.num_hidden_layers,
         "num_attention_heads": aligned.num_attention_heads,
