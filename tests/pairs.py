@@ -122,7 +122,8 @@ def _without_turn_tokens(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _tokenizer(backend: Tokenizer, *, aligned: bool) -> PreTrainedTokenizerFast:
+def wrapped(backend: Tokenizer, *, aligned: bool) -> PreTrainedTokenizerFast:
+    """A backend as `transformers` wraps it: the aligned half's has a chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=TURN_END if aligned else END,
@@ -189,5 +190,5 @@ def save_pair(
     base_backend = _without_turn_tokens(backend) if extra else backend
     for name, model, tokens in (("base", base, base_backend), ("aligned", aligned, backend)):
         model.save_pretrained(folder / name)
-        _tokenizer(tokens, aligned=name == "aligned").save_pretrained(folder / name)
+        wrapped(tokens, aligned=name == "aligned").save_pretrained(folder / name)
     return PairFolder(folder / "base", folder / "aligned")

@@ -21,25 +21,18 @@ dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
 test_split: test
 doc_to_text: "{{{{question}}}}"
 """
-ANSWERS = (
-    TASK
-    + """\
+ANSWERS = """\
 output_type: generate_until
 doc_to_target: "{{{{expected}}}}"
-generation_kwargs: {{max_gen_toks: %d, do_sample: false, until: []}}
+generation_kwargs: {{max_gen_toks: {tokens}, do_sample: false, until: []}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
-    % TOKENS
-)  # noqa: UP031
-CHOICES = (
-    TASK
-    + """\
+CHOICES = """\
 output_type: multiple_choice
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: 0
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
-)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +48,8 @@ def results(demo: Baco, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             lines.write(json.dumps({"question": question, "expected": text, "choices": choices}))
             lines.write("\n")
     for name, task in (("demo_answers", ANSWERS), ("demo_choices", CHOICES)):
-        text = task.format(name=name, data=data, cache=folder / "cache")
-        (folder / f"{name}.yaml").write_text(text)
+        told = {"name": name, "data": data, "cache": folder / "cache", "tokens": TOKENS}
+        (folder / f"{name}.yaml").write_text((TASK + task).format(**told))
     return evaluate(demo, folder)
 
 
