@@ -1,12 +1,20 @@
 """A pair as a `transformers` model: the answers of `Baco.generate` through other people's loops."""
 
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer, TextStreamer, pipeline
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TextIteratorStreamer,
+    TextStreamer,
+    pipeline,
+)
 
 from baco import Baco, BacoError, as_transformers
 from baco.hf.chat import ChatReader
@@ -80,6 +88,29 @@ def test_greedy_answers_of_every_architecture_are_those_of_baco(random: Baco, ro
         [expected] = random.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
         got = made[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
         assert got == list(expected.token_ids)
+
+
+def test_an_adapter_speaks_only_as_the_aligned_half(
+    random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    folder = random_pair("llama")
+    torch.manual_seed(3)
+    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder.base), lora).save_pretrained(
+        tmp_path
+    )
+    AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(tmp_path)
+    baco = Baco.load(base=str(folder.base), aligned=str(tmp_path))
+    batch = encoded(baco, SHORT)
+    said = []
+    for router in ("Base", "Aligned", "P:0.5"):
+        made = as_transformers(baco, router).generate(
+            **batch, max_new_tokens=TOKENS, do_sample=False
+        )
+        [expected] = baco.generate(SHORT, router=router, temperature=0, max_tokens=TOKENS)
+        said.append(made[0, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist())
+        assert said[-1] == list(expected.token_ids)
+    assert said[0] != said[1]
 
 
 def test_aligned_alone_is_the_aligned_models_own_generate(random: Baco) -> None:
