@@ -115,7 +115,7 @@ def test_an_adapter_speaks_only_as_the_aligned_half(
 
 def test_aligned_alone_is_the_aligned_models_own_generate(random: Baco) -> None:
     batch = encoded(random, SHORT, LONG)
-    settings = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+    settings: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     own = random.pair.aligned.model.generate(
         **batch, **settings, eos_token_id=list(random.pair.end_ids)
     )
@@ -145,7 +145,7 @@ def test_scores_of_a_text_are_the_rows_it_was_drawn_from(random: Baco) -> None:
 def test_a_cache_changes_nothing(random: Baco) -> None:
     batch = encoded(random, SHORT, LONG)
     model = as_transformers(random, "P:0.5")
-    settings = {"max_new_tokens": TOKENS, "do_sample": False}
+    settings: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False}
     with_cache = model.generate(**batch, **settings)
     without = model.generate(**batch, **settings, use_cache=False)
     prompt = batch["input_ids"]
@@ -213,7 +213,7 @@ def test_streamers_see_the_answer_as_it_grows(
     batch = encoded(demo, SHORT)
     tokenizer = demo.pair.tokenizer
     model = as_transformers(demo, "P-Punc:0.4")
-    settings = {**batch, "max_new_tokens": TOKENS, "do_sample": False}
+    settings: dict[str, Any] = {**batch, "max_new_tokens": TOKENS, "do_sample": False}
     [expected] = demo.generate(SHORT, router="P-Punc:0.4", temperature=0, max_tokens=TOKENS)
 
     options = {"skip_prompt": True, "skip_special_tokens": True}

@@ -76,7 +76,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             self.generation_config.pad_token_id = pair.tokenizer.pad_token_id
         self.train(False)
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -100,7 +100,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             next_turn = StopStringCriteria(self.pair.tokenizer, ["\n" + opening])
             given = kwargs.get("stopping_criteria") or ()
             kwargs["stopping_criteria"] = StoppingCriteriaList([*given, next_turn])
-        return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+        return super().generate(inputs, generation_config, **kwargs)
 
     def new_cache(self) -> PairCache:
         """An empty ``past_key_values`` for this pair."""
@@ -108,7 +108,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As `transformers` does it, but for the positions: each half counts its own."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         inputs.pop("position_ids", None)
         return inputs
 
