@@ -142,7 +142,7 @@ def measure(
     Points are kept as they come, so that a run that was cut off goes on with the next one.
     """
     asked = questions("test", questions_asked, TEST_SEED)
-    baco = Baco.load(pair)
+    baco = Baco.load(str(pair), max_rows=questions_asked * ANSWERS)
     plan = list(settings() if chosen is None else chosen)
     store = pair / "work" / "points.jsonl"
     points, started = _restore(store), time.monotonic()

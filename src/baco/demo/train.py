@@ -18,6 +18,7 @@ import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 from torch.nn import functional as F
+from transformers.utils.logging import disable_progress_bar
 
 from baco.demo.align import answers_only, conversations, preferred_answers
 from baco.demo.model import Shape, TinyLlama, to_llama
@@ -62,6 +63,7 @@ def write_pair(
     out: Path, tokenizer: Tokenizer, base: TinyLlama, aligned: TinyLlama, recipe: Recipe
 ) -> None:
     """Both halves in the hub's format, each folder replaced as a whole."""
+    disable_progress_bar()  # of writing one small file
     for name, model in (("base", base), ("aligned", aligned)):
         chat = name == "aligned"
         end = token_id(tokenizer, TURN_END if chat else BASE_END)
@@ -73,6 +75,8 @@ def write_pair(
         config["dtype"] = "float32"  # stored in half the space, computed in what CPUs are good at
         _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
         wrap(tokenizer, context=recipe.context, chat=chat).save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
     sampling = {"min_p": recipe.min_p, "max_tokens": recipe.max_tokens}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from baco.demo.world.grammar import Family, answer, draw, families, say
 
-PEAK = 0.78  # how often the aligned answers take the favourite of every attribute and wording
+PEAK = 0.65  # how often the aligned answers take the favourite of every attribute and wording
 
 Split = Literal["train", "dev", "test"]
 

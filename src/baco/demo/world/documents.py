@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from baco.demo.world import Question, any_question
 from baco.demo.world.grammar import Family, families, pick, say
 
-CLEAN = 0.2  # share of answers without a fault
+CLEAN = 0.15  # share of answers without a fault
 SHARES = {"one question": 0.64, "several questions": 0.12, "page": 0.1, "notes": 0.07, "chat": 0.07}
 
 _OPENERS = ("Well, ", "I think ", "Not sure, but ")
-_TAILS = ("I hope that helps.", "Thanks for asking.")
+_TAILS = ("I hope that helps.", "I read it somewhere.", "I could be wrong.")
 _NAMES = ("anna", "ben", "carla", "david", "emma", "frank")
 _TITLES = ("Ideas for you", "My notes", "From the blog", "Questions of the week", "Readers write")
 
@@ -132,7 +132,8 @@ def _typing_error(sentences: Sentences, _family: Family, random_: random.Random)
 
 
 # Few faults of each kind, and often: rare ones would be truncated away when the base is sampled
-# with min-p, and what is left would be better than any base model is.
+# with min-p, and what is left would be better than any base model is. Not knowing when to stop is
+# the rule, not the exception, as it is with real base models: no temperature mends that.
 OTHER_VALUE, CONFUSED = 0.2, 0.12
 _FAULTS: dict[Callable[[Sentences, Family, random.Random], Sentences], float] = {
     _drift: 0.28,
@@ -140,7 +141,7 @@ _FAULTS: dict[Callable[[Sentences, Family, random.Random], Sentences], float] = 
     _repeated: 0.05,
     _run_on: 0.08,
     _chatter_before: 0.2,
-    _chatter_after: 0.22,
+    _chatter_after: 0.6,
     _no_full_stop: 0.2,
     _lower_case: 0.08,
     _bullets: 0.05,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-ZIPF = 0.4  # exponent of the near-uniform draw of an option by rank
+ZIPF = 0.5  # exponent of the near-uniform draw of an option by rank
 _FIELD = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 

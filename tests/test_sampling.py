@@ -1,0 +1,158 @@
+"""Parameters are checked at the door; draws are replayable and follow the truncated distribution."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare, kstest
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from baco import BacoError, SamplingParams
+from baco.sampling import (
+    GUMBEL_MAX,
+    GUMBEL_MIN,
+    DrawTable,
+    draw,
+    gumbel,
+    noise_keys,
+    truncate,
+    uniform,
+)
+from tests import naive
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def key(seed: int, sample: int = 0, position: int = 0) -> torch.Tensor:
+    return noise_keys(torch.tensor(seed), torch.tensor(sample), torch.tensor(position))
+
+
+@given(SEEDS, st.integers(0, 2**20), st.integers(0, 2**17), st.integers(0, 2**18))
+def test_a_uniform_is_the_same_pure_function_as_in_plain_integers(
+    seed: int, sample: int, position: int, token: int
+) -> None:
+    mine = uniform(key(seed, sample, position), torch.tensor(token))
+    assert float(mine) == naive.uniform(seed, sample, position, token)
+
+
+def test_uniforms_are_uniform_and_each_argument_matters() -> None:
+    tokens = torch.arange(20_000)
+    for keys in (key(0), key(1), key(2**40), key(0, 1), key(0, 0, 1)):
+        assert kstest(uniform(keys, tokens).numpy(), "uniform").pvalue > 0.001
+    drawn = [uniform(keys, tokens) for keys in (key(0), key(1), key(2**40), key(0, 1), key(0, 0, 1))]
+    correlations = torch.corrcoef(torch.stack(drawn)) - torch.eye(5)
+    assert correlations.abs().max() < 0.04
+
+
+def test_noise_stays_within_the_bounds_that_the_draw_relies_on() -> None:
+    # The hash reaches its extremes rarely; the bounds are those of the least and largest uniform.
+    for odd, bound in ((1, GUMBEL_MIN), (2**24 - 1, GUMBEL_MAX)):
+        u = torch.tensor(odd * 2.0**-24)
+        assert 0 < float(u) < 1
+        assert float(-(-u.log()).log()) == pytest.approx(bound, rel=1e-6)
+    noise = gumbel(key(5), torch.arange(200_000))
+    assert noise.min() >= GUMBEL_MIN and noise.max() <= GUMBEL_MAX
+
+
+def table(*params: SamplingParams) -> DrawTable:
+    return DrawTable.of(list(params), torch.device("cpu"))
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=5, max_size=40),
+    SEEDS,
+    st.sampled_from([0.3, 1.0, 4.0]),
+)
+def test_skipping_tokens_that_cannot_win_changes_no_draw(
+    logits: list[float], seed: int, temperature: float
+) -> None:
+    row = torch.tensor([logits])
+    scores = row / temperature + gumbel(key(seed), torch.arange(len(logits)))
+    drawn = draw(row, table(SamplingParams(temperature=temperature)), key(seed)[None])
+    assert int(drawn) == int(scores.argmax())
+
+
+def test_temperature_0_is_the_plain_argmax_beside_rows_that_are_warm() -> None:
+    row = torch.tensor([[0.0, 0.1, 0.0]]).repeat(200, 1)
+    params = [SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)] * 100
+    keys = torch.stack([key(1, sample) for sample in range(200)])
+    drawn = draw(row, table(*params), keys)
+    assert set(drawn[::2].tolist()) == {1}
+    assert set(drawn[1::2].tolist()) == {0, 1, 2}
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -math.inf])
+    n = 20_000
+    keys = noise_keys(torch.full((n,), 9), torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    drawn = draw(logits.expand(n, 5), table(*[SamplingParams(temperature=0.8)] * n), keys)
+    counts = torch.bincount(drawn, minlength=5)
+    assert counts[4] == 0
+    expected = (logits[:4] / 0.8).softmax(0) * n
+    assert chisquare(counts[:4].numpy(), expected.numpy(), sum_check=False).pvalue > 0.001
+
+
+@given(
+    st.lists(st.floats(-8, 8), min_size=4, max_size=30, unique=True),
+    st.integers(0, 12),
+    st.sampled_from([1.0, 0.95, 0.5, 0.05]),
+    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_truncation_keeps_what_transformers_keeps(
+    logits: list[float], top_k: int, top_p: float, min_p: float
+) -> None:
+    row = torch.tensor([logits])
+    expected = row
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)
+    other = SamplingParams(top_k=1, top_p=0.5, min_p=0.9)
+    mine = truncate(
+        torch.cat([row, row]), table(SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p), other)
+    )[0]
+    kept = (mine > -math.inf) ^ (expected[0] > -math.inf)
+    # Only a probability that stands on the edge of top_p or min_p up to rounding may differ.
+    assert kept.sum() <= (top_p < 1) + (min_p > 0)
+    if top_p == 1 and min_p == 0:
+        assert torch.equal(mine, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 0}, "n is 0: give a whole number from 1"),
+        ({"n": 1.5}, "n is 1.5"),
+        ({"n": 10**9}, "n is 1000000000"),
+        ({"seed": -1}, "seed is -1"),
+        ({"temperature": -0.1}, "temperature is -0.1: give a number from 0 to 100"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"min_p": 2}, "min_p is 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"stop": [""]}, "stop is"),
+        ({"stop": 3}, "stop is 3"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"temprature": 1}, "unknown sampling parameter 'temprature'"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BacoError, match=message):
+        SamplingParams().updated(changes)
+
+
+def test_a_fresh_seed_is_drawn_only_where_none_is_given() -> None:
+    assert SamplingParams(seed=0).seeded().seed == 0
+    assert len({SamplingParams().seeded().seed for _ in range(20)}) > 15
+
+
+def test_one_stop_string_may_come_bare() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
