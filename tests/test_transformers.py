@@ -1,6 +1,7 @@
 """A pair as a `transformers` model: the answers of `Baco.generate` through other people's loops."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    MambaConfig,
     TextIteratorStreamer,
     TextStreamer,
     pipeline,
@@ -289,6 +291,13 @@ def test_what_cannot_be_done_is_said_in_a_line(
     with pytest.raises(BacoError, match=words) as error:
         call(model, torch.tensor([[5, 6, 7]]))
     assert "\n" not in str(error.value)
+
+
+def test_a_half_without_keys_and_values_is_refused_by_name(random: Baco) -> None:
+    config = MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
+    half = replace(random.pair.base, name="snake", model=AutoModelForCausalLM.from_config(config))
+    with pytest.raises(BacoError, match=r"snake \(MambaForCausalLM\)"):
+        as_transformers(replace(random.pair, base=half), "P:0.4")
 
 
 def test_unknown_routers_and_base_prompts_are_refused(demo: Baco) -> None:

@@ -5,6 +5,7 @@ loop of `transformers` draws from BACo's distribution. The draws themselves are 
 `torch.manual_seed` repeats them, the seed of `Baco.generate` does not.
 """
 
+import inspect
 from typing import Any, NoReturn
 
 import torch
@@ -34,6 +35,8 @@ from baco.sampling import COIN, noise_keys, uniform
 # The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
 # token can still be added up and compared; e**-10000 is 0 in every floating-point format.
 IMPOSSIBLE = -1e4
+# What a half's forward must take.
+NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
 
 class BacoConfig(PreTrainedConfig):
@@ -58,6 +61,8 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(
         self, pair: Pair, router: Router, *, seed: int | None, reader: ChatReader | None
     ) -> None:
+        for half in (pair.base, pair.aligned):
+            _check_forward(half)
         super().__init__(_config(pair, router))
         self.pair = pair
         self.router = router
@@ -272,16 +277,24 @@ def _coins(seed: int, column: int, ids: Tensor) -> Tensor:
     return uniform(keys, torch.full_like(rows, COIN))
 
 
+def _check_forward(half: Half) -> None:
+    """Batches of prompts of different lengths want a model that is told where its tokens stand."""
+    model = half.model.get_base_model() if hasattr(half.model, "get_base_model") else half.model
+    known = inspect.signature(model.forward).parameters
+    missing = [name for name in NEEDED if name not in known]
+    if missing:
+        raise BacoError(
+            f"{half.name} ({type(model).__name__}) takes no {' or '.join(missing)}: "
+            "as_transformers needs a model with keys and values; Baco.generate takes this one"
+        )
+
+
 def _config(pair: Pair, router: Router) -> BacoConfig:
-    """Sizes and ids as the aligned half states them, on the pair's common vocabulary."""
-    aligned = pair.aligned.model.config.get_text_config()
+    """Sizes and ids that both halves can keep to."""
     settings: dict[str, Any] = {
         "vocab_size": pair.vocabulary.size,
         "max_position_embeddings": min(pair.base.context, pair.aligned.context),
-        "hidden_size": aligned.hidden_size,
-        "num_hidden_layers": aligned.num_hidden_layers,
-        "num_attention_heads": aligned.num_attention_heads,
-        "bos_token_id": aligned.bos_token_id,
+        "bos_token_id": pair.aligned.model.config.get_text_config().bos_token_id,
         "eos_token_id": list(pair.end_ids),
         "pad_token_id": pair.tokenizer.pad_token_id,
         "tie_word_embeddings": False,
