@@ -174,6 +174,7 @@ def test_greedy_samples_are_the_most_likely_tokens(tiny: TinyLlama) -> None:
         assert answers == [ids[len(prompt) :]] * 2
 
 
+@torch.inference_mode()
 def test_mean_log_probability_is_of_the_answer_alone(tiny: TinyLlama) -> None:
     prompts, answers = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9]]
     scores = mean_log_probability(tiny, prompts, answers)
@@ -181,7 +182,7 @@ def test_mean_log_probability_is_of_the_answer_alone(tiny: TinyLlama) -> None:
         ids = torch.tensor([prompt + answer])
         rows = torch.log_softmax(tiny.logits(tiny(ids)), -1)[0]
         wanted = [rows[len(prompt) + i - 1, token] for i, token in enumerate(answer)]
-        assert got == pytest.approx((sum(wanted) / len(wanted)).item(), abs=1e-5)
+        assert got == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-5)
 
 
 def test_muon_makes_matrices_nearly_orthogonal() -> None:

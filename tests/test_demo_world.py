@@ -95,7 +95,7 @@ def test_the_selector_likes_clean_answers_and_was_not_made_from_the_judge() -> N
 
 
 def test_the_splits_share_no_question_and_cover_all_families() -> None:
-    asked = {split: questions(split, 300, 0) for split in ("train", "dev", "test")}  # type: ignore[arg-type]
+    asked = {split: questions(split, 300, 0) for split in ("train", "dev", "test")}
     texts = {split: {question.text for question in found} for split, found in asked.items()}
     assert not texts["train"] & texts["dev"]
     assert not texts["train"] & texts["test"]

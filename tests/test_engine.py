@@ -142,7 +142,9 @@ def test_the_demo_pair_decodes_as_the_naive_loop_does(demo: Baco) -> None:
             assert told(completion) == reference(
                 baco,
                 prompt,
-                rules(baco.pair)[spelling] if spelling in rules(baco.pair) else _demo_rule(baco, spelling),
+                rules(baco.pair)[spelling]
+                if spelling in rules(baco.pair)
+                else _demo_rule(baco, spelling),
                 seed=11,
                 sample=completion.sample,
                 temperature=1.0,
@@ -230,7 +232,10 @@ def test_a_sample_does_not_depend_on_how_many_there_are(llama: Baco) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("router", ["Base", "Aligned"])
 def test_a_single_model_is_what_transformers_generates_from_it(
-    pairs: Callable[[str], Baco], random_pair: Callable[..., PairFolder], architecture: str, router: str
+    pairs: Callable[[str], Baco],
+    random_pair: Callable[..., PairFolder],
+    architecture: str,
+    router: str,
 ) -> None:
     baco = without_turn_cut(pairs(architecture))
     folder = random_pair(architecture, noise=0.3)

@@ -42,7 +42,9 @@ def rows(*likeliest: int, probability: float = 0.6) -> Tensor:
     return logits
 
 
-def decide(spelling: str, base: Tensor, aligned: Tensor | None = None, coin: float = 0.5) -> list[bool]:
+def decide(
+    spelling: str, base: Tensor, aligned: Tensor | None = None, coin: float = 0.5
+) -> list[bool]:
     coins = torch.full((len(base),), coin)
     signals = Signals(base, base if aligned is None else aligned, VOCABULARY, coins)
     made: list[bool] = router(spelling)(signals).tolist()

@@ -19,7 +19,6 @@ from baco.routing.registry import family, needs_threshold
 from baco.routing.registry import router as parse
 from baco.routing.routers import Router
 from baco.routing.select import Switch
-from baco.sampling import SamplingParams
 from baco.text import AnswerText
 
 log = logging.getLogger("baco")

@@ -258,7 +258,9 @@ def _load_adapter(model: Any, name: str) -> Any:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise BacoError(f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'") from error
+        raise BacoError(
+            f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
+        ) from error
     try:
         return PeftModel.from_pretrained(model, name).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:

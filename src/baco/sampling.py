@@ -75,7 +75,9 @@ class SamplingParams:
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:
-                raise BacoError(f"unknown sampling parameter {name!r}: known are {', '.join(known)}")
+                raise BacoError(
+                    f"unknown sampling parameter {name!r}: known are {', '.join(known)}"
+                )
         return replace(self, **changes)
 
     def seeded(self) -> Self:

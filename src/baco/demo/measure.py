@@ -6,22 +6,29 @@ numbers for every question (`measured.json`), from which `baco.demo.table` makes
 
 import itertools
 import json
+import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import transformers
+from transformers.utils.logging import disable_progress_bar
 
 from baco.api import Baco
+from baco.demo.memory import keep_memory
 from baco.demo.world import Question, questions
 from baco.demo.world.judge import judge
 
 QUESTIONS, ANSWERS = 40, 10
 TEST_SEED = 20_260  # of the questions; never used for choosing the recipe
 DECODING_SEEDS = (101, 202)
+PLAIN = ("Base", "Aligned")  # labels of the halves alone under the shipped sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +68,21 @@ class Scored:
     words: frozenset[str]
 
 
-PROBABILITIES = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-ENTROPIES = (0.3, 0.7, 1.2, 1.7, 2.3, 3.0)
-GAPS = (0.0, 0.3, 0.7, 1.2, 1.8, 2.5)
+PROBABILITIES = (0.15, 0.3, 0.5, 0.7, 0.9)
+ENTROPIES = (0.5, 1.0, 1.6, 2.3, 3.0)
+GAPS = (0.2, 0.7, 1.2, 1.8, 2.5)
+SINGLES = (
+    *(Setting("base, temperature", "Base", t, 0.0) for t in (0.4, 0.7, 1.0, 1.3)),
+    *(Setting("base, min-p", "Base", t) for t in (0.5, 1.0, 1.5, 2.0, 3.0)),
+    *(Setting("base, min-p", "Base", 1.0, min_p) for min_p in (0.2, 0.4)),
+    *(Setting("aligned, temperature", "Aligned", t, 0.0) for t in (0.7, 1.0, 1.5, 2.0)),
+    *(Setting("aligned, min-p", "Aligned", t) for t in (1.0, 1.5, 2.0, 3.0)),
+    *(Setting("aligned, min-p", "Aligned", t, 0.03) for t in (1.0, 2.0, 3.0)),
+)
 
 
 def settings() -> list[Setting]:
-    """Every operating point of the table, about six to a method; rivals get the most."""
-    single = []
-    for half in ("Base", "Aligned"):
-        name = half.lower()
-        for temperature in (0.4, 0.7, 1.0, 1.3, 1.7):
-            single.append(Setting(f"{name}, temperature", half, temperature, min_p=0.0))
-        for min_p in (0.03, 0.2, 0.4):
-            single.append(Setting(f"{name}, min-p", half, min_p=min_p))
-        for temperature in (1.0, 1.5, 2.0, 2.5, 3.0):
-            single.append(Setting(f"{name}, min-p", half, temperature))
+    """Every operating point of the table: five of each router, more of the single models."""
     grids: dict[str, Sequence[float]] = {
         "Nudging": PROBABILITIES,
         "Rand": PROBABILITIES,
@@ -89,11 +95,11 @@ def settings() -> list[Setting]:
         "P-Punc-FC": PROBABILITIES,
         "Gap": GAPS,
     }
-    routed = [Setting(name, name) for name in ("Punc", "FC", "Punc-FC")]
-    routed += [
-        Setting(name, f"{name}:{threshold:g}") for name, grid in grids.items() for threshold in grid
+    return [
+        *SINGLES,
+        *(Setting(name, name) for name in ("Punc", "FC", "Punc-FC")),
+        *(Setting(name, f"{name}:{value:g}") for name, grid in grids.items() for value in grid),
     ]
-    return single + routed
 
 
 def distinct_keys(answers: Sequence[Scored]) -> float:
@@ -130,53 +136,90 @@ def mixtures(
         add_seed(point, [[*b[:share], *a[share:]] for b, a in rows])
 
 
+class _Worker:
+    """A process's own copy of the pair and the questions."""
+
+    baco: Baco
+    asked: list[Question]
+
+
+def _start(pair: Path, asked: list[Question]) -> None:
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    keep_memory()
+    _Worker.baco = Baco.load(str(pair), max_rows=len(asked) * ANSWERS)
+    _Worker.asked = asked
+
+
+def _answer(setting: Setting) -> tuple[Point, list[list[list[Scored]]]]:
+    """The point of a setting, and its answers [seeds][questions][n]."""
+    point = Point(setting.method, setting.label)
+    found = []
+    for decoding_seed in DECODING_SEEDS:
+        completions = _Worker.baco.generate_batch(
+            [question.text for question in _Worker.asked],
+            router=setting.router,
+            n=ANSWERS,
+            seed=decoding_seed,
+            temperature=setting.temperature,
+            min_p=setting.min_p,
+        )
+        answers = [
+            [score(question, completion.text) for completion in row]
+            for question, row in zip(_Worker.asked, completions, strict=True)
+        ]
+        add_seed(point, answers)
+        flat = [completion for row in completions for completion in row]
+        tokens = sum(len(completion.token_ids) for completion in flat)
+        spoken = sum(completion.sources.count("base") for completion in flat)
+        point.base_share.append(spoken / max(1, tokens))
+        found.append(answers)
+    return point, found
+
+
+@contextmanager
+def _answering(
+    pair: Path, asked: list[Question], due: list[Setting], workers: int
+) -> Iterator[Iterator[tuple[Point, list[list[list[Scored]]]]]]:
+    """What `_answer` gives for every setting that is due, as it comes, in order."""
+    if workers == 1:
+        _start(pair, asked)
+        yield map(_answer, due)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (pair, asked)) as pool:
+        yield pool.map(_answer, due)
+
+
 def measure(
     pair: Path,
     seed: int,
     advance: Callable[[float], None],
-    questions_asked: int = QUESTIONS,
-    chosen: Sequence[Setting] | None = None,
+    count: int = QUESTIONS,
+    plan: Sequence[Setting] | None = None,
+    workers: int | None = None,
 ) -> None:
-    """Answer the test questions at every setting; write `measured.json` into the pair's folder.
+    """Answer `count` test questions at every setting; write `measured.json` into the pair's folder.
 
-    Points are kept as they come, so that a run that was cut off goes on with the next one.
+    Settings are shared out to `workers` processes, by default one a core; a single one is this
+    very process. Points are kept as they come: a run that was cut off goes on with the next one.
     """
-    asked = questions("test", questions_asked, TEST_SEED)
-    baco = Baco.load(str(pair), max_rows=questions_asked * ANSWERS)
-    plan = list(settings() if chosen is None else chosen)
+    asked, started = questions("test", count, TEST_SEED), time.monotonic()
+    plan = settings() if plan is None else plan
     store = pair / "work" / "points.jsonl"
-    points, started = _restore(store), time.monotonic()
+    store.parent.mkdir(exist_ok=True)
+    points = _restore(store)
     plain: dict[str, list[list[list[Scored]]]] = {}
-    for setting in plan:
-        advance(1 / len(plan))
-        is_plain = setting.label in ("Base", "Aligned")
-        if (setting.method, setting.label) in points and not is_plain:
-            continue
-        point = Point(setting.method, setting.label)
-        for decoding_seed in DECODING_SEEDS:
-            completions = baco.generate_batch(
-                [question.text for question in asked],
-                router=setting.router,
-                n=ANSWERS,
-                seed=decoding_seed,
-                temperature=setting.temperature,
-                min_p=setting.min_p,
-            )
-            answers = [
-                [score(question, completion.text) for completion in row]
-                for question, row in zip(asked, completions, strict=True)
-            ]
-            add_seed(point, answers)
-            flat = [completion for row in completions for completion in row]
-            tokens = sum(len(completion.token_ids) for completion in flat)
-            spoken = sum(completion.sources.count("base") for completion in flat)
-            point.base_share.append(spoken / max(1, tokens))
-            if is_plain:
-                plain.setdefault(setting.label, []).append(answers)
-        points[point.method, point.label] = point
-        _append(store, point)
+    due = [s for s in plan if s.label in PLAIN or (s.method, s.label) not in points]
+    advance(1.0 - len(due) / len(plan))
+    with _answering(pair, asked, due, workers or os.cpu_count() or 1) as found:
+        for point, answers in found:
+            points[point.method, point.label] = point
+            _append(store, point)
+            if point.label in PLAIN:
+                plain[point.label] = answers
+            advance(1 / len(plan))
     mixed = [Point("mixing", f"{share} of {ANSWERS} from base") for share in range(ANSWERS + 1)]
-    if len(plain) == 2:
+    if plain.keys() == set(PLAIN):
         for base, aligned in zip(plain["Base"], plain["Aligned"], strict=True):
             mixtures(base, aligned, mixed)
         points |= {(point.method, point.label): point for point in mixed}
@@ -187,7 +230,7 @@ def measure(
         "answers": ANSWERS,
         "families": [question.family for question in asked],
         "seconds": round(time.monotonic() - started, 1),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "points": [asdict(point) for point in points.values()],
     }

@@ -78,7 +78,8 @@ def _compare(
 ) -> Comparison:
     difference = draws[name, diversity] - draws[rival, diversity]
     low, high = interval(difference)
-    return Comparison(figures[name] / figures[rival], low, high, float(np.mean(difference > 0)))
+    ratio = figures[name] / max(figures[rival], 1e-9)  # a rival may be worth nothing at all
+    return Comparison(ratio, low, high, float(np.mean(difference > 0)))
 
 
 def _values(run: dict[str, Any], method: str, diversity: str) -> Floats:

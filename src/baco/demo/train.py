@@ -4,10 +4,8 @@ Every stage leaves a file in the output folder's `work/`; a run that was cut off
 last stage it finished. A folder whose stages came from another seed or recipe is refused.
 """
 
-import ctypes
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from torch.nn import functional as F
 from transformers.utils.logging import disable_progress_bar
 
 from baco.demo.align import answers_only, conversations, preferred_answers
+from baco.demo.memory import keep_memory
 from baco.demo.model import Shape, TinyLlama, to_llama
 from baco.demo.optimiser import Optimiser
 from baco.demo.packing import batches, pack
@@ -42,7 +41,7 @@ def train(
     """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its table if `table`.
 
     The same seed gives the same pair on the same machine and versions. With the shipped recipe it
-    takes about 25 minutes on two cores. Raises `BacoError` if `out` holds another run's stages.
+    takes about 20 minutes on two cores. Raises `BacoError` if `out` holds another run's stages.
     """
     recipe = recipe or Recipe()
     work = out / "work"
@@ -103,19 +102,6 @@ def fit(
         advance(1 / course.steps)
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
-
-
-def keep_memory() -> None:
-    """Ask glibc to keep freed memory: page faults of large buffers cost a third of the time."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another libc
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in <malloc.h>
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _tokenizer(work: Path, seed: int, recipe: Recipe, advance: Advance) -> Tokenizer:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from baco.engine.sequence import Sequence
-from baco.sampling import COIN, DrawTable, noise_keys, uniform
 from baco.routing.select import NOTHING
+from baco.sampling import COIN, DrawTable, noise_keys, uniform
 
 
 class Batch:

@@ -273,8 +273,7 @@ class NativeStore:
 
     def step(self, tokens: Tensor) -> Tensor:
         read = [
-            self._read(row, [token])
-            for row, token in zip(self.rows, tokens.tolist(), strict=True)
+            self._read(row, [token]) for row, token in zip(self.rows, tokens.tolist(), strict=True)
         ]
         self.rows = [state for _, state in read]
         return torch.stack([logits for logits, _ in read])

@@ -197,9 +197,7 @@ class Engine:
         logp = raw.gather(1, token[:, None])[:, 0] - raw.logsumexp(dim=-1)
         wanted = max((row.request.params.logprobs or 0 for row in self._batch.rows), default=0)
         top = raw.log_softmax(dim=-1).topk(wanted, dim=-1) if wanted else None
-        told = zip(
-            self._batch.rows, token.tolist(), source.tolist(), logp.tolist(), strict=True
-        )
+        told = zip(self._batch.rows, token.tolist(), source.tolist(), logp.tolist(), strict=True)
         for index, (row, said, base, logprob) in enumerate(told):
             row.tokens.append(said)
             row.sources.append("base" if base else "aligned")

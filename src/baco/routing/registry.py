@@ -39,7 +39,9 @@ class Entry:
 _BUILT_IN = (
     Entry("P", "P:0.3", "base where max P_base < γ: the base model is unsure, so it has a choice"),
     Entry("H", "H:1.5", "base where the entropy of P_base is above γ nats"),
-    Entry("Gap", "Gap:0.5", "base where H(P_base) − H(P_aligned) > γ: alignment took diversity away"),
+    Entry(
+        "Gap", "Gap:0.5", "base where H(P_base) − H(P_aligned) > γ: alignment took diversity away"
+    ),
     Entry("Punc", "Punc", "aligned for punctuation, format and end of text, else base"),
     Entry("FC", "FC", "aligned for function words, else base"),
     Entry(
@@ -119,7 +121,9 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         BacoError: no such router, a missing or needless threshold, one out of its range.
     """
     if not isinstance(spelling, str) or not spelling.strip():
-        raise BacoError(f"router {spelling!r}: give a spelling such as P-Punc:0.4 (see 'baco routers')")
+        raise BacoError(
+            f"router {spelling!r}: give a spelling such as P-Punc:0.4 (see 'baco routers')"
+        )
     names = _known(family(spelling).split("-"), spelling)
     given, table, predict = _arguments(spelling)
     gamma = given if given is not None else threshold
@@ -140,7 +144,9 @@ def router(spelling: str, threshold: float | None = None) -> Router:
             f"rules ({', '.join(CONTENT_ROLES)}, Role), each once, such as P-Punc-FC:0.4"
         )
     if table and "Role" not in contents:
-        raise BacoError(f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned")
+        raise BacoError(
+            f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
+        )
     logit = logits[0] if logits else None
     if logit:
         _check_threshold(spelling, gamma, True, LOGIT_RULES[logit].low, LOGIT_RULES[logit].high)
@@ -209,8 +215,6 @@ def _check_threshold(
         raise BacoError(f"router {spelling!r}: threshold {gamma:g}, expected a number {bounds}")
 
 
-def _refuse_rest(
-    spelling: str, table: tuple[tuple[str, Source], ...], predict: Predictor
-) -> None:
+def _refuse_rest(spelling: str, table: tuple[tuple[str, Source], ...], predict: Predictor) -> None:
     if table or predict != "base":
         raise BacoError(f"router {spelling!r}: {family(spelling)} takes a threshold at most")

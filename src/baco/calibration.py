@@ -1,0 +1,257 @@
+"""A dial that means the same on every pair: which threshold gives how much diversity.
+
+The paper leaves γ to be tuned by hand, and the same γ does very different things to different
+pairs. Calibrating measures, on a set of prompts, the base share and the diversity of a router over
+its range of γ, and remembers the curve for the pair. The dial d runs from 0, the aligned model's own
+diversity, to 1, the most that this router gives this pair; in between it is linear in diversity.
+
+Diversity here is distinct-2 of a prompt's pooled samples (Li et al. 2016): distinct pairs of
+neighbouring words / all of them, in [0, 1], averaged over prompts.
+"""
+
+import bisect
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import platformdirs
+
+from baco.errors import BacoError
+from baco.pair import Pair
+from baco.routing.registry import needs_threshold
+from baco.routing.registry import router as parse
+from baco.routing.routers import LOGIT_RULES
+
+if TYPE_CHECKING:
+    from baco.api import Baco
+    from baco.completion import Completion
+
+MIDDLE = 0.5
+
+_PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+# Thresholds to measure, from the one at which the base speaks least to the one where it speaks most.
+GRIDS: dict[str, tuple[float, ...]] = {
+    "P": _PROBABILITIES,
+    "Rand": _PROBABILITIES,
+    "Nudging": _PROBABILITIES[::-1],
+    "H": _NATS[::-1],
+    "Gap": (*_NATS[:0:-1], 0.0, -0.1, -0.25, -0.5, -1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a router does to a pair over its range of γ, from the least base to the most.
+
+    Attributes:
+        thresholds: γ at each point.
+        base_share: in [0, 1], never falling along the curve.
+        diversity: distinct-2, never falling along the curve (isotonic fit of what was measured).
+        aligned: distinct-2 of the aligned model alone.
+        prompts, samples, seed: what it was measured with.
+    """
+
+    thresholds: tuple[float, ...]
+    base_share: tuple[float, ...]
+    diversity: tuple[float, ...]
+    aligned: float
+    prompts: int
+    samples: int
+    seed: int
+
+    def at_diversity(self, dial: float) -> float:
+        """γ at a dial position in [0, 1]."""
+        low = min(self.aligned, self.diversity[0])
+        target = low + dial * (self.diversity[-1] - low)
+        return _interpolate(self.diversity, self.thresholds, target)
+
+    def at_base_share(self, share: float) -> float:
+        """γ at which this share of the tokens comes from the base model.
+
+        Raises:
+            BacoError: more than the router gives at any threshold.
+        """
+        if share > self.base_share[-1]:
+            raise BacoError(
+                f"base share {share:g} is out of reach: this router gives at most "
+                f"{self.base_share[-1]:.2f} on this pair; ask for less, or choose another router"
+            )
+        return _interpolate(self.base_share, self.thresholds, share)
+
+
+def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """y at the first place where the never falling ``xs`` reach x."""
+    upper = bisect.bisect_left(xs, x)
+    if upper == 0:
+        return ys[0]
+    if upper == len(xs):
+        return ys[-1]
+    lower = upper - 1
+    part = (x - xs[lower]) / (xs[upper] - xs[lower])
+    return round(ys[lower] + part * (ys[upper] - ys[lower]), 4)
+
+
+def isotonic(values: Sequence[float]) -> tuple[float, ...]:
+    """The never falling sequence nearest to ``values`` in squares (pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while blocks and blocks[-1][0] > mean:
+            before, size = blocks.pop()
+            mean, count = (before * size + mean * count) / (size + count), size + count
+        blocks.append((mean, count))
+    return tuple(mean for mean, count in blocks for _ in range(count))
+
+
+@dataclass
+class Calibration:
+    """The curves of one pair, by router spelling without its threshold."""
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, pair: Pair) -> Self | None:
+        """The user's own calibration of a pair, else the one kept beside its weights, else None."""
+        found = cls()
+        for path in (_beside(pair), _own(pair)):
+            if path.is_file():
+                rows = json.loads(path.read_text(encoding="utf-8"))["curves"]
+                for name, row in rows.items():
+                    columns = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+                    found.curves[name] = Curve(**columns)
+        return found if found.curves else None
+
+    def threshold(self, router: str, diversity: float = MIDDLE) -> float:
+        """γ of a router at a dial position; KeyError where it was not calibrated."""
+        return self.curves[router].at_diversity(diversity)
+
+    def save(self, pair: Pair, path: Path | None = None) -> Path:
+        """Write the curves to the user's own place for the pair, or to ``path``; whole or not at all.
+
+        Raises:
+            BacoError: a place that cannot be written.
+        """
+        target = path or _own(pair)
+        partial = target.with_name(target.name + ".partial")
+        told = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            partial.replace(target)
+        except OSError as error:
+            raise BacoError(f"cannot write {target}: {error.strerror}") from error
+        return target
+
+
+def middle(pair: Pair, router: str) -> float | None:
+    """γ of a router at the middle of the pair's dial, None where it was not calibrated."""
+    found = Calibration.load(pair)
+    return found.threshold(router) if found is not None and router in found.curves else None
+
+
+def _beside(pair: Pair) -> Path:
+    return Path(pair.base.name).parent / "calibration.json"
+
+
+def _own(pair: Pair) -> Path:
+    home = os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco")
+    return Path(home) / "calibration" / f"{fingerprint(pair)}.json"
+
+
+def fingerprint(pair: Pair) -> str:
+    """Stands for the two models: their names, configurations and a few of their weights."""
+    digest = hashlib.sha256()
+    for half in (pair.base, pair.aligned):
+        sample = half.model.get_input_embeddings().weight[:64].float().sum().item()
+        digest.update(f"{half.name} {half.model.config.to_json_string()} {sample:.1f}".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_prompts() -> list[str]:
+    """Two dozen open-ended prompts in English, to calibrate and diagnose a pair with."""
+    text = resources.files("baco").joinpath("words", "open_prompts.txt")
+    return text.read_text(encoding="utf-8").splitlines()
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Distinct / all pairs of neighbouring words over the texts, in [0, 1]; 0 without any pair."""
+    bigrams = [pair for text in texts for pair in pairwise(text.lower().split())]
+    return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+
+
+def calibrate(
+    baco: "Baco",
+    router: str,
+    prompts: Sequence[Any],
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    max_tokens: int = 64,
+    advance: Callable[[], None] = lambda: None,
+) -> Curve:
+    """Measure a router over its range of γ.
+
+    Args:
+        baco: the pair.
+        router: a spelling without a threshold, such as ``P-Punc``.
+        prompts: what to answer; a few dozen open-ended ones.
+        samples: answers per prompt and threshold, at least 2.
+        seed, max_tokens: of the answers.
+        advance: called after each threshold.
+
+    Raises:
+        BacoError: a router without a threshold, too few samples, no prompts.
+    """
+    grid = grid_of(router)
+    if samples < 2:
+        raise BacoError(f"samples is {samples}: diversity needs at least 2 answers to a prompt")
+    if not prompts:
+        raise BacoError("no prompts to calibrate on: give at least one")
+
+    def measured(spelling: Any) -> tuple[float, float]:
+        answers = baco.generate_batch(
+            prompts, router=spelling, n=samples, seed=seed, max_tokens=max_tokens
+        )
+        advance()
+        return _base_share(answers), _mean_distinct_2(answers)
+
+    _, aligned = measured(parse("Aligned"))
+    points = [measured(parse(router, gamma)) for gamma in grid]
+    shares, diversities = zip(*points, strict=True)
+    return Curve(
+        grid, isotonic(shares), isotonic(diversities), aligned, len(prompts), samples, seed
+    )
+
+
+def grid_of(router: str) -> tuple[float, ...]:
+    """The thresholds that calibration measures a router at, the least base first.
+
+    Raises:
+        BacoError: a router that has no threshold, or one of the user's own.
+    """
+    if ":" in router or not needs_threshold(router):
+        raise BacoError(
+            f"router {router!r} cannot be calibrated: give one that takes a threshold, without it, "
+            "such as P-Punc"
+        )
+    rule = next((name for name in router.split("-") if name in LOGIT_RULES), None)
+    if rule is None:
+        raise BacoError(f"router {router!r} is your own: its range of thresholds is not known")
+    return GRIDS[rule]
+
+
+def _base_share(answers: "Sequence[Sequence[Completion]]") -> float:
+    sources = [source for samples in answers for c in samples for source in c.sources]
+    return sources.count("base") / len(sources)
+
+
+def _mean_distinct_2(answers: "Sequence[Sequence[Completion]]") -> float:
+    return math.fsum(distinct_2([c.text for c in samples]) for samples in answers) / len(answers)

@@ -1,0 +1,84 @@
+"""The command line: `baco COMMAND`. Thin: every command checks its input, calls the API, prints."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from baco import BacoError, __version__
+from baco.cli.calibrate import calibrate
+from baco.cli.console import complain
+from baco.cli.demo import demo
+from baco.cli.diagnose import diagnose
+from baco.cli.generate import generate
+from baco.cli.lists import pairs, routers
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="baco",
+    help="Decode with a base model and its aligned sibling at once: diverse and good answers.",
+    epilog='Example: baco generate "Recommend a summer destination" -n 8',
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXAMPLES = {
+    generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
+    routers: "baco routers --json",
+    pairs: "baco pairs",
+    diagnose: "baco diagnose --base Qwen/Qwen2.5-7B --aligned Qwen/Qwen2.5-7B-Instruct",
+    calibrate: "baco calibrate --pair demo --router P-Punc --diversity 0.5",
+}
+for _command, _example in _EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(_command)
+app.add_typer(demo, name="demo")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"baco {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command; every error a user can cause is one line and exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of ``baco ARGUMENTS``."""
+    try:
+        code = app(arguments, prog_name="baco", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        command = next((a for a in arguments if not a.startswith("-")), "")
+        known = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
+        where = f"baco {command} --help" if command in known else "baco --help"
+        complain(f"{error.format_message().rstrip('.')}; see '{where}'")
+        return 2
+    except BacoError as error:
+        complain(str(error))
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough; what Python still holds must not complain when it is flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0

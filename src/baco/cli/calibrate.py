@@ -1,0 +1,152 @@
+"""``baco calibrate``: find the threshold that gives a wanted diversity, and remember it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from baco import BacoError
+from baco.cli import options as opt
+from baco.cli.console import err, note, out, print_json
+
+if TYPE_CHECKING:
+    from baco.calibration import Curve
+
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="Prompts to measure on: JSONL, or text with one on each line."),
+]
+
+
+def calibrate(
+    pair: opt.PairName = None,
+    base: opt.BaseName = None,
+    aligned: opt.AlignedName = None,
+    router: Annotated[
+        str, typer.Option("--router", "-r", help="A router without its threshold.")
+    ] = "P-Punc",
+    diversity: Annotated[
+        float | None,
+        typer.Option("--diversity", "-d", help="Tell γ at this dial position, 0 to 1."),
+    ] = None,
+    base_share: Annotated[
+        float | None, typer.Option("--base-share", help="Tell γ at this share of base tokens.")
+    ] = None,
+    prompts: PromptFile = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Answers per prompt.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens")] = 64,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Keep the curve in this file, not in your own cache."),
+    ] = None,
+    as_json: opt.AsJson = False,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    base_template: opt.BaseTemplate = None,
+    chat_template: opt.ChatTemplate = None,
+) -> None:
+    """Measure a router over its range of γ; from then on --diversity 0 … 1 is a dial for the pair.
+
+    0 is the aligned model's own diversity, 1 the most this router gives this pair, and what lies
+    between is linear in diversity (distinct-2 of a prompt's answers).
+    """
+    from baco.calibration import Calibration, grid_of
+    from baco.calibration import calibrate as measure
+
+    for name, value in (("diversity", diversity), ("base-share", base_share)):
+        if value is not None and not 0 <= value <= 1:
+            raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
+    steps = len(grid_of(router)) + 1
+    asked = None if prompts is None else read_prompts(prompts)
+    baco = opt.load(
+        pair,
+        base,
+        aligned,
+        dtype=dtype,
+        device=device,
+        base_template=base_template,
+        chat_template=chat_template,
+    )
+    console = err()
+    columns = (TextColumn(router), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(router, total=steps)
+        curve = measure(
+            baco,
+            router,
+            asked or default_prompts(baco),
+            samples=samples,
+            seed=seed,
+            max_tokens=max_tokens,
+            advance=lambda: progress.advance(task),
+        )
+    kept = Calibration.load(baco.pair) or Calibration()
+    kept.curves[router] = curve
+    path = kept.save(baco.pair, output)
+    dial = 0.5 if diversity is None else diversity
+    gamma = curve.at_base_share(base_share) if base_share is not None else curve.at_diversity(dial)
+    if as_json:
+        print_json(_told(baco, router, gamma, curve))
+        return
+    _show(router, curve)
+    wanted = f"base share {base_share:g}" if base_share is not None else f"diversity {dial:g}"
+    out().print(f"{wanted} on {baco.pair.name}: {router}:{gamma:g}")
+    note(f"kept in {path}")
+
+
+def _told(baco: Any, router: str, gamma: float, curve: "Curve") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    told = {"pair": baco.pair.name, "router": f"{router}:{gamma:g}", "threshold": gamma}
+    return told | {"curve": asdict(curve)}
+
+
+def _show(router: str, curve: "Curve") -> None:
+    table = Table("router", "base share", "diversity", "", box=box.SIMPLE)
+    table.add_row("Aligned", "0.00", f"{curve.aligned:.3f}", _bar(curve.aligned))
+    rows = zip(curve.thresholds, curve.base_share, curve.diversity, strict=True)
+    for gamma, share, diversity in rows:
+        table.add_row(f"{router}:{gamma:g}", f"{share:.2f}", f"{diversity:.3f}", _bar(diversity))
+    out().print(table, soft_wrap=False)
+
+
+def _bar(value: float) -> str:
+    return "█" * round(30 * value)
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """Prompts of a JSONL file (rows with ``prompt`` or ``messages``), or the lines of a text file.
+
+    Raises:
+        BacoError: a file that cannot be read, is empty, or has a bad row.
+    """
+    if path.suffix in (".jsonl", ".json"):
+        from baco.cli.jsonl import read_prompts as read_rows
+
+        return [row.get("prompt", row.get("messages")) for row in read_rows(path)]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BacoError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise BacoError(f"{path} holds no prompt: write one on each line")
+    return found
+
+
+def default_prompts(baco: Any) -> list[str]:
+    """Prompts a pair can answer: the toy world's own for the demo pair, open-ended ones else."""
+    from baco.calibration import open_prompts
+    from baco.known import DEMO
+
+    if baco.pair.name != DEMO:
+        return open_prompts()
+    from baco.demo.world import questions
+
+    return [question.text for question in questions("dev", 24, 0)]

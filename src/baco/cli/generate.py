@@ -1,0 +1,179 @@
+"""``baco generate``: draw answers, and show which model wrote which word."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from baco import BacoError
+from baco.cli import options as opt
+from baco.cli.console import print_json
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")] = 1,
+    router: opt.RouterSpelling = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(
+            "--diversity",
+            "-d",
+            help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
+            "the most this router gives.",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Base, aligned and BACo next to each other.")
+    ] = False,
+    pair: opt.PairName = None,
+    base: opt.BaseName = None,
+    aligned: opt.AlignedName = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    seed: opt.Seed = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", "-t")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
+    ] = None,
+    switch: Annotated[
+        str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
+    ] = "word",
+    as_json: opt.AsJson = False,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option("--jsonl", help='Many prompts: a file of {"prompt": …} or {"messages": …}.'),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the answers to --jsonl go.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Also draw the coloured answers to this file.")
+    ] = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    base_template: opt.BaseTemplate = None,
+    chat_template: opt.ChatTemplate = None,
+) -> None:
+    """Draw n answers to a prompt, every word coloured by the model it came from."""
+    if (jsonl is None) != (output is None):
+        raise BacoError("--jsonl and --output go together: give both, or a prompt")
+    if jsonl is not None and (prompt is not None or compare or as_json or svg is not None):
+        raise BacoError(
+            "--jsonl takes its prompts from the file: leave out the prompt, --compare, "
+            "--json and --svg"
+        )
+    if as_json and svg is not None:
+        raise BacoError("give --json or --svg, not both")
+    if compare and router in ("Base", "Aligned"):
+        raise BacoError(f"--compare shows {router} anyway: give another router")
+    if svg is not None and not svg.absolute().parent.is_dir():
+        raise BacoError(f"cannot write {svg}: no such folder as {svg.absolute().parent}")
+    sampling = opt.given(
+        {
+            "n": n,
+            "seed": seed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "max_tokens": max_tokens,
+            "stop": tuple(stop) if stop else None,
+        }
+    )
+    _check(sampling, switch, router)
+    text = None if jsonl is not None else _prompt(prompt)
+    rows = None
+    if jsonl is not None and output is not None:
+        from baco.cli.jsonl import read_prompts
+
+        rows = read_prompts(jsonl)  # before two models are loaded for a file that is not right
+    baco = opt.load(
+        pair,
+        base,
+        aligned,
+        dtype=dtype,
+        device=device,
+        base_template=base_template,
+        chat_template=chat_template,
+    )
+    chosen = opt.spelled_router(baco, router, diversity)
+    settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
+    if rows is not None and output is not None:
+        from baco.cli.jsonl import answer_all
+
+        answer_all(baco, rows, output, chosen, settings)
+    elif text is not None:
+        _answer(baco, text, chosen, settings, compare=compare, as_json=as_json, svg=svg)
+
+
+def _answer(
+    baco: Any,
+    prompt: str,
+    router: Any,
+    settings: dict[str, Any],
+    *,
+    compare: bool,
+    as_json: bool,
+    svg: Path | None,
+) -> None:
+    from baco.cli.answers import Show, show_comparison
+    from baco.cli.record import record
+    from baco.routing.registry import router as parse
+
+    # One seed for all columns of a comparison.
+    settings = settings | {
+        "seed": baco.pair.defaults.updated({"seed": settings.get("seed")}).seeded().seed
+    }
+    routers = [parse("Base"), parse("Aligned"), router] if compare else [router]
+    if as_json:
+        records = [
+            record(prompt, baco, baco.generate(prompt, router=one, **settings), timed=True)
+            for one in routers
+        ]
+        if compare:
+            names = ("base", "aligned", "baco")
+            print_json({"prompt": prompt} | dict(zip(names, records, strict=True)))
+        else:
+            print_json(records[0])
+    elif compare:
+        show_comparison(baco, prompt, routers, settings, svg)
+    else:
+        Show(baco, prompt, router, settings).run(svg)
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        text = argument
+    elif argument is None and sys.stdin.isatty():
+        raise BacoError('no prompt: give one, as in baco generate "Recommend a summer destination"')
+    else:
+        text = sys.stdin.read()
+    if not text.strip():
+        raise BacoError("the prompt is empty: give some text to answer")
+    return text.strip("\n")
+
+
+def _check(sampling: dict[str, Any], switch: str, router: str | None) -> None:
+    """Fail before two models are loaded."""
+    from baco.sampling import SamplingParams
+
+    SamplingParams().updated(sampling)
+    if switch not in ("word", "token"):
+        raise BacoError(f"switch is {switch!r}: use word or token")
+    if router is not None:
+        from baco.routing.registry import needs_threshold
+        from baco.routing.registry import router as parse
+
+        # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
+        parse(router, 0.5 if needs_threshold(router) else None)

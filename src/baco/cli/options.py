@@ -1,0 +1,108 @@
+"""Options that several commands share, and the pair they name."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from baco import BacoError
+from baco.cli.console import note
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+PairName = Annotated[
+    str | None,
+    typer.Option("--pair", "-p", help="Short name (see 'baco pairs') or folder of a pair."),
+]
+BaseName = Annotated[str | None, typer.Option("--base", help="Base model: hub id or folder.")]
+AlignedName = Annotated[
+    str | None,
+    typer.Option("--aligned", help="Aligned model, or a PEFT adapter over the base."),
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Weights as float32, bfloat16, float16 or auto.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="Such as cpu, cuda or cuda:1.")]
+BaseTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--base-template",
+        help="Jinja text or file of the base model's prompt; 'aligned': the chat template's text.",
+    ),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option("--chat-template", help="Jinja text or file of the aligned model's prompt."),
+]
+RouterSpelling = Annotated[
+    str | None,
+    typer.Option(
+        "--router",
+        "-r",
+        help="Such as P-Punc:0.4 (see 'baco routers'); P-Punc at its calibrated middle if left out.",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", "-s", help="Same seed, same answers; fresh if left out.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+class _Notes(logging.Handler):
+    """Warnings of the library as one dim line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
+    """The pair that a command's options name; the demo pair where they name none."""
+    from transformers.utils import logging as transformers_logging
+
+    from baco import Baco
+
+    log = logging.getLogger("baco")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
+        log.propagate = False
+    transformers_logging.set_verbosity_error()
+    if base is None and pair in (None, "demo"):
+        transformers_logging.disable_progress_bar()
+    return Baco.load(pair, base=base, aligned=aligned, **given(options))
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def spelled_router(baco: "Baco", router: str | None, diversity: float | None) -> Any:
+    """The router of ``--router`` and ``--diversity``.
+
+    Raises:
+        BacoError: a dial beside a threshold, or on a pair that is not calibrated.
+    """
+    if diversity is None:
+        return baco.router(router)
+    from baco.api import DEFAULT_ROUTER
+    from baco.calibration import Calibration
+    from baco.routing.registry import family
+    from baco.routing.registry import router as parse
+
+    if not 0 <= diversity <= 1:
+        raise BacoError(f"diversity is {diversity:g}: give a number from 0 to 1")
+    spelling = router or DEFAULT_ROUTER
+    if ":" in spelling:
+        raise BacoError(
+            f"--diversity and --router {spelling} both say how often the base speaks: "
+            f"give --router {family(spelling)}, or leave out --diversity"
+        )
+    calibration = Calibration.load(baco.pair)
+    if calibration is None or spelling not in calibration.curves:
+        raise BacoError(
+            f"{baco.pair.name} is not calibrated for {spelling}: run 'baco calibrate "
+            f"--router {spelling}' for it first, or give a threshold as in {spelling}:0.4"
+        )
+    return parse(spelling, calibration.threshold(spelling, diversity))
