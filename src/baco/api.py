@@ -204,7 +204,8 @@ class Baco:
 
 
 def _complete(answer: Answer, text: AnswerText, router: str, seconds: float) -> Completion:
-    assert answer.finish_reason is not None and answer.request.params.seed is not None
+    assert answer.finish_reason is not None
+    assert answer.request.params.seed is not None
     return Completion(
         sample=answer.sample,
         text=text.text,

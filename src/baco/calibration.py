@@ -2,7 +2,7 @@
 
 The paper leaves γ to be tuned by hand, and the same γ does very different things to different
 pairs. Calibrating measures, on a set of prompts, the base share and the diversity of a router over
-its range of γ, and remembers the curve for the pair. The dial d runs from 0, the aligned model's own
+its range of γ, and remembers the curve for the pair. The dial runs from 0, the aligned model's own
 diversity, to 1, the most that this router gives this pair; in between it is linear in diversity.
 
 Diversity here is distinct-2 of a prompt's pooled samples (Li et al. 2016): distinct pairs of
@@ -37,7 +37,7 @@ MIDDLE = 0.5
 
 _PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-# Thresholds to measure, from the one at which the base speaks least to the one where it speaks most.
+# Thresholds to measure, from where the base speaks least to where it speaks most.
 GRIDS: dict[str, tuple[float, ...]] = {
     "P": _PROBABILITIES,
     "Rand": _PROBABILITIES,
@@ -125,7 +125,9 @@ class Calibration:
             if path.is_file():
                 rows = json.loads(path.read_text(encoding="utf-8"))["curves"]
                 for name, row in rows.items():
-                    columns = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+                    columns: dict[str, Any] = {
+                        k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
+                    }
                     found.curves[name] = Curve(**columns)
         return found if found.curves else None
 
@@ -134,7 +136,7 @@ class Calibration:
         return self.curves[router].at_diversity(diversity)
 
     def save(self, pair: Pair, path: Path | None = None) -> Path:
-        """Write the curves to the user's own place for the pair, or to ``path``; whole or not at all.
+        """Write the curves, whole or not at all, to ``path`` or the user's own place for the pair.
 
         Raises:
             BacoError: a place that cannot be written.

@@ -102,7 +102,7 @@ def diagnose(
         or without one as the aligned half does. ``cost``, time per token over the aligned half's.
     """
     started = time.perf_counter()
-    options = {"n": samples, "seed": seed, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"n": samples, "seed": seed, "max_tokens": max_tokens}
     aligned = baco.generate_batch(prompts, router="Aligned", **options)
     alone = _pace(aligned, started)
     started = time.perf_counter()
@@ -267,7 +267,7 @@ SIGNS = (
     Sign(
         False,
         lambda f: f["first_token"] < 0.5,
-        "the base model begins an answer otherwise than the aligned one (a space or none; it agrees "
+        "the base model begins answers otherwise than the aligned one (a space or none; it agrees "
         "with probability {first_token:.2f}): end its template otherwise",
     ),
     Sign(
@@ -279,7 +279,7 @@ SIGNS = (
     Sign(
         False,
         lambda f: f["overlap"] < 0.2,
-        "the two speak very differently (overlap {overlap:.2f}): their words may not fit together",
+        "the two speak very differently (overlap {overlap:.2f}): words may not fit together",
     ),
 )
 

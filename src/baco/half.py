@@ -24,7 +24,7 @@ class Half:
         name: hub id or folder, for messages.
         model: the ``transformers`` (or PEFT) model, in evaluation mode.
         tokenizer: its own tokenizer.
-        bare: run a PEFT model without its adapter: how a base half shares the aligned one's weights.
+        bare: run a PEFT model without its adapter, as the base half that shares its weights.
         width: V, rows of logits are cut or filled up to the pair's common vocabulary.
         unknown: bool [V], ids this half does not have.
     """
@@ -51,11 +51,11 @@ class Half:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """The tokens that end a text for this model."""
-        found: set[int] = set()
+        found: set[Any] = set()
         places = (getattr(self.model, "generation_config", None), self.model.config, self.tokenizer)
         for place in places:
             ends = getattr(place, "eos_token_id", None)
-            found |= set(ends) if isinstance(ends, list | tuple) else {ends} - {None}
+            found |= set(ends if isinstance(ends, list | tuple) else [ends]) - {None}
         return frozenset(int(end) for end in found)
 
     def on(self, width: int, unknown: Tensor) -> "Half":
@@ -133,7 +133,7 @@ class Half:
 
 
 class _Runner:
-    """The half's model as a cache store calls it: its adapter off where the half is the bare one."""
+    """The half's model as a cache store calls it: adapter off where the half is the bare one."""
 
     def __init__(self, half: Half) -> None:
         self._half = half

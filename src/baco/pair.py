@@ -1,4 +1,4 @@
-"""A base model and its aligned sibling: loading them, and checking that they speak one vocabulary."""
+"""A base model and its aligned sibling: loading both, and checking that they fit."""
 
 import logging
 from collections.abc import Iterable

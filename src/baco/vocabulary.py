@@ -7,7 +7,7 @@ Computed once per tokenizer, as tensors over the vocabulary.
 Roles, by the first rule that fits:
 
 - ``format``: special tokens, ids without a token, white space, new lines, Markdown marks (runs of
-  ``# * ` | ~ _ = >``, two or more ``-`` or ``+``, bullets), also with other marks around a new line;
+  ``# * ` | ~ _ = >``, two or more ``-`` or ``+``, bullets), or other marks with a new line;
 - ``punctuation``: everything else without a letter or digit, emoji and symbols included;
 - the others go by the word in the token, marks around it taken off: ``number`` begins with a digit,
   ``function`` and ``opinion`` stand in a word list, ``name`` begins with a capital, ``content`` is

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_EXAMPLES = {
+_EXAMPLES: dict[Callable[..., None], str] = {
     generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
     routers: "baco routers --json",
     pairs: "baco pairs",

@@ -37,7 +37,7 @@ def diagnose(
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
-    """Tell where two models agree and part, what a router would do, and whether the pair is good."""
+    """Tell where two models agree and part, what routers would do, and whether the pair is good."""
     from baco.diagnose import diagnose as examine
 
     asked = None if prompts is None else read_prompts(prompts)

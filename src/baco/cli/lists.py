@@ -21,7 +21,7 @@ def routers(as_json: AsJson = False) -> None:
         table.add_row(entry.name, entry.example, entry.sentence)
     out().print(table, soft_wrap=False)
     out().print(
-        "Any content rules (Punc, FC, Role) combine with one logit rule (P, H, Gap, Rand, Nudging), "
+        "Content rules (Punc, FC, Role) combine with one logit rule (P, H, Gap, Rand, Nudging), "
         "as in H-Punc-FC:1.5. predict=aligned or predict=either after a comma says whose most "
         "likely token the content rules look at."
     )

@@ -41,7 +41,7 @@ RouterSpelling = Annotated[
     typer.Option(
         "--router",
         "-r",
-        help="Such as P-Punc:0.4 (see 'baco routers'); P-Punc at its calibrated middle if left out.",
+        help="Such as P-Punc:0.4 (see 'baco routers'); by default P-Punc at its calibrated middle.",
     ),
 ]
 Seed = Annotated[

@@ -1,8 +1,8 @@
 """Keys and values of many sequences, each at its own length, for one half of a pair.
 
 Two stores with one set of verbs (`Store`). `SlotStore` keeps a row per sequence in preallocated
-tensors and runs all rows in one forward. `NativeStore` leaves the cache to the model and runs row by
-row: for architectures whose state is not keys and values (state-space models, ALiBi, …). They know
+tensors and runs all rows in one forward. `NativeStore` leaves the cache to the model, and runs row
+by row: for architectures whose state is not keys and values (state-space models, ALiBi). They know
 token ids and positions; they know nothing of routers, draws or text.
 """
 
@@ -77,12 +77,13 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write [B, heads, T, width] at the plan's columns; return all columns read so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         plan = self.cache.plan
         batch, start = len(plan.lengths), plan.aligned_start
         for store, new in ((self.keys, key_states), (self.values, value_states)):
@@ -97,14 +98,13 @@ class SlotLayer(CacheLayerMixin):
         """Grow to ``rows`` and ``columns``, keeping what is there."""
         if not self.is_initialized:
             return
-        assert self.keys is not None and self.values is not None
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
             new[: old.shape[0], :, : old.shape[2]] = old
             setattr(self, name, new)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         return self.cache.plan.width, 0
 
     def get_seq_length(self) -> int:
@@ -118,7 +118,7 @@ class SlotCache(Cache):
     """A ``transformers`` cache whose rows have lengths of their own."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))  # type: ignore[arg-type]
+        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
         self.rows, self.columns = rows, columns
         self.plan = Plan([0], 0)
 
@@ -278,7 +278,7 @@ class NativeStore:
         self.rows = [state for _, state in read]
         return torch.stack([logits for logits, _ in read])
 
-    def bytes_per_token(self, prefix: dict[str, Any]) -> int:
+    def bytes_per_token(self, prefix: dict[str, Any]) -> int:  # noqa: ARG002
         return 0  # unknown: such a state need not grow with the text at all
 
     def _read(self, state: dict[str, Any], ids: list[int]) -> tuple[Tensor, dict[str, Any]]:

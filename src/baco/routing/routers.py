@@ -153,7 +153,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Custom:
-    """A user's own rule under its registered name: ``decide(signals, γ)`` or ``decide(signals)``."""
+    """A user's own rule by its registered name: ``decide(signals, γ)`` or ``decide(signals)``."""
 
     name: str
     decide: Callable[..., Tensor]
