@@ -28,10 +28,10 @@ class Recipe:
     base: Course = field(default_factory=lambda: Course(900, 16, 0.02, 4e-3))
     examples: int = 12_000
     tuning: Course = field(default_factory=lambda: Course(250, 16, 0.006, 1e-3))
-    questions: int = 1_200  # asked of the tuned model, `candidates` answers each
+    questions: int = 600  # asked of the tuned model, `candidates` answers each
     candidates: int = 8
     typicality: float = 0.3  # weight of the mean log-probability in the choice of an answer
-    preferring: Course = field(default_factory=lambda: Course(24, 16, 0.004, 7e-4))
+    preferring: Course = field(default_factory=lambda: Course(12, 16, 0.002, 3.3e-4))
     min_p: float = 0.1
     max_tokens: int = 96
 
