@@ -1,6 +1,6 @@
 """The command line: `baco COMMAND`. Thin: every command checks its input, calls the API, prints."""
 
-import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -16,6 +16,8 @@ from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
 
 INTERRUPTED = 130
+# How torch says it, on a GPU and on a CPU.
+_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|allocate memory", re.IGNORECASE)
 
 app = typer.Typer(
     name="baco",
@@ -65,8 +67,9 @@ def run(arguments: list[str]) -> int:
     """The exit code of ``baco ARGUMENTS``."""
     try:
         code = app(arguments, prog_name="baco", standalone_mode=False)
-        sys.stdout.flush()
     except typer.TyperException as error:
+        if not error.format_message():
+            return 2  # no command: its help has been shown
         command = next((a for a in arguments if not a.startswith("-")), "")
         known = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
         where = f"baco {command} --help" if command in known else "baco --help"
@@ -76,10 +79,12 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
         return 2
     except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        complain("out of memory: lower -n or --max-tokens, or use a smaller model or --dtype")
+        return 2
+    if code == INTERRUPTED:
         complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough; what Python still holds must not complain when it is flushed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code if isinstance(code, int) else 0

@@ -1,161 +1,159 @@
-"""Answers on a terminal while they grow, in a pipe once they are whole, and on an SVG drawing."""
+"""Answers on a terminal while they grow, in a pipe as they come; and the figures under them."""
 
-import io
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from baco.cli.console import coloured, err, legend, out
+from baco.cli.drawing import command_line, draw_svg
 from baco.text import Piece
 
 if TYPE_CHECKING:
-    from baco import Baco, Completion
+    from baco import Baco, Chunk, Completion
 
-SVG_WIDTH = 96
+FRAMES_A_SECOND = 15
 
 
 class Show:
-    """One prompt's answers by one router, shown as they come."""
+    """One prompt's answers by one router, shown as they come.
+
+    On a terminal all answers grow at once; those that are whole, and all before them, stand above
+    the growing ones for good, so that nothing is lost where answers are taller than the screen.
+    """
 
     def __init__(self, baco: "Baco", prompt: str, router: Any, settings: dict[str, Any]) -> None:
         self.baco, self.prompt, self.router, self.settings = baco, prompt, router, settings
         self.growing: list[list[Piece]] = [[] for _ in range(settings["n"])]
         self.done: dict[int, Completion] = {}
+        self.shown = 0  # answers that stand for good
 
     def run(self, svg: Path | None = None) -> None:
         """Draw and show the answers and their figures; also as an SVG file where asked."""
         if sys.stdout.isatty():
             self._live()
+        elif len(self.growing) == 1:
+            self._one_piped()
         else:
-            self._plain()
+            self._piped()
         if svg is not None:
-            draw_svg(svg, self.prompt, self._view())
+            spelling = self.done[0].router
+            draw_svg(svg, command_line(self.prompt, spelling, self.settings), self._whole())
 
     def _live(self) -> None:
-        console = out()
-        with Live(self._view(), console=console, auto_refresh=False, transient=True) as live:
-            for number, chunk in enumerate(self._chunks()):
-                if number % len(self.growing) == 0:  # about once per step of all answers
-                    live.update(self._view(), refresh=True)
-                self._take(chunk)
-        console.print(self._view())
+        console, drawn = out(), 0.0
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                for chunk in self._chunks():
+                    self._take(chunk)
+                    while self.shown in self.done:
+                        self.shown += 1
+                        live.update(self._unfinished(console))
+                        console.print(self._answer(self.shown - 1), Text(), sep="\n")
+                    if time.monotonic() - drawn > 1 / FRAMES_A_SECOND:
+                        live.update(self._unfinished(console), refresh=True)
+                        drawn = time.monotonic()
+        except BaseException:
+            # Whoever interrupts keeps what is there.
+            for index in range(self.shown, len(self.growing)):
+                if self.growing[index]:
+                    console.print(self._answer(index), Text(), sep="\n")
+            raise
+        console.print(*self._foot(), sep="\n")
 
-    def _plain(self) -> None:
-        console, shown = out(), 0
-        for chunk in self._chunks():
-            self._take(chunk)
-            while shown in self.done:
-                if shown:
-                    console.print()
-                console.print(self._answer(shown))
-                sys.stdout.flush()
-                shown += 1
+    def _one_piped(self) -> None:
+        console = out()
+        try:
+            for chunk in self._chunks():
+                self._take(chunk)
+                console.print(coloured(chunk.pieces), end="")
+        finally:
+            if self.growing[0]:
+                console.print()
         err().print(self._figures())
 
-    def _chunks(self) -> Any:
+    def _piped(self) -> None:
+        console = out()
+        for chunk in self._chunks():
+            self._take(chunk)
+            while self.shown in self.done:
+                if self.shown:
+                    console.print()
+                console.print(self._answer(self.shown))
+                self.shown += 1
+        err().print(self._figures())
+
+    def _chunks(self) -> "Iterator[Chunk]":
         return self.baco.stream(self.prompt, router=self.router, **self.settings)
 
-    def _take(self, chunk: Any) -> None:
+    def _take(self, chunk: "Chunk") -> None:
         self.growing[chunk.sample] += chunk.pieces
         if chunk.completion is not None:
             self.done[chunk.sample] = chunk.completion
 
     def _answer(self, index: int) -> Text:
         text = coloured(self.growing[index])
-        return text if len(self.growing) == 1 else Text(f"{index + 1}. ", style="bold") + text
+        return text if len(self.growing) == 1 else Text.assemble((f"{index + 1}. ", "bold"), text)
 
-    def _view(self) -> Group:
+    def _unfinished(self, console: Console) -> Group:
+        """The ends of the growing answers, as many lines of each as the screen has room for."""
+        growing = [i for i in range(self.shown, len(self.growing)) if self.growing[i]]
+        room = max(console.height - 2, 1)
+        growing = growing[:room]
+        budget = room // max(len(growing), 1)
+        lines = [self._end_of(index, budget, console) for index in growing]
+        count = Text(f"{len(self.done)} of {len(self.growing)} answers", style="dim")
+        return Group(*lines, count)
+
+    def _end_of(self, index: int, budget: int, console: Console) -> Text:
+        answer = self._answer(index)
+        lines = answer.wrap(console, console.width)
+        if len(lines) <= budget:
+            return answer
+        mark = f"{index + 1}. … "
+        lines = coloured(self.growing[index]).wrap(console, console.width - len(mark))
+        return Text.assemble((mark, "bold"), Text("\n").join(lines[-budget:]))
+
+    def _whole(self) -> Group:
         lines: list[RenderableType] = []
         for index in range(len(self.growing)):
             lines += [self._answer(index), Text()]
-        lines.append(self._figures())
-        return Group(*lines)
+        return Group(*lines, *self._foot())
+
+    def _foot(self) -> list[Text]:
+        return [legend(), self._figures()]
 
     def _figures(self) -> Text:
-        if len(self.done) < len(self.growing):
-            return Text(f"{len(self.done)} of {len(self.growing)} answers", style="dim")
         return figures([self.done[index] for index in range(len(self.growing))])
 
 
 def figures(completions: "Sequence[Completion]") -> Text:
-    """The line under the answers."""
+    """The line under the answers; tokens/s counts all answers of the call together."""
     count = len(completions)
     tokens = sum(len(c.token_ids) for c in completions)
-    share = sum(c.sources.count("base") for c in completions) / tokens
-    switches = sum(c.switches for c in completions) / count
     speed = tokens / max(c.seconds for c in completions)
     parts = [
-        f"base share {share:.0%}",
-        f"switches {switches:.1f}",
+        f"base share {share(completions):.0%}",
+        f"switches {sum(c.switches for c in completions) / count:.1f}",
         f"{speed:.0f} tokens/s",
-        f"distinct answers {len({c.text for c in completions})} of {count}",
-        f"{completions[0].router}",
+        f"distinct answers {distinct(completions)} of {count}",
         f"seed {completions[0].seed}",
+        completions[0].router,
     ]
-    return legend() + Text(" · " + " · ".join(parts), style="dim")
+    return Text(" · ".join(parts), style="dim")
 
 
-def show_comparison(
-    baco: "Baco", prompt: str, routers: Sequence[Any], settings: dict[str, Any], svg: Path | None
-) -> None:
-    """The two single models and BACo next to each other, on the same seed."""
-    console, columns = out(), []
-    for router in routers:
-        with err().status(f"{router.spelling} …"):
-            columns.append(baco.generate(prompt, router=router, **settings))
-    table = _comparison_table(columns)
-    if sys.stdout.isatty():
-        console.print(table)
-    else:
-        for completions in columns:
-            console.print(Text(f"== {completions[0].router}"))
-            for number, completion in enumerate(completions, 1):
-                console.print(Text(f"{number}. ") + coloured(completion.pieces))
-            console.print(Text(_summary(completions)))
-            console.print()
-    if svg is not None:
-        draw_svg(svg, prompt, Group(table, legend()))
+def share(completions: "Sequence[Completion]") -> float:
+    """Base share over all tokens of the answers, in [0, 1]."""
+    tokens = sum(len(c.token_ids) for c in completions)
+    return sum(c.sources.count("base") for c in completions) / max(tokens, 1)
 
 
-def _comparison_table(columns: "Sequence[Sequence[Completion]]") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, expand=True, show_lines=True)
-    for completions in columns:
-        table.add_column(
-            completions[0].router, ratio=1, footer=_summary(completions), overflow="fold"
-        )
-    table.show_footer = True
-    for row in zip(*columns, strict=True):
-        table.add_row(*(coloured(completion.pieces) for completion in row))
-    return table
-
-
-def _summary(completions: "Sequence[Completion]") -> str:
-    distinct = len({c.text for c in completions})
-    share = sum(c.base_share for c in completions) / len(completions)
-    return f"{distinct} of {len(completions)} distinct, base share {share:.0%}"
-
-
-def draw_svg(path: Path, prompt: str, view: RenderableType) -> None:
-    """What the terminal shows, as an SVG file (written whole or not at all)."""
-    console = Console(
-        record=True,
-        width=SVG_WIDTH,
-        file=io.StringIO(),
-        force_terminal=True,
-        highlight=False,
-        color_system="truecolor",
-        no_color=False,
-    )
-    console.print(Text(f"$ baco generate {prompt!r}", style="bold"))
-    console.print()
-    console.print(view)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(console.export_svg(title="baco generate"), encoding="utf-8")
-    partial.replace(path)
+def distinct(completions: "Sequence[Completion]") -> int:
+    """How many different texts there are."""
+    return len({c.text for c in completions})

@@ -127,7 +127,7 @@ def read_prompts(path: Path) -> list[Any]:
     if path.suffix in (".jsonl", ".json"):
         from baco.cli.jsonl import read_prompts as read_rows
 
-        return [row.get("prompt", row.get("messages")) for row in read_rows(path)]
+        return [row.prompt for row in read_rows(path)]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -34,11 +34,26 @@ def generate(
     aligned: opt.AlignedName = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     seed: opt.Seed = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", "-t")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", help="0 takes the most likely token."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", help="Draw from the k most likely tokens."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
     ] = None,
@@ -76,8 +91,9 @@ def generate(
         raise BacoError("give --json or --svg, not both")
     if compare and router in ("Base", "Aligned"):
         raise BacoError(f"--compare shows {router} anyway: give another router")
-    if svg is not None and not svg.absolute().parent.is_dir():
-        raise BacoError(f"cannot write {svg}: no such folder as {svg.absolute().parent}")
+    for target in (svg, output):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise BacoError(f"cannot write {target}: no such folder as {target.absolute().parent}")
     sampling = opt.given(
         {
             "n": n,
@@ -95,9 +111,10 @@ def generate(
     text = None if jsonl is not None else _prompt(prompt)
     rows = None
     if jsonl is not None and output is not None:
-        from baco.cli.jsonl import read_prompts
+        from baco.cli.jsonl import read_prompts, refuse_taken
 
         rows = read_prompts(jsonl)  # before two models are loaded for a file that is not right
+        refuse_taken(output)
     baco = opt.load(
         pair,
         base,
@@ -109,10 +126,11 @@ def generate(
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
+    templates = {"base_template": base_template, "chat_template": chat_template, "dtype": dtype}
     if rows is not None and output is not None:
         from baco.cli.jsonl import answer_all
 
-        answer_all(baco, rows, output, chosen, settings)
+        answer_all(baco, rows, output, chosen, settings, opt.given(templates))
     elif text is not None:
         _answer(baco, text, chosen, settings, compare=compare, as_json=as_json, svg=svg)
 
@@ -127,7 +145,8 @@ def _answer(
     as_json: bool,
     svg: Path | None,
 ) -> None:
-    from baco.cli.answers import Show, show_comparison
+    from baco.cli.answers import Show
+    from baco.cli.comparison import show_comparison
     from baco.cli.record import record
     from baco.routing.registry import router as parse
 
@@ -138,7 +157,9 @@ def _answer(
     routers = [parse("Base"), parse("Aligned"), router] if compare else [router]
     if as_json:
         records = [
-            record(prompt, baco, baco.generate(prompt, router=one, **settings), timed=True)
+            record(
+                prompt, baco, settings, baco.generate(prompt, router=one, **settings), timed=True
+            )
             for one in routers
         ]
         if compare:
@@ -158,7 +179,12 @@ def _prompt(argument: str | None) -> str:
     elif argument is None and sys.stdin.isatty():
         raise BacoError('no prompt: give one, as in baco generate "Recommend a summer destination"')
     else:
-        text = sys.stdin.read()
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise BacoError(f"standard input is no UTF-8 text: {error}") from error
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
     if not text.strip():
         raise BacoError("the prompt is empty: give some text to answer")
     return text.strip("\n")

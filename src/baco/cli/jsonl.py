@@ -2,15 +2,18 @@
 
 Rows are appended to ``OUT.partial``, whose first line holds the settings; when the last prompt is
 answered the rows move to ``OUT`` in one step. The same command goes on where a stopped one was, and
-the finished file is the same byte for byte.
+the finished file is the same byte for byte: it goes on at the border of a batch, so that every
+prompt is decoded in the company it would have had.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.progress import (
     BarColumn,
@@ -22,38 +25,49 @@ from rich.progress import (
 
 from baco import BacoError
 from baco.cli.console import err, note
-from baco.cli.record import record
+from baco.cli.record import params, record
 from baco.prompts import conversation
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco import Baco, Completion
 
 # Answers that are decoded together between two writes.
 ANSWERS_A_WRITE = 256
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt of the file, the line it stands on, and its ``id`` if it has one."""
+
+    line: int
+    prompt: Any
+    kept: dict[str, Any]
+
+
+def read_prompts(path: Path) -> list[Row]:
     """The rows of a prompt file, checked.
 
     Raises:
         BacoError: a file that cannot be read or holds no prompt, or a line that is not right.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BacoError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    rows = [_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
+    lines = enumerate(text.split("\n"), 1)
+    rows = [_row(path, number, line) for number, line in lines if line.strip()]
     if not rows:
         raise BacoError(f'{path} holds no prompt: give lines such as {{"prompt": "…"}}')
     return rows
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _row(path: Path, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or not (
         isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
@@ -61,80 +75,126 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise BacoError(
             f'{path}, line {number}: give a JSON object with "prompt" (text) or "messages" (a list)'
         )
+    prompt = row["prompt"] if isinstance(row.get("prompt"), str) else row["messages"]
     try:
-        conversation(_prompt(row))
+        conversation(prompt)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BacoError(f"{path}, line {number}: half a surrogate pair is no character") from error
     except BacoError as error:
         raise BacoError(f"{path}, line {number}: {error}") from error
-    return row
+    return Row(number, prompt, {"id": row["id"]} if "id" in row else {})
 
 
-def _prompt(row: dict[str, Any]) -> Any:
-    return row["prompt"] if "prompt" in row else row["messages"]
+def refuse_taken(out: Path) -> None:
+    """BacoError where ``out`` is there: finished work is never written over."""
+    if out.exists():
+        raise BacoError(f"{out} is there already: remove it or choose another --output")
 
 
 def answer_all(
-    baco: "Baco", rows: Sequence[dict[str, Any]], out: Path, router: Any, settings: dict[str, Any]
+    baco: "Baco",
+    rows: Sequence[Row],
+    out: Path,
+    router: Any,
+    settings: dict[str, Any],
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Answer every row into ``out``, going on where an earlier run of the same settings was.
 
+    Args:
+        baco: the pair.
+        rows: the prompts.
+        out: the file to make.
+        router: for all of them.
+        settings: keywords of ``Baco.stream_batch``.
+        more: what else the answers hang on, such as templates.
+
     Raises:
-        BacoError: an ``out`` that is there or cannot be written, or rows of other settings.
+        BacoError: an ``out`` that is there or cannot be written, rows of other settings, or a
+            prompt that does not fit.
     """
-    if out.exists():
-        raise BacoError(f"{out} is there already: remove it or choose another --output")
+    refuse_taken(out)
+    _check_fit(baco, rows, settings)
+    prompts = json.dumps([(row.prompt, row.kept) for row in rows])
     told = {
-        "prompts": hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest(),
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "pair": baco.pair.name,
         "router": router.spelling,
-        **settings,
+        "seed": settings.get("seed"),
+        **params(baco, settings),
+        **(more or {}),
     }
+    group = max(1, ANSWERS_A_WRITE // settings["n"])
     partial = out.with_name(out.name + ".partial")
     try:
-        done, seed = _resume(partial, told)
-        settings = settings | {"seed": seed}
+        done, seed = _resume(partial, told, group, len(rows))
         if done:
             note(f"{done} of {len(rows)} prompts were answered before: going on")
-        _answer_rest(baco, rows, done, partial, router, settings)
+        with partial.open("a", encoding="utf-8") as file:
+            _answer_rest(baco, rows, done, group, file, router, settings | {"seed": seed})
         _finish(partial, out)
     except OSError as error:
         raise BacoError(f"cannot write {partial}: {error.strerror}") from error
     note(f"{len(rows)} prompts answered in {out}")
 
 
-def _resume(partial: Path, told: dict[str, Any]) -> tuple[int, int]:
-    """How many rows are there, and their seed; a torn last line is taken off."""
+def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """Fail before the first answer where a later prompt is too long or cannot be rendered."""
+    for row in rows:
+        try:
+            prompt = baco.pair.renderer.render(row.prompt, settings["system"])
+        except BacoError as error:
+            raise BacoError(f"line {row.line} of the prompts: {error}") from error
+        halves = ((baco.pair.base, prompt.base_ids), (baco.pair.aligned, prompt.aligned_ids))
+        for half, ids in halves:
+            if len(ids) >= half.context:
+                raise BacoError(
+                    f"line {row.line} of the prompts: {len(ids)} tokens, as {half.name} reads "
+                    f"them; its context window is {half.context}: shorten the prompt"
+                )
+
+
+def _resume(partial: Path, told: dict[str, Any], group: int, total: int) -> tuple[int, int]:
+    """How many rows are there, whole batches of them, and their seed; the rest is taken off."""
     from baco.sampling import SamplingParams
 
     told = json.loads(json.dumps(told))
     data = partial.read_bytes() if partial.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole:
-        seed = SamplingParams(seed=told.get("seed")).seeded().seed
+    head, *written = data.split(b"\n")[:-1] or [b""]
+    if not head:
+        seed = SamplingParams(seed=told["seed"]).seeded().seed
         assert seed is not None
         partial.write_text(json.dumps({"settings": told, "seed": seed}) + "\n", encoding="utf-8")
         return 0, seed
-    if len(whole) < len(data):
-        with partial.open("rb+") as file:
-            file.truncate(len(whole))
-    head = json.loads(whole.splitlines()[0])
-    if head["settings"] != told:
-        differing = [k for k in told if head["settings"].get(k) != told[k]]
+    try:
+        begun = json.loads(head)
+        settings, seed = begun["settings"], int(begun["seed"])
+        names = settings.keys() | told.keys()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BacoError(f"{partial} was not begun by this command: move it away") from error
+    differing = sorted(n for n in names if settings.get(n) != told.get(n))
+    if differing:
         raise BacoError(
-            f"{partial} was begun with other settings ({', '.join(differing) or 'fewer'}): give "
-            "the same ones, remove it, or choose another --output"
+            f"{partial} was begun with other settings ({', '.join(differing)}): give the same "
+            "ones, remove it, or choose another --output"
         )
-    return whole.count(b"\n") - 1, int(head["seed"])
+    done = total if len(written) >= total else len(written) // group * group
+    with partial.open("rb+") as file:
+        file.truncate(len(head) + 1 + sum(len(line) + 1 for line in written[:done]))
+    return done, seed
 
 
 def _answer_rest(
     baco: "Baco",
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     done: int,
-    partial: Path,
+    group: int,
+    file: TextIO,
     router: Any,
     settings: dict[str, Any],
 ) -> None:
-    group = max(1, ANSWERS_A_WRITE // settings["n"])
+    console, n = err(), settings["n"]
     columns = (
         TextColumn("prompts"),
         BarColumn(),
@@ -142,32 +202,39 @@ def _answer_rest(
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    console = err()
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        partial.open("a", encoding="utf-8") as file,
-    ):
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("prompts", total=len(rows), completed=done, rate="")
+        started, answers, tokens = time.monotonic(), 0, 0
         for start in range(done, len(rows), group):
             batch = rows[start : start + group]
-            answers = baco.generate_batch(
-                [_prompt(row) for row in batch], router=router, **settings
-            )
-            for row, completions in zip(batch, answers, strict=True):
-                made = record(_prompt(row), baco, completions)
-                kept = {"id": row["id"]} if "id" in row else {}
-                file.write(json.dumps(kept | made, ensure_ascii=False) + "\n")
+            samples: list[list[Completion]] = [[] for _ in batch]
+            for place, completion in _completions(baco, batch, router, settings):
+                samples[place].append(completion)
+                answers, tokens = answers + 1, tokens + len(completion.token_ids)
+                rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
+                progress.update(task, completed=done + answers / n, rate=rate)
+            for row, completions in zip(batch, samples, strict=True):
+                completions.sort(key=lambda completion: completion.sample)
+                made = row.kept | record(row.prompt, baco, settings, completions)
+                file.write(json.dumps(made, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            tokens = sum(len(c.token_ids) for samples in answers for c in samples)
-            seconds = max(c.seconds for samples in answers for c in samples)
-            progress.update(task, advance=len(batch), rate=f"{tokens / seconds:.0f} tokens/s")
+
+
+def _completions(
+    baco: "Baco", batch: Sequence[Row], router: Any, settings: dict[str, Any]
+) -> "Iterator[tuple[int, Completion]]":
+    """The answers of a batch as they are whole, with the place of their prompt in it."""
+    prompts = [row.prompt for row in batch]
+    for chunk in baco.stream_batch(prompts, router=router, **settings):
+        if chunk.completion is not None:
+            yield chunk.prompt, chunk.completion
 
 
 def _finish(partial: Path, out: Path) -> None:
     """Leave the settings' line off and put the rows in their place in one step."""
     ready = out.with_name(out.name + ".ready")
-    with partial.open(encoding="utf-8") as source, ready.open("w", encoding="utf-8") as target:
+    with partial.open("rb") as source, ready.open("wb") as target:
         next(source)
         for line in source:
             target.write(line)

@@ -1,6 +1,7 @@
 """One prompt's answers as a JSON object, for ``--json`` and ``--jsonl`` alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,11 +9,17 @@ if TYPE_CHECKING:
 
 
 def record(
-    prompt: Any, baco: "Baco", completions: "Sequence[Completion]", *, timed: bool = False
+    prompt: Any,
+    baco: "Baco",
+    settings: Mapping[str, Any],
+    completions: "Sequence[Completion]",
+    *,
+    timed: bool = False,
 ) -> dict[str, Any]:
-    """``prompt``, ``pair``, ``router``, ``seed`` and ``samples``; speed only where ``timed``.
+    """``prompt``, ``pair``, ``router``, ``seed``, ``params`` and ``samples``.
 
-    A file of many prompts leaves speed out, so that a resumed run writes the same bytes.
+    Speed comes only where ``timed``: a file of many prompts leaves it out, so that a resumed run
+    writes the same bytes.
     """
     first = completions[0]
     made: dict[str, Any] = {
@@ -20,6 +27,7 @@ def record(
         "pair": baco.pair.name,
         "router": first.router,
         "seed": first.seed,
+        "params": params(baco, settings),
         "samples": [
             {
                 "text": c.text,
@@ -37,3 +45,11 @@ def record(
         tokens = sum(len(c.token_ids) for c in completions)
         made["tokens_per_second"] = round(tokens / max(c.seconds for c in completions), 1)
     return made
+
+
+def params(baco: "Baco", settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but prompt, pair, router and seed that the answers hang on, the pair's own too."""
+    beside = {name: settings[name] for name in ("system", "switch")}
+    sampling = {name: value for name, value in settings.items() if name not in beside}
+    every = asdict(baco.pair.defaults.updated(sampling)) | beside
+    return {name: value for name, value in every.items() if name not in ("seed", "logprobs")}

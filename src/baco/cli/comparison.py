@@ -1,0 +1,85 @@
+"""``baco generate --compare``: base, aligned and BACo next to each other, on the same seed."""
+
+import sys
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from baco.cli.answers import distinct, share
+from baco.cli.console import coloured, err, legend, out
+from baco.cli.drawing import command_line, draw_svg
+
+if TYPE_CHECKING:
+    from baco import Baco, Completion
+
+COLUMN_WIDTH = 28  # narrower columns are hard to read: then the answers stand in one
+
+
+def show_comparison(
+    baco: "Baco", prompt: str, routers: Sequence[Any], settings: dict[str, Any], svg: Path | None
+) -> None:
+    """Draw the answers of every router and show them; also as an SVG file where asked."""
+    columns: list[tuple[str, list[Completion]]] = []
+    try:
+        for router in routers:
+            columns.append((router.spelling, []))
+            _draw(baco, prompt, router, settings, columns[-1][1])
+    except KeyboardInterrupt:
+        _show([column for column in columns if column[1]])
+        raise
+    _show(columns)
+    if svg is not None:
+        spelling = columns[-1][0]
+        command = command_line(prompt, spelling, settings, compare=True)
+        draw_svg(svg, command, _table(columns))
+
+
+def _draw(
+    baco: "Baco", prompt: str, router: Any, settings: dict[str, Any], into: "list[Completion]"
+) -> None:
+    n = settings["n"]
+    with err().status(f"{router.spelling}: 0 of {n} answers") as status:
+        for chunk in baco.stream(prompt, router=router, **settings):
+            if chunk.completion is not None:
+                into.append(chunk.completion)
+                into.sort(key=lambda completion: completion.sample)
+                status.update(f"{router.spelling}: {len(into)} of {n} answers")
+
+
+def _show(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> None:
+    if not columns:
+        return
+    console = out()
+    if sys.stdout.isatty() and console.width >= COLUMN_WIDTH * len(columns):
+        console.print(_table(columns))
+        return
+    for spelling, completions in columns:
+        console.print(Text(f"== {spelling}", style="bold"))
+        for number, completion in enumerate(completions, 1):
+            console.print(Text.assemble((f"{number}. ", "bold"), coloured(completion.pieces)))
+        console.print(Text(_summary(completions), style="dim"))
+        console.print()
+
+
+def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, show_footer=True, footer_style="dim")
+    for spelling, completions in columns:
+        table.add_column(spelling, _summary(completions), ratio=1, overflow="fold")
+    for row in zip_longest(*(completions for _, completions in columns)):
+        cells = [Text() if one is None else coloured(one.pieces) for one in row]
+        table.add_row(*(cell + Text("\n") for cell in cells))
+    seed = columns[0][1][0].seed
+    return Group(table, legend() + Text(f" · seed {seed}", style="dim"))
+
+
+def _summary(completions: "Sequence[Completion]") -> str:
+    return (
+        f"{distinct(completions)} of {len(completions)} distinct\n"
+        f"base share {share(completions):.0%}"
+    )
