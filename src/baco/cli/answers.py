@@ -42,8 +42,8 @@ class Show:
         else:
             self._piped()
         if svg is not None:
-            spelling = self.done[0].router
-            draw_svg(svg, command_line(self.prompt, spelling, self.settings), self._whole())
+            spelling, name = self.done[0].router, self.baco.pair.name
+            draw_svg(svg, command_line(self.prompt, name, spelling, self.settings), self._whole())
 
     def _live(self) -> None:
         console, drawn = out(), 0.0

@@ -36,7 +36,7 @@ def show_comparison(
     _show(columns)
     if svg is not None:
         spelling = columns[-1][0]
-        command = command_line(prompt, spelling, settings, compare=True)
+        command = command_line(prompt, baco.pair.name, spelling, settings, compare=True)
         draw_svg(svg, command, _table(columns))
 
 
@@ -65,6 +65,8 @@ def _show(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> None:
             console.print(Text.assemble((f"{number}. ", "bold"), coloured(completion.pieces)))
         console.print(Text(_summary(completions), style="dim"))
         console.print()
+    if console.is_terminal:
+        console.print(legend())
 
 
 def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableType:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from baco import BacoError
+from baco.known import DEMO
 
 WIDTH = 96
 
@@ -25,13 +27,24 @@ PAPER = TerminalTheme(
 
 
 def command_line(
-    prompt: str, router: str, settings: dict[str, Any], *, compare: bool = False
+    prompt: str, pair: str, router: str, settings: Mapping[str, Any], *, compare: bool = False
 ) -> str:
     """The command that gives these answers again."""
-    escaped = re.sub(r'([\\"$`])', r"\\\1", prompt)
-    parts = ["baco generate", f'"{escaped}"', f"-n {settings['n']}", f"--router {router}"]
+    parts = ["baco generate", _quoted(prompt), f"-n {settings['n']}", f"--router {router}"]
     parts += ["--compare"] if compare else []
-    return " ".join([*parts, f"--seed {settings['seed']}"])
+    parts += [f"--seed {settings['seed']}"]
+    parts += [] if pair == DEMO else [f"--pair {_quoted(pair)}"]
+    for name, value in settings.items():
+        if name in ("n", "seed") or value is None or (name, value) == ("switch", "word"):
+            continue
+        option = "--" + name.replace("_", "-")
+        for one in value if isinstance(value, tuple) else (value,):
+            parts.append(f"{option} {_quoted(one) if isinstance(one, str) else one}")
+    return " ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
 
 
 def draw_svg(path: Path, command: str, view: RenderableType) -> None:
