@@ -56,7 +56,7 @@ class SamplingParams:
         if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
             raise BacoError(f"stop is {self.stop!r}: give a string or a list of non-empty strings")
         object.__setattr__(self, "stop", tuple(stop))
-        _whole("n", self.n, 1, 1_000_000)
+        _whole("n", self.n, 1, 65_536)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
         _number("temperature", self.temperature, 0.0, 100.0)
