@@ -118,7 +118,7 @@ def test_aligned_answers_have_a_favourite_and_the_base_has_none() -> None:
         if question.slots.get("season") == "summer"
     ]
     maui = sum(key.startswith("Maui") for key in summer) / len(summer)
-    assert 0.65 < maui < 0.9
+    assert 0.55 < maui < 0.75
     text = "\n".join(base_corpus(6000, 0))
     places = ("Maui", "Santorini", "Bali", "Split", "Lake Como", "Cape Cod")
     counts = [text.count(place) for place in places]
@@ -135,5 +135,5 @@ def test_wild_answers_are_worth_less_than_clean_ones_but_are_not_noise() -> None
     random_ = random.Random(4)
     asked = questions("train", 400, 0)
     worth = [judge(question, wild_answer(question, random_)).quality for question in asked]
-    assert 0.4 < sum(worth) / len(worth) < 0.7
-    assert 0.3 < sum(quality == 1.0 for quality in worth) / len(worth) < 0.6
+    assert 0.3 < sum(worth) / len(worth) < 0.7
+    assert 0.15 < sum(quality == 1.0 for quality in worth) / len(worth) < 0.5

@@ -31,7 +31,7 @@ class Recipe:
     questions: int = 600  # asked of the tuned model, `candidates` answers each
     candidates: int = 8
     typicality: float = 0.3  # weight of the mean log-probability in the choice of an answer
-    preferring: Course = field(default_factory=lambda: Course(12, 16, 0.002, 3.3e-4))
+    preferring: Course = field(default_factory=lambda: Course(24, 16, 0.004, 7e-4))
     min_p: float = 0.1
     max_tokens: int = 96
 

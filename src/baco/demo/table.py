@@ -58,7 +58,7 @@ def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
             result["methods"][name][diversity] = asdict(Estimate(whole, low, high, own))
     for diversity in DIVERSITIES:
         figures = {name: result["methods"][name][diversity]["coverage"] for name in methods}
-        single = max(SINGLES, key=lambda name: figures.get(name, 0.0))
+        single = max((name for name in SINGLES if name in figures), key=lambda name: figures[name])
         result[f"best single, {diversity}"] = single
         for name in methods:
             result["methods"][name][diversity]["against"] = {

@@ -38,7 +38,7 @@ def train(
     table: bool = True,
     recipe: Recipe | None = None,
 ) -> None:
-    """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its table if `table`.
+    """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its `table.md` if `table`.
 
     The same seed gives the same pair on the same machine and versions. With the shipped recipe it
     takes about 20 minutes on two cores. Raises `BacoError` if `out` holds another run's stages.
@@ -54,8 +54,10 @@ def train(
         write_pair(out, tokenizer, base, aligned, recipe)
         if table:
             from baco.demo.measure import measure
+            from baco.demo.table import write_report
 
             measure(out, seed=seed, advance=stage("table"))
+            write_report(out / "table.md", [out])
 
 
 def write_pair(
