@@ -14,7 +14,9 @@ from baco.known import find_pair, known_pairs
 from baco.prompts import Renderer
 from baco.text import AnswerText
 from tests.pairs import PairFolder
-from tests.test_vocabulary import BYTE_LEVEL
+from tests.test_vocabulary import byte_level
+
+BYTE_LEVEL = byte_level()
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,19 @@ its range of γ, and remembers the curve for the pair. The dial runs from 0, the
 diversity, to 1, the most that this router gives this pair; in between it is linear in diversity.
 
 Diversity here is distinct-2 of a prompt's pooled samples (Li et al. 2016): distinct pairs of
-neighbouring words / all of them, in [0, 1], averaged over prompts.
+neighbouring words / all of them, in [0, 1], averaged over prompts. In scripts written without
+spaces a word is a character.
+
+A pair in one folder (base/ and aligned/) may bring its curves along, in calibration.json beside the
+two. What a user measures goes to the user's own cache (or BACO_HOME), under a fingerprint of the
+pair, and goes before what the folder brought.
 """
 
-import bisect
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -22,7 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import platformdirs
+import torch
 
+from baco.curve import Curve
 from baco.errors import BacoError
 from baco.pair import Pair
 from baco.routing.registry import needs_threshold
@@ -35,6 +42,12 @@ if TYPE_CHECKING:
 
 MIDDLE = 0.5
 
+# Thai, Lao, Burmese, Khmer; kana, CJK ideographs.
+_WORD = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    r"|[^\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+)
+
 _PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 # Thresholds to measure, from where the base speaks least to where it speaks most.
@@ -45,58 +58,6 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "H": _NATS[::-1],
     "Gap": (*_NATS[:0:-1], 0.0, -0.1, -0.25, -0.5, -1.0),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """What a router does to a pair over its range of γ, from the least base to the most.
-
-    Attributes:
-        thresholds: γ at each point.
-        base_share: in [0, 1], never falling along the curve.
-        diversity: distinct-2, never falling along the curve (isotonic fit of what was measured).
-        aligned: distinct-2 of the aligned model alone.
-        prompts, samples, seed: what it was measured with.
-    """
-
-    thresholds: tuple[float, ...]
-    base_share: tuple[float, ...]
-    diversity: tuple[float, ...]
-    aligned: float
-    prompts: int
-    samples: int
-    seed: int
-
-    def at_diversity(self, dial: float) -> float:
-        """γ at a dial position in [0, 1]."""
-        low = min(self.aligned, self.diversity[0])
-        target = low + dial * (self.diversity[-1] - low)
-        return _interpolate(self.diversity, self.thresholds, target)
-
-    def at_base_share(self, share: float) -> float:
-        """γ at which this share of the tokens comes from the base model.
-
-        Raises:
-            BacoError: more than the router gives at any threshold.
-        """
-        if share > self.base_share[-1]:
-            raise BacoError(
-                f"base share {share:g} is out of reach: this router gives at most "
-                f"{self.base_share[-1]:.2f} on this pair; ask for less, or choose another router"
-            )
-        return _interpolate(self.base_share, self.thresholds, share)
-
-
-def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """y at the first place where the never falling ``xs`` reach x."""
-    upper = bisect.bisect_left(xs, x)
-    if upper == 0:
-        return ys[0]
-    if upper == len(xs):
-        return ys[-1]
-    lower = upper - 1
-    part = (x - xs[lower]) / (xs[upper] - xs[lower])
-    return round(ys[lower] + part * (ys[upper] - ys[lower]), 4)
 
 
 def isotonic(values: Sequence[float]) -> tuple[float, ...]:
@@ -119,16 +80,15 @@ class Calibration:
 
     @classmethod
     def load(cls, pair: Pair) -> Self | None:
-        """The user's own calibration of a pair, else the one kept beside its weights, else None."""
+        """The user's own calibration of a pair, else the one kept beside its weights, else None.
+
+        Raises:
+            BacoError: a file that is no calibration.
+        """
         found = cls()
         for path in (_beside(pair), _own(pair)):
-            if path.is_file():
-                rows = json.loads(path.read_text(encoding="utf-8"))["curves"]
-                for name, row in rows.items():
-                    columns: dict[str, Any] = {
-                        k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
-                    }
-                    found.curves[name] = Curve(**columns)
+            if path is not None and path.is_file():
+                found.curves |= _read(path)
         return found if found.curves else None
 
     def threshold(self, router: str, diversity: float = MIDDLE) -> float:
@@ -142,10 +102,10 @@ class Calibration:
             BacoError: a place that cannot be written.
         """
         target = path or _own(pair)
-        partial = target.with_name(target.name + ".partial")
         told = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
+        check_writable(target)
+        partial = _partial(target)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             partial.replace(target)
         except OSError as error:
@@ -159,21 +119,72 @@ def middle(pair: Pair, router: str) -> float | None:
     return found.threshold(router) if found is not None and router in found.curves else None
 
 
-def _beside(pair: Pair) -> Path:
-    return Path(pair.base.name).parent / "calibration.json"
+def check_writable(target: Path | None) -> None:
+    """Find out before hours of measuring whether a curve can be kept there (None: in the cache).
+
+    Raises:
+        BacoError: it cannot.
+    """
+    target = target or _home() / "any.json"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        partial = _partial(target)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise BacoError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{os.getpid()}.partial")
+
+
+def _read(path: Path) -> dict[str, Curve]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["curves"]
+        return {name: Curve.from_row(row) for name, row in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BacoError(
+            f"{path} is no calibration ({type(error).__name__}): delete it and run 'baco "
+            "calibrate' again"
+        ) from error
+
+
+def _beside(pair: Pair) -> Path | None:
+    base, aligned = Path(pair.base.name), Path(pair.aligned.name)
+    # Two folders of any names may share theirs with other pairs; a hub id is no folder at all.
+    if (base.name, aligned) != ("base", base.parent / "aligned"):
+        return None
+    return base.parent / "calibration.json"
+
+
+def _home() -> Path:
+    return Path(os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco")) / "calibration"
 
 
 def _own(pair: Pair) -> Path:
-    home = os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco")
-    return Path(home) / "calibration" / f"{fingerprint(pair)}.json"
+    return _home() / f"{fingerprint(pair)}.json"
 
 
+@torch.inference_mode()
 def fingerprint(pair: Pair) -> str:
-    """Stands for the two models: their names, configurations and a few of their weights."""
+    """Stands for the pair: names, configurations, templates, and a few numbers of every weight."""
     digest = hashlib.sha256()
-    for half in (pair.base, pair.aligned):
-        sample = half.model.get_input_embeddings().weight[:64].float().sum().item()
-        digest.update(f"{half.name} {half.model.config.to_json_string()} {sample:.1f}".encode())
+    for half, template in (
+        (pair.base, pair.renderer.base_template),
+        (pair.aligned, pair.renderer.aligned_template),
+    ):
+        config = half.model.config.to_dict()
+        config.pop("transformers_version", None)  # an upgrade leaves the model as it is
+        digest.update(f"{half.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
+        digest.update(str(template).encode())
+        # Weights that are kept on disk have no numbers at hand.
+        weights = [w for w in half.model.parameters() if not w.is_meta]
+        for device in dict.fromkeys(w.device for w in weights):
+            few = [w.flatten()[:4].float() for w in weights if w.device == device]
+            digest.update(str(torch.cat(few).tolist()).encode())
     return digest.hexdigest()[:16]
 
 
@@ -185,7 +196,7 @@ def open_prompts() -> list[str]:
 
 def distinct_2(texts: Sequence[str]) -> float:
     """Distinct / all pairs of neighbouring words over the texts, in [0, 1]; 0 without any pair."""
-    bigrams = [pair for text in texts for pair in pairwise(text.lower().split())]
+    bigrams = [pair for text in texts for pair in pairwise(_WORD.findall(text.lower()))]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 

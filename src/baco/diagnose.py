@@ -1,56 +1,52 @@
 """Is this pair any good for BACo? What the two halves say about each other's answers.
 
-Both single models answer a few prompts; then each half reads every answer (teacher forcing), and
-their next-token distributions are compared position by position. Rows of logits are used up as they
-come, one answer at a time, so memory does not grow with the number of prompts.
+Both single models, and the two together, answer a few prompts; then each half reads every answer
+(teacher forcing), and their next-token distributions are compared position by position.
 """
 
-import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from baco.errors import BacoError
+from baco.pair import Pair
 from baco.prompts import Prompt
-from baco.routing.registry import router as parse
-from baco.routing.signals import Signals
+from baco.reading import PromptGain, Reading, routers
+from baco.tokens import spell
 from baco.vocabulary import Role
 
 if TYPE_CHECKING:
     from baco.api import Baco
     from baco.completion import Completion
 
-# γ at which the base share of each logit rule is told.
-THRESHOLDS = {"P": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7), "H": (0.5, 1.0, 1.5, 2.0, 3.0)}
-ROUTERS = ("P", "P-Punc", "P-FC", "P-Punc-FC", "H-Punc")
-
-
-@dataclass(slots=True)
-class Reading:
-    """Sums over positions, and the means made of them."""
-
-    positions: int = 0
-    agree: int = 0
-    overlap: float = 0.0
-    entropy_base: float = 0.0
-    entropy_aligned: float = 0.0
-    by_role: dict[str, list[int]] = field(default_factory=dict)  # role → [positions, agreeing]
-    partings: Counter[tuple[int, int]] = field(default_factory=Counter)
-    base_tokens: Counter[str] = field(default_factory=Counter)  # by router spelling
-    logprob_own: float = 0.0  # of aligned answers under the base, given their own prompt
-    logprob_other: float = 0.0  # and given another prompt
-    judged: int = 0  # tokens behind the two sums above
+# Who answers the prompts: both together, in the paper's middle, and each alone.
+TOGETHER = "P-Punc:0.4"
+ANSWERERS = (TOGETHER, "Aligned", "Base")
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found; see :func:`diagnose` for the meaning of each figure.
+    """What was found; means are over positions of the answers.
 
     Attributes:
+        pair: its name.
+        prompts, positions: how much was read.
+        agreement: share of positions where both find the same token most likely.
+        agreement_by_role: the same, by the role of the base's most likely token.
+        overlap: Σ_token min(P_base, P_aligned), 1 for equal distributions.
+        entropy_base, entropy_aligned: in nats.
+        partings: the most frequent pairs of differing most likely tokens.
+        base_share: router → share of tokens it gives to the base model.
+        prompt_gain: nats per token by which the base finds an aligned answer likelier after its own
+            prompt than after another.
+        base_ends, aligned_ends: share of each one's answers that end by themselves within
+            ``max_tokens``.
+        first_token: probability under the base of beginning the answer with a space, or without
+            one, as the aligned half does.
+        cost: time per token of both together over the aligned half's alone.
         verdict: ``good``, ``doubtful`` or ``useless``.
         reasons: why, a sentence each.
     """
@@ -67,13 +63,26 @@ class Diagnosis:
     base_share: dict[str, float]
     prompt_gain: float
     base_ends: float
+    aligned_ends: float
     first_token: float
     cost: float
     verdict: str
     reasons: list[str]
 
 
-@torch.inference_mode()
+def check_prompts(prompts: Sequence[Any]) -> None:
+    """Each prompt needs another one that it is compared with.
+
+    Raises:
+        BacoError: fewer than two different prompts.
+    """
+    if all(prompt == prompts[0] for prompt in prompts):
+        raise BacoError(
+            f"no two different prompts among {len(prompts)}: diagnosing takes at least 2, each is "
+            "the other's control"
+        )
+
+
 def diagnose(
     baco: "Baco",
     prompts: Sequence[Any],
@@ -87,150 +96,99 @@ def diagnose(
 
     Args:
         baco: the pair.
-        prompts: a handful of open-ended ones; at least two, each is the other's control.
-        samples: answers of each half to each prompt.
+        prompts: a handful of open-ended ones, at least two of them different.
+        samples: answers of each half, and of both together, to each prompt.
         seed, max_tokens: of the answers.
-        advance: called after each prompt.
+        advance: called after each of :data:`ANSWERERS` has answered and after each prompt is read.
 
-    Returns:
-        Per position: ``agreement`` of the most likely tokens, overall and by the role of the base's
-        one; ``overlap``, the sum over tokens of min(P_base, P_aligned); entropies in nats. Where
-        the two most often part. ``base_share``, tokens of words that a router gives to the base.
-        ``prompt_gain``, nats per token by which the base finds an aligned answer likelier after its
-        own prompt than after another. ``base_ends``, share of the base's answers that end by
-        themselves. ``first_token``, probability under the base of beginning the answer with a space
-        or without one as the aligned half does. ``cost``, time per token over the aligned half's.
+    Raises:
+        BacoError: fewer than two different prompts, or arguments that cannot be decoded with.
     """
-    started = time.perf_counter()
+    check_prompts(prompts)
     options: dict[str, Any] = {"n": samples, "seed": seed, "max_tokens": max_tokens}
-    aligned = baco.generate_batch(prompts, router="Aligned", **options)
-    alone = _pace(aligned, started)
-    started = time.perf_counter()
-    together = _pace(baco.generate_batch(prompts, router="P-Punc:0.4", **options), started)
-    base = baco.generate_batch(prompts, router="Base", **options)
-    rendered = [baco.pair.renderer.render(prompt) for prompt in prompts]
-    reading, first = Reading(), []
-    for index, prompt in enumerate(rendered):
-        for completion in (*base[index], *aligned[index]):
-            _read(baco.pair, prompt, completion.token_ids, reading)
-        first.append(_first_token(baco.pair, prompt))
-        other = rendered[(index + 1) % len(rendered)]
-        for completion in aligned[index]:
-            _compare_prompts(baco.pair, prompt, other, completion.token_ids, reading)
+    # What a model does once, on its first answer, must not count as cost.
+    baco.generate(prompts[0], router=TOGETHER, **options | {"n": 1, "max_tokens": 1})
+    answers: dict[str, list[list[Completion]]] = {}
+    pace: dict[str, float] = {}
+    for answerer in ANSWERERS:
+        started = time.perf_counter()
+        answers[answerer] = baco.generate_batch(prompts, router=answerer, **options)
+        tokens = sum(len(c.token_ids) for samples_ in answers[answerer] for c in samples_)
+        pace[answerer] = (time.perf_counter() - started) / max(tokens, 1)
         advance()
-    ends = [c.finish_reason == "stop" for answers in base for c in answers]
-    return _conclude(baco, len(prompts), reading, first, ends, together / alone)
+    rendered = [baco.pair.renderer.render(prompt) for prompt in prompts]
+    reading, gain = Reading(), PromptGain()
+    for index, prompt in enumerate(rendered):
+        other = _control(rendered, index)
+        for answerer in ANSWERERS:
+            for completion in answers[answerer][index]:
+                reading.add(baco.pair, prompt, completion.token_ids)
+                if answerer == "Aligned":
+                    gain.add(baco.pair, prompt, other, completion.token_ids)
+        advance()
+    figures = {
+        "prompt_gain": gain.per_token,
+        "base_ends": _ended(answers["Base"]),
+        "aligned_ends": _ended(answers["Aligned"]),
+        "first_token": _first_token(baco.pair, rendered),
+        "cost": pace[TOGETHER] / pace["Aligned"],
+    }
+    return _conclude(baco.pair, len(prompts), reading, figures)
 
 
-def _pace(answers: "Sequence[Sequence[Completion]]", started: float) -> float:
-    tokens = sum(len(c.token_ids) for samples in answers for c in samples)
-    return (time.perf_counter() - started) / max(tokens, 1)
+def _control(rendered: Sequence[Prompt], index: int) -> Prompt:
+    """The next prompt that is another one."""
+    following = (rendered[(index + step) % len(rendered)] for step in range(1, len(rendered)))
+    return next(prompt for prompt in following if prompt != rendered[index])
 
 
-def _rows(half: Any, prompt: tuple[int, ...], answer: Sequence[int]) -> Tensor:
-    """The raw rows that each token of an answer would be drawn from: [T, V]."""
-    logits: Tensor = half.score([*prompt, *answer])[len(prompt) - 1 : -1]
-    return logits.cpu()
+def _ended(answers: "Sequence[Sequence[Completion]]") -> float:
+    reasons = [completion.finish_reason for samples in answers for completion in samples]
+    return reasons.count("stop") / len(reasons)
 
 
-def _read(pair: Any, prompt: Prompt, answer: Sequence[int], reading: Reading) -> None:
-    rows_base = _rows(pair.base, prompt.base_ids, answer)
-    rows_aligned = _rows(pair.aligned, prompt.aligned_ids, answer)
-    signals = Signals(rows_base, rows_aligned, pair.vocabulary)
-    top_base, top_aligned = _one_end(pair, signals.top_base), _one_end(pair, signals.top_aligned)
-    agree = top_base == top_aligned
-    reading.positions += len(answer)
-    reading.agree += int(agree.sum())
-    smaller = torch.minimum(rows_base.softmax(-1), rows_aligned.softmax(-1))
-    reading.overlap += float(smaller.sum())
-    reading.entropy_base += float(signals.entropy_base.sum())
-    reading.entropy_aligned += float(signals.entropy_aligned.sum())
-    roles = pair.vocabulary.role[signals.top_base]
-    for role in roles.unique().tolist():
-        here = roles == role
-        counts = reading.by_role.setdefault(Role(role).name.lower(), [0, 0])
-        counts[0] += int(here.sum())
-        counts[1] += int((here & agree).sum())
-    tops = zip(top_base[~agree].tolist(), top_aligned[~agree].tolist(), strict=True)
-    reading.partings.update(tops)
-    word = _word_of(pair, answer)
-    for spelling in routers():
-        wanted = parse(spelling)(signals)
-        first = torch.tensor([word.index(number) for number in word])
-        reading.base_tokens[spelling] += int(wanted[first].sum())
+def _first_token(pair: Pair, rendered: Sequence[Prompt]) -> float:
+    """Mean probability under the base of beginning as the aligned half would: space or none."""
+    spaced = torch.zeros(pair.vocabulary.size, dtype=torch.bool)
+    spaced[[t.id for t in spell(pair.tokenizer) if t.data[:1] == b" " and t.id < len(spaced)]] = (
+        True
+    )
+    total = 0.0
+    for prompt in rendered:
+        top = int(pair.aligned.score(prompt.aligned_ids)[-1].argmax())
+        chances = pair.base.score(prompt.base_ids)[-1].cpu().softmax(-1)
+        total += float(chances[spaced == spaced[top]].sum())
+    return total / len(rendered)
 
 
-def _one_end(pair: Any, tokens: Tensor) -> Tensor:
-    """The halves end a text with tokens of their own; for comparing them these are one."""
-    ends = torch.tensor(sorted(pair.end_ids), dtype=tokens.dtype)
-    return tokens.where(~torch.isin(tokens, ends), ends[:1]) if len(ends) else tokens
-
-
-def routers() -> Iterator[str]:
-    """The spellings whose base share is told."""
-    for name in ROUTERS:
-        for gamma in THRESHOLDS[name.split("-")[0]]:
-            yield f"{name}:{gamma:g}"
-
-
-def _word_of(pair: Any, answer: Sequence[int]) -> list[int]:
-    """The number of the word that each token of an answer belongs to."""
-    numbers, number, ended = [], -1, True
-    for token in answer:
-        number += bool(ended or pair.vocabulary.word_start[token])
-        ended = bool(pair.vocabulary.ends_word[token])
-        numbers.append(number)
-    return numbers
-
-
-def _first_token(pair: Any, prompt: Prompt) -> float:
-    """Probability under the base of a first token spelled as the aligned half's: space or none."""
-    top = int(pair.aligned.score(prompt.aligned_ids)[-1].argmax())
-    spaced = [pair.tokenizer.decode([t])[:1] == " " for t in range(pair.vocabulary.size)]
-    alike = torch.tensor(spaced) == spaced[top]
-    chances = pair.base.score(prompt.base_ids)[-1].cpu().softmax(-1)
-    return float(chances[alike].sum())
-
-
-def _compare_prompts(
-    pair: Any, own: Prompt, other: Prompt, answer: Sequence[int], reading: Reading
-) -> None:
-    tokens = torch.tensor(answer)[:, None]
-    for name, prompt in (("logprob_own", own), ("logprob_other", other)):
-        logp = _rows(pair.base, prompt.base_ids, answer).log_softmax(-1).gather(1, tokens)
-        # A token the base does not own (a special one of the aligned half) says nothing here.
-        total = float(logp.clamp_min(-30).sum())
-        setattr(reading, name, getattr(reading, name) + total)
-    reading.judged += len(answer)
-
-
-def _conclude(
-    baco: "Baco", prompts: int, reading: Reading, first: list[float], ends: list[bool], cost: float
-) -> Diagnosis:
-    n, tokenizer = reading.positions, baco.pair.tokenizer
-    figures: dict[str, Any] = {
+def _conclude(pair: Pair, prompts: int, reading: Reading, figures: dict[str, float]) -> Diagnosis:
+    n = reading.positions
+    if n == 0:
+        raise BacoError(f"{pair.name} has nothing to say: all answers to these prompts are empty")
+    figures |= {
         "agreement": reading.agree / n,
         "overlap": reading.overlap / n,
         "entropy_base": reading.entropy_base / n,
         "entropy_aligned": reading.entropy_aligned / n,
-        "prompt_gain": (reading.logprob_own - reading.logprob_other) / max(reading.judged, 1),
-        "base_ends": sum(ends) / len(ends),
-        "first_token": sum(first) / len(first),
     }
     verdict, reasons = judge(figures)
     return Diagnosis(
-        pair=baco.pair.name,
+        pair=pair.name,
         prompts=prompts,
         positions=n,
         agreement_by_role={
             role: agree / count for role, (count, agree) in sorted(reading.by_role.items())
         },
         partings=[
-            {"base": tokenizer.decode([b]), "aligned": tokenizer.decode([a]), "times": times}
-            for (b, a), times in reading.partings.most_common(8)
+            {
+                "role": Role(int(pair.vocabulary.role[base])).name.lower(),
+                "base": pair.tokenizer.decode([base]),
+                "aligned": pair.tokenizer.decode([aligned]),
+                "times": times,
+            }
+            for (base, aligned), times in reading.partings.most_common(8)
         ],
         base_share={spelling: reading.base_tokens[spelling] / n for spelling in routers()},
-        cost=cost,
         verdict=verdict,
         reasons=reasons,
         **figures,
@@ -239,7 +197,7 @@ def _conclude(
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A sign that a pair will disappoint: a figure beyond a limit."""
+    """A sign that a pair will disappoint: a figure beyond a limit, which the sentence names."""
 
     useless: bool
     shows: Callable[[dict[str, float]], bool]
@@ -250,36 +208,40 @@ SIGNS = (
     Sign(
         True,
         lambda f: f["agreement"] > 0.97 and f["overlap"] > 0.95,
-        "these two hardly differ ({agreement:.0%} the same next token): BACo cannot add diversity",
+        "these two hardly differ ({agreement:.0%} the same next token, overlap {overlap:.2f}; "
+        "beyond 97% and 0.95 it is too much): BACo cannot add diversity",
     ),
     Sign(
         True,
         lambda f: f["prompt_gain"] < 0.05,
         "the base model does not follow the prompt ({prompt_gain:.2f} nats a token likelier than "
-        "after another prompt; 0.05 is little): give it another --base-template",
+        "after another prompt; below 0.05 is little): give it another --base-template",
     ),
     Sign(
         False,
         lambda f: f["entropy_aligned"] > 0.9 * f["entropy_base"],
         "the aligned model is hardly surer than the base ({entropy_aligned:.2f} against "
-        "{entropy_base:.2f} nats): alignment took little diversity away",
+        "{entropy_base:.2f} nats; above nine tenths is little): alignment took little diversity "
+        "away",
     ),
     Sign(
         False,
         lambda f: f["first_token"] < 0.5,
         "the base model begins answers otherwise than the aligned one (a space or none; it agrees "
-        "with probability {first_token:.2f}): end its template otherwise",
+        "with probability {first_token:.2f}, below 0.5): end its template otherwise",
     ),
     Sign(
         False,
-        lambda f: f["base_ends"] < 0.2,
-        "the base model seldom ends an answer ({base_ends:.0%}): lock the end to the aligned model "
-        "with Punc",
+        # Where the aligned half does not end either, answers are just longer than max_tokens.
+        lambda f: f["base_ends"] < 0.2 and f["aligned_ends"] >= 0.5,
+        "the base model seldom ends an answer ({base_ends:.0%} against {aligned_ends:.0%} of the "
+        "aligned model's; below 20% is seldom): lock the end to the aligned model with Punc",
     ),
     Sign(
         False,
         lambda f: f["overlap"] < 0.2,
-        "the two speak very differently (overlap {overlap:.2f}): words may not fit together",
+        "the two speak very differently (overlap {overlap:.2f}, below 0.2): words may not fit "
+        "together",
     ),
 )
 
@@ -293,8 +255,7 @@ def judge(figures: dict[str, float]) -> tuple[str, list[str]]:
     if shown:
         return "doubtful", reasons
     gap = figures["entropy_base"] - figures["entropy_aligned"]
-    assert math.isfinite(gap)
     return "good", [
-        f"the base model has {gap:.2f} nats a token that the aligned one lost, follows the prompt "
-        "and ends its answers"
+        f"the base model has {gap:.2f} nats a token that the aligned one lost, and it follows the "
+        "prompt"
     ]

@@ -6,3 +6,7 @@ class BacoError(ValueError):
 
     The command line prints it to standard error and exits with 2; a server answers 4xx.
     """
+
+
+class UnfitPairError(BacoError):
+    """Two models that cannot be a pair as they are: to ``baco diagnose`` this is a verdict."""

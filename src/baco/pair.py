@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from baco.errors import BacoError
+from baco.errors import BacoError, UnfitPairError
 from baco.half import Half
 from baco.known import KnownPair
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
@@ -52,7 +52,7 @@ def check_vocabularies(base_tokenizer: Any, aligned_tokenizer: Any) -> None:
     Special and added tokens may differ: chat models rename reserved ones and bring their own.
 
     Raises:
-        BacoError: the two vocabularies differ.
+        UnfitPairError: the two vocabularies differ.
     """
     base, aligned = base_tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
     added = {
@@ -68,7 +68,7 @@ def check_vocabularies(base_tokenizer: Any, aligned_tokenizer: Any) -> None:
     ]
     if differing:
         _, token = min(differing)
-        raise BacoError(
+        raise UnfitPairError(
             f"vocabularies differ at token {token!r}: id {base.get(token)} in the base model, "
             f"{aligned.get(token)} in the aligned model ({len(differing)} tokens differ); "
             "a pair needs one tokenizer, so take the base model the aligned one was made from"

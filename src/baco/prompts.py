@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from baco.errors import BacoError
+from baco.errors import BacoError, UnfitPairError
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
@@ -154,7 +154,7 @@ class Renderer:
     def _aligned_text(self, messages: list[dict[str, str]]) -> str:
         template = self.aligned_template or getattr(self.aligned_tokenizer, "chat_template", None)
         if template is None:
-            raise BacoError(
+            raise UnfitPairError(
                 "the aligned model has no chat template: give one with chat_template "
                 "(--chat-template), as Jinja text or a file"
             )

@@ -1,18 +1,24 @@
 """How tokenizers spell: the bytes of text that every token id stands for.
 
-The kind is read off the tokenizer's own decoder, not guessed from its tokens: byte-level BPE writes
-bytes as printable characters, SentencePiece writes a space as ``▁`` and rare bytes as ``<0xE4>``,
-WordPiece marks what carries on a word with ``##``, and whole-word tokenizers mark nothing.
+The kind is read off the tokenizer's own decoder (its pre-tokenizer and model where it has none),
+not guessed from its tokens: byte-level BPE writes bytes as printable characters, SentencePiece
+writes a space as ``▁`` and rare bytes as ``<0xE4>``, WordPiece marks what carries on a word with
+``##``, older BPE marks what ends a word with ``</w>``, and whole-word tokenizers mark nothing.
+
+The convention of the leading space: a tokenizer that puts a space before a text, or takes one off
+again, has it in its first token here as in every other.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+from baco.errors import BacoError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,57 +29,105 @@ class Spelled:
         id: token id.
         data: its bytes in UTF-8; may begin or end inside a character.
         special: a control token that stands for no text.
-        starts_word: set where the tokenizer itself says so; None where the text tells.
+        apart: the tokenizer's own word: True if it sets the token apart from the one before it,
+            False if it joins the token on; None where the text tells.
     """
 
     id: int
     data: bytes
     special: bool = False
-    starts_word: bool | None = None
+    apart: bool | None = None
 
     @property
-    def text(self) -> str:
-        """Its text, U+FFFD for the parts of unfinished characters."""
-        return self.data.decode("utf-8", errors="replace")
+    def carries_on(self) -> bool:
+        """Its first byte carries on a character that an earlier token began."""
+        return 0x80 <= self.data[0] <= 0xBF if self.data else False
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """Its text, in one reading or two.
+
+        Two where it ends inside a character: with the first and with the last character that this
+        may become. U+FFFD stands for bytes that are no part of any character to come.
+        """
+        try:
+            return (self.data.decode("utf-8"),)
+        except UnicodeDecodeError:
+            whole, unfinished = _split_unfinished(self.data)
+            head = whole.decode("utf-8", errors="replace")
+            return tuple(head + character for character in _may_become(unfinished))
 
 
 def spell(tokenizer: Any) -> Iterator[Spelled]:
-    """Every token of a ``transformers`` tokenizer, in no particular order."""
-    read = _reader(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    special_ids = set(tokenizer.all_special_ids)
-    for token, id_ in tokenizer.get_vocab().items():
-        if id_ in special_ids or (id_ in added and added[id_].special):
+    """Every token of a ``transformers`` tokenizer, in no particular order.
+
+    Raises:
+        BacoError: a tokenizer whose spelling cannot be known.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    read = _reader(tokenizer, vocabulary)
+    # Added tokens that are not special are plain text, and decoded as all others are.
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    unknown = getattr(model, "unk_token", None)
+    for token, id_ in vocabulary.items():
+        if id_ in special or token == unknown:
             yield Spelled(id_, b"", special=True)
-        elif id_ in added:
-            yield Spelled(id_, str(added[id_].content).encode())
         else:
             yield read(id_, token)
 
 
-def _reader(tokenizer: Any) -> Callable[[int, str], Spelled]:
+# --- kinds of tokenizers --------------------------------------------------------------------------
+
+
+def _reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, str], Spelled]:
     """How this tokenizer's ordinary tokens are to be read."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return _sentencepiece
-    state = json.loads(backend.to_str())
-    kinds = {part["type"] for part in _parts(state.get("decoder"))}
-    if "ByteLevel" in kinds:
+        return _slow_reader(tokenizer, vocabulary)
+    model = backend.model
+    parts = list(_parts(backend.pre_tokenizer if backend.decoder is None else backend.decoder))
+    by_type = {part["type"]: part for part in parts}
+    if "ByteLevel" in by_type:
         return _byte_level
-    if state["model"]["type"] == "WordPiece":
-        prefix = state["model"].get("continuing_subword_prefix") or "##"
-        return lambda id_, token: _word_piece(id_, token, prefix)
-    if state["model"]["type"] == "WordLevel" and "Metaspace" not in kinds:
-        return lambda id_, token: Spelled(id_, token.encode(), starts_word=True)
-    return _sentencepiece
+    if "WordPiece" in by_type:
+        return partial(_word_piece, prefix=by_type["WordPiece"]["prefix"])
+    if "BPEDecoder" in by_type:
+        return partial(_word_ends, suffix=by_type["BPEDecoder"]["suffix"])
+    if type(model).__name__ == "WordPiece":
+        return partial(_word_piece, prefix=model.continuing_subword_prefix)
+    if backend.decoder is None and "Metaspace" not in by_type:
+        return partial(_word_piece, prefix=None)  # such a backend joins tokens with spaces
+    spaces = [part["replacement"] for part in parts if part["type"] == "Metaspace"]
+    for part in parts:
+        if part["type"] == "Replace" and part["content"] == " " and "String" in part["pattern"]:
+            spaces.append(part["pattern"]["String"])
+    has_bytes = "ByteFallback" in by_type or getattr(model, "byte_fallback", False)
+    return partial(_sentencepiece, spaces=spaces, has_bytes=has_bytes)
+
+
+def _slow_reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, str], Spelled]:
+    if hasattr(tokenizer, "byte_decoder"):
+        return _byte_level
+    if any(token.startswith("\u2581") for token in vocabulary):
+        return partial(_sentencepiece, spaces=["\u2581"], has_bytes=True)
+    raise BacoError(
+        f"{type(tokenizer).__name__} does not say how its tokens are spelled: give a tokenizer "
+        "that has a tokenizer.json, or one of SentencePiece's"
+    )
 
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:
-    """A decoder and the decoders inside it."""
-    if component:
-        yield component
-        for inner in component.get("decoders", ()):
-            yield from _parts(inner)
+    """The state of a decoder or pre-tokenizer, and of those inside it."""
+    if component is None:
+        return
+    # The component's own state: that of the whole backend would hold the vocabulary too.
+    is_state = isinstance(component, dict)
+    state: dict[str, Any] = component if is_state else json.loads(component.__getstate__())
+    yield state
+    for inner in state.get("decoders") or state.get("pretokenizers") or []:
+        yield from _parts(inner)
 
 
 @cache
@@ -86,21 +140,58 @@ def _byte_of() -> dict[str, int]:
 
 
 def _byte_level(id_: int, token: str) -> Spelled:
-    table = _byte_of()
     try:
-        return Spelled(id_, bytes([table[character] for character in token]))
+        return Spelled(id_, bytes(map(_byte_of().__getitem__, token)))
     except KeyError:  # put in by hand, as plain text
         return Spelled(id_, token.encode())
 
 
-def _sentencepiece(id_: int, token: str) -> Spelled:
-    byte = _BYTE.fullmatch(token)
+def _sentencepiece(id_: int, token: str, *, spaces: list[str], has_bytes: bool) -> Spelled:
+    byte = _BYTE.fullmatch(token) if has_bytes else None
     if byte:
         return Spelled(id_, bytes([int(byte[1], 16)]))
-    return Spelled(id_, token.replace("\u2581", " ").encode())
+    for space in spaces:
+        token = token.replace(space, " ")
+    return Spelled(id_, token.encode())
 
 
-def _word_piece(id_: int, token: str, prefix: str) -> Spelled:
-    if token.startswith(prefix) and len(token) > len(prefix):
-        return Spelled(id_, token[len(prefix) :].encode(), starts_word=False)
-    return Spelled(id_, token.encode(), starts_word=True)
+def _word_piece(id_: int, token: str, *, prefix: str | None) -> Spelled:
+    if prefix and token.startswith(prefix) and token != prefix:
+        return Spelled(id_, token.removeprefix(prefix).encode(), apart=False)
+    return Spelled(id_, token.encode(), apart=True)
+
+
+def _word_ends(id_: int, token: str, *, suffix: str) -> Spelled:
+    return Spelled(id_, token.replace(suffix, " ").encode())
+
+
+# --- unfinished characters ------------------------------------------------------------------------
+
+# After some first bytes the second has a narrower range (RFC 3629, section 4).
+_SECOND = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
+
+
+def _split_unfinished(data: bytes) -> tuple[bytes, bytes]:
+    """Bytes, and the beginning of a character at their end (empty if there is none)."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if 0xC2 <= byte <= 0xF4 and _length(byte) > back:
+            return data[:-back], data[-back:]
+        if not 0x80 <= byte <= 0xBF:
+            break
+    return data, b""
+
+
+def _length(lead: int) -> int:
+    """Bytes of a character that begins with this one."""
+    return 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+
+
+def _may_become(unfinished: bytes) -> tuple[str, ...]:
+    """The first and the last character that begin with these bytes; one empty text for none."""
+    if not unfinished:
+        return ("",)
+    bounds = [_SECOND.get(unfinished[0], (0x80, 0xBF)), (0x80, 0xBF), (0x80, 0xBF)]
+    missing = bounds[len(unfinished) - 1 : _length(unfinished[0]) - 1]
+    first, last = (unfinished + bytes(bound[end] for bound in missing) for end in (0, 1))
+    return first.decode("utf-8", errors="replace"), last.decode("utf-8", errors="replace")

@@ -4,14 +4,21 @@ A token is judged by its own text, without its neighbours. Its text is read off 
 conventions (`baco.tokens`), so that bytes of unfinished characters are seen for what they are.
 Computed once per tokenizer, as tensors over the vocabulary.
 
+A word starts where the token's first character says so (`character_starts_word`): `` (the`` and
+``."`` start one, ``ing`` does not. A contraction's piece (``'s``) is a word of its own.
+
 Roles, by the first rule that fits:
 
 - ``format``: special tokens, ids without a token, white space, new lines, Markdown marks (runs of
   ``# * ` | ~ _ = >``, two or more ``-`` or ``+``, bullets), or other marks with a new line;
+- ``content``: the rest of a character that an earlier token began;
 - ``punctuation``: everything else without a letter or digit, emoji and symbols included;
-- the others go by the word in the token, marks around it taken off: ``number`` begins with a digit,
-  ``function`` and ``opinion`` stand in a word list, ``name`` begins with a capital, ``content`` is
-  the rest, pieces of words included.
+- the others go by the first word in the token, marks around it taken off: ``number`` begins with a
+  digit of any script, ``function`` and ``opinion`` stand in a word list, ``name`` begins with a
+  capital, ``content`` is the rest, pieces of words and number words included.
+
+Where a token ends inside a character, what holds for the first and the last character that it may
+become is taken to hold for it.
 """
 
 import unicodedata
@@ -20,6 +27,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,28 +76,31 @@ class Vocabulary:
         tokenizer: Any,
         size: int,
         *,
-        function_words: Iterable[str] | None = None,
-        opinion_words: Iterable[str] | None = None,
+        function_words: str | Iterable[str] = ENGLISH,
+        opinion_words: str | Iterable[str] = ENGLISH,
     ) -> Self:
         """Read the tables off a ``transformers`` tokenizer.
 
         Args:
             tokenizer: byte-level BPE, SentencePiece-like, WordPiece-like or whole words.
             size: V; ids that the tokenizer does not have count as special.
-            function_words, opinion_words: in lower case; English by default.
+            function_words, opinion_words: what :func:`load_words` takes.
+
+        Raises:
+            BacoError: a tokenizer whose spelling cannot be known, a word list that cannot be read.
         """
-        functions = frozenset(function_words or load_words(ENGLISH, "function"))
-        opinions = frozenset(opinion_words or load_words(ENGLISH, "opinion"))
+        functions = load_words(function_words, "function")
+        opinions = load_words(opinion_words, "opinion")
         role = [int(Role.FORMAT)] * size
         word_start, ends_word, special = [True] * size, [False] * size, [True] * size
         for token in spell(tokenizer):
             if token.id >= size or token.special:
                 continue
-            text = token.text
+            texts = token.readings
             special[token.id] = False
             word_start[token.id] = starts_word(token)
-            ends_word[token.id] = text[-1:].isspace()
-            role[token.id] = int(role_of(text, functions, opinions))
+            ends_word[token.id] = texts[0][-1:].isspace() and texts[-1][-1:].isspace()
+            role[token.id] = int(_role(token, texts, functions, opinions))
         return cls(
             size=size,
             role=torch.tensor(role, dtype=torch.int8),
@@ -109,35 +120,49 @@ class Vocabulary:
         )
 
 
-@cache
-def _built_in(language: str, kind: str) -> frozenset[str] | None:
-    file = resources.files("baco").joinpath("words", f"{language}.{kind}.txt")
-    return frozenset(_read(file.read_text(encoding="utf-8"))) if file.is_file() else None
+def load_words(
+    words: str | PathLike[str] | Iterable[str], kind: str = "function"
+) -> frozenset[str]:
+    """A word list: a built-in language, a text file (one word a line, ``#`` for remarks), or words.
 
-
-def load_words(words: str | Iterable[str], kind: str = "function") -> frozenset[str]:
-    """A word list: a built-in language, a file with words divided by white space, or the words.
+    Args:
+        words: a language's name, a path, or the words themselves.
+        kind: of a built-in list, "function" or "opinion".
 
     Raises:
-        BacoError: a name that is neither a built-in language nor a readable file.
+        BacoError: neither a built-in language nor a readable file with words in it.
     """
-    if not isinstance(words, str):
-        return frozenset(word.lower() for word in words)
-    built_in = _built_in(words, kind) if words.isidentifier() else None
+    if not isinstance(words, str | PathLike):
+        return frozenset(map(_lower, words))
+    built_in = _built_in(str(words), kind) if str(words).isidentifier() else None
     if built_in is not None:
         return built_in
     try:
-        return frozenset(_read(Path(words).read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        found = _read(Path(words).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise BacoError(
-            f"word list {words!r} is neither built in ({ENGLISH}) nor a readable text file: give "
-            "the path of a file with words divided by white space"
+            f"word list {str(words)!r} is neither built in ({ENGLISH}) nor a readable text file: "
+            "give the path of a UTF-8 file with one word a line"
         ) from error
+    if not found:
+        raise BacoError(f"word list {str(words)!r} is empty: give a file with one word a line")
+    return found
 
 
-def _read(text: str) -> list[str]:
+@cache
+def _built_in(language: str, kind: str) -> frozenset[str] | None:
+    file = resources.files("baco").joinpath("words", f"{language}.{kind}.txt")
+    return _read(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _read(text: str) -> frozenset[str]:
     lines = (line.partition("#")[0] for line in text.splitlines())
-    return [word.lower() for line in lines for word in line.split()]
+    return frozenset(_lower(word) for line in lines for word in line.split())
+
+
+def _lower(word: str) -> str:
+    """A word as lists are compared: in lower case, with the typewriter's apostrophe."""
+    return word.lower().replace("\u2019", "'")
 
 
 # --- word starts ----------------------------------------------------------------------------------
@@ -148,21 +173,25 @@ _NO_SPACES = (
     (0x0F00, 0x109F),  # Tibetan, Myanmar
     (0x1780, 0x17FF),  # Khmer
     (0x1950, 0x19DF),  # Tai Le, New Tai Lue
-    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1A00, 0x1AAF),  # Buginese, Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
     (0x2E80, 0x312F),  # radicals, kana, Bopomofo
-    (0x31A0, 0x31FF),  # Bopomofo and kana extensions
+    (0x3190, 0x31FF),  # Kanbun, Bopomofo and kana extensions
     (0x3400, 0x4DBF),  # Han
     (0x4E00, 0x9FFF),
     (0xA000, 0xA4CF),  # Yi
     (0xA980, 0xA9FF),  # Javanese, Myanmar extension
     (0xAA60, 0xAA7F),
+    (0xAA80, 0xAADF),  # Tai Viet
     (0xF900, 0xFAFF),
     (0xFF66, 0xFF9F),  # half-width katakana
-    (0x1B000, 0x1B16F),
-    (0x20000, 0x323AF),
+    (0x116D0, 0x116FF),  # Myanmar extension
+    (0x1AFF0, 0x1B16F),
+    (0x20000, 0x3FFFD),
 )
 
 
+@cache
 def character_starts_word(character: str) -> bool:
     """Does a text that begins with this character begin a new word?
 
@@ -179,35 +208,17 @@ def character_starts_word(character: str) -> bool:
 
 
 def starts_word(token: Spelled) -> bool:
-    """Does a token begin a new word?
+    """Does an ordinary token begin a new word?
 
-    A token that carries on an unfinished character does not. One that is itself the beginning of
-    an unfinished character does if the first and the last character it may become do.
+    It does if the tokenizer sets it apart or its first character does; in a piece that the
+    tokenizer joins on, the first character still tells: ``##ing`` does not, ``##の`` does. The rest
+    of a character that an earlier token began does not.
     """
-    if token.starts_word is not None:
-        return token.starts_word
-    first = token.data[:1]
-    if not first or 0x80 <= first[0] <= 0xBF:
+    if token.carries_on:
         return False
-    length = 1 if first[0] < 0x80 else 2 if first[0] < 0xE0 else 3 if first[0] < 0xF0 else 4
-    return all(
-        character_starts_word(character)
-        for filler in (b"\x80", b"\xbf")
-        if (character := _first_character(token.data[:length], filler, length)) is not None
+    return token.apart is True or all(
+        character_starts_word(text[0]) for text in token.readings if text
     )
-
-
-def _first_character(data: bytes, filler: bytes, length: int) -> str | None:
-    """The character that ``data`` becomes with its missing bytes filled in, if there is one."""
-    # After some lead bytes the second one has a narrower range (RFC 3629).
-    narrow = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
-    if len(data) == 1 and length > 1:
-        low, high = narrow.get(data[0], (0x80, 0xBF))
-        data += bytes([low if filler == b"\x80" else high])
-    try:
-        return (data + filler * (length - len(data))).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 # --- roles ----------------------------------------------------------------------------------------
@@ -217,24 +228,40 @@ _RUNS = frozenset("-+")
 _BULLETS = frozenset("•◦▪‣●○■□")
 
 
+def _role(
+    token: Spelled,
+    texts: tuple[str, ...],
+    function_words: frozenset[str],
+    opinion_words: frozenset[str],
+) -> Role:
+    if token.carries_on:
+        return Role.CONTENT
+    if token.apart is False:  # a piece is no word of a list, whatever it looks like
+        function_words = opinion_words = frozenset()
+        texts = tuple(text.lower() for text in texts)
+    first, *other = (role_of(text, function_words, opinion_words) for text in texts)
+    if not other or other == [first]:
+        return first
+    wordless = {first, *other} <= {Role.PUNCTUATION, Role.FORMAT}
+    return Role.PUNCTUATION if wordless else Role.CONTENT
+
+
 def role_of(text: str, function_words: frozenset[str], opinion_words: frozenset[str]) -> Role:
-    """The role of a token's text; word lists are in lower case."""
+    """The role of an ordinary token with this text; word lists are in lower case."""
     core = text.strip()
-    if core and set(core) == {"\ufffd"}:
-        return Role.CONTENT  # a part of a character: in text, most often of a letter
-    if not any(character.isalnum() for character in core):
+    word = _bare(core)
+    if not word:
         return Role.FORMAT if _is_format(text, core) else Role.PUNCTUATION
-    lower = core.lower().replace("\u2019", "'")
-    if lower in function_words:  # with its marks: 's, n't
-        return Role.FUNCTION
-    word = _bare(lower)
-    if word[0].isnumeric():
+    if unicodedata.category(word[0])[0] == "N":
         return Role.NUMBER
-    if word in function_words:
+    lower = _lower(word)
+    if lower in function_words:
         return Role.FUNCTION
-    if word in opinion_words:
+    if word != core and _lower(core) in function_words:  # with its marks: 's
+        return Role.FUNCTION
+    if lower in opinion_words:
         return Role.OPINION
-    return Role.NAME if _bare(core)[0].isupper() else Role.CONTENT
+    return Role.NAME if word[0].isupper() else Role.CONTENT
 
 
 def _is_format(text: str, core: str) -> bool:
@@ -245,6 +272,20 @@ def _is_format(text: str, core: str) -> bool:
 
 
 def _bare(core: str) -> str:
-    """A word without the marks around it."""
-    inside = [index for index, character in enumerate(core) if character.isalnum()]
-    return core[inside[0] : inside[-1] + 1]
+    """The first word of a text without the marks around it; empty if there is none."""
+    if core.isalpha():  # most tokens: spare them the search
+        return core
+    for part in core.split():
+        inside = [index for index, character in enumerate(part) if _in_word(character)]
+        if inside:
+            return part[inside[0] : inside[-1] + 1]
+    return ""
+
+
+@cache
+def _in_word(character: str) -> bool:
+    """Letters, digits and the marks that letters carry; not the marks of symbols and emoji."""
+    category = unicodedata.category(character)
+    if "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef":
+        return False
+    return category[0] in "LN" or category in ("Mn", "Mc")

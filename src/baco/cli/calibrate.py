@@ -13,7 +13,7 @@ from baco.cli import options as opt
 from baco.cli.console import err, note, out, print_json
 
 if TYPE_CHECKING:
-    from baco.calibration import Curve
+    from baco.curve import Curve
 
 PromptFile = Annotated[
     Path | None,
@@ -54,14 +54,17 @@ def calibrate(
     0 is the aligned model's own diversity, 1 the most this router gives this pair, and what lies
     between is linear in diversity (distinct-2 of a prompt's answers).
     """
-    from baco.calibration import Calibration, grid_of
+    from baco.calibration import MIDDLE, Calibration, check_writable, grid_of
     from baco.calibration import calibrate as measure
 
+    if diversity is not None and base_share is not None:
+        raise BacoError("--diversity and --base-share each ask for a threshold: give one of them")
     for name, value in (("diversity", diversity), ("base-share", base_share)):
         if value is not None and not 0 <= value <= 1:
             raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
     steps = len(grid_of(router)) + 1
     asked = None if prompts is None else read_prompts(prompts)
+    check_writable(output)
     baco = opt.load(
         pair,
         base,
@@ -87,15 +90,17 @@ def calibrate(
     kept = Calibration.load(baco.pair) or Calibration()
     kept.curves[router] = curve
     path = kept.save(baco.pair, output)
-    dial = 0.5 if diversity is None else diversity
+    # The curve is shown and kept even where it does not reach what was asked for.
+    if not as_json:
+        _show(router, curve)
+        note(f"kept in {path}")
+    dial = MIDDLE if diversity is None else diversity
     gamma = curve.at_base_share(base_share) if base_share is not None else curve.at_diversity(dial)
     if as_json:
         print_json(_told(baco, router, gamma, curve))
         return
-    _show(router, curve)
     wanted = f"base share {base_share:g}" if base_share is not None else f"diversity {dial:g}"
     out().print(f"{wanted} on {baco.pair.name}: {router}:{gamma:g}")
-    note(f"kept in {path}")
 
 
 def _told(baco: Any, router: str, gamma: float, curve: "Curve") -> dict[str, Any]:

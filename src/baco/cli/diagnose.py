@@ -9,10 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.calibrate import PromptFile, default_prompts, read_prompts
 from baco.cli.console import err, out, print_json
+from baco.errors import UnfitPairError
 
 if TYPE_CHECKING:
     from baco.diagnose import Diagnosis
@@ -38,25 +38,36 @@ def diagnose(
     chat_template: opt.ChatTemplate = None,
 ) -> None:
     """Tell where two models agree and part, what routers would do, and whether the pair is good."""
+    from baco.diagnose import ANSWERERS, check_prompts
     from baco.diagnose import diagnose as examine
 
     asked = None if prompts is None else read_prompts(prompts)
-    if asked is not None and len(asked) < 2:
-        raise BacoError("diagnosing takes at least 2 prompts: each is the other's control")
-    baco = opt.load(
-        pair,
-        base,
-        aligned,
-        dtype=dtype,
-        device=device,
-        base_template=base_template,
-        chat_template=chat_template,
-    )
-    asked = asked or default_prompts(baco)[:PROMPTS]
+    if asked is not None:
+        check_prompts(asked)
+    try:
+        baco = opt.load(
+            pair,
+            base,
+            aligned,
+            dtype=dtype,
+            device=device,
+            base_template=base_template,
+            chat_template=chat_template,
+        )
+        asked = asked or default_prompts(baco)[:PROMPTS]
+        baco.pair.renderer.render(asked[0])
+    except UnfitPairError as error:
+        _show_unfit(pair or f"{base} + {aligned}", str(error), as_json)
+        return
     console = err()
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=len(asked))
+        task = progress.add_task("reading", total=len(ANSWERERS) + len(asked))
         found = examine(
             baco,
             asked,
@@ -73,15 +84,17 @@ def diagnose(
 
 def _show(found: "Diagnosis") -> None:
     console = out()
+    nats = max(found.entropy_base, found.entropy_aligned, 1e-9)  # the longer of the two bars
     figures = Table("figure", "", "", box=box.SIMPLE, show_header=False)
     rows = (
         ("same next token", found.agreement, _bar(found.agreement)),
         *((f"  {role}", share, _bar(share)) for role, share in found.agreement_by_role.items()),
         ("overlap of distributions", found.overlap, _bar(found.overlap)),
-        ("entropy of base, nats", found.entropy_base, ""),
-        ("entropy of aligned, nats", found.entropy_aligned, ""),
+        ("entropy of base, nats", found.entropy_base, _bar(found.entropy_base / nats)),
+        ("entropy of aligned, nats", found.entropy_aligned, _bar(found.entropy_aligned / nats)),
         ("likelier after its prompt, nats", found.prompt_gain, ""),
         ("base ends its answers", found.base_ends, _bar(found.base_ends)),
+        ("aligned ends its answers", found.aligned_ends, _bar(found.aligned_ends)),
         ("same spelling of the first token", found.first_token, _bar(found.first_token)),
         ("time per token over aligned alone", found.cost, ""),
     )
@@ -89,13 +102,19 @@ def _show(found: "Diagnosis") -> None:
         figures.add_row(name, f"{value:.2f}", picture)
     console.print(figures, soft_wrap=False)
     if found.partings:
-        told = ", ".join(f"{p['base']!r} / {p['aligned']!r} ×{p['times']}" for p in found.partings)
-        console.print(f"  Where they part most (base / aligned): {told}\n")
+        partings = Table(box=box.SIMPLE)
+        for heading in ("where they part", "base would say", "aligned would say"):
+            partings.add_column(heading)
+        partings.add_column("times", justify="right")
+        for p in found.partings:
+            row = (p["role"], repr(p["base"]), repr(p["aligned"]), str(p["times"]))
+            partings.add_row(*(Text(cell) for cell in row))
+        console.print(partings, soft_wrap=False)
     shares = Table("router", "base share at γ", box=box.SIMPLE)
     by_router: dict[str, list[str]] = {}
     for spelling, share in found.base_share.items():
         name, _, gamma = spelling.partition(":")
-        by_router.setdefault(name, []).append(f"{gamma}: {share:.0%}")
+        by_router.setdefault(name, []).append(f"{gamma}: {share:.0%}" if gamma else f"{share:.0%}")
     for name, told_shares in by_router.items():
         shares.add_row(name, "   ".join(told_shares))
     console.print(shares, soft_wrap=False)
@@ -106,7 +125,16 @@ def _show(found: "Diagnosis") -> None:
         )
     )
     for reason in found.reasons:
-        console.print(f"- {reason}")
+        console.print(f"- {reason}", markup=False)
+
+
+def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
+    """The verdict on two models that are no pair, before a word is said."""
+    if as_json:
+        print_json({"pair": pair, "verdict": "useless", "reasons": [reason]})
+        return
+    out().print(Text.assemble(("useless", _COLOURS["useless"]), " for BACo as it is"))
+    out().print(f"- {reason}", markup=False)
 
 
 def _bar(share: float) -> str:
