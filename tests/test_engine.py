@@ -301,6 +301,32 @@ def test_special_tokens_are_never_drawn_from_the_base(llama: Baco, seed: int) ->
         assert not by_base & banned
 
 
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
+def test_the_base_reads_a_token_only_the_aligned_half_owns_as_an_end_of_text(
+    random_pair: Callable[..., PairFolder], repetition_penalty: float
+) -> None:
+    folder = random_pair("olmo2", noise=0.3)
+    pair = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair
+    (own, *_) = (i for i in range(pair.vocabulary.size) if pair.base.unknown[i])
+    assert own not in pair.end_ids
+    weight = pair.aligned.model.get_output_embeddings().weight
+    weight.data[own] = weight.data.mean(0) * 30  # said often
+    answers = Baco(pair).generate(
+        PROMPTS[0],
+        router="Rand:0.5",
+        n=16,
+        seed=1,
+        temperature=3,
+        max_tokens=40,
+        repetition_penalty=repetition_penalty,
+    )
+    in_the_middle = [c for c in answers if own in c.token_ids[:-1]]
+    assert in_the_middle
+    assert all("base" in c.sources for c in in_the_middle)
+    spelled = pair.base.score([1, 2, min(pair.base.end_ids), 3])
+    assert torch.equal(pair.base.score([1, 2, own, 3]), spelled)
+
+
 def test_the_end_token_of_either_half_ends_the_answer(llama: Baco) -> None:
     assert len(llama.pair.end_ids) == 2
     answers = llama.generate(

@@ -80,13 +80,27 @@ class Half:
     def score(self, ids: Sequence[int] | Tensor) -> Tensor:
         """One plain forward over a text: raw logits after each of its T ids, float32 [T, V]."""
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.device).reshape(1, -1)
-        with self._speaking():
-            return self.fit(self.model(input_ids=tokens, use_cache=False).logits[0])
+        return self.fit(self.run(input_ids=tokens, use_cache=False).logits[0])
 
     def run(self, **inputs: Any) -> Any:
         """The model's own output for its own inputs, without its adapter where the half is bare."""
+        inputs["input_ids"] = self._legible(inputs["input_ids"])
         with self._speaking():
             return self.model(**inputs)
+
+    def _legible(self, ids: Tensor) -> Tensor:
+        """Token ids [...] with those this half has no embedding for read as its end of text.
+
+        Only the other half says such a token, a turn's mark of its own say.
+        """
+        if self._rows >= self.width:
+            return ids
+        return ids.where(ids < self._rows, min(self.end_ids, default=0))
+
+    @cached_property
+    def _rows(self) -> int:
+        """How many tokens the model has an embedding for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
@@ -140,8 +154,7 @@ class _Runner:
         self.device, self.dtype = half.model.device, half.model.dtype
 
     def __call__(self, **inputs: Any) -> Any:
-        with self._half._speaking():
-            return self._half.model(**inputs)
+        return self._half.run(**inputs)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
