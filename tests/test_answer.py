@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import TorchAoConfig
 
 from baco import Baco, BacoError
 from baco.calibration import distinct_2, isotonic
@@ -178,3 +180,16 @@ def test_an_adapter_over_the_base_holds_the_weights_once(
     expected = plain(torch.tensor([ids])).logits[0]
     assert torch.allclose(pair.base.score(ids), expected, atol=1e-5)
     assert not torch.allclose(pair.aligned.score(ids), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"quantization_config": "int8"}])
+def test_placement_and_quantisation_are_passed_through(options: dict[str, Any]) -> None:
+    if options.get("quantization_config") == "int8":
+        options = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    baco = Baco.load("demo", **options)
+    weights = {type(w.data).__name__ for w in baco.pair.base.model.parameters()}
+    assert weights == ({"Tensor"} if "device_map" in options else {"Tensor", "Int8Tensor"})
+    # The default router asks for the pair's calibration, and that for its weights.
+    (answer,) = baco.generate("Recommend a summer destination", seed=1)
+    assert answer.text
+    assert set(answer.sources) <= {"base", "aligned"}

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import platformdirs
 import torch
+from torch import Tensor
 
 from baco.curve import Curve
 from baco.errors import BacoError
@@ -180,8 +181,8 @@ def fingerprint(pair: Pair) -> str:
         config.pop("transformers_version", None)  # an upgrade leaves the model as it is
         digest.update(f"{half.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         digest.update(str(template).encode())
-        # Weights that are kept on disk have no numbers at hand.
-        weights = [w for w in half.model.parameters() if not w.is_meta]
+        # Weights kept on disk have no numbers at hand, quantised ones need not take part in sums.
+        weights = [w for w in half.model.parameters() if type(w.data) is Tensor and not w.is_meta]
         for device in dict.fromkeys(w.device for w in weights):
             few = [w.flatten()[:4].float() for w in weights if w.device == device]
             digest.update(str(torch.cat(few).tolist()).encode())
