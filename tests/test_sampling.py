@@ -18,6 +18,7 @@ from baco.sampling import (
     draw,
     gumbel,
     noise_keys,
+    penalise,
     truncate,
     uniform,
 )
@@ -157,3 +158,10 @@ def test_a_fresh_seed_is_drawn_only_where_none_is_given() -> None:
 
 def test_one_stop_string_may_come_bare() -> None:
     assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
+
+
+def test_a_repetition_penalty_lowers_seen_tokens_on_both_sides_of_zero() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    penalised = penalise(logits, seen, torch.tensor([2.0]))
+    assert penalised.tolist() == [[1.0, -4.0, 2.0, -2.0]]
