@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, its own home for calibrations, the two pairs."""
 
 import os
+import signal
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -9,6 +10,8 @@ os.environ.update(
     OMP_WAIT_POLICY="PASSIVE",
     NO_COLOR="1",
 )
+# Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from pathlib import Path
