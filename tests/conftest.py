@@ -10,8 +10,6 @@ os.environ.update(
     OMP_WAIT_POLICY="PASSIVE",
     NO_COLOR="1",
 )
-# Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,8 @@ from tests.pairs import PairFolder, save_pair
 if TYPE_CHECKING:
     from baco import Baco
 
+# Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # models this small lose time to threads, and sums keep their order
 settings.register_profile("baco", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("baco")
