@@ -8,6 +8,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     OMP_WAIT_POLICY="PASSIVE",
+    OMP_NUM_THREADS="1",  # in commands that tests start too: sums keep their order
     NO_COLOR="1",
 )
 

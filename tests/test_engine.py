@@ -360,10 +360,10 @@ def test_an_answer_that_memory_cannot_hold_is_refused(llama: Baco) -> None:
     from baco.engine.engine import Engine
     from baco.engine.sequence import Request
 
-    engine = Engine(llama.pair, llama.router("P:0.5"), memory=1000)
+    engine = Engine(llama.pair, memory=1000)
     rendered = llama.pair.renderer.render(PROMPTS[0])
     params = llama.pair.defaults.seeded()
-    engine.add(Request(rendered.base_ids, rendered.aligned_ids, params))
+    engine.add(Request(rendered.base_ids, rendered.aligned_ids, params, llama.router("P:0.5")))
     with pytest.raises(BacoError, match="lower max_tokens"):
         engine.step()
 
@@ -374,10 +374,10 @@ def test_rows_wait_where_memory_ends_and_answers_stay_the_same(llama: Baco) -> N
 
     rendered = llama.pair.renderer.render(PROMPTS[0])
     params = llama.pair.defaults.updated({"n": 9, "seed": 1, "max_tokens": 12})
-    request = Request(rendered.base_ids, rendered.aligned_ids, params)
+    request = Request(rendered.base_ids, rendered.aligned_ids, params, llama.router("P:0.5"))
     answers, widest = {}, {}
     for memory in (60_000, 2**30):
-        engine = Engine(llama.pair, llama.router("P:0.5"), memory=memory)
+        engine = Engine(llama.pair, memory=memory)
         sequences = engine.add(request)
         widest[memory] = 0
         while engine.busy:

@@ -11,17 +11,8 @@ from scipy.stats import chisquare, kstest
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from baco import BacoError, SamplingParams
-from baco.sampling import (
-    GUMBEL_MAX,
-    GUMBEL_MIN,
-    DrawTable,
-    draw,
-    gumbel,
-    noise_keys,
-    penalise,
-    truncate,
-    uniform,
-)
+from baco.drawing import DrawTable, draw, penalise, truncate
+from baco.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
 from tests import naive
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -160,8 +151,37 @@ def test_one_stop_string_may_come_bare() -> None:
     assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
 
 
-def test_a_repetition_penalty_lowers_seen_tokens_on_both_sides_of_zero() -> None:
+def penalised(said: list[int], prompted: list[bool], **penalties: float) -> list[float]:
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
-    seen = torch.tensor([[True, True, False, False]])
-    penalised = penalise(logits, seen, torch.tensor([2.0]))
-    assert penalised.tolist() == [[1.0, -4.0, 2.0, -2.0]]
+    settings = table(SamplingParams(**penalties))  # type: ignore[arg-type]
+    found = penalise(logits, torch.tensor([prompted]), torch.tensor([said]), settings)
+    return found[0].tolist()
+
+
+def test_a_repetition_penalty_lowers_seen_tokens_on_both_sides_of_zero() -> None:
+    seen = [True, True, False, False]
+    assert penalised([0] * 4, seen, repetition_penalty=2) == [1.0, -4.0, 2.0, -2.0]
+    assert penalised([0, 0, 1, 3], [False] * 4, repetition_penalty=2) == [2.0, -2.0, 1.0, -4.0]
+
+
+def test_presence_and_frequency_penalties_count_the_answer_alone() -> None:
+    prompted = [True] * 4
+    assert penalised([0, 1, 2, 0], prompted, presence_penalty=0.5) == [2.0, -2.5, 1.5, -2.0]
+    assert penalised([0, 1, 2, 0], prompted, frequency_penalty=0.5) == [2.0, -2.5, 1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"presence_penalty": 3}, "presence_penalty is 3"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty is -2.5"),
+        ({"logit_bias": "word"}, "logit_bias is 'word'"),
+        ({"logit_bias": {"5": 1.0}}, "token id of logit_bias is '5'"),
+        ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101"),
+    ],
+)
+def test_penalties_and_biases_out_of_range_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BacoError, match=message):
+        SamplingParams(**values)

@@ -1,16 +1,14 @@
 """`Baco`: a pair, ready to answer. Every front end stands on `Baco.stream_batch`."""
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from baco import calibration
 from baco.completion import Chunk, Completion
+from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
 from baco.errors import BacoError
 from baco.known import DEMO, KnownPair, find_pair
 from baco.pair import Pair, load_pair
@@ -19,7 +17,6 @@ from baco.routing.registry import family, needs_threshold
 from baco.routing.registry import router as parse
 from baco.routing.routers import Router
 from baco.routing.select import Switch
-from baco.text import AnswerText
 
 log = logging.getLogger("baco")
 
@@ -165,57 +162,20 @@ class Baco:
         """
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
-        if switch not in ("word", "token"):
-            raise BacoError(f"switch is {switch!r}: use word or token")
-        params = self.pair.defaults.updated(sampling).seeded()
-        engine = Engine(self.pair, self.router(router), max_rows=self.max_rows, switch=switch)
-        texts: dict[Answer, AnswerText] = {}
-        for index, prompt in enumerate(prompts):
-            rendered = self.pair.renderer.render(prompt, system)
-            request = Request(rendered.base_ids, rendered.aligned_ids, params, index)
-            for answer in engine.add(request):
-                texts[answer] = AnswerText(
-                    self.pair.tokenizer, params.stop, self.pair.renderer.turn_opening
-                )
-        return self._run(engine, texts)
+        decoder, chosen = self.decoder(), self.router(router)
+        # One seed for all prompts, also where the caller leaves it to chance.
+        seed = self.pair.defaults.updated(sampling).seeded().seed
+        for prompt in prompts:
+            decoder.submit(
+                prompt, router=chosen, system=system, switch=switch, **sampling | {"seed": seed}
+            )
+        return _run(decoder)
 
-    def _run(self, engine: Engine, texts: dict[Answer, AnswerText]) -> Iterator[Chunk]:
-        started = time.perf_counter()
-        while engine.busy:
-            for answer in engine.step():
-                text = texts[answer]
-                pieces, stopped = text.push(answer.tokens[-1], answer.sources[-1])
-                if stopped:
-                    engine.stop(answer, text.tokens)
-                elif answer.finish_reason is not None:
-                    pieces = pieces + text.close()
-                completion = None
-                if answer.finish_reason is not None:
-                    seconds = time.perf_counter() - started
-                    completion = _complete(answer, text, engine.router.spelling, seconds)
-                    del texts[answer]
-                yield Chunk(
-                    answer.request.index,
-                    answer.sample,
-                    tuple(pieces),
-                    answer.finish_reason,
-                    completion,
-                )
+    def decoder(self) -> Decoder:
+        """A decoder that takes requests while it decodes, for servers and other loops."""
+        return Decoder(self.pair, Engine(self.pair, max_rows=self.max_rows))
 
 
-def _complete(answer: Answer, text: AnswerText, router: str, seconds: float) -> Completion:
-    assert answer.finish_reason is not None
-    assert answer.request.params.seed is not None
-    return Completion(
-        sample=answer.sample,
-        text=text.text,
-        token_ids=tuple(answer.tokens),
-        sources=tuple(answer.sources),
-        logprobs=tuple(answer.logprobs),
-        finish_reason=answer.finish_reason,
-        pieces=tuple(text.pieces),
-        router=router,
-        seed=answer.request.params.seed,
-        seconds=seconds,
-        top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
-    )
+def _run(decoder: Decoder) -> Iterator[Chunk]:
+    while decoder.busy:
+        yield from decoder.step()

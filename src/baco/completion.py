@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from baco.engine.sequence import FinishReason
+from baco.engine.sequence import FinishReason, Why
 from baco.routing.routers import Source
 from baco.text import Piece
 
@@ -55,13 +55,34 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer with what is known of it.
+
+    Attributes:
+        id: its id; `Pair.spelling` tells its text.
+        source: the model it came from.
+        logprob: under its source, in nats, of the raw distribution.
+        top_logprobs: the most likely tokens (id → nats) of the source there, if asked.
+        why: what the router saw there, if asked.
+    """
+
+    id: int
+    source: Source
+    logprob: float
+    top_logprobs: Mapping[int, float] | None = None
+    why: Why | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One step of one answer, as it streams.
 
     Attributes:
-        prompt: which of the prompts, from 0.
+        prompt: which of the prompts, from 0; the ticket that `Decoder.submit` gave.
         sample: which of its samples, from 0.
         pieces: new text with its sources; may be empty, where a character is unfinished.
+        tokens: the new tokens, one or several. What a stop string cut off in an earlier chunk is
+            only missing in the completion.
         finish_reason: set on the last chunk of a sample,
         completion: and so is the whole answer.
     """
@@ -69,6 +90,7 @@ class Chunk:
     prompt: int
     sample: int
     pieces: tuple[Piece, ...]
+    tokens: tuple[Token, ...] = ()
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from baco.half import Half
 from baco.known import KnownPair
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
 from baco.sampling import SamplingParams
+from baco.tokens import spell
 from baco.vocabulary import Vocabulary, load_words
 
 log = logging.getLogger("baco")
@@ -44,6 +46,18 @@ class Pair:
     end_ids: frozenset[int]
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
+
+    def spelling(self, token: int) -> bytes:
+        """The bytes of text that a token stands for, which may begin or end inside a character.
+
+        A special token's are its name.
+        """
+        return self._spellings.get(token, b"")
+
+    @cached_property
+    def _spellings(self) -> dict[int, bytes]:
+        names = self.tokenizer.convert_ids_to_tokens
+        return {t.id: names(t.id).encode() if t.special else t.data for t in spell(self.tokenizer)}
 
 
 def check_vocabularies(base_tokenizer: Any, aligned_tokenizer: Any) -> None:

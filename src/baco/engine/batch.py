@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baco.drawing import DrawTable
 from baco.engine.sequence import Sequence
+from baco.noise import COIN, noise_keys, uniform
 from baco.routing.select import NOTHING
-from baco.sampling import COIN, DrawTable, noise_keys, uniform
 
 
 class Batch:
@@ -28,6 +29,7 @@ class Batch:
         self.active = torch.empty(0, dtype=torch.bool, device=device)
         self._identity = torch.empty(0, 2, dtype=torch.int64, device=device)  # seed, sample
         self._seen: tuple[Tensor, Tensor] | None = None
+        self._said: Tensor | None = None
         self.draws = DrawTable.of([], device)
 
     def __len__(self) -> int:
@@ -52,7 +54,9 @@ class Batch:
         self.previous, self.active = self.previous[index], self.active[index]
         self._identity = self._identity[index]
         if self._seen is not None:
+            assert self._said is not None
             self._seen = (self._seen[0][index], self._seen[1][index])
+            self._said = self._said[index]
         self._set_draws()
 
     def keys(self) -> Tensor:
@@ -64,26 +68,34 @@ class Batch:
         """A uniform per row, for routers that toss one: float32 [B]."""
         return uniform(keys, keys.new_full((len(keys),), COIN))
 
-    def seen(self, source: Tensor) -> Tensor:
-        """Tokens in the speaking half's prompt or in the answer: bool [B, V]."""
+    def seen(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the speaking half's prompt, bool [B, V]; how often the answer said each."""
         assert self._seen is not None
-        return torch.where(source[:, None], *self._seen)
+        assert self._said is not None
+        return torch.where(source[:, None], *self._seen), self._said
 
     def advance(self, token: Tensor, source: Tensor) -> None:
         """Every row said ``token`` [B] from ``source`` [B]."""
         self.previous, self.active = token, source
         if self._seen is not None:
-            for table in self._seen:
-                table.scatter_(1, token[:, None], True)
+            assert self._said is not None
+            self._said.scatter_add_(
+                1, token[:, None], torch.ones_like(token, dtype=torch.int32)[:, None]
+            )
 
     def _set_draws(self) -> None:
-        self.draws = DrawTable.of([row.request.params for row in self.rows], self.device)
+        params = [row.request.params for row in self.rows]
+        self.draws = DrawTable.of(params, self.device, self.width)
 
     def _read_seen(self) -> tuple[Tensor, Tensor]:
         tables = []
         for half in ("base_ids", "aligned_ids"):
             table = torch.zeros(len(self), self.width, dtype=torch.bool, device=self.device)
             for index, row in enumerate(self.rows):
-                table[index, [*getattr(row.request, half), *row.tokens]] = True
+                table[index, list(getattr(row.request, half))] = True
             tables.append(table)
+        self._said = torch.zeros(len(self), self.width, dtype=torch.int32, device=self.device)
+        for index, row in enumerate(self.rows):
+            for token in row.tokens:
+                self._said[index, token] += 1
         return tables[0], tables[1]

@@ -12,15 +12,14 @@ import psutil
 import torch
 from torch import Tensor
 
+from baco.drawing import draw, penalise
 from baco.engine.batch import Batch
 from baco.engine.cache import Store
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
-from baco.routing.routers import Router
-from baco.routing.select import Switch, select
-from baco.sampling import draw, penalise
+from baco.routing.select import select
 
 # The part of free memory that cached keys and values may take.
 MEMORY_SHARE = 0.6
@@ -35,33 +34,24 @@ class _Waiting:
 
 
 class Engine:
-    """Decodes requests with one router on one pair.
+    """Decodes requests on one pair, each with its own router.
 
     Args:
         pair: the two halves.
-        router: names the source at every boundary.
         max_rows: sequences decoded at once; more wait.
         memory: bytes that cached keys and values may take; by default most of what is free.
-        switch: ``word``, or ``token`` to let sources change inside words.
     """
 
     def __init__(
         self,
         pair: Pair,
-        router: Router,
         *,
         max_rows: int = 256,
         memory: int | None = None,
-        switch: Switch = "word",
     ) -> None:
-        self.pair, self.router, self.switch = pair, router, switch
+        self.pair = pair
         self.max_rows = max_rows
-        # A router that only ever names one half needs only that one.
-        self._halves: dict[str, Half] = {
-            name: half
-            for name, half in (("base", pair.base), ("aligned", pair.aligned))
-            if router.only in (None, name)
-        }
+        self._halves: dict[str, Half] = {"base": pair.base, "aligned": pair.aligned}
         self._stores: dict[str, Store] = {n: half.store() for n, half in self._halves.items()}
         self._device = pair.aligned.device
         self._batch = Batch(self._device, pair.vocabulary.size)
@@ -92,23 +82,47 @@ class Engine:
             return []
         logits_base, logits_aligned = self._forward()
         keys = self._batch.keys()
-        logits, source = select(
-            logits_base,
-            logits_aligned,
-            self._batch.previous,
-            self._batch.active,
-            router=self.router,
-            vocabulary=self._vocabulary,
-            banned=self._banned,
-            coin=self._batch.coin(keys),
-            switch=self.switch,
-        )
+        logits, source = self._select(logits_base, logits_aligned, keys)
         if self._batch.draws.any_penalty:
-            penalty = self._batch.draws.repetition_penalty
-            logits = penalise(logits, self._batch.seen(source), penalty)
+            logits = penalise(logits, *self._batch.seen(source), self._batch.draws)
+        if self._batch.draws.logit_bias is not None:
+            logits = logits + self._batch.draws.logit_bias
         token = draw(logits, self._batch.draws, keys)
         self._batch.advance(token, source)
         return self._emit(token, source, torch.where(source[:, None], logits_base, logits_aligned))
+
+    def _select(self, base: Tensor, aligned: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        rules = [(row.request.router, row.request.switch) for row in self._batch.rows]
+        logits, source = torch.empty(0), torch.empty(0)
+        for index, (router, switch) in enumerate(dict.fromkeys(rules)):
+            found = select(
+                base,
+                aligned,
+                self._batch.previous,
+                self._batch.active,
+                router=router,
+                vocabulary=self._vocabulary,
+                banned=self._banned,
+                coin=self._batch.coin(keys),
+                switch=switch,
+            )
+            if index == 0:
+                logits, source = found
+            else:
+                mine = torch.tensor([rule == (router, switch) for rule in rules])
+                logits = found[0].where(mine[:, None].to(logits.device), logits)
+                source = found[1].where(mine.to(source.device), source)
+        return logits, source
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no row yet."""
+        return sum(len(head.sequences) for head in self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._batch)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baco.routing.routers import Source
+from baco.routing.routers import Router, Source
+from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -16,13 +17,45 @@ class Request:
     Attributes:
         base_ids, aligned_ids: the prompt as each half reads it.
         params: seeded sampling parameters.
+        router: names the source at every boundary.
+        switch: ``word``, or ``token`` to let sources change inside words.
         index: which of the caller's prompts this is.
+        explain: also tell why each token has its source; both halves then read every token.
     """
 
     base_ids: tuple[int, ...]
     aligned_ids: tuple[int, ...]
     params: SamplingParams
+    router: Router
+    switch: Switch = "word"
     index: int = 0
+    explain: bool = False
+
+    def ids(self, half: Source) -> tuple[int, ...]:
+        """The prompt as a half reads it."""
+        return self.base_ids if half == "base" else self.aligned_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """What the router saw where a token was drawn.
+
+    Attributes:
+        base_logprob, aligned_logprob: of the token, under each half, in nats.
+        max_base: max P_base.
+        entropy_base: H(P_base) in nats.
+        predicted: the base model's most likely token.
+        asked: whether the position was a boundary; elsewhere the active source went on.
+        wanted: the source the router names there.
+    """
+
+    base_logprob: float
+    aligned_logprob: float
+    max_base: float
+    entropy_base: float
+    predicted: int
+    asked: bool
+    wanted: Source
 
 
 @dataclass(slots=True, eq=False)
@@ -39,4 +72,5 @@ class Sequence:
     sources: list[Source] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    why: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -27,10 +27,10 @@ from baco.half import Half
 from baco.hf.cache import PairCache
 from baco.hf.chat import ChatReader
 from baco.hf.layout import Layout
+from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
 from baco.routing.routers import Router
 from baco.routing.select import NOTHING, select
-from baco.sampling import COIN, noise_keys, uniform
 
 # The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
 # token can still be added up and compared; e**-10000 is 0 in every floating-point format.

@@ -1,0 +1,198 @@
+"""Text in, text out, for many requests at once: what every front end drives, one step at a time.
+
+A decoder is owned by one thread. It renders prompts, hands token ids to the engine, and turns what
+the engine appends into text with its sources.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from baco.completion import Chunk, Completion, Token
+from baco.engine.engine import Engine
+from baco.engine.sequence import Request, Sequence
+from baco.errors import BacoError
+from baco.pair import Pair
+from baco.prompts import Conversation, Prompt
+from baco.routing.routers import Router
+from baco.routing.select import Switch
+from baco.text import AnswerText
+
+
+@dataclass(slots=True)
+class _Growing:
+    """An answer in progress and how much of it has been told."""
+
+    text: AnswerText
+    started: float
+    told: int = 0
+
+
+@dataclass
+class Decoder:
+    """Answers requests on one engine; they join and leave at every step.
+
+    Attributes:
+        pair: the two halves.
+        engine: decodes token ids.
+    """
+
+    pair: Pair
+    engine: Engine
+    _growing: dict[Sequence, _Growing] = field(default_factory=dict)
+    _tickets: dict[int, list[Sequence]] = field(default_factory=dict)
+    _next: int = 0
+
+    def submit(
+        self,
+        prompt: Conversation,
+        *,
+        router: Router,
+        system: str | None = None,
+        switch: Switch = "word",
+        explain: bool = False,
+        **sampling: Any,
+    ) -> int:
+        """Queue n samples of a prompt; arguments as for :meth:`baco.api.Baco.stream_batch`.
+
+        Returns:
+            A ticket: ``Chunk.prompt`` of what comes of it.
+
+        Raises:
+            BacoError: at once, for any argument that is wrong or a prompt that does not fit.
+        """
+        prompt_ids = self.pair.renderer.render(prompt, system)
+        opening = self.pair.renderer.turn_opening
+        return self._submit(prompt_ids, opening, router, switch, explain, sampling)
+
+    def submit_text(
+        self,
+        text: str,
+        *,
+        router: Router,
+        switch: Switch = "word",
+        explain: bool = False,
+        **sampling: Any,
+    ) -> int:
+        """Queue n continuations of a text that both halves read as it is; else as `submit`."""
+        return self._submit(self.pair.renderer.raw(text), None, router, switch, explain, sampling)
+
+    def _submit(
+        self,
+        prompt: Prompt,
+        opening: str | None,
+        router: Router,
+        switch: Switch,
+        explain: bool,
+        sampling: dict[str, Any],
+    ) -> int:
+        if switch not in ("word", "token"):
+            raise BacoError(f"switch is {switch!r}: use word or token")
+        params = self.pair.defaults.updated(sampling).seeded()
+        size = self.pair.vocabulary.size
+        for token, _ in params.logit_bias:
+            if token >= size:
+                raise BacoError(f"logit_bias names token {token}: the vocabulary has {size} tokens")
+        ticket = self._next
+        request = Request(
+            prompt.base_ids, prompt.aligned_ids, params, router, switch, ticket, explain
+        )
+        answers = self.engine.add(request)
+        self._next += 1
+        self._tickets[ticket] = answers
+        started = time.perf_counter()
+        for answer in answers:
+            text = AnswerText(self.pair.tokenizer, params.stop, opening)
+            self._growing[answer] = _Growing(text, started)
+        return ticket
+
+    def step(self) -> list[Chunk]:
+        """One step of the engine; a chunk for every answer that grew."""
+        return [self._tell(answer) for answer in self.engine.step() if answer in self._growing]
+
+    def cancel(self, ticket: int) -> None:
+        """Give a request up: its rows leave the batch at the next step; nothing more comes of it.
+
+        A ticket that is unknown or whose answers have all ended is no error.
+        """
+        for answer in self._tickets.pop(ticket, []):
+            if self._growing.pop(answer, None) is not None:
+                self.engine.stop(answer, len(answer.tokens))
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything left to decode?"""
+        return self.engine.busy
+
+    @property
+    def waiting(self) -> int:
+        """Answers that have no row yet."""
+        return self.engine.waiting
+
+    @property
+    def running(self) -> int:
+        """Answers that are being decoded."""
+        return self.engine.running
+
+    def _tell(self, answer: Sequence) -> Chunk:
+        growing = self._growing[answer]
+        text, pieces = growing.text, []
+        tokens = self._tokens(answer, range(growing.told, len(answer.tokens)))
+        for token in tokens:
+            new, stopped = text.push(token.id, token.source)
+            pieces += new
+            if stopped:
+                self.engine.stop(answer, text.tokens)
+                break
+        else:
+            if answer.finish_reason is not None:
+                pieces += text.close()
+        growing.told = len(answer.tokens)
+        completion = None
+        if answer.finish_reason is not None:
+            seconds = time.perf_counter() - growing.started
+            completion = _complete(answer, text, seconds)
+            del self._growing[answer]
+            siblings = self._tickets[answer.request.index]
+            siblings.remove(answer)
+            if not siblings:
+                del self._tickets[answer.request.index]
+        return Chunk(
+            answer.request.index,
+            answer.sample,
+            tuple(pieces),
+            tuple(tokens),
+            answer.finish_reason,
+            completion,
+        )
+
+    def _tokens(self, answer: Sequence, new: Iterable[int]) -> list[Token]:
+        return [
+            Token(
+                answer.tokens[at],
+                answer.sources[at],
+                answer.logprobs[at],
+                answer.top_logprobs[at] if answer.top_logprobs else None,
+                answer.why[at] if answer.why else None,
+            )
+            for at in new
+        ]
+
+
+def _complete(answer: Sequence, text: AnswerText, seconds: float) -> Completion:
+    assert answer.finish_reason is not None
+    assert answer.request.params.seed is not None
+    return Completion(
+        sample=answer.sample,
+        text=text.text,
+        token_ids=tuple(answer.tokens),
+        sources=tuple(answer.sources),
+        logprobs=tuple(answer.logprobs),
+        finish_reason=answer.finish_reason,
+        pieces=tuple(text.pieces),
+        router=answer.request.router.spelling,
+        seed=answer.request.params.seed,
+        seconds=seconds,
+        top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
+    )

@@ -1,0 +1,46 @@
+"""The replayable noise: a pure function of (seed, sample, position, token), no generator, no state.
+
+It knows numbers only. The same noise is added whichever model speaks and in whatever batch a row
+happens to stand, so that a draw cannot depend on either.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+# A uniform is an odd multiple of 2**-24, exact in float32 and never 0 or 1, so that the Gumbel
+# noise made of it lies between these two bounds.
+GUMBEL_MAX = 24 * math.log(2)
+GUMBEL_MIN = -math.log(24 * math.log(2))
+# The "token" whose uniform decides for routers that toss a coin (no vocabulary is that large).
+COIN = _WORD
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Avalanche 32-bit words held in int64 (lowbias32, C. Wellons 2018); any shape."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _WORD
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
+
+
+def noise_keys(seed: Tensor, sample: Tensor, position: Tensor) -> Tensor:
+    """The two 32-bit words that stand for (seed, sample, position): int64 [..., 2]."""
+    low, high = seed & _WORD, (seed >> 32) & _WORD
+    first = _mix(_mix(_mix(_mix(low) ^ high) ^ (sample & _WORD)) ^ (position & _WORD))
+    second = _mix(first ^ 0x9E3779B9 ^ _mix(low + 0x85EBCA6B & _WORD))
+    return torch.stack((first, second), dim=-1)
+
+
+def uniform(keys: Tensor, token: Tensor) -> Tensor:
+    """Uniforms in (0, 1), float32: ``keys`` [..., 2] and ``token`` ids [...] broadcast."""
+    bits = _mix(_mix((token ^ keys[..., 0]) & _WORD) ^ keys[..., 1]) >> 9  # 23 bits
+    return (2 * bits + 1).float() * 2.0**-24
+
+
+def gumbel(keys: Tensor, token: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32, a pure function of (seed, sample, position, token id)."""
+    return -(-uniform(keys, token).log()).log()
