@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
+from baco.engine.speculation import Size
 
 log = logging.getLogger("baco")
 
@@ -47,6 +48,18 @@ class Half:
         config = self.model.config.get_text_config()
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
         return next((int(v) for n in names if (v := getattr(config, n, None))), 2**30)
+
+    @cached_property
+    def size(self) -> Size:
+        """What a forward reads and multiplies; embeddings that are only looked up do not count."""
+        weights = list(self.model.parameters())
+        config = self.model.config.get_text_config()
+        looked_up = 0 if config.tie_word_embeddings else self._rows * config.hidden_size
+        parameters = sum(w.numel() for w in weights)
+        stored = sum(w.numel() * w.element_size() for w in weights)
+        share = 1 - looked_up / max(1, parameters)
+        layers = int(getattr(config, "num_hidden_layers", 1))
+        return Size(layers, int(parameters * share), int(stored * share))
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -107,7 +120,7 @@ class Half:
         runner = _Runner(self)
         if self._mask_form is None:
             return NativeStore(runner)
-        return SlotStore(runner, self._mask_form)
+        return SlotStore(runner, self._mask_form, self.context)
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -131,7 +144,8 @@ class Half:
                 store = SlotStore(_Runner(self), candidate)
                 for text in texts:
                     store.admit(store.prefill(text[:-1]), 1)
-                together = self.fit(store.step(torch.tensor([text[-1] for text in texts])))
+                last = torch.tensor([[text[-1]] for text in texts])
+                together = self.fit(store.read(last, [1, 1], 1)[:, 0])
             except Exception:
                 log.debug("%s does not take masks of the form %s", self.name, candidate)
                 continue

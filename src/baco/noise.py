@@ -44,3 +44,20 @@ def uniform(keys: Tensor, token: Tensor) -> Tensor:
 def gumbel(keys: Tensor, token: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, a pure function of (seed, sample, position, token id)."""
     return -(-uniform(keys, token).log()).log()
+
+
+def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:
+    """The same noise for one token, in plain numbers."""
+
+    def mix(x: int) -> int:
+        x ^= x >> 16
+        x = (x * 0x7FEB352D) & _WORD
+        x ^= x >> 15
+        x = (x * 0x846CA68B) & _WORD
+        return x ^ (x >> 16)
+
+    low, high = seed & _WORD, (seed >> 32) & _WORD
+    first = mix(mix(mix(mix(low) ^ high) ^ (sample & _WORD)) ^ (position & _WORD))
+    second = mix(first ^ 0x9E3779B9 ^ mix(low + 0x85EBCA6B & _WORD))
+    bits = mix(mix((token ^ first) & _WORD) ^ second) >> 9
+    return -math.log(-math.log((2 * bits + 1) * 2.0**-24))

@@ -8,7 +8,7 @@ token ids and positions; they know nothing of routers, draws or text.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -17,23 +17,40 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 # A long prompt is read in pieces, so that the mask of one piece stays small.
 PREFILL_PIECE = 512
+# Room is made in steps: small enough to waste little, wide enough that copying is rare.
 _COLUMN_STEP = 64
 
 
 class Store(Protocol):
-    """What the engine asks of a cache. Rows are numbered from 0 without holes."""
+    """What the engine asks of a cache. Rows are numbered from 0 without holes.
+
+    Attributes:
+        rewinds: whether what was read can be forgotten again; without it nothing can be drafted.
+        lengths: tokens that each row holds.
+        forwards, tokens: how often the model ran, and on how many tokens of rows.
+    """
+
+    rewinds: bool
+    lengths: list[int]
+    forwards: int
+    tokens: int
 
     def prefill(self, ids: Sequence[int]) -> Any:
         """Read a prompt once; the result can be admitted as any number of rows."""
 
     def admit(self, prefix: Any, count: int) -> None:
-        """Append ``count`` rows that continue ``prefix``."""
+        """Append ``count`` rows that continue ``prefix``; None for rows that are never read."""
 
     def reorder(self, order: Sequence[int]) -> None:
         """Keep the rows ``order``, in that order; the others leave."""
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one token per row, int64 [B]; the next token's raw logits, [B, width]."""
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        """Read the last ``counts[r]`` of the tokens [B, T] of every row r, what stands before is
+        padding; the raw logits after each row's last ``keep``: [B, keep, width].
+        """
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget what was read beyond ``lengths``, row by row."""
 
     def bytes_per_token(self, prefix: Any) -> int:
         """Memory that one more token of one row takes."""
@@ -41,24 +58,39 @@ class Store(Protocol):
 
 @dataclass(slots=True)
 class Plan:
-    """Where the tokens of one forward go: ``count`` new columns after each row's ``lengths``."""
+    """Where the tokens of one forward go.
+
+    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to the
+    cache's columns behind them, where nothing looks and the next tokens are written.
+
+    Attributes:
+        lengths: tokens each row held before.
+        counts: tokens each row reads now.
+        columns: of the cache, int64 [B, T].
+        width: columns of the cache that take part.
+    """
 
     lengths: list[int]
-    count: int
-    rows: Tensor = field(init=False)  # [B, 1]
-    columns: Tensor = field(init=False)  # [B, T]
-    width: int = field(init=False)
+    counts: list[int]
+    columns: Tensor
+    rows: Tensor  # [B, 1]
+    width: int
 
-    def __post_init__(self) -> None:
-        self.rows = torch.arange(len(self.lengths))[:, None]
-        self.columns = torch.tensor(self.lengths)[:, None] + torch.arange(self.count)
-        self.width = max(self.lengths) + self.count
+    @classmethod
+    def of(cls, lengths: Sequence[int], counts: Sequence[int], span: int) -> Self:
+        """The plan of one forward over ``span`` columns of tokens."""
+        start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
+        offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
+        columns = start + torch.where(offset < 0, offset + span, offset)
+        rows = torch.arange(len(lengths))[:, None]
+        return cls(list(lengths), list(counts), columns, rows, max(lengths) + span)
 
     @property
-    def aligned_start(self) -> int | None:
-        """The common length of all rows, or None: then columns differ from row to row."""
-        first = self.lengths[0]
-        return first if self.lengths.count(first) == len(self.lengths) else None
+    def start(self) -> int | None:
+        """The column where all rows go on without padding, or None: then they differ."""
+        first, span = self.lengths[0], self.columns.shape[1]
+        same = self.lengths.count(first) == len(self.lengths)
+        return first if same and self.counts.count(span) == len(self.counts) else None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -85,10 +117,10 @@ class SlotLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         plan = self.cache.plan
-        batch, start = len(plan.lengths), plan.aligned_start
+        batch, start, span = len(plan.lengths), plan.start, plan.columns.shape[1]
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             if start is not None:
-                store[:batch, :, start : start + plan.count] = new
+                store[:batch, :, start : start + span] = new
             else:
                 at = (plan.rows.to(new.device), slice(None), plan.columns.to(new.device))
                 store[at] = new.transpose(1, 2)
@@ -120,15 +152,14 @@ class SlotCache(Cache):
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
         self.rows, self.columns = rows, columns
-        self.plan = Plan([0], 0)
+        self.plan = Plan.of([0], [0], 0)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for so many rows and columns; room once made stays."""
         if rows <= self.rows and columns <= self.columns:
             return
         if columns > self.columns:
-            # In steps that grow with the length, so that a long answer is copied few times.
-            columns = max(columns + _COLUMN_STEP, self.columns * 3 // 2)
+            columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
         self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
@@ -183,27 +214,36 @@ class MaskForm:
 
 
 class SlotStore:
-    """All rows in one forward, each at its own length, in tensors that are written in place."""
+    """All rows in one forward, each at its own length, in tensors that are written in place.
 
-    def __init__(self, model: Any, form: MaskForm) -> None:
-        self.model, self.form = model, form
+    Args:
+        model: called as ``transformers`` calls a causal LM.
+        form: of its masks.
+        context: tokens its positions go up to.
+    """
+
+    rewinds = True
+
+    def __init__(self, model: Any, form: MaskForm, context: int = 2**30) -> None:
+        self.model, self.form, self.context = model, form, context
         self.cache = SlotCache(0, 0)
         self.lengths: list[int] = []
+        self.forwards = self.tokens = 0
 
     def prefill(self, ids: Sequence[int]) -> tuple[SlotCache, int]:
         cache = SlotCache(1, len(ids))
         for start in range(0, len(ids), PREFILL_PIECE):
             piece = torch.tensor([list(ids[start : start + PREFILL_PIECE])])
-            self._forward(cache, [start], piece)
+            self._forward(cache, Plan.of([start], [piece.shape[1]], piece.shape[1]), piece, 1)
         return cache, len(ids)
 
-    def admit(self, prefix: tuple[SlotCache, int], count: int) -> None:
-        source, length = prefix
+    def admit(self, prefix: tuple[SlotCache, int] | None, count: int) -> None:
+        source, length = prefix or (SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
         self.cache.reserve(last, length + 1)
         for mine, theirs in zip(self._layers_like(source), source.layers, strict=True):
-            mine.keys[first:last, :, :length] = theirs.keys
-            mine.values[first:last, :, :length] = theirs.values
+            mine.keys[first:last, :, :length] = theirs.keys[:, :, :length]
+            mine.values[first:last, :, :length] = theirs.values[:, :, :length]
         self.lengths += [length] * count
 
     def _layers_like(self, source: SlotCache) -> list[Any]:
@@ -225,30 +265,37 @@ class SlotStore:
                     layer.values[new, :, :width] = layer.values[old, :, :width]
         self.lengths = [self.lengths[row] for row in order]
 
-    def step(self, tokens: Tensor) -> Tensor:
-        self.cache.reserve(len(self.lengths), max(self.lengths) + 1)
-        logits = self._forward(self.cache, self.lengths, tokens[:, None])
-        self.lengths = [length + 1 for length in self.lengths]
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        plan = Plan.of(self.lengths, counts, tokens.shape[1])
+        self.cache.reserve(len(self.lengths), plan.width)
+        logits = self._forward(self.cache, plan, tokens, keep)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.tokens += sum(counts)
         return logits
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        # What lies beyond is never looked at and will be written over.
+        self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
 
     def bytes_per_token(self, prefix: tuple[SlotCache, int]) -> int:
         layers = [layer for layer in prefix[0].layers if layer.is_initialized]
         stores = [store for layer in layers for store in (layer.keys, layer.values)]
         return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
 
-    def _forward(self, cache: SlotCache, lengths: list[int], tokens: Tensor) -> Tensor:
-        """Read ``tokens`` [B, T] after ``lengths``; the last token's logits, [B, width]."""
-        plan = cache.plan = Plan(list(lengths), tokens.shape[1])
+    def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
+        cache.plan = plan
         device = self.model.device
+        self.forwards += 1
         output = self.model(
             input_ids=tokens.to(device),
-            position_ids=plan.columns.to(device),
+            # Padding may stand beyond what a table of positions holds.
+            position_ids=plan.columns.clamp(max=self.context - 1).to(device),
             attention_mask=self.form.masks(plan, device, self.model.dtype),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits[:, -keep:]
         return logits
 
 
@@ -258,31 +305,53 @@ _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 class NativeStore:
     """The model's own cache, one a row, one forward a row: slow, and right for any causal LM."""
 
+    rewinds = False
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.rows: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+        self.forwards = self.tokens = 0
 
-    def prefill(self, ids: Sequence[int]) -> dict[str, Any]:
-        return self._read({}, list(ids))[1] if ids else {}
+    def prefill(self, ids: Sequence[int]) -> tuple[dict[str, Any], int]:
+        return (self._read({}, list(ids))[1] if ids else {}), len(ids)
 
-    def admit(self, prefix: dict[str, Any], count: int) -> None:
-        self.rows += [copy.deepcopy(prefix) for _ in range(count)]
+    def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
+        state, length = prefix or ({}, 0)
+        self.rows += [copy.deepcopy(state) for _ in range(count)]
+        self.lengths += [length] * count
 
     def reorder(self, order: Sequence[int]) -> None:
         self.rows = [self.rows[row] for row in order]
+        self.lengths = [self.lengths[row] for row in order]
 
-    def step(self, tokens: Tensor) -> Tensor:
-        read = [
-            self._read(row, [token]) for row, token in zip(self.rows, tokens.tolist(), strict=True)
-        ]
-        self.rows = [state for _, state in read]
-        return torch.stack([logits for logits, _ in read])
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        rows: list[Tensor | None] = []
+        for index, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True)):
+            if count == 0:  # a row that this half never reads
+                rows.append(None)
+                continue
+            found = []
+            for token in ids[-count:]:  # such a state may take no more than one token at a time
+                logits, self.rows[index] = self._read(self.rows[index], [token])
+                found.append(logits)
+            logits = torch.stack(found[-keep:])
+            rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
+            self.lengths[index] += count
+            self.tokens += count
+        some = next(row for row in rows if row is not None)
+        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
 
-    def bytes_per_token(self, prefix: dict[str, Any]) -> int:  # noqa: ARG002
+    def rewind(self, lengths: Sequence[int]) -> None:
+        if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
+            raise ValueError("a model's own cache cannot be rewound")
+
+    def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
         return 0  # unknown: such a state need not grow with the text at all
 
     def _read(self, state: dict[str, Any], ids: list[int]) -> tuple[Tensor, dict[str, Any]]:
         tokens = torch.tensor([ids], device=self.model.device)
+        self.forwards += 1
         output = self.model(input_ids=tokens, use_cache=True, **state)
         kept = {name: output[name] for name in _CACHE_NAMES if output.get(name) is not None}
         return output.logits[0, -1], kept

@@ -1,7 +1,7 @@
-"""The loop: forward both halves, route, draw, emit.
+"""The loop: draft, read with both halves, route and draw, commit.
 
 It works on token ids; it knows nothing of text. Prompts are read once and shared by their samples;
-a sequence that ends leaves the batch at once and a waiting one takes its place, in order.
+sequences join and leave at every step, each at its own length.
 """
 
 from collections import deque
@@ -10,16 +10,20 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
-from baco.drawing import draw, penalise
 from baco.engine.batch import Batch
-from baco.engine.cache import Store
+from baco.engine.drafter import Draft, Drafter
+from baco.engine.reader import Reader
 from baco.engine.sequence import Request, Sequence
+from baco.engine.speculation import priced
+from baco.engine.stats import Stats
+from baco.engine.tell import append
+from baco.engine.verdict import Law, Verdict, settled
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
-from baco.routing.select import select
+from baco.routing.routers import Source
+from baco.routing.signals import Signals
 
 # The part of free memory that cached keys and values may take.
 MEMORY_SHARE = 0.6
@@ -30,7 +34,7 @@ class _Waiting:
     """A request of which some samples are not yet in the batch, and its prompt once read."""
 
     sequences: deque[Sequence]
-    prefixes: list[Any] | None = None
+    prefixes: dict[str, Any] | None = None
 
 
 class Engine:
@@ -40,6 +44,8 @@ class Engine:
         pair: the two halves.
         max_rows: sequences decoded at once; more wait.
         memory: bytes that cached keys and values may take; by default most of what is free.
+        speculate: draft tokens where that pays; the answers are the same without.
+        draft: a small model of the same vocabulary that drafts.
     """
 
     def __init__(
@@ -48,17 +54,24 @@ class Engine:
         *,
         max_rows: int = 256,
         memory: int | None = None,
+        speculate: bool = True,
+        draft: Half | None = None,
     ) -> None:
-        self.pair = pair
-        self.max_rows = max_rows
-        self._halves: dict[str, Half] = {"base": pair.base, "aligned": pair.aligned}
-        self._stores: dict[str, Store] = {n: half.store() for n, half in self._halves.items()}
+        self.pair, self.max_rows = pair, max_rows
         self._device = pair.aligned.device
+        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device))
         self._batch = Batch(self._device, pair.vocabulary.size)
-        self._vocabulary = pair.vocabulary.to(self._device)
-        self._banned = pair.banned.to(self._device)
+        halves = {"base": pair.base, "aligned": pair.aligned}
+        if draft is not None and speculate:
+            halves["draft"] = draft
+        self._reader = Reader(halves, self._batch)
+        drafts = speculate and self._reader.rewinds
+        sizes = {name: half.size for name, half in halves.items()}
+        planner = priced(sizes, self._device.type) if drafts else None
+        self._drafter = Drafter(self._reader, self._batch, self._law.banned, planner)
         self._memory = memory if memory is not None else _free_memory(self._device)
         self._waiting: deque[_Waiting] = deque()
+        self.stats = Stats(self._reader.stores)
 
     def add(self, request: Request) -> list[Sequence]:
         """Queue the n samples of a request; BacoError where its prompt fits no context window."""
@@ -72,47 +85,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Is there anything left to decode?"""
         return bool(self._waiting) or len(self._batch) > 0
-
-    @torch.inference_mode()
-    def step(self) -> list[Sequence]:
-        """Append one token to every sequence in the batch; the sequences that got one."""
-        self._admit()
-        if not self._batch.rows:
-            return []
-        logits_base, logits_aligned = self._forward()
-        keys = self._batch.keys()
-        logits, source = self._select(logits_base, logits_aligned, keys)
-        if self._batch.draws.any_penalty:
-            logits = penalise(logits, *self._batch.seen(source), self._batch.draws)
-        if self._batch.draws.logit_bias is not None:
-            logits = logits + self._batch.draws.logit_bias
-        token = draw(logits, self._batch.draws, keys)
-        self._batch.advance(token, source)
-        return self._emit(token, source, torch.where(source[:, None], logits_base, logits_aligned))
-
-    def _select(self, base: Tensor, aligned: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        rules = [(row.request.router, row.request.switch) for row in self._batch.rows]
-        logits, source = torch.empty(0), torch.empty(0)
-        for index, (router, switch) in enumerate(dict.fromkeys(rules)):
-            found = select(
-                base,
-                aligned,
-                self._batch.previous,
-                self._batch.active,
-                router=router,
-                vocabulary=self._vocabulary,
-                banned=self._banned,
-                coin=self._batch.coin(keys),
-                switch=switch,
-            )
-            if index == 0:
-                logits, source = found
-            else:
-                mine = torch.tensor([rule == (router, switch) for rule in rules])
-                logits = found[0].where(mine[:, None].to(logits.device), logits)
-                source = found[1].where(mine.to(source.device), source)
-        return logits, source
 
     @property
     def waiting(self) -> int:
@@ -124,22 +98,64 @@ class Engine:
         """Sequences in the batch."""
         return len(self._batch)
 
+    @torch.inference_mode()
+    def step(self) -> list[Sequence]:
+        """Append one or more tokens to every sequence in the batch; the sequences that got any."""
+        self._admit()
+        if not self._batch.rows:
+            return []
+        draft = self._drafter.draft()
+        signals = self._read(draft)
+        verdict = self._law.judge(self._batch, draft.positions, signals, draft.decided)
+        return self._commit(draft, verdict)
+
     def stop(self, sequence: Sequence, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         sequence.finish_reason = "stop"
-        for column in (sequence.tokens, sequence.sources, sequence.logprobs):
-            del column[tokens:]
-        del sequence.top_logprobs[tokens:]
+        sequence.cut(tokens)
+
+    def _read(self, draft: Draft) -> Signals:
+        """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
+        the other's rows take its place.
+        """
+        first, second = self._reader.order(draft)
+        rows = self._reader.rows(first, draft)
+        signals = self._law.look(self._batch, draft.positions, rows, rows)
+        if second is None or self._suffices(first, draft, signals):
+            return signals
+        return signals.heard(**{second: self._reader.rows(second, draft)})
+
+    def _suffices(self, half: Source, draft: Draft, signals: Signals) -> bool:
+        """Do one half's rows decide the whole round?"""
+        requests = [row.request for row in self._batch.rows]
+        if any(request.explain for request in requests):
+            return False
+        alone = [request.router.reads <= {half} for request in requests]
+        standing = self._law.stand(self._batch, draft.positions, signals)
+        told = torch.tensor(alone, device=self._device)
+        return settled(standing, self._batch.active(), half, told, draft.positions)
+
+    def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
+        """Append what stands, make the caches forget the rest, and remember how drafts fared."""
+        rows = list(self._batch.rows)
+        before = [len(row.tokens) for row in rows]
+        agreed = append(rows, draft.positions, verdict, self.pair.end_ids)
+        self._batch.hear()
+        self._reader.rewind()
+        self._drafter.learn(draft, before, agreed)
+        self.stats.count(rows, before, draft.decided, agreed)
+        return rows
 
     def _room(self, request: Request) -> int:
-        lengths = {"base": len(request.base_ids), "aligned": len(request.aligned_ids)}
-        for name, half in self._halves.items():
-            if lengths[name] >= half.context:
+        needed = {half: self._reader.halves[half] for half in _needed(request)}
+        for name, half in needed.items():
+            length = len(request.ids(name))
+            if length >= half.context:
                 raise BacoError(
-                    f"prompt of {lengths[name]} tokens, as the {name} model reads it: its context "
-                    f"window is {half.context}; shorten the prompt"
+                    f"prompt of {length} tokens, as the {name} model reads it: its context window "
+                    f"is {half.context}; shorten the prompt"
                 )
-        return min(half.context - lengths[name] for name, half in self._halves.items())
+        return min(half.context - len(request.ids(name)) for name, half in needed.items())
 
     def _admit(self) -> None:
         """Drop ended rows, then fill up from the queue, in order, as far as memory goes."""
@@ -151,25 +167,19 @@ class Engine:
             if not head.sequences:
                 self._waiting.popleft()
                 continue
-            head.prefixes = head.prefixes or self._prefill(head.sequences[0].request)
+            if head.prefixes is None:
+                head.prefixes = self._reader.prefill(head.sequences[0].request)
             count = min(self._affordable(head), self.max_rows - len(self._batch))
             if count <= 0:
                 return
-            batch = [head.sequences.popleft() for _ in range(min(count, len(head.sequences)))]
-            for store, prefix in zip(self._stores.values(), head.prefixes, strict=True):
-                store.admit(prefix, len(batch))
-            self._batch.admit(batch)
-
-    def _prefill(self, request: Request) -> list[Any]:
-        # All but the last token: that one is read in the first step, as every later token is.
-        prompts = {"base": request.base_ids, "aligned": request.aligned_ids}
-        return [store.prefill(prompts[name][:-1]) for name, store in self._stores.items()]
+            joined = [head.sequences.popleft() for _ in range(min(count, len(head.sequences)))]
+            self._reader.admit(head.prefixes, len(joined))
+            self._batch.admit(joined)
 
     def _affordable(self, head: _Waiting) -> int:
         """How many more rows like the head's next one memory has room for, at their longest."""
         assert head.prefixes is not None
-        stores = list(zip(self._stores.values(), head.prefixes, strict=True))
-        per_token = sum(store.bytes_per_token(prefix) for store, prefix in stores)
+        per_token = self._reader.bytes_per_token(head.prefixes)
         if per_token == 0:
             return self.max_rows
         row = _longest(head.sequences[0]) * per_token
@@ -192,39 +202,14 @@ class Engine:
         tail = iter(index for index in alive if index >= len(alive))
         filled = set(order)
         order = [i if i in filled else next(tail) for i in range(len(alive))]
-        for store in self._stores.values():
-            store.reorder(order)
+        self._reader.reorder(order)
         self._batch.reorder(order)
 
-    def _forward(self) -> tuple[Tensor, Tensor]:
-        rows = []
-        for name, half in self._halves.items():
-            tokens = [
-                row.tokens[-1] if row.tokens else getattr(row.request, f"{name}_ids")[-1]
-                for row in self._batch.rows
-            ]
-            logits = self._stores[name].step(torch.tensor(tokens, dtype=torch.int64))
-            rows.append(half.fit(logits).to(self._device))
-        return rows[0], rows[-1]
 
-    def _emit(self, token: Tensor, source: Tensor, raw: Tensor) -> list[Sequence]:
-        logp = raw.gather(1, token[:, None])[:, 0] - raw.logsumexp(dim=-1)
-        wanted = max((row.request.params.logprobs or 0 for row in self._batch.rows), default=0)
-        top = raw.log_softmax(dim=-1).topk(wanted, dim=-1) if wanted else None
-        told = zip(self._batch.rows, token.tolist(), source.tolist(), logp.tolist(), strict=True)
-        for index, (row, said, base, logprob) in enumerate(told):
-            row.tokens.append(said)
-            row.sources.append("base" if base else "aligned")
-            row.logprobs.append(logprob)
-            if top is not None:
-                count = row.request.params.logprobs or 0
-                ids, values = top.indices[index, :count], top.values[index, :count]
-                row.top_logprobs.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
-            if said in self.pair.end_ids:
-                row.finish_reason = "stop"
-            elif len(row.tokens) >= row.limit:
-                row.finish_reason = "length"
-        return list(self._batch.rows)
+def _needed(request: Request) -> tuple[Source, ...]:
+    """The halves that a request's router may name."""
+    only = request.router.only
+    return ("base", "aligned") if only is None or request.explain else (only,)
 
 
 def _longest(sequence: Sequence) -> int:

@@ -10,7 +10,7 @@ from baco.sampling import SamplingParams
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """n samples to draw from one prompt.
 
@@ -74,3 +74,8 @@ class Sequence:
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     why: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def cut(self, tokens: int) -> None:
+        """Keep only the first ``tokens`` tokens."""
+        for column in (self.tokens, self.sources, self.logprobs, self.top_logprobs, self.why):
+            del column[tokens:]

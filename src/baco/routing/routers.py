@@ -19,6 +19,7 @@ from baco.routing.signals import Predictor, Signals
 from baco.vocabulary import Role
 
 Source = Literal["base", "aligned"]
+BOTH: frozenset[Source] = frozenset(("base", "aligned"))
 
 ALIGNED_ROLES: Mapping[str, Source] = {"number": "aligned", "name": "aligned"}
 
@@ -34,6 +35,10 @@ class Router(Protocol):
     def only(self) -> Source | None:
         """The one model this router ever names, or None: then the other is not even run."""
 
+    @property
+    def reads(self) -> frozenset[Source]:
+        """The models whose rows it looks at, and has to wait for."""
+
     def __call__(self, signals: Signals) -> Tensor:
         """True where the base model is to speak: bool [B]."""
 
@@ -45,20 +50,22 @@ class LogitRule:
     Attributes:
         decide: (signals, γ) → bool [B], True where the base model is to speak.
         low, high: the range of γ, both ends allowed.
+        reads: the models whose rows the figure is made of.
     """
 
     decide: Callable[[Signals, float], Tensor]
     low: float
     high: float
+    reads: frozenset[Source] = frozenset(("base",))
 
 
 LOGIT_RULES: Mapping[str, LogitRule] = {
     "P": LogitRule(lambda s, gamma: s.max_base < gamma, 0.0, 1.0),
     "H": LogitRule(lambda s, gamma: s.entropy_base > gamma, 0.0, math.inf),
     "Gap": LogitRule(
-        lambda s, gamma: s.entropy_base - s.entropy_aligned > gamma, -math.inf, math.inf
+        lambda s, gamma: s.entropy_base - s.entropy_aligned > gamma, -math.inf, math.inf, BOTH
     ),
-    "Rand": LogitRule(lambda s, gamma: s.tossed() < gamma, 0.0, 1.0),
+    "Rand": LogitRule(lambda s, gamma: s.tossed() < gamma, 0.0, 1.0, frozenset()),
     "Nudging": LogitRule(lambda s, gamma: s.max_base >= gamma, 0.0, 1.0),
 }
 
@@ -92,6 +99,10 @@ class Constant:
     def only(self) -> Source:
         return self.source
 
+    @property
+    def reads(self) -> frozenset[Source]:
+        return frozenset()
+
     def __call__(self, signals: Signals) -> Tensor:
         return torch.full(signals.base.shape[:1], self.source == "base", device=signals.base.device)
 
@@ -119,6 +130,13 @@ class Rule:
     @property
     def only(self) -> Source | None:
         return None
+
+    @property
+    def reads(self) -> frozenset[Source]:
+        found = LOGIT_RULES[self.logit].reads if self.logit else frozenset()
+        if self.contents:
+            found |= BOTH if self.predict == "either" else {self.predict}
+        return found
 
     @property
     def family(self) -> str:
@@ -162,6 +180,10 @@ class Custom:
     @property
     def only(self) -> Source | None:
         return None
+
+    @property
+    def reads(self) -> frozenset[Source]:
+        return BOTH
 
     @property
     def spelling(self) -> str:

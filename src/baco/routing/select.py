@@ -1,10 +1,15 @@
 """Whole words: at which positions the router is asked, and what the model it names may say.
 
-One pure function on tensors, shared by every backend. Drawing a token from the row it returns is
-another matter.
+Pure functions on tensors, shared by every backend. :func:`select` decides one position of every
+row. Its three parts stand alone for who knows more positions than one: what can be said of a
+position before it is known which half spoke last (:class:`Standing`), the source that follows from
+that (:func:`follow`), and the row of logits that is left (:func:`speakable`). Drawing a token from
+that row is another matter.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -53,18 +58,91 @@ def select(
         (logits [B, V], source bool [B]): -inf stands where the source may not speak.
     """
     signals = Signals(logits_base, logits_aligned, vocabulary, coin)
-    wanted = router(signals)
-    if router.only is not None or switch == "token":
-        source = wanted
-        masked = torch.zeros_like(source)
-    else:
-        ended = (previous == NOTHING) | vocabulary.ends_word[previous.clamp_min(0)]
-        own = torch.where(active, signals.top_base, signals.top_aligned)
-        boundary = ended | vocabulary.word_start[own]
-        source = torch.where(boundary, wanted, active)
-        masked = (source != active) & ~ended
+    standing = Standing.of(signals, previous, [(router, switch)])
+    source, masked = follow(standing, active)
+    return speakable(logits_base, logits_aligned, source, masked, vocabulary, banned), source
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Positions [...] as they stand, whichever half spoke last.
+
+    Attributes:
+        wanted: the router names the base, bool.
+        loose: the source may change here whatever the halves predict, and to any token: the first
+            position, the end of a word, or no boundaries at all; bool.
+        begins_base, begins_aligned: that half's most likely next token is a word start, bool.
+    """
+
+    wanted: Tensor
+    loose: Tensor
+    begins_base: Tensor
+    begins_aligned: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        signals: Signals,
+        previous: Tensor,
+        rules: Sequence[tuple[Router, Switch]],
+        rule: Tensor | None = None,
+    ) -> "Standing":
+        """Ask the routers about N positions at once.
+
+        Args:
+            signals: both halves' rows, [N, V].
+            previous: the token before each position, int64 [N]; NOTHING before the first.
+            rules: the routers that are asked, each once for all rows, and where they may switch.
+            rule: which of them is asked at each position, int64 [N]; None where there is but one.
+        """
+        vocabulary = signals.vocabulary
+        loose = (previous == NOTHING) | vocabulary.ends_word[previous.clamp_min(0)]
+        wanted = torch.zeros_like(loose)
+        unbound = loose
+        for index, (router, switch) in enumerate(rules):
+            mine = None if rule is None else rule == index
+            says = router(signals)
+            wanted = says if mine is None else says.where(mine, wanted)
+            if router.only is not None or switch == "token":
+                unbound = torch.ones_like(loose) if mine is None else unbound | mine
+        if all(router.only is not None or switch == "token" for router, switch in rules):
+            begins_base = begins_aligned = unbound
+        else:
+            begins_base = vocabulary.word_start[signals.top_base]
+            begins_aligned = vocabulary.word_start[signals.top_aligned]
+        return cls(wanted, unbound, begins_base, begins_aligned)
+
+    def boundary(self, active: Tensor) -> Tensor:
+        """Is the router asked, where ``active`` spoke last? → bool [...]."""
+        return self.loose | torch.where(active, self.begins_base, self.begins_aligned)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Standing":
+        """The same change made to every column: another shape, or some of the positions."""
+        columns = (self.wanted, self.loose, self.begins_base, self.begins_aligned)
+        return Standing(*(change(column) for column in columns))
+
+
+def follow(standing: Standing, active: Tensor) -> tuple[Tensor, Tensor]:
+    """The source of every position, where ``active`` (bool, True for the base) spoke last.
+
+    Returns:
+        (source, masked), both bool: a masked source may say only word starts.
+    """
+    source = torch.where(standing.boundary(active), standing.wanted, active)
+    return source, (source != active) & ~standing.loose
+
+
+def speakable(
+    logits_base: Tensor,
+    logits_aligned: Tensor,
+    source: Tensor,
+    masked: Tensor,
+    vocabulary: Vocabulary,
+    banned: Tensor | None = None,
+) -> Tensor:
+    """The rows of logits [N, V] that tokens are drawn from, -inf where the source may not speak."""
     logits = torch.where(source[:, None], logits_base, logits_aligned)
     silent = masked[:, None] & ~vocabulary.word_start
     if banned is not None:
         silent = silent | (source[:, None] & banned)
-    return logits.masked_fill(silent, -math.inf), source
+    return logits.masked_fill(silent, -math.inf)

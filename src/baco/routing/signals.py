@@ -1,6 +1,6 @@
 """What a router may look at: two rows of raw logits, the vocabulary's roles, one coin per row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -35,6 +35,17 @@ class Signals:
     aligned: Tensor
     vocabulary: Vocabulary
     coin: Tensor | None = None
+
+    def heard(self, *, base: Tensor | None = None, aligned: Tensor | None = None) -> "Signals":
+        """The same with one half's rows put in; what is known of the other half stays known."""
+        made = replace(
+            self,
+            base=self.base if base is None else base,
+            aligned=self.aligned if aligned is None else aligned,
+        )
+        kept = "_base" if base is None else "_aligned"
+        made.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith(kept)})
+        return made
 
     @cached_property
     def max_base(self) -> Tensor:

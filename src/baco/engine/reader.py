@@ -1,0 +1,159 @@
+"""Both halves' caches under the rows of a batch: which tokens each half has read, and still has to.
+
+A half may lag behind: what it was not needed for it reads later, in one forward.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from baco.engine.batch import Batch
+from baco.engine.cache import Store
+from baco.engine.sequence import Request
+from baco.engine.sequence import Sequence as Answer
+from baco.half import Half
+from baco.routing.routers import Source
+
+if TYPE_CHECKING:
+    from baco.engine.drafter import Draft
+
+
+class Reader:
+    """The halves of a pair, and a draft model if there is one, reading the rows of a batch.
+
+    Attributes:
+        halves: by name: ``base``, ``aligned``, ``draft``.
+        stores: their caches; row r of each is row r of the batch.
+    """
+
+    def __init__(self, halves: Mapping[str, Half], batch: Batch) -> None:
+        self.halves = dict(halves)
+        self.stores: dict[str, Store] = {name: half.store() for name, half in halves.items()}
+        self._batch = batch
+
+    @property
+    def rewinds(self) -> bool:
+        """Can every half forget again what it read?"""
+        return all(store.rewinds for store in self.stores.values())
+
+    def reads(self, half: str, row: Answer) -> bool:
+        """Does a half ever read this row? One that its router never names does not."""
+        only = row.request.router.only
+        return row.request.explain or only is None or half in (only, "draft")
+
+    def prompt(self, half: str, request: Request) -> tuple[int, ...]:
+        """A request's prompt as a half reads it; the draft model reads the aligned one's."""
+        return request.base_ids if half == "base" else request.aligned_ids
+
+    def prefill(self, request: Request) -> dict[str, Any]:
+        """Read a request's prompt with every half that needs it, once for all its samples."""
+        # All but the last token: that one is read in the first step, as every later token is.
+        row = Answer(request, 0, 0)
+        return {
+            name: store.prefill(self.prompt(name, request)[:-1])
+            for name, store in self.stores.items()
+            if self.reads(name, row)
+        }
+
+    def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
+        """Append ``count`` rows behind a prompt."""
+        for name, store in self.stores.items():
+            store.admit(prefixes.get(name), count)
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Keep the rows ``order``, in that order."""
+        for store in self.stores.values():
+            store.reorder(order)
+
+    def bytes_per_token(self, prefixes: Mapping[str, Any]) -> int:
+        """Memory that one more token of one row takes."""
+        return sum(self.stores[name].bytes_per_token(prefix) for name, prefix in prefixes.items())
+
+    def rewind(self) -> None:
+        """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
+        for name, store in self.stores.items():
+            store.rewind(
+                [
+                    len(self.prompt(name, row.request)) + len(row.tokens) - 1
+                    for row in self._batch.rows
+                ]
+            )
+
+    def order(self, draft: "Draft") -> tuple[Source, Source | None]:
+        """Which half is read first, and which only if the first does not decide the round.
+
+        First comes the half that has run ahead, else the one that spoke last in most rows.
+        """
+        rows = self._batch.rows
+        needed = [half for half in ("base", "aligned") if any(self.reads(half, r) for r in rows)]
+        if len(needed) == 1:
+            return needed[0], None  # type: ignore[return-value]
+        if draft.runner in ("base", "aligned"):
+            first = draft.runner
+        else:
+            spoke = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
+            first = "aligned" if 2 * spoke > len(rows) else "base"
+        return (first, "aligned" if first == "base" else "base")  # type: ignore[return-value]
+
+    def rows(self, name: Source, draft: "Draft") -> Tensor:
+        """A half's rows of logits at the positions of a draft: float32 [N, V]."""
+        if draft.runner == name:
+            assert draft.rows is not None
+            return draft.rows
+        counts = [count - 1 for count in draft.positions.counts]
+        logits = self.read(name, draft.positions.drafted, counts, draft.positions.most)
+        return draft.positions.flat(logits)
+
+    def read(self, name: str, drafted: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        """Read what a half has not read of every row, and the row's first drafts after that.
+
+        Args:
+            name: the half.
+            drafted: int64 [B, K or more].
+            counts: how many of them to read of each row.
+            keep: of how many last tokens the logits are wanted.
+
+        Returns:
+            Raw logits on the common vocabulary, float32 [B, keep, V], on the rows' device.
+        """
+        half, store = self.halves[name], self.stores[name]
+        rows = self._batch.rows
+        pending = [self._pending(name, row, store.lengths[at]) for at, row in enumerate(rows)]
+        more = [
+            count if self.reads(name, row) else 0 for count, row in zip(counts, rows, strict=True)
+        ]
+        lengths = [len(own) + count for own, count in zip(pending, more, strict=True)]
+        tokens = _flush_right(pending, drafted, more, max(lengths))
+        return half.fit(store.read(tokens, lengths, keep)).to(self._batch.device)
+
+    def _pending(self, name: str, row: Answer, length: int) -> list[int]:
+        if not self.reads(name, row):
+            return []
+        prompt = self.prompt(name, row.request)
+        if length >= len(prompt):
+            return row.tokens[length - len(prompt) :]
+        return [*prompt[length:], *row.tokens]
+
+
+def _flush_right(
+    pending: Sequence[Sequence[int]], drafted: Tensor, counts: Sequence[int], span: int
+) -> Tensor:
+    """Rows of ``pending`` tokens and their first drafts, padded on the left: [B, span]."""
+    most = max(counts)
+    if most == 0:
+        own = [[0] * (span - len(row)) + list(row) for row in pending]
+        return torch.tensor(own, dtype=torch.int64)
+    if all(count == most for count in counts):
+        head = [[0] * (span - most - len(row)) + list(row) for row in pending]
+        before = torch.tensor(head, dtype=torch.int64, device=drafted.device)
+        return torch.cat((before, drafted[:, :most]), dim=1)
+    told = drafted.tolist()  # drafts of different lengths were made here, not on the device
+    return torch.tensor(
+        [
+            [0] * (span - count - len(row)) + [*row, *mine[:count]]
+            for row, mine, count in zip(pending, told, counts, strict=True)
+        ],
+        dtype=torch.int64,
+    )

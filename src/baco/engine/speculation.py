@@ -1,0 +1,232 @@
+"""What to draft, and whether drafting pays.
+
+Drafts come from three places: from what followed the same few tokens in the prompt and in the
+answers to it (:class:`Continuations`), from one half of the pair running ahead, or from a small
+draft model that does the same. Whatever they are, the answer stays the same; they only decide how
+often the halves run. Choices hang on what was accepted before and on fixed costs, never on a
+clock, so that a run that is repeated runs the same forwards.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+# Tokens that are looked back at, most first: a longer context is the better guide.
+CONTEXTS = (4, 3, 2)
+MOST_AHEAD = 8
+# How quickly a record forgets.
+_FADE = 0.1
+
+
+@dataclass(slots=True)
+class Continuations:
+    """What followed every few tokens of a prompt and of the answers to it so far.
+
+    All samples of a prompt share one: an aligned model says nearly the same in each.
+    """
+
+    after: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
+
+    def learn(self, text: Sequence[int], new: int) -> None:
+        """Take up the last ``new`` tokens of ``text``."""
+        text = _led_in(text, new)
+        for at in range(CONTEXTS[0], len(text)):
+            for size in CONTEXTS:
+                found = self.after.setdefault(tuple(text[at - size : at]), {})
+                found[text[at]] = found.get(text[at], 0) + 1
+
+    def guess(self, text: Sequence[int], noise: Callable[[int], float], heat: float) -> int | None:
+        """The token to come after ``text``: a draw from the counts, with the draw's own noise.
+
+        Args:
+            text: the answer so far, drafts included.
+            noise: token id → the Gumbel noise that the true draw will give it.
+            heat: temperature; 0 takes the most frequent.
+        """
+        for size in CONTEXTS:
+            found = self.after.get(tuple(text[-size:]))
+            if found is None:
+                continue
+            if len(found) == 1:
+                return next(iter(found))
+            if heat == 0:
+                return max(found, key=lambda token: (found[token], -token))
+            return max(found, key=lambda token: math.log(found[token]) / heat + noise(token))
+        return None
+
+    def draft(
+        self, text: Sequence[int], most: int, noise: Callable[[int, int], float], heat: float
+    ) -> list[int]:
+        """Up to ``most`` tokens to come after ``text``; ``noise`` takes (how far ahead, token)."""
+        grown, drafted = _led_in(text, 0), list[int]()
+        for ahead in range(most):
+            token = self.guess(grown, partial(noise, ahead), heat)
+            if token is None:
+                break
+            grown.append(token)
+            drafted.append(token)
+        return drafted
+
+
+def _led_in(text: Sequence[int], new: int) -> list[int]:
+    """The end of a text, its last ``new`` tokens and the context before; -1 before its start."""
+    size = new + CONTEXTS[0]
+    tail = list(text[-size:])
+    return [-1] * (size - len(tail)) + tail
+
+
+@dataclass(slots=True)
+class Record:
+    """How a sequence's drafts fared lately: the chance that the next drafted token stands.
+
+    Attributes:
+        known: of a token drafted from continuations.
+        ahead: of a token drawn from one half, or from the draft model, by its name.
+    """
+
+    known: float = 0.5
+    ahead: dict[str, float] = field(
+        default_factory=lambda: {"base": 0.8, "aligned": 0.85, "draft": 0.6}
+    )
+
+    def saw_known(self, agreed: int, drafted: int) -> None:
+        """``agreed`` of the drafted tokens stood; the one after them did not."""
+        self.known = _fade(self.known, agreed, drafted)
+
+    def saw_ahead(self, half: str, agreed: int, drafted: int) -> None:
+        """The same for a half that ran ahead."""
+        self.ahead[half] = _fade(self.ahead[half], agreed, drafted)
+
+
+def _fade(before: float, agreed: int, drafted: int) -> float:
+    tried = min(agreed + 1, drafted)
+    for index in range(tried):
+        before += _FADE * ((index < agreed) - before)
+    return min(max(before, 0.02), 0.98)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a forward costs, in seconds of an idealised device."""
+
+    fixed: float  # at all
+    token: float  # for every token of every row
+
+    def forward(self, tokens: int) -> float:
+        """Of ``tokens`` tokens in all rows."""
+        return self.fixed + self.token * tokens
+
+
+# What a device does, in seconds: for every layer of a forward, every byte of weights, every
+# multiply-add; and what a round and one drafted token cost beside it. Orders of magnitude only:
+# they weigh plans against each other.
+_CPU = (1.5e-4, 1 / 40e9, 1 / 250e9, 8e-4, 1.5e-4)
+_GPU = (3e-5, 1 / 2e12, 1 / 2e14, 1.5e-3, 2e-4)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one round goes.
+
+    Attributes:
+        runner: who runs ahead, ``base``, ``aligned`` or ``draft``; None where nobody does.
+        steps: for how many tokens; or, with nobody ahead, the most to draft from continuations.
+    """
+
+    runner: str | None
+    steps: int
+
+
+PLAIN = Plan(None, 0)
+
+
+def priced(halves: Mapping[str, "Size"], device: str) -> "Planner":
+    """The planner for halves of these sizes on a kind of device (``cpu``, ``cuda`` …)."""
+    layer, byte, product, round_, step = _CPU if device == "cpu" else _GPU
+    return Planner(
+        {
+            name: Cost(layer * size.layers + byte * size.bytes, product * size.parameters)
+            for name, size in halves.items()
+        },
+        round_,
+        step,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a model: layers, parameters that every token is multiplied with, bytes they take."""
+
+    layers: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Picks the plan that promises the most tokens for what it costs.
+
+    Attributes:
+        costs: of a forward of each half, and of the draft model.
+        round: of all else that a round needs.
+        step: of drawing one drafted token.
+    """
+
+    costs: dict[str, Cost]
+    round: float
+    step: float
+
+    def plan(
+        self,
+        records: Sequence[Record],
+        known: Sequence[int],
+        halves: Collection[str],
+        base_share: float,
+    ) -> Plan:
+        """The plan of one round.
+
+        Args:
+            records: of the rows.
+            known: how many tokens continuations can draft for each row.
+            halves: the halves that any row needs.
+            base_share: of what the rows said lately; the half that says more runs ahead.
+        """
+        rows = len(records)
+        best, most = PLAIN, rows / self._check(rows, halves)
+        for steps in range(1, max(known, default=0) + 1):
+            counts = [min(steps, count) for count in known]
+            each = zip(records, counts, strict=True)
+            gain = sum(_expected(record.known, count) for record, count in each)
+            rate = gain / self._check(rows * (steps + 1), halves)
+            if rate > most:
+                best, most = Plan(None, steps), rate
+        for runner in self._runners(halves, base_share):
+            for steps in range(2, MOST_AHEAD + 1):
+                # A half's own last draft is not read: no position is left to decide after it.
+                decided = steps if runner == "draft" else steps - 1
+                gain = sum(_expected(record.ahead[runner], decided) for record in records)
+                rate = gain / self._run(runner, rows, steps, halves)
+                if rate > most:
+                    best, most = Plan(runner, steps), rate
+        return best
+
+    def _runners(self, halves: Collection[str], base_share: float) -> list[str]:
+        # A lone half that runs ahead of itself gains nothing.
+        lead = ["base" if base_share > 0.5 else "aligned"] if len(halves) == 2 else []
+        return lead + (["draft"] if "draft" in self.costs else [])
+
+    def _check(self, tokens: int, halves: Collection[str]) -> float:
+        """The halves reading so many tokens, and deciding them."""
+        return self.round + sum(self.costs[half].forward(tokens) for half in halves)
+
+    def _run(self, runner: str, rows: int, steps: int, halves: Collection[str]) -> float:
+        """One running ahead, and the halves reading what it drafted."""
+        run = steps * (self.costs[runner].forward(rows) + self.step)
+        tokens = rows * (steps + (runner == "draft"))
+        return run + self._check(tokens, [half for half in halves if half != runner])
+
+
+def _expected(chance: float, drafts: int) -> float:
+    """Tokens that a round gives, where each of ``drafts`` drafts stands with ``chance``."""
+    return (1 - chance ** (drafts + 1)) / (1 - chance)

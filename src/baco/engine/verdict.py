@@ -1,0 +1,230 @@
+"""What plain decoding says at drafted positions, and how far the drafts agree with it.
+
+The heart of lossless speculation: whatever was drafted, every position is decided from both halves'
+rows by the same router and the same draw as without a draft, and what stands is the longest prefix
+on which draft and draw agree, plus the first draw that does not.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from baco.drawing import draw, penalise
+from baco.engine.batch import Batch
+from baco.noise import COIN, uniform
+from baco.routing.routers import Source
+from baco.routing.select import Standing, follow, speakable
+from baco.routing.signals import Signals
+from baco.vocabulary import Vocabulary
+
+
+@dataclass(slots=True)
+class Positions:
+    """The positions that one round decides: of every row the next one, and those after its drafts.
+
+    Attributes:
+        counts: how many of each row, at least 1; Q is the most of any.
+        row, ahead: of each of the N positions, rows in turn, int64 [N]; ``ahead`` counts from the
+            row's next token.
+        drafted: int64 [B, Q - 1 or more], the drafts; what is beyond a row's own is not read.
+    """
+
+    counts: list[int]
+    row: Tensor
+    ahead: Tensor
+    drafted: Tensor
+
+    @classmethod
+    def of(cls, counts: list[int], drafted: Tensor) -> "Positions":
+        """The positions of rows with that many each."""
+        rows = [row for row, count in enumerate(counts) for _ in range(count)]
+        ahead = [at for count in counts for at in range(count)]
+        device = drafted.device
+        return cls(
+            counts,
+            torch.tensor(rows, device=device),
+            torch.tensor(ahead, device=device),
+            drafted,
+        )
+
+    @property
+    def most(self) -> int:
+        """Q."""
+        return max(self.counts)
+
+    @property
+    def even(self) -> bool:
+        """Do all rows have as many?"""
+        return len(self.row) == len(self.counts) * self.most
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Of rows of logits [B, K, V] after each row's last K tokens, those at the positions."""
+        keep = rows.shape[1]
+        if self.even and keep == self.most:
+            return rows.reshape(-1, rows.shape[-1])
+        count = torch.tensor(self.counts, device=rows.device)[self.row]
+        return rows[self.row, keep - count + self.ahead]
+
+    def table(self, column: Tensor) -> Tensor:
+        """Values of positions [N, ...] as [B, Q, ...], zeros where a row has no such position."""
+        if self.even:
+            return column.reshape(len(self.counts), self.most, *column.shape[1:])
+        made = column.new_zeros(len(self.counts), self.most, *column.shape[1:])
+        made[self.row, self.ahead] = column
+        return made
+
+    def previous(self, last: Tensor) -> Tensor:
+        """The token before each position, where ``last`` [B] is each answer's last: int64 [N]."""
+        before = torch.cat((last[:, None], self.drafted[:, : self.most - 1]), dim=1)
+        return before[self.row, self.ahead]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a round says, as tables [B, Q]; of each row only the first ``stands`` entries count.
+
+    Attributes:
+        token, source: what plain decoding draws there; True for the base.
+        logprob: of the token under its source, raw, in nats.
+        stands: how many tokens of each row are final, int64 [B], at least 1.
+        agreed: how many of them were drafted so, int64 [B].
+        signals: what the routers saw there, for who wants to know more.
+        standing: the positions as the router saw them, [N].
+        spoke: who had said the token before each, bool [N].
+    """
+
+    token: Tensor
+    source: Tensor
+    logprob: Tensor
+    stands: Tensor
+    agreed: Tensor
+    signals: Signals
+    standing: Standing
+    spoke: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """What every decision stands on, on the device where tokens are drawn.
+
+    Attributes:
+        vocabulary: word starts, word ends, roles.
+        banned: tokens the base may never say, bool [V].
+    """
+
+    vocabulary: Vocabulary
+    banned: Tensor
+
+    def look(self, batch: Batch, positions: Positions, base: Tensor, aligned: Tensor) -> Signals:
+        """What the routers see at the positions in rows [N, V]."""
+        keys = batch.keys(positions.row, positions.ahead)
+        coin = uniform(keys, keys.new_full((len(keys),), COIN))
+        return Signals(base, aligned, self.vocabulary, coin)
+
+    def stand(self, batch: Batch, positions: Positions, signals: Signals) -> Standing:
+        """The positions as the routers see them."""
+        rule = batch.rule[positions.row] if len(batch.rules) > 1 else None
+        previous = positions.previous(batch.previous())
+        return Standing.of(signals, previous, batch.rules, rule)
+
+    def judge(
+        self, batch: Batch, positions: Positions, signals: Signals, drafts: list[int]
+    ) -> Verdict:
+        """Decide every position of a round.
+
+        Args:
+            batch: the rows as they stand.
+            positions: what to decide.
+            signals: both halves' rows there.
+            drafts: how many drafted tokens of each row have a position that decides them.
+        """
+        base, aligned = signals.base, signals.aligned
+        standing = self.stand(batch, positions, signals)
+        keys = batch.keys(positions.row, positions.ahead)
+        spoke, source, masked = _chain(positions, standing, batch.active())
+        logits = speakable(base, aligned, source, masked, self.vocabulary, self.banned)
+        table = batch.draws if positions.even and positions.most == 1 else None
+        table = table or batch.draws.rows(positions.row)
+        if table.any_penalty:
+            between = self._between(positions)
+            logits = penalise(logits, *batch.heard(positions.row, source, between), table)
+        if table.logit_bias is not None:
+            logits = logits + table.logit_bias
+        token = draw(logits, table, keys)
+        raw = torch.where(source[:, None], base, aligned)
+        logprob = raw.gather(1, token[:, None])[:, 0] - raw.logsumexp(dim=-1)
+        said = positions.table(token)
+        agreed = _agreed(said, positions.drafted, drafts)
+        most = torch.tensor(positions.counts, device=agreed.device)
+        return Verdict(
+            said,
+            positions.table(source),
+            positions.table(logprob),
+            torch.minimum(agreed + 1, most),
+            agreed,
+            signals,
+            standing,
+            spoke,
+        )
+
+    def _between(self, positions: Positions) -> Tensor:
+        """The drafts before each position, int64 [N, Q - 1]; V where there is none."""
+        width = positions.most - 1
+        before = torch.arange(width, device=positions.row.device) < positions.ahead[:, None]
+        drafted = positions.drafted[:, :width][positions.row]
+        return drafted.where(before, self.vocabulary.size)
+
+
+def _chain(
+    positions: Positions, standing: Standing, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Who spoke before each position, its source and its mask [N], following one from another."""
+    if positions.most == 1:
+        return active, *follow(standing, active)
+    columns = standing.map(positions.table)
+    found = []
+    for index in range(positions.most):
+        source, masked = follow(columns.map(partial(_column, index)), active)
+        found.append((active, source, masked))
+        active = source
+    at = (positions.row, positions.ahead)
+    spoke, source, masked = (torch.stack(column, dim=1)[at] for column in zip(*found, strict=True))
+    return spoke, source, masked
+
+
+def _column(index: int, table: Tensor) -> Tensor:
+    return table[:, index]
+
+
+def _agreed(said: Tensor, drafted: Tensor, drafts: list[int]) -> Tensor:
+    """How many drafts of each row are what was said, up to the first that is not: int64 [B]."""
+    most = max(drafts)
+    if most == 0:
+        return torch.zeros(len(drafts), dtype=torch.int64, device=said.device)
+    own = torch.arange(most, device=said.device) < torch.tensor(drafts, device=said.device)[:, None]
+    same = (said[:, :most] == drafted[:, :most]) & own
+    return same.long().cumprod(dim=1).sum(dim=1)
+
+
+def settled(
+    standing: Standing, active: Tensor, half: Source, alone: Tensor, positions: Positions
+) -> bool:
+    """Do one half's rows decide every position, so that the other half need not be read?
+
+    Args:
+        standing: as seen with that half's rows in the place of both.
+        active: who spoke last, bool [B].
+        half: whose rows they are.
+        alone: the row's router looks at no other half's rows, bool [B].
+        positions: where they are.
+    """
+    mine = half == "base"
+    own = standing.begins_base if mine else standing.begins_aligned
+    first = positions.ahead == 0
+    # Beyond a row's first position the half itself spoke last, or it had not been settled.
+    spoke = (active[positions.row] == mine) | ~first
+    asked = standing.loose | (own & spoke)
+    decided = torch.where(asked, alone[positions.row] & (standing.wanted == mine), spoke)
+    return bool(decided.all())
