@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import platformdirs
 import torch
-from torch import Tensor
 
 from baco.curve import Curve
 from baco.errors import BacoError
+from baco.packing import weights
 from baco.pair import Pair
 from baco.routing.registry import needs_threshold
 from baco.routing.registry import router as parse
@@ -182,9 +182,9 @@ def fingerprint(pair: Pair) -> str:
         digest.update(f"{half.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         digest.update(str(template).encode())
         # Weights kept on disk have no numbers at hand, quantised ones need not take part in sums.
-        weights = [w for w in half.model.parameters() if type(w.data) is Tensor and not w.is_meta]
-        for device in dict.fromkeys(w.device for w in weights):
-            few = [w.flatten()[:4].float() for w in weights if w.device == device]
+        samples = [sample for sample, _, _ in weights(half.model) if len(sample)]
+        for device in dict.fromkeys(sample.device for sample in samples):
+            few = [sample.float() for sample in samples if sample.device == device]
             digest.update(str(torch.cat(few).tolist()).encode())
     return digest.hexdigest()[:16]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
 from baco.engine.speculation import Size
+from baco.packing import weights
 
 log = logging.getLogger("baco")
 
@@ -52,11 +53,10 @@ class Half:
     @cached_property
     def size(self) -> Size:
         """What a forward reads and multiplies; embeddings that are only looked up do not count."""
-        weights = list(self.model.parameters())
+        sizes = [(size, stored) for _, size, stored in weights(self.model)]
         config = self.model.config.get_text_config()
         looked_up = 0 if config.tie_word_embeddings else self._rows * config.hidden_size
-        parameters = sum(w.numel() for w in weights)
-        stored = sum(w.numel() * w.element_size() for w in weights)
+        parameters, stored = (sum(column) for column in zip(*sizes, strict=True))
         share = 1 - looked_up / max(1, parameters)
         layers = int(getattr(config, "num_hidden_layers", 1))
         return Size(layers, int(parameters * share), int(stored * share))

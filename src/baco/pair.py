@@ -14,6 +14,7 @@ from torch import Tensor
 from baco.errors import BacoError, UnfitPairError
 from baco.half import Half
 from baco.known import KnownPair
+from baco.packing import pack
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
 from baco.sampling import SamplingParams
 from baco.tokens import spell
@@ -154,6 +155,7 @@ def load_pair(
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
+    packed: bool = True,
     **model_options: Any,
 ) -> Pair:
     """Load both halves with ``transformers`` and join them.
@@ -166,6 +168,8 @@ def load_pair(
         device_map, quantization_config, model_options: handed to ``from_pretrained``.
         base_template, chat_template: see :class:`baco.prompts.Renderer`.
         function_words: a word list by name, by file, or as words; English by default.
+        packed: lay weights on a CPU out for its matrix kernels (:mod:`baco.packing`). Weights that
+            are to be changed after loading must stay plain.
 
     Raises:
         BacoError: a model that cannot be found or loaded, or that does not fit.
@@ -193,6 +197,9 @@ def load_pair(
         aligned = Half(
             known.aligned, _load_model(known.aligned, dtype, place, options), aligned_tokenizer
         )
+    if packed:
+        for model in {id(half.model): half.model for half in (base, aligned)}.values():
+            pack(model)
     return make_pair(
         known.name,
         base,

@@ -1,0 +1,99 @@
+"""Weights laid out the way a CPU's matrix kernels read them.
+
+Decoding multiplies a few rows with every weight of a model, so it runs as fast as weights can be
+read. oneDNN reads them in blocks; handed a plain matrix it rearranges it at every call, which takes
+longer than the product. Here that is done once, at load, in the place of the plain matrix: nothing
+is held twice. Numbers stay what they are, sums may be taken in another order.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Rows a product is laid out for: a handful of drafted tokens, or of samples.
+_ROWS = 8
+# A matrix that is also looked up in (tied embeddings) has to be kept as it is too; a packed copy
+# beside it may take no more of the model's weights than this.
+_LARGEST_COPY = 0.05
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on a packed weight.
+
+    Attributes:
+        packed: the weight, in oneDNN's own layout.
+        shape: of the weight, (out, in).
+        sample: its first numbers as they were, to know it by.
+        bias: as in ``nn.Linear``.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.shape, self.dtype = weight.shape, weight.dtype
+        self.sample = weight.flatten()[:4].clone()
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """A plain copy of the weight, to look at."""
+        plain: Tensor = torch.Tensor.to_dense(self.packed)
+        return plain
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [..., in] → [..., out]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.packed, self.bias, "none", [], ""
+        )
+        return product
+
+
+def pack(model: nn.Module) -> None:
+    """Pack every plain linear layer of a model on a CPU, in place; others are left as they are.
+
+    Quantised layers, and those of a class of their own, have kernels of their own.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    linears = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and _packable(child.weight)
+    ]
+    total = sum(weight.numel() for weight in model.parameters())
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            users[id(weight)] = users.get(id(weight), 0) + 1
+    for parent, name, child in linears:
+        shared = users[id(child.weight)] > 1
+        if not shared or child.weight.numel() <= _LARGEST_COPY * total:
+            setattr(parent, name, PackedLinear(child))
+
+
+def _packable(weight: Tensor) -> bool:
+    if type(weight.data) is not Tensor or weight.device.type != "cpu":
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def weights(model: Any) -> Iterator[tuple[Tensor, int, int]]:
+    """Every weight of a model once, packed or not: its first numbers, its size, its bytes."""
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            size = module.shape.numel()
+            yield module.sample, size, size * module.dtype.itemsize
+        for weight in module.parameters(recurse=False):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                plain = type(weight.data) is Tensor and not weight.is_meta
+                few = weight.data.flatten()[:4] if plain else torch.empty(0)
+                yield few, weight.numel(), weight.numel() * weight.element_size()
