@@ -16,7 +16,7 @@ from baco.engine.batch import Batch
 from baco.noise import COIN, uniform
 from baco.routing.routers import Source
 from baco.routing.select import Standing, follow, speakable
-from baco.routing.signals import Signals
+from baco.routing.signals import Signals, log_partition
 from baco.vocabulary import Vocabulary
 
 
@@ -154,7 +154,7 @@ class Law:
             logits = logits + table.logit_bias
         token = draw(logits, table, keys)
         raw = torch.where(source[:, None], base, aligned)
-        logprob = raw.gather(1, token[:, None])[:, 0] - raw.logsumexp(dim=-1)
+        logprob = raw.gather(1, token[:, None])[:, 0] - log_partition(raw)
         said = positions.table(token)
         agreed = _agreed(said, positions.drafted, drafts)
         most = torch.tensor(positions.counts, device=agreed.device)

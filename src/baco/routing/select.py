@@ -142,7 +142,9 @@ def speakable(
 ) -> Tensor:
     """The rows of logits [N, V] that tokens are drawn from, -inf where the source may not speak."""
     logits = torch.where(source[:, None], logits_base, logits_aligned)
-    silent = masked[:, None] & ~vocabulary.word_start
     if banned is not None:
-        silent = silent | (source[:, None] & banned)
-    return logits.masked_fill(silent, -math.inf)
+        logits = logits.masked_fill_(source[:, None] & banned, -math.inf)
+    # Where it can be known without waiting, rows that may say anything are spared the look.
+    if masked.device.type != "cpu" or bool(masked.any()):
+        logits = logits.masked_fill_(masked[:, None] & ~vocabulary.word_start, -math.inf)
+    return logits
