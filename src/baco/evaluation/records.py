@@ -19,12 +19,14 @@ class Prompt:
         messages: a conversation that ends with a user's turn.
         category: what a table may be split by.
         reference: what the task's own verifier needs to check an answer.
+        paraphrases: other ways to ask the same, where the task has them.
     """
 
     id: str
     messages: tuple[Message, ...]
     category: str | None = None
     reference: Mapping[str, Any] = field(default_factory=dict)
+    paraphrases: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
