@@ -19,11 +19,13 @@ class Classifier:
 
     Attributes:
         window: the most tokens it reads.
+        pads: it takes rows of different lengths in a batch.
     """
 
     model: Any
     tokenizer: Any
     window: int
+    pads: bool
 
     @classmethod
     def load(cls, role: str, name: str, tokenizer: str | None = None) -> "Classifier":
@@ -36,10 +38,12 @@ class Classifier:
 
         words = load(role, tokenizer or name, AutoTokenizer.from_pretrained)
         model = load(role, name, partial(read_model, AutoModelForSequenceClassification))
-        if words.pad_token is None:
-            words.pad_token = words.eos_token
-        model.config.pad_token_id = words.pad_token_id  # where a decoder looks for the last token
-        return cls(model, words, window(words, model))
+        # A decoder's figure stands at the last token that is no padding. Where padding is spelt as
+        # the end of text, which the text has too, only rows without padding are read aright.
+        pads = words.pad_token_id not in (None, words.eos_token_id)
+        model.config.pad_token_id = words.pad_token_id if pads else None
+        words.padding_side = "right"
+        return cls(model, words, window(words, model), pads)
 
     def pairs(self, ones: Sequence[str], others: Sequence[str]) -> list[dict[str, list[int]]]:
         """Every two texts as one input, the longer cut first where they do not fit."""
@@ -53,8 +57,11 @@ class Classifier:
         import torch
 
         found: NDArray[np.float64] | None = None
-        for batch in batches([len(row["input_ids"]) for row in inputs], TOKENS):
-            padded = self.tokenizer.pad([inputs[index] for index in batch], return_tensors="pt")
+        lengths = [len(row["input_ids"]) for row in inputs]
+        for batch in batches(lengths, TOKENS if self.pads else 1):
+            padded = self.tokenizer.pad(
+                [inputs[index] for index in batch], padding=self.pads, return_tensors="pt"
+            )
             with torch.inference_mode():
                 logits = self.model(**padded.to(self.model.device)).logits.double().cpu().numpy()
             found = np.zeros((len(inputs), logits.shape[1])) if found is None else found

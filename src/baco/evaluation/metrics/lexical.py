@@ -60,7 +60,7 @@ def self_bleu(texts: Sequence[str]) -> float:
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    split: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+    split: Callable[[str], str] = Tokenizer13a()
     counted = [extract_all_word_ngrams(split(spaced(text)), 1, 4) for text in texts]
     lengths = [length for _, length in counted]
     highest = _two_highest(grams for grams, _ in counted)

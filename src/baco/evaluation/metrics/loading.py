@@ -26,7 +26,8 @@ def require(*libraries: str) -> dict[str, str]:
     return {name: version(name) for name in libraries}
 
 
-_missing: dict[str, MetricUnavailable] = {}  # a hub that is out of reach takes a minute to say so
+# Why models could not be loaded, by role and name: a hub out of reach takes a minute to say so.
+_missing: dict[tuple[str, str], str] = {}
 
 
 def load(role: str, name: str, read: Callable[[str], V]) -> V:
@@ -35,17 +36,16 @@ def load(role: str, name: str, read: Callable[[str], V]) -> V:
     Raises:
         MetricUnavailable: it is not there, or is no such model.
     """
-    if name in _missing:
-        raise _missing[name]
-    try:
-        return read(name)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        _missing[name] = MetricUnavailable(
-            f"the {role} model {name!r} cannot be loaded ({reason}): connect to the hub once, or "
-            f"name another hub id or a folder for {role!r}"
-        )
-        raise _missing[name] from error
+    if (role, name) not in _missing:
+        try:
+            return read(name)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            _missing[role, name] = reason
+    raise MetricUnavailable(
+        f"the {role} model {name!r} cannot be loaded ({_missing[role, name]}): connect to the hub "
+        f"once, or name another hub id or a folder for {role!r}"
+    )
 
 
 def read_model(kind: Any, name: str) -> Any:
