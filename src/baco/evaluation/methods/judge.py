@@ -89,7 +89,7 @@ class _Told:
     spelling: str = "Judge"
     only: Source | None = None
 
-    def __call__(self, _: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Tensor:  # noqa: ARG002
         return self.wanted
 
 

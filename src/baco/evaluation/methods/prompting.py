@@ -173,4 +173,4 @@ def _reworded(prompt: Prompt, text: str) -> list[Message]:
 
 
 def _sampling(draw: Draw, setting: Setting) -> dict[str, Any]:
-    return dict(draw.sampling) | setting.options["sampling"]
+    return {**draw.sampling, **setting.options["sampling"]}

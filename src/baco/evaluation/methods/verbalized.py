@@ -74,11 +74,13 @@ def _length(baco: "Baco", text: str) -> int:
     return len(baco.pair.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-_RESPONSE = re.compile(
-    r"<response>(.*?)(?:</response>|(?=<response>)|\Z)", re.DOTALL | re.IGNORECASE
-)
-_TEXT = re.compile(r"<text>(.*?)(?:</text>|(?=<probability>))", re.DOTALL | re.IGNORECASE)
+_ANY = re.DOTALL | re.IGNORECASE
+_RESPONSE = re.compile(r"<response>(.*?)(?:</response>|(?=<response>)|\Z)", _ANY)
+_WHOLE = re.compile(r"<response>(.*?)</response>", _ANY)
+_TEXT = re.compile(r"<text>(.*?)(?:</text>|(?=<probability>))", _ANY)
+_PROBABILITY = re.compile(r"<probability>.*", _ANY)
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"[\[{]")
 _TEXT_KEYS = ("text", "response", "answer", "content")
 
 
@@ -97,16 +99,19 @@ def parse(told: str) -> list[str]:
 
 
 def _of_json(told: str) -> list[str]:
+    """The texts of all whole JSON values; of a list that was cut off, its whole entries."""
     fenced = _FENCE.search(told)
-    for source in (fenced.group(1) if fenced else "", told):
-        for opening in re.finditer(r"[\[{]", source):
-            try:
-                value, _ = json.JSONDecoder().raw_decode(source[opening.start() :])
-            except (ValueError, RecursionError):
-                continue
-            if texts := _texts(value):
-                return texts
-    return []
+    source = fenced.group(1) if fenced else told
+    texts: list[str] = []
+    at = 0
+    while opening := _OPENING.search(source, at):
+        try:
+            value, at = json.JSONDecoder().raw_decode(source, opening.start())
+        except (ValueError, RecursionError):
+            at = opening.end()
+        else:
+            texts += _texts(value)
+    return texts
 
 
 def _texts(value: Any) -> list[str]:
@@ -115,10 +120,9 @@ def _texts(value: Any) -> list[str]:
         value = lists[0] if len(lists) == 1 else [value]
     if not isinstance(value, list):
         return []
-    texts = []
-    for entry in value:
-        if isinstance(entry, dict):
-            entry = next((entry[key] for key in _TEXT_KEYS if key in entry), None)  # noqa: PLW2901
-        if isinstance(entry, str):
-            texts.append(entry)
-    return texts
+    said = [_text(entry) if isinstance(entry, dict) else entry for entry in value]
+    return [text for text in said if isinstance(text, str)]
+
+
+def _text(entry: dict[str, Any]) -> Any:
+    return next((entry[key] for key in _TEXT_KEYS if key in entry), None)
