@@ -143,7 +143,7 @@ def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
         return list(map(float, p))
 
     for mixed in ("probabilities", "logits"):
-        logp, source = Mixture(demo.pair, mixed, 0.3)(base, aligned, [])  # type: ignore[arg-type]
+        logp, source = Mixture(demo.pair, mixed, 0.3)(base, aligned, [])
         assert not source.any()
         for row in range(3):
             b = plain(base[row].masked_fill(demo.pair.banned, -math.inf))

@@ -103,8 +103,9 @@ def sweep(
     it had never been stopped. Everything is kept in the run's directory; 'baco report' draws it.
     """
     from baco.evaluation.methods import Grid, select_settings
+    from baco.evaluation.metrics import METRICS
     from baco.evaluation.plan import PairSpec, Plan
-    from baco.evaluation.score import check_metrics
+    from baco.evaluation.score import check_metrics, check_verifiable
     from baco.evaluation.store import begin
     from baco.evaluation.tasks import load_task
 
@@ -127,11 +128,13 @@ def sweep(
     judge = _judge(judge_url, judge_model)
     settings = select_settings(method or (), router or (), Grid(size, n), judge)
     pairs = [PairSpec(name, loading) for name in pair or ["demo"]]
-    if scoring:
-        check_metrics(metric or _default_metrics(), n)
     Plan(pairs, [], settings, n, seed, sampling).check()
+    if scoring:
+        check_metrics(metric or METRICS, n)
     count = _workers(workers, pairs)
     tasks = [load_task(name, limit) for name in task or ["demo"]]
+    if scoring:
+        check_verifiable(metric or (), [t.verifier for t in tasks if t.verifier])
     plan = Plan(pairs, tasks, settings, n, seed, sampling)
     plan.check()
     run = begin(out, plan.config(), {task.name: task.prompts for task in tasks})
@@ -168,12 +171,6 @@ def _judge(url: str | None, model: str | None) -> "Judge | None":
     from baco.evaluation.methods.judge import Judge
 
     return Judge(url, model)
-
-
-def _default_metrics() -> Sequence[str]:
-    from baco.evaluation.metrics import METRICS
-
-    return METRICS
 
 
 def _models(given: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ is scored where it is new.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -93,8 +93,7 @@ def wanted(run: Run, names: Sequence[str], models: Mapping[str, str]) -> list[Wa
     verifiers = {name: task["verifier"] for name, task in tasks.items() if task["verifier"]}
     chosen = list(dict.fromkeys(names)) or [*METRICS, *([ACCURACY] if verifiers else [])]
     check_metrics(chosen, run.config["n"])
-    if ACCURACY in chosen and not verifiers:
-        raise BacoError("accuracy needs a task with right answers: add --task gsm8k, say")
+    check_verifiable(chosen, verifiers)
     return [Wanted(name, judged, verifiers) for name in chosen]
 
 
@@ -111,6 +110,12 @@ def check_metrics(names: Sequence[str], n: int) -> None:
                 f"{known.name} compares a prompt's samples and there is {n}: draw {known.needs} or "
                 "more with -n, or name other metrics with --metric"
             )
+
+
+def check_verifiable(names: Sequence[str], verifiers: Collection[str]) -> None:
+    """BacoError for accuracy where no task has right answers."""
+    if ACCURACY in names and not verifiers:
+        raise BacoError("accuracy needs a task with right answers: add --task gsm8k, say")
 
 
 def needs_hub(of: Wanted) -> str | None:

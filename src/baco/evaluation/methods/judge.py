@@ -1,9 +1,9 @@
 """Judge: an external language model is asked, word by word, which of the two should speak.
 
 Slow: a reference, not a recommendation. Any server with an OpenAI-compatible chat endpoint will do.
-It is asked only where the router would be and the two models are about to say different things; a
-reply that names neither model is taken for aligned. Its replies are its own: a run is as
-reproducible as they are.
+It is asked only where a router would be and the two models are about to say different things; where
+they agree, and where its reply names neither model, aligned speaks. Its replies are its own: a run
+is as reproducible as they are.
 """
 
 import os
