@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.pairs import CONTEXT, END, SIZE, train_tokenizer, wrapped
+from tests.pairs import CHAT_TEMPLATE, CONTEXT, END, SIZE, train_tokenizer, wrapped
 
 WINDOW = 48
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]")
@@ -57,14 +57,19 @@ def _shape() -> dict[str, object]:
     }
 
 
-def _save(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> str:
+def _save(
+    folder: Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    stretch: float = 8,
+) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config)
     # An untrained head says nearly the same of every text; stretched, it says yes and no.
     head = getattr(model, "classifier", None) or model.score
     with torch.no_grad():
-        head.weight *= 8
+        head.weight *= stretch
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -89,15 +94,16 @@ def save_similarity(folder: Path) -> str:
         type_vocab_size=0,
         num_labels=2,
     )
-    return _save(folder, config, _reading_tokenizer())
+    return _save(folder, config, _reading_tokenizer(), stretch=2)
 
 
 def save_reward(folder: Path, *, pads: bool = True, template: bool = True) -> str:
-    """A Llama with one output; ``pads=False`` pads with its end of text, as many do."""
+    """A Llama with one output; ``pads=False`` pads with the end of text that ends its turns."""
     backend: Tokenizer = train_tokenizer()
     tokenizer = wrapped(backend, aligned=True)
     if not pads:
         tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_end|>\n", "<|im_end|>")
     if not template:
         tokenizer.chat_template = None
     config = LlamaConfig(
