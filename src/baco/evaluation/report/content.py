@@ -39,7 +39,7 @@ def content(
         f"prompts × {n} samples each."
     )
     if beside:
-        lead += f" Accuracy on {beside} beside, which no Coverage is told of."
+        lead += f" Accuracy on {beside}, which is kept out of Coverage."
     return {
         "title": f"BACo evaluation: {pairs}",
         "lead": lead,

@@ -130,9 +130,7 @@ def gather(run: Run) -> list[Findings]:
         raise BacoError(f"{run.path} holds no samples yet: run 'baco sweep' on it first")
     names = [name for name in run.metrics() if name != ACCURACY]
     if not names:
-        raise BacoError(
-            f"{run.path} holds no scores yet: let 'baco sweep' go on until it has scored"
-        )
+        raise BacoError(f"{run.path} holds no scores yet: run 'baco score {run.path}' first")
     _add_speed(run, costs)
     scores = {name: _by_place(run.scores(name)) for name in run.metrics()}
     known: dict[str, list[Prompt]] = {}

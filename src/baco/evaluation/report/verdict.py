@@ -55,23 +55,19 @@ def verdict(standing: Standing) -> Verdict:
         first = f"No. {score}, and beats none of {_listed(asked)}."
     else:
         first = f"{score}; base, aligned and Nudging were not run."
-    lines = [_line(standing, best, rival) for rival in rivals]
+    lines = [_line(standing, rival) for rival in rivals]
     return Verdict(standing.pair, first, lines, tuple(_notes(standing, best, rivals)))
 
 
-def _line(standing: Standing, best: str, rival: str) -> str:
+def _line(standing: Standing, rival: str) -> str:
     found = standing.compare(rival, standing.part)
     other = standing.estimate("coverage", rival, standing.part)
     assert found is not None
     assert other is not None
-    verb = {
-        "beats": f"{best} beats {rival}",
-        "loses": f"{best} is beaten by {rival}",
-        "open": f"{best} and {rival} cannot be told apart",
-    }[_outcome(found)]
+    outcome = {"beats": "better", "loses": "worse", "open": "no difference can be told"}
     by = (
         f"{number(found.difference, 'signed')} [{number(found.low, 'signed')}, "
-        f"{number(found.high, 'signed')}], p {_p(found.p_value)}"
+        f"{number(found.high, 'signed')}], p {_p(found.p_value)}, {outcome[_outcome(found)]}"
     )
     parts = [
         f"{part} {number(one.difference, 'signed')}"
@@ -79,7 +75,7 @@ def _line(standing: Standing, best: str, rival: str) -> str:
         if part != standing.part and (one := standing.compare(rival, part)) is not None
     ]
     split = f" ({', '.join(parts)})" if parts else ""
-    return f"{verb} ({number(other.value, 'figure')}): {by}{split}."
+    return f"against {rival} ({number(other.value, 'figure')}): {by}{split}."
 
 
 def _notes(standing: Standing, best: str, rivals: Sequence[str]) -> Iterator[str]:
