@@ -106,6 +106,10 @@ async function embed(target, spec) {
 }
 
 async function drawPlane() {
+  if (!view().spaces.length) {
+    byId("plane-plot").replaceChildren(element("p", "No diversity and quality metric are both scored: nothing to draw."));
+    return;
+  }
   const rows = planeRows().sort((a, b) => a.lit - b.lit);
   const title = (kind, name) => `${kind}: ${name}, normalised`;
   const spec = JSON.parse(

@@ -33,10 +33,12 @@ class Verdict:
 def verdict(standing: Standing) -> Verdict:
     """The statement for one pair, in sentences."""
     best = standing.best("BACo")
+    missing = _missing(standing)
     if best is None:
-        return Verdict(
-            standing.pair, "No router was run, so there is nothing to say of BACo.", (), ()
-        )
+        first = "No router was run, so there is nothing to say of BACo."
+        return Verdict(standing.pair, first, (), (missing,) if missing else ())
+    if missing:
+        return Verdict(standing.pair, missing, (), ())
     own = standing.estimate("coverage", best, standing.part)
     rivals = [rival for rival in standing.rivals if standing.compare(rival, standing.part)]
     if own is None or not rivals:
@@ -76,6 +78,16 @@ def _line(standing: Standing, rival: str) -> str:
     ]
     split = f" ({', '.join(parts)})" if parts else ""
     return f"against {rival} ({number(other.value, 'figure')}): {by}{split}."
+
+
+def _missing(standing: Standing) -> str | None:
+    """Why there is no Coverage at all, where that is so."""
+    if standing.alone.spaces:
+        return None
+    return (
+        "No Coverage can be told: no diversity metric together with a quality metric has scores on "
+        "every task; 'baco score RUN' adds metrics."
+    )
 
 
 def _notes(standing: Standing, best: str, rivals: Sequence[str]) -> Iterator[str]:
