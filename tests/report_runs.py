@@ -23,3 +23,14 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
     assert baco(["report", str(run)]) == 0
     return run
+
+
+def evil_run(folder: Path) -> Path:
+    """One prompt that means harm, one method, one metric, reported."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text(EVIL + "\n", encoding="utf-8")
+    run = folder / "run"
+    asked = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
+    assert baco(["report", str(run)]) == 0
+    return run

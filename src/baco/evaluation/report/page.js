@@ -343,7 +343,8 @@ function start() {
   byId("lit-none").addEventListener("click", () => light([]));
   byId("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
   darkScreen.addEventListener("change", () => setTheme(theme));
-  addEventListener("scroll", hush, { passive: true });
+  // Moving to a point by keyboard may scroll to it: what it says must stay.
+  addEventListener("scroll", () => byId("plane-plot").contains(document.activeElement) || hush(), { passive: true });
   chosen.lit = new Set(view().lit);
   byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
   drawAll().then(() => { document.documentElement.dataset.ready = "yes"; });

@@ -88,12 +88,14 @@ def _plane(points: Any, front: Any, color: Any, shape: Any, titles: tuple[str, s
     seen = alt.condition("datum.lit", alt.value(1), alt.value(FAINT))
     stairs = (
         alt.Chart(front)
-        .mark_line(interpolate="step-before", strokeDash=[5, 4], strokeWidth=1.5, clip=True)
+        .mark_line(
+            interpolate="step-before", strokeDash=[5, 4], strokeWidth=1.5, clip=True, aria=False
+        )
         .encode(x=x, y=y, order="step:Q", color=alt.value("#8a929a"))
     )
     curves = (
         alt.Chart(points)
-        .mark_line(strokeWidth=1.8, clip=True)
+        .mark_line(strokeWidth=1.8, clip=True, aria=False)
         .encode(x=x, y=y, color=color, detail="method:N", order="x:Q", opacity=seen)
     )
     marks = (
