@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -35,9 +36,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(browser: Browser, file: Path, **screen: object) -> Iterator[Page]:
+def opened(browser: Browser, file: Path, **screen: Any) -> Iterator[Page]:
     """The page, ready; it may neither complain nor ask for anything but itself."""
-    context = browser.new_context(**screen)  # type: ignore[arg-type]
+    context = browser.new_context(**screen)
     page = context.new_page()
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
@@ -88,9 +89,10 @@ def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Pat
 
 
 def points(page: Page) -> list[str]:
-    return page.locator("#plane-plot .mark-symbol path").evaluate_all(
+    found: list[str] = page.locator("#plane-plot .mark-symbol path").evaluate_all(
         "marks => marks.map(mark => mark.getAttribute('transform')).sort()"
     )
+    return found
 
 
 def test_the_choosers_change_the_plane(browser: Browser, page_file: Path) -> None:

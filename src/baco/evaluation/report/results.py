@@ -243,7 +243,9 @@ def points(standing: Standing, found: Findings) -> Table:
         row: list[Cell] = [*key, *(float(means[name][place]) for name in names)]
         row += [] if found.accuracy is None else [float(found.accuracy[place].mean())]
         row += [cost.base_share, cost.tokens / cost.answers, cost.cut / cost.answers]
-        rows.append([*row, cost.tokens_per_second])
+        # Mixing takes the answers that base and aligned have given already.
+        mixed = standing.families[key[0]] == "mixing"
+        rows.append([*row, None if mixed else cost.tokens_per_second])
     return Table(
         f"points-{slug(standing.pair)}-{slug(found.task)}",
         f"Every setting on {found.task}, {standing.pair}",
