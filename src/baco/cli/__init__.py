@@ -14,6 +14,8 @@ from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
+from baco.cli.report import report
+from baco.cli.sweep import score, sweep
 
 INTERRUPTED = 130
 # How torch says it, on a GPU and on a CPU.
@@ -36,6 +38,9 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     pairs: "baco pairs",
     diagnose: "baco diagnose --base Qwen/Qwen2.5-7B --aligned Qwen/Qwen2.5-7B-Instruct",
     calibrate: "baco calibrate --pair demo --router P-Punc --diversity 0.5",
+    sweep: "baco sweep --pair demo --out runs/demo",
+    score: "baco score runs/demo --metric self_bleu",
+    report: "baco report runs/demo",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)

@@ -1,49 +1,38 @@
-"""Coverage of a method's points in a diversity-quality plane, and how sure of it one can be.
+"""Coverage and Dominance of methods over every pair of a diversity and a quality metric.
 
-It knows points and numbers only: a point is (quality, diversity), higher being better, zero the
-worst; where the points come from is another matter. Pure functions of numpy arrays.
+It takes figures (a metric of every setting and prompt) and gives indicators with their bootstrap
+intervals; it draws no samples and writes no table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from baco.evaluation.metrics.registry import LEXICAL, QUALITY, SEMANTIC
+from baco.evaluation.plane import Floats, coverage, normalised, pareto_front
 
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Floats",
+    "Indicators",
+    "Measured",
+    "Resamples",
+    "coverage",
+    "indicators",
+    "interval",
+    "normalised",
+    "pareto_front",
+]
 
-def coverage(points: Floats) -> Floats:
-    """Area dominated by points with (0, 0) as reference (the hypervolume; arXiv 2511.05650, 5.1).
+Space = tuple[str, str]  # (diversity, quality): a sub-space
+Indicator = Literal["coverage", "dominance"]
+Part = str | Space  # "lexical", "semantic", "overall", or one sub-space
 
-    Args:
-        points: [..., N, 2], finite and not negative; every leading index is a plane of its own.
-
-    Returns:
-        [...], the area of the union of the rectangles from (0, 0) to each point; 0 without points.
-
-    Raises:
-        ValueError: a coordinate is negative or not finite, or the last axis is not two long.
-    """
-    points = np.asarray(points, dtype=np.float64)
-    if points.shape[-1:] != (2,):
-        raise ValueError(f"points have shape {points.shape}; expected two coordinates, [..., N, 2]")
-    if not np.all(np.isfinite(points)) or np.any(points < 0):
-        raise ValueError("points have negative or infinite coordinates; expected 0 or more")
-    order = np.argsort(-points[..., 0], axis=-1, kind="stable")
-    across = np.take_along_axis(points[..., 0], order, axis=-1)
-    height = np.maximum.accumulate(np.take_along_axis(points[..., 1], order, axis=-1), axis=-1)
-    following = np.concatenate([across[..., 1:], np.zeros_like(across[..., :1])], axis=-1)
-    area: Floats = np.sum((across - following[..., : across.shape[-1]]) * height, axis=-1)
-    return area
-
-
-def pareto_front(points: Floats) -> NDArray[np.bool_]:
-    """Which of the points [N, 2] no other point beats: as good in both, better in one. bool [N]."""
-    points = np.asarray(points, dtype=np.float64)
-    as_good = np.all(points[:, None] >= points[None], axis=-1)  # [by, of]
-    better = np.any(points[:, None] > points[None], axis=-1)
-    front: NDArray[np.bool_] = ~np.any(as_good & better, axis=0)
-    return front
+PARTS: Mapping[str, Sequence[str]] = {"lexical": LEXICAL, "semantic": SEMANTIC}
+OVERALL = "overall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +45,9 @@ class Resamples:
     counts: Floats
 
     @classmethod
-    def of(cls, prompts: int, resamples: int = 2000, seed: int = 0) -> "Resamples":
+    def of(
+        cls, prompts: int, resamples: int = 2000, seed: int | np.random.Generator = 0
+    ) -> "Resamples":
         """`resamples` draws with replacement of as many prompts as there are."""
         generator = np.random.default_rng(seed)
         share = np.full(prompts, 1.0 / prompts)
@@ -73,3 +64,215 @@ def interval(draws: Floats, level: float = 0.95) -> tuple[float, float]:
     tail = (1.0 - level) / 2
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured on one task, a row per setting.
+
+    Attributes:
+        methods: the method of each row; rows of a method are its operating points.
+        settings, values: its label and swept number.
+        prompts: ids, the columns.
+        metrics: by name, [settings, prompts], higher being better; NaN where there is no figure.
+        task: its name.
+    """
+
+    methods: Sequence[str]
+    settings: Sequence[str]
+    values: Sequence[float | None]
+    prompts: Sequence[str]
+    metrics: Mapping[str, Floats]
+    task: str = ""
+
+    def figures(self, metric: str) -> Floats | None:
+        """A metric's figures [settings, prompts], complete; None where it is unavailable.
+
+        A setting that gave a prompt nothing to measure (not a single token, say) is given the worst
+        figure that any setting has there. A metric without a figure for some prompt at any setting
+        is unavailable: means over different prompts could not be compared.
+        """
+        found = self.metrics.get(metric)
+        if found is None or not found.size or np.isnan(found).all(axis=0).any():
+            return None
+        return np.where(np.isnan(found), np.nanmin(found, axis=0), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its 95% bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A method's figure minus its rival's, its 95% interval, and a two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Indicators:
+    """Coverage and Dominance of every method.
+
+    Attributes:
+        methods: in the order they were first met.
+        tasks: whose indicators there are; without naming one, the mean over all tasks is told.
+        spaces: sub-spaces that every task has.
+        left_out: sub-spaces that some task lacks, for want of a metric.
+    """
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    spaces: tuple[Space, ...]
+    left_out: tuple[Space, ...]
+    parts: Mapping[str, Sequence[str]]
+    # [methods, 1 + resamples]: the figure itself, then its resamples.
+    draws: Mapping[tuple[Indicator, str, Space], Floats] = field(repr=False)
+
+    def coverage(
+        self, method: str, part: Part = OVERALL, task: str | None = None
+    ) -> Estimate | None:
+        """Coverage: the normalised area a method's points dominate, 0 to 1; None if unavailable."""
+        return self.estimate("coverage", method, part, task)
+
+    def dominance(
+        self, method: str, part: Part = OVERALL, task: str | None = None
+    ) -> Estimate | None:
+        """Dominance: a method's share of the joint front, 0 to 1; None if unavailable."""
+        return self.estimate("dominance", method, part, task)
+
+    def estimate(
+        self, indicator: Indicator, method: str, part: Part = OVERALL, task: str | None = None
+    ) -> Estimate | None:
+        """An indicator of a method, with its interval.
+
+        Args:
+            indicator: ``coverage`` or ``dominance``.
+            method: one of ``methods``.
+            part: ``lexical`` or ``semantic``, the mean over those sub-spaces; ``overall``, the mean
+                of these two; or one sub-space, (diversity, quality).
+            task: one of ``tasks``; by default the mean over all.
+
+        Returns:
+            None where no sub-space of the part is there, or the method was not run on the task.
+        """
+        drawn = self._drawn(indicator, method, part, task)
+        return None if drawn is None else Estimate(float(drawn[0]), *interval(drawn[1:]))
+
+    def compare(
+        self,
+        method: str,
+        rival: str,
+        indicator: Indicator = "coverage",
+        part: Part = OVERALL,
+        task: str | None = None,
+    ) -> Comparison | None:
+        """A method against a rival on the same resamples of prompts: a paired bootstrap.
+
+        The p-value is two-sided: twice the share of the resamples that are against the difference,
+        each count plus one so that it is never 0 (Efron and Tibshirani 1993; Davison and Hinkley
+        1997, 4.2).
+        """
+        own = self._drawn(indicator, method, part, task)
+        other = self._drawn(indicator, rival, part, task)
+        if own is None or other is None:
+            return None
+        difference = own - other
+        against = min(int((difference[1:] <= 0).sum()), int((difference[1:] >= 0).sum()))
+        p_value = min(1.0, 2 * (against + 1) / len(difference))
+        return Comparison(float(difference[0]), *interval(difference[1:]), p_value)
+
+    def _drawn(
+        self, indicator: Indicator, method: str, part: Part, task: str | None
+    ) -> Floats | None:
+        if part == OVERALL:
+            halves = [self._drawn(indicator, method, half, task) for half in self.parts]
+            present = [half for half in halves if half is not None]
+            return np.mean(present, axis=0) if len(present) == len(halves) else None
+        if isinstance(part, str):
+            spaces = [space for space in self.spaces if space[0] in self.parts[part]]
+        else:
+            spaces = [space for space in self.spaces if space == part]
+        tasks = self.tasks if task is None else (task,)
+        row = self.methods.index(method)
+        found = [self.draws[indicator, name, space][row] for name in tasks for space in spaces]
+        if not found or np.isnan(found).any():
+            return None
+        drawn: Floats = np.mean(found, axis=0)
+        return drawn
+
+
+def indicators(
+    measured: Sequence[Measured],
+    parts: Mapping[str, Sequence[str]] = PARTS,
+    quality: Sequence[str] = QUALITY,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Indicators:
+    """Coverage and Dominance of every method in every sub-space (arXiv 2511.05650, section 5.1).
+
+    A point is a setting's mean over prompts of a diversity and a quality metric. Within a task both
+    are min-max normalised over all points of all methods, and (0, 0) is the reference. That is done
+    anew in every resample: the normalisation is part of the figure, and a resample's points would
+    otherwise leave the unit square. Tasks are resampled one apart from the other, all methods and
+    metrics of a task together, so that every difference is paired.
+
+    Args:
+        measured: one for each task.
+        parts: diversity metrics in groups; ``overall`` is the mean of the groups' means.
+        quality: quality metrics.
+        resamples: bootstrap resamples of prompts.
+        seed: of the resamples.
+    """
+    methods = tuple(dict.fromkeys(name for task in measured for name in task.methods))
+    wanted = [(d, q) for group in parts.values() for d in group for q in quality]
+    draws: dict[tuple[Indicator, str, Space], Floats] = {}
+    generators = np.random.default_rng(seed).spawn(len(measured))
+    for task, generator in zip(measured, generators, strict=True):
+        points = _points(task, {name for space in wanted for name in space}, resamples, generator)
+        for space in wanted:
+            if points.keys() >= set(space):
+                plane = np.stack([points[space[1]], points[space[0]]], axis=-1)
+                covered, dominant = _plane(plane, task.methods, methods)
+                draws["coverage", task.task, space] = covered
+                draws["dominance", task.task, space] = dominant
+    tasks = tuple(task.task for task in measured)
+    spaces = tuple(s for s in wanted if all(("coverage", task, s) in draws for task in tasks))
+    left_out = tuple(space for space in wanted if space not in spaces)
+    return Indicators(methods, tasks, spaces, left_out, parts, draws)
+
+
+def _points(
+    task: Measured, names: set[str], resamples: int, generator: np.random.Generator
+) -> dict[str, Floats]:
+    """Normalised means of every available metric, [1 + resamples, settings]."""
+    count = len(task.prompts)
+    drawn = Resamples.of(count, resamples, generator).counts
+    weights = np.concatenate([np.ones((1, count)), drawn]) / count
+    found = {name: task.figures(name) for name in sorted(names)}
+    return {
+        name: normalised(weights @ figures.T)
+        for name, figures in found.items()
+        if figures is not None
+    }
+
+
+def _plane(points: Floats, owners: Sequence[str], methods: Sequence[str]) -> tuple[Floats, Floats]:
+    """Coverage and Dominance [methods, R] of points [R, settings, 2]; NaN for methods without."""
+    front = pareto_front(points)
+    total = front.sum(axis=-1)
+    covered = np.full((len(methods), len(points)), np.nan)
+    dominant = covered.copy()
+    for row, method in enumerate(methods):
+        own = np.array([owner == method for owner in owners])
+        if own.any():
+            covered[row] = coverage(points[:, own])
+            dominant[row] = front[:, own].sum(axis=-1) / total
+    return covered, dominant

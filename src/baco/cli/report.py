@@ -1,0 +1,52 @@
+"""``baco report``: a run as one page, with its tables and plots beside it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baco import BacoError
+from baco.cli import options as opt
+from baco.cli.console import note, out, print_json
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write to.  [default: RUN/report]"),
+    ] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Write what a run found: one HTML page that needs no network, and its parts as files.
+
+    The page has the headline table, the diversity-quality plane, router ablation, samples and
+    settings; report.md, tables/*.csv and plots/*.svg and *.png hold the same for papers.
+    """
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise BacoError(
+            f"the report needs {error.name}: install it with pip install 'baco[evaluation]'"
+        ) from error
+    from baco.evaluation.report import write_report
+
+    made = write_report(run, output)
+    if as_json:
+        print_json(
+            {
+                "page": str(made.page),
+                "verdicts": [
+                    {"pair": v.pair, "answer": v.first, "rivals": list(v.lines)}
+                    for v in made.verdicts
+                ],
+            }
+        )
+        return
+    for verdict in made.verdicts:
+        title = f"{verdict.pair}: " if len(made.verdicts) > 1 else ""
+        out().print(title + verdict.first, markup=False)
+        for line in verdict.lines:
+            out().print(f"  {line}", markup=False)
+    note(f"report in {made.page}")

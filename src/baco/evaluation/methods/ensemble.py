@@ -1,0 +1,92 @@
+"""Soft mixing: every token is drawn from both models' distributions at once ("ensemble").
+
+Both halves run at every token. With w the base's weight, either their probabilities are mixed,
+w·P_base + (1 − w)·P_aligned, or their logits, softmax(w·l_base + (1 − w)·l_aligned): the weighted
+geometric mean. Draws take the project's replayable noise; truncation and temperature shape the
+mixed distribution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from baco.evaluation.methods.both import Row, decode, finished
+from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.records import Prompt, Setting
+
+if TYPE_CHECKING:
+    from baco import Baco
+    from baco.pair import Pair
+
+Mixed = Literal["probabilities", "logits"]
+WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class Ensemble:
+    """Mixed distributions over a grid of the base's weight w."""
+
+    name = "ensemble"
+    help = "both models' distributions mixed at every token: of probabilities, and of logits"
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        return [
+            Setting(
+                f"ensemble, {mixed}",
+                f"ensemble of {mixed}, w={weight:g}",
+                weight,
+                {"kind": self.name, "mixed": mixed, "weight": weight},
+            )
+            for mixed in ("probabilities", "logits")
+            for weight in grid.thin(WEIGHTS)
+        ]
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
+        params = baco.pair.defaults.updated(sampling)
+        mix = Mixture(baco.pair, setting.options["mixed"], setting.options["weight"])
+        rows = decode(baco, prompts, params, mix)
+        return [[finished(row, sourced=False) for row in samples] for samples in rows]
+
+
+class Mixture:
+    """The mixed log-probabilities of two rows of logits.
+
+    The end tokens of both halves are one event: their probability is pooled on the first of them,
+    or halves that end with different tokens would keep each other from ending. What the base has
+    no token for, or may not say, is left to the aligned model alone: with probabilities the base
+    gives it nothing, with logits the aligned model's own counts for both.
+    """
+
+    def __init__(self, pair: "Pair", mixed: Mixed, weight: float) -> None:
+        self.mixed, self.weight = mixed, weight
+        device = pair.aligned.device
+        self._ends = torch.tensor(sorted(pair.end_ids), dtype=torch.int64, device=device)
+        self._banned = pair.banned.to(device)
+
+    def __call__(self, base: Tensor, aligned: Tensor, _: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Raw logits [B, V] of both → log-probabilities [B, V]; no source, so False [B]."""
+        base = base.masked_fill(self._banned, -math.inf)
+        log_base, log_aligned = self._pooled(base), self._pooled(aligned)
+        if self.mixed == "probabilities":
+            log_mixed = torch.logaddexp(
+                log_base + math.log(self.weight), log_aligned + math.log1p(-self.weight)
+            )
+        else:
+            log_base = torch.where(log_base == -math.inf, log_aligned, log_base)
+            log_mixed = self.weight * log_base + (1 - self.weight) * log_aligned
+            log_mixed = log_mixed.log_softmax(dim=-1)
+        return log_mixed, torch.zeros_like(base[:, 0], dtype=torch.bool)
+
+    def _pooled(self, logits: Tensor) -> Tensor:
+        """log_softmax, with all end tokens' probability on the first of them."""
+        logp = logits.log_softmax(dim=-1)
+        if len(self._ends) < 2:
+            return logp
+        end = logp[:, self._ends].logsumexp(dim=-1, keepdim=True)
+        logp = logp.index_fill(1, self._ends, -math.inf)
+        return logp.index_copy(1, self._ends[:1], end)

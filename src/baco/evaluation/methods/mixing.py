@@ -1,0 +1,69 @@
+"""Whole answers mixed: m of the n samples are the base model's, the rest the aligned model's.
+
+A rival without any routing, and a strong one in wording. Base samples have the lower indices, so
+that every sample keeps the noise of its own index.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.records import Prompt, Setting
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+Rows = list[list[Answer]]
+
+
+class Mixing:
+    """m of n samples from base, for every m; at the pair's own sampling."""
+
+    name = "mixing"
+    help = "m of the n samples from base, the others from aligned, for every m"
+
+    def __init__(self) -> None:
+        # The settings differ in m only: what both models said is kept for the next one.
+        self._said: tuple[object, Rows, Rows] | None = None
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        shares = range(grid.n + 1)
+        if grid.preset == "quick":
+            shares = range(0, grid.n + 1, max(1, grid.n // 4))
+        return [
+            Setting(
+                "mixing",
+                f"{share} of {grid.n} from base",
+                float(share),
+                {"kind": self.name, "from_base": share},
+            )
+            for share in shares
+        ]
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        base, aligned = self._both(baco, prompts, draw)
+        share = setting.options["from_base"]
+        return [[*b[:share], *a[share:]] for b, a in zip(base, aligned, strict=True)]
+
+    def _both(self, baco: "Baco", prompts: Sequence[Prompt], draw: Draw) -> tuple[Rows, Rows]:
+        asked = (id(baco), tuple(prompt.messages for prompt in prompts), draw)
+        if self._said is None or self._said[0] != asked:
+            self._said = (
+                asked,
+                _alone(baco, "Base", prompts, draw),
+                _alone(baco, "Aligned", prompts, draw),
+            )
+        return self._said[1], self._said[2]
+
+
+def _alone(baco: "Baco", router: str, prompts: Sequence[Prompt], draw: Draw) -> Rows:
+    rows = baco.generate_batch(
+        [prompt.messages for prompt in prompts],
+        router=router,
+        n=draw.n,
+        seed=draw.seed,
+        **draw.sampling,
+    )
+    return [[Answer.of(completion) for completion in row] for row in rows]

@@ -1,0 +1,176 @@
+"""Prompting baselines: the aligned model alone is asked for diversity in words.
+
+Paraphrased prompts and in-context regeneration are NoveltyBench's (Zhang et al. 2025, arXiv
+2504.05228, section 5); the latter asks for one answer after another in one conversation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.records import Prompt, Setting
+from baco.prompts import Message
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+TEMPERATURES = (1.0, 0.7, 1.3)
+AGAIN = "Can you generate a different answer?"
+PARAPHRASE = (
+    "Rewrite the following request in other words, keeping its meaning. "
+    "Reply with the rewritten request only.\n\n{prompt}"
+)
+SYSTEM = (
+    "Whenever you are asked something that has many good answers, pick one at random from all of "
+    "them, the unusual ones included; never just give the most obvious one."
+)
+
+
+def aligned(
+    baco: "Baco",
+    conversations: Sequence[Sequence[Message]],
+    n: int,
+    seed: int,
+    sampling: Mapping[str, Any],
+) -> list[list[Answer]]:
+    """n samples of the aligned model alone, for every conversation."""
+    rows = baco.generate_batch(conversations, router="Aligned", n=n, seed=seed, **sampling)
+    return [[Answer.of(completion) for completion in row] for row in rows]
+
+
+def over_temperatures(name: str, method: str, grid: Grid) -> list[Setting]:
+    """A prompting method's operating points: the temperature is all it can be swept by."""
+    temperatures = TEMPERATURES if grid.preset == "full" else TEMPERATURES[:1]
+    return [
+        Setting(method, f"{method} T={t:g}", t, {"kind": name, "sampling": {"temperature": t}})
+        for t in sorted(temperatures)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPrompt:
+    """A system prompt that asks for diversity."""
+
+    name: str = "system-prompt"
+    help: str = "the aligned model under a system prompt that asks for diversity"
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        return over_temperatures(self.name, "diversity system prompt", grid)
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        asked = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
+        return aligned(baco, asked, draw.n, draw.seed, _sampling(draw, setting))
+
+
+@dataclass(frozen=True, slots=True)
+class Paraphrase:
+    """Sample i answers the i-th wording of the prompt, the wordings in turn.
+
+    Wordings are the task's own; where it has none the aligned model is asked to reword the prompt.
+    """
+
+    name: str = "paraphrase"
+    help: str = "the aligned model, every sample from another wording of the prompt"
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        return over_temperatures(self.name, "paraphrased prompts", grid)
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        wordings = self._wordings(baco, prompts, draw)
+        rows: list[list[Answer]] = [[] for _ in prompts]
+        for sample in range(draw.n):
+            asked = [
+                _reworded(prompt, texts[sample % len(texts)])
+                for prompt, texts in zip(prompts, wordings, strict=True)
+            ]
+            seed = draw.apart(self.name, sample)
+            told = aligned(baco, asked, 1, seed, _sampling(draw, setting))
+            rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
+        return rows
+
+    def _wordings(
+        self, baco: "Baco", prompts: Sequence[Prompt], draw: Draw
+    ) -> list[tuple[str, ...]]:
+        bare = [prompt for prompt in prompts if not prompt.paraphrases]
+        asked = [
+            [{"role": "user", "content": PARAPHRASE.replace("{prompt}", prompt.text)}]
+            for prompt in bare
+        ]
+        seed = draw.apart(self.name, "wordings")
+        told = aligned(baco, asked, draw.n, seed, draw.sampling) if asked else []
+        made = {
+            prompt.id: tuple(dict.fromkeys(a.text.strip() for a in row if a.text.strip()))
+            for prompt, row in zip(bare, told, strict=True)
+        }
+        return [prompt.paraphrases or made[prompt.id] or (prompt.text,) for prompt in prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class Regeneration:
+    """In-context regeneration: every sample sees the earlier ones and is to differ from them.
+
+    Where the conversation outgrows the context window its oldest answers are left out.
+    """
+
+    name: str = "regeneration"
+    help: str = "the aligned model, asked again and again for a different answer in one chat"
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        return over_temperatures(self.name, "in-context regeneration", grid)
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        sampling = _sampling(draw, setting)
+        rows: list[list[Answer]] = [[] for _ in prompts]
+        for sample in range(draw.n):
+            asked = [
+                _again(baco, prompt.messages, row, sampling)
+                for prompt, row in zip(prompts, rows, strict=True)
+            ]
+            seed = draw.apart(self.name, sample)
+            told = aligned(baco, asked, 1, seed, sampling)
+            rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
+        return rows
+
+
+def _again(
+    baco: "Baco",
+    messages: Sequence[Message],
+    earlier: Sequence[Answer],
+    sampling: Mapping[str, Any],
+) -> list[Message]:
+    """The chat that asks for one answer more, with as many earlier ones as leave room for it."""
+    wanted = baco.pair.defaults.updated(sampling).max_tokens
+    room = baco.pair.aligned.context - min(wanted, baco.pair.aligned.context // 4)
+    for start in range(len(earlier) + 1):
+        chat = list(messages)
+        for answer in earlier[start:]:
+            chat += [
+                {"role": "assistant", "content": answer.text},
+                {"role": "user", "content": AGAIN},
+            ]
+        if len(baco.pair.renderer.render(chat).aligned_ids) <= room:
+            break
+    return chat
+
+
+def with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The conversation under a system prompt, which goes before one that is there."""
+    if messages[0]["role"] == "system":
+        first = {"role": "system", "content": system + "\n\n" + messages[0]["content"]}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _reworded(prompt: Prompt, text: str) -> list[Message]:
+    return [*prompt.messages[:-1], {"role": "user", "content": text}]
+
+
+def _sampling(draw: Draw, setting: Setting) -> dict[str, Any]:
+    return {**draw.sampling, **setting.options["sampling"]}

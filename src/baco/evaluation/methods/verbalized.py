@@ -1,0 +1,128 @@
+"""Verbalized Sampling (Zhang et al. 2025, arXiv 2510.01171): one call names several answers.
+
+The aligned model is asked for a set of answers with their probabilities, each in a tag; the answers
+of as many calls as it takes are the samples, in the order they were given.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from baco.evaluation.methods.prompting import aligned, over_temperatures, with_system
+from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.records import Prompt, Setting
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+A_CALL = 5  # the paper's k
+FORM_TOKENS = 40  # tags and number around one answer
+SYSTEM = (
+    "You are a helpful assistant. For each query, please generate a set of {count} possible "
+    "responses, each within a separate <response> tag. Responses should each include a <text> and "
+    "a numeric <probability>. Please sample at random from the full distribution."
+)
+UNPARSED = "unparsed"  # finish reason of an answer that came in no form at all
+
+
+@dataclass(frozen=True, slots=True)
+class Verbalized:
+    """The paper's VS-Standard, k answers a call."""
+
+    name: str = "verbalized"
+    help: str = "the aligned model names several answers a call (Verbalized Sampling)"
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        return over_temperatures(self.name, "verbalized sampling", grid)
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        count = min(A_CALL, draw.n)
+        sampling = dict(draw.sampling) | setting.options["sampling"]
+        a_answer = baco.pair.defaults.updated(sampling).max_tokens
+        sampling["max_tokens"] = count * (a_answer + FORM_TOKENS)
+        system = SYSTEM.format(count=count)
+        rows: list[list[Answer]] = [[] for _ in prompts]
+        # Every call gives at least one answer, so this ends after n calls at most.
+        for call in range(draw.n):
+            due = [index for index, row in enumerate(rows) if len(row) < draw.n]
+            asked = [with_system(prompts[index].messages, system) for index in due]
+            if not asked:
+                break
+            told = aligned(baco, asked, 1, draw.apart(self.name, call), sampling)
+            for index, (answer,) in zip(due, told, strict=True):
+                rows[index] += _answers(baco, answer)
+        return [row[: draw.n] for row in rows]
+
+
+def _answers(baco: "Baco", told: Answer) -> list[Answer]:
+    """The answers of one call; one that came in no form is taken whole, and says so."""
+    texts = parse(told.text)
+    if not texts:
+        return [
+            Answer(told.text, told.tokens, UNPARSED, told.pieces, told.base_share, told.switches)
+        ]
+    return [
+        Answer(text, _length(baco, text), "stop", ((text, "aligned"),), 0.0, 0) for text in texts
+    ]
+
+
+def _length(baco: "Baco", text: str) -> int:
+    return len(baco.pair.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+_ANY = re.DOTALL | re.IGNORECASE
+_RESPONSE = re.compile(r"<response>(.*?)(?:</response>|(?=<response>)|\Z)", _ANY)
+_WHOLE = re.compile(r"<response>(.*?)</response>", _ANY)
+_TEXT = re.compile(r"<text>(.*?)(?:</text>|(?=<probability>))", _ANY)
+_PROBABILITY = re.compile(r"<probability>.*", _ANY)
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"[\[{]")
+_TEXT_KEYS = ("text", "response", "answer", "content")
+
+
+def parse(told: str) -> list[str]:
+    """The answers in a model's reply: tagged as asked, or the same as JSON.
+
+    Tags may lack their closing; an answer that the reply's end has cut off is left out, as it is
+    none. JSON may stand in a code fence or between other words, as a list or under any one key.
+    """
+    tagged = [match.group(1) for match in _RESPONSE.finditer(told)]
+    found = [match.group(1) for inner in tagged or [told] for match in _TEXT.finditer(inner)]
+    if not found and tagged:
+        found = [_PROBABILITY.sub("", match.group(1)) for match in _WHOLE.finditer(told)]
+    texts = found or _of_json(told)
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _of_json(told: str) -> list[str]:
+    """The texts of all whole JSON values; of a list that was cut off, its whole entries."""
+    fenced = _FENCE.search(told)
+    source = fenced.group(1) if fenced else told
+    texts: list[str] = []
+    at = 0
+    while opening := _OPENING.search(source, at):
+        try:
+            value, at = json.JSONDecoder().raw_decode(source, opening.start())
+        except (ValueError, RecursionError):
+            at = opening.end()
+        else:
+            texts += _texts(value)
+    return texts
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list):
+        return []
+    said = [_text(entry) if isinstance(entry, dict) else entry for entry in value]
+    return [text for text in said if isinstance(text, str)]
+
+
+def _text(entry: dict[str, Any]) -> Any:
+    return next((entry[key] for key in _TEXT_KEYS if key in entry), None)

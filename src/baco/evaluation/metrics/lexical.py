@@ -1,0 +1,127 @@
+"""Lexical diversity of the answers to one prompt: which words and runs of words they share.
+
+Every function takes the samples of one prompt and knows nothing else. Whatever their order, the
+figure is the same. An empty sample has no words and no n-grams.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+
+from baco.evaluation.metrics.words import bare_words, spaced, words
+
+# Size of the vocabulary that words are thought to be drawn from: that of English BERT.
+VOCABULARY = 30_522
+
+Gram = tuple[str, ...]
+
+
+def distinct(texts: Sequence[str], order: int) -> float:
+    """Distinct n-grams over all n-grams of the pooled samples (Li et al. 2016, distinct-n).
+
+    Range 0 to 1, higher is more diverse; 0 without any n-gram. Cost: linear in words.
+    """
+    found: set[Gram] = set()
+    total = 0
+    for text in texts:
+        said = words(text)
+        grams = list(zip(*(said[start:] for start in range(order)), strict=False))
+        found.update(grams)
+        total += len(grams)
+    return len(found) / total if total else 0.0
+
+
+def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int = VOCABULARY) -> float:
+    """Distinct words over how many to expect if as many were drawn evenly from a vocabulary.
+
+    EAD = N / (V (1 − ((V − 1) / V)^C)) of N distinct among C words, V the vocabulary's size (Liu et
+    al. 2022, "Rethinking and Refining the Distinct Metric"): what is left of distinct-1 when the
+    answers' length is accounted for. Range 0 to a little above 1 (no word repeated), higher is more
+    diverse; 0 without words. Cost: linear in words.
+    """
+    said = [word for text in texts for word in words(text)]
+    if not said:
+        return 0.0
+    # -expm1(C log1p(-1/V)) is 1 - ((V-1)/V)^C without its loss of digits.
+    expected = -vocabulary * math.expm1(len(said) * math.log1p(-1 / vocabulary))
+    return len(set(said)) / expected
+
+
+def self_bleu(texts: Sequence[str]) -> float:
+    """One minus the mean BLEU-4 of each sample against all the others (Zhu et al. 2018, Texygen).
+
+    BLEU is sacrebleu's for sentences: its 13a tokens (a character is a token where a script has no
+    spaces), exponential smoothing, no orders longer than the sentence. Range 0 (all alike) to 1,
+    higher is more diverse. An empty sample matches another empty one and nothing else. Cost: linear
+    in words; n-grams are counted once per sample, and "all the others" is read off the two highest
+    counts of each n-gram.
+    """
+    from sacrebleu.metrics.helpers import extract_all_word_ngrams
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    split: Callable[[str], str] = Tokenizer13a()
+    counted = [extract_all_word_ngrams(split(spaced(text)), 1, 4) for text in texts]
+    lengths = [length for _, length in counted]
+    highest = _two_highest(grams for grams, _ in counted)
+    scores = []
+    for index, (grams, length) in enumerate(counted):
+        others = lengths[:index] + lengths[index + 1 :]
+        scores.append(_bleu(index, grams, length, others, highest))
+    return 1.0 - math.fsum(scores) / len(scores)
+
+
+def _two_highest(samples: Iterable[Counter[Gram]]) -> dict[Gram, tuple[int, int, int]]:
+    """Of every n-gram: its highest count in a sample, which sample that is, the next highest."""
+    highest: dict[Gram, tuple[int, int, int]] = {}
+    for index, grams in enumerate(samples):
+        for gram, count in grams.items():
+            top, holder, second = highest.get(gram, (0, -1, 0))
+            if count > top:
+                highest[gram] = (count, index, top)
+            elif count > second:
+                highest[gram] = (top, holder, count)
+    return highest
+
+
+def _bleu(
+    index: int,
+    grams: Counter[Gram],
+    length: int,
+    others: Sequence[int],
+    highest: dict[Gram, tuple[int, int, int]],
+) -> float:
+    from sacrebleu.metrics.bleu import BLEU
+
+    if not length:
+        return float(0 in others)
+    correct, total = [0] * 4, [0] * 4
+    for gram, count in grams.items():
+        top, holder, second = highest[gram]
+        total[len(gram) - 1] += count
+        correct[len(gram) - 1] += min(count, second if holder == index else top)
+    closest = min(others, key=lambda other: (abs(other - length), other))
+    found = BLEU.compute_bleu(
+        correct, total, length, closest, smooth_method="exp", effective_order=True
+    )
+    return min(1.0, float(found.score) / 100)
+
+
+def self_rouge_l(texts: Sequence[str]) -> float:
+    """One minus the mean ROUGE-L F1 of every two samples (Lin 2004).
+
+    F1 = 2 LCS / (words of one + words of the other), LCS being the longest common subsequence of
+    their words: the `rouge_score` package's rougeL without stemming, which is symmetric. Range 0
+    (all alike) to 1, higher is more diverse. Two samples without a word are alike. Cost: pairs of
+    samples × words² / 64, by rapidfuzz's bit-parallel LCS; the package's own table is a hundred
+    times slower.
+    """
+    from rapidfuzz.distance import LCSseq
+
+    codes: dict[str, int] = {}
+    rows = [[codes.setdefault(word, len(codes)) for word in bare_words(text)] for text in texts]
+    alike = [
+        2 * LCSseq.similarity(one, other) / (len(one) + len(other)) if one or other else 1.0
+        for one, other in combinations(rows, 2)
+    ]
+    return 1.0 - math.fsum(alike) / len(alike)

@@ -1,0 +1,58 @@
+"""Quality of the answers to a prompt, and utility, which is quality of what is new."""
+
+import math
+
+from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts, Reward
+from baco.evaluation.metrics.reference import ReferenceModel
+
+PATIENCE = 0.8  # NoveltyBench's chance that a reader wants one more answer
+
+
+def reward(judge: Reward, prompts: Prompts, answers: Answers) -> list[float]:
+    """Mean reward of the samples under a reward model.
+
+    Range: the model's own (Skywork's are logits, the demo world's quality 0 to 1); higher is
+    better. Cost: the model reads each sample, with its conversation, once.
+    """
+    return [math.fsum(row) / len(row) for row in judge.rewards(prompts, answers)]
+
+
+def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> list[float | None]:
+    """Negative log-perplexity per token of the samples, given the prompt, under a reference model.
+
+    Σ ln P(token) / tokens over all samples of a prompt together, so a long one counts for more;
+    minus the logarithm of the usual perplexity, hence higher is better. Range −∞ to 0, in nats per
+    token. None where no sample has a token. Cost: the model reads each sample, with its prompt,
+    once.
+    """
+    figures: list[float | None] = []
+    for row in model.logprobs(prompts, answers):
+        tokens = sum(count for _, count in row)
+        figures.append(math.fsum(total for total, _ in row) / tokens if tokens else None)
+    return figures
+
+
+def utility_k(
+    judge: Equivalence,
+    rewards: Reward,
+    prompts: Prompts,
+    answers: Answers,
+    patience: float = PATIENCE,
+) -> list[float]:
+    """What a reader gains by going through the samples (NoveltyBench, Zhang et al. 2025).
+
+    (1 − p) / (1 − p^k) Σ p^(i − 1) u_i over the k samples in the order of their drawing: u_i is the
+    reward's rating, 1 to 10, where the i-th is the first of its class, 0 where an equivalent one
+    came before; p = 0.8 is the reader's patience. Range above 0 to 10, higher is better. Cost: that
+    of distinct_k and reward; models that those asked are not asked again.
+    """
+    ratings = rewards.ratings(rewards.rewards(prompts, answers))
+    figures = []
+    for row, rated in zip(judge.partition(prompts, answers), ratings, strict=True):
+        weights = [patience**place for place in range(len(row))]
+        gained = [
+            weight * rating if number not in row[:place] else 0.0
+            for place, (weight, rating, number) in enumerate(zip(weights, rated, row, strict=True))
+        ]
+        figures.append(math.fsum(gained) / math.fsum(weights))
+    return figures

@@ -1,0 +1,93 @@
+"""Semantic diversity of the answers to a prompt: how far apart they are in meaning.
+
+Functions of many prompts at once, so that a model reads their answers in few batches. Each takes
+the model or judge it stands on, the prompts where that one reads them, and all samples of each.
+"""
+
+import math
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+
+from baco.evaluation.metrics.embedding import Embedder, Floats
+from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, Nli
+from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts
+
+
+def _cosines(embedder: Embedder, answers: Answers) -> list[Floats]:
+    """Cosine similarity of every two samples of each prompt, [n, n]."""
+    vectors = embedder.embed([text for row in answers for text in row])
+    found, start = [], 0
+    for row in answers:
+        own = vectors[start : start + len(row)]
+        found.append(own @ own.T)
+        start += len(row)
+    return found
+
+
+def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
+    """Mean cosine distance of every two samples' sentence embeddings (Reimers and Gurevych 2019).
+
+    Range 0 (all alike) to 2, in practice to about 1; higher is more diverse. Cost: each sample is
+    embedded once.
+    """
+    figures = []
+    for cosines in _cosines(embedder, answers):
+        above = np.triu_indices(len(cosines), 1)
+        figures.append(float(np.mean(np.maximum(1.0 - cosines[above], 0.0))))
+    return figures
+
+
+def vendi(embedder: Embedder, answers: Answers) -> list[float]:
+    """Vendi score: how many unlike samples these amount to (Friedman and Dieng 2023).
+
+    exp(−Σ λ ln λ) over the eigenvalues λ of K / n, K being the cosine similarity of the samples'
+    embeddings. Range 1 (all alike) to n, higher is more diverse. Cost: each sample is embedded
+    once, and n³.
+    """
+    figures = []
+    for cosines in _cosines(embedder, answers):
+        shares = np.linalg.eigvalsh(cosines / len(cosines))
+        shares = shares[shares > 1e-12]
+        shares /= shares.sum()
+        figures.append(float(np.exp(-np.sum(shares * np.log(shares)))))
+    return figures
+
+
+def nli_diversity(nli: Nli, answers: Answers) -> list[float]:
+    """How much every two samples contradict rather than entail each other.
+
+    Mean over ordered pairs of P(contradiction) − P(entailment): the confidence form of NLI
+    diversity (Stasaski and Hearst 2022), as a mean where they sum, so that n does not matter. Range
+    −1 (all alike: a text entails itself) to 1, higher is more diverse. Cost: the NLI model reads
+    n (n − 1) pairs a prompt.
+    """
+    pairs = [list(permutations(row, 2)) for row in answers]
+    found = nli.judge([pair for row in pairs for pair in row])
+    margins = iter(found[:, CONTRADICTION] - found[:, ENTAILMENT])
+    return [math.fsum(next(margins) for _ in row) / len(row) for row in pairs]
+
+
+def semantic_entropy(judge: Equivalence, prompts: Prompts, answers: Answers) -> list[float]:
+    """Entropy in nats of the samples' shares of the classes of equal meaning.
+
+    −Σ p ln p, p being the share of the samples in a class: the discrete semantic entropy of
+    Farquhar et al. 2024 (after Kuhn et al. 2023), whose classes are of answers that entail each
+    other. Range 0 (one class) to ln n, higher is more diverse. Cost: up to n (n − 1) pairs a
+    prompt, as few as 2 (n − 1) where all are alike.
+    """
+    figures = []
+    for row in judge.partition(prompts, answers):
+        shares = [count / len(row) for count in Counter(row).values()]
+        figures.append(-math.fsum(share * math.log(share) for share in shares) + 0.0)
+    return figures
+
+
+def distinct_k(judge: Equivalence, prompts: Prompts, answers: Answers) -> list[float]:
+    """Number of classes of equivalent samples (NoveltyBench, Zhang et al. 2025, distinct_k).
+
+    Range 1 (all alike) to k, the number of samples; higher is more diverse. Cost: up to
+    k (k − 1) / 2 pairs a prompt, as few as k − 1 where all are alike.
+    """
+    return [float(len(set(row))) for row in judge.partition(prompts, answers)]

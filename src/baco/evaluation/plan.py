@@ -1,0 +1,176 @@
+"""The plan of a run: which samples, in which order, and the configuration that says so."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import baco
+from baco.errors import BacoError
+from baco.evaluation.methods import Draw
+from baco.evaluation.records import Prompt, Setting
+from baco.evaluation.tasks import Task
+from baco.known import find_pair
+from baco.sampling import SamplingParams
+
+# Answers that are decoded together between two writes.
+ANSWERS_A_JOB = 400
+
+
+@dataclass(frozen=True, slots=True)
+class PairSpec:
+    """A pair as the user names it, and how it is loaded.
+
+    Attributes:
+        name: a short name, a folder, or ``BASE+ALIGNED``.
+        options: keywords of :meth:`baco.Baco.load`.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The pair's keywords for :meth:`baco.Baco.load`."""
+        base, plus, aligned = (part.strip() for part in self.name.partition("+"))
+        if plus and base and aligned and not Path(self.name).exists():
+            return {"base": base, "aligned": aligned}
+        return {"name": self.name}
+
+    def check(self) -> None:
+        """BacoError where the name is nobody's."""
+        if "name" in self.where:
+            find_pair(self.name)
+
+    def bytes(self) -> int | None:
+        """Size of both halves' weights on this disk; None where they are elsewhere."""
+        known = self.where
+        if "name" in known:
+            pair = find_pair(known["name"])
+            known = {"base": pair.base, "aligned": pair.aligned}
+        sizes = [
+            sum(file.stat().st_size for file in Path(half).glob("*.safetensors"))
+            for half in known.values()
+        ]
+        return sum(sizes) if all(sizes) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Samples that are decoded and written together: some prompts of a task at one setting."""
+
+    pair: PairSpec
+    task: str
+    setting: Setting
+    prompts: tuple[Prompt, ...]
+    draw: Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to hold.
+
+    Attributes:
+        pairs, tasks, settings: all combinations of them.
+        n: samples per prompt.
+        seed: of all draws.
+        sampling: keywords of :class:`baco.SamplingParams` over the pair's own.
+    """
+
+    pairs: Sequence[PairSpec]
+    tasks: Sequence[Task]
+    settings: Sequence[Setting]
+    n: int
+    seed: int
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """The door: whatever can be told wrong before a model is loaded.
+
+        Raises:
+            BacoError: no pair, a pair or task named twice, a parameter out of its range.
+        """
+        SamplingParams(n=self.n, seed=self.seed).updated(self.sampling)
+        for what, names in (
+            ("pair", [pair.name for pair in self.pairs]),
+            ("task", [task.name for task in self.tasks]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise BacoError(f"{what} {twice[0]!r} is named twice: name every {what} once")
+        for pair in self.pairs:
+            pair.check()
+
+    @property
+    def prompts_a_job(self) -> int:
+        """How many prompts' samples are decoded together."""
+        return max(1, ANSWERS_A_JOB // self.n)
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs, in the order of the samples."""
+        for pair in self.pairs:
+            for task in self.tasks:
+                longest = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
+                draw = Draw(self.n, self.seed, longest | dict(self.sampling))
+                for setting in self.settings:
+                    for start in range(0, len(task.prompts), self.prompts_a_job):
+                        asked = task.prompts[start : start + self.prompts_a_job]
+                        yield Job(pair, task.name, setting, asked, draw)
+
+    def config(self) -> dict[str, Any]:
+        """What run.json says: the plan, and under ``made`` who carries it out."""
+        return {
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "tasks": [_told(task) for task in self.tasks],
+            "settings": [asdict(setting) for setting in self.settings],
+            "n": self.n,
+            "seed": self.seed,
+            "sampling": dict(self.sampling),
+            "prompts_a_job": self.prompts_a_job,
+            "made": _made(),
+        }
+
+
+def _told(task: Task) -> dict[str, Any]:
+    prompts = json.dumps([asdict(prompt) for prompt in task.prompts], sort_keys=True)
+    return {
+        "name": task.name,
+        "source": task.source,
+        "prompts": len(task.prompts),
+        "sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "max_tokens": task.max_tokens,
+        "judge": task.judge,
+        "verifier": task.verifier,
+    }
+
+
+def _made() -> dict[str, Any]:
+    return {
+        "baco": baco.__version__,
+        "git": git_revision(Path(baco.__file__).parent),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """The commit of the source tree in `folder`, ``-dirty`` where it was changed; None if none."""
+
+    def git(*words: str) -> str:
+        told = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        )
+        return told.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # the folder is git's own, not beside it
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

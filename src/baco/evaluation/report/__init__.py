@@ -1,0 +1,5 @@
+"""The report of a run: one self-contained page, the same tables as CSV and Markdown, the plots."""
+
+from baco.evaluation.report.export import Report, write_report
+
+__all__ = ["Report", "write_report"]

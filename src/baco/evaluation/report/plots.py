@@ -1,0 +1,232 @@
+"""The plots, as Vega-Lite through Altair: one specification each for page, PNG and SVG.
+
+Altair, because a chart written once is interactive offline in the page (vl-convert carries Vega's
+JavaScript) and drawn without a browser as PNG and SVG (vl-convert again); Plotly would put 4 MB of
+script into every page and needs a browser for pictures, matplotlib has no page at all.
+
+Rows are plain dictionaries. A *plane* row has `x` and `y` (quality and diversity, min-max
+normalised over all points of the sub-space), `method`, `front` (is it on the joint front) and
+`lit` (does the method stand out); `front_line` makes the joint front's stairs of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from baco.evaluation.report.families import Look
+
+Row = dict[str, Any]
+WIDTH, HEIGHT = 420, 380
+SMALL = 190
+FAINT = 0.22
+FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+INK = "#24292e"
+
+
+def front_line(points: Sequence[Row]) -> list[Row]:
+    """The stairs of the joint front, from the axis of diversity to that of quality.
+
+    Args:
+        points: plane rows of one sub-space.
+
+    Returns:
+        rows of `x`, `y` and `step` (their order): the edge of the area that all points dominate.
+    """
+    ends = sorted({(row["x"], row["y"]) for row in points if row["front"]})
+    if not ends:
+        return []
+    corners = [(0.0, ends[0][1]), *ends, (ends[-1][0], 0.0)]
+    return [{"x": x, "y": y, "step": step} for step, (x, y) in enumerate(corners)]
+
+
+def page_plane() -> dict[str, Any]:
+    """The interactive plane of the page, without data: its script fills `points` and `front`.
+
+    The script knows the theme and the chosen sub-space, so colour and shape are columns of the
+    rows, and the axes' titles are stand-ins that it replaces.
+    """
+    import altair as alt
+
+    chart = _plane(
+        alt.Data(name="points"),
+        alt.Data(name="front"),
+        alt.Color("colour:N", scale=None),
+        alt.Shape("shape:N", scale=None),
+        titles=("@quality", "@diversity"),
+    ).properties(width="container", height=460)
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return spec
+
+
+def plane(
+    points: Sequence[Row], looks: Mapping[str, Look], lit: Sequence[str], titles: tuple[str, str]
+) -> Any:
+    """A still plane: the methods that stand out in their looks, the others faint.
+
+    Args:
+        points: plane rows of one sub-space.
+        looks: of all methods.
+        lit: methods that stand out; they are the legend.
+        titles: of the two axes.
+    """
+    import altair as alt
+
+    drawn = [row | {"named": row["method"]} for row in points]
+    color = alt.Color("named:N", scale=_scale(looks, lit, "light"), legend=_legend(lit))
+    shape = alt.Shape("named:N", scale=_scale(looks, lit, "shape"), legend=_legend(lit))
+    chart = _plane(
+        alt.Data(values=drawn), alt.Data(values=front_line(points)), color, shape, titles=titles
+    )
+    return chart.properties(width=WIDTH, height=HEIGHT)
+
+
+def _plane(points: Any, front: Any, color: Any, shape: Any, titles: tuple[str, str]) -> Any:
+    import altair as alt
+
+    scale, axis = alt.Scale(domain=[0, 1.02], nice=False), alt.Axis(tickCount=5, format=".1f")
+    x = alt.X("x:Q", scale=scale, axis=axis, title=titles[0])
+    y = alt.Y("y:Q", scale=scale, axis=axis, title=titles[1])
+    seen = alt.condition("datum.lit", alt.value(1), alt.value(FAINT))
+    stairs = (
+        alt.Chart(front)
+        .mark_line(
+            interpolate="step-before", strokeDash=[5, 4], strokeWidth=1.5, clip=True, aria=False
+        )
+        .encode(x=x, y=y, order="step:Q", color=alt.value("#8a929a"))
+    )
+    curves = (
+        alt.Chart(points)
+        .mark_line(strokeWidth=1.8, clip=True, aria=False)
+        .encode(x=x, y=y, color=color, detail="method:N", order="x:Q", opacity=seen)
+    )
+    marks = (
+        alt.Chart(points)
+        .mark_point(filled=True, strokeWidth=1.2, clip=False)
+        .encode(
+            x=x,
+            y=y,
+            color=color,
+            shape=shape,
+            opacity=seen,
+            size=alt.condition("datum.front", alt.value(110), alt.value(48)),
+            description="said:N",
+        )
+    )
+    return alt.layer(stairs, curves, marks)
+
+
+def planes(
+    spaces: Mapping[tuple[str, str], Sequence[Row]], looks: Mapping[str, Look], lit: Sequence[str]
+) -> Any:
+    """All sub-spaces as small multiples: a row a quality metric, four planes wide."""
+    import altair as alt
+
+    small = [
+        plane(points, looks, lit, (quality, diversity)).properties(width=SMALL, height=SMALL)
+        for (diversity, quality), points in spaces.items()
+    ]
+    return alt.concat(*small, columns=4)
+
+
+def pair_of_planes(
+    spaces: Mapping[tuple[str, str], Sequence[Row]], looks: Mapping[str, Look], lit: Sequence[str]
+) -> Any:
+    """A few sub-spaces side by side, large."""
+    import altair as alt
+
+    large = [
+        plane(points, looks, lit, (f"quality: {quality}", f"diversity: {diversity}"))
+        for (diversity, quality), points in spaces.items()
+    ]
+    return alt.hconcat(*large)
+
+
+def coverages(rows: Sequence[Row], looks: Mapping[str, Look]) -> Any:
+    """Coverage of every method with its interval, a panel a kind of diversity, best on top.
+
+    Args:
+        rows: `method`, `kind` (lexical, semantic, overall), `value`, `low`, `high`.
+        looks: of all methods; rows are given both colours, `colour` and `dark`, so that the page's
+            script can take the one of its theme.
+    """
+    import altair as alt
+
+    order = [r["method"] for r in sorted(rows, key=lambda r: -r["value"]) if r["kind"] == "overall"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    drawn = [
+        row | {"colour": looks[row["method"]].light, "dark": looks[row["method"]].dark}
+        for row in rows
+    ]
+    panels = []
+    for place, kind in enumerate(kinds):
+        axis = alt.Axis(labels=place == 0, ticks=False, domain=False, labelLimit=240)
+        y = alt.Y("method:N", sort=order, title=None, axis=axis)
+        base = alt.Chart(alt.Data(values=[row for row in drawn if row["kind"] == kind]))
+        color = alt.Color("colour:N", scale=None)
+        scale = alt.Scale(zero=True, nice=True)
+        bars = base.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q", title=f"Coverage, {kind}", scale=scale), x2="high:Q", y=y, color=color
+        )
+        dots = base.mark_point(filled=True, size=70, opacity=1).encode(
+            x="value:Q", y=y, color=color, tooltip=["method:N", "value:Q", "low:Q", "high:Q"]
+        )
+        panels.append(alt.layer(bars, dots).properties(width=235, height=alt.Step(19)))
+    return alt.hconcat(*panels, spacing=14)
+
+
+def finished(chart: Any, title: str | None = None) -> dict[str, Any]:
+    """A chart with the house's type and grid, as a Vega-Lite specification for a file."""
+    if title:
+        chart = chart.properties(title=title)
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return spec | {"config": paper(), "background": "white"}
+
+
+def paper() -> dict[str, Any]:
+    """The configuration of plots on white paper."""
+    axis = {"labelColor": INK, "titleColor": INK, "gridColor": "#e6e9ec", "domainColor": "#9aa3ab"}
+    return {
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": axis | {"tickColor": "#9aa3ab", "titleFontWeight": "normal", "titleFontSize": 12},
+        "legend": {"labelColor": INK, "titleColor": INK, "symbolSize": 90, "labelLimit": 260},
+        "title": {"color": INK, "anchor": "start", "fontSize": 14, "offset": 12},
+    }
+
+
+def png(spec: Mapping[str, Any]) -> bytes:
+    """A picture for slides, twice the size in pixels."""
+    import vl_convert
+
+    drawn: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2)
+    return drawn
+
+
+def svg(spec: Mapping[str, Any]) -> str:
+    """A picture for papers and pages."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(dict(spec))
+    return drawn
+
+
+def vega_script() -> str:
+    """Vega, Vega-Lite and vega-embed (BSD 3-Clause) as one script that sets `window.vegaEmbed`."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets a default
+    # A closing tag in a string would end the page's script element.
+    return script.replace("</script", "<\\/script")
+
+
+def _scale(looks: Mapping[str, Look], lit: Sequence[str], attribute: str) -> Any:
+    import altair as alt
+
+    # Methods in the domain but not in the legend's values keep their look without an entry.
+    every = [*lit, *(method for method in looks if method not in lit)]
+    return alt.Scale(domain=every, range=[getattr(looks[method], attribute) for method in every])
+
+
+def _legend(lit: Sequence[str]) -> Any:
+    import altair as alt
+
+    return alt.Legend(title=None, orient="right", values=list(lit))

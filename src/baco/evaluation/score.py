@@ -1,0 +1,272 @@
+"""Scoring: figures for every group of samples of a run, metric by metric.
+
+Scores are appended in the order of the groups, so that what is there already is not computed
+again: a metric can be added to a run long after its samples were drawn, and a run that has grown
+is scored where it is new.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any
+
+from baco.errors import BacoError
+from baco.evaluation.metrics import METRICS, Entry, Metric, MetricUnavailable, entry, metric
+from baco.evaluation.records import Group
+from baco.evaluation.store import (
+    Run,
+    append,
+    batches,
+    count_rows,
+    cut_back,
+    line,
+    locked,
+    write_whole,
+)
+from baco.evaluation.tasks import accuracy
+from baco.evaluation.workers import in_order, pool
+
+ACCURACY = "accuracy"
+# Groups that are scored in one call.
+GROUPS_A_BATCH = 40
+# Told of every metric's progress: its name, groups scored.
+Advance = Callable[[str, int], None]
+# Roles whose default model comes with the installation, so that no hub is needed.
+OFFLINE_ROLES = frozenset({"embedding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A metric to be scored, and by which models in each task.
+
+    Attributes:
+        name: one of ``METRICS``, or ``accuracy``.
+        models: keywords of :func:`baco.evaluation.metrics.metric`, by task.
+        verifiers: the verifier of every task that has one.
+    """
+
+    name: str
+    models: Mapping[str, Mapping[str, str]]
+    verifiers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that this metric is for."""
+        return list(self.verifiers if self.name == ACCURACY else self.models)
+
+    @property
+    def cheap(self) -> bool:
+        """Does it go without a model, so that worker processes may share it out?"""
+        return all(set(self.roles(task).values()) <= {"demo"} for task in self.tasks)
+
+    def roles(self, task: str) -> dict[str, str | None]:
+        """The models it needs in a task, by role; None for the default one."""
+        if self.name == ACCURACY:
+            return {}
+        given = self.models[task]
+        roles = entry(self.name).models
+        if self.name == "semantic_entropy":  # one of the two will do
+            roles = ("equivalence",) if "equivalence" in given else ("nli",)
+        return {role: given.get(role) for role in roles}
+
+    def build(self, task: str) -> Metric:
+        """The metric of a task, ready to score; MetricUnavailable where it cannot run."""
+        if self.name == ACCURACY:
+            return accuracy(self.verifiers[task])  # type: ignore[return-value]
+        return metric(self.name, **self.models[task])
+
+
+def wanted(run: Run, names: Sequence[str], models: Mapping[str, str]) -> list[Wanted]:
+    """The metrics of these names on the tasks of a run; the sensible ones where none is named.
+
+    Raises:
+        BacoError: an unknown metric or role, too few samples for one that compares them, or
+            accuracy where no task has a verifier.
+    """
+    tasks = {task["name"]: task for task in run.config["tasks"]}
+    judged = {
+        name: ({"equivalence": "demo", "reward": "demo"} if task["judge"] == "demo" else {})
+        | dict(models)
+        for name, task in tasks.items()
+    }
+    verifiers = {name: task["verifier"] for name, task in tasks.items() if task["verifier"]}
+    chosen = list(dict.fromkeys(names)) or [*METRICS, *([ACCURACY] if verifiers else [])]
+    check_metrics(chosen, run.config["n"])
+    check_verifiable(chosen, verifiers)
+    return [Wanted(name, judged, verifiers) for name in chosen]
+
+
+def check_metrics(names: Sequence[str], n: int) -> None:
+    """The door for names of metrics.
+
+    Raises:
+        BacoError: no such metric, or one that compares samples where there is one a prompt.
+    """
+    lines: list[Entry] = [entry(name) for name in names if name != ACCURACY]
+    for known in lines:
+        if n < known.needs:
+            raise BacoError(
+                f"{known.name} compares a prompt's samples and there is {n}: draw {known.needs} or "
+                "more with -n, or name other metrics with --metric"
+            )
+
+
+def check_verifiable(names: Sequence[str], verifiers: Collection[str]) -> None:
+    """BacoError for accuracy where no task has right answers."""
+    if ACCURACY in names and not verifiers:
+        raise BacoError("accuracy needs a task with right answers: add --task gsm8k, say")
+
+
+def needs_hub(of: Wanted) -> str | None:
+    """Why a metric that nobody asked for by name is not tried: none of its tasks needs the hub.
+
+    Tasks of the demo world are whole without one; what they would need it for is left to the user.
+    """
+    missing: set[str] = set()
+    for task in of.tasks:
+        roles = of.roles(task)
+        lacking = {r for r, model in roles.items() if model is None} - OFFLINE_ROLES
+        if not lacking or of.models[task].get("reward") != "demo":
+            return None
+        missing |= lacking
+    role = min(missing)
+    return (
+        f"{of.name} needs a model from the hub for {role!r}: run 'baco score RUN --metric "
+        f"{of.name}', with --model {role}=ID_OR_FOLDER for one of your own"
+    )
+
+
+def score(
+    run: Run,
+    metrics: Sequence[Wanted],
+    workers: int,
+    advance: Advance = lambda *_: None,
+    *,
+    asked_by_name: bool = True,
+) -> dict[str, str]:
+    """Score all groups of the run by every metric, as far as that has not been done.
+
+    Returns:
+        The metrics that could not run, and why.
+
+    Raises:
+        BacoError: a metric has scores that were made with other models.
+    """
+    refused: dict[str, str] = {}
+    with locked(run), pool(workers, _ready) as executor:
+        (run.path / "scores").mkdir(exist_ok=True)
+        for of in metrics:
+            why = None if asked_by_name else needs_hub(of)
+            if why is not None and not count_rows(run.score_file(of.name)):
+                refused[of.name] = why
+                _note(run, of.name, {"unavailable": why})
+                continue
+            available = _prepare(run, of)
+            if isinstance(available, str):
+                refused[of.name] = available
+                continue
+            shared = executor if of.cheap else None
+            batches = _due(run, of, available, advance)
+            for lines in in_order(shared, _score, batches, workers):
+                append(run.score_file(of.name), lines)
+                advance(of.name, len(lines))
+    return refused
+
+
+def _prepare(run: Run, of: Wanted) -> frozenset[str] | str:
+    """The tasks a metric can run on, or why on none; what it is made of is noted.
+
+    Raises:
+        BacoError: scores are there that other models made.
+    """
+    made: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for task in of.tasks:
+        try:
+            built = _built(of, task)
+        except MetricUnavailable as error:
+            refused[task] = str(error)
+        else:
+            made[task] = dict(built.made_by)
+            kind = built.kind
+    before = run.about(of.name)
+    if not made:
+        why = next(iter(refused.values()))
+        if not count_rows(run.score_file(of.name)):
+            _note(run, of.name, {"unavailable": why})
+        return why
+    told = {"name": of.name, "kind": kind, "made_by": made}
+    told |= {"unavailable_for": refused} if refused else {}
+    if before and before != told:
+        if before.get("made_by", {}).items() <= made.items():
+            run.score_file(of.name).unlink(missing_ok=True)  # a task more can be scored now
+        else:
+            raise BacoError(
+                f"{of.name} has scores that other models or versions made: remove "
+                f"{run.score_file(of.name)} and its .json to score it anew, or name the same models"
+            )
+    _note(run, of.name, told)
+    return frozenset(made)
+
+
+def _note(run: Run, name: str, told: Mapping[str, Any]) -> None:
+    path = run.score_file(name).with_suffix(".json")
+    write_whole(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups of one task that are scored together."""
+
+    of: Wanted
+    task: str
+    groups: tuple[Group, ...]
+
+
+def _due(run: Run, of: Wanted, available: frozenset[str], advance: Advance) -> Iterator[Batch]:
+    """The groups that have no score yet."""
+    path = run.score_file(of.name)
+    done = count_rows(path)
+    cut_back(path, done)
+    advance(of.name, done)
+    groups = (group for group in run.groups() if group.task in available)
+    for some in batches(islice(groups, done, None), GROUPS_A_BATCH):
+        for task, same in groupby(some, lambda group: group.task):
+            yield Batch(of, task, tuple(same))
+
+
+def _score(batch: Batch) -> list[str]:
+    """The lines of a batch's scores."""
+    of = batch.of
+    built = _built(of, batch.task)
+    values = built.score(
+        [group.prompt for group in batch.groups], [group.texts for group in batch.groups]
+    )
+    return [
+        line(
+            {
+                "pair": group.pair,
+                "task": group.task,
+                "method": group.method,
+                "setting": group.setting,
+                "prompt": group.prompt.id,
+                "value": None if value is None else round(float(value), 9),
+            }
+        )
+        for group, value in zip(batch.groups, values, strict=True)
+    ]
+
+
+_kept: dict[tuple[str, str], tuple[Wanted, Metric]] = {}
+
+
+def _built(of: Wanted, task: str) -> Metric:
+    """The metric of a task; this process builds it once."""
+    if (of.name, task) not in _kept or _kept[of.name, task][0] != of:
+        _kept[of.name, task] = (of, of.build(task))
+    return _kept[of.name, task][1]
+
+
+def _ready() -> None:
+    """Workers need nothing before their first batch."""

@@ -1,0 +1,171 @@
+"""The sweep: every method on every task with every pair, into a run directory.
+
+It goes on where an earlier sweep of the same plan was, at the border of a job, so that every prompt
+is decoded in the company it would have had: the samples are the same, byte for byte.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from transformers.utils import logging as transformers_logging
+
+from baco.demo.memory import keep_memory
+from baco.evaluation.methods import Answer, answer
+from baco.evaluation.plan import ANSWERS_A_JOB, Job, PairSpec, Plan
+from baco.evaluation.records import Sample
+from baco.evaluation.store import Run, append, count_rows, cut_back, line, locked, sample_line
+from baco.evaluation.workers import cores, in_order, pool
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+# Told after every job: prompts answered, tokens said.
+Advance = Callable[[int, int], None]
+# The part of free memory that the weights of all workers' pairs may take.
+WEIGHTS_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job's samples, prompt by prompt, and how long they took."""
+
+    job: Job
+    rows: list[list[Answer]]
+    seconds: float
+
+
+def sweep(run: Run, plan: Plan, workers: int, advance: Advance = lambda *_: None) -> None:
+    """Draw the samples of the plan that the run does not have yet.
+
+    Args:
+        run: from :func:`baco.evaluation.store.begin`, of this very plan.
+        plan: what is to be drawn.
+        workers: processes, each with its own copy of the pair.
+        advance: told of progress, that of an earlier sweep first.
+
+    Raises:
+        BacoError: a pair that cannot be loaded, a prompt that does not fit, a judge that fails;
+            the samples before it are kept.
+    """
+    with locked(run):
+        jobs = resume(run, plan)
+        advance(_prompts(plan) - sum(len(job.prompts) for job in jobs), 0)
+        with pool(workers, _start_worker) as executor:
+            for done in in_order(executor, carry_out, jobs, workers):
+                _write(run, done)
+                tokens = sum(sample.tokens for row in done.rows for sample in row)
+                advance(len(done.rows), tokens)
+
+
+def resume(run: Run, plan: Plan) -> list[Job]:
+    """The jobs that are still to do; what a killed sweep left of an unfinished one is cut off."""
+    samples, speed = run.path / "samples.jsonl", run.path / "speed.jsonl"
+    there = count_rows(samples)
+    jobs, whole, prompts = list(plan.jobs()), 0, 0
+    done = 0
+    for job in jobs:
+        if whole + len(job.prompts) * plan.n > there:
+            break
+        whole += len(job.prompts) * plan.n
+        prompts += len(job.prompts)
+        done += 1
+    cut_back(samples, whole)
+    cut_back(speed, prompts)
+    return list(islice(jobs, done, None))
+
+
+def _prompts(plan: Plan) -> int:
+    """Prompts to answer, over all settings."""
+    prompts = sum(len(task.prompts) for task in plan.tasks)
+    return len(plan.pairs) * len(plan.settings) * prompts
+
+
+def _write(run: Run, done: Done) -> None:
+    """Speed first: a run that is killed in between has the more of it, and cuts it back."""
+    job = done.job
+    of = {"pair": job.pair.name, "task": job.task, "method": job.setting.method}
+    of["setting"] = job.setting.label
+    # Prompts are answered together: each has its share of the time.
+    seconds = round(done.seconds / len(done.rows), 6)
+    append(
+        run.path / "speed.jsonl",
+        (
+            line(
+                {
+                    **of,
+                    "prompt": prompt.id,
+                    "seconds": seconds,
+                    "tokens": sum(a.tokens for a in row),
+                }
+            )
+            for prompt, row in zip(job.prompts, done.rows, strict=True)
+        ),
+    )
+    append(run.path / "samples.jsonl", map(sample_line, samples_of(done)))
+
+
+def samples_of(done: Done) -> Iterator[Sample]:
+    """The answers of a job as records."""
+    job = done.job
+    for prompt, row in zip(job.prompts, done.rows, strict=True):
+        for index, said in enumerate(row):
+            yield Sample(
+                pair=job.pair.name,
+                task=job.task,
+                prompt=prompt.id,
+                method=job.setting.method,
+                setting=job.setting.label,
+                value=job.setting.value,
+                sample=index,
+                text=said.text,
+                pieces=said.pieces,
+                tokens=said.tokens,
+                base_share=None if said.base_share is None else round(said.base_share, 6),
+                switches=said.switches,
+                finish_reason=said.finish_reason,
+                seed=job.draw.seed,
+            )
+
+
+class _Loaded:
+    """The pair that this process has in memory."""
+
+    pair: PairSpec | None = None
+    baco: "Baco"
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def carry_out(job: Job) -> Done:
+    """Answer a job's prompts in this process."""
+    from baco import Baco
+
+    if _Loaded.pair != job.pair:
+        keep_memory()
+        _Loaded.pair = None
+        _Loaded.baco = Baco.load(**job.pair.where, **job.pair.options, max_rows=ANSWERS_A_JOB)
+        _Loaded.pair = job.pair
+    started = time.perf_counter()
+    rows = answer(_Loaded.baco, job.setting, job.prompts, job.draw)
+    return Done(job, rows, time.perf_counter() - started)
+
+
+def default_workers(pairs: Sequence[PairSpec]) -> int:
+    """One a core where each can hold a pair of its own on the CPU, else this process alone."""
+    sizes = [pair.bytes() for pair in pairs]
+    on_cpu = all(str(pair.options.get("device", "cpu")) == "cpu" for pair in pairs)
+    if torch.accelerator.is_available() or not on_cpu or None in sizes:
+        return 1
+    room = int(psutil.virtual_memory().available * WEIGHTS_SHARE)
+    # Weights kept in half precision are float32 when a CPU runs them.
+    largest = max(2 * size for size in sizes if size is not None)
+    return max(1, min(cores(), room // max(1, largest)))

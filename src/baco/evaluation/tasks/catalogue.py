@@ -1,0 +1,121 @@
+"""Tasks by the name a user types, and what is asked in each."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError
+from baco.evaluation.records import Prompt
+from baco.evaluation.tasks import rows, world
+from baco.evaluation.tasks.fields import Fields
+
+HUB = "hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A task as its TOML file has it.
+
+    Attributes:
+        help: a sentence for lists.
+        source: where its rows are: ``hub`` (with ``config``, ``split``, ``where``, ``streaming``),
+            ``world`` (the demo's own) or ``published`` (said where, to be given as a path).
+        fields: how a row becomes a prompt, see :class:`Fields`.
+        max_tokens: length of its answers, None for the pair's own.
+        limit: how many prompts are taken where the user does not say; None takes all.
+        judge: ``demo`` where the demo world's judge can read the answers.
+        verifier: a name of ``VERIFIERS`` where an answer is right or wrong.
+    """
+
+    name: str
+    help: str
+    source: Mapping[str, Any]
+    fields: Fields = field(default_factory=Fields)
+    max_tokens: int | None = None
+    limit: int | None = None
+    judge: str | None = None
+    verifier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts with a name, and how their answers are checked; see :class:`TaskFile`."""
+
+    name: str
+    source: str
+    prompts: tuple[Prompt, ...]
+    max_tokens: int | None = None
+    judge: str | None = None
+    verifier: str | None = None
+
+
+@cache
+def task_files() -> Mapping[str, TaskFile]:
+    """Every task that has a name."""
+    files = [
+        file
+        for file in resources.files("baco.evaluation.tasks").iterdir()
+        if file.name.endswith(".toml")
+    ]
+    found = {}
+    for file in sorted(files, key=lambda file: file.name):
+        told = tomllib.loads(file.read_text(encoding="utf-8"))
+        name = file.name.removesuffix(".toml")
+        fields = Fields(**told.pop("fields", {}))
+        found[name] = TaskFile(name=name, fields=fields, **told)
+    return found
+
+
+def load_task(spelling: str, limit: int | None = None) -> Task:
+    """The task that a user names.
+
+    Args:
+        spelling: a name (``gsm8k``), a name with another place for its rows (``gsm8k=PATH`` or
+            ``gsm8k=hub:ORG/DATASET``), or a file of prompts: JSONL whose rows have ``prompt`` or
+            ``messages`` and may have ``id``, ``category``, ``paraphrases``; or text, one a line.
+        limit: the first so many prompts only.
+
+    Raises:
+        BacoError: no such task or file, rows that are not right, or none at all.
+    """
+    if limit is not None and limit < 1:
+        raise BacoError(f"limit is {limit}: take at least one prompt, or leave it out for all")
+    name, given, place = spelling.partition("=")
+    known = task_files().get(name)
+    if known is None:
+        return _own(spelling, limit)
+    limit = known.limit if limit is None else limit
+    if given and place.startswith(HUB):
+        source = dict(known.source) | {"hub": place.removeprefix(HUB)}
+        prompts = known.fields.prompts(rows.from_hub(name, source), limit, place)
+    elif given:
+        prompts = known.fields.prompts(rows.from_file(Path(place)), limit, place)
+    elif "world" in known.source:
+        place = "the demo world"
+        prompts = world.prompts(known.source["world"], limit)
+    elif "hub" in known.source:
+        place = HUB + str(known.source["hub"])
+        prompts = known.fields.prompts(rows.from_hub(name, known.source), limit, place)
+    else:
+        raise BacoError(
+            f"task {name!r} is not on the hub: fetch {known.source['published']} and give it as "
+            f"{name}=PATH"
+        )
+    return Task(name, place, prompts, known.max_tokens, known.judge, known.verifier)
+
+
+def _own(spelling: str, limit: int | None) -> Task:
+    path = Path(spelling)
+    if not path.is_file():
+        near = difflib.get_close_matches(spelling, task_files(), n=3, cutoff=0.5)
+        raise BacoError(
+            f"unknown task {spelling!r}: use {', '.join(near or task_files())}, or a file of "
+            "prompts (.jsonl, or .txt with one on each line)"
+        )
+    prompts = Fields().prompts(rows.from_file(path), limit, spelling)
+    return Task(path.stem, spelling, prompts)

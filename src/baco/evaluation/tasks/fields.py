@@ -1,0 +1,118 @@
+"""From a row of somebody's data set to a prompt: which column is what."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from baco.errors import BacoError
+from baco.evaluation.records import Prompt
+from baco.evaluation.tasks.rows import Row
+from baco.prompts import ROLES, conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Names of columns.
+
+    Attributes:
+        id: of the prompt's name; where the row has none, the row's number is its name.
+        prompt: of its text.
+        messages: of a conversation, whose last answer is left out, instead of a text.
+        first_of: of a list whose first entry is the text, instead of ``prompt``.
+        template: the question around the text, with ``{prompt}`` where it goes.
+        category: of what a table is split by.
+        paraphrases: of other ways to ask.
+        reference: columns that the verifier needs.
+        least_turns: questions that a conversation must have.
+        skip_empty: pass over rows without a text, where a data set has such.
+    """
+
+    id: str = "id"
+    prompt: str = "prompt"
+    messages: str = "messages"
+    first_of: str | None = None
+    template: str = "{prompt}"
+    category: str = "category"
+    paraphrases: str = "paraphrases"
+    reference: tuple[str, ...] = ()
+    least_turns: int = 1
+    skip_empty: bool = False
+
+    def prompts(self, rows: Iterator[Row], limit: int | None, place: str) -> tuple[Prompt, ...]:
+        """The first `limit` prompts of the rows.
+
+        Raises:
+            BacoError: a row without a text, a conversation that is none, an id that comes twice,
+                or no prompt at all.
+        """
+        found = tuple(islice(self._all(rows), limit))
+        if not found:
+            raise BacoError(f'{place} holds no prompt: give lines such as {{"prompt": "…"}}')
+        seen: set[str] = set()
+        for prompt in found:
+            if prompt.id in seen:
+                raise BacoError(f"{place}: the id {prompt.id!r} comes twice: ids must be unique")
+            seen.add(prompt.id)
+        return found
+
+    def _all(self, rows: Iterator[Row]) -> Iterator[Prompt]:
+        for row in rows:
+            try:
+                prompt = self._prompt(row)
+            except BacoError as error:
+                raise BacoError(f"{row.where}: {error}") from error
+            if prompt is not None:
+                yield prompt
+
+    def _prompt(self, row: Row) -> Prompt | None:
+        """The prompt of a row; None for one that is passed over."""
+        if self.skip_empty and row.values.get(self.prompt) == "":
+            return None
+        said = row.values.get(self.messages)
+        messages = self._dialogue(said) if isinstance(said, list) else self._question(row.values)
+        if sum(message["role"] == "user" for message in messages) < self.least_turns:
+            return None
+        category = row.values.get(self.category)
+        paraphrases = row.values.get(self.paraphrases) or ()
+        if isinstance(paraphrases, str) or not all(isinstance(p, str) for p in paraphrases):
+            raise BacoError(f"{self.paraphrases!r} is no list of texts")
+        missing = [name for name in self.reference if name not in row.values]
+        if missing:
+            raise BacoError(f"column {missing[0]!r} is missing: this task's verifier needs it")
+        return Prompt(
+            id=str(row.values.get(self.id, row.number)),
+            messages=tuple(messages),
+            category=None if category is None else str(category),
+            reference=self._reference(row.values),
+            paraphrases=tuple(self.template.replace("{prompt}", p) for p in paraphrases),
+        )
+
+    def _reference(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = values.get("reference")
+        kept = dict(own) if isinstance(own, Mapping) else {}
+        return kept | {name: values[name] for name in self.reference}
+
+    def _question(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
+        text: Any = values.get(self.prompt)
+        if self.first_of is not None and self.first_of in values:
+            told = values[self.first_of]
+            text = told[0] if isinstance(told, list) and told else told
+        if not isinstance(text, str):
+            column = self.first_of or self.prompt
+            raise BacoError(
+                f'give a JSON object with "{column}" (text) or "{self.messages}" (a list)'
+            )
+        if not text.strip():
+            raise BacoError("the prompt is empty: give some text to answer")
+        return conversation(self.template.replace("{prompt}", text))
+
+    def _dialogue(self, told: list[Any]) -> list[dict[str, str]]:
+        """The conversation up to its last question."""
+        last = max(
+            (i for i, m in enumerate(told) if isinstance(m, Mapping) and m.get("role") == "user"),
+            default=None,
+        )
+        if last is None:
+            raise BacoError(f"{self.messages!r} has no message of role 'user' ({', '.join(ROLES)})")
+        return conversation(told[: last + 1])

@@ -1,0 +1,109 @@
+"""Rows of data sets: from a file of the user's, or from the hub."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its columns, its number from 1, and where it stands, for messages."""
+
+    values: Mapping[str, Any]
+    number: int
+    where: str
+
+
+def from_file(path: Path) -> Iterator[Row]:
+    """Rows of a JSONL file, of a JSON object by id, or the lines of a text file.
+
+    Raises:
+        BacoError: a file that cannot be read, or a line that is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BacoError(f"cannot read {path}: {reason}") from error
+    # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix == ".json":
+        yield from _by_id(path, text)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        for number, line in lines:
+            where = f"{path}, line {number}"
+            yield Row(_object(line, where), number, where)
+    else:
+        for number, line in lines:
+            yield Row({"prompt": line.strip()}, number, f"{path}, line {number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BacoError(f"{where}: half a surrogate pair is no character") from error
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise BacoError(f'{where}: give a JSON object with "prompt" (text) or "messages" (a list)')
+    return row
+
+
+def _by_id(path: Path, text: str) -> Iterator[Row]:
+    """The entries of one JSON object, whose keys are ids, or of a list."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BacoError(f"{path} is not JSON: give JSONL, one object on each line") from error
+    entries = told.items() if isinstance(told, dict) else enumerate(told, 1)
+    for number, (key, entry) in enumerate(entries, 1):
+        where = f"{path}, entry {key!r}"
+        if not isinstance(entry, dict):
+            raise BacoError(f'{where}: give a JSON object with "prompt" (text)')
+        own = {"id": key, "narrative_id": key} if isinstance(told, dict) else {}
+        yield Row(own | entry, number, where)
+
+
+def from_hub(name: str, source: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a data set on the hub, those that `source` asks for.
+
+    Raises:
+        BacoError: the library is not installed, or the data set cannot be read.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise BacoError(
+            "reading a data set needs a library: pip install 'baco[evaluation]'"
+        ) from error
+    place = str(source["hub"])
+    instead = f"connect to the hub once, or give a local copy as {name}=PATH (JSONL)"
+    try:
+        rows = iter(
+            load_dataset(
+                place,
+                source.get("config"),
+                split=source.get("split", "test"),
+                streaming=bool(source.get("streaming", False)),
+            )
+        )
+        yield from _wanted(place, rows, source.get("where", {}))
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, BacoError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise BacoError(
+            f"task {name!r} cannot be read from {place} ({reason}): {instead}"
+        ) from error
+
+
+def _wanted(place: str, rows: Iterator[Any], where: Mapping[str, Any]) -> Iterator[Row]:
+    for number, values in enumerate(rows, 1):
+        if all(values.get(column) == value for column, value in where.items()):
+            yield Row(values, number, f"{place}, row {number}")

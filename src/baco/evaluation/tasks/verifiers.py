@@ -1,0 +1,107 @@
+"""Is an answer right? For tasks where accuracy must not fall as diversity grows."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from baco.evaluation.metrics import MetricUnavailable
+from baco.evaluation.records import Prompt
+
+Verifier = Callable[[Prompt, str], bool]
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+
+
+def gsm8k(prompt: Prompt, answer: str) -> bool:
+    """Is the final number the reference's? The one after the last ``####``, else the last one.
+
+    Cobbe et al. 2021 (arXiv 2110.14168): exact match of the number after ``####``; a model that
+    was not trained on that form is read leniently, by its last number.
+    """
+    wanted = _final_number(str(prompt.reference["answer"]))
+    return wanted is not None and _final_number(answer) == wanted
+
+
+def _final_number(text: str) -> float | None:
+    marked = text.rpartition("####")[2] if "####" in text else ""
+    found = _NUMBER.search(marked) if marked else None
+    number = found.group() if found else next(iter(_NUMBER.findall(text)[::-1]), None)
+    return None if number is None else float(number.replace(",", ""))
+
+
+def ifeval(prompt: Prompt, answer: str) -> bool:
+    """Are all instructions of the prompt kept, read strictly? (Zhou et al. 2023, as lm-eval does.)
+
+    Raises:
+        MetricUnavailable: lm-eval's IFEval or the sentence model it counts with is missing.
+    """
+    utils = _lm_eval()
+    example = utils.InputExample(
+        key=0,
+        instruction_id_list=list(prompt.reference["instruction_id_list"]),
+        prompt=prompt.text,
+        kwargs=[dict(kwargs) for kwargs in prompt.reference["kwargs"]],
+    )
+    try:
+        return bool(
+            utils.test_instruction_following_strict(example, answer).follow_all_instructions
+        )
+    except LookupError as error:
+        raise MetricUnavailable(
+            "accuracy on ifeval counts sentences with nltk's model punkt_tab: fetch it once with "
+            "python -m nltk.downloader punkt_tab"
+        ) from error
+
+
+@cache
+def _lm_eval() -> Any:
+    try:
+        from lm_eval.tasks.ifeval import utils
+    except ImportError as error:
+        raise MetricUnavailable(
+            "accuracy on ifeval needs lm-eval[ifeval]: pip install 'baco[evaluation]'"
+        ) from error
+    return utils
+
+
+def demo(prompt: Prompt, answer: str) -> bool:
+    """Does the demo world's judge find no fault at all?"""
+    from baco.evaluation.metrics.demo import verdict
+
+    return verdict(prompt, answer).quality == 1.0
+
+
+VERIFIERS: Mapping[str, Verifier] = {"gsm8k": gsm8k, "ifeval": ifeval, "demo": demo}
+
+
+class Accuracy:
+    """Share of right answers among the samples of a prompt, in [0, 1], by a task's verifier."""
+
+    name, kind, needs, higher_is_better = "accuracy", "accuracy", 1, True
+
+    def __init__(self, verifier: str) -> None:
+        self._verify = VERIFIERS[verifier]
+        library = {"lm-eval": version("lm-eval")} if verifier == "ifeval" else {}
+        self.made_by: Mapping[str, str] = {"verifier": verifier, "baco": version("baco")} | library
+
+    def score(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]
+    ) -> list[float | None]:
+        """A share for every prompt; None where it has no sample."""
+        return [
+            sum(self._verify(prompt, text) for text in row) / len(row) if row else None
+            for prompt, row in zip(prompts, answers, strict=True)
+        ]
+
+
+def accuracy(verifier: str) -> Accuracy:
+    """The metric of a verifier.
+
+    Raises:
+        MetricUnavailable: a library that the verifier needs is not installed.
+    """
+    if verifier == "ifeval":
+        _lm_eval()
+    return Accuracy(verifier)

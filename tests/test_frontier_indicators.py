@@ -1,0 +1,336 @@
+"""Coverage and Dominance over sub-spaces: hand-computed fronts, a library as oracle, and the laws.
+
+"Adding a dominated point changes nothing" is a law of the plane: neither the area covered nor the
+joint front knows of it. Normalisation looks at all points, so there the point must lie within the
+range that the others span, or it would move the scale for everyone.
+"""
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from baco.evaluation.frontier import (
+    Indicators,
+    Measured,
+    coverage,
+    indicators,
+    normalised,
+    pareto_front,
+)
+from baco.evaluation.metrics import LEXICAL, QUALITY, SEMANTIC
+
+PLANE = arrays(
+    np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(0, 1, width=16)
+)
+PARTS = {"lexical": ("distinct_1",), "semantic": ("vendi",)}
+SPACE = ("distinct_1", "reward")
+
+
+def measured(
+    rows: dict[str, list[tuple[float, float]]], prompts: int = 1, task: str = "t", noise: float = 0
+) -> Measured:
+    """Methods with their (quality, diversity) points, alike on every prompt but for noise."""
+    methods = [name for name, points in rows.items() for _ in points]
+    points = np.array([point for points in rows.values() for point in points], dtype=float)
+    rng = np.random.default_rng(0)
+    quality, diversity = (
+        points[:, [axis]] + noise * rng.standard_normal((len(points), prompts)) for axis in (0, 1)
+    )
+    return Measured(
+        methods,
+        [str(index) for index in range(len(methods))],
+        [None] * len(methods),
+        [str(index) for index in range(prompts)],
+        {"reward": quality, "distinct_1": diversity, "vendi": 1 + diversity},
+        task,
+    )
+
+
+def told(task: Measured, *more: Measured, resamples: int = 200) -> Indicators:
+    return indicators([task, *more], PARTS, ("reward",), resamples)
+
+
+def values(found: Indicators, indicator: str, part: object = "overall") -> dict[str, float]:
+    figures = {}
+    for method in found.methods:
+        estimate = found.estimate(indicator, method, part)  # type: ignore[arg-type]
+        assert estimate is not None
+        figures[method] = estimate.value
+    return figures
+
+
+# A and B share a plane that spans 0 to 2 in quality and 0 to 4 in diversity.
+BY_HAND = {"A": [(0.0, 4.0), (1.0, 2.0)], "B": [(2.0, 0.0), (1.0, 3.0), (0.5, 3.0)]}
+
+
+def test_coverage_and_dominance_by_hand() -> None:
+    found = told(measured(BY_HAND))
+    # A: (0, 1), (.5, .5) cover .5 × .5. B: (1, 0), (.5, .75), (.25, .75) cover .5 × .75.
+    assert values(found, "coverage") == pytest.approx({"A": 0.25, "B": 0.375})
+    # The joint front: A's (0, 1), B's (1, 0) and (.5, .75).
+    assert values(found, "dominance") == pytest.approx({"A": 1 / 3, "B": 2 / 3})
+
+
+def test_points_that_coincide_share_the_front() -> None:
+    found = told(measured({"A": [(1, 1), (0, 0)], "B": [(1, 1)]}))
+    assert values(found, "dominance") == {"A": 0.5, "B": 0.5}
+
+
+def test_a_metric_that_tells_nothing_apart_covers_nothing() -> None:
+    found = told(measured({"A": [(1.0, 0.3)], "B": [(0.0, 0.3)]}))
+    assert values(found, "coverage") == {"A": 0.0, "B": 0.0}
+
+
+@given(PLANE)
+def test_coverage_is_moocore_s_hypervolume(points: np.ndarray) -> None:
+    assert coverage(points) == pytest.approx(
+        moocore.hypervolume(points, ref=[0, 0], maximise=True), abs=1e-12
+    )
+
+
+@given(PLANE)
+def test_the_front_is_moocore_s(points: np.ndarray) -> None:
+    expected = moocore.is_nondominated(points, maximise=True, keep_weakly=True)
+    assert pareto_front(points).tolist() == expected.tolist()
+
+
+def test_planes_have_fronts_side_by_side() -> None:
+    planes = np.round(np.random.default_rng(0).random((3, 50, 8, 2)), 1)
+    fronts = pareto_front(planes)
+    assert fronts.shape == (3, 50, 8)
+    for place in np.ndindex(3, 50):
+        expected = moocore.is_nondominated(planes[place], maximise=True, keep_weakly=True)
+        assert fronts[place].tolist() == expected.tolist()
+
+
+POINTS = st.lists(
+    st.tuples(st.sampled_from("ABC"), st.integers(0, 8), st.integers(0, 8)), min_size=2, max_size=12
+)
+
+
+def _rows(points: list[tuple[str, int, int]]) -> dict[str, list[tuple[float, float]]]:
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for name, quality, diversity in points:
+        rows.setdefault(name, []).append((quality, diversity))
+    return rows
+
+
+@given(points=POINTS)
+def test_dominance_over_all_methods_sums_to_one(points: list[tuple[str, int, int]]) -> None:
+    found = told(measured(_rows(points), prompts=3, noise=0.5), resamples=20)
+    for space in found.spaces:
+        total = sum(found.draws["dominance", "t", space])
+        assert total == pytest.approx(1.0)  # and in every resample
+    assert sum(values(found, "dominance").values()) == pytest.approx(1.0)
+
+
+@given(points=POINTS, place=st.integers(0, 11), share=st.floats(0, 1))
+def test_a_dominated_point_within_the_range_changes_nothing(
+    points: list[tuple[str, int, int]], place: int, share: float
+) -> None:
+    plane = np.array([point[1:] for point in points], dtype=float)
+    over = plane[place % len(plane)]
+    under = plane.min(axis=0) + share * (over - plane.min(axis=0))
+    assume((under < over - 1e-6).any())
+    before = told(measured(_rows(points)), resamples=1)
+    owner = points[place % len(points)][0]
+    rows = _rows(points)
+    rows[owner].append((float(under[0]), float(under[1])))
+    after = told(measured(rows), resamples=1)
+    for indicator in ("coverage", "dominance"):
+        assert values(after, indicator) == pytest.approx(values(before, indicator), abs=1e-9)
+
+
+@given(
+    points=POINTS,
+    scale=st.floats(1e-3, 1e3),
+    shift=st.floats(-100, 100),
+    name=st.sampled_from(["reward", "distinct_1", "vendi"]),
+)
+def test_scaling_a_metric_changes_nothing(
+    points: list[tuple[str, int, int]], scale: float, shift: float, name: str
+) -> None:
+    plain = measured(_rows(points), prompts=4, noise=0.3)
+    scaled = measured(_rows(points), prompts=4, noise=0.3)
+    scaled.metrics[name][:] = scale * scaled.metrics[name] + shift
+    before, after = told(plain, resamples=20), told(scaled, resamples=20)
+    for indicator in ("coverage", "dominance"):
+        assert values(after, indicator) == pytest.approx(values(before, indicator), abs=1e-6)
+
+
+@given(points=POINTS, seed=st.integers(0, 99))
+def test_the_order_of_points_changes_nothing(points: list[tuple[str, int, int]], seed: int) -> None:
+    mixed = [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
+    before, after = told(measured(_rows(points))), told(measured(_rows(mixed)))
+    for indicator in ("coverage", "dominance"):
+        assert values(after, indicator) == pytest.approx(values(before, indicator))
+
+
+def test_normalised_values_run_from_worst_to_best() -> None:
+    assert normalised(np.array([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
+    assert normalised(np.array([[5.0, 5.0], [-1.0, 1.0]])).tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert normalised(np.array([0.1 + 0.2, 0.3])).tolist() == [0.0, 0.0]
+
+
+# --- aggregates ---
+
+
+def test_parts_are_means_over_their_sub_spaces_and_overall_their_mean() -> None:
+    rng = np.random.default_rng(3)
+    names = (*LEXICAL, *SEMANTIC, *QUALITY)
+    task = Measured(
+        ["A", "A", "B", "B", "C"],
+        list("vwxyz"),
+        [None] * 5,
+        list("123456"),
+        {name: rng.random((5, 6)) for name in names},
+    )
+    found = indicators([task], resamples=10)
+    assert len(found.spaces) == 22
+    assert not found.left_out
+    for indicator in ("coverage", "dominance"):
+        each = {space: values(found, indicator, space) for space in found.spaces}
+        for method in "ABC":
+            lexical = np.mean([each[d, q][method] for d in LEXICAL for q in QUALITY])
+            semantic = np.mean([each[d, q][method] for d in SEMANTIC for q in QUALITY])
+            assert values(found, indicator, "lexical")[method] == pytest.approx(lexical)
+            assert values(found, indicator, "semantic")[method] == pytest.approx(semantic)
+            expected = (lexical + semantic) / 2  # of 12 and 10 sub-spaces: not their pooled mean
+            assert values(found, indicator)[method] == pytest.approx(expected)
+
+
+def test_a_sub_space_is_computed_from_its_two_metrics_means() -> None:
+    task = measured({"A": [(0, 4), (1, 2)], "B": [(2, 0), (1, 3)]}, prompts=7, noise=1.0)
+    found = told(task)
+    points = np.stack(
+        [
+            normalised(task.metrics["reward"].mean(1)),
+            normalised(task.metrics["distinct_1"].mean(1)),
+        ],
+        axis=-1,
+    )
+    assert values(found, "coverage", SPACE) == pytest.approx(
+        {"A": coverage(points[:2]), "B": coverage(points[2:])}
+    )
+
+
+def test_tasks_are_normalised_apart_and_averaged() -> None:
+    first, second = (
+        measured(BY_HAND, task="first"),
+        measured({"A": [(9, 9)], "B": [(0, 0)]}, 1, "b"),
+    )
+    found = told(first, second)
+    assert found.coverage("A", task="first").value == pytest.approx(0.25)  # type: ignore[union-attr]
+    assert found.coverage("A", task="b").value == pytest.approx(1.0)  # type: ignore[union-attr]
+    assert values(found, "coverage") == pytest.approx({"A": 0.625, "B": 0.1875})
+
+
+def test_what_a_task_lacks_is_left_out_and_listed() -> None:
+    first, second = measured(BY_HAND, task="first"), measured(BY_HAND, task="second")
+    second.metrics["vendi"][:] = np.nan
+    found = indicators([first, second], PARTS, QUALITY, 10)
+    assert found.spaces == (SPACE,)
+    assert found.left_out == (
+        ("distinct_1", "perplexity"),
+        ("vendi", "reward"),
+        ("vendi", "perplexity"),
+    )
+    assert found.coverage("A", "lexical") is not None
+    assert found.coverage("A", "semantic") is None
+    assert found.coverage("A") is None  # half of a mean is no mean
+    assert found.compare("A", "B") is None
+
+
+def test_a_setting_without_a_figure_is_worth_the_worst_of_the_others() -> None:
+    task = measured(BY_HAND, prompts=2)
+    task.metrics["reward"][0, 1] = np.nan
+    figures = task.figures("reward")
+    assert figures is not None
+    assert figures[:, 1].tolist() == [0.5, 1.0, 2.0, 1.0, 0.5]
+    task.metrics["reward"][:, 0] = np.nan
+    assert task.figures("reward") is None  # nobody has a figure for this prompt
+    assert task.figures("perplexity") is None
+
+
+# --- how sure ---
+
+
+def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
+    task = measured(BY_HAND, prompts=12, noise=0.5)
+    found = told(task, resamples=50)
+    drawn = found.draws["coverage", "t", SPACE]
+    rng = np.random.default_rng(0).spawn(1)[0]
+    counts = rng.multinomial(12, np.full(12, 1 / 12), size=50)
+    prompts = np.repeat(np.arange(12), counts[7])  # the eighth resample, drawn out
+    points = np.stack(
+        [normalised(task.metrics[name][:, prompts].mean(1)) for name in ("reward", "distinct_1")],
+        axis=-1,
+    )
+    assert drawn[:, 8] == pytest.approx([coverage(points[:2]), coverage(points[2:])])
+    estimate = found.coverage("A", SPACE)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx(
+        tuple(np.quantile(drawn[0, 1:], [0.025, 0.975]))
+    )
+
+
+def test_without_noise_there_is_no_doubt() -> None:
+    found = told(measured(BY_HAND, prompts=5))
+    estimate = found.coverage("B")
+    assert estimate is not None
+    assert estimate.low == pytest.approx(estimate.high)
+    sure = found.compare("B", "A")
+    assert sure is not None
+    assert (sure.difference, sure.low, sure.high) == pytest.approx((0.125, 0.125, 0.125))
+    assert sure.p_value == pytest.approx(2 / 201)  # 200 resamples, none against: never 0
+
+
+def test_a_comparison_is_paired() -> None:
+    # The prompts differ wildly, the two methods on each hardly: unpaired, this would drown.
+    rng = np.random.default_rng(1)
+    prompts = 5 * rng.standard_normal((1, 40))
+    gap = np.array([[0.0], [10.0], [0.8], [1.0]])
+    quality = prompts * np.array([[1.0], [0.0], [1.0], [1.0]]) + gap
+    diversity = np.tile([[1.0], [0.0], [1.0], [1.0]], (1, 40))
+    task = Measured(
+        ["rest", "rest", "worse", "better"],
+        list("abcd"),
+        [None] * 4,
+        [str(index) for index in range(40)],
+        {"reward": quality, "distinct_1": diversity},
+    )
+    found = indicators([task], {"lexical": ("distinct_1",)}, ("reward",), 500)
+    verdict = found.compare("better", "worse")
+    assert verdict is not None
+    assert verdict.low > 0
+    assert verdict.p_value == pytest.approx(2 / 501)
+    ours, theirs = found.coverage("better"), found.coverage("worse")
+    assert ours is not None
+    assert theirs is not None
+    assert ours.low < theirs.high  # their own intervals overlap
+
+
+def test_a_method_is_not_different_from_itself() -> None:
+    found = told(measured(BY_HAND, prompts=9, noise=0.4))
+    same = found.compare("A", "A", "dominance")
+    assert same is not None
+    assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_swapping_the_methods_turns_the_comparison_round() -> None:
+    found = told(measured(BY_HAND, prompts=9, noise=0.8))
+    forth, back = found.compare("A", "B"), found.compare("B", "A")
+    assert forth is not None
+    assert back is not None
+    assert (forth.difference, forth.low) == pytest.approx((-back.difference, -back.high))
+    assert forth.p_value == back.p_value
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    task = measured(BY_HAND, prompts=9, noise=0.8)
+    assert told(task).coverage("A") == told(task).coverage("A")
+    other = indicators([task], PARTS, ("reward",), 200, seed=1)
+    assert other.coverage("A") != told(task).coverage("A")

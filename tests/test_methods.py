@@ -1,0 +1,303 @@
+"""Methods: every one gives n samples of every prompt, and each does what its name says."""
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+
+import pytest
+import torch
+
+from baco import Baco
+from baco.errors import BacoError
+from baco.evaluation.methods import METHODS, Draw, Grid, answer, select_settings
+from baco.evaluation.methods.ensemble import Mixture
+from baco.evaluation.methods.prompting import AGAIN, with_system
+from baco.evaluation.methods.verbalized import parse
+from baco.evaluation.records import Prompt, Setting
+from baco.evaluation.tasks import load_task
+from baco.routing.registry import catalogue
+from tests.naive import uniform
+
+FULL, QUICK = Grid("full", 4), Grid("quick", 4)
+DRAW = Draw(4, 11, {"max_tokens": 24})
+OFFLINE = [name for name in METHODS if name != "judge"]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[Prompt, ...]:
+    return load_task("demo", 2).prompts
+
+
+def first(name: str) -> Setting:
+    return METHODS[name].settings(QUICK)[0]
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_method_gives_n_samples_and_the_same_ones_again(
+    demo: Baco, prompts: tuple[Prompt, ...], name: str
+) -> None:
+    setting = METHODS[name].settings(QUICK)[-1]
+    rows = answer(demo, setting, prompts, DRAW)
+    assert [len(row) for row in rows] == [4, 4]
+    assert rows == answer(demo, setting, prompts, DRAW)
+    for said in (a for row in rows for a in row):
+        assert said.tokens > 0
+        assert not said.pieces or "".join(text for text, _ in said.pieces) == said.text
+        assert said.base_share is None or 0 <= said.base_share <= 1
+
+
+def test_labels_are_unique_in_a_method_and_a_full_grid_holds_the_quick_one() -> None:
+    every = select_settings([], [], FULL)
+    assert len({(s.method, s.label) for s in every}) == len(every)
+    few = select_settings([], [], QUICK)
+    assert {(s.method, s.label) for s in few} <= {(s.method, s.label) for s in every}
+    assert len(few) < len(every)
+
+
+def test_every_router_of_the_catalogue_is_swept() -> None:
+    swept = {setting.method for setting in METHODS["routers"].settings(FULL)}
+    assert {entry.name for entry in catalogue()} - {"Base", "Aligned"} <= swept
+    assert "Nudging" in swept
+
+
+def test_a_router_is_swept_unless_its_threshold_is_given() -> None:
+    swept = select_settings([], ["P-Punc"], FULL)
+    assert len(swept) == 5 and all(s.method == "P-Punc" for s in swept)
+    (one,) = select_settings([], ["P-Punc:0.4"], FULL)
+    assert (one.label, one.value) == ("P-Punc:0.4", 0.4)
+    assert {s.method for s in select_settings(["mixing"], ["Punc"], FULL)} == {"mixing", "Punc"}
+
+
+def test_unknown_methods_and_routers_are_refused_with_what_is_near() -> None:
+    with pytest.raises(BacoError, match="unknown method 'mixin': use mixing"):
+        select_settings(["mixin"], [], FULL)
+    with pytest.raises(BacoError, match="unknown router 'Q'"):
+        select_settings([], ["Q"], FULL)
+    with pytest.raises(BacoError, match="--judge-url"):
+        select_settings(["judge"], [], FULL)
+
+
+def test_a_router_gives_what_baco_gives(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+    (setting,) = select_settings([], ["P-Punc:0.4"], FULL)
+    said = answer(demo, setting, prompts, DRAW)
+    expected = demo.generate_batch(
+        [prompt.text for prompt in prompts], router="P-Punc:0.4", n=4, seed=11, max_tokens=24
+    )
+    assert [[a.text for a in row] for row in said] == [[c.text for c in row] for row in expected]
+    for row in said:
+        for one in row:
+            sources = [source for _, source in one.pieces]
+            assert sources == [source for source, _ in groupby(sources)]
+
+
+def test_mixing_takes_m_answers_of_base_and_the_rest_of_aligned(
+    demo: Baco, prompts: tuple[Prompt, ...]
+) -> None:
+    settings = METHODS["mixing"].settings(FULL)
+    assert [s.value for s in settings] == [0, 1, 2, 3, 4]
+    points = [answer(demo, setting, prompts, DRAW) for setting in settings]
+    for share, rows in enumerate(points):
+        for row, aligned, base in zip(rows, points[0], points[-1], strict=True):
+            assert row == [*base[:share], *aligned[share:]]
+            assert [a.base_share for a in row] == [1.0] * share + [0.0] * (4 - share)
+
+
+@pytest.mark.parametrize("weight", [0.0001, 0.9999])
+@pytest.mark.parametrize("mixed", ["probabilities", "logits"])
+def test_an_ensemble_of_one_model_is_that_model(
+    demo: Baco, prompts: tuple[Prompt, ...], mixed: str, weight: float
+) -> None:
+    """At either end of w, with the noise of the project, so that the draws are the same ones."""
+    setting = Setting("e", "e", weight, {"kind": "ensemble", "mixed": mixed, "weight": weight})
+    draw = Draw(6, 5, {"temperature": 1.0, "min_p": 0.1})
+    said = answer(demo, setting, prompts, draw)
+    alone = demo.generate_batch(
+        [prompt.text for prompt in prompts],
+        router="Base" if weight > 0.5 else "Aligned",
+        n=6,
+        seed=5,
+        temperature=1.0,
+        min_p=0.1,
+    )
+    pairs = [
+        (a.text, c.text)
+        for row, completions in zip(said, alone, strict=True)
+        for a, c in zip(row, completions, strict=True)
+    ]
+    assert sum(a == b for a, b in pairs) >= len(pairs) - 1
+
+
+def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
+    """Against sums of plain probabilities, with the ends of both halves pooled."""
+    generator = torch.Generator().manual_seed(0)
+    width = demo.pair.vocabulary.size
+    base, aligned = torch.randn(2, 3, width, generator=generator)
+    ends = sorted(demo.pair.end_ids)
+
+    def plain(row: torch.Tensor) -> list[float]:
+        p = row.double().softmax(-1).tolist()
+        pooled = sum(p[end] for end in ends)
+        for end in ends:
+            p[end] = 0.0
+        p[ends[0]] = pooled
+        return list(map(float, p))
+
+    for mixed in ("probabilities", "logits"):
+        logp, source = Mixture(demo.pair, mixed, 0.3)(base, aligned, [])
+        assert not source.any()
+        for row in range(3):
+            b = plain(base[row].masked_fill(demo.pair.banned, -math.inf))
+            a = plain(aligned[row])
+            if mixed == "probabilities":
+                wanted = [0.3 * x + 0.7 * y for x, y in zip(b, a, strict=True)]
+            else:
+                some = [(x or y) ** 0.3 * y**0.7 for x, y in zip(b, a, strict=True)]
+                wanted = [value / sum(some) for value in some]
+            assert logp[row].exp().tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-9)
+
+
+def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+    """The first token of every sample is the argmax of mixed log-probabilities plus the noise."""
+    setting = METHODS["ensemble"].settings(FULL)[2]
+    draw = Draw(3, 42, {"temperature": 1.0, "min_p": 0.0, "max_tokens": 1})
+    said = answer(demo, setting, prompts[:1], draw)[0]
+    prompt = demo.pair.renderer.render(prompts[0].messages)
+    rows = (
+        demo.pair.base.score(prompt.base_ids)[-1:],
+        demo.pair.aligned.score(prompt.aligned_ids)[-1:],
+    )
+    mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
+    logp = mix(*rows, [])[0][0].double()
+    for sample, one in enumerate(said):
+        noise = torch.tensor(
+            [-math.log(-math.log(uniform(42, sample, 0, token))) for token in range(len(logp))]
+        )
+        token = int((logp + noise).argmax())
+        assert demo.pair.tokenizer.decode([token]).lstrip(" ") == one.text
+
+
+def test_an_ensemble_does_not_hang_on_its_company(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+    setting = first("ensemble")
+    together = answer(demo, setting, prompts, DRAW)
+    assert [answer(demo, setting, [p], DRAW)[0] for p in prompts] == together
+
+
+class Spy:
+    """A pair that remembers what its aligned half was asked."""
+
+    def __init__(self, baco: Baco) -> None:
+        self._baco, self.pair = baco, baco.pair
+        self.asked: list[tuple[list[dict[str, str]], dict[str, object]]] = []
+
+    def generate_batch(self, prompts: list, **options: object) -> object:
+        self.asked += [(list(prompt), options) for prompt in prompts]
+        return self._baco.generate_batch(prompts, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def spy(demo: Baco) -> Iterator[Spy]:
+    spy = Spy(demo)
+    yield spy
+    assert all(options["router"] == "Aligned" for _, options in spy.asked)
+
+
+def test_paraphrases_are_asked_in_turn(spy: Spy, prompts: tuple[Prompt, ...]) -> None:
+    answer(spy, first("paraphrase"), prompts[:1], Draw(7, 1, {"max_tokens": 8}))  # type: ignore
+    texts = [chat[-1]["content"] for chat, _ in spy.asked]
+    wordings = prompts[0].paraphrases
+    assert texts == [wordings[i % len(wordings)] for i in range(7)]
+    seeds = [options["seed"] for _, options in spy.asked]
+    assert len(set(seeds)) == 7, "samples of one prompt must not share their noise"
+
+
+def test_a_prompt_without_paraphrases_is_reworded_by_the_aligned_model(spy: Spy) -> None:
+    prompt = Prompt("1", ({"role": "user", "content": "Name a winter destination."},))
+    answer(spy, first("paraphrase"), [prompt], Draw(2, 1, {"max_tokens": 16}))  # type: ignore
+    rewording, *asked = [chat[-1]["content"] for chat, _ in spy.asked]
+    assert rewording.endswith(prompt.text) and rewording != prompt.text
+    assert len(asked) == 2 and prompt.text not in asked
+
+
+def test_regeneration_shows_the_earlier_answers(spy: Spy, prompts: tuple[Prompt, ...]) -> None:
+    draw = Draw(3, 1, {"max_tokens": 12})
+    (said,) = answer(spy, first("regeneration"), prompts[:1], draw)  # type: ignore[arg-type]
+    last, _ = spy.asked[-1]
+    assert [m["content"] for m in last] == [
+        prompts[0].text, said[0].text, AGAIN, said[1].text, AGAIN,
+    ]  # fmt: skip
+
+
+def test_regeneration_forgets_the_oldest_where_the_window_ends(
+    spy: Spy, prompts: tuple[Prompt, ...]
+) -> None:
+    draw = Draw(14, 1, {"max_tokens": 96, "temperature": 2.0, "min_p": 0.0})
+    setting = METHODS["regeneration"].settings(FULL)[-1]
+    answer(spy, setting, prompts[:1], draw)  # type: ignore[arg-type]
+    chats = [chat for chat, _ in spy.asked]
+    assert all(chat[0]["content"] == prompts[0].text for chat in chats)
+    lengths = [len(spy.pair.renderer.render(chat).aligned_ids) for chat in chats]
+    assert max(lengths) <= spy.pair.aligned.context - 96
+    assert len(chats[-1]) < 1 + 2 * 13, "the window was never full: the test shows nothing"
+
+
+def test_a_system_prompt_goes_before_the_users_own() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert with_system(chat, "Vary.")[0]["content"] == "Vary.\n\nBe brief."
+    assert len(with_system(chat[1:], "Vary.")) == 2
+
+
+TAGGED = "<response><text>One</text><probability>0.2</probability></response>"
+
+
+@pytest.mark.parametrize(
+    ("told", "texts"),
+    [
+        (TAGGED * 2, ["One", "One"]),
+        ("Here:\n<response>\n<text>\nA\nB </text>\n<probability>0.1</probability>", ["A\nB"]),
+        ("<response><text>A<probability>0.1</probability></response>", ["A"]),
+        ("<response>A <probability>1</probability></response><response>B</response>", ["A", "B"]),
+        (TAGGED + "<response><text>cut of", ["One"]),
+        ("<Response><Text>A</Text></Response>", ["A"]),
+        ("<text>A</text> <text>B</text>", ["A", "B"]),
+        ('{"responses": [{"text": "A", "probability": 0.1}, {"text": "B"}]}', ["A", "B"]),
+        ('Sure!\n```json\n[{"response": "A"}, {"answer": "B"}]\n```\nDone.', ["A", "B"]),
+        ('["A", "B"]', ["A", "B"]),
+        ('{"responses": [{"text": "A"}, {"text": "B"}, {"te', ["A", "B"]),
+        ('{"text": "A"}\n{"text": "B"}', ["A", "B"]),
+        ("no form at all", []),
+        ("<response><text>  </text></response>", []),
+        ("", []),
+    ],
+)
+def test_verbalized_answers_are_read_in_every_form(told: str, texts: list[str]) -> None:
+    assert parse(told) == texts
+
+
+class Telling(Spy):
+    """A pair whose aligned half answers in the form it is asked for."""
+
+    def generate_batch(self, prompts: list, **options: object) -> object:
+        from dataclasses import replace
+
+        rows = super().generate_batch(prompts, **options)
+        told = TAGGED.replace("One", "A") + TAGGED.replace("One", "B") + "<response><text>C"
+        return [[replace(c, text=told) for c in row] for row in rows]  # type: ignore
+
+
+def test_verbalized_sampling_asks_until_it_has_n(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+    telling = Telling(demo)
+    draw = Draw(3, 1, {"max_tokens": 8})
+    rows = answer(telling, first("verbalized"), prompts, draw)  # type: ignore[arg-type]
+    assert [[a.text for a in row] for row in rows] == [["A", "B", "A"]] * 2
+    assert {a.finish_reason for row in rows for a in row} == {"stop"}
+    assert len(telling.asked) == 4, "two calls for each of two prompts"
+    assert "set of 3" in telling.asked[0][0][0]["content"]
+    assert telling.asked[0][1]["max_tokens"] == 3 * (8 + 40)
+
+
+def test_answers_in_no_form_are_taken_whole_and_say_so(
+    demo: Baco, prompts: tuple[Prompt, ...]
+) -> None:
+    rows = answer(demo, first("verbalized"), prompts, Draw(3, 1, {"max_tokens": 8}))
+    assert all(len(row) == 3 for row in rows)
+    assert {a.finish_reason for row in rows for a in row} == {"unparsed"}

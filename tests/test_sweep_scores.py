@@ -1,0 +1,137 @@
+"""Scoring a run: later, in parts, never twice, and never silently by something else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from baco.cli import run as baco_run
+from baco.evaluation.metrics import metric
+from baco.evaluation.score import score, wanted
+from baco.evaluation.store import Run
+
+SWEEP = ["sweep", "--limit", "3", "-n", "2", "-r", "P-Punc:0.4", "-r", "Rand:0.5", "--workers", "1"]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Run:
+    """Samples without a score."""
+    out = tmp_path / "run"
+    assert baco_run([*SWEEP, "--max-tokens", "12", "--no-score", "--out", str(out)]) == 0
+    return Run.open(out)
+
+
+def test_a_metric_added_later_is_the_metric_of_the_samples(drawn: Run) -> None:
+    before = (drawn.path / "samples.jsonl").read_bytes()
+    for name in ("distinct_2", "self_bleu"):
+        assert baco_run(["score", str(drawn.path), "--metric", name, "--workers", "1"]) == 0
+    groups = list(drawn.groups())
+    for name in ("distinct_2", "self_bleu"):
+        expected = metric(name).score([g.prompt for g in groups], [g.texts for g in groups])
+        rows = list(drawn.scores(name))
+        assert [row["value"] for row in rows] == pytest.approx(expected, abs=1e-9)
+        assert [(r["method"], r["setting"], r["prompt"]) for r in rows] == [
+            (g.method, g.setting, g.prompt.id) for g in groups
+        ]
+    assert drawn.metrics() == ["distinct_2", "self_bleu"]
+    assert (drawn.path / "samples.jsonl").read_bytes() == before
+    assert (drawn.path / "scores.parquet").exists()
+
+
+def test_scoring_goes_on_where_it_was_cut_off(drawn: Run) -> None:
+    score(drawn, wanted(drawn, ["distinct_1"], {}), workers=1)
+    path = drawn.score_file("distinct_1")
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    marked = lines[0].replace(b'"value": ', b'"value": 9')
+    path.write_bytes(marked + lines[1] + lines[2][:20])
+    score(drawn, wanted(drawn, ["distinct_1"], {}), workers=1)
+    assert path.read_bytes() == marked + b"".join(lines[1:]), "what is there is not scored again"
+
+
+def test_scores_are_the_same_from_several_workers(drawn: Run, tmp_path: Path) -> None:
+    names = ["distinct_1", "reward", "distinct_k"]
+    score(drawn, wanted(drawn, names, {}), workers=1)
+    alone = {name: drawn.score_file(name).read_bytes() for name in names}
+    for name in names:
+        drawn.score_file(name).unlink()
+    score(drawn, wanted(drawn, names, {}), workers=2)
+    assert alone == {name: drawn.score_file(name).read_bytes() for name in names}
+
+
+def test_scores_of_other_models_are_not_mixed(drawn: Run) -> None:
+    score(drawn, wanted(drawn, ["reward"], {}), workers=1)
+    about = drawn.score_file("reward").with_suffix(".json")
+    told = json.loads(about.read_text(encoding="utf-8"))
+    told["made_by"]["demo"]["judge"] = "somebody else"
+    about.write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ValueError, match="other models or versions made") as refused:
+        score(drawn, wanted(drawn, ["reward"], {}), workers=1)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_metric_that_cannot_run_says_why_and_is_left_out(drawn: Run) -> None:
+    models = {"nli": str(drawn.path / "no-model")}
+    refused = score(drawn, wanted(drawn, ["nli_diversity", "distinct_1"], models), workers=1)
+    assert drawn.metrics() == ["distinct_1"]
+    assert drawn.unavailable() == refused
+    assert "cannot be loaded" in refused["nli_diversity"]
+    assert not drawn.score_file("nli_diversity").exists()
+
+
+def test_a_default_sweep_scores_all_that_needs_no_hub(drawn: Run) -> None:
+    assert baco_run(["score", str(drawn.path), "--workers", "1"]) == 0
+    assert set(drawn.metrics()) == {
+        "distinct_1", "distinct_2", "distinct_3", "ead", "self_bleu", "self_rouge_l",
+        "embedding_distance", "vendi", "semantic_entropy", "distinct_k", "reward", "utility_k",
+    }  # fmt: skip
+    assert set(drawn.unavailable()) == {"nli_diversity", "perplexity"}
+    assert all("--model" in why for why in drawn.unavailable().values())
+
+
+def test_accuracy_is_scored_where_a_task_has_right_answers(tmp_path: Path) -> None:
+    out = tmp_path / "facts"
+    arguments = [*SWEEP, "--task", "demo-facts", "--metric", "accuracy", "--metric", "reward"]
+    assert baco_run([*arguments, "--out", str(out)]) == 0
+    run = Run.open(out)
+    accurate = [row["value"] for row in run.scores("accuracy")]
+    rewards = [row["value"] for row in run.scores("reward")]
+    assert all(0 <= a <= r <= 1 for a, r in zip(accurate, rewards, strict=True))
+    assert any(accurate)
+
+
+REFUSED = [
+    (["--task", "nope"], "unknown task 'nope'"),
+    (["--metric", "self_blue"], "unknown metric 'self_blue': use self_bleu"),
+    (["--method", "mixin"], "unknown method 'mixin'"),
+    (["--router", "Q:0.4"], "unknown router 'Q:0.4'"),
+    (["--router", "P:7"], "threshold 7"),
+    (["--pair", "nobody"], "unknown pair 'nobody'"),
+    (["--pair", "demo", "--pair", "demo"], "'demo' is named twice"),
+    (["-n", "1"], "self_bleu compares a prompt's samples and there is 1: draw 2 or more with -n"),
+    (["-n", "0"], "n is 0"),
+    (["--limit", "0"], "limit is 0"),
+    (["--preset", "huge"], "preset is 'huge': use quick or full"),
+    (["--temperature", "-1"], "temperature is -1"),
+    (["--workers", "0"], "workers is 0"),
+    (["--judge-model", "m"], "a judge needs both"),
+    (["--method", "judge"], "--judge-url"),
+    (["--model", "nil=x"], "give ROLE=ID_OR_FOLDER"),
+    (["--metric", "accuracy"], "accuracy needs a task with right answers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), REFUSED, ids=lambda value: str(value)[:40])
+def test_bad_input_is_one_line_that_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    arguments = ["sweep", "--limit", "1", *arguments, "--out", str(tmp_path / "run")]
+    assert baco_run(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and told in said
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_score_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert baco_run(["score", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
