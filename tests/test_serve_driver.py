@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def driver(demo: Baco) -> Iterator[Driver]:
     driver.close()
 
 
-def ask(driver: Driver, demo: Baco, **sampling: object) -> tuple[int, SimpleQueue]:
+def ask(driver: Driver, demo: Baco, **sampling: Any) -> tuple[int, SimpleQueue]:
     told: SimpleQueue[Chunk | Exception] = SimpleQueue()
     router = demo.router("P-Punc:0.4")
     key = driver.submit(lambda d: d.submit(PROMPT, router=router, **sampling), told.put)
