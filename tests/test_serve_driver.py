@@ -74,6 +74,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
     driver._asked.put(lambda: done.put(None))
     done.get(timeout=WAIT)
     assert driver.open == 0
+    assert not any(driver._decoder.holds(ticket) for ticket in range(3))
     assert text(ask(driver, demo, seed=1)[1])
 
 
