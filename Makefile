@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types lock clean
+.PHONY: help demo test lint format types page lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ format: $(VENV)/.dev  ## Repair style and formatting
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
+
+# What is made is committed, so that installing BACo needs no Node.
+page:  ## Build the page of `baco serve` from web/ (needs Node 20 or newer)
+	cd web && npm ci --no-fund --no-audit && npm run check && npm run build
 
 # A fresh environment is resolved from pyproject.toml's ranges and written down. Local labels
 # such as +cpu go: the lock names a version of torch, not one of its builds.
