@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types lock clean
+.PHONY: help demo test browser lint format types page lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,16 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
 
-test: $(VENV)/.dev  ## Run the tests
+test: $(VENV)/.dev browser  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Pages are tested in the system's own Chromium; CHROMIUM names another.
+browser:
+	@for name in $$CHROMIUM chromium chromium-browser google-chrome; do \
+	  command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq chromium >/dev/null; else \
+	  echo "the tests of pages need Chromium: install it, or name a browser in CHROMIUM" >&2; exit 1; fi
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check
@@ -34,6 +42,10 @@ format: $(VENV)/.dev  ## Repair style and formatting
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
+
+# What is made is committed, so that installing BACo needs no Node.
+page:  ## Build the page of `baco serve` from web/ (needs Node 20 or newer)
+	cd web && npm ci --no-fund --no-audit && npm run check && npm run build
 
 # A fresh environment is resolved from pyproject.toml's ranges and written down. Local labels
 # such as +cpu go: the lock names a version of torch, not one of its builds.

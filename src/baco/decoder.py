@@ -120,6 +120,10 @@ class Decoder:
             if self._growing.pop(answer, None) is not None:
                 self.engine.stop(answer, len(answer.tokens))
 
+    def holds(self, ticket: int) -> bool:
+        """Has any answer of a request yet to end?"""
+        return ticket in self._tickets
+
     @property
     def busy(self) -> bool:
         """Is there anything left to decode?"""

@@ -1,0 +1,36 @@
+"""The page that is committed is the one that its sources make, and needs nothing from elsewhere."""
+
+import hashlib
+import re
+from importlib import resources
+from pathlib import Path
+
+WEB = Path(__file__).parent.parent / "web"
+NO_SOURCES = ("node_modules", "README.md")
+
+
+def page(path: str) -> str:
+    return resources.files("baco").joinpath("serve", "page", path).read_text(encoding="utf-8")
+
+
+def fingerprint_of_sources() -> str:
+    digest = hashlib.sha256()
+    files = (path for path in WEB.rglob("*") if path.is_file())
+    names = (path.relative_to(WEB) for path in files)
+    for name in sorted(n.as_posix() for n in names if n.parts[0] not in NO_SOURCES):
+        digest.update(name.encode() + b"\0" + (WEB / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def test_the_committed_page_is_made_from_the_committed_sources() -> None:
+    found = re.search(r'<meta name="sources" content="(\w+)"', page("index.html"))
+    assert found is not None
+    assert found[1] == fingerprint_of_sources(), "run 'make page' and commit what it makes"
+
+
+def test_what_the_page_loads_lies_beside_it() -> None:
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page("index.html"))
+    assert loaded
+    for address in loaded:
+        assert address.startswith("/page/")
+        assert page(address.removeprefix("/page/"))

@@ -1,0 +1,157 @@
+/** One press of the button: up to three methods on the same prompt and seed, as they stream in. */
+
+import { measure, ServerError, stream, type Diversity, type Token } from "./api";
+import { toRequest, type Settings } from "./settings";
+import { join, type Piece } from "./words";
+
+const METER_PAUSE = 700; // milliseconds between two readings of the live meters
+
+export type State = "writing" | "done" | "stopped" | "failed";
+
+export class Answer {
+  pieces = $state.raw<Piece[]>([]);
+  finish = $state<string | null>(null);
+  /** What the router saw, token by token: read when a word is looked at, so not reactive. */
+  tokens: Token[] = [];
+  baseShare = $state(0);
+  text = $derived(this.pieces.map((piece) => piece.text).join(""));
+}
+
+/** The n answers of one method, their meters, and how it goes. */
+export class Column {
+  answers: Answer[];
+  state = $state<State>("writing");
+  error = $state<ServerError | null>(null);
+  diversity = $state.raw<Diversity | null>(null);
+  baseShare = $derived.by(() => this.#share());
+  readonly #controller = new AbortController();
+  #whole: Promise<void> | null = null;
+
+  constructor(
+    readonly title: string,
+    readonly sentence: string,
+    readonly router: string,
+    n: number,
+  ) {
+    this.answers = Array.from({ length: n }, () => new Answer());
+  }
+
+  /** Base share over all tokens of the answers. */
+  #share(): number {
+    let base = 0;
+    let all = 0;
+    for (const answer of this.answers) {
+      const count = answer.pieces.length ? answer.tokens.length || answer.text.length : 0;
+      base += answer.baseShare * count;
+      all += count;
+    }
+    return all ? base / all : 0;
+  }
+
+  /** Draw the answers, once; resolves when they are written, stopped or failed. */
+  write(settings: Settings): Promise<void> {
+    return (this.#whole ??= Promise.all([this.#write(settings), this.#meter()]).then(() => {}));
+  }
+
+  stop(): void {
+    this.#controller.abort();
+  }
+
+  async #write(settings: Settings): Promise<void> {
+    const signal = this.#controller.signal;
+    try {
+      for await (const delta of stream(toRequest(settings, this.router), signal)) {
+        const answer = this.answers[delta.index];
+        if (!answer) continue;
+        answer.tokens.push(...delta.tokens);
+        if (delta.sources.length) answer.pieces = join(answer.pieces, delta.sources);
+        answer.baseShare = delta.baseShare;
+        answer.finish = delta.finish ?? answer.finish;
+      }
+      this.state = "done";
+    } catch (error) {
+      this.state = signal.aborted ? "stopped" : "failed";
+      if (!signal.aborted) this.error = inWords(error);
+    }
+  }
+
+  /** Read the meters while the answers grow, and once when they have ended. */
+  async #meter(): Promise<void> {
+    for (;;) {
+      const state = this.state;
+      const texts = this.answers.map((answer) => answer.text).filter(Boolean);
+      try {
+        if (texts.length) this.diversity = await measure(texts);
+      } catch {
+        // The meters are an extra: the answers' own errors are the ones to tell.
+      }
+      if (state !== "writing") return;
+      await pause(METER_PAUSE, () => this.state !== "writing");
+    }
+  }
+}
+
+export class Run {
+  columns: Column[];
+  state = $derived.by(() => this.#state());
+
+  /** `alone` are the single models' columns of an earlier run: same seed, same answers. */
+  constructor(
+    readonly settings: Settings,
+    readonly number: number,
+    alone: readonly Column[] = [],
+  ) {
+    const { n, router, compare } = settings;
+    const baco = new Column("BACo", "both, word by word", router, n);
+    this.columns = !compare
+      ? [baco]
+      : [
+          alone[0] ?? new Column("Base alone", "diverse, careless", "Base", n),
+          alone[1] ?? new Column("Aligned alone", "well written, all alike", "Aligned", n),
+          baco,
+        ];
+  }
+
+  get baco(): Column {
+    return this.columns.at(-1)!;
+  }
+
+  get error(): ServerError | null {
+    return this.columns.find((column) => column.error)?.error ?? null;
+  }
+
+  #state(): State {
+    const states = this.columns.map((column) => column.state);
+    return (["writing", "failed", "stopped"] as const).find((s) => states.includes(s)) ?? "done";
+  }
+
+  async start(): Promise<void> {
+    await Promise.all(this.columns.map((column) => column.write(this.settings)));
+  }
+
+  stop(): void {
+    for (const column of this.columns) column.stop();
+  }
+
+  /** Make room for a run with other settings; gives the columns that it may show as they are. */
+  handOver(next: Settings): Column[] {
+    const same = JSON.stringify({ ...this.settings, router: next.router });
+    const kept = same === JSON.stringify(next) ? this.columns.slice(0, -1) : [];
+    const usable = kept.every(({ state }) => state === "writing" || state === "done") ? kept : [];
+    for (const column of this.columns) if (!usable.includes(column)) column.stop();
+    return usable;
+  }
+}
+
+function inWords(error: unknown): ServerError {
+  if (error instanceof ServerError) return error;
+  return new ServerError(`The page could not read the server’s answer (${String(error)}).`);
+}
+
+/** Wait, but no longer than until `over`. */
+async function pause(milliseconds: number, over: () => boolean): Promise<void> {
+  const end = performance.now() + milliseconds;
+  while (performance.now() < end && !over()) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
