@@ -19,6 +19,7 @@ from baco.errors import BacoError
 from baco.evaluation.methods.both import Row, decode, finished
 from baco.evaluation.methods.protocol import Answer, Draw, Grid
 from baco.evaluation.records import Prompt, Setting, Source
+from baco.routing.routers import BOTH
 from baco.routing.select import NOTHING, select
 from baco.routing.signals import Signals
 
@@ -88,6 +89,7 @@ class _Told:
     wanted: Tensor
     spelling: str = "Judge"
     only: Source | None = None
+    reads: frozenset[Source] = BOTH
 
     def __call__(self, signals: Signals) -> Tensor:  # noqa: ARG002
         return self.wanted

@@ -1,0 +1,48 @@
+"""Packed weights are the same numbers, held once."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from baco.packing import PackedLinear, pack, weights
+
+
+class Tied(nn.Module):
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, 32)
+        self.inner = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32, bias=False))
+        self.head = nn.Linear(32, words, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.inner(self.embed(ids)))
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_packed_model_says_what_the_plain_one_says(dtype: torch.dtype) -> None:
+    plain = Tied(50).to(dtype)
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    assert isinstance(packed.inner[0], PackedLinear)
+    for shape in ((1, 1), (2, 3)):
+        ids = torch.arange(shape[0] * shape[1]).reshape(shape)
+        torch.testing.assert_close(packed(ids), plain(ids), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(packed.inner[0].weight, plain.inner[0].weight, rtol=0, atol=0)
+
+
+def test_nothing_is_held_twice_and_everything_is_counted() -> None:
+    model = Tied(500)
+    before = list(weights(model))
+    pack(model)
+    assert type(model.head) is nn.Linear  # it is also looked up in
+    assert sum(p.numel() for p in model.parameters()) == 500 * 32 + 64
+    after = list(weights(model))
+    assert sum(size for _, size, _ in after) == sum(size for _, size, _ in before)
+    assert sum(stored for *_, stored in after) == sum(stored for *_, stored in before)
+    samples = {tuple(sample.tolist()) for sample, _, _ in before}
+    assert {tuple(sample.tolist()) for sample, _, _ in after} == samples

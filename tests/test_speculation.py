@@ -1,0 +1,168 @@
+"""Drafting changes how often the halves run, and nothing else."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco
+from baco.decoder import Decoder
+from baco.engine.engine import Engine
+from baco.engine.speculation import Continuations, Cost, Planner, Record
+from tests.pairs import ARCHITECTURES, PairFolder
+
+PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
+ROUTERS = ("P:0.5", "H:1.5", "P-Punc:0.7", "P-FC:0.6", "Gap:0", "Rand:0.5", "Nudging:0.5", "Punc")
+Told = list[tuple[list[int], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def pairs(random_pair: Callable[..., PairFolder]) -> Callable[[str], Baco]:
+    loaded: dict[str, Baco] = {}
+
+    def get(architecture: str) -> Baco:
+        if architecture not in loaded:
+            folder = random_pair(architecture, noise=0.1)
+            loaded[architecture] = Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+        return loaded[architecture]
+
+    return get
+
+
+def answers(decoder: Decoder) -> dict[int, Told]:
+    """Tokens and sources of every sample, by ticket."""
+    found: dict[int, dict[int, Any]] = {}
+    while decoder.busy:
+        for chunk in decoder.step():
+            if chunk.completion is not None:
+                said = (list(chunk.completion.token_ids), list(chunk.completion.sources))
+                found.setdefault(chunk.prompt, {})[chunk.sample] = said
+    return {ticket: [said for _, said in sorted(rows.items())] for ticket, rows in found.items()}
+
+
+def decode(baco: Baco, routers: list[str], *, speculate: bool, **sampling: Any) -> dict[int, Told]:
+    decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
+    for prompt, router in zip(PROMPTS, routers, strict=True):
+        decoder.submit(prompt, router=baco.router(router), **sampling)
+    return answers(decoder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=12)
+@given(
+    routers=st.lists(st.sampled_from(ROUTERS), min_size=3, max_size=3),
+    seed=st.integers(0, 2**40),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+)
+def test_answers_are_the_same_with_and_without_drafts(
+    pairs: Callable[[str], Baco],
+    architecture: str,
+    routers: list[str],
+    seed: int,
+    temperature: float,
+) -> None:
+    sampling = {"n": 2, "seed": seed, "temperature": temperature, "max_tokens": 24}
+    baco = pairs(architecture)
+    drafted = decode(baco, routers, speculate=True, **sampling)
+    assert drafted == decode(baco, routers, speculate=False, **sampling)
+
+
+def test_penalties_and_biases_see_drafted_tokens_as_said(pairs: Callable[[str], Baco]) -> None:
+    sampling: dict[str, Any] = {
+        "n": 3,
+        "seed": 5,
+        "max_tokens": 32,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.4,
+        "logit_bias": {40: 2.0, 41: -100.0},
+    }
+    routers = ["P:0.5", "Rand:0.5", "P-Punc:0.7"]
+    baco = pairs("llama")
+    drafted = decode(baco, routers, speculate=True, **sampling)
+    assert drafted == decode(baco, routers, speculate=False, **sampling)
+    assert not any(41 in tokens for rows in drafted.values() for tokens, _ in rows)
+
+
+def test_requests_of_different_routers_share_a_batch_and_answer_as_alone(demo: Baco) -> None:
+    spellings = ["P-Punc:0.4", "Aligned", "Base"]
+    together = decode(demo, spellings, speculate=True, n=2, seed=3)
+    for at, spelling in enumerate(spellings):
+        alone = demo.generate(PROMPTS[at], router=spelling, n=2, seed=3)
+        assert together[at] == [(list(c.token_ids), list(c.sources)) for c in alone]
+
+
+def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
+    decoder = demo.decoder()
+    for seed in range(3):
+        decoder.submit(
+            "Recommend a summer destination", router=demo.router("P-Punc:0.15"), n=4, seed=seed
+        )
+    longest = max(len(tokens) for rows in answers(decoder).values() for tokens, _ in rows)
+    stats = decoder.engine.stats
+    assert stats.rounds < 0.6 * longest
+    assert stats.accepted > 0.5 * stats.drafted > 0
+
+
+def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
+    decoder = demo.decoder()
+    decoder.submit(PROMPTS[0], router=demo.router("Aligned"), n=2, seed=1)
+    answers(decoder)
+    assert decoder.engine.stats.forwards["base"] == 0
+
+
+def chunks(decoder: Decoder) -> Iterator[Any]:
+    while decoder.busy:
+        yield from decoder.step()
+
+
+def test_why_tells_what_the_router_saw(demo: Baco) -> None:
+    decoder = demo.decoder()
+    decoder.submit(PROMPTS[0], router=demo.router("P:0.4"), seed=1, explain=True)
+    tokens = [token for chunk in chunks(decoder) for token in chunk.tokens]
+    assert {token.source for token in tokens} == {"base", "aligned"}
+    before = None
+    for token in tokens:
+        assert token.why is not None
+        own = token.why.base_logprob if token.source == "base" else token.why.aligned_logprob
+        assert own == pytest.approx(token.logprob, abs=1e-4)
+        assert token.why.wanted == ("base" if token.why.max_base < 0.4 else "aligned")
+        assert token.source == (token.why.wanted if token.why.asked else before)
+        before = token.source
+
+
+def test_a_cancelled_request_leaves_its_neighbours_as_they_are(demo: Baco) -> None:
+    decoder = demo.decoder()
+    first = decoder.submit(PROMPTS[0], router=demo.router("P-Punc:0.4"), n=3, seed=1)
+    second = decoder.submit(PROMPTS[1], router=demo.router("P-Punc:0.4"), n=2, seed=1)
+    decoder.step()
+    decoder.cancel(first)
+    alone = demo.generate(PROMPTS[1], router="P-Punc:0.4", n=2, seed=1)
+    assert answers(decoder) == {second: [(list(c.token_ids), list(c.sources)) for c in alone]}
+    assert decoder.running == decoder.waiting == 0
+
+
+def test_continuations_draft_what_followed_before() -> None:
+    known = Continuations()
+    known.learn([1, 2, 3, 4, 5], 5)
+    silent = lambda ahead, token: 0.0  # noqa: E731
+    assert known.draft([9, 2, 3], 8, silent, 1.0) == [4, 5]
+    assert known.draft([9, 9], 8, silent, 1.0) == []
+    known.learn([2, 3, 7], 3)
+    known.learn([2, 3, 7], 3)
+    assert known.draft([9, 2, 3], 1, silent, 0.0) == [7]
+    assert known.draft([9, 2, 3], 1, lambda ahead, token: 5.0 * (token == 4), 1.0) == [4]
+
+
+def test_drafting_stops_where_it_does_not_pay() -> None:
+    costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
+    planner = Planner(costs, 0.1, 0.05)
+    sure, unsure = Record(0.9), Record(0.02)
+    for record, chance in ((sure, 0.95), (unsure, 0.05)):
+        record.ahead = dict.fromkeys(record.ahead, chance)
+    assert planner.plan([unsure], [4], ("base", "aligned"), 0.1).steps == 0
+    assert planner.plan([sure], [8], ("base", "aligned"), 0.1).steps > 3
+    ahead = planner.plan([sure], [0], ("base", "aligned"), 0.9)
+    assert (ahead.runner, ahead.steps > 2) == ("base", True)
