@@ -2,8 +2,9 @@
 
     python benchmarks/metrics.py [--json]
 
-Every metric scores 100 prompts × 10 samples of the demo pair's length (embeddings are made once and
-shared, so the second metric on them costs nearly nothing); memory is the peak of a process of its own that scores that many prompts, and of one that scores eight times as many.
+Every metric scores 100 prompts × 10 samples of the demo pair's length. Embeddings are made once and
+shared, so the second metric on them costs next to nothing. Memory is the peak of a process of its
+own that scores that many prompts, and of one that scores eight times as many.
 """
 
 import argparse
