@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,3 +60,16 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairF
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def loaded_pair(random_pair: Callable[..., PairFolder]) -> "Callable[..., Baco]":
+    """``loaded_pair("llama", noise=0.3)``: such a pair, loaded once for the same arguments."""
+    from baco import Baco
+
+    @cache
+    def load(architecture: str, noise: float) -> Baco:
+        folder = random_pair(architecture, noise=noise)
+        return Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+
+    return load

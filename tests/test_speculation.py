@@ -1,6 +1,7 @@
 """Drafting changes how often the halves run, and nothing else."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.speculation import Continuations, Cost, Planner, Record
-from tests.pairs import ARCHITECTURES, PairFolder
+from tests.pairs import ARCHITECTURES
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
 ROUTERS = ("P:0.5", "H:1.5", "P-Punc:0.7", "P-FC:0.6", "Gap:0", "Rand:0.5", "Nudging:0.5", "Punc")
@@ -19,16 +20,8 @@ Told = list[tuple[list[int], list[str]]]
 
 
 @pytest.fixture(scope="module")
-def pairs(random_pair: Callable[..., PairFolder]) -> Callable[[str], Baco]:
-    loaded: dict[str, Baco] = {}
-
-    def get(architecture: str) -> Baco:
-        if architecture not in loaded:
-            folder = random_pair(architecture, noise=0.1)
-            loaded[architecture] = Baco.load(base=str(folder.base), aligned=str(folder.aligned))
-        return loaded[architecture]
-
-    return get
+def pairs(loaded_pair: Callable[..., Baco]) -> Callable[[str], Baco]:
+    return partial(loaded_pair, noise=0.1)
 
 
 def answers(decoder: Decoder) -> dict[int, Told]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from baco.drawing import DrawTable
 from baco.engine.sequence import Sequence
 from baco.noise import noise_keys
-from baco.routing.routers import Router, Source
+from baco.routing.routers import HALVES, Router, Source
 from baco.routing.select import NOTHING, Switch
 
 
@@ -50,7 +50,7 @@ class Batch:
         self.rule = torch.tensor([self.rules.index(one) for one in every], device=self.device)
         self._said: Tensor | None = None
         if self.draws.any_penalty:
-            self._prompted = {half: self._count_prompts(half) > 0 for half in ("base", "aligned")}
+            self._prompted = {half: self._count_prompts(half) > 0 for half in HALVES}
             self._said = self._count([row.tokens for row in rows])
 
     def previous(self) -> Tensor:
@@ -88,10 +88,11 @@ class Batch:
         said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
         return prompted, said[:, :-1]
 
-    def hear(self) -> None:
-        """Take up what the rows have said since."""
+    def hear(self, before: Rows[int]) -> None:
+        """Take up what the rows have said since they had ``before`` tokens each."""
         if self._said is not None:
-            self._said = self._count([row.tokens for row in self.rows])
+            each = zip(self.rows, before, strict=True)
+            self._said += self._count([row.tokens[had:] for row, had in each])
 
     def _count_prompts(self, half: Source) -> Tensor:
         return self._count([row.request.ids(half) for row in self.rows])

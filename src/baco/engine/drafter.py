@@ -63,15 +63,10 @@ class Drafter:
         if self._planner is None:
             return self._known([[]] * len(rows))
         self._guesses = [self._guess(row) for row in rows]
-        halves = [
-            half
-            for half in ("base", "aligned")
-            if any(self._reader.reads(half, row) for row in rows)
-        ]
         plan = self._planner.plan(
             [self._record(row) for row in rows],
             [len(guess) for guess in self._guesses],
-            halves,
+            self._reader.needed(),
             self._base_share(),
         )
         if plan.runner is not None:
@@ -158,11 +153,10 @@ class Drafter:
         return lately.count("base") / len(lately) if lately else 0.0
 
     def _forget(self) -> None:
-        ended = [row for row in self._batch.rows if row.finish_reason is not None]
-        if not ended:
-            return
-        for row in ended:
-            self._records.pop(row, None)
-        going = {row.request for row in self._batch.rows if row.finish_reason is None}
-        for request in {row.request for row in ended} - going:
-            self._continuations.pop(request, None)
+        """Keep what belongs to rows that go on, however the others ended."""
+        going = [row for row in self._batch.rows if row.finish_reason is None]
+        if len(self._records) > len(going):
+            self._records = {row: self._record(row) for row in going}
+            self._continuations = {
+                request: self._shared(request) for request in {row.request for row in going}
+            }

@@ -18,11 +18,11 @@ from baco.engine.sequence import Request, Sequence
 from baco.engine.speculation import priced
 from baco.engine.stats import Stats
 from baco.engine.tell import append
-from baco.engine.verdict import Law, Verdict, settled
+from baco.engine.verdict import Law, Round, Verdict, settled
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
-from baco.routing.routers import Source
+from baco.routing.routers import HALVES, Source
 from baco.routing.signals import Signals
 
 # The part of free memory that cached keys and values may take.
@@ -105,8 +105,8 @@ class Engine:
         if not self._batch.rows:
             return []
         draft = self._drafter.draft()
-        signals = self._read(draft)
-        verdict = self._law.judge(self._batch, draft.positions, signals, draft.decided)
+        round_ = Round(self._batch, draft.positions, draft.decided)
+        verdict = self._law.judge(round_, self._read(draft, round_))
         return self._commit(draft, verdict)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:
@@ -114,40 +114,39 @@ class Engine:
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
 
-    def _read(self, draft: Draft) -> Signals:
+    def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
         the other's rows take its place.
         """
         first, second = self._reader.order(draft)
         rows = self._reader.rows(first, draft)
-        signals = self._law.look(self._batch, draft.positions, rows, rows)
-        if second is None or self._suffices(first, draft, signals):
+        signals = self._law.look(round_, rows, rows)
+        if second is None or self._suffices(first, round_, signals):
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
-    def _suffices(self, half: Source, draft: Draft, signals: Signals) -> bool:
+    def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
         requests = [row.request for row in self._batch.rows]
         if any(request.explain for request in requests):
             return False
         alone = [request.router.reads <= {half} for request in requests]
-        standing = self._law.stand(self._batch, draft.positions, signals)
         told = torch.tensor(alone, device=self._device)
-        return settled(standing, self._batch.active(), half, told, draft.positions)
+        return settled(self._law.stand(round_, signals), round_, half, told)
 
     def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""
         rows = list(self._batch.rows)
         before = [len(row.tokens) for row in rows]
         agreed = append(rows, draft.positions, verdict, self.pair.end_ids)
-        self._batch.hear()
+        self._batch.hear(before)
         self._reader.rewind()
         self._drafter.learn(draft, before, agreed)
         self.stats.count(rows, before, draft.decided, agreed)
         return rows
 
     def _room(self, request: Request) -> int:
-        needed = {half: self._reader.halves[half] for half in _needed(request)}
+        needed = {half: self._reader.halves[half] for half in HALVES if request.needs(half)}
         for name, half in needed.items():
             length = len(request.ids(name))
             if length >= half.context:
@@ -204,12 +203,6 @@ class Engine:
         order = [i if i in filled else next(tail) for i in range(len(alive))]
         self._reader.reorder(order)
         self._batch.reorder(order)
-
-
-def _needed(request: Request) -> tuple[Source, ...]:
-    """The halves that a request's router may name."""
-    only = request.router.only
-    return ("base", "aligned") if only is None or request.explain else (only,)
 
 
 def _longest(sequence: Sequence) -> int:

@@ -14,7 +14,7 @@ from baco.engine.cache import Store
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.half import Half
-from baco.routing.routers import Source
+from baco.routing.routers import HALVES, Source
 
 if TYPE_CHECKING:
     from baco.engine.drafter import Draft
@@ -38,23 +38,18 @@ class Reader:
         """Can every half forget again what it read?"""
         return all(store.rewinds for store in self.stores.values())
 
-    def reads(self, half: str, row: Answer) -> bool:
-        """Does a half ever read this row? One that its router never names does not."""
-        only = row.request.router.only
-        return row.request.explain or only is None or half in (only, "draft")
-
-    def prompt(self, half: str, request: Request) -> tuple[int, ...]:
-        """A request's prompt as a half reads it; the draft model reads the aligned one's."""
-        return request.base_ids if half == "base" else request.aligned_ids
+    def needed(self) -> list[Source]:
+        """The halves that any row needs."""
+        requests = [row.request for row in self._batch.rows]
+        return [half for half in HALVES if any(request.needs(half) for request in requests)]
 
     def prefill(self, request: Request) -> dict[str, Any]:
         """Read a request's prompt with every half that needs it, once for all its samples."""
         # All but the last token: that one is read in the first step, as every later token is.
-        row = Answer(request, 0, 0)
         return {
-            name: store.prefill(self.prompt(name, request)[:-1])
+            name: store.prefill(request.ids(name)[:-1])
             for name, store in self.stores.items()
-            if self.reads(name, row)
+            if request.needs(name)
         }
 
     def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
@@ -75,10 +70,7 @@ class Reader:
         """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
         for name, store in self.stores.items():
             store.rewind(
-                [
-                    len(self.prompt(name, row.request)) + len(row.tokens) - 1
-                    for row in self._batch.rows
-                ]
+                [len(row.request.ids(name)) + len(row.tokens) - 1 for row in self._batch.rows]
             )
 
     def order(self, draft: "Draft") -> tuple[Source, Source | None]:
@@ -86,16 +78,14 @@ class Reader:
 
         First comes the half that has run ahead, else the one that spoke last in most rows.
         """
-        rows = self._batch.rows
-        needed = [half for half in ("base", "aligned") if any(self.reads(half, r) for r in rows)]
+        rows, needed = self._batch.rows, self.needed()
         if len(needed) == 1:
-            return needed[0], None  # type: ignore[return-value]
-        if draft.runner in ("base", "aligned"):
-            first = draft.runner
-        else:
-            spoke = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
-            first = "aligned" if 2 * spoke > len(rows) else "base"
-        return (first, "aligned" if first == "base" else "base")  # type: ignore[return-value]
+            return needed[0], None
+        spoke = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
+        aligned_spoke = 2 * spoke > len(rows)
+        if draft.runner == "aligned" or (draft.runner != "base" and aligned_spoke):
+            return "aligned", "base"
+        return "base", "aligned"
 
     def rows(self, name: Source, draft: "Draft") -> Tensor:
         """A half's rows of logits at the positions of a draft: float32 [N, V]."""
@@ -121,17 +111,16 @@ class Reader:
         half, store = self.halves[name], self.stores[name]
         rows = self._batch.rows
         pending = [self._pending(name, row, store.lengths[at]) for at, row in enumerate(rows)]
-        more = [
-            count if self.reads(name, row) else 0 for count, row in zip(counts, rows, strict=True)
-        ]
+        each = zip(counts, rows, strict=True)
+        more = [count if row.request.needs(name) else 0 for count, row in each]
         lengths = [len(own) + count for own, count in zip(pending, more, strict=True)]
         tokens = _flush_right(pending, drafted, more, max(lengths))
         return half.fit(store.read(tokens, lengths, keep)).to(self._batch.device)
 
     def _pending(self, name: str, row: Answer, length: int) -> list[int]:
-        if not self.reads(name, row):
+        if not row.request.needs(name):
             return []
-        prompt = self.prompt(name, row.request)
+        prompt = row.request.ids(name)
         if length >= len(prompt):
             return row.tokens[length - len(prompt) :]
         return [*prompt[length:], *row.tokens]

@@ -31,9 +31,13 @@ class Request:
     index: int = 0
     explain: bool = False
 
-    def ids(self, half: Source) -> tuple[int, ...]:
-        """The prompt as a half reads it."""
+    def ids(self, half: str) -> tuple[int, ...]:
+        """The prompt as a half reads it; a draft model reads the aligned one's."""
         return self.base_ids if half == "base" else self.aligned_ids
+
+    def needs(self, half: str) -> bool:
+        """Is a half ever read for it? One that its router never names is not."""
+        return self.explain or self.router.only is None or half in (self.router.only, "draft")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ on which draft and draw agree, plus the first draw that does not.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -81,6 +81,36 @@ class Positions:
         return before[self.row, self.ahead]
 
 
+@dataclass
+class Round:
+    """The rows as they stand and the positions to decide; what several steps ask is made once.
+
+    Attributes:
+        batch: the rows.
+        positions: their next positions and drafts.
+        drafts: how many drafted tokens of each row have a position that decides them.
+    """
+
+    batch: Batch
+    positions: Positions
+    drafts: list[int]
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """The positions' noise keys, int64 [N, 2]."""
+        return self.batch.keys(self.positions.row, self.positions.ahead)
+
+    @cached_property
+    def previous(self) -> Tensor:
+        """The token before each position, int64 [N]."""
+        return self.positions.previous(self.batch.previous())
+
+    @cached_property
+    def active(self) -> Tensor:
+        """Who spoke last in each row, bool [B]."""
+        return self.batch.active()
+
+
 @dataclass(slots=True)
 class Verdict:
     """What a round says, as tables [B, Q]; of each row only the first ``stands`` entries count.
@@ -117,33 +147,23 @@ class Law:
     vocabulary: Vocabulary
     banned: Tensor
 
-    def look(self, batch: Batch, positions: Positions, base: Tensor, aligned: Tensor) -> Signals:
+    def look(self, round_: Round, base: Tensor, aligned: Tensor) -> Signals:
         """What the routers see at the positions in rows [N, V]."""
-        keys = batch.keys(positions.row, positions.ahead)
-        coin = uniform(keys, keys.new_full((len(keys),), COIN))
+        coin = uniform(round_.keys, torch.full_like(round_.keys[:, 0], COIN))
         return Signals(base, aligned, self.vocabulary, coin)
 
-    def stand(self, batch: Batch, positions: Positions, signals: Signals) -> Standing:
+    def stand(self, round_: Round, signals: Signals) -> Standing:
         """The positions as the routers see them."""
-        rule = batch.rule[positions.row] if len(batch.rules) > 1 else None
-        previous = positions.previous(batch.previous())
-        return Standing.of(signals, previous, batch.rules, rule)
+        batch = round_.batch
+        rule = batch.rule[round_.positions.row] if len(batch.rules) > 1 else None
+        return Standing.of(signals, round_.previous, batch.rules, rule)
 
-    def judge(
-        self, batch: Batch, positions: Positions, signals: Signals, drafts: list[int]
-    ) -> Verdict:
-        """Decide every position of a round.
-
-        Args:
-            batch: the rows as they stand.
-            positions: what to decide.
-            signals: both halves' rows there.
-            drafts: how many drafted tokens of each row have a position that decides them.
-        """
+    def judge(self, round_: Round, signals: Signals) -> Verdict:
+        """Decide every position of a round; ``signals`` are both halves' rows there."""
+        batch, positions = round_.batch, round_.positions
         base, aligned = signals.base, signals.aligned
-        standing = self.stand(batch, positions, signals)
-        keys = batch.keys(positions.row, positions.ahead)
-        spoke, source, masked = _chain(positions, standing, batch.active())
+        standing = self.stand(round_, signals)
+        spoke, source, masked = _chain(positions, standing, round_.active)
         logits = speakable(base, aligned, source, masked, self.vocabulary, self.banned)
         table = batch.draws if positions.even and positions.most == 1 else None
         table = table or batch.draws.rows(positions.row)
@@ -152,11 +172,11 @@ class Law:
             logits = penalise(logits, *batch.heard(positions.row, source, between), table)
         if table.logit_bias is not None:
             logits = logits + table.logit_bias
-        token = draw(logits, table, keys)
+        token = draw(logits, table, round_.keys)
         raw = torch.where(source[:, None], base, aligned)
         logprob = raw.gather(1, token[:, None])[:, 0] - log_partition(raw)
         said = positions.table(token)
-        agreed = _agreed(said, positions.drafted, drafts)
+        agreed = _agreed(said, positions.drafted, round_.drafts)
         most = torch.tensor(positions.counts, device=agreed.device)
         return Verdict(
             said,
@@ -208,23 +228,20 @@ def _agreed(said: Tensor, drafted: Tensor, drafts: list[int]) -> Tensor:
     return same.long().cumprod(dim=1).sum(dim=1)
 
 
-def settled(
-    standing: Standing, active: Tensor, half: Source, alone: Tensor, positions: Positions
-) -> bool:
+def settled(standing: Standing, round_: Round, half: Source, alone: Tensor) -> bool:
     """Do one half's rows decide every position, so that the other half need not be read?
 
     Args:
         standing: as seen with that half's rows in the place of both.
-        active: who spoke last, bool [B].
+        round_: the positions.
         half: whose rows they are.
         alone: the row's router looks at no other half's rows, bool [B].
-        positions: where they are.
     """
+    row, first = round_.positions.row, round_.positions.ahead == 0
     mine = half == "base"
     own = standing.begins_base if mine else standing.begins_aligned
-    first = positions.ahead == 0
     # Beyond a row's first position the half itself spoke last, or it had not been settled.
-    spoke = (active[positions.row] == mine) | ~first
+    spoke = (round_.active[row] == mine) | ~first
     asked = standing.loose | (own & spoke)
-    decided = torch.where(asked, alone[positions.row] & (standing.wanted == mine), spoke)
+    decided = torch.where(asked, alone[row] & (standing.wanted == mine), spoke)
     return bool(decided.all())

@@ -19,7 +19,8 @@ from baco.routing.signals import Predictor, Signals
 from baco.vocabulary import Role
 
 Source = Literal["base", "aligned"]
-BOTH: frozenset[Source] = frozenset(("base", "aligned"))
+HALVES: tuple[Source, ...] = ("base", "aligned")
+BOTH: frozenset[Source] = frozenset(HALVES)
 
 ALIGNED_ROLES: Mapping[str, Source] = {"number": "aligned", "name": "aligned"}
 
