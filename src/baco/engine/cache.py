@@ -9,6 +9,7 @@ token ids and positions; they know nothing of routers, draws or text.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -93,15 +94,28 @@ class Plan:
         return first if same and self.counts.count(span) == len(self.counts) else None
 
 
+@dataclass(slots=True)
+class Slots:
+    """What a cache and its layers share: rows and columns there are, and where tokens go now.
+
+    Layers that held the cache itself would make a ring with it, and its gigabytes would stay until
+    Python looks for rings.
+    """
+
+    rows: int
+    columns: int
+    plan: Plan
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer: [rows, heads, columns, width of a head] each."""
 
-    def __init__(self, cache: "SlotCache") -> None:
+    def __init__(self, slots: Slots) -> None:
         super().__init__()
-        self.cache = cache
+        self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.cache.rows, self.cache.columns
+        rows, columns = self.slots.rows, self.slots.columns
         self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[3])
         self.values = value_states.new_zeros(
             rows, value_states.shape[1], columns, value_states.shape[3]
@@ -116,7 +130,7 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        plan = self.cache.plan
+        plan = self.slots.plan
         batch, start, span = len(plan.lengths), plan.start, plan.columns.shape[1]
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             if start is not None:
@@ -137,10 +151,10 @@ class SlotLayer(CacheLayerMixin):
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
-        return self.cache.plan.width, 0
+        return self.slots.plan.width, 0
 
     def get_seq_length(self) -> int:
-        return max(self.cache.plan.lengths, default=0)
+        return max(self.slots.plan.lengths, default=0)
 
     def get_max_length(self) -> int:
         return -1
@@ -150,19 +164,20 @@ class SlotCache(Cache):
     """A ``transformers`` cache whose rows have lengths of their own."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
-        self.rows, self.columns = rows, columns
-        self.plan = Plan.of([0], [0], 0)
+        self.slots = Slots(rows, columns, Plan.of([0], [0], 0))
+        # A function where transformers has a class: it is only called.
+        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.slots))  # type: ignore[arg-type]
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for so many rows and columns; room once made stays."""
-        if rows <= self.rows and columns <= self.columns:
+        slots = self.slots
+        if rows <= slots.rows and columns <= slots.columns:
             return
-        if columns > self.columns:
+        if columns > slots.columns:
             columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
-        self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
+        slots.rows, slots.columns = max(rows, slots.rows), max(columns, slots.columns)
         for layer in self.layers:
-            layer.resize(self.rows, self.columns)
+            layer.resize(slots.rows, slots.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +263,7 @@ class SlotStore:
 
     def _layers_like(self, source: SlotCache) -> list[Any]:
         while len(self.cache.layers) < len(source.layers):
-            self.cache.layers.append(SlotLayer(self.cache))
+            self.cache.layers.append(SlotLayer(self.cache.slots))
         for mine, theirs in zip(self.cache.layers, source.layers, strict=False):
             if not mine.is_initialized:
                 mine.lazy_initialization(theirs.keys, theirs.values)
@@ -283,7 +298,7 @@ class SlotStore:
         return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
 
     def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
-        cache.plan = plan
+        cache.slots.plan = plan
         device = self.model.device
         self.forwards += 1
         output = self.model(
