@@ -6,6 +6,7 @@ the model or judge it stands on, the prompts where that one reads them, and all 
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
@@ -14,16 +15,20 @@ from baco.evaluation.metrics.embedding import Embedder, Floats
 from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, Nli
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts
 
+# Whose answers are embedded together: enough for full batches, few enough to hold their vectors.
+PROMPTS_AT_ONCE = 50
 
-def _cosines(embedder: Embedder, answers: Answers) -> list[Floats]:
+
+def _cosines(embedder: Embedder, answers: Answers) -> Iterator[Floats]:
     """Cosine similarity of every two samples of each prompt, [n, n]."""
-    vectors = embedder.embed([text for row in answers for text in row])
-    found, start = [], 0
-    for row in answers:
-        own = vectors[start : start + len(row)]
-        found.append(own @ own.T)
-        start += len(row)
-    return found
+    for first in range(0, len(answers), PROMPTS_AT_ONCE):
+        rows = answers[first : first + PROMPTS_AT_ONCE]
+        vectors = embedder.embed([text for row in rows for text in row])
+        start = 0
+        for row in rows:
+            own = vectors[start : start + len(row)]
+            yield own @ own.T
+            start += len(row)
 
 
 def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
