@@ -224,6 +224,21 @@ def test_a_run_of_other_settings_is_refused(whole: Run, tmp_path: Path) -> None:
         begin(tmp_path, small_plan().config(), {})
 
 
+def test_a_run_killed_while_it_was_begun_is_begun_again(whole: Run, tmp_path: Path) -> None:
+    for left in (
+        ["prompts.jsonl.partial"],
+        ["prompts.jsonl"],
+        ["prompts.jsonl", "run.json.partial"],
+    ):
+        path = tmp_path / str(len(left)) / left[-1]
+        path.mkdir(parents=True)
+        for name in left:
+            (path / name).write_text("{", encoding="utf-8")
+        plan = small_plan()
+        run = begin(path, plan.config(), {task.name: task.prompts for task in plan.tasks})
+        assert run.prompts() == whole.prompts()
+
+
 def test_two_sweeps_do_not_write_to_one_run(whole: Run) -> None:
     with locked(whole), pytest.raises(ValueError, match="another process"), locked(whole):
         pass
