@@ -159,8 +159,7 @@ def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
         return list(map(float, p))
 
     for mixed in ("probabilities", "logits"):
-        logp, source = Mixture(demo.pair, mixed, 0.3)(base, aligned, [])
-        assert not source.any()
+        logp = Mixture(demo.pair, mixed, 0.3).logprobs(base, aligned)
         for row in range(3):
             b = plain(base[row].masked_fill(demo.pair.banned, -math.inf))
             a = plain(aligned[row])
@@ -183,7 +182,7 @@ def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Pr
         demo.pair.aligned.score(prompt.aligned_ids)[-1:],
     )
     mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
-    logp = mix(*rows, [])[0][0].double()
+    logp = mix.logprobs(*rows)[0].double()
     for sample, one in enumerate(said):
         noise = torch.tensor(
             [-math.log(-math.log(uniform(42, sample, 0, token))) for token in range(len(logp))]
