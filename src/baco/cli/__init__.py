@@ -71,7 +71,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of ``baco ARGUMENTS``."""
     try:
-        code = app(arguments, prog_name="baco", standalone_mode=False)
+        code = app(arguments, prog_name="baco", standalone_mode=False, obj=arguments)
     except typer.TyperException as error:
         if not error.format_message():
             return 2  # no command: its help has been shown

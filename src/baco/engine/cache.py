@@ -8,6 +8,7 @@ positions; they know nothing of routers, draws or text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -103,9 +104,18 @@ class Plan:
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer: [rows, heads, columns, width of a head] each."""
 
-    def __init__(self, cache: "SlotCache") -> None:
+    def __init__(self, cache: "ReferenceType[SlotCache]") -> None:
         super().__init__()
-        self.cache = cache
+        # Weak: a cache and its layers would be a ring, and its gigabytes would outlive the engine
+        # until Python looks for rings.
+        self._cache = cache
+
+    @property
+    def cache(self) -> "SlotCache":
+        """The cache that this is a layer of."""
+        cache = self._cache()
+        assert cache is not None
+        return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
@@ -155,14 +165,15 @@ class SlotCache(Cache):
     """A ``transformers`` cache whose rows have lengths of their own."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
+        own = ref(self)
+        super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.rows, self.columns = rows, columns
         self.plan = Plan.of([0], [0], 0)
 
     def layer(self, index: int) -> Any:
         """The layer ``index``, made where it is not yet there."""
         while len(self.layers) <= index:
-            self.layers.append(SlotLayer(self))
+            self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]
 
     def reserve(self, rows: int, columns: int) -> None:

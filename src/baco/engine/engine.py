@@ -18,7 +18,7 @@ from baco.engine.sequence import Request, Sequence
 from baco.engine.speculation import priced
 from baco.engine.stats import Stats
 from baco.engine.tell import append
-from baco.engine.verdict import Law, Round, Verdict, settled
+from baco.engine.verdict import Choose, Law, Round, Verdict, route, settled
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
@@ -46,6 +46,7 @@ class Engine:
         memory: bytes that cached keys and values may take; by default most of what is free.
         speculate: draft tokens where that pays; the answers are the same without.
         draft: a small model of the same vocabulary that drafts.
+        choose: what a token is drawn from, and whose it is, where it is not for routers to say.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Engine:
         memory: int | None = None,
         speculate: bool = True,
         draft: Half | None = None,
+        choose: Choose = route,
     ) -> None:
         self.pair, self.max_rows = pair, max_rows
         self._device = pair.aligned.device
-        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device))
+        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device), choose)
         self._batch = Batch(self._device, pair.vocabulary.size)
         halves = {"base": pair.base, "aligned": pair.aligned}
         if draft is not None and speculate:
@@ -128,7 +130,7 @@ class Engine:
     def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
         requests = [row.request for row in self._batch.rows]
-        if any(request.explain for request in requests):
+        if self._law.choose is not route or any(request.explain for request in requests):
             return False
         alone = [request.router.reads <= {half} for request in requests]
         told = torch.tensor(alone, device=self._device)
