@@ -44,6 +44,16 @@ class Half:
         return device
 
     @property
+    def held(self) -> str:
+        """In which numbers its weights are held, and where: ``bfloat16 on cpu``."""
+        numbers = str(self.model.dtype).removeprefix("torch.")
+        if getattr(self.model, "is_quantized", False):
+            sizes = [(size, stored) for _, size, stored in weights(self.model)]
+            bits = 8 * sum(stored for _, stored in sizes) / sum(size for size, _ in sizes)
+            numbers = f"{bits:.1f} bits a weight, {numbers} sums"
+        return f"{numbers} on {self.device}"
+
+    @property
     def context(self) -> int:
         """Context window in tokens; unbounded (2**30) where the model names none."""
         config = self.model.config.get_text_config()
@@ -114,6 +124,11 @@ class Half:
     def _rows(self) -> int:
         """How many tokens the model has an embedding for."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def rewinds(self) -> bool:
+        """Can its cache take back what was read, so that tokens may be drafted for it?"""
+        return self._mask_form is not None
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
