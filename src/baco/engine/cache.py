@@ -7,6 +7,7 @@ token ids and positions; they know nothing of routers, draws or text.
 """
 
 import copy
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -19,6 +20,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 PREFILL_PIECE = 512
 # Room is made in steps: small enough to waste little, wide enough that copying is rare.
 _COLUMN_STEP = 64
+
+
+def columns_for(columns: int) -> int:
+    """How many columns are made where so many are needed."""
+    return -(-columns // _COLUMN_STEP) * _COLUMN_STEP
 
 
 class Store(Protocol):
@@ -60,8 +66,8 @@ class Store(Protocol):
 class Plan:
     """Where the tokens of one forward go.
 
-    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to the
-    cache's columns behind them, where nothing looks and the next tokens are written.
+    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to one
+    column behind all rows, where nothing looks and a next token is written first.
 
     Attributes:
         lengths: tokens each row held before.
@@ -81,9 +87,11 @@ class Plan:
         """The plan of one forward over ``span`` columns of tokens."""
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
-        columns = start + torch.where(offset < 0, offset + span, offset)
+        end = max(map(sum, zip(lengths, counts, strict=True)))
+        columns = torch.where(offset < 0, end, start + offset)
         rows = torch.arange(len(lengths))[:, None]
-        return cls(list(lengths), list(counts), columns, rows, max(lengths) + span)
+        width = end + (min(counts) < span)
+        return cls(list(lengths), list(counts), columns, rows, width)
 
     @property
     def start(self) -> int | None:
@@ -98,7 +106,15 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
-        self.cache = cache
+        # A cycle would keep the tensors of a prompt until the garbage collector comes by.
+        self._cache = weakref.ref(cache)
+
+    @property
+    def cache(self) -> "SlotCache":
+        """The cache that it is a layer of."""
+        cache = self._cache()
+        assert cache is not None
+        return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.cache.rows, self.cache.columns
@@ -127,13 +143,14 @@ class SlotLayer(CacheLayerMixin):
         return self.keys[:batch, :, : plan.width], self.values[:batch, :, : plan.width]
 
     def resize(self, rows: int, columns: int) -> None:
-        """Grow to ``rows`` and ``columns``, keeping what is there."""
+        """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-            new[: old.shape[0], :, : old.shape[2]] = old
+            kept = old[:rows, :, :columns]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
@@ -150,17 +167,18 @@ class SlotCache(Cache):
     """A ``transformers`` cache whose rows have lengths of their own."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
+        own: Any = weakref.ref(self)
+        super().__init__(layer_class_to_replicate=lambda: SlotLayer(own()))
         self.rows, self.columns = rows, columns
         self.plan = Plan.of([0], [0], 0)
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for so many rows and columns; room once made stays."""
+        """Make room for so many rows and columns, and for no more where more of either is made:
+        many short rows and then one long one never take the room of many long ones.
+        """
         if rows <= self.rows and columns <= self.columns:
             return
-        if columns > self.columns:
-            columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
-        self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
+        self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
 
@@ -240,7 +258,7 @@ class SlotStore:
     def admit(self, prefix: tuple[SlotCache, int] | None, count: int) -> None:
         source, length = prefix or (SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
-        self.cache.reserve(last, length + 1)
+        self.cache.reserve(last, max([length, *self.lengths]) + 1)
         for mine, theirs in zip(self._layers_like(source), source.layers, strict=True):
             mine.keys[first:last, :, :length] = theirs.keys[:, :, :length]
             mine.values[first:last, :, :length] = theirs.values[:, :, :length]
