@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
+from baco.engine.reread import RereadStore
 from baco.engine.speculation import Size
 from baco.packing import weights
 
@@ -125,17 +126,17 @@ class Half:
         """How many tokens the model has an embedding for."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    @property
+    @cached_property
     def rewinds(self) -> bool:
         """Can its cache take back what was read, so that tokens may be drafted for it?"""
-        return self._mask_form is not None
+        return self.store().rewinds
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
         runner = _Runner(self)
-        if self._mask_form is None:
-            return NativeStore(runner)
-        return SlotStore(runner, self._mask_form, self.context)
+        if self._mask_form is not None:
+            return SlotStore(runner, self._mask_form, self.context)
+        return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -152,27 +153,37 @@ class Half:
         """
         form = MaskForm.of(self.model.config)
         forms = [] if form is None else [form, replace(form, mapping=not form.mapping)]
+        for candidate in forms:
+            if self._reads_right(SlotStore(_Runner(self), candidate)):
+                return candidate
+        return None
+
+    @cached_property
+    @torch.inference_mode()
+    def _state_is_apart(self) -> bool:
+        """Does the model hand its state out, so that rows can take turns? Tried out too."""
+        apart = self._reads_right(NativeStore(_Runner(self)))
+        how = (
+            "does not take a batch of rows of different lengths: its rows are decoded one by one"
+            if apart
+            else "keeps its state to itself: its texts are read anew, one by one, at every token"
+        )
+        log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
+        return apart
+
+    def _reads_right(self, store: Store) -> bool:
+        """Do two rows of different lengths in one cache read as they do alone?"""
         texts = [[1, 2, 3, 4, 5], [6, 7]]
         alone = [self.score(text)[-1] for text in texts]
-        for candidate in forms:
-            try:
-                store = SlotStore(_Runner(self), candidate)
-                for text in texts:
-                    store.admit(store.prefill(text[:-1]), 1)
-                last = torch.tensor([[text[-1]] for text in texts])
-                together = self.fit(store.read(last, [1, 1], 1)[:, 0])
-            except Exception:
-                log.debug("%s does not take masks of the form %s", self.name, candidate)
-                continue
-            if all(_close(a, b) for a, b in zip(alone, together, strict=True)):
-                return candidate
-        log.warning(
-            "%s (%s) does not take a batch of rows of different lengths: its rows are decoded "
-            "one by one",
-            self.name,
-            type(self.model).__name__,
-        )
-        return None
+        try:
+            for text in texts:
+                store.admit(store.prefill(text[:-1]), 1)
+            last = torch.tensor([[text[-1]] for text in texts])
+            together = self.fit(store.read(last, [1, 1], 1)[:, 0])
+        except Exception as error:
+            log.debug("%s does not go with %s: %s", self.name, type(store).__name__, error)
+            return False
+        return all(_close(a, b) for a, b in zip(alone, together, strict=True))
 
 
 class _Runner:
