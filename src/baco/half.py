@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
+from baco.engine.cache import Forward, SlotCache, SlotStore, Store
+from baco.engine.masks import Masked, MaskForm
+from baco.engine.native import NativeStore
 from baco.engine.reread import RereadStore
 from baco.engine.speculation import Size
+from baco.lean import Lean
 from baco.packing import weights
 
 log = logging.getLogger("baco")
@@ -108,11 +111,11 @@ class Half:
 
     def run(self, **inputs: Any) -> Any:
         """The model's own output for its own inputs, without its adapter where the half is bare."""
-        inputs["input_ids"] = self._legible(inputs["input_ids"])
+        inputs["input_ids"] = self.legible(inputs["input_ids"])
         with self._speaking():
             return self.model(**inputs)
 
-    def _legible(self, ids: Tensor) -> Tensor:
+    def legible(self, ids: Tensor) -> Tensor:
         """Token ids [...] with those this half has no embedding for read as its end of text.
 
         Only the other half says such a token, a turn's mark of its own say.
@@ -133,9 +136,9 @@ class Half:
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
+        if self._forward is not None:
+            return SlotStore(self._forward)
         runner = _Runner(self)
-        if self._mask_form is not None:
-            return SlotStore(runner, self._mask_form, self.context)
         return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 
     @contextlib.contextmanager
@@ -145,16 +148,14 @@ class Half:
 
     @cached_property
     @torch.inference_mode()
-    def _mask_form(self) -> MaskForm | None:
-        """The form of masks with which rows of different lengths read as they do alone.
+    def _forward(self) -> Forward | None:
+        """The fastest forward with which rows of different lengths read as they do alone.
 
         Tried out on a few tokens rather than deduced: the architectures are many, and one that
         reads its mask or its positions another way must not decode wrongly in silence.
         """
-        form = MaskForm.of(self.model.config)
-        forms = [] if form is None else [form, replace(form, mapping=not form.mapping)]
-        for candidate in forms:
-            if self._reads_right(SlotStore(_Runner(self), candidate)):
+        for candidate in self._forwards():
+            if self._reads_right(SlotStore(candidate)):
                 return candidate
         return None
 
@@ -185,6 +186,16 @@ class Half:
             return False
         return all(_close(a, b) for a, b in zip(alone, together, strict=True))
 
+    def _forwards(self) -> Iterator[Forward]:
+        """What may be a forward over many rows, the fastest first."""
+        lean = Lean.of(self.model)
+        if lean is not None:
+            yield _Legible(self, lean)
+        form = MaskForm.of(self.model.config)
+        if form is not None:
+            for candidate in (form, replace(form, mapping=not form.mapping)):
+                yield Masked(_Runner(self), candidate, self.context)
+
 
 class _Runner:
     """The half's model as a cache store calls it: adapter off where the half is the bare one."""
@@ -195,6 +206,17 @@ class _Runner:
 
     def __call__(self, **inputs: Any) -> Any:
         return self._half.run(**inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Legible:
+    """A lean forward that is given only tokens the half has an embedding for."""
+
+    half: Half
+    lean: Lean
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        return self.lean(self.half.legible(tokens), cache, keep)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -21,6 +21,7 @@ from baco.checkpoint import (
 from baco.errors import BacoError, UnfitPairError
 from baco.half import Half
 from baco.known import KnownPair
+from baco.lean import prepare
 from baco.packing import pack
 from baco.precision import by_half
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
@@ -214,6 +215,7 @@ def load_pair(
     base, aligned = _load_halves(known, placed)
     if packed:
         for model in {id(half.model): half.model for half in (base, aligned)}.values():
+            prepare(model)
             pack(model)
     return make_pair(
         known.name,
