@@ -14,6 +14,7 @@ import torch
 from baco import Baco, BacoError
 from baco.checkpoint import placements
 from baco.cli import run
+from baco.engine.engine import Engine
 from baco.half import Half
 from baco.memory import cache_bytes
 from tests.pairs import PairFolder
@@ -39,6 +40,10 @@ class Elsewhere(torch.Tensor):
 
 class FarHalf(Half):
     """A half whose rows of logits, and what they meet, are elsewhere until they are moved."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu", 0)  # the same place by another name
 
     def run(self, **inputs: Any) -> Any:
         assert type(inputs["input_ids"]) is torch.Tensor
@@ -66,6 +71,19 @@ def test_rows_are_moved_to_the_device_that_draws(near: Baco) -> None:
         expected = near.generate(PROMPT, router=router, **settings)
         got = apart.generate(PROMPT, router=router, **settings)
         assert [told(c) for c in got] == [told(c) for c in expected]
+
+
+def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
+    near: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any) -> bool:
+        raise AssertionError("waited for the first half's rows")
+
+    monkeypatch.setattr(Engine, "_suffices", asked)
+    apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
+    assert apart.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
+    with pytest.raises(AssertionError, match="waited"):
+        near.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
 
 
 def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:

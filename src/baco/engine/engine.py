@@ -60,6 +60,7 @@ class Engine:
     ) -> None:
         self.pair, self.max_rows = pair, max_rows
         self._device = pair.aligned.device
+        self._apart = pair.base.device != self._device
         self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device))
         self._batch = Batch(self._device, pair.vocabulary.size)
         halves = {"base": pair.base, "aligned": pair.aligned}
@@ -118,12 +119,13 @@ class Engine:
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
-        the other's rows take its place.
+        the other's rows take its place; but two devices work at once, and neither waits to hear
+        whether the other's rows were enough.
         """
         first, second = self._reader.order(draft)
         rows = self._reader.rows(first, draft)
         signals = self._law.look(round_, rows, rows)
-        if second is None or self._suffices(first, round_, signals):
+        if second is None or (not self._apart and self._suffices(first, round_, signals)):
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
