@@ -35,7 +35,7 @@ class Elsewhere(torch.Tensor):
             return torch.Tensor.to(args[0].as_subclass(torch.Tensor), *args[1:], **kwargs)
         if any(type(x) is torch.Tensor and x.dim() > 0 for x in tensors):
             raise RuntimeError(f"{func.__name__}: expected all tensors to be on the same device")
-        return super().__torch_function__(func, types, args, kwargs)
+        return cast(Any, super()).__torch_function__(func, types, args, kwargs)
 
 
 class FarHalf(Half):

@@ -20,10 +20,10 @@ IDS = list(range(1, 24))
 @pytest.fixture(scope="module")
 def folders(
     random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, str]]:
-    made: dict[str, dict[str, str]] = {}
+) -> Callable[[str], dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {}
 
-    def save(architecture: str) -> dict[str, str]:
+    def save(architecture: str) -> dict[str, Any]:
         if architecture not in made:
             folder, base = tmp_path_factory.mktemp("adapter"), random_pair(architecture).base
             torch.manual_seed(0)
@@ -43,7 +43,7 @@ def storages(*models: Any) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, str]]) -> None:
+def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, Any]]) -> None:
     where = folders("llama")
     alone = storages(AutoModelForCausalLM.from_pretrained(where["base"]))
     adapter = sum(
@@ -65,7 +65,7 @@ def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, str]]
 
 
 def test_each_half_is_exactly_the_model_it_stands_for(
-    folders: Callable[[str], dict[str, str]],
+    folders: Callable[[str], dict[str, Any]],
 ) -> None:
     where = folders("llama")
     pair = Baco.load(**where, dtype="float32", packed=False).pair
@@ -82,7 +82,7 @@ def test_each_half_is_exactly_the_model_it_stands_for(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_engine_decodes_it_as_the_naive_loop_does(
-    folders: Callable[[str], dict[str, str]], architecture: str
+    folders: Callable[[str], dict[str, Any]], architecture: str
 ) -> None:
     baco = without_turn_cut(Baco.load(**folders(architecture), dtype="float32"))
     spoken: set[str] = set()
@@ -99,7 +99,7 @@ def test_one_engine_decodes_it_as_the_naive_loop_does(
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_the_base_weights_under_an_adapter_may_be_quantised(
-    folders: Callable[[str], dict[str, str]], quantize: str
+    folders: Callable[[str], dict[str, Any]], quantize: str
 ) -> None:
     where = folders("llama")
     whole = Baco.load(**where, dtype="float32").pair
@@ -115,7 +115,7 @@ def test_the_base_weights_under_an_adapter_may_be_quantised(
 
 @pytest.mark.parametrize("option", ["dtype", "quantize"])
 def test_halves_on_one_set_of_weights_are_placed_together(
-    folders: Callable[[str], dict[str, str]], option: str
+    folders: Callable[[str], dict[str, Any]], option: str
 ) -> None:
     asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}[option]
     with pytest.raises(BacoError, match="over the base model's own weights: give one"):
@@ -123,7 +123,7 @@ def test_halves_on_one_set_of_weights_are_placed_together(
 
 
 def test_no_adapter_without_its_library(
-    folders: Callable[[str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 

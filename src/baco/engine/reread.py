@@ -15,21 +15,19 @@ class RereadStore:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.texts: list[list[int]] = []
+        self.lengths: list[int] = []
         self.forwards = self.tokens = 0
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens that each row holds."""
-        return [len(text) for text in self.texts]
 
     def prefill(self, ids: Sequence[int]) -> list[int]:
         return list(ids)
 
     def admit(self, prefix: list[int] | None, count: int) -> None:
         self.texts += [list(prefix or []) for _ in range(count)]
+        self._measure()
 
     def reorder(self, order: Sequence[int]) -> None:
         self.texts = [self.texts[row] for row in order]
+        self._measure()
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         rows: list[Tensor | None] = []
@@ -43,12 +41,17 @@ class RereadStore:
             rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
             self.forwards += 1
             self.tokens += count
+        self._measure()
         some = next(row for row in rows if row is not None)
         return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
 
     def rewind(self, lengths: Sequence[int]) -> None:
         for text, length in zip(self.texts, lengths, strict=True):
             del text[length:]
+        self._measure()
 
     def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
         return 0
+
+    def _measure(self) -> None:
+        self.lengths = [len(text) for text in self.texts]
