@@ -117,9 +117,10 @@ def test_the_base_weights_under_an_adapter_may_be_quantised(
 def test_halves_on_one_set_of_weights_are_placed_together(
     folders: Callable[[str], dict[str, Any]], option: str
 ) -> None:
-    asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}[option]
+    asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}
+    where: dict[str, Any] = folders("llama") | {option: asked[option]}
     with pytest.raises(BacoError, match="over the base model's own weights: give one"):
-        Baco.load(**folders("llama"), **{option: asked})
+        Baco.load(**where)
 
 
 def test_no_adapter_without_its_library(
