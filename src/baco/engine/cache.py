@@ -5,6 +5,7 @@ verbs (`Store`) are those of `baco.engine.native.NativeStore` too. They know tok
 positions; they know nothing of routers, draws or text.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -18,6 +19,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 PREFILL_PIECE = 512
 # Room is made in steps: small enough to waste little, wide enough that copying is rare.
 _COLUMN_STEP = 64
+
+
+def columns_for(columns: int) -> int:
+    """How many columns are made where so many are needed."""
+    return -(-columns // _COLUMN_STEP) * _COLUMN_STEP
 
 
 class Store(Protocol):
@@ -68,8 +74,8 @@ class Forward(Protocol):
 class Plan:
     """Where the tokens of one forward go.
 
-    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to the
-    cache's columns behind them, where nothing looks and the next tokens are written.
+    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to one
+    column behind all rows, where nothing looks and a next token is written first.
 
     Attributes:
         lengths: tokens each row held before.
@@ -87,8 +93,9 @@ class Plan:
         """The plan of one forward over ``span`` columns of tokens."""
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
-        columns = start + torch.where(offset < 0, offset + span, offset)
-        return cls(list(lengths), columns, max(lengths) + span)
+        end = max(map(sum, zip(lengths, counts, strict=True)))
+        columns = torch.where(offset < 0, end, start + offset)
+        return cls(list(lengths), columns, end + (min(counts) < span))
 
     def slots(self, heads: int, columns: int, device: torch.device) -> Tensor:
         """The tokens' places in a cache of so many heads and columns, laid end to end: int64
@@ -141,14 +148,14 @@ class SlotLayer(CacheLayerMixin):
         return self.keys[:rows, :, : plan.width], self.values[:rows, :, : plan.width]
 
     def resize(self, rows: int, columns: int) -> None:
-        """Make room for ``rows`` and ``columns``, keeping what of it is there."""
+        """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-            kept = new[: old.shape[0], :, : old.shape[2]]
-            kept.copy_(old[:, :, :columns])
+            kept = old[:rows, :, :columns]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
@@ -177,13 +184,13 @@ class SlotCache(Cache):
         return self.layers[index]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Have room for so many rows and columns, and not for more than twice the columns."""
-        fits = columns <= self.columns <= 2 * columns + _COLUMN_STEP
-        if rows <= self.rows and fits:
+        """Have room for so many rows and columns, and for no more of either where that changes: many
+        short rows and then one long one never take the room of many long ones, and what a long row
+        took is not gone through for short ones.
+        """
+        if rows <= self.rows and columns <= self.columns <= 2 * columns + _COLUMN_STEP:
             return
-        if not fits:
-            self.columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
-        self.rows = max(rows, self.rows)
+        self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
 
