@@ -84,7 +84,7 @@ def never_ending(pair: Pair, tokens: int, **sampling: Any) -> SamplingParams:
     return pair.defaults.updated(given | sampling).seeded()
 
 
-class _Clock:
+class Stopwatch:
     """Seconds since it was made, with all work of the device done."""
 
     def __init__(self, device: torch.device) -> None:
@@ -118,18 +118,18 @@ class Paired:
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed, on an engine that knows nothing yet."""
-        clock = _Clock(self.pair.aligned.device)
+        watch = Stopwatch(self.pair.aligned.device)
         engine = Engine(self.pair, max_rows=task.params.n)
         prompt, params = task.prompt, task.params
         request = Request(prompt.base_ids, prompt.aligned_ids, params, task.router)
         rows = engine.add(request)
         while engine.busy:
             engine.step()
-            clock.said()
-        seconds, self.stats = clock.now(), engine.stats
+            watch.said()
+        seconds, self.stats = watch.now(), engine.stats
         answers = [list(row.tokens) for row in rows]
-        return _checked(
-            task, Run(answers, seconds, clock.first or seconds, [list(row.sources) for row in rows])
+        return checked(
+            task, Run(answers, seconds, watch.first or seconds, [list(row.sources) for row in rows])
         )
 
 
@@ -145,11 +145,11 @@ class Naive:
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed."""
-        clock = _Clock(self.pair.aligned.device)
-        tokens, base = naive.decode(self.pair, task.prompt, task.router, task.params, clock.said)
-        answers, seconds = tokens.tolist(), clock.now()
+        watch = Stopwatch(self.pair.aligned.device)
+        tokens, base = naive.decode(self.pair, task.prompt, task.router, task.params, watch.said)
+        answers, seconds = tokens.tolist(), watch.now()
         sources = [["base" if one else "aligned" for one in row] for row in base.tolist()]
-        return _checked(task, Run(answers, seconds, clock.first or seconds, sources))
+        return checked(task, Run(answers, seconds, watch.first or seconds, sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Generate:
         half, params = self.pair.aligned, task.params
         ids = torch.tensor([task.prompt.aligned_ids], device=half.device)
         torch.manual_seed(params.seed or 0)
-        clock = _Clock(half.device)
+        watch = Stopwatch(half.device)
         made = half.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -175,11 +175,11 @@ class Generate:
             max_new_tokens=params.max_tokens,
             suppress_tokens=sorted(self.pair.end_ids),
             pad_token_id=min(self.pair.end_ids, default=0),
-            streamer=_Streamer(clock.said),
+            streamer=_Streamer(watch.said),
             **_sampling(params),
         )
-        answers, seconds = made[:, ids.shape[1] :].tolist(), clock.now()
-        return _checked(task, Run(answers, seconds, clock.first or seconds))
+        answers, seconds = made[:, ids.shape[1] :].tolist(), watch.now()
+        return checked(task, Run(answers, seconds, watch.first or seconds))
 
 
 class _Streamer:
@@ -207,7 +207,7 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     return {"do_sample": True, **named}
 
 
-def _checked(task: Task, run: Run) -> Run:
+def checked(task: Task, run: Run) -> Run:
     """A run whose answers all have the length asked for."""
     lengths = {len(answer) for answer in run.answers}
     if len(run.answers) != task.params.n or lengths != {task.params.max_tokens}:

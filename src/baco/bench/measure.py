@@ -1,44 +1,21 @@
 """The whole measurement: one pair, every contestant, one report."""
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from baco.bench.bound import bound
-from baco.bench.contestants import Contestant, Generate, Naive, Paired, Task, never_ending
+from baco.bench.contestants import Task, never_ending
 from baco.bench.gammas import Work, agreement, work
+from baco.bench.long_prompt import long_prompt
 from baco.bench.machine import machine
+from baco.bench.memory import memory
 from baco.bench.race import Entry, Ratio, race
+from baco.bench.settings import Settings, entries, line_up
 from baco.bench.weights import Weights
 from baco.errors import BacoError
 from baco.pair import Pair
-from baco.routing.routers import Router
-
-PARTS = ("generate", "naive", "bound", "gammas")
-# Naive and generate are also timed on packed weights, to tell what packing does and what the
-# engine does.
-_PACKED = "_packed"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is measured.
-
-    Attributes:
-        router: of the race.
-        gammas: routers of the sweep, one for each γ.
-        tokens: of every answer.
-        samples: numbers of answers to a prompt, n.
-        repeats: of every contestant, each with a prompt and seed of its own.
-        parts: some of PARTS.
-    """
-
-    router: Router
-    gammas: tuple[Router, ...]
-    tokens: int
-    samples: tuple[int, ...]
-    repeats: int
-    parts: frozenset[str]
 
 
 def measure(
@@ -58,32 +35,38 @@ def measure(
     Raises:
         BacoError: a prompt and answers that do not fit a context window.
     """
-    tasks = _tasks(weights.packed, prompts, settings)
-    entries = _entries(weights, settings)
-    race(entries, tasks, advance)
-    ratios = _ratios(entries)
+    tasks, pair = _tasks(weights.packed, prompts, settings), weights.packed
+    with contextlib.ExitStack() as servers:
+        raced = entries(settings, weights, servers)
+        race(raced, tasks, advance)
+    ratios = _ratios(raced)
     report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in ratios.items()}
-    report |= _told(weights.packed, settings)
+    report |= _told(pair, settings)
     report["ratios"] = {name: asdict(ratio) for name, ratio in ratios.items()}
-    report["contestants"] = [_timed(entry) for entry in entries]
-    report["same_answers"] = _same(entries)
-    first = next(entry for entry in entries if entry.name == "paired")
-    report["agreement"] = agreement(weights.plain, tasks, first.runs)
+    report["contestants"] = [_timed(entry) for entry in raced]
+    report["same_answers"] = _same(raced)
+    report["agreement"] = agreement(weights.plain, tasks, raced[0].runs)
     if "bound" in settings.parts:
-        advance("the machine's bound")
-        limit = bound(weights.packed)
+        advance("what the machine allows")
+        limit = bound(pair)
         report["bound"] = asdict(limit) | {"few": limit.few, "many": limit.many}
     if "gammas" in settings.parts:
-        report["gammas"] = [_worked(w) for w in _sweep(weights.packed, tasks, settings, advance)]
+        report["gammas"] = [_worked(one) for one in _sweep(pair, tasks, settings, advance)]
+    if "memory" in settings.parts:
+        advance("memory, in a process of its own")
+        report["memory"] = asdict(memory(pair, tasks[0].of(max(settings.samples))))
+    if "prompt" in settings.parts:
+        advance("a long prompt")
+        report["long_prompt"] = asdict(long_prompt(pair, tasks[0]))
     return report
 
 
 def steps(settings: Settings, weights: Weights) -> int:
     """How often :func:`measure` advances."""
-    races = len(_entries(weights, settings)) * (settings.repeats + 1)
+    races = len(line_up(settings, weights)) * (settings.repeats + 1)
     sweep = len(settings.gammas) * len(_sweep_samples(settings))
-    parts = settings.parts
-    return races + ("bound" in parts) + ("gammas" in parts) * sweep
+    single = len({"bound", "memory", "prompt"} & settings.parts)
+    return races + single + ("gammas" in settings.parts) * sweep
 
 
 def _tasks(pair: Pair, prompts: Sequence[str], settings: Settings) -> list[Task]:
@@ -105,16 +88,6 @@ def _tasks(pair: Pair, prompts: Sequence[str], settings: Settings) -> list[Task]
         )
         for repeat in range(settings.repeats)
     ]
-
-
-def _entries(weights: Weights, settings: Settings) -> list[Entry]:
-    contestants: dict[str, Contestant] = {"paired": Paired(weights.packed)}
-    for name, kind in (("generate", Generate), ("naive", Naive)):
-        if name in settings.parts:
-            contestants[name] = kind(weights.plain)
-            if not weights.alike:
-                contestants[name + _PACKED] = kind(weights.packed)
-    return [Entry(name, n, one) for n in settings.samples for name, one in contestants.items()]
 
 
 def _ratios(entries: Sequence[Entry]) -> dict[str, Ratio]:

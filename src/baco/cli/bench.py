@@ -16,12 +16,12 @@ from baco.cli.bench_table import show
 from baco.cli.console import err, print_json
 
 if TYPE_CHECKING:
-    from baco.bench.measure import Settings
+    from baco.bench.settings import Settings
     from baco.known import KnownPair
 
 _ROUTER = "P-Punc:0.4"
 _GAMMAS = (0.2, 0.4, 0.6)
-_SAMPLES = (1, 8, 32)
+_SAMPLES = (8, 32)
 
 
 def bench(
@@ -45,7 +45,7 @@ def bench(
     ] = None,
     n: Annotated[
         list[int] | None,
-        typer.Option("--n", "-n", min=1, help="Answers to a prompt.  [default: 1, 8, 32]"),
+        typer.Option("--n", "-n", min=1, help="Answers to a prompt, beside 1.  [default: 8, 32]"),
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Of every answer; no end of text is drawn.")
@@ -106,13 +106,13 @@ def _settings(
     only: list[str] | None,
     quick: bool,
 ) -> "Settings":
-    from baco.bench.measure import PARTS, Settings
+    from baco.bench.settings import ASKED_FOR, PARTS, Settings
     from baco.routing.registry import family, needs_threshold
     from baco.routing.registry import router as parse
 
     for part in only or ():
-        if part not in PARTS:
-            raise BacoError(f"--only {part}: use some of {', '.join(PARTS)}")
+        if part not in PARTS + ASKED_FOR:
+            raise BacoError(f"--only {part}: use some of {', '.join(PARTS + ASKED_FOR)}")
     chosen = parse(router)
     name = family(router)
     swept = tuple(gammas or _GAMMAS) if needs_threshold(name) else ()
@@ -122,7 +122,7 @@ def _settings(
         router=chosen,
         gammas=tuple(parse(f"{name}:{gamma:g}") for gamma in swept),
         tokens=tokens,
-        samples=tuple(sorted(set(samples or _SAMPLES))),
+        samples=tuple(sorted({1, *(samples or _SAMPLES)})),
         repeats=min(repeats, 3) if quick else repeats,
         parts=frozenset(only or PARTS),
     )

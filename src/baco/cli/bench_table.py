@@ -15,6 +15,8 @@ _NAMES = {
     "generate_packed": "generate, packed",
     "naive": "naive loop",
     "naive_packed": "naive loop, packed",
+    "http": "two servers",
+    "http_rereads": "two servers, reread",
 }
 
 
@@ -39,7 +41,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def _race(report: Mapping[str, Any]) -> RenderableType:
-    table = _table("contestant", "n", "tokens/s", "ms/token", "first, ms", "paired decoding is")
+    table = _table("contestant", "n", "tokens/s", "ms/token", "first, ms", "paired ÷ this")
     ratios = report["ratios"]
     for entry in report["contestants"]:
         name, n = entry["name"], entry["n"]
@@ -57,7 +59,7 @@ def _race(report: Mapping[str, Any]) -> RenderableType:
 
 
 def _ratio(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['middle']:.2f} × ({ratio['low']:.2f}–{ratio['high']:.2f})"
+    return f"{ratio['middle']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
 
 def _gammas(rows: list[Mapping[str, Any]]) -> RenderableType:
@@ -93,11 +95,25 @@ def _lines(report: Mapping[str, Any]) -> str:
             f"{bound['few']:.0f} tokens/s at n = 1; multiplying at {bound['flops'] / 1e9:.0f} "
             f"GFLOP/s allows {bound['many']:.0f} at large n"
         )
+    if "memory" in report:
+        memory = report["memory"]
+        need = (memory["weights"] + memory["cache"]) / 2**20
+        lines.append(
+            f"peak memory at n = {memory['n']}: {memory['peak'] / 2**20:.0f} MiB, "
+            f"{memory['ratio']:.2f} × the {need:.0f} MiB of weights, keys and values"
+        )
+    if "long_prompt" in report:
+        prompt = report["long_prompt"]
+        lines.append(
+            f"a prompt of {prompt['tokens']} tokens for n = {prompt['n']}: each half read it "
+            f"{prompt['times']:.2f} times, first tokens after "
+            f"{1000 * prompt['first_token_seconds']:.0f} ms"
+        )
     return "\n".join(lines)
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     return table
