@@ -4,12 +4,17 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from baco import Baco
 from baco.bench.contestants import Contestant, Generate, Naive, Paired, Task, never_ending
+from baco.bench.race import Entry, same_answers
+from baco.bench.server import Speaker
+from baco.bench.servers import two_servers
 from baco.cli import run
 
 PROMPT = "Write a short story about a dragon."
@@ -48,6 +53,29 @@ def test_generate_draws_with_the_same_temperature_and_truncation(demo: Baco) -> 
     assert Generate(demo.pair).decode(greedy).answers == Paired(demo.pair).decode(greedy).answers
 
 
+def test_two_servers_say_what_the_engine_says_at_temperature_0(demo: Baco) -> None:
+    greedy = task(demo, 1, temperature=0.0)
+    with two_servers(demo.pair) as servers:
+        asked = servers.decode(greedy)
+    paired = Paired(demo.pair).decode(greedy)
+    assert (asked.answers, asked.sources) == (paired.answers, paired.sources)
+
+
+def test_a_server_that_keeps_what_it_read_says_what_one_that_rereads_says(demo: Baco) -> None:
+    model = demo.pair.base.model
+    keeps, rereads = Speaker(model), Speaker(model, rereads=True)
+    for text in ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [5, 6, 9], [40, 41], [40, 41]):
+        assert torch.allclose(keeps.logprobs(text), rereads.logprobs(text), atol=1e-4)
+
+
+def test_answers_that_differ_are_counted(demo: Baco) -> None:
+    entries = [Entry("paired", 2, Paired(demo.pair)), Entry("naive", 2, Naive(demo.pair))]
+    for entry, seed in zip(entries, (3, 4), strict=True):
+        changed = replace(task(demo, 2).params, seed=seed)
+        entry.runs.append(entry.contestant.decode(replace(task(demo, 2), params=changed)))
+    assert same_answers(entries) == {"naive_n2": 0.0}
+
+
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     options = ["--quick", "--json", "-n", "1", "-n", "8", "--tokens", "16", "--gamma", "0.4"]
@@ -60,7 +88,7 @@ def report() -> dict[str, Any]:
 
 
 def test_json_names_every_ratio(report: dict[str, Any]) -> None:
-    for name in ("generate_n1", "generate_n8", "naive", "naive_n8"):
+    for name in ("generate_n1", "generate_n8", "naive", "naive_n8", "http", "undrafted"):
         assert 0 < report[name] < math.inf
         spread = report["ratios"][name]
         assert spread["low"] <= spread["middle"] <= spread["high"]
@@ -71,10 +99,28 @@ def test_the_report_says_what_was_measured_on_what(report: dict[str, Any]) -> No
     assert (report["pair"], report["tokens"], report["dtype"]) == ("demo", 16, "float32")
     assert report["machine"]["threads"] >= 1
     assert {(c["name"], c["n"]) for c in report["contestants"]} >= {
-        (name, n) for name in ("paired", "generate", "naive") for n in (1, 8)
+        (name, n) for name in ("paired", "undrafted", "generate", "naive") for n in (1, 8)
     }
     assert 0.5 < report["agreement"] <= 1
     assert all(share > 0.9 for share in report["same_answers"].values())
+
+
+def test_memory_and_the_long_prompt_are_told(report: dict[str, Any]) -> None:
+    memory, prompt = report["memory"], report["long_prompt"]
+    assert memory["n"] == 8
+    assert memory["weights"] == 2 * 7_512_960  # 1.9 M parameters a half, in float32
+    assert memory["peak"] > memory["cache"] > 8 * 16
+    assert memory["ratio"] == memory["peak"] / (memory["weights"] + memory["cache"])
+    assert prompt["n"] == 32
+    assert prompt["tokens"] == 508  # the demo's context window less what is said
+    assert prompt["reads"] == {"base": 1, "aligned": 1}
+
+
+def test_the_bound_is_above_what_is_reached_without_drafts(report: dict[str, Any]) -> None:
+    bound = report["bound"]
+    undrafted = next(c for c in report["contestants"] if c["name"] == "undrafted")
+    assert bound["few"] > undrafted["tokens_per_second"]
+    assert bound["few"] == bound["bandwidth"] / sum(bound["bytes"].values())
 
 
 def test_the_sweep_tells_what_drafting_took(report: dict[str, Any]) -> None:

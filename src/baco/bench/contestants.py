@@ -109,17 +109,19 @@ class Paired:
     """This project's engine.
 
     Attributes:
-        pair: the two halves, packed as they are by default.
+        pair: the two halves, laid out as they are by default.
+        speculate: draft tokens where that pays.
         stats: of the latest task.
     """
 
     pair: Pair
+    speculate: bool = True
     stats: Stats | None = None
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed, on an engine that knows nothing yet."""
         watch = Stopwatch(self.pair.aligned.device)
-        engine = Engine(self.pair, max_rows=task.params.n)
+        engine = Engine(self.pair, max_rows=task.params.n, speculate=self.speculate)
         prompt, params = task.prompt, task.params
         request = Request(prompt.base_ids, prompt.aligned_ids, params, task.router)
         rows = engine.add(request)

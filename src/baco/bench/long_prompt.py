@@ -1,11 +1,15 @@
 """How often a long prompt is read for its many answers."""
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from baco.bench.contestants import Paired, Task
+from baco.bench.contestants import Task
+from baco.engine.cache import Store
+from baco.engine.engine import Engine
+from baco.engine.sequence import Request
 from baco.pair import Pair
-from baco.prompts import Prompt
 
 TOKENS, ANSWERS = 2_000, 32
 _SAID = 4
@@ -18,44 +22,44 @@ class LongPrompt:
     Attributes:
         tokens: of the prompt; fewer than TOKENS where a context window ends.
         n: answers drawn.
-        read: tokens that forwards of a single row read, of both halves: the prompt's.
-        times: how often each half read the prompt.
+        reads: how often each half read the prompt.
         first_token_seconds: until every answer had its first token.
     """
 
     tokens: int
     n: int
-    read: int
-    times: float
+    reads: dict[str, int]
     first_token_seconds: float
 
 
 def long_prompt(pair: Pair, task: Task) -> LongPrompt:
-    """Draw many answers to a long prompt, and count what the models were given to read."""
+    """Draw many answers to a long prompt, and count how often it was read."""
     window = min(pair.base.context, pair.aligned.context)
     length = min(TOKENS, window - _SAID)
-    prompt = Prompt(
-        _stretched(task.prompt.base_ids, length),
-        _stretched(task.prompt.aligned_ids, length),
-        "",
-        "",
-    )
-    counted: list[int] = []
+    base, aligned = (_stretched(i, length) for i in (task.prompt.base_ids, task.prompt.aligned_ids))
+    params = task.of(ANSWERS, _SAID).params
+    engine = Engine(pair, max_rows=ANSWERS)
+    counted = {half: _counting(store) for half, store in engine.stats.stores.items()}
+    started = time.perf_counter()
+    engine.add(Request(base, aligned, params, task.router))
+    engine.step()
+    first = time.perf_counter() - started
+    while engine.busy:
+        engine.step()
+    return LongPrompt(length, ANSWERS, {half: len(c) for half, c in counted.items()}, first)
 
-    def count(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-        rows, width = inputs["input_ids"].shape
-        if rows == 1:
-            counted.append(width)
 
-    models = {id(half.model): half.model for half in (pair.base, pair.aligned)}
-    hooks = [m.register_forward_pre_hook(count, with_kwargs=True) for m in models.values()]
-    try:
-        run = Paired(pair).decode(replace(task.of(ANSWERS, _SAID), prompt=prompt))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    read = sum(counted)
-    return LongPrompt(length, ANSWERS, read, read / (2 * (length - 1)), run.first)
+def _counting(store: Store) -> list[int]:
+    """The lengths of the prompts that a store reads from now on."""
+    prefill: Any = store.prefill
+    lengths = list[int]()
+
+    def counted(ids: Sequence[int]) -> Any:
+        lengths.append(len(ids))
+        return prefill(ids)
+
+    store.prefill = counted  # type: ignore[method-assign]
+    return lengths
 
 
 def _stretched(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

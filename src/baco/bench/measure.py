@@ -11,7 +11,7 @@ from baco.bench.gammas import Work, agreement, work
 from baco.bench.long_prompt import long_prompt
 from baco.bench.machine import machine
 from baco.bench.memory import memory
-from baco.bench.race import Entry, Ratio, race
+from baco.bench.race import Entry, race, ratios, same_answers
 from baco.bench.settings import Settings, entries, line_up
 from baco.bench.weights import Weights
 from baco.errors import BacoError
@@ -35,16 +35,16 @@ def measure(
     Raises:
         BacoError: a prompt and answers that do not fit a context window.
     """
-    tasks, pair = _tasks(weights.packed, prompts, settings), weights.packed
+    tasks, pair = _tasks(weights.ours, prompts, settings), weights.ours
     with contextlib.ExitStack() as servers:
         raced = entries(settings, weights, servers)
         race(raced, tasks, advance)
-    ratios = _ratios(raced)
-    report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in ratios.items()}
+    found = ratios(raced)
+    report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in found.items()}
     report |= _told(pair, settings)
-    report["ratios"] = {name: asdict(ratio) for name, ratio in ratios.items()}
+    report["ratios"] = {name: asdict(ratio) for name, ratio in found.items()}
     report["contestants"] = [_timed(entry) for entry in raced]
-    report["same_answers"] = _same(raced)
+    report["same_answers"] = same_answers(raced)
     report["agreement"] = agreement(weights.plain, tasks, raced[0].runs)
     if "bound" in settings.parts:
         advance("what the machine allows")
@@ -61,9 +61,9 @@ def measure(
     return report
 
 
-def steps(settings: Settings, weights: Weights) -> int:
+def steps(settings: Settings) -> int:
     """How often :func:`measure` advances."""
-    races = len(line_up(settings, weights)) * (settings.repeats + 1)
+    races = len(line_up(settings)) * (settings.repeats + 1)
     sweep = len(settings.gammas) * len(_sweep_samples(settings))
     single = len({"bound", "memory", "prompt"} & settings.parts)
     return races + single + ("gammas" in settings.parts) * sweep
@@ -90,20 +90,6 @@ def _tasks(pair: Pair, prompts: Sequence[str], settings: Settings) -> list[Task]
     ]
 
 
-def _ratios(entries: Sequence[Entry]) -> dict[str, Ratio]:
-    """Speed of paired decoding over each contestant's at the same n."""
-    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
-    return {
-        _key(entry): Ratio.of(paired[entry.n], entry) for entry in entries if entry.name != "paired"
-    }
-
-
-def _key(entry: Entry) -> str:
-    """What a ratio is called; the loop and the servers are compared at n = 1 unless said."""
-    single = entry.n == 1 and not entry.name.startswith("generate")
-    return entry.name if single else f"{entry.name}_n{entry.n}"
-
-
 def _timed(entry: Entry) -> dict[str, Any]:
     speeds = [run.speed for run in entry.runs]
     return {
@@ -115,24 +101,6 @@ def _timed(entry: Entry) -> dict[str, Any]:
         "first_token_seconds": entry.first,
         "milliseconds_per_token": 1000 / entry.speed,
     }
-
-
-def _same(entries: Sequence[Entry]) -> dict[str, float]:
-    """Share of answers that the naive loop gives token for token, source for source."""
-    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
-    shares = {}
-    for entry in entries:
-        if entry.name.startswith("naive"):
-            each = [
-                (mine, theirs, mine_by, theirs_by)
-                for ours, run in zip(paired[entry.n].runs, entry.runs, strict=True)
-                for mine, theirs, mine_by, theirs_by in zip(
-                    ours.answers, run.answers, ours.sources, run.sources, strict=True
-                )
-            ]
-            same = sum(a == b and by_a == by_b for a, b, by_a, by_b in each)
-            shares[_key(entry)] = same / len(each)
-    return shares
 
 
 def _sweep_samples(settings: Settings) -> list[int]:

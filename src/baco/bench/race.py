@@ -75,3 +75,35 @@ def race(entries: Sequence[Entry], tasks: Sequence[Task], advance: Callable[[str
         for entry in entries if repeat % 2 == 0 else reversed(entries):
             advance(f"{entry.name}, n = {entry.n}")
             entry.runs.append(entry.contestant.decode(task.of(entry.n)))
+
+
+def ratios(entries: Sequence[Entry]) -> dict[str, Ratio]:
+    """Speed of paired decoding over each contestant's at the same n."""
+    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
+    return {
+        key(entry): Ratio.of(paired[entry.n], entry) for entry in entries if entry.name != "paired"
+    }
+
+
+def key(entry: Entry) -> str:
+    """What a ratio is called; the loop and the servers are compared at n = 1 unless said."""
+    single = entry.n == 1 and not entry.name.startswith("generate")
+    return entry.name if single else f"{entry.name}_n{entry.n}"
+
+
+def same_answers(entries: Sequence[Entry]) -> dict[str, float]:
+    """Share of answers that the naive loop gives token for token, source for source."""
+    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
+    shares = {}
+    for entry in entries:
+        if entry.name.startswith("naive"):
+            each = [
+                (mine, theirs, mine_by, theirs_by)
+                for ours, run in zip(paired[entry.n].runs, entry.runs, strict=True)
+                for mine, theirs, mine_by, theirs_by in zip(
+                    ours.answers, run.answers, ours.sources, run.sources, strict=True
+                )
+            ]
+            same = sum(a == b and by_a == by_b for a, b, by_a, by_b in each)
+            shares[key(entry)] = same / len(each)
+    return shares

@@ -105,7 +105,10 @@ def main() -> None:
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=given.dtype)
     speaker = Speaker(model.to(given.device).eval(), rereads=given.rereads)
-    place = socket.create_server(("127.0.0.1", 0))
+    # Named as TCP, so that asyncio sends small answers at once (TCP_NODELAY).
+    place = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    place.bind(("127.0.0.1", 0))
+    place.listen()
     threading.Thread(target=_until_left, daemon=True).start()
     sys.stdout.write(f"{place.getsockname()[1]}\n")
     sys.stdout.flush()

@@ -11,11 +11,10 @@ from baco.errors import BacoError
 from baco.routing.routers import Router
 
 # Measured unless some are named.
-PARTS = ("generate", "naive", "http", "bound", "gammas", "memory", "prompt")
+PARTS = ("undrafted", "generate", "naive", "http", "bound", "gammas", "memory", "prompt")
 # Servers that read every request whole take long; they are timed when asked for.
 ASKED_FOR = ("http_rereads",)
 _SERVERS = ("http", "http_rereads")
-_PACKED = "_packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Settings:
         router: of the race.
         gammas: routers of the sweep, one for each γ.
         tokens: of every answer.
-        samples: numbers of answers to a prompt, n; 1 is among them.
+        samples: numbers of answers to a prompt, n.
         repeats: of every contestant, each with a prompt and seed of its own.
         parts: some of PARTS and ASKED_FOR.
     """
@@ -39,18 +38,18 @@ class Settings:
     parts: frozenset[str]
 
 
-def line_up(settings: Settings, weights: Weights) -> list[tuple[str, int]]:
+def line_up(settings: Settings) -> list[tuple[str, int]]:
     """Who races at which n.
 
-    Generate and the loop also race on packed weights, where they are others: the difference is what
-    packing does, the rest is what the engine does. Servers answer one prompt at a time.
+    The engine also races without drafts: what it is ahead of itself by is speculation, the rest is
+    how it reads. Servers answer one prompt at a time.
     """
-    names = ["paired"]
-    for name in ("generate", "naive"):
-        if name in settings.parts:
-            names += [name] if weights.alike else [name, name + _PACKED]
+    others = [name for name in ("undrafted", "generate", "naive") if name in settings.parts]
+    names = ["paired", *others]
     found = [(name, n) for n in settings.samples for name in names]
-    return found + [(name, 1) for name in _SERVERS if name in settings.parts]
+    single = [(name, 1) for name in _SERVERS if name in settings.parts]
+    beside = [("paired", 1)] if single and 1 not in settings.samples else []
+    return found + beside + single
 
 
 def entries(settings: Settings, weights: Weights, servers: ExitStack) -> list[Entry]:
@@ -60,16 +59,15 @@ def entries(settings: Settings, weights: Weights, servers: ExitStack) -> list[En
         BacoError: servers cannot be started here.
     """
     there: Mapping[str, Contestant] = {
-        "paired": Paired(weights.packed),
+        "paired": Paired(weights.ours),
+        "undrafted": Paired(weights.ours, speculate=False),
         "generate": Generate(weights.plain),
         "naive": Naive(weights.plain),
-        "generate_packed": Generate(weights.packed),
-        "naive_packed": Naive(weights.packed),
     }
     started = {
         name: _servers(weights, name, servers) for name in _SERVERS if name in settings.parts
     }
-    return [Entry(name, n, {**there, **started}[name]) for name, n in line_up(settings, weights)]
+    return [Entry(name, n, {**there, **started}[name]) for name, n in line_up(settings)]
 
 
 def _servers(weights: Weights, name: str, servers: ExitStack) -> Contestant:

@@ -1,4 +1,4 @@
-"""The pair that is measured, packed and plain, and the folder where pairs made for it lie."""
+"""The pair that is measured, and the folder where pairs made for measuring lie."""
 
 import os
 from dataclasses import dataclass
@@ -15,18 +15,15 @@ from baco.pair import Pair, load_pair
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The same weights twice: packed, as a pair decodes by default, and plain.
+    """The same weights twice.
 
-    Where packing changes nothing (on a GPU), both are one.
+    Attributes:
+        ours: laid out as a pair is by default, for the engine.
+        plain: as ``transformers`` loads them, for all others.
     """
 
-    packed: Pair
+    ours: Pair
     plain: Pair
-
-    @property
-    def alike(self) -> bool:
-        """Is there nothing to tell apart?"""
-        return self.packed is self.plain
 
 
 def load(known: KnownPair, dtype: str | None, device: str | None) -> Weights:
@@ -35,10 +32,10 @@ def load(known: KnownPair, dtype: str | None, device: str | None) -> Weights:
     Raises:
         BacoError: a pair that cannot be found or loaded, or halves that do not fit.
     """
-    plain = load_pair(known, dtype=dtype, device=device, packed=False)
-    if plain.aligned.device.type != "cpu":
-        return Weights(plain, plain)
-    return Weights(load_pair(known, dtype=dtype, device=device), plain)
+    return Weights(
+        load_pair(known, dtype=dtype, device=device),
+        load_pair(known, dtype=dtype, device=device, packed=False),
+    )
 
 
 def made(kind: str, size: str, dtype: str) -> KnownPair:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ROUTER = "P-Punc:0.4"
 _GAMMAS = (0.2, 0.4, 0.6)
-_SAMPLES = (8, 32)
+_SAMPLES = (1, 8, 32)
 
 
 def bench(
@@ -45,7 +45,12 @@ def bench(
     ] = None,
     n: Annotated[
         list[int] | None,
-        typer.Option("--n", "-n", min=1, help="Answers to a prompt, beside 1.  [default: 8, 32]"),
+        typer.Option(
+            "--n",
+            "-n",
+            min=1,
+            help="Answers to a prompt; may be given several times.  [default: 1, 8, 32]",
+        ),
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Of every answer; no end of text is drawn.")
@@ -76,9 +81,9 @@ def bench(
     _hush()
     known = _pair(pair, base, aligned, body, random, dtype)
     with _progress() as (say, progress, bar):
-        say("loading the pair twice, packed and plain")
+        say("loading the pair twice")
         weights = load(known, dtype, device)
-        progress.update(bar, total=steps(settings, weights) + 1)
+        progress.update(bar, total=steps(settings) + 1)
         report = measure(weights, _prompts(known), settings, say)
     report["command"] = shlex.join(["baco", *sys.argv[1:]])
     if as_json:
@@ -122,7 +127,7 @@ def _settings(
         router=chosen,
         gammas=tuple(parse(f"{name}:{gamma:g}") for gamma in swept),
         tokens=tokens,
-        samples=tuple(sorted({1, *(samples or _SAMPLES)})),
+        samples=tuple(sorted(set(samples or _SAMPLES))),
         repeats=min(repeats, 3) if quick else repeats,
         parts=frozenset(only or PARTS),
     )

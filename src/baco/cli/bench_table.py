@@ -11,10 +11,9 @@ from baco.cli.console import out
 
 _NAMES = {
     "paired": "paired decoding",
-    "generate": "generate",
-    "generate_packed": "generate, packed",
+    "undrafted": "paired, no drafts",
+    "generate": "generate, one model",
     "naive": "naive loop",
-    "naive_packed": "naive loop, packed",
     "http": "two servers",
     "http_rereads": "two servers, reread",
 }
@@ -104,10 +103,10 @@ def _lines(report: Mapping[str, Any]) -> str:
         )
     if "long_prompt" in report:
         prompt = report["long_prompt"]
+        reads = " and ".join(f"{times} × by {half}" for half, times in prompt["reads"].items())
         lines.append(
-            f"a prompt of {prompt['tokens']} tokens for n = {prompt['n']}: each half read it "
-            f"{prompt['times']:.2f} times, first tokens after "
-            f"{1000 * prompt['first_token_seconds']:.0f} ms"
+            f"a prompt of {prompt['tokens']} tokens for n = {prompt['n']} is read {reads}; first "
+            f"tokens after {1000 * prompt['first_token_seconds']:.0f} ms"
         )
     return "\n".join(lines)
 
