@@ -131,7 +131,7 @@ def _bytes_per_token(half: Half) -> int:
     stores: Iterator[Any] = (
         store for layer in cache.layers for store in (layer.keys, layer.values)
     )
-    return sum(store.numel() * store.element_size() for store in stores) // tokens
+    return sum(int(store.nbytes) for store in stores) // tokens
 
 
 class _Resident:

@@ -106,7 +106,7 @@ def two_servers(pair: Pair, *, rereads: bool = False) -> Iterator[Http]:
     halves = {"base": pair.base, "aligned": pair.aligned}
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(_server(halves[name], rereads)) for name in HALVES}
-        clients = {}
+        clients: dict[str, httpx.Client] = {}
         for name, process in processes.items():
             assert process.stdout is not None
             port = process.stdout.readline().strip()

@@ -3,9 +3,9 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -79,11 +79,10 @@ def bench(
 
     settings = _settings(router, gamma, n, tokens, repeats, only, quick)
     _hush()
-    known = _pair(pair, base, aligned, body, random, dtype)
-    with _progress() as (say, progress, bar):
-        say("loading the pair twice")
+    with _progress(steps(settings) + 1) as say:
+        say("making and loading the pair")
+        known = _pair(pair, base, aligned, body, random, dtype)
         weights = load(known, dtype, device)
-        progress.update(bar, total=steps(settings) + 1)
         report = measure(weights, _prompts(known), settings, say)
     report["command"] = shlex.join(["baco", *sys.argv[1:]])
     if as_json:
@@ -168,7 +167,8 @@ def _prompts(known: "KnownPair") -> list[str]:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done; the step that is said last is under way."""
     console = err()
     columns = (
         TextColumn("{task.description}"),
@@ -177,9 +177,9 @@ def _progress() -> Iterator[Any]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task("", total=steps)
 
         def say(doing: str) -> None:
             progress.update(bar, description=doing, advance=1)
 
-        yield say, progress, bar
+        yield say
