@@ -5,7 +5,6 @@ verbs (`Store`) are those of `baco.engine.native.NativeStore` too. They know tok
 positions; they know nothing of routers, draws or text.
 """
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -184,9 +183,9 @@ class SlotCache(Cache):
         return self.layers[index]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Have room for so many rows and columns, and for no more of either where that changes: many
-        short rows and then one long one never take the room of many long ones, and what a long row
-        took is not gone through for short ones.
+        """Have room for so many rows and columns, and for no more of either where that changes:
+        many short rows and then one long one never take the room of many long ones, and what a long
+        row took is not gone through for short ones.
         """
         if rows <= self.rows and columns <= self.columns <= 2 * columns + _COLUMN_STEP:
             return
