@@ -17,8 +17,16 @@ export class Answer {
   text = $derived(this.pieces.map((piece) => piece.text).join(""));
 }
 
+const METHODS = {
+  base: { title: "Base alone", sentence: "diverse, careless" },
+  aligned: { title: "Aligned alone", sentence: "well written, all alike" },
+  baco: { title: "BACo", sentence: "both, word by word" },
+} as const;
+
 /** The n answers of one method, their meters, and how it goes. */
 export class Column {
+  readonly title: string;
+  readonly sentence: string;
   answers: Answer[];
   state = $state<State>("writing");
   error = $state<ServerError | null>(null);
@@ -28,11 +36,11 @@ export class Column {
   #whole: Promise<void> | null = null;
 
   constructor(
-    readonly title: string,
-    readonly sentence: string,
+    readonly kind: keyof typeof METHODS,
     readonly router: string,
     n: number,
   ) {
+    ({ title: this.title, sentence: this.sentence } = METHODS[kind]);
     this.answers = Array.from({ length: n }, () => new Answer());
   }
 
@@ -102,12 +110,12 @@ export class Run {
     alone: readonly Column[] = [],
   ) {
     const { n, router, compare } = settings;
-    const baco = new Column("BACo", "both, word by word", router, n);
+    const baco = new Column("baco", router, n);
     this.columns = !compare
       ? [baco]
       : [
-          alone[0] ?? new Column("Base alone", "diverse, careless", "Base", n),
-          alone[1] ?? new Column("Aligned alone", "well written, all alike", "Aligned", n),
+          alone[0] ?? new Column("base", "Base", n),
+          alone[1] ?? new Column("aligned", "Aligned", n),
           baco,
         ];
   }
@@ -116,8 +124,18 @@ export class Run {
     return this.columns.at(-1)!;
   }
 
-  get error(): ServerError | null {
-    return this.columns.find((column) => column.error)?.error ?? null;
+  /** What went wrong, and in which columns where it did not in all. */
+  get trouble(): string | null {
+    const failed = this.columns.filter(({ error }) => error);
+    const message = failed.at(-1)?.error?.message;
+    if (!message) return null;
+    const titles = failed.map(({ title }) => title).join(", ");
+    return failed.length < this.columns.length ? `${titles}: ${message}` : message;
+  }
+
+  /** Does the server ask for an API key? */
+  get refused(): boolean {
+    return this.columns.some(({ error }) => error?.status === 401);
   }
 
   #state(): State {
