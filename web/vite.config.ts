@@ -12,11 +12,18 @@ function fingerprint(root: string): string {
   const digest = createHash("sha256");
   const paths = readdirSync(root, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name).slice(root.length + 1).replaceAll("\\", "/"))
+    .map((entry) =>
+      join(entry.parentPath, entry.name)
+        .slice(root.length + 1)
+        .replaceAll("\\", "/"),
+    )
     .filter((path) => !NO_SOURCES.includes(path.split("/")[0]!))
     .sort();
   for (const path of paths) {
-    digest.update(`${path}\0`).update(readFileSync(join(root, path))).update("\0");
+    digest
+      .update(`${path}\0`)
+      .update(readFileSync(join(root, path)))
+      .update("\0");
   }
   return digest.digest("hex");
 }

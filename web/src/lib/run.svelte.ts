@@ -124,6 +124,13 @@ export class Run {
     return this.columns.at(-1)!;
   }
 
+  /** Is there anything to show, or to come? */
+  get promising(): boolean {
+    return this.columns.some(
+      ({ state, answers }) => state === "writing" || answers.some(({ text }) => text),
+    );
+  }
+
   /** What went wrong, and in which columns where it did not in all. */
   get trouble(): string | null {
     const failed = this.columns.filter(({ error }) => error);
