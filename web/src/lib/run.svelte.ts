@@ -4,7 +4,8 @@ import { measure, ServerError, stream, type Diversity, type Token } from "./api"
 import { toRequest, type Settings } from "./settings";
 import { join, type Piece } from "./words";
 
-const METER_PAUSE = 700; // milliseconds between two readings of the live meters
+const METER_PAUSE = 700; // least milliseconds between two readings of the live meters
+const METER_SHARE = 3; // readings that cost the server much are read less often
 
 export type State = "writing" | "done" | "stopped" | "failed";
 
@@ -15,6 +16,8 @@ export class Answer {
   tokens: Token[] = [];
   baseShare = $state(0);
   text = $derived(this.pieces.map((piece) => piece.text).join(""));
+  /** The text but for how its white space runs: what makes answers distinct. */
+  words = $derived(this.text.split(/\s+/).filter(Boolean).join(" "));
 }
 
 const METHODS = {
@@ -87,6 +90,7 @@ export class Column {
   async #meter(): Promise<void> {
     for (;;) {
       const state = this.state;
+      const began = performance.now();
       const texts = this.answers.map((answer) => answer.text).filter(Boolean);
       try {
         if (texts.length) this.diversity = await measure(texts);
@@ -94,7 +98,8 @@ export class Column {
         // The meters are an extra: the answers' own errors are the ones to tell.
       }
       if (state !== "writing") return;
-      await pause(METER_PAUSE, () => this.state !== "writing");
+      const cost = performance.now() - began;
+      await pause(Math.max(METER_PAUSE, METER_SHARE * cost), () => this.state !== "writing");
     }
   }
 }

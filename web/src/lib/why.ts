@@ -21,7 +21,8 @@ const KEPT: Record<string, string> = {
 export function percent(share: number): string {
   const value = share * 100;
   if (value > 0 && value < 0.1) return "under 0.1%";
-  return value < 10 ? `${Number(value.toFixed(1))}%` : `${Math.round(value)}%`;
+  const digits = value < 10 || value > 99 ? 1 : 0; // near the ends, tenths tell apart
+  return `${Number(value.toFixed(digits))}%`;
 }
 
 /** How a guess reads in a sentence: white space and end of text have no letters of their own. */
