@@ -124,6 +124,10 @@ class Decoder:
         """Has any answer of a request yet to end?"""
         return ticket in self._tickets
 
+    def prompt_tokens(self, ticket: int) -> int:
+        """Tokens of an open request's prompt, as the aligned model reads it."""
+        return len(self._tickets[ticket][0].request.aligned_ids)
+
     @property
     def busy(self) -> bool:
         """Is there anything left to decode?"""
