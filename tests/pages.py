@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+expect.set_options(timeout=20_000)  # milliseconds: machines that run all tests at once are slow
 SETTLED = """() => {
     const results = document.querySelector('[aria-label=Results]');
     return results.getAttribute('aria-busy') === 'false' && results.querySelector('ol li');
