@@ -34,6 +34,8 @@ export class Column {
   state = $state<State>("writing");
   error = $state<ServerError | null>(null);
   diversity = $state.raw<Diversity | null>(null);
+  /** Has it ended, the last reading of its meters included? */
+  settled = $state(false);
   baseShare = $derived.by(() => this.#share());
   readonly #controller = new AbortController();
   #whole: Promise<void> | null = null;
@@ -61,7 +63,10 @@ export class Column {
 
   /** Draw the answers, once; resolves when they are written, stopped or failed. */
   write(settings: Settings): Promise<void> {
-    return (this.#whole ??= Promise.all([this.#write(settings), this.#meter()]).then(() => {}));
+    this.#whole ??= Promise.all([this.#write(settings), this.#meter()]).then(() => {
+      this.settled = true;
+    });
+    return this.#whole;
   }
 
   stop(): void {
@@ -127,6 +132,10 @@ export class Run {
 
   get baco(): Column {
     return this.columns.at(-1)!;
+  }
+
+  get settled(): boolean {
+    return this.columns.every(({ settled }) => settled);
   }
 
   /** Is there anything to show, or to come? */
