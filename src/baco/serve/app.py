@@ -5,15 +5,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from baco import __version__
 from baco.api import Baco
 from baco.serve import errors
 from baco.serve.asking import Asking
+from baco.serve.door import Gate, Ledger
 from baco.serve.driver import Driver
 from baco.serve.endpoints import ERRORS, Endpoints
+from baco.serve.metrics import Metrics
 from baco.serve.playground import Playground, add_page
 from baco.serve.replies import Health
 from baco.serve.settings import Settings
@@ -27,7 +31,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     driver = Driver(baco.decoder, settings.max_open)
-    asking = Asking(baco, settings)
+    asking, metrics = Asking(baco, settings), Metrics(driver)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -41,19 +45,35 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # it would be fetched from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.driver = driver
     errors.install(app)
-    app.include_router(Endpoints(baco, driver, asking, settings).router())
+    app.add_middleware(Gate, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Ledger, metrics=metrics)  # the last one added is the outermost
+    app.include_router(Endpoints(baco, driver, asking, settings, metrics).router())
     app.include_router(Playground(baco, asking, settings).router())
     add_page(app)
 
-    @app.get("/health", response_model=Health, responses=ERRORS)
+    @app.get("/health", response_model=Health, responses=ERRORS | {503: {"model": Health}})
     async def health() -> Any:
         """Does the server take requests? 503 once it is shutting down."""
         if driver.closing:
             return JSONResponse(Health(status="closing").model_dump(), 503)
         return Health(status="ok")
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+    async def scraped() -> Response:
+        """What Prometheus may scrape."""
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

@@ -6,21 +6,24 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from baco.api import Baco
+from baco.completion import Chunk
 from baco.serve import errors
 from baco.serve.answering import Answers, unless_gone
 from baco.serve.asking import Asking, Question
 from baco.serve.choices import Choice
 from baco.serve.driver import Driver
 from baco.serve.errors import ErrorBody
+from baco.serve.metrics import Metrics
 from baco.serve.protocol import Asked, ChatRequest, CompletionRequest
 from baco.serve.replies import (
     ChatReply,
     ModelCard,
     ModelList,
-    Reply,
+    Provenance,
     TextReply,
     Usage,
 )
@@ -35,9 +38,11 @@ _STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}
 class Endpoints:
     """The endpoints of one pair."""
 
-    def __init__(self, baco: Baco, driver: Driver, asking: Asking, settings: Settings) -> None:
+    def __init__(
+        self, baco: Baco, driver: Driver, asking: Asking, settings: Settings, metrics: Metrics
+    ) -> None:
         self._pair, self._driver, self._asking = baco.pair, driver, asking
-        self._settings, self._since = settings, int(time.time())
+        self._settings, self._metrics, self._since = settings, metrics, int(time.time())
 
     def router(self) -> APIRouter:
         """The endpoints' routes."""
@@ -87,20 +92,83 @@ class Endpoints:
     async def _answer(
         self, request: Request, body: Asked, question: Question, shape: Shape
     ) -> Response:
+        entry = request.state.entry
+        self._note(entry, body, question)
         answers = Answers(self._driver, question, self._settings.timeout)
         count = len(question.prompts) * question.params.n
         choices = [Choice(self._pair, question.explain) for _ in range(count)]
+        telling = Telling(answers, choices, self._metrics, entry)
         try:
-            await unless_gone(request, answers.accepted())
+            await unless_gone(request, telling.accepted())
             if not body.stream:
-                await unless_gone(request, _collect(answers, choices))
-                reply = shape.reply(choices, _usage(answers, choices))
+                await unless_gone(request, telling.whole())
+                reply = shape.reply(choices, telling.usage())
                 return Response(reply.model_dump_json(), media_type="application/json")
         except BaseException:
             answers.cancel()
             raise
         counted = body.stream_options is not None and bool(body.stream_options.include_usage)
-        return EventStream(answers, _events(answers, choices, shape, counted))
+        return EventStream(answers, _events(telling, shape, counted))
+
+    def _note(self, entry: dict[str, Any], body: Asked, question: Question) -> None:
+        """Tell the access log what is asked."""
+        entry |= {
+            "router": question.router.spelling,
+            "n": question.params.n * len(question.prompts),
+            "seed": question.params.seed,
+            "stream": bool(body.stream),
+        }
+        if self._settings.log_prompts:
+            entry["prompts"] = question.prompts
+
+
+class Telling:
+    """A request's answers while they are told, counted for the metrics and the access log."""
+
+    def __init__(
+        self, answers: Answers, choices: list[Choice], metrics: Metrics, entry: dict[str, Any]
+    ) -> None:
+        self.choices = choices
+        self._answers, self._metrics, self._entry = answers, metrics, entry
+        self._tokens = self._base = 0
+
+    async def accepted(self) -> None:
+        """Wait until the decoder has taken all prompts."""
+        await self._answers.accepted()
+        self._metrics.prompt_tokens.inc(self._answers.prompt_tokens)
+        self._entry["prompt_tokens"] = self._answers.prompt_tokens
+
+    async def chunks(self) -> AsyncIterator[tuple[int, Chunk, Provenance]]:
+        """Every chunk, with its choice's index and how the choice stands with it."""
+        self._entry["outcome"] = "gone"  # unless it comes to another end
+        try:
+            async for index, chunk in self._answers.chunks():
+                self._count(chunk)
+                yield index, chunk, self.choices[index].take(chunk)
+            self._entry["outcome"] = "told"
+        except Exception:
+            self._entry["outcome"] = "failed"
+            raise
+
+    def _count(self, chunk: Chunk) -> None:
+        if not self._tokens and chunk.tokens:
+            self._metrics.first_token.observe(time.perf_counter() - self._answers.started)
+        self._metrics.heard(chunk)
+        self._tokens += len(chunk.tokens)
+        self._base += sum(token.source == "base" for token in chunk.tokens)
+        self._entry["tokens"] = self._tokens
+        self._entry["base_share"] = round(self._base / max(self._tokens, 1), 4)
+
+    async def whole(self) -> None:
+        """Wait until all answers have ended."""
+        async for _ in self.chunks():
+            pass
+
+    def usage(self) -> Usage:
+        """What was counted, once all answers have ended."""
+        kept = [choice.completion for choice in self.choices if choice.completion is not None]
+        said, prompt = sum(len(one.token_ids) for one in kept), self._answers.prompt_tokens
+        return Usage(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)
 
 
 class EventStream(StreamingResponse):
@@ -118,36 +186,22 @@ class EventStream(StreamingResponse):
             self._answers.cancel()
 
 
-async def _collect(answers: Answers, choices: list[Choice]) -> None:
-    async for index, chunk in answers.chunks():
-        choices[index].take(chunk)
-
-
-async def _events(
-    answers: Answers, choices: list[Choice], shape: Shape, counted: bool
-) -> AsyncIterator[str]:
-    for index in range(len(choices)):
+async def _events(telling: Telling, shape: Shape, counted: bool) -> AsyncIterator[str]:
+    for index in range(len(telling.choices)):
         opening = shape.opening(index)
         if opening is not None:
             yield _event(opening)
     try:
-        async for index, chunk in answers.chunks():
-            choice = choices[index]
-            yield _event(shape.chunk(index, choice, chunk, choice.take(chunk)))
+        async for index, chunk, told in telling.chunks():
+            yield _event(shape.chunk(index, telling.choices[index], chunk, told))
     except Exception as error:
         _, problem = errors.problem_of(error)
-        yield f"data: {ErrorBody(error=problem).model_dump_json()}\n\n"
+        yield _event(ErrorBody(error=problem))
         return
     if counted:
-        yield _event(shape.counted(_usage(answers, choices)))
+        yield _event(shape.counted(telling.usage()))
     yield "data: [DONE]\n\n"
 
 
-def _event(reply: Reply) -> str:
-    return f"data: {reply.model_dump_json()}\n\n"
-
-
-def _usage(answers: Answers, choices: list[Choice]) -> Usage:
-    said = sum(len(choice.completion.token_ids) for choice in choices if choice.completion)
-    prompt = answers.prompt_tokens
-    return Usage(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)
+def _event(told: BaseModel) -> str:
+    return f"data: {told.model_dump_json()}\n\n"

@@ -109,8 +109,9 @@ async def _on_http(request: Request, error: Exception) -> Response:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     """One line on the first thing that is wrong; what is not supported is said to be so."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
+    # Of a value that may be of several types, the one that it came furthest as tells most.
+    first = max(error.errors(), key=lambda found: len(found["loc"]))
+    place = [str(part) for part in first["loc"][1:] if _is_place(part)]
     name = ".".join(place)
     if first["type"] == "json_invalid":
         return response(400, problem(400, f"the body is no JSON: {first['ctx']['error']}"))
@@ -125,6 +126,11 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     else:
         message = f"{name} is {_shown(first.get('input'))}: {first['msg'].lower()}"
     return response(400, problem(400, message, param=name or None))
+
+
+def _is_place(part: int | str) -> bool:
+    """Is a part of an error's place one of the body's, or the name of a type that was tried?"""
+    return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
 def _shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """``/`` and ``/baco``: the page, and what it asks beside OpenAI's endpoints."""
 
+import asyncio
 from importlib import resources
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class Playground:
             limits=Limits(n=settings.max_n, max_tokens=settings.max_tokens),
         )
         self._calibration = Calibration.load(baco.pair) or Calibration()
+        self._measuring = asyncio.Semaphore(1)
 
     def router(self) -> APIRouter:
         """The routes under ``/baco``."""
@@ -70,7 +72,8 @@ class Playground:
 
     async def diversity(self, body: DiversityRequest) -> Diversity:
         """Measure how unlike answers to one prompt are."""
-        return await run_in_threadpool(measure, body.texts)
+        async with self._measuring:  # one model embeds, beside two that decode
+            return await run_in_threadpool(measure, body.texts)
 
     def _entry(self, name: str, example: str, sentence: str) -> RouterEntry:
         takes = needs_threshold(name)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from baco.errors import BacoError
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -26,3 +28,7 @@ class Settings:
     max_body: int = 2**20
     timeout: float = 600.0
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(self.api_keys):
+            raise BacoError("an API key is empty: give one of some length, or none")
