@@ -21,10 +21,6 @@ QUIET = (
 )  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 expect.set_options(timeout=20_000)  # milliseconds: machines that run all tests at once are slow
-SETTLED = """() => {
-    const results = document.querySelector('[aria-label=Results]');
-    return results.getAttribute('aria-busy') === 'false' && results.querySelector('ol li');
-}"""
 
 
 @contextmanager
@@ -72,7 +68,9 @@ class Visit:
 
     def settle(self) -> None:
         """Wait until the answers that are asked for are written."""
-        self.page.wait_for_function(SETTLED)
+        results = self.page.get_by_role("region", name="Results")
+        expect(results.locator(".columns")).to_be_visible()
+        expect(results).to_have_attribute("aria-busy", "false")
 
     def column(self, kind: str) -> list[str]:
         """The answers of the column of "base", "aligned" or "baco"."""

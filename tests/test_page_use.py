@@ -121,7 +121,7 @@ def test_a_phone_shows_one_column_and_scrolls_one_way(browser: Browser, server: 
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         expect(page.locator(".of-baco")).to_be_visible()
         expect(page.locator(".of-aligned")).to_be_hidden()
-        page.wait_for_function("scrollY > 200")  # to the answers
+        expect(page.get_by_role("heading", name="History")).to_be_in_viewport()
         expect(page.get_by_role("slider", name="Diversity")).to_be_in_viewport()
         page.get_by_text("Aligned alone", exact=True).first.tap()
         expect(page.locator(".of-aligned")).to_be_visible()

@@ -42,11 +42,26 @@ function sources(): Plugin {
   };
 }
 
+/** Nothing but this server: no prompt, answer or mistake can make the page ask anybody else. */
+function policy(): Plugin {
+  return {
+    name: "policy",
+    apply: "build", // while developing, Vite puts scripts and styles into the page
+    transformIndexHtml: () => [
+      {
+        tag: "meta",
+        attrs: { "http-equiv": "Content-Security-Policy", content: "default-src 'self'" },
+        injectTo: "head-prepend",
+      },
+    ],
+  };
+}
+
 const server = process.env.BACO_SERVER ?? "http://127.0.0.1:8000";
 
 export default defineConfig({
   base: "/page/",
-  plugins: [svelte(), sources()],
+  plugins: [svelte(), sources(), policy()],
   build: {
     outDir: "../src/baco/serve/page",
     emptyOutDir: true,
