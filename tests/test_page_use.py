@@ -48,8 +48,8 @@ def test_the_keyboard_alone_writes_dials_and_reads(browser: Browser, server: str
         while keys.press("Tab") or page.evaluate("document.activeElement !== document.body"):
             stops.append(focused(page).get_attribute("id") or focused(page).inner_text())
             assert page.evaluate("document.activeElement.matches(':focus-visible')")
-            width = focused(page).evaluate("element => getComputedStyle(element).outlineWidth")
-            assert width != "0px", stops[-1]
+            line = focused(page).evaluate("element => getComputedStyle(element).outlineStyle")
+            assert line != "none", stops[-1]
         order = [stops.index(name) for name in ("prompt", "Write 6 answers", "New seed", "dial")]
         assert order == sorted(order)
 
