@@ -10,7 +10,7 @@ from baco.serve.app import create_app
 from tests.pages import chromium, serving, visit
 
 FOLDER = Path(__file__).parent
-DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
+DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 1000}}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 780},
     "device_scale_factor": 2,

@@ -2,13 +2,7 @@
 
 import type { RouterEntry } from "./api";
 import { familyOf, thresholdOf } from "./dial";
-import { percent } from "./why";
-
-/** What the content rules keep for the aligned model. */
-const KEPT: Record<string, string> = {
-  Punc: "punctuation, line breaks and the end of text",
-  FC: "function words (the, of, and, …)",
-};
+import { KEPT, percent } from "./why";
 
 function opening(rule: string, gamma: number): string | null {
   switch (rule) {
@@ -36,7 +30,7 @@ export function sentenceOf(router: string, entry: RouterEntry | undefined): stri
   const gamma = thresholdOf(router);
   if (rules[0] === "Base") return "Only the base model speaks.";
   if (rules[0] === "Aligned") return "Only the aligned model speaks.";
-  const locks = rules.filter((rule) => rule in KEPT).map((rule) => KEPT[rule]);
+  const locks = rules.flatMap((rule) => KEPT[rule]?.all ?? []);
   const logit = rules.filter((rule) => !(rule in KEPT));
   const open = logit.length === 1 && gamma !== null ? opening(logit[0]!, gamma) : null;
   const kept = locks.join(" and ");
