@@ -6,8 +6,8 @@ from typing import Any
 from playwright.sync_api import Page
 
 from baco import Baco
-from baco.serve.app import create_app
-from tests.pages import chromium, serving, visit
+from tests.pages import chromium, visit
+from tests.serving import served
 
 FOLDER = Path(__file__).parent
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 1000}}
@@ -37,10 +37,10 @@ def phone(page: Page) -> None:
 def main() -> None:
     """One picture for each way to look at a second run, the dial turned further."""
     looks: dict[Any, dict[str, Any]] = {light: DESK, dark: DESK, phone: PHONE}
-    with chromium() as browser, serving(create_app(Baco.load("demo"))) as address:
+    with chromium() as browser, served(Baco.load("demo")) as server:
         for look, screen in looks.items():
             theme = "dark" if look is dark else "light"
-            with visit(browser, address + "/", color_scheme=theme, **screen) as seen:
+            with visit(browser, server.url + "/", color_scheme=theme, **screen) as seen:
                 page = seen.page
                 page.get_by_role("button", name="Write 6 answers").click()
                 seen.settle()

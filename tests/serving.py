@@ -82,14 +82,14 @@ def wait_for(condition: Any) -> None:
 
 
 @contextmanager
-def served(baco: Baco, **settings: Any) -> Iterator[Served]:
-    """Serve a pair on a free port."""
+def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
+    """Serve a pair, on a free port unless told."""
     app = create_app(baco, Settings(**settings))
     records = _Records()
     access = logging.getLogger("baco.access")
     access.setLevel(logging.INFO)
     access.addHandler(records)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_for(lambda: server.started)

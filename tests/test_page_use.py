@@ -1,7 +1,6 @@
 """The page for everyone: keyboard, screen reader, phone, themes, and errors in words."""
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -11,25 +10,12 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.serve.app import create_app
-from baco.serve.settings import Settings
-from tests.pages import chromium, serving, visit
+from tests.pages import visit
+from tests.serving import served
 
 PROMPT = "Give me a dinner idea"
 EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def server(demo: Baco) -> Iterator[str]:
-    with serving(create_app(demo)) as address:
-        yield address
 
 
 def link(server: str, **settings: object) -> str:
@@ -187,14 +173,14 @@ def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: 
 
 def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: Baco) -> None:
     with ExitStack() as first:
-        address = first.enter_context(serving(create_app(demo)))
+        address = first.enter_context(served(demo)).url
         with visit(browser, address + "/", faults=("ERR_CONNECTION_REFUSED",)) as seen:
             page = seen.page
             expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
             first.close()
             page.get_by_role("button", name="Write 6 answers").click()
             expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
-            with serving(create_app(demo), urlsplit(address).port or 0):
+            with served(demo, urlsplit(address).port or 0):
                 page.get_by_role("button", name="Try again").click()
                 seen.settle()
                 expect(page.get_by_role("alert")).to_have_count(0)
@@ -202,14 +188,16 @@ def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: B
 
 
 def test_a_full_queue_is_told_with_when_to_try_again(browser: Browser, demo: Baco) -> None:
-    full = create_app(demo, Settings(max_open=0))
-    with serving(full) as address, visit(browser, link(address), faults=("429",)) as seen:
+    with served(demo, max_open=0) as full, visit(browser, link(full.url), faults=("429",)) as seen:
         expect(seen.page.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
-    locked = create_app(demo, Settings(api_keys=("open sesame",)))
-    with serving(locked) as address, visit(browser, link(address), faults=("401",)) as seen:
+    keys = ("open sesame",)
+    with (
+        served(demo, api_keys=keys) as locked,
+        visit(browser, link(locked.url), faults=("401",)) as seen,
+    ):
         page = seen.page
         field = page.get_by_label("API key")
         field.fill("guess")
