@@ -231,3 +231,12 @@ def test_what_prompts_say_is_shown_and_never_run(browser: Browser, server: str) 
         seen.settle()
         assert seen.page.evaluate("window.evil") is None
         expect(seen.page.get_by_role("heading", level=2, name=EVIL)).to_be_visible()
+
+
+def test_the_page_can_ask_no_other_host(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/", faults=("Content Security Policy",)) as seen:
+        refused = seen.page.evaluate("""() => new Promise((tell) => {
+            addEventListener('securitypolicyviolation', (event) => tell(event.blockedURI));
+            fetch('http://127.0.0.1:9/').catch(() => {});
+        })""")
+        assert refused == "http://127.0.0.1:9/"
