@@ -58,6 +58,12 @@ class Served:
         found = [line for line in page.splitlines() if line.startswith(f"{name} ")]
         return float(found[0].split()[-1]) if found else 0.0
 
+    @property
+    def rounds(self) -> int:
+        """Steps that its decoder has decoded anything in."""
+        assert self.driver._decoder is not None
+        return self.driver._decoder.engine.stats.rounds
+
     def settles(self) -> None:
         """Wait until nothing is open or in the batch."""
         wait_for(lambda: not self.driver.open and not self.driver.load.running)

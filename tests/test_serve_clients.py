@@ -11,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from baco import Baco
@@ -22,7 +23,7 @@ from tests.serving import PROMPT, ROUTER, Served, served
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "serve.md"]
 ADDRESS = "http://127.0.0.1:8000"
-MESSAGES = [{"role": "user", "content": PROMPT}]
+MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_openais_client_gets_answers_with_their_provenance(
 ) -> None:
     reply = client.chat.completions.create(
         model="baco",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         n=3,
         seed=2,
         extra_body={"router": ROUTER},
@@ -61,9 +62,10 @@ def test_openais_client_gets_answers_with_their_provenance(
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
-    first = client.chat.completions.create(model="baco", messages=MESSAGES, seed=2)  # type: ignore[arg-type]
-    turns = [*MESSAGES, first.choices[0].message, {"role": "user", "content": "Why?"}]
-    again = client.chat.completions.create(model="baco", messages=turns, max_tokens=4)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"model": "baco", "messages": MESSAGES}
+    first = client.chat.completions.create(**asked).choices[0].message
+    asked["messages"] = [*MESSAGES, first, {"role": "user", "content": "Why?"}]
+    again = client.chat.completions.create(**asked)
     assert again.choices[0].message.role == "assistant"
 
 
@@ -71,7 +73,7 @@ def test_openais_client_streams(client: openai.OpenAI, demo: Baco) -> None:
     parts = ["", "", ""]
     stream = client.chat.completions.create(
         model=f"baco/{ROUTER}",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         n=3,
         seed=2,
         stream=True,
@@ -93,7 +95,7 @@ def test_openais_asynchronous_client_asks_many_at_once(server: Served, demo: Bac
             async def ask() -> str | None:
                 reply = await client.chat.completions.create(
                     model=f"baco/{ROUTER}",
-                    messages=MESSAGES,  # type: ignore[arg-type]
+                    messages=MESSAGES,
                     seed=2,
                 )
                 return reply.choices[0].message.content
@@ -101,7 +103,7 @@ def test_openais_asynchronous_client_asks_many_at_once(server: Served, demo: Bac
             async def listen() -> str:
                 stream = await client.chat.completions.create(
                     model=f"baco/{ROUTER}",
-                    messages=MESSAGES,  # type: ignore[arg-type]
+                    messages=MESSAGES,
                     seed=2,
                     stream=True,
                 )
@@ -113,9 +115,9 @@ def test_openais_asynchronous_client_asks_many_at_once(server: Served, demo: Bac
 
 
 def test_openais_older_endpoint_answers_too(client: openai.OpenAI) -> None:
-    asked = {"model": "baco/aligned", "prompt": "I would go to", "max_tokens": 8, "seed": 1}
-    whole = client.completions.create(**asked).choices[0]  # type: ignore[call-overload]
-    parts = client.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+    asked: dict[str, Any] = {"model": "baco/aligned", "prompt": "I would go to", "seed": 1}
+    whole = client.completions.create(**asked).choices[0]
+    parts = client.completions.create(**asked, stream=True)
     assert "".join(part.choices[0].text for part in parts) == whole.text != ""
 
 
@@ -123,7 +125,7 @@ def test_openais_client_raises_what_it_has_for_an_error(client: openai.OpenAI) -
     with pytest.raises(openai.BadRequestError, match="unknown router"):
         client.chat.completions.create(
             model="baco",
-            messages=MESSAGES,  # type: ignore[arg-type]
+            messages=MESSAGES,
             extra_body={"router": "Pun"},
         )
     with pytest.raises(openai.NotFoundError) as missing:
@@ -186,20 +188,41 @@ def test_client_examples_of_the_documentation_run(
     assert capsys.readouterr().out
 
 
+OPERATIONS = [
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "GET /baco/info",
+    "GET /baco/routers",
+    "POST /baco/diversity",
+    "GET /health",
+    "GET /metrics",
+]
+
+
 @pytest.fixture(scope="module")
 def described(demo: Baco) -> Iterator[Any]:
     with served(demo, max_n=2, max_tokens=2) as server:
         yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
-document = schemathesis.pytest.from_fixture("described")
-
-
-@document.parametrize()
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
-def test_the_api_keeps_to_its_own_document(case: schemathesis.Case) -> None:
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_the_api_keeps_to_its_own_document(described: Any, label: str) -> None:
     """Requests that fit it or do not are answered as it says, and what does not fit is refused.
 
     What fits may be refused, too: no schema can say which routers and models there are.
     """
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+    operations = {found.ok().label: found.ok() for found in described.get_all_operations()}
+    assert list(operations) == OPERATIONS
+    modes = [GenerationMode.POSITIVE]
+    if label.startswith("POST"):
+        modes.append(GenerationMode.NEGATIVE)
+    for mode in modes:
+
+        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+        @given(operations[label].as_strategy(generation_mode=mode))
+        def holds(case: schemathesis.Case) -> None:
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+        holds()

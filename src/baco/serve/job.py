@@ -21,36 +21,34 @@ class ReplayError(RuntimeError):
 
 @dataclass(slots=True)
 class _Told:
-    """What the caller has of one sample, and how much of it a replay has come by so far."""
+    """What the caller has of one sample, and how much of that a replay has come by so far.
+
+    Text comes in the same pieces whenever the tokens are the same.
+    """
 
     tokens: list[int] = field(default_factory=list)
-    characters: int = 0
+    pieces: int = 0
     ended: bool = False
     tokens_again: int = 0
-    characters_again: int = 0
+    pieces_again: int = 0
 
     def rewind(self) -> None:
-        self.tokens_again = self.characters_again = 0
+        self.tokens_again = self.pieces_again = 0
 
     def new_tokens(self, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-        at = self.tokens_again
-        known = self.tokens[at : at + len(tokens)]
-        if [token.id for token in tokens[: len(known)]] != known:
+        ids = [token.id for token in tokens]
+        known = self.tokens[self.tokens_again : self.tokens_again + len(ids)]
+        if ids[: len(known)] != known:
             raise ReplayError("the answer could not be taken up again where it broke off")
-        new = tokens[len(known) :]
-        self.tokens += [token.id for token in new]
-        self.tokens_again += len(tokens)
-        return new
+        self.tokens += ids[len(known) :]
+        self.tokens_again += len(ids)
+        return tokens[len(known) :]
 
     def new_pieces(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-        new = []
-        for piece in pieces:
-            known = min(self.characters - self.characters_again, len(piece.text))
-            self.characters_again += len(piece.text)
-            self.characters += len(piece.text) - known
-            if known < len(piece.text):
-                new.append(Piece(piece.text[known:], piece.source))
-        return tuple(new)
+        known = self.pieces - self.pieces_again
+        self.pieces_again += len(pieces)
+        self.pieces = max(self.pieces, self.pieces_again)
+        return pieces[known:]
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +80,8 @@ class Job:
         """
         told = self._told.setdefault(chunk.sample, _Told())
         tokens, pieces = told.new_tokens(chunk.tokens), told.new_pieces(chunk.pieces)
-        ended_before, told.ended = told.ended, chunk.finish_reason is not None
-        told.ended |= ended_before
-        if not ended_before and (tokens or pieces or told.ended):
+        if told.ended:
+            return
+        told.ended = chunk.finish_reason is not None
+        if tokens or pieces or told.ended:
             self.deliver(replace(chunk, tokens=tokens, pieces=pieces))

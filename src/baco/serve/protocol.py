@@ -6,7 +6,7 @@ as is any field that no API knows; fields that change no answer are taken and ha
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from baco.routing.select import Switch
 from baco.sampling import MAX_SEED
@@ -39,6 +39,15 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+_Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
 
 
 class Strict(BaseModel):
@@ -137,9 +146,9 @@ class CompletionRequest(Asked):
 
     prompt: _NonEmpty | Annotated[list[_NonEmpty], Field(min_length=1, max_length=MOST_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: _Off | None = None
     suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 class DiversityRequest(Strict):

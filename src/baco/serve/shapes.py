@@ -2,8 +2,7 @@
 
 import time
 import uuid
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from baco.completion import Chunk
 from baco.serve.choices import Choice, tokens_of
@@ -38,66 +37,42 @@ class Shape(Protocol):
         """All choices at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+def _head(prefix: str, model: str) -> dict[str, Any]:
     """What all replies to a request begin with."""
-
-    id: str
-    created: int
-    model: str
-
-    @classmethod
-    def new(cls, prefix: str, model: str) -> "Head":
-        """The head of a new reply."""
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model)
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 class ChatShape:
     """``/v1/chat/completions``."""
 
     def __init__(self, model: str, logprobs: bool) -> None:
-        self._head, self._logprobs = Head.new("chatcmpl", model), logprobs
+        self._head, self._logprobs = _head("chatcmpl", model), logprobs
 
     def opening(self, index: int) -> Reply:
+        delta = Delta(role="assistant", content="")
         return self._chunk(
-            [
-                ChatChunkChoice(
-                    index=index,
-                    delta=Delta(role="assistant", content=""),
-                    logprobs=None,
-                    finish_reason=None,
-                )
-            ]
+            [ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)]
         )
 
     def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
-        return self._chunk(
-            [
-                ChatChunkChoice(
-                    index=index,
-                    delta=Delta(content=chunk.text) if chunk.text else Delta(),
-                    logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
-                    finish_reason=chunk.finish_reason,
-                    baco=told,
-                )
-            ]
+        part = ChatChunkChoice(
+            index=index,
+            delta=Delta(content=chunk.text) if chunk.text else Delta(),
+            logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
+            finish_reason=chunk.finish_reason,
+            baco=told,
         )
+        return self._chunk([part])
 
     def counted(self, usage: Usage) -> Reply:
         return self._chunk([], usage)
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> Reply:
-        head = self._head
-        return ChatChunk(
-            id=head.id, created=head.created, model=head.model, choices=choices, usage=usage
-        )
+        return ChatChunk(**self._head, choices=choices, usage=usage)
 
     def reply(self, choices: list[Choice], usage: Usage) -> Reply:
-        head = self._head
         told = [self._whole(index, choice) for index, choice in enumerate(choices)]
-        return ChatReply(
-            id=head.id, created=head.created, model=head.model, choices=told, usage=usage
-        )
+        return ChatReply(**self._head, choices=told, usage=usage)
 
     def _whole(self, index: int, choice: Choice) -> ChatChoice:
         assert choice.completion is not None
@@ -115,34 +90,30 @@ class TextShape:
     """``/v1/completions``."""
 
     def __init__(self, model: str, logprobs: bool) -> None:
-        self._head, self._logprobs = Head.new("cmpl", model), logprobs
+        self._head, self._logprobs = _head("cmpl", model), logprobs
 
     def opening(self, _: int) -> None:
         return None
 
     def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
-        told_choice = TextChoice(
+        part = TextChoice(
             index=index,
             text=chunk.text,
             logprobs=choice.text_logprobs(chunk.tokens) if self._logprobs else None,
             finish_reason=chunk.finish_reason,
             baco=told,
         )
-        return self._reply([told_choice], None)
+        return self._reply([part], None)
 
     def counted(self, usage: Usage) -> Reply:
         return self._reply([], usage)
 
     def reply(self, choices: list[Choice], usage: Usage) -> Reply:
-        return self._reply(
-            [self._whole(index, choice) for index, choice in enumerate(choices)], usage
-        )
+        told = [self._whole(index, choice) for index, choice in enumerate(choices)]
+        return self._reply(told, usage)
 
     def _reply(self, choices: list[TextChoice], usage: Usage | None) -> Reply:
-        head = self._head
-        return TextReply(
-            id=head.id, created=head.created, model=head.model, choices=choices, usage=usage
-        )
+        return TextReply(**self._head, choices=choices, usage=usage)
 
     def _whole(self, index: int, choice: Choice) -> TextChoice:
         assert choice.completion is not None
