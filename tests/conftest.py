@@ -12,7 +12,7 @@ os.environ.update(
     NO_COLOR="1",
 )
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from hypothesis import settings
 from tests.pairs import PairFolder, save_pair
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from baco import Baco
 
 # Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
@@ -45,6 +47,24 @@ def demo() -> "Baco":
     from baco import Baco
 
     return Baco.load("demo")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Headless Chromium."""
+    from tests.pages import chromium
+
+    with chromium() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def server(demo: "Baco") -> Iterator[str]:
+    """The address of a server of the embedded pair."""
+    from tests.serving import served
+
+    with served(demo) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="session")

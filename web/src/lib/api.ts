@@ -91,11 +91,19 @@ async function ask(path: string, body?: unknown, signal?: AbortSignal): Promise<
 }
 
 async function inWords(response: Response): Promise<ServerError> {
-  const told = (await response.json().catch(() => null)) as { error?: { message?: string } } | null;
-  const message = told?.error?.message ?? `The server answered ${response.status}.`;
+  const told = (await response.json().catch(() => null)) as {
+    error?: { message?: string };
+  } | null;
+  const message = sentence(told?.error?.message ?? `The server answered ${response.status}.`);
   const wait = response.headers.get("Retry-After");
   const mend = response.status === 429 && wait ? ` Try again in ${wait} s.` : "";
   return new ServerError(message + mend, response.status);
+}
+
+/** Messages are told for people and for programs: no capital, no full stop. */
+function sentence(message: string): string {
+  const whole = message.charAt(0).toUpperCase() + message.slice(1);
+  return /[.!?)]$/.test(whole) ? whole : `${whole}.`;
 }
 
 export async function getInfo(): Promise<Info> {
@@ -135,7 +143,7 @@ export async function* stream(request: object, signal: AbortSignal): AsyncGenera
     if (done) throw new ServerError("The server broke off before the answers were whole.");
     if (value.data === "[DONE]") return;
     const chunk = JSON.parse(value.data) as { choices?: Choice[]; error?: { message: string } };
-    if (chunk.error) throw new ServerError(chunk.error.message);
+    if (chunk.error) throw new ServerError(sentence(chunk.error.message));
     for (const choice of chunk.choices ?? []) {
       yield {
         index: choice.index,

@@ -4,7 +4,8 @@ import { measure, ServerError, stream, type Diversity, type Token } from "./api"
 import { toRequest, type Settings } from "./settings";
 import { join, type Piece } from "./words";
 
-const METER_PAUSE = 700; // milliseconds between two readings of the live meters
+const METER_PAUSE = 700; // least milliseconds between two readings of the live meters
+const METER_SHARE = 3; // readings that cost the server much are read less often
 
 export type State = "writing" | "done" | "stopped" | "failed";
 
@@ -15,24 +16,36 @@ export class Answer {
   tokens: Token[] = [];
   baseShare = $state(0);
   text = $derived(this.pieces.map((piece) => piece.text).join(""));
+  /** The text but for how its white space runs: what makes answers distinct. */
+  words = $derived(this.text.split(/\s+/).filter(Boolean).join(" "));
 }
+
+const METHODS = {
+  base: { title: "Base alone", sentence: "diverse, careless" },
+  aligned: { title: "Aligned alone", sentence: "well written, all alike" },
+  baco: { title: "BACo", sentence: "both, word by word" },
+} as const;
 
 /** The n answers of one method, their meters, and how it goes. */
 export class Column {
+  readonly title: string;
+  readonly sentence: string;
   answers: Answer[];
   state = $state<State>("writing");
   error = $state<ServerError | null>(null);
   diversity = $state.raw<Diversity | null>(null);
+  /** Has it ended, the last reading of its meters included? */
+  settled = $state(false);
   baseShare = $derived.by(() => this.#share());
   readonly #controller = new AbortController();
   #whole: Promise<void> | null = null;
 
   constructor(
-    readonly title: string,
-    readonly sentence: string,
+    readonly kind: keyof typeof METHODS,
     readonly router: string,
     n: number,
   ) {
+    ({ title: this.title, sentence: this.sentence } = METHODS[kind]);
     this.answers = Array.from({ length: n }, () => new Answer());
   }
 
@@ -50,7 +63,10 @@ export class Column {
 
   /** Draw the answers, once; resolves when they are written, stopped or failed. */
   write(settings: Settings): Promise<void> {
-    return (this.#whole ??= Promise.all([this.#write(settings), this.#meter()]).then(() => {}));
+    this.#whole ??= Promise.all([this.#write(settings), this.#meter()]).then(() => {
+      this.settled = true;
+    });
+    return this.#whole;
   }
 
   stop(): void {
@@ -79,6 +95,7 @@ export class Column {
   async #meter(): Promise<void> {
     for (;;) {
       const state = this.state;
+      const began = performance.now();
       const texts = this.answers.map((answer) => answer.text).filter(Boolean);
       try {
         if (texts.length) this.diversity = await measure(texts);
@@ -86,7 +103,8 @@ export class Column {
         // The meters are an extra: the answers' own errors are the ones to tell.
       }
       if (state !== "writing") return;
-      await pause(METER_PAUSE, () => this.state !== "writing");
+      const cost = performance.now() - began;
+      await pause(Math.max(METER_PAUSE, METER_SHARE * cost), () => this.state !== "writing");
     }
   }
 }
@@ -102,12 +120,12 @@ export class Run {
     alone: readonly Column[] = [],
   ) {
     const { n, router, compare } = settings;
-    const baco = new Column("BACo", "both, word by word", router, n);
+    const baco = new Column("baco", router, n);
     this.columns = !compare
       ? [baco]
       : [
-          alone[0] ?? new Column("Base alone", "diverse, careless", "Base", n),
-          alone[1] ?? new Column("Aligned alone", "well written, all alike", "Aligned", n),
+          alone[0] ?? new Column("base", "Base", n),
+          alone[1] ?? new Column("aligned", "Aligned", n),
           baco,
         ];
   }
@@ -116,8 +134,29 @@ export class Run {
     return this.columns.at(-1)!;
   }
 
-  get error(): ServerError | null {
-    return this.columns.find((column) => column.error)?.error ?? null;
+  get settled(): boolean {
+    return this.columns.every(({ settled }) => settled);
+  }
+
+  /** Is there anything to show, or to come? */
+  get promising(): boolean {
+    return this.columns.some(
+      ({ state, answers }) => state === "writing" || answers.some(({ text }) => text),
+    );
+  }
+
+  /** What went wrong, and in which columns where it did not in all. */
+  get trouble(): string | null {
+    const failed = this.columns.filter(({ error }) => error);
+    const message = failed.at(-1)?.error?.message;
+    if (!message) return null;
+    const titles = failed.map(({ title }) => title).join(", ");
+    return failed.length < this.columns.length ? `${titles}: ${message}` : message;
+  }
+
+  /** Does the server ask for an API key? */
+  get refused(): boolean {
+    return this.columns.some(({ error }) => error?.status === 401);
   }
 
   #state(): State {

@@ -13,7 +13,7 @@ export function summary(run: Run): string {
     case "failed":
       return "";
     case "done":
-      return `Done. ${run.columns.map(ofColumn).join(" ")}`;
+      return run.settled ? `Done. ${run.columns.map(ofColumn).join(" ")}` : "";
   }
 }
 

@@ -11,17 +11,21 @@ export interface Why {
   signals: string;
 }
 
-/** What the content rules keep for the aligned model. */
-const KEPT: Record<string, string> = {
-  Punc: "punctuation, format or end of text",
-  FC: "a function word",
-  Role: "of a role that Role keeps for aligned",
+/** What the content rules keep for the aligned model: of one word, and of all. */
+export const KEPT: Record<string, { one: string; all: string }> = {
+  Punc: {
+    one: "punctuation, format or end of text",
+    all: "punctuation, line breaks and the end of text",
+  },
+  FC: { one: "a function word", all: "function words (the, of, and, …)" },
+  Role: { one: "of a role that Role keeps for aligned", all: "the roles that the table gives it" },
 };
 
 export function percent(share: number): string {
   const value = share * 100;
   if (value > 0 && value < 0.1) return "under 0.1%";
-  return value < 10 ? `${Number(value.toFixed(1))}%` : `${Math.round(value)}%`;
+  const digits = value < 10 || value > 99 ? 1 : 0; // near the ends, tenths tell apart
+  return `${Number(value.toFixed(digits))}%`;
 }
 
 /** How a guess reads in a sentence: white space and end of text have no letters of their own. */
@@ -110,7 +114,7 @@ function opens(token: Token, rules: string[], gamma: number | null): boolean {
 }
 
 function locked(locks: string[], predicted: string): string {
-  const kinds = locks.map((lock) => KEPT[lock]).join(" or ");
+  const kinds = locks.map((lock) => KEPT[lock]!.one).join(" or ");
   const verb = locks.length > 1 ? "lock" : "locks";
   return `${locks.join(" and ")} ${verb} this word to aligned: ${predicted} is ${kinds}.`;
 }

@@ -1,0 +1,127 @@
+"""The two shapes of OpenAI's API that answers are told in: chat completions and completions."""
+
+import time
+import uuid
+from typing import Any, Protocol
+
+from baco.completion import Chunk
+from baco.serve.choices import Choice, tokens_of
+from baco.serve.replies import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatReply,
+    Delta,
+    Provenance,
+    Reply,
+    TextChoice,
+    TextReply,
+    Usage,
+)
+
+
+class Shape(Protocol):
+    """Tells one request's answers; indices are those of its choices."""
+
+    def opening(self, index: int, /) -> Reply | None:
+        """What a stream begins a choice with."""
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        """A piece of a choice."""
+
+    def counted(self, usage: Usage) -> Reply:
+        """A stream's last word, if asked."""
+
+    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
+        """All choices at once."""
+
+
+def _head(prefix: str, model: str) -> dict[str, Any]:
+    """What all replies to a request begin with."""
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+class ChatShape:
+    """``/v1/chat/completions``."""
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        self._head, self._logprobs = _head("chatcmpl", model), logprobs
+
+    def opening(self, index: int) -> Reply:
+        delta = Delta(role="assistant", content="")
+        return self._chunk(
+            [ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)]
+        )
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        part = ChatChunkChoice(
+            index=index,
+            delta=Delta(content=chunk.text) if chunk.text else Delta(),
+            logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
+            finish_reason=chunk.finish_reason,
+            baco=told,
+        )
+        return self._chunk([part])
+
+    def counted(self, usage: Usage) -> Reply:
+        return self._chunk([], usage)
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> Reply:
+        return ChatChunk(**self._head, choices=choices, usage=usage)
+
+    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
+        told = [self._whole(index, choice) for index, choice in enumerate(choices)]
+        return ChatReply(**self._head, choices=told, usage=usage)
+
+    def _whole(self, index: int, choice: Choice) -> ChatChoice:
+        assert choice.completion is not None
+        tokens = tokens_of(choice.completion)
+        return ChatChoice(
+            index=index,
+            message=AnswerMessage(content=choice.completion.text),
+            logprobs=choice.chat_logprobs(tokens) if self._logprobs else None,
+            finish_reason=choice.completion.finish_reason,
+            baco=choice.whole(),
+        )
+
+
+class TextShape:
+    """``/v1/completions``."""
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        self._head, self._logprobs = _head("cmpl", model), logprobs
+
+    def opening(self, _: int) -> None:
+        return None
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        part = TextChoice(
+            index=index,
+            text=chunk.text,
+            logprobs=choice.text_logprobs(chunk.tokens) if self._logprobs else None,
+            finish_reason=chunk.finish_reason,
+            baco=told,
+        )
+        return self._reply([part], None)
+
+    def counted(self, usage: Usage) -> Reply:
+        return self._reply([], usage)
+
+    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
+        told = [self._whole(index, choice) for index, choice in enumerate(choices)]
+        return self._reply(told, usage)
+
+    def _reply(self, choices: list[TextChoice], usage: Usage | None) -> Reply:
+        return TextReply(**self._head, choices=choices, usage=usage)
+
+    def _whole(self, index: int, choice: Choice) -> TextChoice:
+        assert choice.completion is not None
+        tokens = tokens_of(choice.completion)
+        return TextChoice(
+            index=index,
+            text=choice.completion.text,
+            logprobs=choice.text_logprobs(tokens) if self._logprobs else None,
+            finish_reason=choice.completion.finish_reason,
+            baco=choice.whole(),
+        )

@@ -1,0 +1,83 @@
+"""Pages in a real browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+expect.set_options(timeout=20_000)  # milliseconds: machines that run all tests at once are slow
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Headless Chromium; CHROMIUM names another binary."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.fail("pages are tested in Chromium: apt-get install chromium", False)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=list(QUIET))
+
+
+@dataclass
+class Visit:
+    """A page that somebody looks at, and what it asked of the server."""
+
+    page: Page
+    requests: list[Request] = field(default_factory=list)
+
+    def asked(self, request: Request) -> None:
+        """Note a request."""
+        self.requests.append(request)
+
+    @property
+    def answers_asked(self) -> int:
+        """How many requests for answers there were."""
+        return sum("/v1/" in request.url for request in self.requests)
+
+    def settle(self) -> None:
+        """Wait until the answers that are asked for are written."""
+        results = self.page.get_by_role("region", name="Results")
+        expect(results.locator(".columns")).to_be_visible()
+        expect(results).to_have_attribute("aria-busy", "false")
+
+    def column(self, kind: str) -> list[str]:
+        """The answers of the column of "base", "aligned" or "baco"."""
+        texts: list[str] = self.page.locator(f".of-{kind} li p").all_text_contents()
+        return texts
+
+
+@contextmanager
+def visit(
+    browser: Browser, address: str, *, faults: tuple[str, ...] = (), **screen: Any
+) -> Iterator[Visit]:
+    """Open the page; it may ask nobody but its own server, and complain of nothing but ``faults``.
+
+    Args:
+        browser: what to open it in.
+        address: of the page, with the settings behind #.
+        faults: what its console may say, in part.
+        screen: of the browser's context: viewport, color_scheme, …
+    """
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | screen))
+    visited = Visit(context.new_page())
+    told: list[str] = []
+    visited.page.on("console", lambda message: told.append(message.text))
+    visited.page.on("pageerror", lambda error: told.append(str(error)))
+    visited.page.on("request", visited.asked)
+    visited.page.goto(address)
+    yield visited
+    hosts = {urlsplit(request.url).netloc for request in visited.requests} - {""}
+    assert hosts == {urlsplit(address).netloc}
+    assert [text for text in told if not any(fault in text for fault in faults)] == []
+    context.close()

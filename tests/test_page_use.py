@@ -1,0 +1,242 @@
+"""The page for everyone: keyboard, screen reader, phone, themes, and errors in words."""
+
+import re
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from baco import Baco
+from tests.pages import visit
+from tests.serving import served
+
+PROMPT = "Give me a dinner idea"
+EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+def link(server: str, **settings: object) -> str:
+    return f"{server}/#{urlencode({'prompt': PROMPT, 'n': 2, 'seed': 1} | settings)}"
+
+
+def focused(page: Page) -> Any:
+    return page.evaluate_handle("document.activeElement").as_element()
+
+
+def test_the_keyboard_alone_writes_dials_and_reads(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/") as seen:
+        page, keys = seen.page, seen.page.keyboard
+        expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+        stops = []
+        while keys.press("Tab") or page.evaluate("document.activeElement !== document.body"):
+            stops.append(focused(page).get_attribute("id") or focused(page).inner_text())
+            assert page.evaluate("document.activeElement.matches(':focus-visible')")
+            line = focused(page).evaluate("element => getComputedStyle(element).outlineStyle")
+            assert line != "none", stops[-1]
+        order = [stops.index(name) for name in ("prompt", "Write 6 answers", "New seed", "dial")]
+        assert order == sorted(order)
+
+        page.get_by_role("button", name="Write 6 answers").focus()
+        keys.press("Enter")
+        seen.settle()
+        assert focused(page).inner_text() == "Write 6 answers"
+        page.locator("#dial").focus()
+        keys.press("ArrowRight")
+        expect(page.get_by_role("list", name="Runs").get_by_role("button")).to_have_count(2)
+        seen.settle()
+
+        page.get_by_role("button", name="Copy answer 1 of BACo").focus()
+        keys.press("Tab")
+        card = page.get_by_role("tooltip")
+        words = page.locator(".of-baco li:first-child [data-word]").all_inner_texts()
+        expect(card).to_contain_text(f"{words[0]} is from")
+        assert focused(page).get_attribute("aria-describedby") == "why"
+        keys.press("ArrowRight")
+        expect(card).to_contain_text(f"{words[1]} is from")
+        keys.press("End")
+        expect(card).to_contain_text(f"{words[-1]} is from")
+        keys.press("Escape")
+        expect(card).to_have_count(0)
+        keys.press("Home")
+        expect(card).to_contain_text(f"{words[0]} is from")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_to_mend(browser: Browser, server: str, theme: str) -> None:
+    with visit(browser, server + "/", color_scheme=theme) as seen:
+        page = seen.page
+        expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+        assert broken(page) == []
+        page.get_by_role("button", name="Write 6 answers").click()
+        seen.settle()
+        page.get_by_text("Router:").click()
+        page.get_by_text("Answers, seed, sampling").click()
+        page.get_by_text("What the meters say").click()
+        page.locator(".of-baco [data-word].base").first.hover()
+        assert broken(page) == []
+
+
+def broken(page: Page) -> list[str]:
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in found]
+
+
+def test_a_screen_reader_hears_how_it_goes(browser: Browser, server: str) -> None:
+    with visit(browser, link(server)) as seen:
+        seen.settle()
+        status = seen.page.locator("section[aria-label=Results] > [role=status]")
+        expect(status).to_have_text(
+            re.compile(
+                r"Done. Base alone: 2 of 2 distinct answers, base share 100%. Aligned alone:"
+            )
+        )
+        group = seen.page.get_by_role("group", name="BACo, answer 1. Arrow keys walk through")
+        expect(group).to_be_visible()
+
+
+def test_a_phone_shows_one_column_and_scrolls_one_way(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/", **PHONE) as seen:
+        page = seen.page
+        expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.get_by_role("button", name="Write 6 answers").tap()
+        seen.settle()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        expect(page.locator(".of-baco")).to_be_visible()
+        expect(page.locator(".of-aligned")).to_be_hidden()
+        expect(page.get_by_role("heading", name="History")).to_be_in_viewport()
+        expect(page.get_by_role("slider", name="Diversity")).to_be_in_viewport()
+        page.get_by_text("Aligned alone", exact=True).first.tap()
+        expect(page.locator(".of-aligned")).to_be_visible()
+        expect(page.locator(".of-baco")).to_be_hidden()
+        page.locator(".of-aligned [data-word]").nth(2).tap()
+        card = page.get_by_role("tooltip")
+        expect(card).to_be_visible()
+        box = card.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def test_the_theme_follows_the_system_and_the_choice_is_kept(browser: Browser, server: str) -> None:
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    with visit(browser, server + "/", color_scheme="dark") as seen:
+        page = seen.page
+        expect(page.get_by_label("Theme")).to_be_visible()
+        dark = page.evaluate(ground)
+        page.get_by_label("Theme").select_option("light")
+        light = page.evaluate(ground)
+        assert dark != light
+        page.reload()
+        expect(page.get_by_label("Theme")).to_have_value("light")
+        assert page.evaluate(ground) == light
+
+
+def test_a_wrong_router_is_told_and_the_models_alone_still_write(
+    browser: Browser, server: str
+) -> None:
+    with visit(browser, link(server, router="Nonsense:2"), faults=("400",)) as seen:
+        page = seen.page
+        expect(page.get_by_role("alert")).to_contain_text("BACo: Unknown router 'Nonsense:2'")
+        seen.settle()
+        assert all(seen.column("base")) and all(seen.column("aligned"))
+        assert seen.column("baco") == []
+        page.get_by_text("Router:").click()
+        page.get_by_role("radio", name="P-Punc Punc locks").check()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        seen.settle()
+        assert all(seen.column("baco"))
+
+
+def test_an_empty_prompt_is_told_where_it_is_mended(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/") as seen:
+        page = seen.page
+        expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+        page.get_by_label("Prompt").fill("  ")
+        page.get_by_role("button", name="Write 6 answers").click()
+        expect(page.get_by_role("alert")).to_have_text(re.compile("The prompt is empty"))
+        expect(page.get_by_label("Prompt")).to_be_focused()
+        assert seen.answers_asked == 0
+        page.get_by_role("button", name=PROMPT).click()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        seen.settle()
+        assert all(seen.column("baco"))
+
+
+def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: str) -> None:
+    long = "Recommend a summer destination. " * 200
+    with visit(browser, link(server, prompt=long), faults=("400",)) as seen:
+        expect(seen.page.get_by_role("alert")).to_contain_text("context window")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: Baco) -> None:
+    with ExitStack() as first:
+        address = first.enter_context(served(demo)).url
+        with visit(browser, address + "/", faults=("ERR_CONNECTION_REFUSED",)) as seen:
+            page = seen.page
+            expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+            first.close()
+            page.get_by_role("button", name="Write 6 answers").click()
+            expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
+            with served(demo, urlsplit(address).port or 0):
+                page.get_by_role("button", name="Try again").click()
+                seen.settle()
+                expect(page.get_by_role("alert")).to_have_count(0)
+                assert len(seen.column("baco")) == 6
+
+
+def test_a_full_queue_is_told_with_when_to_try_again(browser: Browser, demo: Baco) -> None:
+    with served(demo, max_open=0) as full, visit(browser, link(full.url), faults=("429",)) as seen:
+        expect(seen.page.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
+
+
+def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
+    keys = ("open sesame",)
+    with (
+        served(demo, api_keys=keys) as locked,
+        visit(browser, link(locked.url), faults=("401",)) as seen,
+    ):
+        page = seen.page
+        field = page.get_by_label("API key")
+        field.fill("guess")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_role("alert")).to_contain_text("key")
+        field.fill("open sesame")
+        page.get_by_role("button", name="Use this key").click()
+        expect(field).to_have_count(0)
+        seen.settle()
+        assert all(seen.column("baco"))
+
+
+def test_stop_keeps_what_was_written(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/") as seen:
+        page = seen.page
+        page.get_by_text("Answers, seed, sampling").click()
+        page.get_by_label("Answers", exact=True).fill("32")
+        page.get_by_role("button", name="Write 32 answers").click()
+        page.locator(".of-baco [data-word]").first.wait_for()
+        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_role("button", name="Write 32 answers")).to_be_visible()
+        before = seen.column("baco")
+        assert any(before)
+        expect(page.get_by_role("status").filter(has_text="Stopped.")).to_have_count(1)
+        page.wait_for_timeout(300)
+        assert seen.column("baco") == before
+
+
+def test_what_prompts_say_is_shown_and_never_run(browser: Browser, server: str) -> None:
+    with visit(browser, link(server, prompt=EVIL, compare=0)) as seen:
+        seen.settle()
+        assert seen.page.evaluate("window.evil") is None
+        expect(seen.page.get_by_role("heading", level=2, name=EVIL)).to_be_visible()
+
+
+def test_the_page_can_ask_no_other_host(browser: Browser, server: str) -> None:
+    with visit(browser, server + "/", faults=("Content Security Policy",)) as seen:
+        refused = seen.page.evaluate("""() => new Promise((tell) => {
+            addEventListener('securitypolicyviolation', (event) => tell(event.blockedURI));
+            fetch('http://127.0.0.1:9/').catch(() => {});
+        })""")
+        assert refused == "http://127.0.0.1:9/"
