@@ -94,6 +94,10 @@ class _Notes(logging.Handler):
 
 def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
     """The pair that a command's options name; the demo pair where they name none."""
+    # What torchao has to say at its import is about other accelerators and of no use to a user.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
     from transformers.utils import logging as transformers_logging
 
     from baco import Baco
