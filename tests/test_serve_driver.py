@@ -1,7 +1,7 @@
 """The thread that owns the decoder: requests share it and never hurt each other."""
 
 from collections.abc import Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -10,18 +10,15 @@ from baco import Baco
 from baco.completion import Chunk
 from baco.decoder import Decoder
 from baco.errors import BacoError
-from baco.serve.driver import Driver, QueueFullError
-
-
-class Broken(Decoder):
-    """A decoder whose step raises."""
-
-    def step(self) -> list[Chunk]:
-        raise RuntimeError("the step broke")
-
+from baco.routing.routers import Custom, Router
+from baco.serve.driver import ClosedError, Driver, QueueFullError
+from baco.serve.job import Job
 
 PROMPT = "Give me a dinner idea"
+ROUTER = "P-Punc:0.4"
 WAIT = 60
+
+Told = SimpleQueue[Chunk | Exception]
 
 
 @pytest.fixture
@@ -31,65 +28,194 @@ def driver(demo: Baco) -> Iterator[Driver]:
     driver.close()
 
 
-def ask(driver: Driver, demo: Baco, **sampling: Any) -> tuple[int, SimpleQueue]:
-    told: SimpleQueue[Chunk | Exception] = SimpleQueue()
-    router = demo.router("P-Punc:0.4")
-    key = driver.submit(lambda d: d.submit(PROMPT, router=router, **sampling), told.put)
-    return key, told
+def job(demo: Baco, **sampling: Any) -> tuple[Job, Told]:
+    told: Told = SimpleQueue()
+    router = demo.router(ROUTER)
+    return Job(lambda d: d.submit(PROMPT, router=router, **sampling), told.put), told
 
 
-def text(told: SimpleQueue) -> str:
-    parts = []
-    while True:
+def ask(driver: Driver, demo: Baco, **sampling: Any) -> Told:
+    asked, told = job(demo, **sampling)
+    driver.submit([asked])
+    return told
+
+
+def texts(told: Told, n: int = 1) -> list[str]:
+    """What a caller can join of the chunks it gets; every chunk belongs to an unended answer."""
+    parts = [""] * n
+    ended: set[int] = set()
+    while len(ended) < n:
         chunk = told.get(timeout=WAIT)
         assert isinstance(chunk, Chunk), chunk
-        parts.append(chunk.text)
+        assert chunk.sample not in ended
+        parts[chunk.sample] += chunk.text
         if chunk.finish_reason is not None:
-            return "".join(parts)
+            ended.add(chunk.sample)
+            assert chunk.completion is not None
+            assert chunk.completion.text == parts[chunk.sample]
+    return parts
+
+
+def alone(demo: Baco, **sampling: Any) -> list[str]:
+    return [c.text for c in demo.generate(PROMPT, router=ROUTER, **sampling)]
+
+
+def settle(driver: Driver) -> None:
+    """Wait until the thread has done all it was asked before."""
+    done: SimpleQueue[None] = SimpleQueue()
+    driver._asked.put(lambda: done.put(None))
+    done.get(timeout=WAIT)
 
 
 def test_concurrent_requests_get_the_answers_they_get_alone(driver: Driver, demo: Baco) -> None:
-    asked = [ask(driver, demo, seed=seed)[1] for seed in range(3)]
+    asked = [ask(driver, demo, seed=seed) for seed in range(3)]
     for seed, told in enumerate(asked):
-        alone = demo.generate(PROMPT, router="P-Punc:0.4", seed=seed)[0]
-        assert text(told) == alone.text
+        assert texts(told) == alone(demo, seed=seed)
+
+
+def test_all_answers_arrive_also_where_several_end_in_one_step(driver: Driver, demo: Baco) -> None:
+    told = ask(driver, demo, seed=1, n=6, max_tokens=4)
+    assert texts(told, 6) == alone(demo, seed=1, n=6, max_tokens=4)
 
 
 def test_a_refused_request_tells_its_caller_and_no_neighbour(driver: Driver, demo: Baco) -> None:
-    good = ask(driver, demo, seed=1)[1]
-    bad = ask(driver, demo, temperature=-1.0)[1]
+    good = ask(driver, demo, seed=1)
+    bad = ask(driver, demo, temperature=-1.0)
     assert isinstance(bad.get(timeout=WAIT), BacoError)
-    assert text(good) == demo.generate(PROMPT, router="P-Punc:0.4", seed=1)[0].text
+    assert texts(good) == alone(demo, seed=1)
 
 
 def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
     driver: Driver, demo: Baco
 ) -> None:
-    keys = [ask(driver, demo, seed=seed, n=16)[0] for seed in range(3)]
+    jobs = [job(demo, seed=seed, n=16)[0] for seed in range(3)]
+    driver.submit(jobs)
     with pytest.raises(QueueFullError):
         ask(driver, demo)
-    for key in keys:
-        driver.cancel(key)
-    done: SimpleQueue[None] = SimpleQueue()
-    driver._asked.put(lambda: done.put(None))
-    done.get(timeout=WAIT)
+    for one in jobs:
+        driver.cancel(one)
+    settle(driver)
     assert driver.open == 0
+    assert driver._decoder is not None
     assert not any(driver._decoder.holds(ticket) for ticket in range(3))
-    assert text(ask(driver, demo, seed=1)[1])
+    assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
 
 
-def test_after_a_step_that_raises_its_requests_are_told_and_the_next_is_answered(
+def test_jobs_are_taken_all_or_none(driver: Driver, demo: Baco) -> None:
+    with pytest.raises(QueueFullError):
+        driver.submit([job(demo, seed=seed)[0] for seed in range(4)])
+    assert driver.open == 0
+
+
+class BrokenError(RuntimeError):
+    pass
+
+
+def poisoned(innocent_steps: int) -> Router:
+    """A router that breaks every step that it takes part in, after some."""
+    left = [innocent_steps]
+
+    def decide(signals: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise BrokenError("the poison works")
+        return signals.max_base < 2
+
+    return Custom("Poisoned", decide, None)
+
+
+def poison(driver: Driver, innocent_steps: int) -> Told:
+    told: Told = SimpleQueue()
+    router = poisoned(innocent_steps)
+    driver.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), told.put)])
+    return told
+
+
+def last(told: Told) -> Chunk | Exception:
+    while isinstance(item := told.get(timeout=WAIT), Chunk) and item.finish_reason is None:
+        pass
+    return item
+
+
+@pytest.mark.parametrize("innocent_steps", [0, 3])
+def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
+    demo: Baco, innocent_steps: int
+) -> None:
+    driver = Driver(demo.decoder, most=10)
+    before = [ask(driver, demo, seed=seed, n=3) for seed in range(3)]
+    bad = poison(driver, innocent_steps)
+    after = [ask(driver, demo, seed=seed) for seed in range(3, 5)]
+    assert isinstance(last(bad), BrokenError)
+    for seed, told in enumerate(before):
+        assert texts(told, 3) == alone(demo, seed=seed, n=3)
+    for seed, told in enumerate(after, 3):
+        assert texts(told) == alone(demo, seed=seed)
+    assert driver.open == 0
+    driver.close()
+
+
+def test_two_poisons_in_one_batch_are_both_found(demo: Baco) -> None:
+    driver = Driver(demo.decoder, most=10)
+    good = ask(driver, demo, seed=1)
+    bad = [poison(driver, 0), poison(driver, 2)]
+    other = ask(driver, demo, seed=2)
+    assert all(isinstance(last(told), BrokenError) for told in bad)
+    assert (texts(good), texts(other)) == (alone(demo, seed=1), alone(demo, seed=2))
+    driver.close()
+
+
+def test_a_decoder_that_cannot_be_made_fails_its_request_and_the_next_one_tries_again(
+    demo: Baco,
+) -> None:
+    failures = [MemoryError("no room")]
+
+    def make() -> Decoder:
+        if failures:
+            raise failures.pop()
+        return demo.decoder()
+
+    driver = Driver(make, most=3)
+    assert isinstance(ask(driver, demo, seed=1).get(timeout=WAIT), MemoryError)
+    assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
+    driver.close()
+
+
+def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
     driver: Driver, demo: Baco
 ) -> None:
-    ask(driver, demo, seed=0)[1].get(timeout=WAIT)
+    def gone(_: Chunk | Exception) -> None:
+        raise RuntimeError("the loop is closed")
 
-    def submit_and_break(decoder: Decoder) -> int:
-        ticket = decoder.submit(PROMPT, router=demo.router("P-Punc:0.4"), seed=1)
-        decoder.__class__ = Broken
-        return ticket
+    router = demo.router(ROUTER)
+    driver.submit([Job(lambda d: d.submit(PROMPT, router=router, n=8, seed=1), gone)])
+    assert texts(ask(driver, demo, seed=2)) == alone(demo, seed=2)
+    settle(driver)
+    assert driver.open == 0
 
-    told: SimpleQueue[Chunk | Exception] = SimpleQueue()
-    driver.submit(submit_and_break, told.put)
-    assert isinstance(told.get(timeout=WAIT), RuntimeError)
-    alone = demo.generate(PROMPT, router="P-Punc:0.4", seed=2)[0]
-    assert text(ask(driver, demo, seed=2)[1]) == alone.text
+
+def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
+    driver = Driver(demo.decoder, most=3)
+    told = ask(driver, demo, seed=1)
+    driver.drain()
+    with pytest.raises(ClosedError):
+        ask(driver, demo, seed=2)
+    driver.close(grace=WAIT)
+    assert texts(told) == alone(demo, seed=1)
+
+
+def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
+    driver = Driver(demo.decoder, most=3)
+    told = ask(driver, demo, seed=1, n=64)
+    told.get(timeout=WAIT)
+    driver.close(grace=0)
+    assert isinstance(last_error(told), ClosedError)
+
+
+def last_error(told: Told) -> Exception | None:
+    error = None
+    while True:
+        try:
+            item = told.get_nowait()
+        except Empty:
+            return error
+        error = item if isinstance(item, Exception) else None

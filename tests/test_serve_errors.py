@@ -10,15 +10,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from baco.errors import BacoError
+from baco.serve import errors
 from baco.serve.driver import QueueFullError
-from baco.serve.errors import on_baco_error, on_queue_full
 
 
 @pytest.fixture
 def client() -> Iterator[openai.OpenAI]:
     app = FastAPI()
-    app.add_exception_handler(BacoError, on_baco_error)
-    app.add_exception_handler(QueueFullError, on_queue_full)
+    errors.install(app)
 
     @app.get("/v1/models/wrong")
     async def wrong() -> None:

@@ -62,9 +62,8 @@ class Decoder:
         Raises:
             BacoError: at once, for any argument that is wrong or a prompt that does not fit.
         """
-        prompt_ids = self.pair.renderer.render(prompt, system)
-        opening = self.pair.renderer.turn_opening
-        return self._submit(prompt_ids, opening, router, switch, explain, sampling)
+        rendered = self.pair.renderer.render(prompt, system)
+        return self._submit(rendered, False, router, switch, explain, sampling)
 
     def submit_text(
         self,
@@ -76,12 +75,12 @@ class Decoder:
         **sampling: Any,
     ) -> int:
         """Queue n continuations of a text that both halves read as it is; else as `submit`."""
-        return self._submit(self.pair.renderer.raw(text), None, router, switch, explain, sampling)
+        return self._submit(self.pair.renderer.raw(text), True, router, switch, explain, sampling)
 
     def _submit(
         self,
         prompt: Prompt,
-        opening: str | None,
+        raw: bool,
         router: Router,
         switch: Switch,
         explain: bool,
@@ -102,8 +101,9 @@ class Decoder:
         self._next += 1
         self._tickets[ticket] = answers
         started = time.perf_counter()
+        opening = None if raw else self.pair.renderer.turn_opening
         for answer in answers:
-            text = AnswerText(self.pair.tokenizer, params.stop, opening)
+            text = AnswerText(self.pair.tokenizer, params.stop, opening, spaced=raw)
             self._growing[answer] = _Growing(text, started)
         return ticket
 
@@ -123,6 +123,10 @@ class Decoder:
     def holds(self, ticket: int) -> bool:
         """Has any answer of a request yet to end?"""
         return ticket in self._tickets
+
+    def prompt_tokens(self, ticket: int) -> int:
+        """Tokens of an open request's prompt, as the aligned model reads it."""
+        return len(self._tickets[ticket][0].request.aligned_ids)
 
     @property
     def busy(self) -> bool:

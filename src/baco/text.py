@@ -29,11 +29,13 @@ class AnswerText:
         stops: strings that end the answer; what follows from there on is cut off.
         opening: the base model's opening of the next turn, which ends the answer too where it
             stands at a line's start.
+        spaced: the answer carries on a text, so that a space it begins with is its own.
     """
 
     tokenizer: Any
     stops: Sequence[str] = ()
     opening: str | None = None
+    spaced: bool = False
     pieces: list[Piece] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
     _length: int = 0
@@ -74,7 +76,7 @@ class AnswerText:
 
     def _take(self, new: str, source: Source) -> tuple[list[Piece], bool]:
         self._last_source = source
-        if not self._started:
+        if not (self._started or self.spaced):
             # The space that joins an answer to its prompt is no part of the answer.
             new = new.lstrip(" ")
         if not new:

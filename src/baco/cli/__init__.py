@@ -16,6 +16,7 @@ from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
 from baco.cli.report import report
+from baco.cli.serve import serve
 from baco.cli.sweep import score, sweep
 
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     sweep: "baco sweep --pair demo --out runs/demo",
     score: "baco score runs/demo --metric self_bleu",
     report: "baco report runs/demo",
+    serve: "baco serve --pair demo --port 8000",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)

@@ -1,24 +1,45 @@
 """The one thread that owns the decoder: it admits, steps and cancels what other threads ask for.
 
-It knows nothing of HTTP. Callers hand over a submission and a function that is called, from this
-thread, with every chunk of the answer or with the error that ended it.
+It knows nothing of HTTP. A step that raises leaves the batch unknown: the decoder is thrown away,
+and the jobs that were in it are halved and each half decoded again on a decoder of its own, down to
+a job that raises alone. That one is told so; the others never notice but by the time it takes.
 """
 
-import itertools
+import logging
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from baco.completion import Chunk
 from baco.decoder import Decoder
+from baco.serve.job import Job, ReplayError
 
-Deliver = Callable[[Chunk | Exception], None]
-Submit = Callable[[Decoder], int]
+log = logging.getLogger("baco.serve")
 
 
 class QueueFullError(Exception):
-    """More requests are open than the driver was told to hold."""
+    """More prompts are open than the driver was told to hold."""
+
+
+class ClosedError(Exception):
+    """The driver takes no more jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a driver is, and what its drafts came to.
+
+    Attributes:
+        waiting, running: answers without and with a row in the batch.
+        drafted, accepted: tokens since the start.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass
@@ -27,108 +48,194 @@ class Driver:
 
     Attributes:
         make: builds an empty decoder; called in the thread that owns it.
-        most: how many requests may be open at once, waiting ones included.
+        most: how many jobs may be open at once, waiting ones included.
+        load: how it was after the latest step.
     """
 
     make: Callable[[], Decoder]
     most: int
-    _asked: SimpleQueue[Callable[[], None] | None] = field(default_factory=SimpleQueue)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _open: dict[int, Deliver] = field(default_factory=dict)
-    _keys: dict[int, int] = field(default_factory=dict)
-    _tickets: dict[int, int] = field(default_factory=dict)
-    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+    load: Load = field(default_factory=Load, init=False)
+    _asked: SimpleQueue[Callable[[], None]] = field(default_factory=SimpleQueue, init=False)
+    _open: set[Job] = field(default_factory=set, init=False)
+    _closing: bool = field(default=False, init=False)
+    _decoder: Decoder | None = field(default=None, init=False)
+    _jobs: dict[int, Job] = field(default_factory=dict, init=False)
+    _suspects: deque[list[Job]] = field(default_factory=deque, init=False)
+    _late: list[Job] = field(default_factory=list, init=False)
+    _past: Load = field(default_factory=Load, init=False)
+    _stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="baco-decoder", daemon=True)
         self._thread.start()
 
-    def submit(self, submit: Submit, deliver: Deliver) -> int:
-        """Queue a request from any thread.
-
-        Args:
-            submit: hands the request to the decoder and returns its ticket; what it raises is
-                delivered and touches no other request.
-            deliver: called with every chunk; with an exception, then nothing more follows.
-
-        Returns:
-            A key for `cancel`.
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Queue jobs from any thread, all or none; what goes wrong later is delivered.
 
         Raises:
-            QueueFullError: as many requests are open as may be.
+            QueueFullError: more would be open than may be.
+            ClosedError: the driver is being closed.
         """
-        with self._lock:
-            if len(self._open) >= self.most:
+        new = list(jobs)
+        with self._changed:
+            if self._closing:
+                raise ClosedError
+            if len(self._open) + len(new) > self.most:
                 raise QueueFullError
-            key = next(self._numbers)
-            self._open[key] = deliver
-        self._asked.put(lambda: self._admit(key, submit))
-        return key
+            self._open.update(new)
+        for job in new:
+            self._asked.put(lambda job=job: self._take(job))  # type: ignore[misc]
 
-    def cancel(self, key: int) -> None:
-        """Give a request up from any thread; its rows leave the batch before the next step."""
-        self._asked.put(lambda: self._give_up(key))
+    def cancel(self, job: Job) -> None:
+        """Give a job up from any thread; its rows leave the batch before the next step."""
+        if job in self._open:
+            self._asked.put(lambda: self._give_up(job))
 
-    def close(self) -> None:
-        """Stop the thread after what it is doing; open requests get nothing more."""
-        self._asked.put(None)
+    def drain(self) -> None:
+        """Take no more jobs; the open ones go on."""
+        with self._changed:
+            self._closing = True
+
+    def close(self, grace: float = 0) -> None:
+        """Take no more jobs and stop the thread once all are ended, or after ``grace`` seconds.
+
+        A job that is still open then is told so with a `ClosedError`.
+        """
+        self.drain()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open, grace)
+        self._asked.put(self._stop)
         self._thread.join()
 
     @property
     def open(self) -> int:
-        """Requests that have not ended."""
+        """Jobs that have not ended."""
         return len(self._open)
 
+    @property
+    def closing(self) -> bool:
+        """Has it been told to take no more jobs?"""
+        return self._closing
+
     def _run(self) -> None:
-        self._decoder = self.make()
-        while True:
-            while not (self._asked.empty() and self._decoder.busy):
-                task = self._asked.get()
-                if task is None:
-                    return
-                task()
-            try:
-                chunks = self._decoder.step()
-            except Exception as error:
-                self._fail(error)
-                continue
-            for chunk in chunks:
-                self._tell(chunk)
+        while not self._stopped:
+            if not self._asked.empty() or not (self._busy or self._suspects):
+                self._asked.get()()
+            elif self._busy:
+                self._step()
+            else:
+                self._try_next()
+            self._measure()
 
-    def _admit(self, key: int, submit: Submit) -> None:
-        if key not in self._open:
-            return
+    @property
+    def _busy(self) -> bool:
+        return self._decoder is not None and self._decoder.busy
+
+    def _step(self) -> None:
+        assert self._decoder is not None
         try:
-            ticket = submit(self._decoder)
+            chunks = self._decoder.step()
         except Exception as error:
-            self._end(key)(error)
+            self._isolate(error)
             return
-        self._tickets[key], self._keys[ticket] = ticket, key
+        for chunk in chunks:
+            self._tell(chunk)
+        # Only now: several answers to a prompt may end in one step.
+        for ticket in {chunk.prompt for chunk in chunks} & self._jobs.keys():
+            if not self._decoder.holds(ticket):
+                self._forget(self._jobs[ticket])
 
-    def _give_up(self, key: int) -> None:
-        if key in self._tickets:
-            self._decoder.cancel(self._tickets[key])
-        if key in self._open:
-            self._end(key)
+    def _isolate(self, error: Exception) -> None:
+        jobs = list(self._jobs.values())
+        self._drop_decoder()
+        if len(jobs) == 1:
+            log.error("a request failed alone in its batch", exc_info=error)
+            self._end(jobs[0], error)
+            return
+        log.warning("a step of %d requests failed (%r): looking for the one", len(jobs), error)
+        half = len(jobs) // 2
+        self._suspects.extendleft(group for group in (jobs[half:], jobs[:half]) if group)
+
+    def _try_next(self) -> None:
+        """The next suspects have a decoder to themselves; behind the last come the newcomers."""
+        group = self._suspects.popleft()
+        if not self._suspects:
+            group, self._late = group + self._late, []
+        for job in group:
+            self._admit(job)
+
+    def _drop_decoder(self) -> None:
+        self._measure()
+        self._past = Load(drafted=self.load.drafted, accepted=self.load.accepted)
+        self._decoder = None
+        for job in self._jobs.values():
+            job.ticket = None
+        self._jobs.clear()
+
+    def _take(self, job: Job) -> None:
+        if self._suspects:
+            self._late.append(job)
+        else:
+            self._admit(job)
+
+    def _admit(self, job: Job) -> None:
+        if job not in self._open:
+            return
+        job.rewind()
+        try:
+            if self._decoder is None:
+                self._decoder = self.make()
+            job.ticket = job.submit(self._decoder)
+        except Exception as error:
+            self._end(job, error)
+            return
+        self._jobs[job.ticket] = job
+
+    def _give_up(self, job: Job) -> None:
+        if job in self._open:
+            self._forget(job)
 
     def _tell(self, chunk: Chunk) -> None:
-        key = self._keys.get(chunk.prompt)
-        if key is None:
+        job = self._jobs.get(chunk.prompt)
+        if job is None:
             return
-        deliver = self._open[key]
-        if chunk.finish_reason is not None and not self._decoder.holds(chunk.prompt):
-            self._end(key)
-        deliver(chunk)
+        try:
+            job.tell(chunk)
+        except ReplayError as error:
+            self._end(job, error)
+        except Exception:
+            log.exception("nobody takes an answer any more")
+            self._give_up(job)
 
-    def _fail(self, error: Exception) -> None:
-        """A step that raised leaves the batch unknown: its requests end, a new decoder follows."""
-        for key in list(self._tickets):
-            self._end(key)(error)
-        self._decoder = self.make()
+    def _end(self, job: Job, error: Exception) -> None:
+        self._give_up(job)
+        try:
+            job.deliver(error)
+        except Exception:
+            log.exception("nobody takes an error any more")
 
-    def _end(self, key: int) -> Deliver:
-        ticket = self._tickets.pop(key, None)
-        if ticket is not None:
-            del self._keys[ticket]
-        with self._lock:
-            return self._open.pop(key)
+    def _forget(self, job: Job) -> None:
+        if job.ticket is not None and self._jobs.pop(job.ticket, None) is not None:
+            assert self._decoder is not None
+            self._decoder.cancel(job.ticket)
+        with self._changed:
+            self._open.discard(job)
+            self._changed.notify_all()
+
+    def _stop(self) -> None:
+        for job in list(self._open):
+            self._end(job, ClosedError())
+        self._stopped = True
+
+    def _measure(self) -> None:
+        if self._decoder is None:
+            self.load = Load(0, 0, self._past.drafted, self._past.accepted)
+            return
+        stats = self._decoder.engine.stats
+        self.load = Load(
+            self._decoder.waiting,
+            self._decoder.running,
+            self._past.drafted + stats.drafted,
+            self._past.accepted + stats.accepted,
+        )

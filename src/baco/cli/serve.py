@@ -1,0 +1,101 @@
+"""``baco serve``: an OpenAI-compatible server and its page."""
+
+import ipaddress
+from typing import Annotated
+
+import typer
+
+from baco import BacoError
+from baco.cli import options as opt
+from baco.cli.console import note
+
+
+def serve(
+    pair: opt.PairName = None,
+    base: opt.BaseName = None,
+    aligned: opt.AlignedName = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            envvar="BACO_API_KEY",
+            show_default=False,
+            help="Ask clients for this key; may be given again. Better in the environment.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="Let this origin's pages call; may be given again."),
+    ] = None,
+    max_rows: Annotated[
+        int, typer.Option("--max-rows", min=1, help="Answers decoded at once; more wait.")
+    ] = 256,
+    max_open: Annotated[
+        int, typer.Option("--max-open", min=1, help="Prompts open at once; more are answered 429.")
+    ] = 512,
+    max_n: Annotated[int, typer.Option("--max-n", min=1, help="Answers per request.")] = 128,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
+    ] = 4096,
+    max_body: Annotated[
+        int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
+    ] = 2**20,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take.")
+    ] = 600.0,
+    grace: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds for open requests after SIGTERM.")
+    ] = 30.0,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Also write prompts into the access log.")
+    ] = False,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    base_template: opt.BaseTemplate = None,
+    chat_template: opt.ChatTemplate = None,
+) -> None:
+    """Serve a pair behind OpenAI's API, with a page at / that shows who wrote which word.
+
+    One line of JSON per request goes to standard output.
+    """
+    try:
+        from baco.serve.app import create_app
+        from baco.serve.door import log_to_streams
+        from baco.serve.server import bind, run
+        from baco.serve.settings import Settings
+    except ImportError as error:
+        raise BacoError(
+            f"the server needs {error.name}: install it with pip install 'baco[serve]'"
+        ) from error
+    settings = Settings(
+        api_keys=tuple(api_key or ()),
+        cors_origins=tuple(cors_origin or ()),
+        max_open=max_open,
+        max_n=max_n,
+        max_tokens=max_tokens,
+        max_body=max_body,
+        timeout=timeout,
+        log_prompts=log_prompts,
+    )
+    bound = bind(host, port)  # before two models are loaded for an address that is taken
+    loaded = opt.load(
+        pair,
+        base,
+        aligned,
+        max_rows=max_rows,
+        dtype=dtype,
+        device=device,
+        base_template=base_template,
+        chat_template=chat_template,
+    )
+    app = create_app(loaded, settings)
+    log_to_streams()
+    address, taken = bound.getsockname()[:2]
+    if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
+        note(f"whoever reaches port {taken} may use it: set BACO_API_KEY to ask for a key")
+    shown = f"[{address}]" if ":" in address else address
+    run(app, bound, grace, lambda: note(f"{loaded.pair.name} at http://{shown}:{taken}"))

@@ -1,0 +1,125 @@
+"""A request's answers as the event loop hears of them; whoever stops listening cancels them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from baco.completion import Chunk
+from baco.decoder import Decoder
+from baco.serve.asking import Question
+from baco.serve.driver import Driver
+from baco.serve.errors import ClientGoneError
+from baco.serve.job import Job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A decoder has taken a prompt of so many tokens."""
+
+    prompt_tokens: int
+
+
+class Answers:
+    """The answers to one request, from when it is queued until they end or are given up.
+
+    Args:
+        driver: decodes them.
+        question: what is asked.
+        timeout: seconds that all of it may take.
+
+    Raises:
+        QueueFullError, ClosedError: the driver does not take it.
+    """
+
+    def __init__(self, driver: Driver, question: Question, timeout: float) -> None:
+        self.question = question
+        self.started = time.perf_counter()
+        self.prompt_tokens = 0
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + timeout
+        self._told: asyncio.Queue[tuple[int, Chunk | Exception | _Accepted]] = asyncio.Queue()
+        self._accepted: set[int] = set()
+        self._jobs = [
+            Job(partial(self._submit, index), partial(self._deliver, index))
+            for index in range(len(question.prompts))
+        ]
+        driver.submit(self._jobs)
+
+    def cancel(self) -> None:
+        """Give up what has not ended."""
+        for job in self._jobs:
+            self._driver.cancel(job)
+
+    async def accepted(self) -> None:
+        """Wait until the decoder has taken all prompts.
+
+        Raises:
+            Exception: what was wrong with one.
+        """
+        for _ in self._jobs:
+            _, told = await self._next()
+            assert isinstance(told, _Accepted)
+            self.prompt_tokens += told.prompt_tokens
+
+    async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
+        """Every chunk with the index of its choice, until all answers have ended.
+
+        Raises:
+            TimeoutError: the time is over.
+            Exception: what ended an answer.
+        """
+        n = self.question.params.n
+        left = n * len(self._jobs)
+        while left:
+            prompt, chunk = await self._next()
+            assert isinstance(chunk, Chunk)
+            yield prompt * n + chunk.sample, chunk
+            left -= chunk.finish_reason is not None
+
+    async def _next(self) -> tuple[int, Chunk | _Accepted]:
+        async with asyncio.timeout_at(self._deadline):
+            prompt, told = await self._told.get()
+        if isinstance(told, Exception):
+            raise told
+        return prompt, told
+
+    def _submit(self, index: int, decoder: Decoder) -> int:
+        ticket = self.question.submit(index, decoder)
+        if index not in self._accepted:  # a replay submits again
+            self._accepted.add(index)
+            self._deliver(index, _Accepted(decoder.prompt_tokens(ticket)))
+        return ticket
+
+    def _deliver(self, index: int, told: Chunk | Exception | _Accepted) -> None:
+        self._loop.call_soon_threadsafe(self._told.put_nowait, (index, told))
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives.
+
+    Raises:
+        ClientGoneError: who asked went away first; the coroutine is cancelled.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,94 @@
+"""The application: one pair behind OpenAI's API, with a page to see it at work."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from baco import __version__
+from baco.api import Baco
+from baco.serve import errors
+from baco.serve.asking import Asking
+from baco.serve.door import Gate, Ledger
+from baco.serve.driver import Driver
+from baco.serve.endpoints import ERRORS, Endpoints
+from baco.serve.metrics import Metrics
+from baco.serve.playground import Playground, add_page
+from baco.serve.replies import Health
+from baco.serve.settings import Settings
+
+
+def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
+    """Serve a pair. The decoder's thread runs from here until the application shuts down.
+
+    Raises:
+        BacoError: the pair has no default router.
+    """
+    settings = settings or Settings()
+    driver = Driver(baco.decoder, settings.max_open)
+    asking, metrics = Asking(baco, settings), Metrics(driver)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        driver.close()
+
+    app = FastAPI(
+        title="BACo",
+        version=__version__,
+        description="Base-aligned model collaboration behind OpenAI's API.",
+        lifespan=lifespan,
+        docs_url=None,  # it would be fetched from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.driver = driver
+    errors.install(app)
+    app.add_middleware(Gate, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Ledger, metrics=metrics)  # the last one added is the outermost
+    app.include_router(Endpoints(baco, driver, asking, settings, metrics).router())
+    app.include_router(Playground(baco, asking, settings).router())
+    add_page(app)
+
+    @app.get("/health", response_model=Health, responses=ERRORS | {503: {"model": Health}})
+    async def health() -> Any:
+        """Does the server take requests? 503 once it is shutting down."""
+        if driver.closing:
+            return JSONResponse(Health(status="closing").model_dump(), 503)
+        return Health(status="ok")
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+    async def scraped() -> Response:
+        """What Prometheus may scrape."""
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the 422 that FastAPI writes and this server never answers."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            made["components"]["schemas"].pop(name, None)
+        app.openapi_schema = made
+    return app.openapi_schema

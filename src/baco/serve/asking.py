@@ -1,0 +1,185 @@
+"""From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from baco.api import Baco
+from baco.decoder import Decoder
+from baco.errors import BacoError
+from baco.prompts import Conversation
+from baco.routing.registry import catalogue
+from baco.routing.routers import Router
+from baco.routing.select import Switch
+from baco.sampling import SamplingParams
+from baco.serve.errors import UnknownModelError
+from baco.serve.protocol import Asked, ChatRequest, CompletionRequest, Message
+from baco.serve.settings import Settings
+
+ROOT = "baco"
+# What a request and SamplingParams call alike.
+_SAME = (
+    "n",
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one request asks a decoder.
+
+    Attributes:
+        prompts: conversations, or texts that both halves continue as they are (``raw``).
+        params: seeded, so that every prompt can be decoded again.
+        explain, switch, router: see :meth:`Decoder.submit`.
+    """
+
+    prompts: tuple[Conversation, ...]
+    raw: bool
+    params: SamplingParams
+    router: Router
+    switch: Switch
+    explain: bool
+
+    def submit(self, prompt: int, decoder: Decoder) -> int:
+        """Hand one of the prompts to a decoder; its ticket."""
+        names = [field.name for field in dataclasses.fields(self.params)]
+        options: dict[str, Any] = {
+            "router": self.router,
+            "switch": self.switch,
+            "explain": self.explain,
+            **{name: getattr(self.params, name) for name in names},
+        }
+        text = self.prompts[prompt]
+        if self.raw:
+            assert isinstance(text, str)
+            return decoder.submit_text(text, **options)
+        return decoder.submit(text, **options)
+
+
+class Asking:
+    """Reads requests to one pair, within a server's limits."""
+
+    def __init__(self, baco: Baco, settings: Settings) -> None:
+        self._baco, self._settings = baco, settings
+        # A calibration is found by a fingerprint of all weights: not once per request.
+        self._routers = lru_cache(maxsize=1024)(baco.router)
+
+    def default_router(self) -> Router:
+        """The router of requests that name none."""
+        return self._routers(None)
+
+    def models(self) -> list[str]:
+        """Names that requests may give as their model; any other router's spelling goes as well."""
+        examples = [entry.example for entry in catalogue()]
+        alone = ("Base", "Aligned")
+        own = [f"{ROOT}/{example}" for example in examples if example not in alone]
+        return [ROOT, f"{ROOT}/base", f"{ROOT}/aligned", *own]
+
+    def router_of(self, model: str) -> Router:
+        """The router of a model's name.
+
+        Raises:
+            UnknownModelError: no such model.
+        """
+        root, slash, spelling = model.partition("/")
+        if root != ROOT or bool(slash) != bool(spelling):
+            raise UnknownModelError(
+                f"there is no model {model!r} here: use {ROOT}, {ROOT}/base, {ROOT}/aligned or a "
+                f"router as in {ROOT}/P-Punc:0.4"
+            )
+        if not slash:
+            return self.default_router()
+        alone = {"base": "Base", "aligned": "Aligned"}
+        try:
+            return self._routers(alone.get(spelling, spelling))
+        except BacoError as error:
+            raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
+
+    def chat(self, body: ChatRequest) -> Question:
+        """What a conversation asks.
+
+        Raises:
+            BacoError, UnknownModelError: a value that is out of its range or of this server's.
+        """
+        _agree(body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise BacoError("top_logprobs needs logprobs: true")
+        logprobs = body.top_logprobs or 0 if body.logprobs else None
+        longest = body.max_completion_tokens or body.max_tokens
+        conversation = [_message(message) for message in body.messages]
+        return self._question(body, (conversation,), False, longest, logprobs)
+
+    def completion(self, body: CompletionRequest) -> Question:
+        """What texts to be continued ask; errors as for `chat`."""
+        prompts = (body.prompt,) if isinstance(body.prompt, str) else tuple(body.prompt)
+        return self._question(body, prompts, True, body.max_tokens, body.logprobs)
+
+    def _question(
+        self,
+        body: Asked,
+        prompts: tuple[Conversation, ...],
+        raw: bool,
+        longest: int | None,
+        logprobs: int | None,
+    ) -> Question:
+        if body.stream_options is not None and not body.stream:
+            raise BacoError("stream_options goes with stream: true")
+        given = {name: getattr(body, name) for name in _SAME}
+        given |= {"max_tokens": longest, "logprobs": logprobs}
+        given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop
+        if body.logit_bias:
+            given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+        defaults = self._baco.pair.defaults
+        if longest is None:
+            given["max_tokens"] = min(defaults.max_tokens, self._settings.max_tokens)
+        params = defaults.updated(
+            {name: value for name, value in given.items() if value is not None}
+        )
+        self._limit("max_tokens", params.max_tokens, self._settings.max_tokens)
+        self._limit("the number of answers", params.n * len(prompts), self._settings.max_n)
+        return Question(
+            prompts,
+            raw,
+            params.seeded(),
+            self._router(body),
+            body.switch or "word",
+            bool(body.explain),
+        )
+
+    def _router(self, body: Asked) -> Router:
+        by_model = self.router_of(body.model)
+        if body.router is None:
+            return by_model
+        chosen = self._routers(body.router)
+        if body.model != ROOT and chosen.spelling != by_model.spelling:
+            raise BacoError(
+                f"model {body.model!r} and router {body.router!r} name two routers: "
+                f"give the model {ROOT!r} with a router, or the model's name alone"
+            )
+        return chosen
+
+    def _limit(self, name: str, asked: int, most: int) -> None:
+        if asked > most:
+            raise BacoError(f"{name} is {asked}: this server gives at most {most}")
+
+
+def _agree(one: int | None, other: int | None, name: str, other_name: str) -> None:
+    if one is not None and other is not None and one != other:
+        raise BacoError(f"{name} is {one} and {other_name} is {other}: give one of them")
+
+
+def _message(message: Message) -> dict[str, str]:
+    content = message.content
+    if not isinstance(content, str):
+        content = "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": content}

@@ -1,0 +1,171 @@
+"""From chunks to what OpenAI's API calls choices: texts, log-probabilities, provenance."""
+
+import codecs
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from baco.completion import Chunk, Completion, Token
+from baco.engine.sequence import Why
+from baco.pair import Pair
+from baco.routing.routers import Source
+from baco.serve.replies import (
+    ChatLogprobs,
+    Provenance,
+    TextLogprobs,
+    TokenLogprob,
+    TopLogprob,
+    WhyToken,
+)
+from baco.text import Piece
+
+# JSON has no infinity; this is how OpenAI writes a token that cannot be.
+IMPOSSIBLE = -9999.0
+
+
+@dataclass
+class Choice:
+    """One answer while it is told.
+
+    Attributes:
+        pair: spells its tokens.
+        explain: tell of every token why it has its source.
+        tokens, base, switches: counted so far.
+        why: of the tokens so far, if asked.
+        completion: the answer, once it has ended.
+    """
+
+    pair: Pair
+    explain: bool = False
+    tokens: int = 0
+    base: int = 0
+    switches: int = 0
+    why: list[WhyToken] = field(default_factory=list)
+    completion: Completion | None = None
+    _last: Source | None = None
+    _offset: int = 0
+
+    def __post_init__(self) -> None:
+        # A token may end inside a character, which is then told with the token that completes it.
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._spell, self._measure = decoder("replace").decode, decoder("replace").decode
+
+    def take(self, chunk: Chunk) -> Provenance:
+        """Count a chunk in; what it brings, and how the answer stands with it."""
+        for token in chunk.tokens:
+            self.base += token.source == "base"
+            self.switches += self._last not in (None, token.source)
+            self._last = token.source
+        self.tokens += len(chunk.tokens)
+        told = Provenance(
+            sources=stretches(chunk.pieces),
+            base_share=round(self.base / self.tokens, 4) if self.tokens else 0.0,
+            switches=self.switches,
+        )
+        if self.explain:
+            told.why = [self._why(token) for token in chunk.tokens]
+            self.why += told.why
+        if chunk.completion is not None:
+            self.completion = chunk.completion
+            _settle(told, chunk.completion)
+        return told
+
+    def whole(self) -> Provenance:
+        """The provenance of the answer, which has ended."""
+        assert self.completion is not None
+        told = Provenance(sources=stretches(self.completion.pieces), base_share=0, switches=0)
+        if self.explain:
+            told.why = self.why[: len(self.completion.token_ids)]
+        _settle(told, self.completion)
+        return told
+
+    def _why(self, token: Token) -> WhyToken:
+        text = "" if self._special(token.id) else self._spell(self.pair.spelling(token.id))
+        why = token.why
+        if why is None:
+            return WhyToken(text=text, source=token.source)
+        return WhyToken(
+            text=text,
+            source=token.source,
+            base=math.exp(why.base_logprob),
+            aligned=math.exp(why.aligned_logprob),
+            max_base=why.max_base,
+            entropy_base=why.entropy_base,
+            predicted=self._predicted(why),
+            asked=why.asked,
+            wanted=why.wanted,
+        )
+
+    def _predicted(self, why: Why) -> str:
+        special = self._special(why.predicted)
+        return "" if special else self.pair.spelling(why.predicted).decode(errors="replace")
+
+    def _special(self, token: int) -> bool:
+        return bool(self.pair.vocabulary.special[token])
+
+    def chat_logprobs(self, tokens: Iterable[Token]) -> ChatLogprobs:
+        """Of new tokens, as chat choices tell them; without what ended the answer."""
+        content = [
+            TokenLogprob(
+                **self._logprob(token.id, token.logprob).model_dump(),
+                top_logprobs=[self._logprob(*pair) for pair in (token.top_logprobs or {}).items()],
+            )
+            for token in tokens
+            if token.id not in self.pair.end_ids
+        ]
+        return ChatLogprobs(content=content)
+
+    def text_logprobs(self, tokens: Iterable[Token]) -> TextLogprobs:
+        """Of new tokens, as the older endpoint's choices tell them."""
+        told = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token in tokens:
+            if token.id in self.pair.end_ids:
+                continue
+            name = self._name(token.id)
+            told.tokens.append(name)
+            told.token_logprobs.append(_finite(token.logprob))
+            told.top_logprobs.append(self._table(token.top_logprobs or {}))
+            told.text_offset.append(self._offset)
+            self._offset += len(self._measure(self.pair.spelling(token.id)))
+        return told
+
+    def _table(self, top: Mapping[int, float]) -> dict[str, float]:
+        return {self._name(id_): _finite(logprob) for id_, logprob in top.items()}
+
+    def _logprob(self, token: int, logprob: float) -> TopLogprob:
+        spelled = self.pair.spelling(token)
+        return TopLogprob(token=self._name(token), logprob=_finite(logprob), bytes=list(spelled))
+
+    def _name(self, token: int) -> str:
+        """A token's text; one that is no whole text by its bytes, as OpenAI names those."""
+        spelled = self.pair.spelling(token)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def tokens_of(completion: Completion) -> list[Token]:
+    """The tokens that an answer kept."""
+    tops = completion.top_logprobs or (None,) * len(completion.token_ids)
+    columns = (completion.token_ids, completion.sources, completion.logprobs, tops)
+    return [Token(*row) for row in zip(*columns, strict=True)]
+
+
+def stretches(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
+    """Pieces, neighbours of one source as one."""
+    return [
+        ("".join(piece.text for piece in same), source)
+        for source, same in groupby(pieces, key=lambda piece: piece.source)
+    ]
+
+
+def _settle(told: Provenance, completion: Completion) -> None:
+    """What is only certain at the end: a stop string may have cut off tokens that were counted."""
+    told.base_share, told.switches = round(completion.base_share, 4), completion.switches
+    told.router, told.seed = completion.router, completion.seed
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, IMPOSSIBLE)

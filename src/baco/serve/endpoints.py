@@ -1,0 +1,207 @@
+"""``/v1``: OpenAI's endpoints, on answers that a driver decodes."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from baco.api import Baco
+from baco.completion import Chunk
+from baco.serve import errors
+from baco.serve.answering import Answers, unless_gone
+from baco.serve.asking import Asking, Question
+from baco.serve.choices import Choice
+from baco.serve.driver import Driver
+from baco.serve.errors import ErrorBody
+from baco.serve.metrics import Metrics
+from baco.serve.protocol import Asked, ChatRequest, CompletionRequest
+from baco.serve.replies import (
+    ChatReply,
+    ModelCard,
+    ModelList,
+    Provenance,
+    TextReply,
+    Usage,
+)
+from baco.serve.settings import Settings
+from baco.serve.shapes import ChatShape, Shape, TextShape
+
+_FAILURES = (400, 401, 404, 405, 413, 429, 500, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in _FAILURES}
+_STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+class Endpoints:
+    """The endpoints of one pair."""
+
+    def __init__(
+        self, baco: Baco, driver: Driver, asking: Asking, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._pair, self._driver, self._asking = baco.pair, driver, asking
+        self._settings, self._metrics, self._since = settings, metrics, int(time.time())
+
+    def router(self) -> APIRouter:
+        """The endpoints' routes."""
+        routes = APIRouter(prefix="/v1", responses=ERRORS)
+        routes.add_api_route("/models", self.models, response_model=ModelList)
+        routes.add_api_route("/models/{model:path}", self.model, response_model=ModelCard)
+        routes.add_api_route(
+            "/chat/completions",
+            self.chat,
+            methods=["POST"],
+            response_model=ChatReply,
+            responses=_STREAM,  # type: ignore[arg-type]
+        )
+        routes.add_api_route(
+            "/completions",
+            self.completion,
+            methods=["POST"],
+            response_model=TextReply,
+            responses=_STREAM,  # type: ignore[arg-type]
+        )
+        return routes
+
+    async def models(self) -> ModelList:
+        """List the names that requests may give as their model."""
+        return ModelList(data=[self._card(name) for name in self._asking.models()])
+
+    async def model(self, model: str) -> ModelCard:
+        """One of these names, or any router's spelling after ``baco/``."""
+        self._asking.router_of(model)
+        return self._card(model)
+
+    async def chat(self, request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation."""
+        question = self._asking.chat(body)
+        logprobs = question.params.logprobs is not None
+        return await self._answer(request, body, question, ChatShape(body.model, logprobs))
+
+    async def completion(self, request: Request, body: CompletionRequest) -> Response:
+        """Continue texts."""
+        question = self._asking.completion(body)
+        logprobs = question.params.logprobs is not None
+        return await self._answer(request, body, question, TextShape(body.model, logprobs))
+
+    def _card(self, name: str) -> ModelCard:
+        return ModelCard(id=name, created=self._since)
+
+    async def _answer(
+        self, request: Request, body: Asked, question: Question, shape: Shape
+    ) -> Response:
+        entry = request.state.entry
+        self._note(entry, body, question)
+        answers = Answers(self._driver, question, self._settings.timeout)
+        count = len(question.prompts) * question.params.n
+        choices = [Choice(self._pair, question.explain) for _ in range(count)]
+        telling = Telling(answers, choices, self._metrics, entry)
+        try:
+            await unless_gone(request, telling.accepted())
+            if not body.stream:
+                await unless_gone(request, telling.whole())
+                reply = shape.reply(choices, telling.usage())
+                return Response(reply.model_dump_json(), media_type="application/json")
+        except BaseException:
+            answers.cancel()
+            raise
+        counted = body.stream_options is not None and bool(body.stream_options.include_usage)
+        return EventStream(answers, _events(telling, shape, counted))
+
+    def _note(self, entry: dict[str, Any], body: Asked, question: Question) -> None:
+        """Tell the access log what is asked."""
+        entry |= {
+            "router": question.router.spelling,
+            "n": question.params.n * len(question.prompts),
+            "seed": question.params.seed,
+            "stream": bool(body.stream),
+        }
+        if self._settings.log_prompts:
+            entry["prompts"] = question.prompts
+
+
+class Telling:
+    """A request's answers while they are told, counted for the metrics and the access log."""
+
+    def __init__(
+        self, answers: Answers, choices: list[Choice], metrics: Metrics, entry: dict[str, Any]
+    ) -> None:
+        self.choices = choices
+        self._answers, self._metrics, self._entry = answers, metrics, entry
+        self._tokens = self._base = 0
+
+    async def accepted(self) -> None:
+        """Wait until the decoder has taken all prompts."""
+        await self._answers.accepted()
+        self._metrics.prompt_tokens.inc(self._answers.prompt_tokens)
+        self._entry["prompt_tokens"] = self._answers.prompt_tokens
+
+    async def chunks(self) -> AsyncIterator[tuple[int, Chunk, Provenance]]:
+        """Every chunk, with its choice's index and how the choice stands with it."""
+        self._entry["outcome"] = "gone"  # unless it comes to another end
+        try:
+            async for index, chunk in self._answers.chunks():
+                self._count(chunk)
+                yield index, chunk, self.choices[index].take(chunk)
+            self._entry["outcome"] = "told"
+        except Exception:
+            self._entry["outcome"] = "failed"
+            raise
+
+    def _count(self, chunk: Chunk) -> None:
+        if not self._tokens and chunk.tokens:
+            self._metrics.first_token.observe(time.perf_counter() - self._answers.started)
+        self._metrics.heard(chunk)
+        self._tokens += len(chunk.tokens)
+        self._base += sum(token.source == "base" for token in chunk.tokens)
+        self._entry["tokens"] = self._tokens
+        self._entry["base_share"] = round(self._base / max(self._tokens, 1), 4)
+
+    async def whole(self) -> None:
+        """Wait until all answers have ended."""
+        async for _ in self.chunks():
+            pass
+
+    def usage(self) -> Usage:
+        """What was counted, once all answers have ended."""
+        kept = [choice.completion for choice in self.choices if choice.completion is not None]
+        said, prompt = sum(len(one.token_ids) for one in kept), self._answers.prompt_tokens
+        return Usage(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; however it ends, answers that have not ended are given up."""
+
+    def __init__(self, answers: Answers, events: AsyncIterator[str]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
+
+
+async def _events(telling: Telling, shape: Shape, counted: bool) -> AsyncIterator[str]:
+    for index in range(len(telling.choices)):
+        opening = shape.opening(index)
+        if opening is not None:
+            yield _event(opening)
+    try:
+        async for index, chunk, told in telling.chunks():
+            yield _event(shape.chunk(index, telling.choices[index], chunk, told))
+    except Exception as error:
+        _, problem = errors.problem_of(error)
+        yield _event(ErrorBody(error=problem))
+        return
+    if counted:
+        yield _event(shape.counted(telling.usage()))
+    yield "data: [DONE]\n\n"
+
+
+def _event(told: BaseModel) -> str:
+    return f"data: {told.model_dump_json()}\n\n"

@@ -1,0 +1,103 @@
+"""What Prometheus may scrape."""
+
+from collections.abc import Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from baco.completion import Chunk, Completion
+from baco.serve.driver import Driver
+
+_SHARES = tuple(tenth / 10 for tenth in range(11))
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+_SPEEDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+
+
+class Metrics:
+    """Counts what a server does; reads what its driver knows when it is scraped."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._registry = registry = CollectorRegistry()
+        registry.register(_DriverCollector(driver))
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "baco_requests", "Requests that have ended.", ["path", "status"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "baco_prompt_tokens",
+            "Tokens of prompts, as the aligned model reads them.",
+            registry=registry,
+        )
+        self._tokens = Counter("baco_tokens", "Tokens said.", ["source"], registry=registry)
+        self._share = Histogram(
+            "baco_answer_base_share",
+            "Share of an answer's tokens whose source is base.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "baco_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "baco_request_seconds",
+            "From a request's arrival to its end.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._speed = Histogram(
+            "baco_answer_tokens_per_second",
+            "Of an answer, from when its prompt was taken to its end.",
+            buckets=_SPEEDS,
+            registry=registry,
+        )
+        for source in ("base", "aligned"):
+            self._tokens.labels(source)
+
+    def heard(self, chunk: Chunk) -> None:
+        """Count a chunk of an answer in."""
+        base = sum(token.source == "base" for token in chunk.tokens)
+        self._tokens.labels("base").inc(base)
+        self._tokens.labels("aligned").inc(len(chunk.tokens) - base)
+        if chunk.completion is not None:
+            self._ended(chunk.completion)
+
+    def _ended(self, completion: Completion) -> None:
+        self._share.observe(completion.base_share)
+        self._speed.observe(completion.tokens_per_second)
+
+    def page(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _DriverCollector(Collector):
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._driver.load
+        for name, help_, value in (
+            ("baco_prompts_open", "Prompts that have not ended.", self._driver.open),
+            ("baco_answers_waiting", "Answers that have no row in the batch.", load.waiting),
+            ("baco_answers_running", "Answers in the batch.", load.running),
+            (
+                "baco_acceptance",
+                "Share of drafted tokens that stood, since the start.",
+                load.accepted / load.drafted if load.drafted else 0.0,
+            ),
+        ):
+            yield GaugeMetricFamily(name, help_, value)
+        yield CounterMetricFamily("baco_drafted_tokens", "Tokens drafted.", load.drafted)
+        yield CounterMetricFamily("baco_accepted_tokens", "Drafts that stood.", load.accepted)

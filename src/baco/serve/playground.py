@@ -1,0 +1,147 @@
+"""``/`` and ``/baco``: the page, and what it asks beside OpenAI's endpoints."""
+
+import asyncio
+from importlib import resources
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+
+from baco import __version__
+from baco.api import Baco
+from baco.calibration import Calibration, distinct_2, grid_of, open_prompts
+from baco.errors import BacoError
+from baco.known import DEMO
+from baco.routing.registry import catalogue, needs_threshold
+from baco.routing.registry import router as parse
+from baco.serve.asking import Asking
+from baco.serve.endpoints import ERRORS
+from baco.serve.protocol import DiversityRequest
+from baco.serve.replies import Diversity, Info, Limits, RouterEntry
+from baco.serve.settings import Settings
+
+EXAMPLES = 8
+DIAL_STEPS = 20
+# From the demo pair's toy world, one of each kind.
+DEMO_PROMPTS = (
+    "Recommend a summer destination",
+    "Give me a dinner idea",
+    "Give me a four-sentence story about a dragon.",
+    "Give me a name for my puppy.",
+    "Write a catchy slogan for a toy shop.",
+    "Compose a four-line poem about winter.",
+    "What outdoor hobby should I start?",
+    "How can I enjoy a snowy weekend?",
+)
+
+
+class Playground:
+    """What the page asks of one pair; all of it is known from the start but for `diversity`."""
+
+    def __init__(self, baco: Baco, asking: Asking, settings: Settings) -> None:
+        demo = baco.pair.name == DEMO
+        self._info = Info(
+            pair=baco.pair.name,
+            version=__version__,
+            default_router=asking.default_router().spelling,
+            examples=list(DEMO_PROMPTS) if demo else open_prompts()[:EXAMPLES],
+            limits=Limits(n=settings.max_n, max_tokens=settings.max_tokens),
+        )
+        self._calibration = Calibration.load(baco.pair) or Calibration()
+        self._measuring = asyncio.Semaphore(1)
+
+    def router(self) -> APIRouter:
+        """The routes under ``/baco``."""
+        routes = APIRouter(prefix="/baco", responses=ERRORS)
+        routes.add_api_route("/info", self.info, response_model=Info)
+        routes.add_api_route("/routers", self.routers, response_model=list[RouterEntry])
+        routes.add_api_route(
+            "/diversity", self.diversity, methods=["POST"], response_model=Diversity
+        )
+        return routes
+
+    async def info(self) -> Info:
+        """What is served."""
+        return self._info
+
+    async def routers(self) -> list[RouterEntry]:
+        """The routers there are, with the pair's dial for those it is calibrated for."""
+        return [self._entry(entry.name, entry.example, entry.sentence) for entry in catalogue()]
+
+    async def diversity(self, body: DiversityRequest) -> Diversity:
+        """Measure how unlike answers to one prompt are."""
+        async with self._measuring:  # one model embeds, beside two that decode
+            return await run_in_threadpool(measure, body.texts)
+
+    def _entry(self, name: str, example: str, sentence: str) -> RouterEntry:
+        takes = needs_threshold(name)
+        curve = self._calibration.curves.get(name)
+        low, high = _range(name) if takes else (None, None)
+        dial = None
+        if curve is not None:
+            marks = [step / DIAL_STEPS for step in range(DIAL_STEPS + 1)]
+            dial = [(mark, curve.at_diversity(mark)) for mark in marks]
+        middle = self._calibration.threshold(name) if curve is not None else _gamma(example)
+        return RouterEntry(
+            name=name,
+            example=example,
+            sentence=sentence,
+            takes_threshold=takes,
+            low=low,
+            high=high,
+            default=middle if takes else None,
+            dial=dial,
+        )
+
+
+def add_page(app: FastAPI) -> None:
+    """Serve the page at ``/`` and what it loads under ``/page``."""
+    folder = Path(str(resources.files("baco").joinpath("serve", "page")))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(folder / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=folder), name="page")
+
+
+def measure(texts: list[str]) -> Diversity:
+    """How unlike texts are, as far as what is installed can tell."""
+    told = [text for text in texts if text.strip()]
+    distance, why_not = None, None
+    if len(told) < 2:
+        why_not = "needs two answers"
+    else:
+        try:
+            distance = _embedding_distance(told)
+        except (BacoError, ImportError) as error:
+            why_not = str(error)
+    distinct = len({" ".join(text.split()) for text in texts})
+    return Diversity(
+        distinct=distinct,
+        distinct_2=distinct_2(texts),
+        embedding_distance=distance,
+        why_not=why_not,
+    )
+
+
+def _embedding_distance(texts: list[str]) -> float:
+    from baco.evaluation.metrics.embedding import embedder
+    from baco.evaluation.metrics.semantic import embedding_distance
+
+    return embedding_distance(embedder(), [texts])[0]
+
+
+def _range(name: str) -> tuple[float | None, float | None]:
+    """γ from where the base speaks least to most, as calibration would try it."""
+    try:
+        grid = grid_of(name)
+    except BacoError:  # a user's own
+        return None, None
+    return min(grid), max(grid)
+
+
+def _gamma(example: str) -> float | None:
+    return getattr(parse(example), "threshold", None)

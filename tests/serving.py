@@ -1,0 +1,102 @@
+"""A real server on loopback for tests, in a thread of theirs."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+
+from baco import Baco
+from baco.serve.app import create_app
+from baco.serve.driver import Driver
+from baco.serve.settings import Settings
+
+PROMPT = "Recommend a summer destination"
+ROUTER = "P-Punc:0.4"
+WAIT = 60
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@dataclass
+class Served:
+    """A running server: where it is, its driver, and what it wrote into its access log."""
+
+    url: str
+    driver: Driver
+    records: _Records = field(repr=False)
+
+    @property
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT)
+
+    def ask(self, **body: Any) -> httpx.Response:
+        """A chat completion."""
+        with self.client as client:
+            return client.post("/v1/chat/completions", json=chat(**body))
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.records.lines]
+
+    def metric(self, name: str) -> float:
+        """The sample of a metric, labels included in the name as Prometheus writes them."""
+        with self.client as client:
+            page = client.get("/metrics").text
+        found = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    def settles(self) -> None:
+        """Wait until nothing is open or in the batch."""
+        wait_for(lambda: not self.driver.open and not self.driver.load.running)
+
+
+def chat(prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], "router": ROUTER} | fields
+
+
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """What a stream tells until it is done."""
+    for line in response.iter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def served(baco: Baco, **settings: Any) -> Iterator[Served]:
+    """Serve a pair on a free port."""
+    app = create_app(baco, Settings(**settings))
+    records = _Records()
+    access = logging.getLogger("baco.access")
+    access.setLevel(logging.INFO)
+    access.addHandler(records)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_for(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Served(f"http://127.0.0.1:{port}", app.state.driver, records)
+    finally:
+        server.should_exit = True
+        thread.join()
+        access.removeHandler(records)

@@ -1,0 +1,309 @@
+"""OpenAI's API on the demo pair, over a real socket."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import httpx
+import pytest
+
+from baco import Baco
+from tests.serving import PROMPT, ROUTER, Served, chat, events, served, wait_for
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo, max_n=16, max_tokens=300, max_body=4000, max_open=8) as running:
+        yield running
+
+
+def test_the_same_seed_gives_the_answers_of_generate(server: Served, demo: Baco) -> None:
+    reply = server.ask(n=3, seed=7).json()
+    expected = demo.generate(PROMPT, router=ROUTER, n=3, seed=7)
+    assert [c["index"] for c in reply["choices"]] == [0, 1, 2]
+    for choice, completion in zip(reply["choices"], expected, strict=True):
+        assert choice["message"] == {
+            "role": "assistant",
+            "content": completion.text,
+            "refusal": None,
+        }
+        assert choice["finish_reason"] == completion.finish_reason
+        told = choice["baco"]
+        stretches = [
+            ["".join(piece.text for piece in same), source]
+            for source, same in groupby(completion.pieces, key=lambda piece: piece.source)
+        ]
+        assert told["sources"] == stretches
+        assert told["base_share"] == pytest.approx(completion.base_share, abs=1e-4)
+        assert (told["switches"], told["router"], told["seed"]) == (
+            completion.switches,
+            ROUTER,
+            7,
+        )
+    prompt = len(demo.pair.renderer.render(PROMPT).aligned_ids)
+    said = sum(len(completion.token_ids) for completion in expected)
+    assert reply["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": said,
+        "total_tokens": prompt + said,
+    }
+
+
+def test_a_stream_joins_to_the_answers_and_ends_with_the_usage(server: Served) -> None:
+    whole = server.ask(n=3, seed=7).json()
+    body = chat(n=3, seed=7, stream=True, stream_options={"include_usage": True})
+    with server.client as client, client.stream("POST", "/v1/chat/completions", json=body) as got:
+        assert got.headers["content-type"].startswith("text/event-stream")
+        told = list(events(got))
+    assert told[-1]["choices"] == []
+    assert told[-1]["usage"] == whole["usage"]
+    assert {chunk["id"] for chunk in told} == {told[0]["id"]}
+    for index, choice in enumerate(whole["choices"]):
+        own = [c for chunk in told for c in chunk["choices"] if c["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(c["delta"].get("content", "") for c in own)
+        assert text == choice["message"]["content"]
+        sources = [piece for c in own[1:] for piece in c["baco"]["sources"]]
+        assert "".join(piece for piece, _ in sources) == text
+        assert [c["finish_reason"] for c in own[-2:]] == [None, choice["finish_reason"]]
+        for name in ("base_share", "switches", "router", "seed"):
+            assert own[-1]["baco"][name] == choice["baco"][name]
+
+
+def test_without_a_seed_one_is_told_that_gives_the_answer_again(server: Served) -> None:
+    first = server.ask().json()["choices"][0]
+    again = server.ask(seed=first["baco"]["seed"]).json()["choices"][0]
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("model", "router"),
+    [("baco/base", "Base"), ("baco/aligned", "Aligned"), ("baco/P-Punc:0.3", "P-Punc:0.3")],
+)
+def test_the_models_name_may_name_the_router(
+    server: Served, demo: Baco, model: str, router: str
+) -> None:
+    choice = server.ask(model=model, router=None, seed=3).json()["choices"][0]
+    assert choice["message"]["content"] == demo.generate(PROMPT, router=router, seed=3)[0].text
+    assert choice["baco"]["router"] == router
+
+
+def test_every_model_that_is_listed_can_be_retrieved_and_asked(server: Served) -> None:
+    with server.client as client:
+        listed = client.get("/v1/models").json()["data"]
+        names = [card["id"] for card in listed]
+        assert names[:3] == ["baco", "baco/base", "baco/aligned"]
+        assert "baco/P-Punc:0.4" in names
+        for card in listed:
+            assert client.get(f"/v1/models/{card['id']}").json() == card
+            asked = chat(model=card["id"], router=None, max_tokens=1)
+            assert client.post("/v1/chat/completions", json=asked).status_code == 200
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"top_p": 0.5},
+    {"top_k": 3, "temperature": 1.5},
+    {"min_p": 0.2},
+    {"repetition_penalty": 1.3},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+    {"max_tokens": 3},
+    {"stop": [" is", "."]},
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids="+".join)
+def test_sampling_parameters_reach_the_draw(
+    server: Served, demo: Baco, sampling: dict[str, Any]
+) -> None:
+    choice = server.ask(seed=5, **sampling).json()["choices"][0]
+    expected = demo.generate(PROMPT, router=ROUTER, seed=5, **sampling)[0]
+    assert choice["message"]["content"] == expected.text
+    assert choice["finish_reason"] == expected.finish_reason
+
+
+def test_a_bias_can_forbid_a_token(server: Served, demo: Baco) -> None:
+    first = demo.generate(PROMPT, router=ROUTER, seed=5)[0].token_ids[0]
+    asked = {"seed": 5, "logprobs": True, "max_tokens": 1}
+    biased = server.ask(logit_bias={str(first): -100}, **asked).json()["choices"][0]
+    plain = server.ask(**asked).json()["choices"][0]
+    assert biased["logprobs"]["content"][0]["token"] != plain["logprobs"]["content"][0]["token"]
+
+
+def test_max_completion_tokens_is_max_tokens(server: Served) -> None:
+    assert server.ask(max_completion_tokens=3).json()["usage"]["completion_tokens"] == 3
+    assert server.ask(max_completion_tokens=3, max_tokens=4).status_code == 400
+
+
+def test_log_probabilities_are_the_sources_own(server: Served, demo: Baco) -> None:
+    choice = server.ask(seed=5, logprobs=True, top_logprobs=2).json()["choices"][0]
+    expected = demo.generate(PROMPT, router=ROUTER, seed=5, logprobs=2)[0]
+    told = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in told).lstrip() == expected.text
+    # The end token is none of the text's.
+    assert len(told) == len(expected.token_ids) - 1
+    for token, logprob in zip(told, expected.logprobs, strict=False):
+        assert token["logprob"] == pytest.approx(logprob)
+        assert bytes(token["bytes"]).decode() == token["token"]
+        assert len(token["top_logprobs"]) == 2
+        assert token["top_logprobs"][0]["logprob"] >= token["top_logprobs"][1]["logprob"]
+
+
+def test_explain_tells_of_every_token_what_the_router_saw(server: Served) -> None:
+    choice = server.ask(seed=5, explain=True, logprobs=True).json()["choices"][0]
+    why = choice["baco"]["why"]
+    assert "".join(token["text"] for token in why).strip() == choice["message"]["content"]
+    assert why[0]["asked"]
+    for token, logprob in zip(why, choice["logprobs"]["content"], strict=False):
+        assert math.log(token[token["source"]]) == pytest.approx(logprob["logprob"], abs=1e-3)
+        assert token["wanted"] == token["source"] or not token["asked"]
+
+
+def test_completions_continue_texts_as_they_are(server: Served) -> None:
+    body = {
+        "prompt": ["Question: Recommend a summer destination\nAnswer:", "For dinner, I"],
+        "router": "Base",
+        "n": 2,
+        "seed": 4,
+        "max_tokens": 12,
+        "logprobs": 1,
+    }
+    with server.client as client:
+        reply = client.post("/v1/completions", json=body).json()
+        assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
+        for choice in reply["choices"]:
+            # The space between the prompt and what follows is part of what follows.
+            assert choice["text"].startswith(" ")
+            told = choice["logprobs"]
+            assert "".join(told["tokens"]) == choice["text"]
+            offsets = [len("".join(told["tokens"][:at])) for at in range(len(told["tokens"]))]
+            assert told["text_offset"] == offsets
+            assert all(len(top) == 1 for top in told["top_logprobs"])
+        streamed = [""] * 4
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
+            for chunk in events(got):
+                for choice in chunk["choices"]:
+                    streamed[choice["index"]] += choice["text"]
+    assert streamed == [choice["text"] for choice in reply["choices"]]
+
+
+REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    ({"temperature": -1}, 400, "temperature is -1"),
+    ({"temperature": "hot"}, 400, "temperature is 'hot'"),
+    ({"n": 17}, 400, "number of answers is 17: this server gives at most 16"),
+    ({"max_tokens": 301}, 400, "max_tokens is 301: this server gives at most 300"),
+    ({"router": "Pun:0.4"}, 400, "unknown router 'Pun:0.4'"),
+    ({"model": "gpt-4"}, 404, "there is no model 'gpt-4' here"),
+    ({"model": "baco/Pun"}, 404, "unknown router 'Pun'"),
+    ({"model": "baco/base", "router": "P:0.4"}, 400, "name two routers"),
+    ({"messages": []}, 400, "messages is []"),
+    ({"messages": [{"role": "user", "content": " "}]}, 400, "the prompt is empty"),
+    ({"messages": [{"role": "tool", "content": "4"}]}, 400, "role is 'tool'"),
+    ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
+    ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+    ({"tempreature": 1}, 400, "tempreature is no parameter"),
+    ({"logit_bias": {"99999": 1}}, 400, "logit_bias names token 99999"),
+    ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
+    ({"stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
+    ({"messages": [{"role": "user", "content": "long " * 600}]}, 400, "context window"),
+    ({"messages": [{"role": "user", "content": "long " * 900}]}, 413, "at most 4000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "status", "message"), REFUSED, ids=lambda v: str(v)[:30])
+def test_what_is_wrong_is_told_in_openais_shape(
+    server: Served, wrong: dict[str, Any], status: int, message: str
+) -> None:
+    for stream in (False, True):
+        answer = server.ask(**wrong, stream=True) if stream else server.ask(**wrong)
+        if "stream_options" in wrong and stream:
+            continue
+        assert answer.status_code == status
+        error = answer.json()["error"]
+        assert message in error["message"]
+        assert "\n" not in error["message"]
+        assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v2", b"", 404),
+        ("GET", "/v1/chat/completions", b"", 405),
+        ("POST", "/v1/chat/completions", b"{", 400),
+        ("POST", "/v1/chat/completions", b"[]", 400),
+        ("POST", "/v1/chat/completions", b"\xff", 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user"}]}', 400),
+        ("POST", "/v1/completions", b'{"prompt": "a", "best_of": 2}', 400),
+        ("POST", "/v1/completions", b'{"prompt": "a", "temperature": NaN}', 400),
+        ("POST", "/v1/completions", b'{"prompt": "\\ud800"}', 400),
+    ],
+)
+def test_so_is_a_request_that_is_none(
+    server: Served, method: str, path: str, body: bytes, status: int
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    with server.client as client:
+        answer = client.request(method, path, content=body, headers=headers)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_without_a_length_is_measured_too(server: Served) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield json.dumps(chat("long " * 2000)).encode()
+
+    headers = {"Content-Type": "application/json"}
+    with server.client as client:
+        answer = client.post("/v1/chat/completions", content=pieces(), headers=headers)
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_rows(demo: Baco, stream: bool) -> None:
+    body = chat("Give me a four-sentence story about a dragon.", n=128, stream=stream)
+    with served(demo) as server, server.client as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body) as got:
+                next(events(got))
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body, timeout=0.2)
+        wait_for(server.log)
+        server.settles()
+        entry = server.log()[0]
+        assert (entry["status"], entry.get("outcome", "gone")) == (200 if stream else 499, "gone")
+
+
+def test_concurrent_requests_share_the_batch(server: Served) -> None:
+    with server.client as client:
+        body = chat(seed=1, stream=True, n=4)
+        with client.stream("POST", "/v1/chat/completions", json=body) as first:
+            told = events(first)
+            next(told)
+            with client.stream("POST", "/v1/chat/completions", json=body) as second:
+                assert list(events(second))[-1]["choices"][0]["finish_reason"] is not None
+            assert list(told)
+
+
+def test_the_page_and_what_it_asks_are_there(server: Served) -> None:
+    with server.client as client:
+        assert "<title>BACo" in client.get("/").text
+        info = client.get("/baco/info").json()
+        assert info["pair"] == "demo"
+        assert info["default_router"].startswith("P-Punc:")
+        assert info["limits"] == {"n": 16, "max_tokens": 300}
+        routers = {entry["name"]: entry for entry in client.get("/baco/routers").json()}
+        dial = routers["P-Punc"]["dial"]
+        assert [mark for mark, _ in dial] == sorted(mark for mark, _ in dial)
+        assert (dial[0][0], dial[-1][0]) == (0.0, 1.0)
+        assert f"P-Punc:{routers['P-Punc']['default']:g}" == info["default_router"]
+        assert routers["Punc"]["dial"] is None
+        texts = ["a cat sat", "a cat sat", "two dogs ran far"]
+        told = client.post("/baco/diversity", json={"texts": texts}).json()
+        assert told["distinct"] == 2
+        assert told["distinct_2"] == pytest.approx(5 / 7)
+        assert told["embedding_distance"] > 0 or told["why_not"]
+        assert client.get("/health").json() == {"status": "ok"}

@@ -1,0 +1,205 @@
+"""Clients that people have: OpenAI's own, LangChain, curl; and the API held to its own document."""
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from baco import Baco
+from tests.serving import PROMPT, ROUTER, Served, served
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "serve.md"]
+ADDRESS = "http://127.0.0.1:8000"
+MESSAGES = [{"role": "user", "content": PROMPT}]
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo, max_n=8, max_tokens=64) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+def expected(demo: Baco, n: int = 1) -> list[str]:
+    answers = demo.generate(PROMPT, router=ROUTER, seed=2, n=n, max_tokens=64)
+    return [answer.text for answer in answers]
+
+
+def test_openais_client_gets_answers_with_their_provenance(
+    client: openai.OpenAI, demo: Baco
+) -> None:
+    reply = client.chat.completions.create(
+        model="baco",
+        messages=MESSAGES,  # type: ignore[arg-type]
+        n=3,
+        seed=2,
+        extra_body={"router": ROUTER},
+    )
+    assert [choice.message.content for choice in reply.choices] == expected(demo, 3)
+    assert reply.usage is not None
+    for choice in reply.choices:
+        assert choice.model_extra is not None
+        told = choice.model_extra["baco"]
+        assert "".join(text for text, _ in told["sources"]) == choice.message.content
+        assert 0 <= told["base_share"] <= 1
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(model="baco", messages=MESSAGES, seed=2)  # type: ignore[arg-type]
+    turns = [*MESSAGES, first.choices[0].message, {"role": "user", "content": "Why?"}]
+    again = client.chat.completions.create(model="baco", messages=turns, max_tokens=4)  # type: ignore[arg-type]
+    assert again.choices[0].message.role == "assistant"
+
+
+def test_openais_client_streams(client: openai.OpenAI, demo: Baco) -> None:
+    parts = ["", "", ""]
+    stream = client.chat.completions.create(
+        model=f"baco/{ROUTER}",
+        messages=MESSAGES,  # type: ignore[arg-type]
+        n=3,
+        seed=2,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    usage = None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            parts[choice.index] += choice.delta.content or ""
+    assert parts == expected(demo, 3)
+    assert usage is not None
+
+
+def test_openais_asynchronous_client_asks_many_at_once(server: Served, demo: Baco) -> None:
+    async def ask_all() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
+
+            async def ask() -> str | None:
+                reply = await client.chat.completions.create(
+                    model=f"baco/{ROUTER}",
+                    messages=MESSAGES,  # type: ignore[arg-type]
+                    seed=2,
+                )
+                return reply.choices[0].message.content
+
+            async def listen() -> str:
+                stream = await client.chat.completions.create(
+                    model=f"baco/{ROUTER}",
+                    messages=MESSAGES,  # type: ignore[arg-type]
+                    seed=2,
+                    stream=True,
+                )
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+            return list(await asyncio.gather(ask(), listen(), ask(), listen()))
+
+    assert asyncio.run(ask_all()) == expected(demo) * 4
+
+
+def test_openais_older_endpoint_answers_too(client: openai.OpenAI) -> None:
+    asked = {"model": "baco/aligned", "prompt": "I would go to", "max_tokens": 8, "seed": 1}
+    whole = client.completions.create(**asked).choices[0]  # type: ignore[call-overload]
+    parts = client.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+    assert "".join(part.choices[0].text for part in parts) == whole.text != ""
+
+
+def test_openais_client_raises_what_it_has_for_an_error(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="unknown router"):
+        client.chat.completions.create(
+            model="baco",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            extra_body={"router": "Pun"},
+        )
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("gpt-4")
+    assert missing.value.code == "model_not_found"
+    names = [model.id for model in client.models.list()]
+    assert client.models.retrieve(names[-1]).id == names[-1]
+
+
+def test_langchain_answers_and_streams(server: Served, demo: Baco) -> None:
+    chat = ChatOpenAI(
+        base_url=f"{server.url}/v1",
+        api_key=SecretStr("any"),
+        model=f"baco/{ROUTER}",
+        seed=2,
+        max_retries=0,
+        timeout=60,
+    )
+    assert chat.invoke(PROMPT).content == expected(demo)[0]
+    assert "".join(str(part.content) for part in chat.stream(PROMPT)) == expected(demo)[0]
+
+
+def fences(language: str) -> list[tuple[str, str]]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [
+        (page.name, fence[1])
+        for page in PAGES
+        for fence in pattern.finditer(page.read_text(encoding="utf-8"))
+    ]
+
+
+def curls() -> list[tuple[str, str]]:
+    """The curl commands of the documentation; one may go over several lines."""
+    return [
+        (page, command)
+        for page, text in fences("sh")
+        for command in re.split(r"^(?=curl )", text, flags=re.MULTILINE)
+        if command.startswith("curl ")
+    ]
+
+
+@pytest.mark.parametrize(("page", "command"), curls())
+def test_curl_examples_of_the_documentation_answer(server: Served, page: str, command: str) -> None:
+    ours = command.replace(ADDRESS, server.url).replace("curl ", "curl -sS --fail-with-body ", 1)
+    environment = os.environ | {"BACO_API_KEY": "any"}
+    done = subprocess.run(
+        ["bash", "-c", ours], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, (page, done.stdout, done.stderr)
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), [found for found in fences("python no-run") if ADDRESS in found[1]]
+)
+def test_client_examples_of_the_documentation_run(
+    server: Served, page: str, code: str, capsys: pytest.CaptureFixture
+) -> None:
+    exec(compile(code.replace(ADDRESS, server.url), page, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def described(demo: Baco) -> Iterator[Any]:
+    with served(demo, max_n=2, max_tokens=2) as server:
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+document = schemathesis.pytest.from_fixture("described")
+
+
+@document.parametrize()
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_to_its_own_document(case: schemathesis.Case) -> None:
+    """Requests that fit it or do not are answered as it says, and what does not fit is refused.
+
+    What fits may be refused, too: no schema can say which routers and models there are.
+    """
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])

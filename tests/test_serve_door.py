@@ -1,0 +1,257 @@
+"""Who is let in, what is counted and logged, and how a server ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import torch
+
+from baco import Baco, register_router
+from baco.routing import registry
+from baco.routing.signals import Signals
+from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, served, wait_for
+
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo, max_n=64) as running:
+        yield running
+
+
+def test_with_keys_only_who_has_one_is_let_in(demo: Baco) -> None:
+    with served(demo, api_keys=KEYS) as server, server.client as client:
+        for path in ("/v1/models", "/baco/info", "/metrics", "/openapi.json"):
+            refused = client.get(path)
+            assert refused.status_code == 401
+            assert refused.json()["error"]["type"] == "authentication_error"
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            for key in ("wrong", KEYS[0][:-1], ""):
+                assert client.get(path, headers=bearer(key)).status_code == 401
+            for key in KEYS:
+                assert client.get(path, headers=bearer(key)).status_code == 200
+        basic = {"Authorization": f"Basic {KEYS[0]}"}
+        assert client.get("/v1/models", headers=basic).status_code == 401
+        # What asks for the key itself, and what a load balancer asks.
+        assert client.get("/").status_code == client.get("/health").status_code == 200
+        assert KEYS[0] not in "".join(server.records.lines)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_other_origins_pages_may_call_only_where_they_are_named(server: Served, demo: Baco) -> None:
+    mine = "https://mine.example"
+    asked = {"Origin": mine, "Access-Control-Request-Method": "POST"}
+    with server.client as client:
+        assert "Access-Control-Allow-Origin" not in client.get("/health", headers=asked).headers
+        assert client.options("/v1/chat/completions", headers=asked).status_code == 405
+    with served(demo, cors_origins=(mine,), api_keys=KEYS) as named, named.client as client:
+        allowed = client.options("/v1/chat/completions", headers=asked)
+        assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, mine)
+        refused = client.get("/v1/models", headers={"Origin": mine})
+        # A page can read why it is refused.
+        assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, mine)
+        other = client.get("/health", headers={"Origin": "https://other.example"})
+        assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_the_access_log_tells_all_but_what_was_said(server: Served) -> None:
+    answer = server.ask(seed=3, n=2)
+    wait_for(lambda: server.log() and server.log()[-1]["id"] == answer.headers["X-Request-Id"])
+    entry = server.log()[-1]
+    said = answer.json()
+    assert entry["path"] == "/v1/chat/completions"
+    assert (entry["method"], entry["status"], entry["outcome"]) == ("POST", 200, "told")
+    assert (entry["router"], entry["n"], entry["seed"], entry["stream"]) == (ROUTER, 2, 3, False)
+    assert entry["prompt_tokens"] == said["usage"]["prompt_tokens"]
+    assert entry["tokens"] == said["usage"]["completion_tokens"]
+    assert 0 < entry["base_share"] < 1
+    assert entry["client"] == "127.0.0.1"
+    line = server.records.lines[-1]
+    assert PROMPT not in line
+    assert said["choices"][0]["message"]["content"] not in line
+
+
+def test_prompts_are_logged_where_that_is_asked_for(demo: Baco) -> None:
+    with served(demo, log_prompts=True) as server:
+        server.ask(max_tokens=1)
+        wait_for(server.log)
+        assert server.log()[-1]["prompts"] == [[{"role": "user", "content": PROMPT}]]
+
+
+def test_metrics_count_what_was_said(demo: Baco) -> None:
+    with served(demo) as server:
+        said = server.ask(seed=3, n=4).json()
+        server.ask(n=0)
+        path = 'path="/v1/chat/completions"'
+        assert server.metric(f'baco_requests_total{{{path},status="200"}}') == 1
+        assert server.metric(f'baco_requests_total{{{path},status="400"}}') == 1
+        answers = demo.generate(PROMPT, router=ROUTER, seed=3, n=4)
+        for source in ("base", "aligned"):
+            expected = sum(answer.sources.count(source) for answer in answers)
+            assert server.metric(f'baco_tokens_total{{source="{source}"}}') == expected > 0
+        assert server.metric("baco_prompt_tokens_total") == said["usage"]["prompt_tokens"]
+        assert server.metric("baco_answer_base_share_count") == 4
+        shares = sum(answer.base_share for answer in answers)
+        assert server.metric("baco_answer_base_share_sum") == pytest.approx(shares)
+        assert server.metric("baco_time_to_first_token_seconds_count") == 1
+        assert server.metric("baco_answer_tokens_per_second_count") == 4
+        assert server.metric("baco_drafted_tokens_total") >= 1
+        drafted = server.metric("baco_drafted_tokens_total")
+        accepted = server.metric("baco_accepted_tokens_total")
+        assert server.metric("baco_acceptance") == pytest.approx(accepted / drafted)
+        for name in ("baco_prompts_open", "baco_answers_waiting", "baco_answers_running"):
+            assert server.metric(name) == 0
+
+
+def test_a_full_queue_says_when_to_try_again(demo: Baco) -> None:
+    body = chat(n=32, stream=True)
+    with (
+        served(demo, max_open=1) as server,
+        server.client as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as open_one,
+    ):
+        told = events(open_one)
+        next(told)
+        assert server.metric("baco_prompts_open") == 1
+        refused = server.ask()
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert list(told)
+        server.settles()
+        assert server.ask(max_tokens=1).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_ended(demo: Baco) -> None:
+    with served(demo, timeout=0.05) as server:
+        ended = server.ask(n=64, router="Base")
+        assert (ended.status_code, ended.json()["error"]["type"]) == (504, "server_error")
+        body = chat(n=64, router="Base", stream=True)
+        with (
+            server.client as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as got,
+        ):
+            told = list(events(got)) if got.status_code == 200 else [json.loads(got.read())]
+        assert "longer than this server" in told[-1]["error"]["message"]
+        server.settles()
+
+
+@contextmanager
+def poison() -> Iterator[None]:
+    """A router that breaks the step it takes part in."""
+
+    def broken(signals: Signals) -> torch.Tensor:
+        raise RuntimeError("secret details")
+
+    register_router("Poison", broken)
+    try:
+        yield
+    finally:
+        del registry._custom["Poison"]
+
+
+def test_a_poisoned_request_is_a_500_and_its_neighbours_never_notice(server: Served) -> None:
+    alone = server.ask(seed=1, n=8).json()["choices"]
+    with poison(), server.client as client:
+        body = chat(seed=1, n=8, stream=True)
+        with client.stream("POST", "/v1/chat/completions", json=body) as neighbour:
+            told = events(neighbour)
+            first = next(told)
+            broken = server.ask(router="Poison")
+            assert broken.status_code == 500
+            assert "secret" not in broken.text
+            texts = [""] * 8
+            for chunk in [first, *told]:
+                for choice in chunk["choices"]:
+                    texts[choice["index"]] += choice["delta"].get("content", "")
+        assert texts == [choice["message"]["content"] for choice in alone]
+        body = chat(router="Poison", stream=True)
+        with client.stream("POST", "/v1/chat/completions", json=body) as broken_stream:
+            assert list(events(broken_stream))[-1]["error"]["type"] == "server_error"
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """``baco serve`` as people start it, on a free port."""
+    command = "from baco.cli import main; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", command, "serve", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"BACO_API_KEY": "one two"},
+    )
+    assert running.stderr is not None
+    try:
+        lines = iter(running.stderr.readline, "")
+        found = next(match for line in lines if (match := re.search(r"http://\S+", line)))
+        yield running, found[0]
+    finally:
+        running.kill()
+        running.wait()
+
+
+def stream_of(client: httpx.Client, n: int) -> Iterator[str]:
+    body = chat("Give me a four-sentence story about a dragon.", n=n, stream=True)
+    with client.stream("POST", "/v1/chat/completions", json=body) as got:
+        yield from got.iter_lines()
+
+
+def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones() -> None:
+    with process("--grace", str(WAIT)) as (running, url):
+        with httpx.Client(base_url=url, headers=bearer("two"), timeout=WAIT) as client:
+            told = stream_of(client, 96)
+            next(told)
+            running.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+            refused = client.post("/v1/chat/completions", json=chat())
+            assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+            assert list(told)[-2:] == ["data: [DONE]", ""]
+        assert running.wait(WAIT) == 0
+        assert running.stdout is not None
+        entries = [json.loads(line) for line in running.stdout]
+        assert entries[-1]["outcome"] == "told"
+
+
+def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
+    with process("--grace", "0") as (running, url):
+        with httpx.Client(base_url=url, headers=bearer("one"), timeout=WAIT) as client:
+            told = stream_of(client, 96)
+            next(told)
+            running.send_signal(signal.SIGTERM)
+            last = [line for line in told if line][-1]
+        assert "shutting down" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        assert running.wait(WAIT) == 0
+
+
+def test_a_taken_port_is_one_line_and_exit_2() -> None:
+    with served_socket() as port:
+        command = "from baco.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", command, "serve", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"baco: cannot listen at 127.0.0.1:{port}")
+    assert done.stderr.count("\n") == 1
+
+
+@contextmanager
+def served_socket() -> Iterator[int]:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
