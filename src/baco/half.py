@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.engine.cache import MaskForm, NativeStore, SlotStore, Store
+from baco.engine.cache import Forward, SlotCache, SlotStore, Store
+from baco.engine.masks import Masked, MaskForm
+from baco.engine.native import NativeStore
 from baco.engine.speculation import Size
+from baco.lean import Lean
 from baco.packing import weights
 
 log = logging.getLogger("baco")
@@ -97,11 +100,11 @@ class Half:
 
     def run(self, **inputs: Any) -> Any:
         """The model's own output for its own inputs, without its adapter where the half is bare."""
-        inputs["input_ids"] = self._legible(inputs["input_ids"])
+        inputs["input_ids"] = self.legible(inputs["input_ids"])
         with self._speaking():
             return self.model(**inputs)
 
-    def _legible(self, ids: Tensor) -> Tensor:
+    def legible(self, ids: Tensor) -> Tensor:
         """Token ids [...] with those this half has no embedding for read as its end of text.
 
         Only the other half says such a token, a turn's mark of its own say.
@@ -117,10 +120,9 @@ class Half:
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
-        runner = _Runner(self)
-        if self._mask_form is None:
-            return NativeStore(runner)
-        return SlotStore(runner, self._mask_form, self.context)
+        if self._forward is None:
+            return NativeStore(_Runner(self))
+        return SlotStore(self._forward)
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -129,25 +131,23 @@ class Half:
 
     @cached_property
     @torch.inference_mode()
-    def _mask_form(self) -> MaskForm | None:
-        """The form of masks with which rows of different lengths read as they do alone.
+    def _forward(self) -> Forward | None:
+        """The fastest forward with which rows of different lengths read as they do alone.
 
         Tried out on a few tokens rather than deduced: the architectures are many, and one that
         reads its mask or its positions another way must not decode wrongly in silence.
         """
-        form = MaskForm.of(self.model.config)
-        forms = [] if form is None else [form, replace(form, mapping=not form.mapping)]
         texts = [[1, 2, 3, 4, 5], [6, 7]]
         alone = [self.score(text)[-1] for text in texts]
-        for candidate in forms:
+        for candidate in self._forwards():
             try:
-                store = SlotStore(_Runner(self), candidate)
+                store = SlotStore(candidate)
                 for text in texts:
                     store.admit(store.prefill(text[:-1]), 1)
                 last = torch.tensor([[text[-1]] for text in texts])
                 together = self.fit(store.read(last, [1, 1], 1)[:, 0])
             except Exception:
-                log.debug("%s does not take masks of the form %s", self.name, candidate)
+                log.debug("%s does not go with %s", self.name, candidate)
                 continue
             if all(_close(a, b) for a, b in zip(alone, together, strict=True)):
                 return candidate
@@ -159,6 +159,16 @@ class Half:
         )
         return None
 
+    def _forwards(self) -> Iterator[Forward]:
+        """What may be a forward over many rows, the fastest first."""
+        lean = Lean.of(self.model)
+        if lean is not None:
+            yield _Legible(self, lean)
+        form = MaskForm.of(self.model.config)
+        if form is not None:
+            for candidate in (form, replace(form, mapping=not form.mapping)):
+                yield Masked(_Runner(self), candidate, self.context)
+
 
 class _Runner:
     """The half's model as a cache store calls it: adapter off where the half is the bare one."""
@@ -169,6 +179,17 @@ class _Runner:
 
     def __call__(self, **inputs: Any) -> Any:
         return self._half.run(**inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Legible:
+    """A lean forward that is given only tokens the half has an embedding for."""
+
+    half: Half
+    lean: Lean
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        return self.lean(self.half.legible(tokens), cache, keep)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -3,7 +3,7 @@
 Decoding multiplies a few rows with every weight of a model, so it runs as fast as weights can be
 read. oneDNN reads them in blocks; handed a plain matrix it rearranges it at every call, which takes
 longer than the product. Here that is done once, at load, in the place of the plain matrix: nothing
-is held twice. Numbers stay what they are, sums may be taken in another order.
+large is held twice. Numbers stay what they are, sums may be taken in another order.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Rows a product is laid out for: a handful of drafted tokens, or of samples.
 _ROWS = 8
+# Up to so many weights, a lone row is multiplied with the plain matrix sooner than a product in the
+# packed layout has started; both are kept then.
+_SMALL = 2**18
 # A matrix that is also looked up in (tied embeddings) has to be kept as it is too; a packed copy
 # beside it may take no more of the model's weights than this.
 _LARGEST_COPY = 0.05
@@ -23,7 +27,8 @@ class PackedLinear(nn.Module):
     """A linear layer on a packed weight.
 
     Attributes:
-        packed: the weight, in oneDNN's own layout.
+        plain: the weight, where it is small.
+        packed: the same in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: its first numbers as they were, to know it by.
         bias: as in ``nn.Linear``.
@@ -33,6 +38,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.plain = weight if weight.numel() <= _SMALL else None
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
@@ -40,12 +46,14 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """A plain copy of the weight, to look at."""
-        plain: Tensor = torch.Tensor.to_dense(self.packed)
+        """The weight as it was, to look at."""
+        plain: Tensor = torch.Tensor.to_dense(self.packed) if self.plain is None else self.plain
         return plain
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
+        if self.plain is not None and rows.numel() == self.in_features:
+            return F.linear(rows, self.plain, self.bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self.packed, self.bias, "none", [], ""
         )
@@ -70,10 +78,12 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         for weight in module.parameters(recurse=False):
             users[id(weight)] = users.get(id(weight), 0) + 1
+    packed: dict[int, PackedLinear] = {}
     for parent, name, child in linears:
         shared = users[id(child.weight)] > 1
         if not shared or child.weight.numel() <= _LARGEST_COPY * total:
-            setattr(parent, name, PackedLinear(child))
+            layer = packed.get(id(child)) or PackedLinear(child)
+            setattr(parent, name, packed.setdefault(id(child), layer))
 
 
 def _packable(weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from baco.errors import BacoError, UnfitPairError
 from baco.half import Half
 from baco.known import KnownPair
+from baco.lean import prepare
 from baco.packing import pack
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
 from baco.sampling import SamplingParams
@@ -199,6 +200,7 @@ def load_pair(
         )
     if packed:
         for model in {id(half.model): half.model for half in (base, aligned)}.values():
+            prepare(model)
             pack(model)
     return make_pair(
         known.name,

@@ -1,14 +1,12 @@
 """Keys and values of many sequences, each at its own length, for one half of a pair.
 
-Two stores with one set of verbs (`Store`). `SlotStore` keeps a row per sequence in preallocated
-tensors and runs all rows in one forward. `NativeStore` leaves the cache to the model, and runs row
-by row: for architectures whose state is not keys and values (state-space models, ALiBi). They know
-token ids and positions; they know nothing of routers, draws or text.
+`SlotStore` keeps a row per sequence in preallocated tensors and runs all rows in one forward; its
+verbs (`Store`) are those of `baco.engine.native.NativeStore` too. They know token ids and
+positions; they know nothing of routers, draws or text.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -56,6 +54,15 @@ class Store(Protocol):
         """Memory that one more token of one row takes."""
 
 
+class Forward(Protocol):
+    """A model's forward over the rows of a cache."""
+
+    def __call__(self, tokens: Tensor, cache: "SlotCache", keep: int) -> Tensor:
+        """Read tokens [B, T] into the cache as its plan says; the raw logits after the last
+        ``keep`` columns: [B, keep, width].
+        """
+
+
 @dataclass(slots=True)
 class Plan:
     """Where the tokens of one forward go.
@@ -65,16 +72,14 @@ class Plan:
 
     Attributes:
         lengths: tokens each row held before.
-        counts: tokens each row reads now.
         columns: of the cache, int64 [B, T].
         width: columns of the cache that take part.
     """
 
     lengths: list[int]
-    counts: list[int]
     columns: Tensor
-    rows: Tensor  # [B, 1]
     width: int
+    _slots: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Sequence[int], counts: Sequence[int], span: int) -> Self:
@@ -82,49 +87,59 @@ class Plan:
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
         columns = start + torch.where(offset < 0, offset + span, offset)
-        rows = torch.arange(len(lengths))[:, None]
-        return cls(list(lengths), list(counts), columns, rows, max(lengths) + span)
+        return cls(list(lengths), columns, max(lengths) + span)
 
     @property
-    def start(self) -> int | None:
-        """The column where all rows go on without padding, or None: then they differ."""
-        first, span = self.lengths[0], self.columns.shape[1]
-        same = self.lengths.count(first) == len(self.lengths)
-        return first if same and self.counts.count(span) == len(self.counts) else None
+    def open(self) -> bool:
+        """Does every token see every column that takes part?"""
+        return self.columns.shape[1] == 1 and min(self.lengths) == max(self.lengths)
+
+    def slots(self, columns: int, device: torch.device) -> Tensor:
+        """The tokens' places in a cache of so many columns, its rows end to end: int64 [B * T]."""
+        if device not in self._slots:
+            first = torch.arange(len(self.lengths))[:, None] * columns
+            self._slots[device] = (first + self.columns).flatten().to(device)
+        return self._slots[device]
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer: [rows, heads, columns, width of a head] each."""
+    """Keys and values of one layer: [rows, columns, heads, width of a head] each."""
 
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.cache.rows, self.cache.columns
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[3])
-        self.values = value_states.new_zeros(
-            rows, value_states.shape[1], columns, value_states.shape[3]
-        )
+        self.initialize(key_states.transpose(1, 2), value_states.transpose(1, 2))
+
+    def initialize(self, keys: Tensor, values: Tensor) -> None:
+        """Make room for keys and values like these, [B, T, heads, width]."""
+        size = (self.cache.rows, self.cache.columns)
+        self.keys = keys.new_zeros(*size, *keys.shape[2:])
+        self.values = values.new_zeros(*size, *values.shape[2:])
         self.is_initialized = True
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values [B, T, heads, width] where the plan says; all that it looks at,
+        [B, heads, columns, width].
+        """
+        if not self.is_initialized:
+            self.initialize(keys, values)
+        assert self.keys is not None
+        assert self.values is not None
+        plan, rows = self.cache.plan, keys.shape[0]
+        slots = plan.slots(self.cache.columns, keys.device)
+        for store, new in ((self.keys, keys), (self.values, values)):
+            store.view(-1, *new.shape[2:]).index_copy_(0, slots, new.flatten(0, 1))
+        return (
+            self.keys[:rows, : plan.width].transpose(1, 2),
+            self.values[:rows, : plan.width].transpose(1, 2),
+        )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write [B, heads, T, width] at the plan's columns; return all columns read so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        plan = self.cache.plan
-        batch, start, span = len(plan.lengths), plan.start, plan.columns.shape[1]
-        for store, new in ((self.keys, key_states), (self.values, value_states)):
-            if start is not None:
-                store[:batch, :, start : start + span] = new
-            else:
-                at = (plan.rows.to(new.device), slice(None), plan.columns.to(new.device))
-                store[at] = new.transpose(1, 2)
-        return self.keys[:batch, :, : plan.width], self.values[:batch, :, : plan.width]
+        return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
 
     def resize(self, rows: int, columns: int) -> None:
         """Grow to ``rows`` and ``columns``, keeping what is there."""
@@ -132,8 +147,8 @@ class SlotLayer(CacheLayerMixin):
             return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-            new[: old.shape[0], :, : old.shape[2]] = old
+            new = old.new_zeros(rows, columns, *old.shape[2:])
+            new[: old.shape[0], : old.shape[1]] = old
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
@@ -154,6 +169,12 @@ class SlotCache(Cache):
         self.rows, self.columns = rows, columns
         self.plan = Plan.of([0], [0], 0)
 
+    def layer(self, index: int) -> Any:
+        """The layer ``index``, made where it is not yet there."""
+        while len(self.layers) <= index:
+            self.layers.append(SlotLayer(self))
+        return self.layers[index]
+
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for so many rows and columns; room once made stays."""
         if rows <= self.rows and columns <= self.columns:
@@ -165,67 +186,17 @@ class SlotCache(Cache):
             layer.resize(self.rows, self.columns)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskForm:
-    """How a model wants its 4-D masks.
-
-    Attributes:
-        kinds: the kinds of attention in it, ``full_attention`` and ``sliding_attention``.
-        window: of sliding attention, in tokens.
-        mapping: one mask per kind in a dict, or just the one mask.
-        additive: added to the scores (eager attention), or a bool per pair (SDPA).
-    """
-
-    kinds: tuple[str, ...]
-    window: int | None
-    mapping: bool
-    additive: bool
-
-    @classmethod
-    def of(cls, config: Any) -> Self | None:
-        """Read off a model's configuration; None where its attention is of another kind."""
-        text = config.get_text_config()
-        implementation = getattr(text, "_attn_implementation", None)
-        window = getattr(text, "sliding_window", None)
-        layers = getattr(text, "layer_types", None)
-        kinds = tuple(dict.fromkeys(layers or [f"{'sliding' if window else 'full'}_attention"]))
-        if implementation not in ("sdpa", "eager"):
-            return None
-        if not set(kinds) <= {"full_attention", "sliding_attention"}:
-            return None
-        return cls(kinds, window, layers is not None, implementation == "eager")
-
-    def masks(self, plan: Plan, device: Any, dtype: torch.dtype) -> Any:
-        """Which cached columns every new token sees: [B, 1, T, width], or a dict of such."""
-        at = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
-        column = torch.arange(plan.width, device=device)
-        causal = column <= at
-        made: dict[str, Tensor] = {}
-        for kind in self.kinds:
-            seen = causal
-            if kind == "sliding_attention" and self.window is not None:
-                seen = causal & (column > at - self.window)
-            if self.additive:
-                seen = torch.zeros_like(seen, dtype=dtype).masked_fill(
-                    ~seen, torch.finfo(dtype).min
-                )
-            made[kind] = seen
-        return made if self.mapping else made[self.kinds[0]]
-
-
 class SlotStore:
     """All rows in one forward, each at its own length, in tensors that are written in place.
 
     Args:
-        model: called as ``transformers`` calls a causal LM.
-        form: of its masks.
-        context: tokens its positions go up to.
+        forward: of the model.
     """
 
     rewinds = True
 
-    def __init__(self, model: Any, form: MaskForm, context: int = 2**30) -> None:
-        self.model, self.form, self.context = model, form, context
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
         self.cache = SlotCache(0, 0)
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
@@ -242,17 +213,16 @@ class SlotStore:
         first, last = len(self.lengths), len(self.lengths) + count
         self.cache.reserve(last, length + 1)
         for mine, theirs in zip(self._layers_like(source), source.layers, strict=True):
-            mine.keys[first:last, :, :length] = theirs.keys[:, :, :length]
-            mine.values[first:last, :, :length] = theirs.values[:, :, :length]
+            mine.keys[first:last, :length] = theirs.keys[:, :length]
+            mine.values[first:last, :length] = theirs.values[:, :length]
         self.lengths += [length] * count
 
     def _layers_like(self, source: SlotCache) -> list[Any]:
-        while len(self.cache.layers) < len(source.layers):
-            self.cache.layers.append(SlotLayer(self.cache))
-        for mine, theirs in zip(self.cache.layers, source.layers, strict=False):
+        layers = [self.cache.layer(index) for index in range(len(source.layers))]
+        for mine, theirs in zip(layers, source.layers, strict=True):
             if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
-        return list(self.cache.layers[: len(source.layers)])
+                mine.initialize(theirs.keys, theirs.values)
+        return layers
 
     def reorder(self, order: Sequence[int]) -> None:
         moved = [(new, old) for new, old in enumerate(order) if new != old]
@@ -261,8 +231,8 @@ class SlotStore:
             width = max(self.lengths[row] for row in old)
             for layer in self.cache.layers:
                 if layer.is_initialized:
-                    layer.keys[new, :, :width] = layer.keys[old, :, :width]
-                    layer.values[new, :, :width] = layer.values[old, :, :width]
+                    layer.keys[new, :width] = layer.keys[old, :width]
+                    layer.values[new, :width] = layer.values[old, :width]
         self.lengths = [self.lengths[row] for row in order]
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
@@ -280,78 +250,9 @@ class SlotStore:
     def bytes_per_token(self, prefix: tuple[SlotCache, int]) -> int:
         layers = [layer for layer in prefix[0].layers if layer.is_initialized]
         stores = [store for layer in layers for store in (layer.keys, layer.values)]
-        return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
+        return sum(s.shape[2] * s.shape[3] * s.element_size() for s in stores)
 
     def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
         cache.plan = plan
-        device = self.model.device
         self.forwards += 1
-        output = self.model(
-            input_ids=tokens.to(device),
-            # Padding may stand beyond what a table of positions holds.
-            position_ids=plan.columns.clamp(max=self.context - 1).to(device),
-            attention_mask=self.form.masks(plan, device, self.model.dtype),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: Tensor = output.logits[:, -keep:]
-        return logits
-
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
-
-
-class NativeStore:
-    """The model's own cache, one a row, one forward a row: slow, and right for any causal LM."""
-
-    rewinds = False
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.rows: list[dict[str, Any]] = []
-        self.lengths: list[int] = []
-        self.forwards = self.tokens = 0
-
-    def prefill(self, ids: Sequence[int]) -> tuple[dict[str, Any], int]:
-        return (self._read({}, list(ids))[1] if ids else {}), len(ids)
-
-    def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
-        state, length = prefix or ({}, 0)
-        self.rows += [copy.deepcopy(state) for _ in range(count)]
-        self.lengths += [length] * count
-
-    def reorder(self, order: Sequence[int]) -> None:
-        self.rows = [self.rows[row] for row in order]
-        self.lengths = [self.lengths[row] for row in order]
-
-    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        rows: list[Tensor | None] = []
-        for index, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True)):
-            if count == 0:  # a row that this half never reads
-                rows.append(None)
-                continue
-            found = []
-            for token in ids[-count:]:  # such a state may take no more than one token at a time
-                logits, self.rows[index] = self._read(self.rows[index], [token])
-                found.append(logits)
-            logits = torch.stack(found[-keep:])
-            rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
-            self.lengths[index] += count
-            self.tokens += count
-        some = next(row for row in rows if row is not None)
-        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
-            raise ValueError("a model's own cache cannot be rewound")
-
-    def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
-        return 0  # unknown: such a state need not grow with the text at all
-
-    def _read(self, state: dict[str, Any], ids: list[int]) -> tuple[Tensor, dict[str, Any]]:
-        tokens = torch.tensor([ids], device=self.model.device)
-        self.forwards += 1
-        output = self.model(input_ids=tokens, use_cache=True, **state)
-        kept = {name: output[name] for name in _CACHE_NAMES if output.get(name) is not None}
-        return output.logits[0, -1], kept
+        return self.forward(tokens, cache, keep)

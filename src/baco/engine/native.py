@@ -1,0 +1,68 @@
+"""A cache that the model keeps itself: slow, and right for any causal LM.
+
+For architectures whose state is not keys and values of every token (state-space models, ALiBi).
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+
+
+class NativeStore:
+    """The model's own cache, one a row, one forward a row, with the verbs of `Store`."""
+
+    rewinds = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.rows: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+        self.forwards = self.tokens = 0
+
+    def prefill(self, ids: Sequence[int]) -> tuple[dict[str, Any], int]:
+        return (self._read({}, list(ids))[1] if ids else {}), len(ids)
+
+    def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
+        state, length = prefix or ({}, 0)
+        self.rows += [copy.deepcopy(state) for _ in range(count)]
+        self.lengths += [length] * count
+
+    def reorder(self, order: Sequence[int]) -> None:
+        self.rows = [self.rows[row] for row in order]
+        self.lengths = [self.lengths[row] for row in order]
+
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        rows: list[Tensor | None] = []
+        for index, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True)):
+            if count == 0:  # a row that this half never reads
+                rows.append(None)
+                continue
+            found = []
+            for token in ids[-count:]:  # such a state may take no more than one token at a time
+                logits, self.rows[index] = self._read(self.rows[index], [token])
+                found.append(logits)
+            logits = torch.stack(found[-keep:])
+            rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
+            self.lengths[index] += count
+            self.tokens += count
+        some = next(row for row in rows if row is not None)
+        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
+            raise ValueError("a model's own cache cannot be rewound")
+
+    def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
+        return 0  # unknown: such a state need not grow with the text at all
+
+    def _read(self, state: dict[str, Any], ids: list[int]) -> tuple[Tensor, dict[str, Any]]:
+        tokens = torch.tensor([ids], device=self.model.device)
+        self.forwards += 1
+        output = self.model(input_ids=tokens, use_cache=True, **state)
+        kept = {name: output[name] for name in _CACHE_NAMES if output.get(name) is not None}
+        return output.logits[0, -1], kept
