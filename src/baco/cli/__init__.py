@@ -10,6 +10,7 @@ import typer
 from baco import BacoError, __version__
 from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
+from baco.cli.chat import chat
 from baco.cli.console import complain
 from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
+    chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
     pairs: "baco pairs",
     diagnose: "baco diagnose --base Qwen/Qwen2.5-7B --aligned Qwen/Qwen2.5-7B-Instruct",

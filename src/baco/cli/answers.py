@@ -16,6 +16,7 @@ from baco.text import Piece
 
 if TYPE_CHECKING:
     from baco import Baco, Chunk, Completion
+    from baco.prompts import Conversation
 
 FRAMES_A_SECOND = 15
 
@@ -27,8 +28,17 @@ class Show:
     the growing ones for good, so that nothing is lost where answers are taller than the screen.
     """
 
-    def __init__(self, baco: "Baco", prompt: str, router: Any, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        baco: "Baco",
+        prompt: "Conversation",
+        router: Any,
+        settings: dict[str, Any],
+        *,
+        legend: bool = True,
+    ) -> None:
         self.baco, self.prompt, self.router, self.settings = baco, prompt, router, settings
+        self.legend = legend
         self.growing: list[list[Piece]] = [[] for _ in range(settings["n"])]
         self.done: dict[int, Completion] = {}
         self.shown = 0  # answers that stand for good
@@ -43,6 +53,7 @@ class Show:
             self._piped()
         if svg is not None:
             spelling, name = self.done[0].router, self.baco.pair.name
+            assert isinstance(self.prompt, str)  # only a command's answers are drawn
             draw_svg(svg, command_line(self.prompt, name, spelling, self.settings), self._whole())
 
     def _live(self) -> None:
@@ -126,7 +137,7 @@ class Show:
         return Group(*lines, *self._foot())
 
     def _foot(self) -> list[Text]:
-        return [legend(), self._figures()]
+        return [*([legend()] if self.legend else []), self._figures()]
 
     def _figures(self) -> Text:
         return figures([self.done[index] for index in range(len(self.growing))])

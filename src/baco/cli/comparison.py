@@ -17,12 +17,17 @@ from baco.cli.drawing import command_line, draw_svg
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
+    from baco.prompts import Conversation
 
 COLUMN_WIDTH = 28  # narrower columns are hard to read: then the answers stand in one
 
 
 def show_comparison(
-    baco: "Baco", prompt: str, routers: Sequence[Any], settings: dict[str, Any], svg: Path | None
+    baco: "Baco",
+    prompt: "Conversation",
+    routers: Sequence[Any],
+    settings: dict[str, Any],
+    svg: Path | None,
 ) -> None:
     """Draw the answers of every router and show them; also as an SVG file where asked."""
     columns: list[tuple[str, list[Completion]]] = []
@@ -35,13 +40,18 @@ def show_comparison(
         raise
     _show(columns)
     if svg is not None:
+        assert isinstance(prompt, str)  # only a command's answers are drawn
         spelling = columns[-1][0]
         command = command_line(prompt, baco.pair.name, spelling, settings, compare=True)
         draw_svg(svg, command, _table(columns))
 
 
 def _draw(
-    baco: "Baco", prompt: str, router: Any, settings: dict[str, Any], into: "list[Completion]"
+    baco: "Baco",
+    prompt: "Conversation",
+    router: Any,
+    settings: dict[str, Any],
+    into: "list[Completion]",
 ) -> None:
     n = settings["n"]
     with err().status(f"{router.spelling}: 0 of {n} answers") as status:

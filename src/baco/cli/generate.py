@@ -15,54 +15,25 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")] = 1,
+    n: opt.Answers = 1,
     router: opt.RouterSpelling = None,
-    diversity: Annotated[
-        float | None,
-        typer.Option(
-            "--diversity",
-            "-d",
-            help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
-            "the most this router gives.",
-        ),
-    ] = None,
+    diversity: opt.Diversity = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Base, aligned and BACo next to each other.")
     ] = False,
     pair: opt.PairName = None,
     base: opt.BaseName = None,
     aligned: opt.AlignedName = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: opt.System = None,
     seed: opt.Seed = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", "-t", help="0 takes the most likely token."),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option("--top-k", help="Draw from the k most likely tokens."),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
-    ] = None,
-    switch: Annotated[
-        str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
-    ] = "word",
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    max_tokens: opt.MaxTokens = None,
+    stop: opt.Stop = None,
+    switch: opt.SwitchAt = "word",
     as_json: opt.AsJson = False,
     jsonl: Annotated[
         Path | None,
@@ -110,7 +81,7 @@ def generate(
             "stop": tuple(stop) if stop else None,
         }
     )
-    _check(sampling, switch, router)
+    opt.check(sampling, switch, router)
     text = None if jsonl is not None else _prompt(prompt)
     rows = None
     if jsonl is not None and output is not None:
@@ -189,23 +160,7 @@ def _prompt(argument: str | None) -> str:
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise BacoError(f"standard input is no UTF-8 text: {error}") from error
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
+    opt.check_text(text)
     if not text.strip():
         raise BacoError("the prompt is empty: give some text to answer")
     return text.strip("\n")
-
-
-def _check(sampling: dict[str, Any], switch: str, router: str | None) -> None:
-    """Fail before two models are loaded."""
-    from baco.sampling import SamplingParams
-
-    SamplingParams().updated(sampling)
-    if switch not in ("word", "token"):
-        raise BacoError(f"switch is {switch!r}: use word or token")
-    if router is not None:
-        from baco.routing.registry import needs_threshold
-        from baco.routing.registry import router as parse
-
-        # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
-        parse(router, 0.5 if needs_threshold(router) else None)

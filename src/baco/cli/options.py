@@ -64,8 +64,43 @@ RouterSpelling = Annotated[
         help="Such as P-Punc:0.4 (see 'baco routers'); by default P-Punc at its calibrated middle.",
     ),
 ]
+Diversity = Annotated[
+    float | None,
+    typer.Option(
+        "--diversity",
+        "-d",
+        help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
+        "the most this router gives.",
+    ),
+]
+Answers = Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")]
+System = Annotated[str | None, typer.Option("--system", help="System message.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", "-s", help="Same seed, same answers; fresh if left out.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", help="0 takes the most likely token."),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the k most likely tokens.")]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
+]
+SwitchAt = Annotated[
+    str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -79,6 +114,10 @@ class _Notes(logging.Handler):
 
 def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
     """The pair that a command's options name; the demo pair where they name none."""
+    # What torchao has to say at its import is about other accelerators and of no use to a user.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
     from transformers.utils import logging as transformers_logging
 
     from baco import Baco
@@ -91,6 +130,31 @@ def load(pair: str | None, base: str | None, aligned: str | None, **options: Any
     if base is None and pair in (None, "demo"):
         transformers_logging.disable_progress_bar()
     return Baco.load(pair, base=base, aligned=aligned, **given(options))
+
+
+def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:
+    """Fail before two models are loaded.
+
+    Raises:
+        BacoError: a sampling parameter, switch or router that is none.
+    """
+    from baco.sampling import SamplingParams
+
+    SamplingParams().updated(sampling)
+    if switch not in ("word", "token"):
+        raise BacoError(f"switch is {switch!r}: use word or token")
+    if router is not None:
+        from baco.routing.registry import needs_threshold
+        from baco.routing.registry import router as parse
+
+        # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
+        parse(router, 0.5 if needs_threshold(router) else None)
+
+
+def check_text(text: str) -> None:
+    """BacoError where bytes that are no UTF-8 stand in a text."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

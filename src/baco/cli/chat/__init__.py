@@ -1,0 +1,66 @@
+"""``baco chat``: talk to a pair, and see which model writes which word."""
+
+import sys
+from typing import Any
+
+from baco.cli import options as opt
+
+
+def chat(
+    n: opt.Answers = 1,
+    router: opt.RouterSpelling = None,
+    diversity: opt.Diversity = None,
+    pair: opt.PairName = None,
+    base: opt.BaseName = None,
+    aligned: opt.AlignedName = None,
+    system: opt.System = None,
+    seed: opt.Seed = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    max_tokens: opt.MaxTokens = None,
+    stop: opt.Stop = None,
+    switch: opt.SwitchAt = "word",
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    base_template: opt.BaseTemplate = None,
+    chat_template: opt.ChatTemplate = None,
+) -> None:
+    """Talk to a pair; every word is coloured by the model it came from. /help lists commands.
+
+    In a pipe every line is a turn, commands too, and a line that is wrong ends the chat.
+    """
+    sampling = opt.given(
+        {
+            "n": n,
+            "seed": seed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "max_tokens": max_tokens,
+            "stop": tuple(stop) if stop else None,
+        }
+    )
+    opt.check(sampling, switch, router)
+    baco = opt.load(
+        pair,
+        base,
+        aligned,
+        dtype=dtype,
+        device=device,
+        base_template=base_template,
+        chat_template=chat_template,
+    )
+    chosen = opt.spelled_router(baco, router, diversity)
+    settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
+    settings["seed"] = baco.pair.defaults.updated({"seed": seed}).seeded().seed
+
+    from baco.cli.chat.conversation import Conversation
+    from baco.cli.chat.session import Session
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    Session(Conversation(baco, chosen, settings), interactive=interactive).run()

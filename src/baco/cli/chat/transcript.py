@@ -1,0 +1,82 @@
+"""A conversation as a file: JSON with every word's source, or Markdown to read."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from baco import BacoError
+from baco.cli.chat.conversation import Answer, Conversation, Turn
+from baco.cli.record import params
+
+
+def save(conversation: Conversation, path: Path) -> None:
+    """Write a conversation whole or not at all, over an earlier file of that name.
+
+    Args:
+        conversation: what to write.
+        path: gets JSON where it ends in ``.json``, Markdown otherwise.
+
+    Raises:
+        BacoError: a file that cannot be written.
+    """
+    if path.suffix.lower() == ".json":
+        text = json.dumps(_record(conversation), ensure_ascii=False, indent=1) + "\n"
+    else:
+        text = _markdown(conversation)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise BacoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _record(conversation: Conversation) -> dict[str, Any]:
+    """``messages`` as ``baco generate --jsonl`` and OpenAI's API take them, and whence they came.
+
+    A turn's answer comes again by its own ``messages``, ``router``, ``seed`` and ``params``.
+    """
+    system = conversation.settings["system"]
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for turn in conversation.turns:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer.text})
+    return {
+        "pair": conversation.baco.pair.name,
+        "messages": messages,
+        "turns": [_turn(conversation, turn) for turn in conversation.turns],
+    }
+
+
+def _turn(conversation: Conversation, turn: Turn) -> dict[str, Any]:
+    return {
+        "question": turn.question,
+        "router": turn.router,
+        "seed": turn.settings["seed"],
+        "params": params(conversation.baco, turn.settings),
+        "chosen": turn.chosen,
+        "samples": [_sample(answer) for answer in turn.answers],
+    }
+
+
+def _sample(answer: Answer) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "pieces": [
+            {"source": source, "text": "".join(piece.text for piece in same)}
+            for source, same in groupby(answer.pieces, key=lambda piece: piece.source)
+        ],
+    }
+
+
+def _markdown(conversation: Conversation) -> str:
+    parts = [f"# A conversation with {conversation.baco.pair.name}"]
+    if conversation.settings["system"] is not None:
+        parts.append(f"*System:* {conversation.settings['system']}")
+    for turn in conversation.turns:
+        parts.append("> " + turn.question.replace("\n", "\n> "))
+        parts.append(turn.answer.text)
+        parts.append(f"*{turn.router}, seed {turn.settings['seed']}*")
+    return "\n\n".join(parts) + "\n"
