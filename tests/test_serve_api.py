@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -281,14 +282,17 @@ def test_the_rows_of_a_client_that_goes_away_leave_within_a_step(demo: Baco, str
 
 
 def test_concurrent_requests_share_the_batch(server: Served) -> None:
-    with server.client as client:
-        body = chat(seed=1, stream=True, n=4)
-        with client.stream("POST", "/v1/chat/completions", json=body) as first:
-            told = events(first)
-            next(told)
-            with client.stream("POST", "/v1/chat/completions", json=body) as second:
-                assert list(events(second))[-1]["choices"][0]["finish_reason"] is not None
-            assert list(told)
+    def ask(seed: int) -> str:
+        story = "Give me a four-sentence story about a dragon."
+        answer = server.ask(prompt=story, seed=seed).json()["choices"][0]
+        return str(answer["message"]["content"])
+
+    before = server.rounds
+    alone = [ask(seed) for seed in range(6)]
+    one_by_one, before = server.rounds - before, server.rounds
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(ask, range(6))) == alone
+    assert server.rounds - before < one_by_one / 2
 
 
 def test_the_page_and_what_it_asks_are_there(server: Served) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from baco import Baco, register_router
+from baco.cli import run
 from baco.routing import registry
 from baco.routing.signals import Signals
 from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, served, wait_for
@@ -235,23 +237,27 @@ def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
         assert running.wait(WAIT) == 0
 
 
-def test_a_taken_port_is_one_line_and_exit_2() -> None:
-    with served_socket() as port:
-        command = "from baco.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", command, "serve", "--port", str(port)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"baco: cannot listen at 127.0.0.1:{port}")
-    assert done.stderr.count("\n") == 1
-
-
-@contextmanager
-def served_socket() -> Iterator[int]:
-    import socket
-
+@pytest.mark.parametrize(
+    ("options", "environment", "complaint"),
+    [
+        (["--port", "TAKEN"], {}, "cannot listen at 127.0.0.1:"),
+        (["--host", "192.0.2.1"], {}, "cannot listen at 192.0.2.1:8000"),
+        (["--api-key", ""], {}, "an API key is empty"),
+        ([], {"BACO_API_KEY": " "}, "BACO_API_KEY is empty"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    options: list[str],
+    environment: dict[str, str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        yield taken.getsockname()[1]
+        port = str(taken.getsockname()[1])
+        assert run(["serve", *[option.replace("TAKEN", port) for option in options]]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"baco: {complaint}")
+    assert told.count("\n") == 1

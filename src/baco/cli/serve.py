@@ -1,6 +1,7 @@
 """``baco serve``: an OpenAI-compatible server and its page."""
 
 import ipaddress
+import os
 from typing import Annotated
 
 import typer
@@ -8,6 +9,8 @@ import typer
 from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import note
+
+KEY_VARIABLE = "BACO_API_KEY"
 
 
 def serve(
@@ -22,7 +25,7 @@ def serve(
         list[str] | None,
         typer.Option(
             "--api-key",
-            envvar="BACO_API_KEY",
+            envvar=KEY_VARIABLE,
             show_default=False,
             help="Ask clients for this key; may be given again. Better in the environment.",
         ),
@@ -71,6 +74,8 @@ def serve(
         raise BacoError(
             f"the server needs {error.name}: install it with pip install 'baco[serve]'"
         ) from error
+    if not os.environ.get(KEY_VARIABLE, "any").strip():
+        raise BacoError(f"{KEY_VARIABLE} is empty: put a key into it, or unset it to ask for none")
     settings = Settings(
         api_keys=tuple(api_key or ()),
         cors_origins=tuple(cors_origin or ()),
@@ -96,6 +101,6 @@ def serve(
     log_to_streams()
     address, taken = bound.getsockname()[:2]
     if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
-        note(f"whoever reaches port {taken} may use it: set BACO_API_KEY to ask for a key")
+        note(f"whoever reaches port {taken} may use it: set {KEY_VARIABLE} to ask for a key")
     shown = f"[{address}]" if ":" in address else address
     run(app, bound, grace, lambda: note(f"{loaded.pair.name} at http://{shown}:{taken}"))

@@ -32,6 +32,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     driver = Driver(baco.decoder, settings.max_open)
     asking, metrics = Asking(baco, settings), Metrics(driver)
+    baco.pair.spelling(0)  # reads the whole vocabulary: now, rather than while others wait
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
