@@ -1,5 +1,6 @@
 """The page of a real server in a browser: what is written, who wrote it, and why."""
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import groupby
@@ -182,16 +183,17 @@ def test_pointing_at_a_word_tells_both_probabilities_and_why(
         tokens += [token for chunk in decoder.step() for token in chunk.tokens]
     first, second = tokens[0], tokens[1]
     assert (first.source, second.source) == ("base", "aligned")
+    assert first.why is not None
+    percentages = [
+        100 * math.exp(logprob) for logprob in (first.why.base_logprob, first.why.aligned_logprob)
+    ]
     with visit(browser, link(server, n=1, compare=0)) as seen:
         seen.settle()
         page, card = seen.page, seen.page.get_by_role("tooltip")
         assert card.count() == 0
         page.locator("[data-word]").first.hover()
         expect(card).to_contain_text("is from base")
-        assert probabilities(card.inner_text()) == pytest.approx(
-            [100 * 2.718281828**x for x in (first.why.base_logprob, first.why.aligned_logprob)],
-            abs=0.5,
-        )
+        assert probabilities(card.inner_text()) == pytest.approx(percentages, abs=0.5)
         expect(card).to_contain_text("is unsure")
         expect(card).to_contain_text("below γ = 30%. So base speaks.")
         page.locator("[data-word]").nth(1).hover()

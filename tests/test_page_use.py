@@ -15,7 +15,11 @@ from tests.serving import served
 
 PROMPT = "Give me a dinner idea"
 EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "has_touch": True,
+    "is_mobile": True,
+}
 
 
 def link(server: str, **settings: object) -> str:
