@@ -96,7 +96,7 @@ def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
 
 def test_each_half_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if every device were there
-    made = placements(None, "base=cuda:0,aligned=cuda:1", None, {})
+    made = placements("float32", "base=cuda:0,aligned=cuda:1", None, {})
     assert {half: str(place.device) for half, place in made.items()} == {
         "base": "cuda:0",
         "aligned": "cuda:1",
