@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from baco import BacoError, __version__
+from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.console import complain
 from baco.cli.demo import demo
@@ -41,6 +42,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     sweep: "baco sweep --pair demo --out runs/demo",
     score: "baco score runs/demo --metric self_bleu",
     report: "baco report runs/demo",
+    bench: "baco bench --quick",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)

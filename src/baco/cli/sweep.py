@@ -95,6 +95,7 @@ def sweep(
     workers: Workers = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
     as_json: opt.AsJson = False,
@@ -118,6 +119,7 @@ def sweep(
         {
             "dtype": dtype,
             "device": device,
+            "quantize": quantize,
             "base_template": base_template,
             "chat_template": chat_template,
         }
