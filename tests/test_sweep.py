@@ -140,9 +140,10 @@ def test_a_sweep_goes_on_and_draws_nothing_twice(whole: Run, tmp_path: Path) -> 
     plan, path = small_plan(), tmp_path / "r"
     run = begin(path, plan.config(), {t.name: t.prompts for t in plan.tasks})
     lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
-    (path / "samples.jsonl").write_bytes(b"".join(lines[: 2 * 6 + 3]))
-    assert len(resume(run, plan)) == len(plan.settings) - 2
-    assert (path / "samples.jsonl").read_bytes() == b"".join(lines[: 2 * 6])
+    for there in (2 * 6 + 3, 2 * 6):  # in the middle of a job, and just after one
+        (path / "samples.jsonl").write_bytes(b"".join(lines[:there]))
+        assert len(resume(run, plan)) == len(plan.settings) - 2
+        assert (path / "samples.jsonl").read_bytes() == b"".join(lines[: 2 * 6])
 
 
 def wait_for(process: subprocess.Popen[bytes], enough: Callable[[], bool]) -> None:
