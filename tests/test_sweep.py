@@ -300,3 +300,10 @@ def test_a_prompt_that_does_not_fit_is_refused_and_what_came_before_is_kept(tmp_
     arguments = ["sweep", *SMALL, "--task", str(prompts), "-r", "P:0.5", "--out", str(out)]
     assert baco_run([*arguments, "--workers", "1", "--no-score"]) == 2
     assert os.path.exists(out / "run.json")  # noqa: PTH110
+
+
+def test_a_prompt_that_lacks_samples_is_no_group(whole: Run, tmp_path: Path) -> None:
+    run = begin(tmp_path / "r", small_plan().config(), {"demo": small_plan().tasks[0].prompts})
+    lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (run.path / "samples.jsonl").write_bytes(b"".join(lines[:5]))
+    assert [len(group.samples) for group in run.groups()] == [2, 2]
