@@ -140,9 +140,10 @@ def test_a_sweep_goes_on_and_draws_nothing_twice(whole: Run, tmp_path: Path) -> 
     plan, path = small_plan(), tmp_path / "r"
     run = begin(path, plan.config(), {t.name: t.prompts for t in plan.tasks})
     lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
-    (path / "samples.jsonl").write_bytes(b"".join(lines[: 2 * 6 + 3]))
-    assert len(resume(run, plan)) == len(plan.settings) - 2
-    assert (path / "samples.jsonl").read_bytes() == b"".join(lines[: 2 * 6])
+    for there in (2 * 6 + 3, 2 * 6):  # in the middle of a job, and just after one
+        (path / "samples.jsonl").write_bytes(b"".join(lines[:there]))
+        assert len(resume(run, plan)) == len(plan.settings) - 2
+        assert (path / "samples.jsonl").read_bytes() == b"".join(lines[: 2 * 6])
 
 
 def wait_for(process: subprocess.Popen[bytes], enough: Callable[[], bool]) -> None:
@@ -299,3 +300,10 @@ def test_a_prompt_that_does_not_fit_is_refused_and_what_came_before_is_kept(tmp_
     arguments = ["sweep", *SMALL, "--task", str(prompts), "-r", "P:0.5", "--out", str(out)]
     assert baco_run([*arguments, "--workers", "1", "--no-score"]) == 2
     assert os.path.exists(out / "run.json")  # noqa: PTH110
+
+
+def test_a_prompt_that_lacks_samples_is_no_group(whole: Run, tmp_path: Path) -> None:
+    run = begin(tmp_path / "r", small_plan().config(), {"demo": small_plan().tasks[0].prompts})
+    lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (run.path / "samples.jsonl").write_bytes(b"".join(lines[:5]))
+    assert [len(group.samples) for group in run.groups()] == [2, 2]

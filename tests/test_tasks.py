@@ -210,3 +210,9 @@ def test_demo_accuracy_is_the_share_of_faultless_answers() -> None:
     wrong = next(city for city in family.pool("city") if city != right)
     said = [f"The capital of {land} is {city}." for city in (right, wrong)]
     assert accuracy("demo").score([prompt, prompt], [[*said, right, ""], []]) == [0.25, None]
+
+
+def test_the_number_that_is_marked_as_the_answer_counts_not_the_last_one() -> None:
+    prompt = Prompt("p", ({"role": "user", "content": "?"},), None, {"answer": "2 + 3 = 5\n#### 5"})
+    assert VERIFIERS["gsm8k"](prompt, "So it is #### 5 in all, not 7")
+    assert not VERIFIERS["gsm8k"](prompt, "#### 7, that is 2 more than 5")
