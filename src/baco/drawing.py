@@ -157,7 +157,10 @@ def _draw_on_cpu(
         heat = torch.ones_like(heat)
     best = logits.gather(1, greedy[:, None])[:, 0]
     # A hundredth of slack: rounding must not leave out what exact arithmetic would keep.
-    floor = best - heat * (GUMBEL_MAX - GUMBEL_MIN + 0.01)
+    reach = torch.full_like(heat, GUMBEL_MAX - GUMBEL_MIN + 0.01)
+    if table.any_min_p:
+        reach = torch.minimum(reach, 0.01 - table.min_p.log())
+    floor = best - heat * reach
     row, token = (logits >= floor[:, None]).nonzero(as_tuple=True)  # [C], in order of rows
     warm = logits[row, token] / heat[row]
     score = warm + gumbel(keys[row], token)

@@ -7,7 +7,9 @@ happens to stand, so that a draw cannot depend on either.
 import math
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
@@ -17,8 +19,8 @@ GUMBEL_MAX = 24 * math.log(2)
 GUMBEL_MIN = -math.log(24 * math.log(2))
 # The "token" whose uniform decides for routers that toss a coin (no vocabulary is that large).
 COIN = _WORD
-# The hash is spelled once, for tensors and for plain numbers.
-_Whole = TypeVar("_Whole", int, Tensor)
+# The hash is spelled once, for tensors, for arrays of 32-bit words and for plain numbers.
+_Whole = TypeVar("_Whole", int, Tensor, "NDArray[np.uint32]")
 
 
 def _mix(x: _Whole) -> _Whole:
@@ -32,13 +34,25 @@ def _mix(x: _Whole) -> _Whole:
 
 def noise_keys(seed: Tensor, sample: Tensor, position: Tensor) -> Tensor:
     """The two 32-bit words that stand for (seed, sample, position): int64 [..., 2]."""
-    return torch.stack(_words(seed, sample, position), dim=-1)
-
-
-def _words(seed: _Whole, sample: _Whole, position: _Whole) -> tuple[_Whole, _Whole]:
     low, high = seed & _WORD, (seed >> 32) & _WORD
+    if seed.device.type != "cpu":
+        return torch.stack(_words(low, high, sample, position), dim=-1)
+    with np.errstate(over="ignore"):
+        words = _words(*(_array(part) for part in (low, high, sample, position)))
+    return torch.from_numpy(np.stack(words, axis=-1).astype(np.int64))
+
+
+def _array(words: Tensor) -> NDArray[np.uint32]:
+    """Lower halves of int64 on a CPU: an array's operations start sooner than a tensor's."""
+    return words.numpy().astype(np.uint32)
+
+
+def _words(
+    low: _Whole, high: _Whole, sample: _Whole, position: _Whole
+) -> tuple[_Whole, _Whole]:
+    """From the lower and upper half of the seed, the sample and the position."""
     first = _mix(_mix(_mix(_mix(low) ^ high) ^ (sample & _WORD)) ^ (position & _WORD))
-    return first, _mix(first ^ 0x9E3779B9 ^ _mix(low + 0x85EBCA6B & _WORD))
+    return first, _mix(first ^ 0x9E3779B9 ^ _mix((low + 0x85EBCA6B) & _WORD))
 
 
 def _bits(first: _Whole, second: _Whole, token: _Whole) -> _Whole:
@@ -48,7 +62,11 @@ def _bits(first: _Whole, second: _Whole, token: _Whole) -> _Whole:
 
 def uniform(keys: Tensor, token: Tensor) -> Tensor:
     """Uniforms in (0, 1), float32: ``keys`` [..., 2] and ``token`` ids [...] broadcast."""
-    return _bits(keys[..., 0], keys[..., 1], token).float() * 2.0**-24
+    if keys.device.type != "cpu":
+        return _bits(keys[..., 0], keys[..., 1], token).float() * 2.0**-24
+    with np.errstate(over="ignore"):
+        bits = _bits(*(_array(part) for part in (keys[..., 0], keys[..., 1], token)))
+    return torch.from_numpy(np.asarray(bits, dtype=np.float32)) * 2.0**-24
 
 
 def gumbel(keys: Tensor, token: Tensor) -> Tensor:
@@ -58,4 +76,5 @@ def gumbel(keys: Tensor, token: Tensor) -> Tensor:
 
 def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:
     """The same noise for one token, in plain numbers."""
-    return -math.log(-math.log(_bits(*_words(seed, sample, position), token) * 2.0**-24))
+    words = _words(seed & _WORD, (seed >> 32) & _WORD, sample, position)
+    return -math.log(-math.log(_bits(*words, token) * 2.0**-24))

@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.plain = weight if weight.numel() <= _SMALL else None
+        self.plain = weight.clone() if weight.numel() <= _SMALL else None
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
@@ -80,11 +80,16 @@ def pack(model: nn.Module) -> None:
         for weight in module.parameters(recurse=False):
             users[id(weight)] = users.get(id(weight), 0) + 1
     packed: dict[int, PackedLinear] = {}
-    for parent, name, child in linears:
+    while linears:
+        parent, name, child = linears.pop()  # so that the plain weight goes as soon as it may
         shared = users[id(child.weight)] > 1
         if not shared or child.weight.numel() <= _LARGEST_COPY * total:
             layer = packed.get(id(child)) or PackedLinear(child)
             setattr(parent, name, packed.setdefault(id(child), layer))
+    for weight in model.parameters():
+        if type(weight.data) is Tensor and weight.device.type == "cpu":
+            # What stays plain is a view of the file, all of which it would keep in memory.
+            weight.data = weight.data.clone()
 
 
 def _packable(weight: Tensor) -> bool:

@@ -212,11 +212,7 @@ def load_pair(
     placed = placements(dtype, device, quantize, model_options)
     for name in (known.base, known.aligned):
         check_folder(name)
-    base, aligned = _load_halves(known, placed)
-    if packed:
-        for model in {id(half.model): half.model for half in (base, aligned)}.values():
-            prepare(model)
-            pack(model)
+    base, aligned = _load_halves(known, placed, packed)
     return make_pair(
         known.name,
         base,
@@ -229,7 +225,9 @@ def load_pair(
     )
 
 
-def _load_halves(known: KnownPair, placed: dict[str, Placement]) -> tuple[Half, Half]:
+def _load_halves(
+    known: KnownPair, placed: dict[str, Placement], packed: bool
+) -> tuple[Half, Half]:
     base_tokenizer = load_tokenizer(known.base)
     if is_adapter(known.aligned):
         if placed["base"] != placed["aligned"]:
@@ -240,14 +238,29 @@ def _load_halves(known: KnownPair, placed: dict[str, Placement]) -> tuple[Half, 
         aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
         check_vocabularies(base_tokenizer, aligned_tokenizer)
         model = load_adapter(load_model(known.base, placed["base"]), known.aligned)
+        if packed:
+            pack(model)
         base = Half(known.base, model, base_tokenizer, bare=True)
         return base, Half(known.aligned, model, aligned_tokenizer)
     # Tokenizers first: a pair that does not fit should not cost the loading of two models.
     aligned_tokenizer = load_tokenizer(known.aligned)
     check_vocabularies(base_tokenizer, aligned_tokenizer)
-    base = Half(known.base, load_model(known.base, placed["base"]), base_tokenizer)
-    model = load_model(known.aligned, placed["aligned"])
-    return base, Half(known.aligned, model, aligned_tokenizer)
+    models = {}
+    for half, name in (("base", known.base), ("aligned", known.aligned)):
+        models[half] = load_model(name, placed[half])
+        if packed:
+            # Before the next one is loaded: what it came in makes room.
+            lay_out(models[half])
+    return (
+        Half(known.base, models["base"], base_tokenizer),
+        Half(known.aligned, models["aligned"], aligned_tokenizer),
+    )
+
+
+def lay_out(model: Any) -> None:
+    """Lay a model's weights out for decoding, in place."""
+    prepare(model)
+    pack(model)
 
 
 def load_draft(name: str, pair: Pair, *, dtype: Any = None, packed: bool = True) -> Half:
@@ -267,7 +280,7 @@ def load_draft(name: str, pair: Pair, *, dtype: Any = None, packed: bool = True)
     placement = Placement(pair.aligned.device, dtypes["aligned"])
     model = load_model(name, placement)
     if packed:
-        pack(model)
+        lay_out(model)
     width = pair.vocabulary.size
     draft = Half(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
     if not draft.rewinds:

@@ -71,7 +71,7 @@ class Engine:
         self._reader = Reader(halves, self._batch)
         drafts = speculate and self._reader.rewinds
         sizes = {name: half.size for name, half in halves.items()}
-        planner = priced(sizes, self._device.type) if drafts else None
+        planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
         self._drafter = Drafter(self._reader, self._batch, self._law.banned, planner)
         self._memory = cache_bytes(memory, {half.device for half in halves.values()})
         self._token_bytes: dict[str, int] = {}  # of each half's cache, once a prompt was read

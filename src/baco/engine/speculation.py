@@ -108,21 +108,41 @@ def _fade(before: float, agreed: int, drafted: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a forward costs, in seconds of an idealised device."""
+    """What a forward, or what follows it, costs, in seconds of an idealised device."""
 
     fixed: float  # at all
     token: float  # for every token of every row
 
-    def forward(self, tokens: int) -> float:
+    def of(self, tokens: int) -> float:
         """Of ``tokens`` tokens in all rows."""
         return self.fixed + self.token * tokens
 
 
-# What a device does, in seconds: for every layer of a forward, every byte of weights, every
-# multiply-add; and what a round and one drafted token cost beside it. Orders of magnitude only:
-# they weigh plans against each other.
-_CPU = (1.5e-4, 1 / 40e9, 1 / 250e9, 8e-4, 1.5e-4)
-_GPU = (3e-5, 1 / 2e12, 1 / 2e14, 1.5e-3, 2e-4)
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How quick a kind of device is, in seconds. Orders of magnitude only: they weigh plans against
+    each other.
+
+    Attributes:
+        layer: of a forward, whatever it computes.
+        byte: of weights that are read.
+        product: of multiplying one more token with a byte of weights.
+        attention: of one more token in a layer.
+        round, step: what deciding a round, and drawing one draft, take beside all that.
+        entry: of a row of logits that is decided.
+    """
+
+    layer: float
+    byte: float
+    product: float
+    attention: float
+    round: float
+    step: float
+    entry: float
+
+
+_CPU = Pace(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
+_GPU = Pace(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +161,19 @@ class Plan:
 PLAIN = Plan(None, 0)
 
 
-def priced(halves: Mapping[str, "Size"], device: str) -> "Planner":
-    """The planner for halves of these sizes on a kind of device (``cpu``, ``cuda`` …)."""
-    layer, byte, product, round_, step = _CPU if device == "cpu" else _GPU
-    return Planner(
-        {
-            name: Cost(layer * size.layers + byte * size.bytes, product * size.parameters)
-            for name, size in halves.items()
-        },
-        round_,
-        step,
-    )
+def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "Planner":
+    """The planner for halves of these sizes, with so many tokens in their vocabulary, on a kind of
+    device (``cpu``, ``cuda`` …).
+    """
+    pace = _CPU if device == "cpu" else _GPU
+    costs = {
+        name: Cost(
+            pace.layer * size.layers + pace.byte * size.bytes,
+            pace.attention * size.layers + pace.product * size.bytes,
+        )
+        for name, size in halves.items()
+    }
+    return Planner(costs, Cost(pace.round, pace.entry * vocabulary), pace.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +191,12 @@ class Planner:
 
     Attributes:
         costs: of a forward of each half, and of the draft model.
-        round: of all else that a round needs.
-        step: of drawing one drafted token.
+        round: of all else that deciding tokens in a round needs.
+        step: of drawing one draft of every row.
     """
 
     costs: dict[str, Cost]
-    round: float
+    round: Cost
     step: float
 
     def plan(
@@ -218,11 +240,12 @@ class Planner:
 
     def _check(self, tokens: int, halves: Collection[str]) -> float:
         """The halves reading so many tokens, and deciding them."""
-        return self.round + sum(self.costs[half].forward(tokens) for half in halves)
+        return self.round.of(tokens) + sum(self.costs[half].of(tokens) for half in halves)
 
     def _run(self, runner: str, rows: int, steps: int, halves: Collection[str]) -> float:
         """One running ahead, and the halves reading what it drafted."""
-        run = steps * (self.costs[runner].forward(rows) + self.step)
+        drawing = self.step + rows * self.round.token / 2  # a draft is drawn, and not judged
+        run = steps * (self.costs[runner].of(rows) + drawing)
         tokens = rows * (steps + (runner == "draft"))
         return run + self._check(tokens, [half for half in halves if half != runner])
 

@@ -17,7 +17,7 @@ from baco.engine.batch import Batch
 from baco.noise import COIN, uniform
 from baco.routing.routers import Source
 from baco.routing.select import Standing, follow, speakable
-from baco.routing.signals import Signals, log_partition
+from baco.routing.signals import Signals
 from baco.vocabulary import Vocabulary
 
 
@@ -185,8 +185,7 @@ class Law:
 
     def look(self, round_: Round, base: Tensor, aligned: Tensor) -> Signals:
         """What the routers see at the positions in rows [N, V]."""
-        coin = uniform(round_.keys, torch.full_like(round_.keys[:, 0], COIN))
-        return Signals(base, aligned, self.vocabulary, coin)
+        return Signals(base, aligned, self.vocabulary, partial(_toss, round_))
 
     def stand(self, round_: Round, signals: Signals) -> Standing:
         """The positions as the routers see them."""
@@ -207,15 +206,13 @@ class Law:
         if table.logit_bias is not None:
             logits = logits + table.logit_bias
         token = draw(logits, table, round_.keys)
-        raw = torch.where(source[:, None], signals.base, signals.aligned)
-        logprob = raw.gather(1, token[:, None])[:, 0] - log_partition(raw)
         said = positions.table(token)
         agreed = _agreed(said, positions.drafted, round_.drafts)
         most = torch.tensor(positions.counts, device=agreed.device)
         return Verdict(
             said,
             positions.table(source),
-            positions.table(logprob),
+            positions.table(_logprob(signals, source, token)),
             torch.minimum(agreed + 1, most),
             agreed,
             signals,
@@ -229,6 +226,18 @@ class Law:
         before = torch.arange(width, device=positions.row.device) < positions.ahead[:, None]
         drafted = positions.drafted[:, :width][positions.row]
         return drafted.where(before, self.vocabulary.size)
+
+
+def _toss(round_: Round) -> Tensor:
+    return uniform(round_.keys, torch.full_like(round_.keys[:, 0], COIN))
+
+
+def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
+    """Of tokens [N] under their sources, raw, in nats."""
+    at = token[:, None]
+    base = signals.base.gather(1, at)[:, 0] - signals.partition_base
+    aligned = signals.aligned.gather(1, at)[:, 0] - signals.partition_aligned
+    return torch.where(source, base, aligned)
 
 
 def _chain(

@@ -1,5 +1,6 @@
 """What a router may look at: two rows of raw logits, the vocabulary's roles, one coin per row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -34,13 +35,14 @@ class Signals:
     Attributes:
         base, aligned: logits on the common vocabulary, float [B, V].
         vocabulary: what every token id is.
-        coin: uniforms in (0, 1), float [B], replayable; for routers that toss one.
+        coin: uniforms in (0, 1), float [B], replayable, or what makes them; for routers that toss
+            one.
     """
 
     base: Tensor
     aligned: Tensor
     vocabulary: Vocabulary
-    coin: Tensor | None = None
+    coin: Tensor | Callable[[], Tensor] | None = None
 
     def heard(self, *, base: Tensor | None = None, aligned: Tensor | None = None) -> "Signals":
         """The same with one half's rows put in; what is known of the other half stays known."""
@@ -57,7 +59,17 @@ class Signals:
     def max_base(self) -> Tensor:
         """max P_base, in (0, 1]: [B]."""
         top = self.base.gather(1, self.top_base[:, None])[:, 0]
-        return (top - log_partition(self.base)).exp()
+        return (top - self.partition_base).exp()
+
+    @cached_property
+    def partition_base(self) -> Tensor:
+        """log Σ exp over the base model's row: [B]."""
+        return log_partition(self.base)
+
+    @cached_property
+    def partition_aligned(self) -> Tensor:
+        """log Σ exp over the aligned model's row: [B]."""
+        return log_partition(self.aligned)
 
     @cached_property
     def entropy_base(self) -> Tensor:
@@ -91,4 +103,4 @@ class Signals:
         """The coin, or an error where the caller of a random router gave none."""
         if self.coin is None:
             raise ValueError("a random router needs coins: pass coin=… to select")
-        return self.coin
+        return self.coin() if callable(self.coin) else self.coin
