@@ -2,9 +2,10 @@
 
     python benchmarks/metrics.py [--json]
 
-Every metric scores 100 prompts × 10 samples of the demo pair's length. Embeddings are made once and
-shared, so the second metric on them costs next to nothing. Memory is the peak of a process of its
-own that scores that many prompts, and of one that scores eight times as many.
+Every figure is of one call in a process of its own: a metric scores 100 prompts × 10 samples of the
+demo pair's length, then, in another process, 800 × 10. `MiB` is the most memory such a process ever
+took, its libraries and model included; `before` is what it had taken when the call began. The last
+row is a run's directory scored by all lexical metrics, as `baco score` does it.
 """
 
 import argparse
@@ -14,24 +15,28 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from baco.demo.world import aligned_examples
 from baco.evaluation.metrics import LEXICAL, metric
+from baco.evaluation.plan import machine
 from baco.evaluation.records import Prompt
 
 PROMPTS, SAMPLES, MORE = 100, 10, 8
-SEMANTIC = ("embedding_distance", "vendi")
+METRICS = (*LEXICAL, "embedding_distance", "vendi")
+RUN = "a run, all lexical"
+LIBRARIES = ("torch", "sacrebleu", "rapidfuzz", "sentence-transformers")
+Material = tuple[list[Prompt], list[list[str]]]
 
 
-def material(prompts: int, seed: int = 0) -> tuple[list[Prompt], list[list[str]]]:
+def material(prompts: int, seed: int = 0) -> Material:
     """Prompts and their samples: the demo world's answers with words left out at random."""
     random_ = random.Random(seed)
-    asked = [
-        Prompt(str(i), ({"role": "user", "content": f"prompt {i}"},), None, {})
-        for i in range(prompts)
-    ]
+    asked = [Prompt(str(i), ({"role": "user", "content": f"prompt {i}"},)) for i in range(prompts)]
     said = iter(aligned_examples(prompts * SAMPLES, seed))
     rows = [
         [
@@ -43,68 +48,103 @@ def material(prompts: int, seed: int = 0) -> tuple[list[Prompt], list[list[str]]
     return asked, rows
 
 
-def seconds(name: str, prompts: int) -> float:
-    """How long one metric takes, its model once loaded."""
+def one_metric(name: str, prompts: int) -> Callable[[], object]:
+    """A call that scores, its libraries and model loaded, none of its samples seen before."""
+    figure = metric(name)
+    figure.score(*material(1, seed=1))
     asked, rows = material(prompts)
-    figure = metric(name)
-    figure.score(asked[:1], rows[:1])
-    started = time.perf_counter()
-    figure.score(asked, rows)
-    return time.perf_counter() - started
+    return lambda: figure.score(asked, rows)
 
 
-def peak(name: str, prompts: int) -> float:
-    """Peak memory in MiB of a process that scores so many prompts, a hundred at a time."""
-    command = [sys.executable, __file__, "--peak", name, str(prompts)]
+def one_run(prompts: int, folder: Path) -> Callable[[], object]:
+    """A call that scores the samples of a run's directory."""
+    from baco.evaluation.plan import Plan
+    from baco.evaluation.records import Sample, Setting
+    from baco.evaluation.score import score, wanted
+    from baco.evaluation.store import append, begin, sample_line
+    from baco.evaluation.tasks import Task
+
+    asked, rows = material(prompts)
+    task = Task("made", "made", tuple(asked))
+    plan = Plan([], [task], [Setting("made", "made")], SAMPLES, 0)
+    run = begin(folder / "run", plan.config(), {"made": asked})
+    append(
+        run.path / "samples.jsonl",
+        (
+            sample_line(
+                Sample("made", "made", prompt.id, "made", "made", None, index, text, (),
+                       len(text.split()), None, None, "stop", 0)
+            )
+            for prompt, row in zip(asked, rows, strict=True)
+            for index, text in enumerate(row)
+        ),
+    )  # fmt: skip
+    metrics = wanted(run, LEXICAL, {})
+    del asked, rows, task, plan
+    return lambda: score(run, metrics, workers=1)
+
+
+def peak() -> float:
+    """The most memory this process ever took, in MiB."""
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return taken / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def measure(name: str, prompts: int) -> dict[str, float]:
+    """Seconds and MiB of one call in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        call = one_run(prompts, Path(folder)) if name == RUN else one_metric(name, prompts)
+        before, started = peak(), time.perf_counter()
+        call()
+        seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 3), "before": round(before), "peak": round(peak())}
+
+
+def apart(name: str, prompts: int) -> dict[str, float]:
+    """The same in a fresh process."""
+    command = [sys.executable, __file__, "--one", name, str(prompts)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(told.split()[-1])
-
-
-def _measure_peak(name: str, prompts: int) -> None:
-    figure = metric(name)
-    for seed in range(0, prompts, PROMPTS):  # new answers every time, none is known before
-        figure.score(*material(PROMPTS, seed))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    found: dict[str, float] = json.loads(told.splitlines()[-1])
+    return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--peak", nargs=2, metavar=("METRIC", "PROMPTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("METRIC", "PROMPTS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.peak:
-        _measure_peak(given.peak[0], int(given.peak[1]))
+    if given.one:
+        print(json.dumps(measure(given.one[0], int(given.one[1]))))
         return
-    rows = []
-    for name in (*LEXICAL, *SEMANTIC):
-        few, many = peak(name, PROMPTS), peak(name, PROMPTS * MORE)
-        rows.append(
-            {
-                "metric": name,
-                "seconds": round(seconds(name, PROMPTS), 3),
-                "peak_mib": round(few),
-                "peak_mib_more": round(many),
-            }
-        )
     made = {
-        "machine": f"{platform.machine()}, {platform.processor() or 'unnamed'} processor",
+        "machine": machine(),
         "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("sacrebleu", "rapidfuzz", "sentence-transformers")},
-        "prompts": PROMPTS,
+        "versions": {name: version(name) for name in LIBRARIES},
         "samples": SAMPLES,
-        "more": PROMPTS * MORE,
-        "metrics": rows,
+        "metrics": {
+            name: {str(count): apart(name, count) for count in (PROMPTS, PROMPTS * MORE)}
+            for name in (*METRICS, RUN)
+        },
     }
-    if given.json:
-        print(json.dumps(made))
-        return
-    print(f"{PROMPTS} prompts × {SAMPLES} samples; {made['machine']}, {made['versions']}")
-    print(f"{'metric':20}{'seconds':>9}{'MiB':>8}{f'MiB at {MORE}×':>14}")
-    for row in rows:
-        print("{metric:20}{seconds:9.2f}{peak_mib:8}{peak_mib_more:14}".format(**row))
-    lexical = sum(row["seconds"] for row in rows if row["metric"] in LEXICAL)
-    print(f"all lexical metrics: {lexical:.2f} s")
+    print(json.dumps(made) if given.json else table(made))
+
+
+def table(made: dict) -> str:
+    """The figures as text."""
+    versions = ", ".join(f"{name} {told}" for name, told in made["versions"].items())
+    few, many = (f"{count} × {SAMPLES}" for count in (PROMPTS, PROMPTS * MORE))
+    lines = [
+        f"{made['machine']}; Python {made['python']}, {versions}",
+        f"{'':20}{few:>26}{many:>26}",
+        f"{'metric':20}" + 2 * f"{'seconds':>10}{'before':>8}{'MiB':>8}",
+    ]
+    for name, told in made["metrics"].items():
+        cells = [told[str(count)] for count in (PROMPTS, PROMPTS * MORE)]
+        figures = "".join("{seconds:10.2f}{before:8}{peak:8}".format(**cell) for cell in cells)
+        lines.append(f"{name:20}{figures}")
+    lexical = sum(made["metrics"][name][str(PROMPTS)]["seconds"] for name in LEXICAL)
+    return "\n".join([*lines, f"all lexical metrics, {few}: {lexical:.2f} s"])
 
 
 if __name__ == "__main__":

@@ -90,6 +90,6 @@ def loaded_pair(random_pair: Callable[..., PairFolder]) -> "Callable[..., Baco]"
     @cache
     def load(architecture: str, noise: float) -> Baco:
         folder = random_pair(architecture, noise=noise)
-        return Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+        return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
 
     return load

@@ -24,7 +24,7 @@ BYTE_LEVEL = byte_level()
 @pytest.fixture(scope="module")
 def llama(random_pair: Callable[..., PairFolder]) -> Baco:
     folder = random_pair("llama", noise=0.3)
-    return Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
 
 
 def read(text: str, **options: Any) -> tuple[str, bool, int]:
@@ -171,9 +171,9 @@ def test_an_adapter_over_the_base_holds_the_weights_once(
     torch.manual_seed(0)
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(tmp_path)
-    whole = Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+    whole = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
     whole.pair.tokenizer.save_pretrained(tmp_path)
-    pair = Baco.load(base=str(folder.base), aligned=str(tmp_path)).pair
+    pair = Baco.load(base=str(folder.base), aligned=str(tmp_path), dtype="float32").pair
     assert pair.base.model is pair.aligned.model
     ids = list(range(20))
     plain = AutoModelForCausalLM.from_pretrained(folder.base)

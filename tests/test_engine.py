@@ -299,7 +299,9 @@ def test_the_base_reads_a_token_only_the_aligned_half_owns_as_an_end_of_text(
     random_pair: Callable[..., PairFolder], repetition_penalty: float
 ) -> None:
     folder = random_pair("olmo2", noise=0.3)
-    pair = Baco.load(base=str(folder.base), aligned=str(folder.aligned), packed=False).pair
+    pair = Baco.load(
+        base=str(folder.base), aligned=str(folder.aligned), dtype="float32", packed=False
+    ).pair
     (own, *_) = (i for i in range(pair.vocabulary.size) if pair.base.unknown[i])
     assert own not in pair.end_ids
     weight = pair.aligned.model.get_output_embeddings().weight
@@ -426,7 +428,9 @@ def test_a_model_with_a_state_of_its_own_is_decoded_row_by_row_and_right(
     torch.manual_seed(0)
     MambaForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(folder.base).save_pretrained(tmp_path / "base")
-    baco = without_turn_cut(Baco.load(base=str(tmp_path / "base"), aligned=str(folder.aligned)))
+    baco = without_turn_cut(
+        Baco.load(base=str(tmp_path / "base"), aligned=str(folder.aligned), dtype="float32")
+    )
     settings: dict[str, Any] = {"seed": 3, "max_tokens": 10}
     answers = baco.generate(PROMPTS[0], router="Rand:0.5", n=2, **settings)
     assert caplog.text.count("one by one") == 1

@@ -126,3 +126,21 @@ def test_a_wrong_one_is_not_used(
     store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.store()
     assert isinstance(store, SlotStore)
     assert type(store.forward).__name__ == "Masked"
+
+
+@torch.inference_mode()
+def test_a_long_row_that_leaves_gives_its_room_back_and_disturbs_no_other() -> None:
+    model = model_of(KNOWN["llama"])
+    prepare(model)
+    lean = Lean.of(model)
+    assert lean is not None
+    long, short = list(range(1, 90)) * 4, [3, 1, 4, 1, 5]
+    alone, together = SlotStore(lean), SlotStore(lean)
+    together.admit(together.prefill(long), 1)
+    for store in (alone, together):
+        store.admit(store.prefill(short), 2)
+    room = together.cache.columns
+    together.reorder([2, 1])
+    next_ = torch.tensor([[9], [2]])
+    torch.testing.assert_close(together.read(next_, [1, 1], 1), alone.read(next_, [1, 1], 1))
+    assert together.cache.columns < room / 4

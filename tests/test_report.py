@@ -1,6 +1,7 @@
 """What a run's report says: its figures are the frontier's, and every form of it says the same."""
 
 import csv
+import html
 import html.parser
 import json
 import re
@@ -263,6 +264,25 @@ def test_the_verdict_names_who_is_ahead_and_the_papers_order() -> None:
     assert "Ahead of every router: Nudging." in rest
     assert "in order of Coverage (overall): P " in rest
     assert "The paper's order of these on NoveltyBench is Rand, P: 0 of the 1 pairs" in rest
+
+
+def test_where_a_coin_is_the_best_router_the_best_that_looks_is_told_beside_it() -> None:
+    _, rest = told_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=HIGH, Gap=LOW)
+    assert "Rand tosses a coin: it looks at neither model. The best that looks is P, 0." in rest
+    beside = rest.partition("The best that looks is P")[2]
+    assert re.match(r", 0\.\d+: against base, any sampling \+0\.[^;]*, better;", beside)
+    assert re.search(r"against Nudging −0\.[^;.]*\.[^;]*, worse", beside)
+    assert "coin" not in told_of(base_temperature=LOW, P=HIGH, Rand=LOW)[1]
+
+
+def test_the_report_shows_the_command_that_was_typed(reported: Path) -> None:
+    typed = Run.open(reported).config["made"]["command"]
+    assert typed.startswith("baco sweep -o ") and "-r P-Punc -r Rand -r Rand:0.5" in typed
+    folder = reported / "report"
+    assert f"```sh\n{typed}\nbaco report {reported}\n```" in (folder / "report.md").read_text(
+        "utf-8"
+    )
+    assert typed in html.unescape((folder / "index.html").read_text("utf-8"))
 
 
 def test_a_lead_is_also_told_on_prompts_the_router_was_not_chosen_on() -> None:

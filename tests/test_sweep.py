@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,11 +90,23 @@ def test_pieces_join_to_the_text_and_no_clock_is_in_the_samples(whole: Run) -> N
 def test_the_directory_describes_itself(whole: Run) -> None:
     again = Run.open(whole.path)
     assert again.settings == small_plan().settings
-    assert again.config["made"]["baco"] and "git" in again.config["made"]
+    assert again.config["made"].keys() >= {"baco", "git", "python", "torch", "machine"}
     task = load_task("demo", 3)
     assert list(again.prompts().values()) == list(task.prompts)
     for group in again.groups():
         assert group.prompt in task.prompts and len(group.texts) == 2
+
+
+def test_a_run_keeps_the_command_that_began_it(tmp_path: Path) -> None:
+    prompts = tmp_path / "my prompts.txt"
+    prompts.write_text("Name a colour.", encoding="utf-8")
+    run = tmp_path / "run"
+    begun = ["sweep", "-t", str(prompts), "-r", "P-Punc:0.4", "-n", "2", "--max-tokens", "4"]
+    assert baco_run([*begun, "--no-score", "--workers", "1", "-o", str(run)]) == 0
+    # Another command may go on with it: it is the first that the samples come of.
+    assert baco_run([*begun, "--metric", "distinct_1", "--workers", "1", "-o", str(run)]) == 0
+    typed = shlex.split(Run.open(run).config["made"]["command"])
+    assert typed == ["baco", *begun, "--no-score", "--workers", "1", "-o", str(run)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -209,6 +222,21 @@ def test_a_run_of_other_settings_is_refused(whole: Run, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no run"):
         begin(tmp_path, small_plan().config(), {})
+
+
+def test_a_run_killed_while_it_was_begun_is_begun_again(whole: Run, tmp_path: Path) -> None:
+    for left in (
+        ["prompts.jsonl.partial"],
+        ["prompts.jsonl"],
+        ["prompts.jsonl", "run.json.partial"],
+    ):
+        path = tmp_path / str(len(left)) / left[-1]
+        path.mkdir(parents=True)
+        for name in left:
+            (path / name).write_text("{", encoding="utf-8")
+        plan = small_plan()
+        run = begin(path, plan.config(), {task.name: task.prompts for task in plan.tasks})
+        assert run.prompts() == whole.prompts()
 
 
 def test_two_sweeps_do_not_write_to_one_run(whole: Run) -> None:

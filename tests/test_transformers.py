@@ -61,7 +61,7 @@ def answers(baco: Baco, sequences: torch.Tensor, prompt: torch.Tensor) -> list[l
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def random(request: pytest.FixtureRequest, random_pair: Callable[..., PairFolder]) -> Baco:
     folder = random_pair(request.param)
-    return Baco.load(base=str(folder.base), aligned=str(folder.aligned))
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -102,7 +102,7 @@ def test_an_adapter_speaks_only_as_the_aligned_half(
         tmp_path
     )
     AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(tmp_path)
-    baco = Baco.load(base=str(folder.base), aligned=str(tmp_path))
+    baco = Baco.load(base=str(folder.base), aligned=str(tmp_path), dtype="float32")
     batch = encoded(baco, SHORT)
     said = []
     for router in ("Base", "Aligned", "P:0.5"):

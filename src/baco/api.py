@@ -5,13 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+
 from baco import calibration
 from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.errors import BacoError
+from baco.half import Half
 from baco.known import DEMO, KnownPair, find_pair
-from baco.pair import Pair, load_pair
+from baco.memory import cache_bytes
+from baco.pair import Pair, load_draft, load_pair
 from baco.prompts import Conversation
 from baco.routing.registry import family, needs_threshold
 from baco.routing.registry import router as parse
@@ -32,10 +36,14 @@ class Baco:
     Attributes:
         pair: the two halves.
         max_rows: answers decoded at once; more wait their turn.
+        memory: that their cached keys and values may take; answers beyond it wait.
+        draft: a small model of the pair's vocabulary that drafts; answers are the same without.
     """
 
     pair: Pair
     max_rows: int = 256
+    memory: int | float | str | None = None
+    draft: Half | None = None
 
     @classmethod
     def load(
@@ -45,6 +53,8 @@ class Baco:
         base: str | None = None,
         aligned: str | None = None,
         max_rows: int = 256,
+        memory: int | float | str | None = None,
+        draft: str | None = None,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -53,7 +63,10 @@ class Baco:
             name: ``demo``, the short name of a known pair, or a folder with base/ and aligned/.
             base, aligned: hub ids or folders instead; ``aligned`` may be a PEFT adapter.
             max_rows: answers decoded at once.
-            options: see :func:`baco.pair.load_pair`: dtype, device, device_map,
+            memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
+                ``"40%"``; by default 60%.
+            draft: hub id or folder of a small model of the same vocabulary that drafts.
+            options: see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
                 quantization_config, base_template, chat_template, function_words, and whatever
                 ``from_pretrained`` takes.
 
@@ -70,7 +83,15 @@ class Baco:
             known = find_pair(name if name is not None else DEMO)
         if max_rows < 1:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
-        return cls(load_pair(known, **options), max_rows)
+        if memory is not None:
+            cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
+        pair = load_pair(known, **options)
+        drafting = None
+        if draft is not None:
+            drafting = load_draft(
+                draft, pair, dtype=options.get("dtype"), packed=options.get("packed", True)
+            )
+        return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:
         """The router of a spelling, with γ at the pair's calibrated middle where none is given.
@@ -173,7 +194,8 @@ class Baco:
 
     def decoder(self) -> Decoder:
         """A decoder that takes requests while it decodes, for servers and other loops."""
-        return Decoder(self.pair, Engine(self.pair, max_rows=self.max_rows))
+        engine = Engine(self.pair, max_rows=self.max_rows, memory=self.memory, draft=self.draft)
+        return Decoder(self.pair, engine)
 
 
 def _run(decoder: Decoder) -> Iterator[Chunk]:

@@ -33,6 +33,7 @@ class Diagnosis:
 
     Attributes:
         pair: its name.
+        weights: in which numbers each half is held, and where.
         prompts, positions: how much was read.
         agreement: share of positions where both find the same token most likely.
         agreement_by_role: the same, by the role of the base's most likely token.
@@ -52,6 +53,7 @@ class Diagnosis:
     """
 
     pair: str
+    weights: dict[str, str]
     prompts: int
     positions: int
     agreement: float
@@ -174,6 +176,7 @@ def _conclude(pair: Pair, prompts: int, reading: Reading, figures: dict[str, flo
     verdict, reasons = judge(figures)
     return Diagnosis(
         pair=pair.name,
+        weights=pair.held,
         prompts=prompts,
         positions=n,
         agreement_by_role={

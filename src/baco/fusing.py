@@ -45,6 +45,8 @@ def fuse(parent: nn.Module, names: Sequence[str]) -> bool:
     layers = [getattr(parent, name) for name in names]
     if not all(type(layer) is nn.Linear for layer in layers):
         return False
+    if not all(type(layer.weight.data) is Tensor for layer in layers):
+        return False  # quantised
     kinds = {(one.in_features, one.weight.dtype, one.weight.device) for one in layers}
     if len(kinds) > 1 or len({one.bias is None for one in layers}) > 1:
         return False

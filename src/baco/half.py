@@ -14,6 +14,7 @@ from torch import Tensor
 from baco.engine.cache import Forward, SlotCache, SlotStore, Store
 from baco.engine.masks import Masked, MaskForm
 from baco.engine.native import NativeStore
+from baco.engine.reread import RereadStore
 from baco.engine.speculation import Size
 from baco.lean import Lean
 from baco.packing import weights
@@ -45,6 +46,16 @@ class Half:
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def held(self) -> str:
+        """In which numbers its weights are held, and where: ``bfloat16 on cpu``."""
+        numbers = str(self.model.dtype).removeprefix("torch.")
+        if getattr(self.model, "is_quantized", False):
+            sizes = [(size, stored) for _, size, stored in weights(self.model)]
+            bits = 8 * sum(stored for _, stored in sizes) / sum(size for size, _ in sizes)
+            numbers = f"{bits:.1f} bits a weight, {numbers} sums"
+        return f"{numbers} on {self.device}"
 
     @property
     def context(self) -> int:
@@ -118,11 +129,17 @@ class Half:
         """How many tokens the model has an embedding for."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
+    @cached_property
+    def rewinds(self) -> bool:
+        """Can its cache take back what was read, so that tokens may be drafted for it?"""
+        return self.store().rewinds
+
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
-        if self._forward is None:
-            return NativeStore(_Runner(self))
-        return SlotStore(self._forward)
+        if self._forward is not None:
+            return SlotStore(self._forward)
+        runner = _Runner(self)
+        return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -137,27 +154,37 @@ class Half:
         Tried out on a few tokens rather than deduced: the architectures are many, and one that
         reads its mask or its positions another way must not decode wrongly in silence.
         """
+        for candidate in self._forwards():
+            if self._reads_right(SlotStore(candidate)):
+                return candidate
+        return None
+
+    @cached_property
+    @torch.inference_mode()
+    def _state_is_apart(self) -> bool:
+        """Does the model hand its state out, so that rows can take turns? Tried out too."""
+        apart = self._reads_right(NativeStore(_Runner(self)))
+        how = (
+            "does not take a batch of rows of different lengths: its rows are decoded one by one"
+            if apart
+            else "keeps its state to itself: its texts are read anew, one by one, at every token"
+        )
+        log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
+        return apart
+
+    def _reads_right(self, store: Store) -> bool:
+        """Do two rows of different lengths in one cache read as they do alone?"""
         texts = [[1, 2, 3, 4, 5], [6, 7]]
         alone = [self.score(text)[-1] for text in texts]
-        for candidate in self._forwards():
-            try:
-                store = SlotStore(candidate)
-                for text in texts:
-                    store.admit(store.prefill(text[:-1]), 1)
-                last = torch.tensor([[text[-1]] for text in texts])
-                together = self.fit(store.read(last, [1, 1], 1)[:, 0])
-            except Exception:
-                log.debug("%s does not go with %s", self.name, candidate)
-                continue
-            if all(_close(a, b) for a, b in zip(alone, together, strict=True)):
-                return candidate
-        log.warning(
-            "%s (%s) does not take a batch of rows of different lengths: its rows are decoded "
-            "one by one",
-            self.name,
-            type(self.model).__name__,
-        )
-        return None
+        try:
+            for text in texts:
+                store.admit(store.prefill(text[:-1]), 1)
+            last = torch.tensor([[text[-1]] for text in texts])
+            together = self.fit(store.read(last, [1, 1], 1)[:, 0])
+        except Exception as error:
+            log.debug("%s does not go with %s: %s", self.name, type(store).__name__, error)
+            return False
+        return all(_close(a, b) for a, b in zip(alone, together, strict=True))
 
     def _forwards(self) -> Iterator[Forward]:
         """What may be a forward over many rows, the fastest first."""

@@ -24,6 +24,8 @@ class KnownPair:
         base, aligned: hub ids or folders.
         chat_options: variables for the aligned model's chat template.
         sampling: the pair's own sampling parameters, in place of the general ones.
+        dtype: the numbers to hold its weights in where the caller names none; None: what suits
+            the device.
     """
 
     name: str
@@ -31,6 +33,7 @@ class KnownPair:
     aligned: str
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
     @classmethod
     def in_folder(cls, folder: Path, name: str | None = None) -> Self:
@@ -43,6 +46,7 @@ class KnownPair:
             str(folder / "aligned"),
             told.get("chat_options", {}),
             told.get("sampling", {}),
+            told.get("dtype"),
         )
 
 

@@ -18,6 +18,8 @@ from baco.engine.cache import SlotCache
 from baco.fusing import Part, fuse
 
 Linear = Callable[[Tensor], Tensor]
+# Queries for which plain matrix products beat attention kernels.
+_FEW = 32
 # Positions whose rotations depend on nothing but themselves.
 _ROPES = ("default", "linear", "llama3", "yarn")
 
@@ -120,6 +122,31 @@ def _window(config: Any) -> int | None:
     return used if getattr(config, "use_sliding_window", True) else None
 
 
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention of a few tokens over many: softmax(scale · Q Kᵀ + mask) V (Vaswani et al. 2017,
+    equation 1).
+
+    Args:
+        query: [B, heads, L, width].
+        keys, values: [B, heads, columns, width].
+        mask: added to scores, [B, 1, L, columns].
+        scale: of the scores.
+
+    Returns:
+        [B, heads, L, width].
+    """
+    if query.device.type != "cpu" or query.shape[2] > _FEW:
+        return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
+    # Torch's own attention is laid out for many queries: on a CPU it takes up to ten times as long.
+    query = query * scale
+    if query.dtype == torch.float32:
+        scores = query @ keys.transpose(2, 3)
+    else:  # oneDNN reads such a matrix faster as it lies
+        scores = (keys @ query.transpose(2, 3)).transpose(2, 3)
+    scores += mask
+    return scores.softmax(dim=-1) @ values
+
+
 class Lean:
     """The forward of one model, as `baco.engine.cache.Forward`.
 
@@ -159,7 +186,7 @@ class Lean:
         device = self._embedding.device
         columns = cache.plan.columns.to(device)
         cos, sin = self._rotation(columns, cache.plan.width)
-        mask = None if cache.plan.open else self._mask(columns, cache.plan.width)
+        mask = self._mask(columns, cache.columns)
         rows = F.embedding(tokens.to(device), self._embedding)  # [B, T, hidden]
         for index, block in enumerate(self._blocks):
             heard = self._attend(block, rows, cos, sin, mask, cache.layer(index))
@@ -177,7 +204,7 @@ class Lean:
         rows: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Tensor,
         layer: Any,
     ) -> Tensor:
         """What a layer's attention adds to rows [B, T, hidden]."""
@@ -189,13 +216,12 @@ class Lean:
         turned, values = self._split(block, joint)
         turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin).to(joint.dtype)
         query, keys = turned.split((self._heads, heads), dim=2)
-        keys, values = layer.write(keys, values)
+        layer.update(keys.transpose(1, 2), values.transpose(1, 2))
         # Query heads that share keys stand behind one another as if they were tokens.
         query = query.unflatten(2, (heads, group)).permute(0, 2, 3, 1, 4)
         query = query.reshape(size, heads, group * span, width)
-        if mask is not None and span > 1:
-            mask = mask.repeat(1, 1, group, 1)
-        heard = F.scaled_dot_product_attention(query, keys, values, mask, scale=self._scale)
+        # All columns rather than those in use: a matrix that lies in one piece is not copied.
+        heard = attend(query, layer.keys[:size], layer.values[:size], mask, self._scale)
         heard = heard.view(size, heads, group, span, width).permute(0, 3, 1, 2, 4)
         said = block.out(heard.reshape(size, span, -1))
         return said if block.after_attention is None else block.after_attention(said)
@@ -229,7 +255,9 @@ class Lean:
         return cos, sin
 
     def _mask(self, columns: Tensor, width: int) -> Tensor:
-        """What is added to scores: -inf where a token does not look, [B, 1, T, width]."""
-        seen = torch.arange(width, device=columns.device) <= columns[:, None, :, None]
-        mask = torch.zeros(seen.shape, dtype=self._embedding.dtype, device=columns.device)
-        return mask.masked_fill_(~seen, -torch.inf)
+        """What is added to scores: -inf where a token does not look. For every query head that
+        shares keys with others, one after the other: [B, 1, group * T, width].
+        """
+        unseen = torch.arange(width, device=columns.device) > columns[:, None, :, None]
+        mask = torch.zeros(unseen.shape, dtype=self._embedding.dtype, device=columns.device)
+        return mask.masked_fill_(unseen, -torch.inf).repeat(1, 1, self._heads // self._key_heads, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Rows a product is laid out for: a handful of drafted tokens, or of samples.
 _ROWS = 8
@@ -106,4 +107,12 @@ def weights(model: Any) -> Iterator[tuple[Tensor, int, int]]:
                 seen.add(id(weight))
                 plain = type(weight.data) is Tensor and not weight.is_meta
                 few = weight.data.flatten()[:4] if plain else torch.empty(0)
-                yield few, weight.numel(), weight.numel() * weight.element_size()
+                yield few, weight.numel(), _stored(weight.data)
+
+
+def _stored(weight: Tensor) -> int:
+    """Bytes that a weight takes; a quantised one is made of several tensors."""
+    if not is_traceable_wrapper_subclass(weight):
+        return weight.numel() * weight.element_size()
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored(getattr(weight, name)) for name in names)

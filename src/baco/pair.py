@@ -4,24 +4,38 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
+from baco.checkpoint import (
+    Placement,
+    check_folder,
+    is_adapter,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    placements,
+)
 from baco.errors import BacoError, UnfitPairError
 from baco.half import Half
 from baco.known import KnownPair
 from baco.lean import prepare
 from baco.packing import pack
+from baco.precision import by_half
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
+from baco.routing.routers import HALVES
 from baco.sampling import SamplingParams
 from baco.tokens import spell
 from baco.vocabulary import Vocabulary, load_words
 
 log = logging.getLogger("baco")
+
+_ADVICE = {
+    "aligned": "a pair needs one tokenizer, so take the base model the aligned one was made from",
+    "draft": "take a draft model of the pair's own family and tokenizer",
+}
 
 
 @dataclass
@@ -56,16 +70,27 @@ class Pair:
         """
         return self._spellings.get(token, b"")
 
+    @property
+    def held(self) -> dict[str, str]:
+        """In which numbers each half's weights are held, and where."""
+        return {half: getattr(self, half).held for half in HALVES}
+
     @cached_property
     def _spellings(self) -> dict[int, bytes]:
         names = self.tokenizer.convert_ids_to_tokens
         return {t.id: names(t.id).encode() if t.special else t.data for t in spell(self.tokenizer)}
 
 
-def check_vocabularies(base_tokenizer: Any, aligned_tokenizer: Any) -> None:
-    """Refuse halves that spell an ordinary token with different ids, naming the first such token.
+def check_vocabularies(
+    base_tokenizer: Any, aligned_tokenizer: Any, names: tuple[str, str] = ("base", "aligned")
+) -> None:
+    """Refuse models that spell an ordinary token with different ids, naming the first such token.
 
     Special and added tokens may differ: chat models rename reserved ones and bring their own.
+
+    Args:
+        base_tokenizer, aligned_tokenizer: of the two.
+        names: what the two are called in the error.
 
     Raises:
         UnfitPairError: the two vocabularies differ.
@@ -85,9 +110,9 @@ def check_vocabularies(base_tokenizer: Any, aligned_tokenizer: Any) -> None:
     if differing:
         _, token = min(differing)
         raise UnfitPairError(
-            f"vocabularies differ at token {token!r}: id {base.get(token)} in the base model, "
-            f"{aligned.get(token)} in the aligned model ({len(differing)} tokens differ); "
-            "a pair needs one tokenizer, so take the base model the aligned one was made from"
+            f"vocabularies differ at token {token!r}: id {base.get(token)} in the {names[0]} "
+            f"model, {aligned.get(token)} in the {names[1]} model ({len(differing)} tokens "
+            f"differ); {_ADVICE[names[1]]}"
         )
 
 
@@ -108,13 +133,7 @@ def make_pair(
         BacoError: the halves do not fit, a template or word list that cannot be read.
     """
     check_vocabularies(base.tokenizer, aligned.tokenizer)
-    base_ids, aligned_ids = base.tokenizer.get_vocab(), aligned.tokenizer.get_vocab()
-    width = max(aligned_ids.values()) + 1
-    known = {
-        id_ for token, id_ in base_ids.items() if id_ < width and aligned_ids.get(token) == id_
-    }
-    unknown = torch.ones(width, dtype=torch.bool)
-    unknown[sorted(known)] = False
+    width = max(aligned.tokenizer.get_vocab().values()) + 1
     words = {} if function_words is None else {"function_words": load_words(function_words)}
     vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, width, **words)
     end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < width)
@@ -124,7 +143,7 @@ def make_pair(
     banned[sorted(end_ids)] = False
     return Pair(
         name=name,
-        base=base.on(width, unknown),
+        base=base.on(width, _unknown(base.tokenizer, aligned.tokenizer, width)),
         aligned=aligned.on(width, torch.zeros(width, dtype=torch.bool)),
         tokenizer=aligned.tokenizer,
         vocabulary=vocabulary,
@@ -141,6 +160,15 @@ def make_pair(
     )
 
 
+def _unknown(tokenizer: Any, aligned_tokenizer: Any, width: int) -> Tensor:
+    """The ids of the common vocabulary that a model does not have, bool [width]."""
+    own, common = tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
+    known = [id_ for token, id_ in own.items() if id_ < width and common.get(token) == id_]
+    unknown = torch.ones(width, dtype=torch.bool)
+    unknown[sorted(known)] = False
+    return unknown
+
+
 def base_template_source(template: str) -> str:
     """``aligned`` as it is; else the Jinja text or the file that holds it."""
     return template if template == "aligned" else template_source(template)
@@ -149,10 +177,9 @@ def base_template_source(template: str) -> str:
 def load_pair(
     known: KnownPair,
     *,
-    dtype: str | torch.dtype | None = None,
-    device: str | None = None,
-    device_map: Any = None,
-    quantization_config: Any = None,
+    dtype: Any = None,
+    device: Any = None,
+    quantize: Any = None,
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
@@ -164,40 +191,28 @@ def load_pair(
     Args:
         known: where the halves are. An ``aligned`` that is a PEFT adapter is put over the base
             model, whose weights are then held once.
-        dtype: of the weights; by default the checkpoint's own, float32 for float16 on a CPU.
+        dtype: of the weights: float32, bfloat16 or float16; by default the pair's own, else
+            bfloat16 where the device multiplies it natively and float32 elsewhere. Like ``device``
+            and ``quantize``, one value for both halves or one for each:
+            ``{"base": …, "aligned": …}``.
         device: such as ``cpu``, ``cuda:1``; by default the GPU where there is one.
-        device_map, quantization_config, model_options: handed to ``from_pretrained``.
+        quantize: hold linear layers in ``int8`` or ``int4`` (torchao). Checkpoints that are
+            quantized already load as they are.
         base_template, chat_template: see :class:`baco.prompts.Renderer`.
         function_words: a word list by name, by file, or as words; English by default.
         packed: lay weights on a CPU out for its matrix kernels (:mod:`baco.packing`). Weights that
             are to be changed after loading must stay plain.
+        model_options: handed to ``from_pretrained``: device_map, quantization_config, …
 
     Raises:
         BacoError: a model that cannot be found or loaded, or that does not fit.
     """
-    options = dict(model_options)
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-    if device_map is not None:
-        options["device_map"] = device_map
-    place = None if device_map is not None else _device(device)
+    if dtype is None:
+        dtype = known.dtype
+    placed = placements(dtype, device, quantize, model_options)
     for name in (known.base, known.aligned):
-        _check_folder(name)
-    base_tokenizer = _load_tokenizer(known.base)
-    if _is_adapter(known.aligned):
-        aligned_tokenizer = _load_tokenizer(known.aligned, fallback=base_tokenizer)
-        check_vocabularies(base_tokenizer, aligned_tokenizer)
-        model = _load_adapter(_load_model(known.base, dtype, place, options), known.aligned)
-        base = Half(known.base, model, base_tokenizer, bare=True)
-        aligned = Half(known.aligned, model, aligned_tokenizer)
-    else:
-        # Tokenizers first: a pair that does not fit should not cost the loading of two models.
-        aligned_tokenizer = _load_tokenizer(known.aligned)
-        check_vocabularies(base_tokenizer, aligned_tokenizer)
-        base = Half(known.base, _load_model(known.base, dtype, place, options), base_tokenizer)
-        aligned = Half(
-            known.aligned, _load_model(known.aligned, dtype, place, options), aligned_tokenizer
-        )
+        check_folder(name)
+    base, aligned = _load_halves(known, placed)
     if packed:
         for model in {id(half.model): half.model for half in (base, aligned)}.values():
             prepare(model)
@@ -214,82 +229,47 @@ def load_pair(
     )
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BacoError(f"device {name!r} cannot be used here: {_line(error)}") from error
-    return device
+def _load_halves(known: KnownPair, placed: dict[str, Placement]) -> tuple[Half, Half]:
+    base_tokenizer = load_tokenizer(known.base)
+    if is_adapter(known.aligned):
+        if placed["base"] != placed["aligned"]:
+            raise BacoError(
+                f"{known.aligned} is an adapter over the base model's own weights: give one "
+                "device, dtype and quantize for both halves"
+            )
+        aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
+        check_vocabularies(base_tokenizer, aligned_tokenizer)
+        model = load_adapter(load_model(known.base, placed["base"]), known.aligned)
+        base = Half(known.base, model, base_tokenizer, bare=True)
+        return base, Half(known.aligned, model, aligned_tokenizer)
+    # Tokenizers first: a pair that does not fit should not cost the loading of two models.
+    aligned_tokenizer = load_tokenizer(known.aligned)
+    check_vocabularies(base_tokenizer, aligned_tokenizer)
+    base = Half(known.base, load_model(known.base, placed["base"]), base_tokenizer)
+    model = load_model(known.aligned, placed["aligned"])
+    return base, Half(known.aligned, model, aligned_tokenizer)
 
 
-def _check_folder(name: str) -> None:
-    """A path that is meant as a folder must be one, with weights that fit in memory."""
-    folder = Path(name)
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise BacoError(f"no such model folder: {name}; give a folder or a hub id")
-        return
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = psutil.virtual_memory().available
-    if size > free and not torch.cuda.is_available():
-        raise BacoError(
-            f"the weights in {name} take {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of "
-            "memory are free: use a smaller model, quantisation or a larger machine"
-        )
+def load_draft(name: str, pair: Pair, *, dtype: Any = None, packed: bool = True) -> Half:
+    """Load a small model that drafts for a pair: it has the pair's vocabulary and the aligned
+    half's device.
 
-
-def _load_tokenizer(name: str, fallback: Any = None) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if fallback is not None:
-            return fallback
-        raise BacoError(f"cannot load the tokenizer of {name}: {_line(error)}") from error
-
-
-def _load_model(
-    name: str, dtype: str | torch.dtype | None, device: torch.device | None, options: dict[str, Any]
-) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    if isinstance(dtype, str) and dtype != "auto" and not hasattr(torch, dtype):
-        raise BacoError(f"dtype {dtype!r}: use auto, float32, bfloat16 or float16")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise BacoError(f"cannot load the model {name}: {_line(error)}") from error
-    if dtype is None and model.dtype == torch.float16 and model.device.type == "cpu":
-        model = model.float()  # half precision is slow and coarse on a CPU
-    if device is not None and not getattr(model, "is_quantized", False):
-        model = model.to(device)
-    return model.eval()
-
-
-def _is_adapter(name: str) -> bool:
-    from transformers.utils import find_adapter_config_file
-
-    try:
-        return find_adapter_config_file(name) is not None
-    except (OSError, ValueError):
-        return False
-
-
-def _load_adapter(model: Any, name: str) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise BacoError(
-            f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
-        ) from error
-    try:
-        return PeftModel.from_pretrained(model, name).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BacoError(f"cannot put the adapter {name} over the base: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of another library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    Raises:
+        BacoError: a model that cannot be loaded, of another vocabulary, or one that cannot draft.
+    """
+    check_folder(name)
+    for half in (pair.base, pair.aligned):
+        if not half.rewinds:
+            raise BacoError(f"{half.name} cannot take back what it read, so nothing drafts for it")
+    tokenizer = load_tokenizer(name)
+    check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
+    dtypes = by_half("dtype", dtype)
+    placement = Placement(pair.aligned.device, dtypes["aligned"])
+    model = load_model(name, placement)
+    if packed:
+        pack(model)
+    width = pair.vocabulary.size
+    draft = Half(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
+    if not draft.rewinds:
+        raise BacoError(f"{name} cannot take back what it read: use a transformer as draft model")
+    return draft

@@ -83,7 +83,8 @@ def make(kind: str, size: str, folder: Path, dtype: torch.dtype, seed: int = 0) 
     for half, source in sources.items():
         halves[half].to(dtype).save_pretrained(folder / half)
         _widen_tokenizer(source, folder / half, shape.vocabulary)
-    told = {"name": f"{kind}:{size}", "sampling": dict(demo.sampling)}
+    held = str(dtype).removeprefix("torch.")
+    told = {"name": f"{kind}:{size}", "dtype": held, "sampling": dict(demo.sampling)}
     (folder / "baco.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from baco import BacoError, __version__
+from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.console import complain
 from baco.cli.demo import demo
@@ -43,6 +44,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     score: "baco score runs/demo --metric self_bleu",
     report: "baco report runs/demo",
     serve: "baco serve --pair demo --port 8000",
+    bench: "baco bench --quick",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
@@ -73,7 +75,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of ``baco ARGUMENTS``."""
     try:
-        code = app(arguments, prog_name="baco", standalone_mode=False)
+        code = app(arguments, prog_name="baco", standalone_mode=False, obj=arguments)
     except typer.TyperException as error:
         if not error.format_message():
             return 2  # no command: its help has been shown

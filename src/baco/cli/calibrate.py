@@ -46,6 +46,9 @@ def calibrate(
     as_json: opt.AsJson = False,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
+    draft: opt.Draft = None,
+    memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -71,6 +74,9 @@ def calibrate(
         aligned,
         dtype=dtype,
         device=device,
+        quantize=quantize,
+        draft=draft,
+        memory=memory,
         base_template=base_template,
         chat_template=chat_template,
     )

@@ -34,6 +34,9 @@ def diagnose(
     as_json: opt.AsJson = False,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
+    draft: opt.Draft = None,
+    memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -51,6 +54,9 @@ def diagnose(
             aligned,
             dtype=dtype,
             device=device,
+            quantize=quantize,
+            draft=draft,
+            memory=memory,
             base_template=base_template,
             chat_template=chat_template,
         )
@@ -126,6 +132,8 @@ def _show(found: "Diagnosis") -> None:
     )
     for reason in found.reasons:
         console.print(f"- {reason}", markup=False)
+    for half, held in found.weights.items():
+        console.print(f"{half}: {held}", style="dim", markup=False)
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:

@@ -76,6 +76,9 @@ def generate(
     ] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
+    draft: opt.Draft = None,
+    memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -121,16 +124,19 @@ def generate(
         aligned,
         dtype=dtype,
         device=device,
+        quantize=quantize,
+        draft=draft,
+        memory=memory,
         base_template=base_template,
         chat_template=chat_template,
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
-    templates = {"base_template": base_template, "chat_template": chat_template, "dtype": dtype}
+    loaded = {"base_template": base_template, "chat_template": chat_template}
     if rows is not None and output is not None:
         from baco.cli.jsonl import answer_all
 
-        answer_all(baco, rows, output, chosen, settings, opt.given(templates))
+        answer_all(baco, rows, output, chosen, settings, opt.given(loaded))
     elif text is not None:
         _answer(baco, text, chosen, settings, compare=compare, as_json=as_json, svg=svg)
 

@@ -120,6 +120,7 @@ def answer_all(
     told = {
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "pair": baco.pair.name,
+        "weights": baco.pair.held,
         "router": router.spelling,
         "seed": settings.get("seed"),
         **params(baco, settings),

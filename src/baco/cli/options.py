@@ -22,9 +22,29 @@ AlignedName = Annotated[
     typer.Option("--aligned", help="Aligned model, or a PEFT adapter over the base."),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="Weights as float32, bfloat16, float16 or auto.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Weights as float32, bfloat16 or float16; by default bfloat16 where it is native. "
+        "One for both halves, or base=…,aligned=….",
+    ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="Such as cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Such as cpu, cuda, or base=cuda:0,aligned=cuda:1."),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", help="Weights in int8 or int4, or base=…,aligned=…."),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", help="A small model of the same vocabulary that drafts: id or folder."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="For cached keys and values, as 2GiB or 40% of what is free."),
+]
 BaseTemplate = Annotated[
     str | None,
     typer.Option(

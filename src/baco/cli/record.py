@@ -16,7 +16,7 @@ def record(
     *,
     timed: bool = False,
 ) -> dict[str, Any]:
-    """``prompt``, ``pair``, ``router``, ``seed``, ``params`` and ``samples``.
+    """``prompt``, ``pair``, ``weights``, ``router``, ``seed``, ``params`` and ``samples``.
 
     Speed comes only where ``timed``: a file of many prompts leaves it out, so that a resumed run
     writes the same bytes.
@@ -25,6 +25,7 @@ def record(
     made: dict[str, Any] = {
         "prompt": prompt,
         "pair": baco.pair.name,
+        "weights": baco.pair.held,
         "router": first.router,
         "seed": first.seed,
         "params": params(baco, settings),

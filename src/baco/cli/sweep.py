@@ -1,5 +1,6 @@
 """``baco sweep`` and ``baco score``: run methods on tasks into a directory, and measure them."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ Workers = Annotated[
 
 
 def sweep(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
     pair: Pairs = None,
     task: Tasks = None,
@@ -93,6 +95,7 @@ def sweep(
     workers: Workers = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
     as_json: opt.AsJson = False,
@@ -116,6 +119,7 @@ def sweep(
         {
             "dtype": dtype,
             "device": device,
+            "quantize": quantize,
             "base_template": base_template,
             "chat_template": chat_template,
         }
@@ -137,7 +141,8 @@ def sweep(
         check_verifiable(metric or (), [t.verifier for t in tasks if t.verifier])
     plan = Plan(pairs, tasks, settings, n, seed, sampling)
     plan.check()
-    run = begin(out, plan.config(), {task.name: task.prompts for task in tasks})
+    command = shlex.join(["baco", *context.obj])
+    run = begin(out, plan.config(command), {task.name: task.prompts for task in tasks})
     _draw(run, plan, count)
     refused = _score(run, metric or (), models, count) if scoring else {}
     _export(run)

@@ -81,7 +81,8 @@ def write_pair(
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
     sampling = {"min_p": recipe.min_p, "max_tokens": recipe.max_tokens}
-    _write(out / "baco.json", json.dumps({"name": "demo", "sampling": sampling}, indent=2) + "\n")
+    told = {"name": "demo", "dtype": "float32", "sampling": sampling}
+    _write(out / "baco.json", json.dumps(told, indent=2) + "\n")
 
 
 def fit(

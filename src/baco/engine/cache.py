@@ -8,6 +8,7 @@ positions; they know nothing of routers, draws or text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 PREFILL_PIECE = 512
 # Room is made in steps: small enough to waste little, wide enough that copying is rare.
 _COLUMN_STEP = 64
+
+
+def columns_for(columns: int) -> int:
+    """How many columns are made where so many are needed."""
+    return -(-columns // _COLUMN_STEP) * _COLUMN_STEP
 
 
 class Store(Protocol):
@@ -67,8 +73,8 @@ class Forward(Protocol):
 class Plan:
     """Where the tokens of one forward go.
 
-    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to the
-    cache's columns behind them, where nothing looks and the next tokens are written.
+    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to one
+    column behind all rows, where nothing looks and a next token is written first.
 
     Attributes:
         lengths: tokens each row held before.
@@ -79,76 +85,76 @@ class Plan:
     lengths: list[int]
     columns: Tensor
     width: int
-    _slots: dict[torch.device, Tensor] = field(default_factory=dict)
+    _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Sequence[int], counts: Sequence[int], span: int) -> Self:
         """The plan of one forward over ``span`` columns of tokens."""
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
-        columns = start + torch.where(offset < 0, offset + span, offset)
-        return cls(list(lengths), columns, max(lengths) + span)
+        end = max(map(sum, zip(lengths, counts, strict=True)))
+        columns = torch.where(offset < 0, end, start + offset)
+        return cls(list(lengths), columns, end + (min(counts) < span))
 
-    @property
-    def open(self) -> bool:
-        """Does every token see every column that takes part?"""
-        return self.columns.shape[1] == 1 and min(self.lengths) == max(self.lengths)
-
-    def slots(self, columns: int, device: torch.device) -> Tensor:
-        """The tokens' places in a cache of so many columns, its rows end to end: int64 [B * T]."""
-        if device not in self._slots:
-            first = torch.arange(len(self.lengths))[:, None] * columns
-            self._slots[device] = (first + self.columns).flatten().to(device)
-        return self._slots[device]
+    def slots(self, heads: int, columns: int, device: torch.device) -> Tensor:
+        """The tokens' places in a cache of so many heads and columns, laid end to end: int64
+        [B * T * heads].
+        """
+        if (device, heads) not in self._slots:
+            first = torch.arange(len(self.lengths) * heads).view(-1, 1, heads) * columns
+            slots = first + self.columns[:, :, None]
+            self._slots[device, heads] = slots.flatten().to(device)
+        return self._slots[device, heads]
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer: [rows, columns, heads, width of a head] each."""
+    """Keys and values of one layer: [rows, heads, columns, width of a head] each."""
 
-    def __init__(self, cache: "SlotCache") -> None:
+    def __init__(self, cache: "ReferenceType[SlotCache]") -> None:
         super().__init__()
-        self.cache = cache
+        # Weak: a cache and its layers would be a ring, and its gigabytes would outlive the engine
+        # until Python looks for rings.
+        self._cache = cache
+
+    @property
+    def cache(self) -> "SlotCache":
+        """The cache that this is a layer of."""
+        cache = self._cache()
+        assert cache is not None
+        return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.initialize(key_states.transpose(1, 2), value_states.transpose(1, 2))
+        def room(like: Tensor) -> Tensor:
+            size = (self.cache.rows, like.shape[1], self.cache.columns, like.shape[3])
+            return like.new_zeros(size)
 
-    def initialize(self, keys: Tensor, values: Tensor) -> None:
-        """Make room for keys and values like these, [B, T, heads, width]."""
-        size = (self.cache.rows, self.cache.columns)
-        self.keys = keys.new_zeros(*size, *keys.shape[2:])
-        self.values = values.new_zeros(*size, *values.shape[2:])
+        self.keys, self.values = room(key_states), room(value_states)
         self.is_initialized = True
-
-    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values [B, T, heads, width] where the plan says; all that it looks at,
-        [B, heads, columns, width].
-        """
-        if not self.is_initialized:
-            self.initialize(keys, values)
-        assert self.keys is not None
-        assert self.values is not None
-        plan, rows = self.cache.plan, keys.shape[0]
-        slots = plan.slots(self.cache.columns, keys.device)
-        for store, new in ((self.keys, keys), (self.values, values)):
-            store.view(-1, *new.shape[2:]).index_copy_(0, slots, new.flatten(0, 1))
-        return (
-            self.keys[:rows, : plan.width].transpose(1, 2),
-            self.values[:rows, : plan.width].transpose(1, 2),
-        )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
+        """Write [B, heads, T, width] at the plan's columns; return all columns read so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        plan, (rows, heads) = self.cache.plan, key_states.shape[:2]
+        slots = plan.slots(heads, self.cache.columns, key_states.device)
+        for store, new in ((self.keys, key_states), (self.values, value_states)):
+            width = new.shape[3]
+            store.view(-1, width).index_copy_(0, slots, new.transpose(1, 2).reshape(-1, width))
+        return self.keys[:rows, :, : plan.width], self.values[:rows, :, : plan.width]
 
     def resize(self, rows: int, columns: int) -> None:
-        """Grow to ``rows`` and ``columns``, keeping what is there."""
+        """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros(rows, columns, *old.shape[2:])
-            new[: old.shape[0], : old.shape[1]] = old
+            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
+            kept = old[:rows, :, :columns]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
@@ -165,23 +171,25 @@ class SlotCache(Cache):
     """A ``transformers`` cache whose rows have lengths of their own."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
+        own = ref(self)
+        super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.rows, self.columns = rows, columns
         self.plan = Plan.of([0], [0], 0)
 
     def layer(self, index: int) -> Any:
         """The layer ``index``, made where it is not yet there."""
         while len(self.layers) <= index:
-            self.layers.append(SlotLayer(self))
+            self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for so many rows and columns; room once made stays."""
-        if rows <= self.rows and columns <= self.columns:
+        """Have room for so many rows and columns, and for no more of either where that changes:
+        many short rows and then one long one never take the room of many long ones, and what a long
+        row took is not gone through for short ones.
+        """
+        if rows <= self.rows and columns <= self.columns <= 2 * columns + _COLUMN_STEP:
             return
-        if columns > self.columns:
-            columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
-        self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
+        self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
 
@@ -211,17 +219,17 @@ class SlotStore:
     def admit(self, prefix: tuple[SlotCache, int] | None, count: int) -> None:
         source, length = prefix or (SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
-        self.cache.reserve(last, length + 1)
+        self.cache.reserve(last, max([*self.lengths, length]) + 1)
         for mine, theirs in zip(self._layers_like(source), source.layers, strict=True):
-            mine.keys[first:last, :length] = theirs.keys[:, :length]
-            mine.values[first:last, :length] = theirs.values[:, :length]
+            mine.keys[first:last, :, :length] = theirs.keys[:, :, :length]
+            mine.values[first:last, :, :length] = theirs.values[:, :, :length]
         self.lengths += [length] * count
 
     def _layers_like(self, source: SlotCache) -> list[Any]:
         layers = [self.cache.layer(index) for index in range(len(source.layers))]
         for mine, theirs in zip(layers, source.layers, strict=True):
             if not mine.is_initialized:
-                mine.initialize(theirs.keys, theirs.values)
+                mine.lazy_initialization(theirs.keys, theirs.values)
         return layers
 
     def reorder(self, order: Sequence[int]) -> None:
@@ -231,8 +239,8 @@ class SlotStore:
             width = max(self.lengths[row] for row in old)
             for layer in self.cache.layers:
                 if layer.is_initialized:
-                    layer.keys[new, :width] = layer.keys[old, :width]
-                    layer.values[new, :width] = layer.values[old, :width]
+                    layer.keys[new, :, :width] = layer.keys[old, :, :width]
+                    layer.values[new, :, :width] = layer.values[old, :, :width]
         self.lengths = [self.lengths[row] for row in order]
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
@@ -250,7 +258,7 @@ class SlotStore:
     def bytes_per_token(self, prefix: tuple[SlotCache, int]) -> int:
         layers = [layer for layer in prefix[0].layers if layer.is_initialized]
         stores = [store for layer in layers for store in (layer.keys, layer.values)]
-        return sum(s.shape[2] * s.shape[3] * s.element_size() for s in stores)
+        return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
 
     def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
         cache.plan = plan

@@ -8,25 +8,26 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from baco.engine.batch import Batch
+from baco.engine.cache import columns_for
 from baco.engine.drafter import Draft, Drafter
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculation import priced
+from baco.engine.speculation import MOST_AHEAD, priced
 from baco.engine.stats import Stats
 from baco.engine.tell import append
-from baco.engine.verdict import Law, Round, Verdict, settled
+from baco.engine.verdict import Choose, Law, Round, Verdict, route, settled
 from baco.errors import BacoError
 from baco.half import Half
+from baco.memory import cache_bytes
 from baco.pair import Pair
 from baco.routing.routers import HALVES, Source
 from baco.routing.signals import Signals
 
-# The part of free memory that cached keys and values may take.
-MEMORY_SHARE = 0.6
+# Columns that a row may take beyond its tokens: what is drafted after its last, and padding.
+SPARE = MOST_AHEAD + 1
 
 
 @dataclass(slots=True)
@@ -43,9 +44,10 @@ class Engine:
     Args:
         pair: the two halves.
         max_rows: sequences decoded at once; more wait.
-        memory: bytes that cached keys and values may take; by default most of what is free.
+        memory: that cached keys and values may take, as :func:`baco.memory.cache_bytes` reads it.
         speculate: draft tokens where that pays; the answers are the same without.
         draft: a small model of the same vocabulary that drafts.
+        choose: what a token is drawn from, and whose it is, where it is not for routers to say.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class Engine:
         pair: Pair,
         *,
         max_rows: int = 256,
-        memory: int | None = None,
+        memory: int | float | str | None = None,
         speculate: bool = True,
         draft: Half | None = None,
+        choose: Choose = route,
     ) -> None:
         self.pair, self.max_rows = pair, max_rows
         self._device = pair.aligned.device
-        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device))
+        self._apart = pair.base.device != self._device
+        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device), choose)
         self._batch = Batch(self._device, pair.vocabulary.size)
         halves = {"base": pair.base, "aligned": pair.aligned}
         if draft is not None and speculate:
@@ -69,7 +73,8 @@ class Engine:
         sizes = {name: half.size for name, half in halves.items()}
         planner = priced(sizes, self._device.type) if drafts else None
         self._drafter = Drafter(self._reader, self._batch, self._law.banned, planner)
-        self._memory = memory if memory is not None else _free_memory(self._device)
+        self._memory = cache_bytes(memory, {half.device for half in halves.values()})
+        self._token_bytes: dict[str, int] = {}  # of each half's cache, once a prompt was read
         self._waiting: deque[_Waiting] = deque()
         self.stats = Stats(self._reader.stores)
 
@@ -116,19 +121,20 @@ class Engine:
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
-        the other's rows take its place.
+        the other's rows take its place; but two devices work at once, and neither waits to hear
+        whether the other's rows were enough.
         """
         first, second = self._reader.order(draft)
         rows = self._reader.rows(first, draft)
         signals = self._law.look(round_, rows, rows)
-        if second is None or self._suffices(first, round_, signals):
+        if second is None or (not self._apart and self._suffices(first, round_, signals)):
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
     def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
         requests = [row.request for row in self._batch.rows]
-        if any(request.explain for request in requests):
+        if self._law.choose is not route or any(request.explain for request in requests):
             return False
         alone = [request.router.reads <= {half} for request in requests]
         told = torch.tensor(alone, device=self._device)
@@ -167,29 +173,46 @@ class Engine:
                 self._waiting.popleft()
                 continue
             if head.prefixes is None:
-                head.prefixes = self._reader.prefill(head.sequences[0].request)
+                if self._batch.rows and self._affordable(head) < 1:
+                    return
+                head.prefixes = self._prefill(head.sequences[0].request)
             count = min(self._affordable(head), self.max_rows - len(self._batch))
-            if count <= 0:
+            if count < 1:
                 return
             joined = [head.sequences.popleft() for _ in range(min(count, len(head.sequences)))]
             self._reader.admit(head.prefixes, len(joined))
             self._batch.admit(joined)
 
+    def _prefill(self, request: Request) -> dict[str, Any]:
+        prefixes = self._reader.prefill(request)
+        for name, prefix in prefixes.items():
+            self._token_bytes[name] = self._reader.stores[name].bytes_per_token(prefix)
+        return prefixes
+
     def _affordable(self, head: _Waiting) -> int:
-        """How many more rows like the head's next one memory has room for, at their longest."""
-        assert head.prefixes is not None
-        per_token = self._reader.bytes_per_token(head.prefixes)
-        if per_token == 0:
-            return self.max_rows
-        row = _longest(head.sequences[0]) * per_token
-        widest = max([_longest(s) for s in self._batch.rows] + [_longest(head.sequences[0])])
-        rows = self._memory // (widest * per_token)
-        if rows < 1:
+        """How many rows like the head's next one memory has room for beside the batch's, each at
+        its longest; as many as there may be where a row's size is not known.
+        """
+        prompt = self._bytes([head.sequences[0]], answers=False)  # held until all its samples run
+        row = self._bytes([*self._batch.rows, head.sequences[0]])
+        rows = (self._memory - prompt) // row if row else self.max_rows
+        if rows < 1 and not self._batch.rows:
             raise BacoError(
-                f"one answer may need {row / 2**30:.1f} GiB of cache and "
-                f"{self._memory / 2**30:.1f} GiB are left: lower max_tokens or shorten the prompt"
+                f"one answer may need {(prompt + row) / 2**20:.1f} MiB of cache and memory is "
+                f"{self._memory / 2**20:.1f} MiB: lower max_tokens, shorten the prompt or raise "
+                "memory"
             )
         return rows - len(self._batch)
+
+    def _bytes(self, rows: list[Sequence], *, answers: bool = True) -> int:
+        """What a row of the caches takes where the longest of some rows has its full length."""
+        taken = 0
+        for name, each in self._token_bytes.items():
+            reading = [row for row in rows if row.request.needs(name)]
+            if reading:
+                own = [len(r.request.ids(name)) + answers * r.limit for r in reading]
+                taken += each * (columns_for(max(own) + SPARE) if answers else max(own))
+        return taken
 
     def _compact(self) -> None:
         rows = self._batch.rows
@@ -203,15 +226,3 @@ class Engine:
         order = [i if i in filled else next(tail) for i in range(len(alive))]
         self._reader.reorder(order)
         self._batch.reorder(order)
-
-
-def _longest(sequence: Sequence) -> int:
-    """Columns a row may come to need: the longer prompt and the whole answer."""
-    request = sequence.request
-    return max(len(request.base_ids), len(request.aligned_ids)) + sequence.limit
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE)
-    return int(psutil.virtual_memory().available * MEMORY_SHARE)

@@ -5,6 +5,7 @@ rows by the same router and the same draw as without a draft, and what stands is
 on which draft and draw agree, plus the first draw that does not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -135,6 +136,39 @@ class Verdict:
     spoke: Tensor
 
 
+@dataclass(slots=True)
+class Choice:
+    """What is drawn from at N positions, and whose tokens they will be.
+
+    Attributes:
+        logits: float [N, V], -inf where a token may not be said.
+        source: bool [N], True for the base.
+        standing: the positions as the router saw them, [N].
+        spoke: who had said the token before each, bool [N].
+    """
+
+    logits: Tensor
+    source: Tensor
+    standing: Standing
+    spoke: Tensor
+
+
+# What of a decision differs between BACo and other ways to decode with both halves' rows.
+Choose = Callable[["Law", Round, Signals], Choice]
+
+
+def route(law: "Law", round_: Round, signals: Signals) -> Choice:
+    """BACo: every word from the half that its row's router names."""
+    return by_standing(law, round_, signals, law.stand(round_, signals))
+
+
+def by_standing(law: "Law", round_: Round, signals: Signals, standing: Standing) -> Choice:
+    """Every word from the half that is named where it begins."""
+    spoke, source, masked = _chain(round_.positions, standing, round_.active)
+    logits = speakable(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
+    return Choice(logits, source, standing, spoke)
+
+
 @dataclass(frozen=True, slots=True)
 class Law:
     """What every decision stands on, on the device where tokens are drawn.
@@ -142,10 +176,12 @@ class Law:
     Attributes:
         vocabulary: word starts, word ends, roles.
         banned: tokens the base may never say, bool [V].
+        choose: what a token is drawn from, and whose it is.
     """
 
     vocabulary: Vocabulary
     banned: Tensor
+    choose: Choose = route
 
     def look(self, round_: Round, base: Tensor, aligned: Tensor) -> Signals:
         """What the routers see at the positions in rows [N, V]."""
@@ -161,10 +197,8 @@ class Law:
     def judge(self, round_: Round, signals: Signals) -> Verdict:
         """Decide every position of a round; ``signals`` are both halves' rows there."""
         batch, positions = round_.batch, round_.positions
-        base, aligned = signals.base, signals.aligned
-        standing = self.stand(round_, signals)
-        spoke, source, masked = _chain(positions, standing, round_.active)
-        logits = speakable(base, aligned, source, masked, self.vocabulary, self.banned)
+        choice = self.choose(self, round_, signals)
+        logits, source = choice.logits, choice.source
         table = batch.draws if positions.even and positions.most == 1 else None
         table = table or batch.draws.rows(positions.row)
         if table.any_penalty:
@@ -173,7 +207,7 @@ class Law:
         if table.logit_bias is not None:
             logits = logits + table.logit_bias
         token = draw(logits, table, round_.keys)
-        raw = torch.where(source[:, None], base, aligned)
+        raw = torch.where(source[:, None], signals.base, signals.aligned)
         logprob = raw.gather(1, token[:, None])[:, 0] - log_partition(raw)
         said = positions.table(token)
         agreed = _agreed(said, positions.drafted, round_.drafts)
@@ -185,8 +219,8 @@ class Law:
             torch.minimum(agreed + 1, most),
             agreed,
             signals,
-            standing,
-            spoke,
+            choice.standing,
+            choice.spoke,
         )
 
     def _between(self, positions: Positions) -> Tensor:

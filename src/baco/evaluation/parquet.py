@@ -7,7 +7,7 @@ from typing import Any
 from baco.errors import BacoError
 from baco.evaluation.store import Run, batches
 
-ROWS_A_GROUP = 8192
+ROWS_A_GROUP = 2048
 
 
 def export(run: Run) -> list[Path]:

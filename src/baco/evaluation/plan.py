@@ -15,6 +15,7 @@ from baco.errors import BacoError
 from baco.evaluation.methods import Draw
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
+from baco.evaluation.workers import cores
 from baco.known import find_pair
 from baco.sampling import SamplingParams
 
@@ -122,8 +123,12 @@ class Plan:
                         asked = task.prompts[start : start + self.prompts_a_job]
                         yield Job(pair, task.name, setting, asked, draw)
 
-    def config(self) -> dict[str, Any]:
-        """What run.json says: the plan, and under ``made`` who carries it out."""
+    def config(self, command: str = "") -> dict[str, Any]:
+        """What run.json says: the plan, and under ``made`` who carries it out.
+
+        Args:
+            command: what was typed; empty where the run was begun from Python.
+        """
         return {
             "pairs": [asdict(pair) for pair in self.pairs],
             "tasks": [_told(task) for task in self.tasks],
@@ -132,7 +137,7 @@ class Plan:
             "seed": self.seed,
             "sampling": dict(self.sampling),
             "prompts_a_job": self.prompts_a_job,
-            "made": _made(),
+            "made": {"command": command, **_made()},
         }
 
 
@@ -154,9 +159,21 @@ def _made() -> dict[str, Any]:
         "baco": baco.__version__,
         "git": git_revision(Path(baco.__file__).parent),
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": machine(),
         **{name: version(name) for name in ("torch", "transformers", "numpy")},
     }
+
+
+def machine() -> str:
+    """This machine's processor, architecture and number of cores that may be used."""
+    name = platform.processor() or platform.machine()
+    told = Path("/proc/cpuinfo")  # Linux, where the platform module knows no name
+    for row in told.read_text(encoding="utf-8").splitlines() if told.exists() else ():
+        key, _, value = row.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+            break
+    return f"{name}, {platform.machine()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def git_revision(folder: Path) -> str | None:

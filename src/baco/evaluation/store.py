@@ -27,6 +27,8 @@ from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
 T = TypeVar("T")
 
 FORMAT = 1
+# What a run that was killed while it was begun may leave; run.json comes last.
+BEGUN = frozenset({"prompts.jsonl", "prompts.jsonl.partial", "run.json.partial"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
     """Make a run directory, or open the one of the same configuration.
 
     Args:
-        path: a directory that is not there, is empty, or holds this very run.
+        path: a directory that is not there, is empty, or holds this very run or its beginnings.
         config: all that the samples hang on; under ``made`` what does not count when a run goes on.
         prompts: of every task.
 
@@ -158,7 +160,7 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
                 "ones to go on with it, or choose another --out"
             )
         return run
-    if path.exists() and (not path.is_dir() or any(path.glob("[!.]*"))):
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - BEGUN):
         raise BacoError(f"{path} is there already and holds no run: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from baco.evaluation.methods.both import Row, decode, finished
+from baco.engine.verdict import Choice, Law, Round
+from baco.evaluation.methods.both import decode
 from baco.evaluation.methods.protocol import Answer, Draw, Grid
 from baco.evaluation.records import Prompt, Setting
+from baco.routing.signals import Signals
 
 if TYPE_CHECKING:
     from baco import Baco
@@ -47,10 +49,10 @@ class Ensemble:
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
         sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
-        params = baco.pair.defaults.updated(sampling)
-        mix = Mixture(baco.pair, setting.options["mixed"], setting.options["weight"])
-        rows = decode(baco, prompts, params, mix)
-        return [[finished(row, sourced=False) for row in samples] for samples in rows]
+        mixture = Mixture(baco.pair, setting.options["mixed"], setting.options["weight"])
+        rows = decode(baco, prompts, sampling, setting.label, mixture.choose)
+        # No token is one model's alone, so there are no sources to tell.
+        return [[Answer(c.text, len(c.token_ids), c.finish_reason) for c in row] for row in rows]
 
 
 class Mixture:
@@ -68,8 +70,14 @@ class Mixture:
         self._ends = torch.tensor(sorted(pair.end_ids), dtype=torch.int64, device=device)
         self._banned = pair.banned.to(device)
 
-    def __call__(self, base: Tensor, aligned: Tensor, _: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Raw logits [B, V] of both → log-probabilities [B, V]; no source, so False [B]."""
+    def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
+        """See :data:`baco.engine.verdict.Choose`; all tokens count as the aligned model's."""
+        spoke = round_.active[round_.positions.row]
+        logits = self.logprobs(signals.base, signals.aligned)
+        return Choice(logits, torch.zeros_like(spoke), law.stand(round_, signals), spoke)
+
+    def logprobs(self, base: Tensor, aligned: Tensor) -> Tensor:
+        """Raw logits [N, V] of both → log-probabilities [N, V]."""
         base = base.masked_fill(self._banned, -math.inf)
         log_base, log_aligned = self._pooled(base), self._pooled(aligned)
         if self.mixed == "probabilities":
@@ -80,7 +88,7 @@ class Mixture:
             log_base = torch.where(log_base == -math.inf, log_aligned, log_base)
             log_mixed = self.weight * log_base + (1 - self.weight) * log_aligned
             log_mixed = log_mixed.log_softmax(dim=-1)
-        return log_mixed, torch.zeros_like(base[:, 0], dtype=torch.bool)
+        return log_mixed
 
     def _pooled(self, logits: Tensor) -> Tensor:
         """log_softmax, with all end tokens' probability on the first of them."""

@@ -7,20 +7,20 @@ is as reproducible as they are.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from baco.engine.sequence import Sequence as Row
+from baco.engine.verdict import Choice, Law, Round, by_standing
 from baco.errors import BacoError
-from baco.evaluation.methods.both import Row, decode, finished
+from baco.evaluation.methods.both import decode
 from baco.evaluation.methods.protocol import Answer, Draw, Grid
-from baco.evaluation.records import Prompt, Setting, Source
-from baco.routing.routers import BOTH
-from baco.routing.select import NOTHING, select
+from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
 if TYPE_CHECKING:
@@ -75,85 +75,48 @@ class Judge:
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
         sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
-        params = baco.pair.defaults.updated(sampling)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asking = _Asking(baco.pair, setting.options["url"], setting.options["model"], pool)
-            rows = decode(baco, prompts, params, asking)
-        return [[finished(row, sourced=True) for row in samples] for samples in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """A router that has its answers already."""
-
-    wanted: Tensor
-    spelling: str = "Judge"
-    only: Source | None = None
-    reads: frozenset[Source] = BOTH
-
-    def __call__(self, signals: Signals) -> Tensor:  # noqa: ARG002
-        return self.wanted
+            asking = _Asking(baco.pair, setting.options, prompts, pool)
+            rows = decode(baco, prompts, sampling, setting.label, asking.choose)
+        return [[Answer.of(completion) for completion in row] for row in rows]
 
 
 class _Asking:
-    """Picks the source of the next token of every row by what the judge says."""
+    """Picks the source of the next word of every row by what the judge says."""
 
-    def __init__(self, pair: "Pair", url: str, model: str, pool: ThreadPoolExecutor) -> None:
-        self.pair, self.model, self._pool = pair, model, pool
-        self._client = _client(url)
-        self._vocabulary = pair.vocabulary.to(pair.aligned.device)
-        self._banned = pair.banned.to(pair.aligned.device)
+    def __init__(
+        self,
+        pair: "Pair",
+        judge: Mapping[str, Any],
+        prompts: Sequence[Prompt],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.pair, self.model, self.prompts, self._pool = pair, judge["model"], prompts, pool
+        self._client = _client(judge["url"])
         self._said: dict[str, bool] = {}  # samples that begin alike ask alike
 
-    def __call__(self, base: Tensor, aligned: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        device = base.device
-        last = [row.tokens[-1] if row.tokens else NOTHING for row in rows]
-        previous = torch.tensor(last, device=device)
-        active = torch.tensor(
-            [row.sources[-1:] == ["base"] for row in rows], dtype=torch.bool, device=device
-        )
-        wanted = self._wanted(
-            base, aligned, rows, self._boundaries(base, aligned, previous, active)
-        )
-        return self._select(base, aligned, previous, active, wanted)
+    def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
+        """See :data:`baco.engine.verdict.Choose`; nothing is drafted, so a row has one position."""
+        standing = law.stand(round_, signals)
+        wanted = self._wanted(round_.batch.rows, signals, standing.boundary(round_.active))
+        return by_standing(law, round_, signals, replace(standing, wanted=wanted))
 
-    def _boundaries(
-        self, base: Tensor, aligned: Tensor, previous: Tensor, active: Tensor
-    ) -> list[bool]:
-        """Where a router is listened to: there, and only there, one that says no is followed."""
-        _, source = self._select(base, aligned, previous, active, ~active)
-        boundaries: list[bool] = (source != active).tolist()
-        return boundaries
-
-    def _select(
-        self, base: Tensor, aligned: Tensor, previous: Tensor, active: Tensor, wanted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return select(
-            base,
-            aligned,
-            previous,
-            active,
-            router=_Told(wanted),
-            vocabulary=self._vocabulary,
-            banned=self._banned,
-        )
-
-    def _wanted(
-        self, base: Tensor, aligned: Tensor, rows: Sequence[Row], boundaries: Sequence[bool]
-    ) -> Tensor:
-        tops = torch.stack((base.argmax(dim=-1), aligned.argmax(dim=-1)), dim=1).tolist()
-        asked: list[str | None] = []
-        for row, (by_base, by_aligned), boundary in zip(rows, tops, boundaries, strict=True):
-            differ = boundary and by_base != by_aligned
-            asked.append(self._question(row, by_base, by_aligned) if differ else None)
+    def _wanted(self, rows: Sequence[Row], signals: Signals, boundary: Tensor) -> Tensor:
+        """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""
+        differ = (boundary & (signals.top_base != signals.top_aligned)).tolist()
+        tops = zip(signals.top_base.tolist(), signals.top_aligned.tolist(), strict=True)
+        asked = [
+            self._question(row, *top) if differs else None
+            for row, top, differs in zip(rows, tops, differ, strict=True)
+        ]
         new = [q for q in dict.fromkeys(asked) if q is not None and q not in self._said]
         self._said.update(zip(new, self._pool.map(self._ask, new), strict=True))
         told = [question is not None and self._said[question] for question in asked]
-        return torch.tensor(told, device=base.device)
+        return torch.tensor(told, device=boundary.device)
 
     def _question(self, row: Row, by_base: int, by_aligned: int) -> str:
         return QUESTION.format(
-            question=row.prompt.text,
+            question=self.prompts[row.request.index].text,
             answer=self.pair.tokenizer.decode(row.tokens),
             base=self.pair.tokenizer.decode([by_base]),
             aligned=self.pair.tokenizer.decode([by_aligned]),

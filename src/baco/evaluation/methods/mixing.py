@@ -4,8 +4,9 @@ A rival without any routing, and a strong one in wording. Base samples have the 
 that every sample keeps the noise of its own index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from baco.evaluation.methods.protocol import Answer, Draw, Grid
 from baco.evaluation.records import Prompt, Setting
@@ -23,8 +24,11 @@ class Mixing:
     help = "m of the n samples from base, the others from aligned, for every m"
 
     def __init__(self) -> None:
-        # The settings differ in m only: what both models said is kept for the next one.
-        self._said: tuple[object, Rows, Rows] | None = None
+        # The settings differ in m only: what both models said is kept for the next one. The pair is
+        # held weakly, so that one that is gone is neither kept nor taken for one in its place.
+        self._by: Callable[[], object] = lambda: None
+        self._asked: object = None
+        self._said: tuple[Rows, Rows] = ([], [])
 
     def settings(self, grid: Grid) -> list[Setting]:
         shares = range(grid.n + 1)
@@ -48,14 +52,14 @@ class Mixing:
         return [[*b[:share], *a[share:]] for b, a in zip(base, aligned, strict=True)]
 
     def _both(self, baco: "Baco", prompts: Sequence[Prompt], draw: Draw) -> tuple[Rows, Rows]:
-        asked = (id(baco), tuple(prompt.messages for prompt in prompts), draw)
-        if self._said is None or self._said[0] != asked:
+        asked = (tuple(prompt.messages for prompt in prompts), draw)
+        if self._by() is not baco or self._asked != asked:
+            self._by, self._asked = ref(baco), asked
             self._said = (
-                asked,
                 _alone(baco, "Base", prompts, draw),
                 _alone(baco, "Aligned", prompts, draw),
             )
-        return self._said[1], self._said[2]
+        return self._said
 
 
 def _alone(baco: "Baco", router: str, prompts: Sequence[Prompt], draw: Draw) -> Rows:

@@ -1,6 +1,6 @@
 """Every router, over a grid of thresholds; Nudging is one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from baco.evaluation.methods.protocol import Answer, Draw, Grid
@@ -11,9 +11,15 @@ from baco.routing.registry import router as parse
 if TYPE_CHECKING:
     from baco import Baco
 
-PROBABILITIES = (0.15, 0.3, 0.5, 0.7, 0.9)
-ENTROPIES = (0.5, 1.0, 1.6, 2.3, 3.0)  # nats
-GAPS = (0.2, 0.7, 1.2, 1.8, 2.5)  # nats
+# Thresholds of every logit rule, from nearly always aligned to nearly always base or the other way
+# round; closest together where a model is least sure, for there a step moves most words.
+THRESHOLDS: Mapping[str, Sequence[float]] = {
+    "P": (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9),
+    "H": (0.5, 1.0, 1.6, 2.3, 2.8, 3.3, 4.0),  # nats
+    "Gap": (0.2, 0.7, 1.2, 1.8, 2.4, 2.9, 3.5),  # nats
+    "Rand": (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+    "Nudging": (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9),
+}
 # Single models are methods of their own; a combination of both content rules is none of the
 # catalogue's examples.
 _NOT_SWEPT = ("Base", "Aligned")
@@ -62,5 +68,6 @@ def _setting(name: str, spelling: str, value: float | None) -> Setting:
 
 
 def _thresholds(name: str) -> Sequence[float]:
-    rules = name.split("-")
-    return ENTROPIES if "H" in rules else GAPS if "Gap" in rules else PROBABILITIES
+    """Of a combination those of its logit rule; of a user's own rule those of a probability."""
+    rule = next((rule for rule in name.split("-") if rule in THRESHOLDS), "P")
+    return THRESHOLDS[rule]

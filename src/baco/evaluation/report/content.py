@@ -1,6 +1,7 @@
 """What a report says in words beside its tables."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,14 +67,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _command(run: Run) -> str:
-    """What was typed; the same in other words for a run that does not say."""
-    typed = run.config["made"].get("command")
-    if typed:
-        return f"{typed}\nbaco report {run.path}"
-    words = [f"--pair {pair['name']}" for pair in run.config["pairs"]]
-    words += [f"--task {task['name']}" for task in run.config["tasks"]]
-    words += [f"-n {run.config['n']}", f"--seed {run.config['seed']}"]
-    return f"baco sweep --out {run.path} {' '.join(words)}\nbaco report {run.path}"
+    """What was typed; a run that was begun from Python has only its configuration to tell."""
+    typed = run.config["made"].get("command") or "# begun from Python; its configuration is below"
+    return f"{typed}\n{shlex.join(['baco', 'report', str(run.path)])}"
 
 
 def _facts(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:

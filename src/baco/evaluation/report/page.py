@@ -21,6 +21,8 @@ from baco.evaluation.report.standing import Standing, balanced, spaces
 DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")
 QUALITY = ("reward", "perplexity")
 COLUMNS = 4
+# Parts of the page's one script, each on what those before it define.
+SCRIPT = ("state", "answers", "plots", "plane", "choosers", "start")
 
 
 def view(standing: Standing, found: Findings, examples: Examples) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def render(
     return environment.from_string(_source("page.html.jinja")).render(
         version=__version__,
         css=Markup(_source("page.css")),
-        script=Markup(_source("page.js")),
+        script=Markup("\n".join(_source(f"script/{name}.js") for name in SCRIPT)),
         vega=Markup(plots.vega_script()),
         data=Markup(_embedded(told)),
         specs=Markup(_embedded(specs)),

@@ -96,13 +96,13 @@ class Standing:
         )  # fmt: skip
         return [name for name in map(self.best, families) if name is not None]
 
-    def compare(self, rival: str, part: str) -> Comparison | None:
-        """The best router against a rival, in Coverage."""
-        best = self.best("BACo")
-        if best is None:
+    def compare(self, rival: str, part: str, router: str | None = None) -> Comparison | None:
+        """A router, by default the best, against a rival, in Coverage."""
+        router = self.best("BACo") if router is None else router
+        if router is None:
             return None
         source = self.pooled if rival in self.pooled.methods else self.alone
-        return source.compare(best, rival, "coverage", part)
+        return source.compare(router, rival, "coverage", part)
 
     def on_unseen_prompts(self, rival: str) -> list[float]:
         """The lead of a router chosen on one half of the prompts, measured on the other half.

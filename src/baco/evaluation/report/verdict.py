@@ -66,18 +66,20 @@ def _line(standing: Standing, rival: str) -> str:
     other = standing.estimate("coverage", rival, standing.part)
     assert found is not None
     assert other is not None
-    outcome = {"beats": "better", "loses": "worse", "open": "no difference can be told"}
-    by = (
-        f"{number(found.difference, 'signed')} [{number(found.low, 'signed')}, "
-        f"{number(found.high, 'signed')}], p {_p(found.p_value)}, {outcome[_outcome(found)]}"
-    )
     parts = [
         f"{part} {number(one.difference, 'signed')}"
         for part in ("lexical", "semantic")
         if part != standing.part and (one := standing.compare(rival, part)) is not None
     ]
     split = f" ({', '.join(parts)})" if parts else ""
-    return f"against {rival} ({number(other.value, 'figure')}): {by}{split}."
+    return f"against {rival} ({number(other.value, 'figure')}): {_difference(found)}{split}."
+
+
+def _difference(found: Comparison) -> str:
+    outcome = {"beats": "better", "loses": "worse", "open": "no difference can be told"}
+    low, high = number(found.low, "signed"), number(found.high, "signed")
+    by = f"{number(found.difference, 'signed')} [{low}, {high}]"
+    return f"{by}, p {_p(found.p_value)}, {outcome[_outcome(found)]}"
 
 
 def _missing(standing: Standing) -> str | None:
@@ -96,6 +98,8 @@ def _notes(standing: Standing, best: str, rivals: Sequence[str]) -> Iterator[str
     ]
     if ahead:
         yield f"Ahead of every router: {_listed(ahead)}."
+    if _is_coin(best):
+        yield from _beside_the_coin(standing, best, rivals)
     pooled = [rival for rival in rivals if rival in standing.pooled.methods]
     unseen = {rival: standing.on_unseen_prompts(rival) for rival in pooled}
     if any(unseen.values()):
@@ -108,6 +112,26 @@ def _notes(standing: Standing, best: str, rivals: Sequence[str]) -> Iterator[str
             "The best of many routers looks a little better than it is. Chosen on one half of the "
             f"prompts and measured on the other half, and the other way round, it leads: {told}."
         )
+
+
+def _is_coin(router: str) -> bool:
+    return "Rand" in router.split("-")
+
+
+def _beside_the_coin(standing: Standing, best: str, rivals: Sequence[str]) -> Iterator[str]:
+    """That the best router is a coin, and how the best one that looks at the models fares."""
+    looking = next((name for name in standing.ranked("BACo") if not _is_coin(name)), None)
+    told = f"{best} tosses a coin: it looks at neither model."
+    if looking is None:
+        yield told
+        return
+    score = number(standing.coverage(looking), "figure")
+    leads = [
+        f"against {rival} {_difference(found)}"
+        for rival in rivals
+        if rival in CLAIMED and (found := standing.compare(rival, standing.part, looking))
+    ]
+    yield f"{told} The best that looks is {looking}, {score}: {'; '.join(leads)}."
 
 
 def ranking(standing: Standing) -> list[str]:

@@ -1,0 +1,121 @@
+"""Where the time of paired decoding goes, by part of the engine.
+
+    python benchmarks/decode_profile.py [PAIR] [--n N] [--tokens T] [--router R] [--dtype D]
+
+A timer looks every millisecond at which line is being run, and gives the time since it last looked
+to the innermost module of this project on the stack; what that module calls in PyTorch counts as
+its own. That costs a few per cent of speed, which fall on all parts alike.
+"""
+
+import argparse
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+import baco
+from baco.bench.contestants import Paired, Task, never_ending
+from baco.bench.machine import machine
+from baco.bench.weights import speaks_demo
+from baco.calibration import open_prompts
+from baco.demo.world import questions
+from baco.known import find_pair
+from baco.pair import load_pair
+from baco.routing.registry import router
+
+PARTS = {
+    "forwards": ("lean", "fusing", "packing", "half", "engine.masks", "engine.native"),
+    "cache": ("engine.cache", "engine.reader", "engine.batch"),
+    "routing": ("routing",),
+    "drawing": ("drawing", "noise"),
+    "drafting": ("engine.drafter", "engine.speculation"),
+    "verdict": ("engine.verdict", "engine.tell", "engine.engine"),
+}
+EVERY = 1e-3  # seconds
+PROMPTS = 5
+
+
+class Sampler:
+    """Seconds by module of the project, while it is entered."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._root = str(Path(baco.__file__).parent) + "/"
+        self._last = 0.0
+
+    def __enter__(self) -> "Sampler":
+        self._last = time.perf_counter()
+        signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, EVERY, EVERY)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        now = time.perf_counter()
+        while frame is not None and not frame.f_code.co_filename.startswith(self._root):
+            frame = frame.f_back
+        if frame is not None:
+            path = frame.f_code.co_filename.removeprefix(self._root)
+            self.seconds[path.removesuffix(".py").replace("/", ".")] += now - self._last
+        self._last = now
+
+
+def parts(seconds: Counter[str]) -> dict[str, float]:
+    """Seconds of modules as seconds of parts; what belongs to none is ``other``."""
+    found = dict.fromkeys([*PARTS, "other"], 0.0)
+    for module, taken in seconds.items():
+        part = next((p for p, starts in PARTS.items() if module.startswith(starts)), "other")
+        found[part] += taken
+    return found
+
+
+def main() -> None:
+    """Decode, look and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pair", nargs="?", default="demo")
+    parser.add_argument("--n", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--router", default="P-Punc:0.4")
+    parser.add_argument("--dtype")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args()
+    known = find_pair(given.pair)
+    pair = load_pair(known, dtype=given.dtype)
+    asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
+    prompts = asked if speaks_demo(known) else open_prompts()
+    paired, sampler, tokens = Paired(pair), Sampler(), 0
+    for seed, prompt in enumerate([prompts[0], *prompts[:PROMPTS]]):
+        params = never_ending(pair, given.tokens, n=given.n, seed=seed)
+        task = Task(pair.renderer.render(prompt), router(given.router), params)
+        if seed == 0:
+            paired.decode(task)  # warms up
+            continue
+        with sampler:
+            paired.decode(task)
+        tokens += given.n * given.tokens
+    told = {part: 1000 * taken / tokens for part, taken in parts(sampler.seconds).items()}
+    made = {
+        "pair": pair.name,
+        "dtype": str(pair.aligned.model.dtype).removeprefix("torch."),
+        "router": given.router,
+        "n": given.n,
+        "tokens": given.tokens,
+        "machine": machine(pair.aligned.device),
+        "milliseconds_per_token": told,
+    }
+    if given.json:
+        print(json.dumps(made))
+        return
+    print(f"{made['pair']}, {made['dtype']}, {given.router}, n = {given.n}")
+    whole = sum(told.values())
+    for part, taken in sorted(told.items(), key=lambda entry: -entry[1]):
+        print(f"{part:10}{taken:8.3f} ms/token{taken / whole:7.0%}")
+    print(f"{'all':10}{whole:8.3f} ms/token")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The two-model loop that people write: both halves at every token, each with its own KV cache.
+
+Router and draw are the shared ones, so its answers are the engine's. Nothing is drafted, no half is
+spared, nothing is packed but what the pair came with.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from baco.drawing import DrawTable, draw
+from baco.half import Half
+from baco.noise import COIN, noise_keys, uniform
+from baco.pair import Pair
+from baco.prompts import Prompt
+from baco.routing.routers import HALVES, Router
+from baco.routing.select import NOTHING, select
+from baco.sampling import SamplingParams
+
+
+@torch.inference_mode()
+def decode(
+    pair: Pair,
+    prompt: Prompt,
+    router: Router,
+    params: SamplingParams,
+    said: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """``n`` answers of exactly ``max_tokens`` tokens.
+
+    Args:
+        pair: the two halves.
+        prompt: as each half reads it; read once and shared by the answers.
+        router: names the source at every boundary.
+        params: seeded, without penalties; an end token ends nothing.
+        said: called after every token.
+
+    Returns:
+        Tokens int64 [n, max_tokens], and their sources, bool, True for the base.
+    """
+    device, size = pair.aligned.device, pair.vocabulary.size
+    vocabulary, banned = pair.vocabulary.to(device), pair.banned.to(device)
+    table = DrawTable.of([params] * params.n, device, size)
+    sample = torch.arange(params.n, device=device)
+    seed = torch.full_like(sample, params.seed or 0)
+    previous = torch.full_like(sample, NOTHING)
+    active = torch.zeros_like(sample, dtype=torch.bool)
+    halves = {"base": pair.base, "aligned": pair.aligned}
+    caches = {name: DynamicCache() for name in HALVES}
+    unread = {
+        "base": _column(prompt.base_ids, device),
+        "aligned": _column(prompt.aligned_ids, device),
+    }
+    tokens, sources = [], []
+    for at in range(params.max_tokens):
+        rows = {name: _read(halves[name], unread[name], caches[name]) for name in HALVES}
+        if at == 0:
+            for name, cache in caches.items():
+                cache.batch_repeat_interleave(params.n)
+                rows[name] = rows[name].repeat(params.n, 1)
+        keys = noise_keys(seed, sample, torch.full_like(sample, at))
+        logits, active = select(
+            rows["base"],
+            rows["aligned"],
+            previous,
+            active,
+            router=router,
+            vocabulary=vocabulary,
+            banned=banned,
+            coin=uniform(keys, torch.full_like(sample, COIN)),
+        )
+        if table.logit_bias is not None:
+            logits = logits + table.logit_bias
+        previous = draw(logits, table, keys)
+        unread = dict.fromkeys(HALVES, previous[:, None])
+        tokens.append(previous)
+        sources.append(active)
+        said()
+    return torch.stack(tokens, dim=1), torch.stack(sources, dim=1)
+
+
+def _read(half: Half, tokens: Tensor, cache: Any) -> Tensor:
+    """The raw logits after tokens [B, T], which the cache takes up: float32 [B, V]."""
+    output = half.run(
+        input_ids=tokens.to(half.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    return half.fit(output.logits[:, -1])
+
+
+def _column(ids: tuple[int, ...], device: Any) -> Tensor:
+    return torch.tensor([ids], device=device)

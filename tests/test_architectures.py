@@ -1,0 +1,190 @@
+"""Architectures beyond the four that every test uses: the caches they need, or have instead."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from baco import Baco, BacoError
+from tests.pairs import PairFolder
+from tests.test_engine import reference, rules, told, without_turn_cut
+
+# Beyond the window of every model in here that has one.
+PROMPT = "Where should I go this summer, when the sea is warm and I have only little time?"
+SHAPE: dict[str, Any] = {
+    "bos_token_id": None,
+    "eos_token_id": 397,
+    "pad_token_id": 397,
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+HEADS = {"head_dim": 8}
+
+# Keys and values in a table: rows of any lengths in one forward, drafts taken back.
+ROLLED_BACK: dict[str, tuple[str, dict[str, Any]]] = {
+    "sliding window": ("Mistral", {"sliding_window": 16}),
+    "sliding window, tied": ("Gemma3Text", {**HEADS, "sliding_window": 16, "layer_types": None}),
+    "windows here and there": (
+        "Gemma3Text",
+        {
+            **HEADS,
+            "sliding_window": 16,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "tied embeddings": ("Qwen2", {"tie_word_embeddings": True}),
+    "one key head": ("Llama", {"num_key_value_heads": 1}),
+    "fused projections": ("Phi3", {}),
+    "parallel residual": ("Cohere", {}),
+    "partial rotary": ("StableLm", {}),
+    "experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "learned positions": ("GPT2", {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "rotary, no groups": ("GPTNeoX", {}),
+}
+# A state that is no table of keys and values, or positions that are no columns.
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "state space": ("Mamba", {"state_size": 8}),
+    "state space 2": (
+        "Mamba2",
+        {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
+    ),
+    "hybrid of both": (
+        "Jamba",
+        {
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "linear attention": (
+        "Qwen3Next",
+        {
+            **HEADS,
+            "num_hidden_layers": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+    "short convolutions": (
+        "Lfm2",
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    ),
+    "ALiBi": ("Bloom", {"n_layer": 2, "n_head": 4}),
+}
+
+# A state that stays inside the model.
+KEPT = (
+    "RecurrentGemma",
+    {
+        "num_hidden_layers": 3,
+        "attention_window_size": 64,
+        "lru_width": 32,
+        "head_dim": 8,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
+)
+
+
+@pytest.fixture
+def load(
+    random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> Callable[[str, dict[str, Any]], Baco]:
+    """A pair of such an architecture with random weights, from disk."""
+
+    def make(name: str, changes: dict[str, Any]) -> Baco:
+        kind = getattr(transformers, f"{name}Config")
+        config: PreTrainedConfig = kind(**{**SHAPE, **changes})
+        for seed, half in enumerate(("base", "aligned")):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.save_pretrained(tmp_path / half)
+            tokenizer = AutoTokenizer.from_pretrained(getattr(random_pair("llama"), half))
+            tokenizer.save_pretrained(tmp_path / half)
+        return without_turn_cut(Baco.load(str(tmp_path), dtype="float32"))
+
+    return make
+
+
+def held_to_the_naive_loop(baco: Baco) -> None:
+    spoken: set[str] = set()
+    for router in ("Rand:0.5", "Base", "Aligned"):
+        settings: dict[str, Any] = {"seed": 5, "temperature": 1.0, "max_tokens": 20}
+        answers = baco.generate(PROMPT, router=router, n=3, **settings)
+        rule = rules(baco.pair)[router]
+        for answer in answers[1:]:
+            expected = reference(baco, PROMPT, rule, sample=answer.sample, **settings)
+            assert told(answer) == expected, router
+            spoken |= set(answer.sources)
+    assert spoken == {"base", "aligned"}
+
+
+@pytest.mark.parametrize("case", ROLLED_BACK)
+def test_rows_of_any_lengths_go_through_one_forward_and_say_what_the_naive_loop_says(
+    load: Callable[..., Baco], case: str
+) -> None:
+    baco = load(*ROLLED_BACK[case])
+    assert baco.pair.base.rewinds
+    assert baco.pair.aligned.rewinds
+    held_to_the_naive_loop(baco)
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_cache_that_cannot_be_rolled_back_is_decoded_plainly_and_that_is_said_once(
+    load: Callable[..., Baco], case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    baco = load(*PLAIN[case])
+    held_to_the_naive_loop(baco)
+    assert not baco.pair.base.rewinds
+    said = [record.message for record in caplog.records if "one by one" in record.message]
+    assert len(said) == len(set(said)) == 2  # of each half, once
+
+
+def test_a_state_that_stays_inside_the_model_is_not_decoded_wrongly_in_silence(
+    load: Callable[..., Baco], caplog: pytest.LogCaptureFixture
+) -> None:
+    baco = load(*KEPT)
+    held_to_the_naive_loop(baco)
+    assert caplog.text.count("read anew, one by one, at every token") == 2
+
+
+def test_an_answer_ends_with_length_where_the_shorter_window_of_the_two_ends(
+    random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    folder = random_pair("llama")
+    model = AutoModelForCausalLM.from_pretrained(folder.base)
+    model.config.max_position_embeddings = 100
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder.base).save_pretrained(tmp_path)
+    baco = Baco.load(base=str(tmp_path), aligned=str(folder.aligned), dtype="float32")
+    rendered = baco.pair.renderer.render(PROMPT)
+    never = dict.fromkeys(baco.pair.end_ids, -100.0)
+    settings: dict[str, Any] = {"n": 2, "max_tokens": 10_000, "logit_bias": never}
+    # A router that never reads the base model has the aligned one's window.
+    lengths = {"P:0.5": 100 - len(rendered.base_ids), "Aligned": 256 - len(rendered.aligned_ids)}
+    for router, length in lengths.items():
+        for answer in without_turn_cut(baco).generate(PROMPT, router=router, **settings):
+            assert answer.finish_reason == "length"
+            assert len(answer.token_ids) == length
+    with pytest.raises(BacoError, match=r"prompt of \d+ tokens, as the base model .*window is 100"):
+        baco.generate("sea " * 150, router="P:0.5")

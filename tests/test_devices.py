@@ -1,0 +1,118 @@
+"""Each half may be on a device of its own; tokens are drawn where the aligned half is.
+
+No second device is at hand where tests run, so a stand-in plays it: tensors of its own kind that
+refuse to meet others until they have been moved.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from baco import Baco, BacoError
+from baco.checkpoint import placements
+from baco.cli import run
+from baco.engine.engine import Engine
+from baco.half import Half
+from baco.memory import cache_bytes
+from tests.pairs import PairFolder
+from tests.test_engine import told
+
+PROMPT = "What do you recommend for a rainy day?"
+ROUTERS = ("P-Punc:0.6", "Gap:0.02", "Rand:0.5", "Base", "Aligned", "Nudging:0.5")
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        if func is torch.Tensor.to:
+            return torch.Tensor.to(args[0].as_subclass(torch.Tensor), *args[1:], **kwargs)
+        if any(type(x) is torch.Tensor and x.dim() > 0 for x in tensors):
+            raise RuntimeError(f"{func.__name__}: expected all tensors to be on the same device")
+        return cast(Any, super()).__torch_function__(func, types, args, kwargs)
+
+
+class FarHalf(Half):
+    """A half whose rows of logits, and what they meet, are elsewhere until they are moved."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu", 0)  # the same place by another name
+
+    def run(self, **inputs: Any) -> Any:
+        assert type(inputs["input_ids"]) is torch.Tensor
+        output = super().run(**inputs)
+        output.logits = output.logits.as_subclass(Elsewhere)
+        return output
+
+
+def far(half: Half) -> Half:
+    fields = {name: getattr(half, name) for name in ("name", "model", "tokenizer", "bare", "width")}
+    return FarHalf(**fields, unknown=half.unknown.as_subclass(Elsewhere))
+
+
+@pytest.fixture(scope="module")
+def near(random_pair: Callable[..., PairFolder]) -> Baco:
+    folder = random_pair("olmo2", noise=0.3)  # its base half owns fewer tokens
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    return Baco.load(**where, dtype="float32", device="base=cpu,aligned=cpu")
+
+
+def test_rows_are_moved_to_the_device_that_draws(near: Baco) -> None:
+    apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
+    for router in ROUTERS:
+        settings: dict[str, Any] = {"n": 3, "seed": 2, "max_tokens": 24}
+        expected = near.generate(PROMPT, router=router, **settings)
+        got = apart.generate(PROMPT, router=router, **settings)
+        assert [told(c) for c in got] == [told(c) for c in expected]
+
+
+def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
+    near: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any) -> bool:
+        raise AssertionError("waited for the first half's rows")
+
+    monkeypatch.setattr(Engine, "_suffices", asked)
+    apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
+    assert apart.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
+    with pytest.raises(AssertionError, match="waited"):
+        near.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
+
+
+def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
+    away, here = torch.ones(2).as_subclass(Elsewhere), torch.ones(2)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.where(here > 0, here, away)
+    assert type(away.to("cpu") + here) is torch.Tensor
+    assert type(cast(Any, away + away)) is Elsewhere
+
+
+def test_each_half_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if every device were there
+    made = placements(None, "base=cuda:0,aligned=cuda:1", None, {})
+    assert {half: str(place.device) for half, place in made.items()} == {
+        "base": "cuda:0",
+        "aligned": "cuda:1",
+    }
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(BacoError, match="device 'warp:3' cannot be used here"):
+        Baco.load("demo", device={"aligned": "warp:3"})
+    assert run(["generate", PROMPT, "--device", "left=cpu"]) == 2
+    assert "device names 'left'" in capsys.readouterr().err
+
+
+def test_a_share_of_memory_is_one_of_the_fuller_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cpu": 1000, "meta": 400}
+    monkeypatch.setattr("baco.memory.free_bytes", lambda device: free[device.type])
+    assert cache_bytes("50%", [torch.device("cpu"), torch.device("meta")]) == 200

@@ -1,0 +1,65 @@
+"""In bfloat16, answers part from plain decoding's only where rounding makes two of them level."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from baco import Baco
+from baco.bench import divergence
+from baco.bench.divergence import compare
+from baco.engine.engine import Engine
+from tests.pairs import PairFolder
+
+PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk."]
+SAMPLING: dict[str, Any] = {"n": 12, "seed": 3, "max_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def pairs(random_pair: Callable[..., PairFolder]) -> tuple[Baco, Baco]:
+    """A pair in bfloat16, and the same numbers in float32."""
+    folder = random_pair("llama", noise=0.1)
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    exact = Baco.load(**where, dtype="bfloat16", packed=False)
+    for half in (exact.pair.base, exact.pair.aligned):
+        half.model.float()
+    return Baco.load(**where, dtype="bfloat16"), exact
+
+
+def test_every_parting_is_a_tie(pairs: tuple[Baco, Baco]) -> None:
+    rough, exact = pairs
+    partings = []
+    for router in ("P-Punc:0.6", "Rand:0.5", "H:1.5"):
+        report = compare(rough.pair, exact.pair, PROMPTS, rough.router(router), **SAMPLING)
+        assert report.samples == 24
+        assert report.tokens > 300
+        assert report.off["fast"] < 1.5 * report.off["plain"]
+        partings += report.partings
+    assert partings  # bfloat16 does round
+    assert [parting for parting in partings if not parting.tie] == []
+
+
+def test_in_float32_nothing_parts(pairs: tuple[Baco, Baco]) -> None:
+    _, exact = pairs
+    report = compare(exact.pair, exact.pair, PROMPTS, exact.router("P-Punc:0.6"), **SAMPLING)
+    assert report.partings == []
+    assert report.rounding == {"base": 0.0, "aligned": 0.0}
+
+
+def test_an_error_that_is_no_rounding_is_no_tie(
+    pairs: tuple[Baco, Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rough, exact = pairs
+
+    class Careless(Engine):
+        """Reads with the two halves confused."""
+
+        def __init__(self, pair: Any, **options: Any) -> None:
+            swapped = replace(pair, base=pair.aligned, aligned=pair.base)
+            super().__init__(swapped if options == {} else pair, **options)
+
+    monkeypatch.setattr(divergence, "Engine", Careless)
+    report = compare(rough.pair, exact.pair, PROMPTS, rough.router("H:1.5"), **SAMPLING)
+    assert report.ties < 0.5 * len(report.partings)
+    assert report.off["fast"] > 3 * report.off["plain"]

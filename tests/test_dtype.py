@@ -1,0 +1,100 @@
+"""Weights are bfloat16 where that is native, and what a pair or a user says elsewhere."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from baco import Baco, BacoError, precision
+from baco.cli import app
+from tests.pairs import PairFolder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(random_pair: Callable[..., PairFolder]) -> PairFolder:
+    return random_pair("llama")
+
+
+def dtypes(baco: Baco) -> tuple[torch.dtype, torch.dtype]:
+    return baco.pair.base.model.dtype, baco.pair.aligned.model.dtype
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_auto_is_bfloat16_where_it_is_native_and_float32_elsewhere(
+    folder: PairFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
+    stored: torch.dtype,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for half in ("base", "aligned"):
+        shutil.copytree(getattr(folder, half), tmp_path / half)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / half, dtype=stored)
+        model.save_pretrained(tmp_path / half)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device: native)
+    wanted = torch.bfloat16 if native else torch.float32
+    assert dtypes(Baco.load(str(tmp_path))) == (wanted, wanted)
+    assert dtypes(Baco.load(str(tmp_path), dtype="auto")) == (wanted, wanted)
+
+
+def test_the_machine_is_asked_by_torchs_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for avx512, amx in ((True, False), (False, True), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=avx512: found)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=amx: found)
+        assert precision.native_bfloat16(CPU) == (avx512 or amx)
+
+
+def test_a_pair_may_pin_its_numbers_and_the_user_goes_before_it(
+    folder: PairFolder, tmp_path: Path
+) -> None:
+    for half in ("base", "aligned"):
+        shutil.copytree(getattr(folder, half), tmp_path / half)
+    (tmp_path / "baco.json").write_text(json.dumps({"dtype": "float16"}))
+    assert dtypes(Baco.load(str(tmp_path))) == (torch.float16, torch.float16)
+    assert dtypes(Baco.load(str(tmp_path), dtype="float32")) == (torch.float32, torch.float32)
+
+
+def test_the_demo_pair_is_float32_everywhere(demo: Baco) -> None:
+    assert dtypes(demo) == (torch.float32, torch.float32)
+
+
+def test_each_half_may_have_numbers_of_its_own(folder: PairFolder) -> None:
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    for asked in ("base=float32,aligned=bfloat16", {"base": "float32", "aligned": torch.bfloat16}):
+        baco = Baco.load(**where, dtype=asked)
+        assert dtypes(baco) == (torch.float32, torch.bfloat16)
+        assert len(baco.generate("Plan a walk.", router="Rand:0.5", max_tokens=8)[0].token_ids) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "use auto, float32, bfloat16 or float16"),
+        ({"dtype": "small=float32"}, "names 'small'"),
+        ({"dtype": {"both": "float32"}}, "names 'both'"),
+    ],
+)
+def test_numbers_that_there_are_not_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BacoError, match=message):
+        Baco.load("demo", **options)
+
+
+def test_what_was_chosen_is_told(folder: PairFolder) -> None:
+    baco = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="bfloat16")
+    assert baco.pair.held == {"base": "bfloat16 on cpu", "aligned": "bfloat16 on cpu"}
+    arguments = ["generate", "Plan a walk.", "--dtype", "aligned=bfloat16", "--max-tokens", "4"]
+    told = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(told.stdout)["weights"] == {
+        "base": baco.pair.held["base"] if precision.native_bfloat16(CPU) else "float32 on cpu",
+        "aligned": "bfloat16 on cpu",
+    }

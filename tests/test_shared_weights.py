@@ -1,0 +1,133 @@
+"""A base model and a PEFT adapter over it are a pair on one set of weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from baco import Baco, BacoError
+from baco.packing import weights
+from tests.pairs import ARCHITECTURES, PairFolder
+from tests.test_engine import reference, rules, told, without_turn_cut
+
+PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk."]
+IDS = list(range(1, 24))
+
+
+@pytest.fixture(scope="module")
+def folders(
+    random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {}
+
+    def save(architecture: str) -> dict[str, Any]:
+        if architecture not in made:
+            folder, base = tmp_path_factory.mktemp("adapter"), random_pair(architecture).base
+            torch.manual_seed(0)
+            targets = ["q_proj", "v_proj", "down_proj"]
+            lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+            get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(random_pair(architecture).aligned).save_pretrained(folder)
+            made[architecture] = {"base": str(base), "aligned": str(folder)}
+        return made[architecture]
+
+    return save
+
+
+def storages(*models: Any) -> dict[int, int]:
+    """Every block of memory that models' numbers lie in, once, and its bytes."""
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, Any]]) -> None:
+    where = folders("llama")
+    alone = storages(AutoModelForCausalLM.from_pretrained(where["base"]))
+    adapter = sum(
+        weight.numel() * weight.element_size()
+        for name, weight in PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(where["base"]), where["aligned"]
+        ).named_parameters()
+        if "lora_" in name
+    )
+    pair = Baco.load(**where, dtype="float32", packed=False).pair
+    together = storages(pair.base.model, pair.aligned.model)
+    assert sum(together.values()) == sum(alone.values()) + adapter
+    assert 0 < adapter < 0.5 * sum(alone.values())
+    packed = Baco.load(**where, dtype="float32").pair
+    assert packed.base.model is packed.aligned.model
+    plain = AutoModelForCausalLM.from_pretrained(where["base"])
+    stored = sum(stored for *_, stored in weights(packed.base.model))
+    assert stored == sum(stored for *_, stored in weights(plain)) + adapter
+
+
+def test_each_half_is_exactly_the_model_it_stands_for(
+    folders: Callable[[str], dict[str, Any]],
+) -> None:
+    where = folders("llama")
+    pair = Baco.load(**where, dtype="float32", packed=False).pair
+    base = AutoModelForCausalLM.from_pretrained(where["base"]).eval()
+    with torch.inference_mode():
+        own = base(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
+        adapted = PeftModel.from_pretrained(base, where["aligned"]).eval()
+        other = adapted(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
+    for _ in range(2):  # each half leaves the model as the other wants it
+        assert torch.equal(pair.base.score(IDS), own)
+        assert torch.equal(pair.aligned.score(IDS), other)
+    assert (own - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_engine_decodes_it_as_the_naive_loop_does(
+    folders: Callable[[str], dict[str, Any]], architecture: str
+) -> None:
+    baco = without_turn_cut(Baco.load(**folders(architecture), dtype="float32"))
+    spoken: set[str] = set()
+    for spelling, rule in list(rules(baco.pair).items())[::2]:
+        for temperature in (0.0, 1.0):
+            settings: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 10}
+            answers = baco.generate_batch(PROMPTS, router=spelling, n=2, **settings)
+            for prompt, samples in zip(PROMPTS, answers, strict=True):
+                expected = reference(baco, prompt, rule, sample=1, **settings)
+                assert told(samples[1]) == expected, (spelling, temperature)
+                spoken |= set(samples[1].sources)
+    assert spoken == {"base", "aligned"}
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_base_weights_under_an_adapter_may_be_quantised(
+    folders: Callable[[str], dict[str, Any]], quantize: str
+) -> None:
+    where = folders("llama")
+    whole = Baco.load(**where, dtype="float32").pair
+    baco = Baco.load(**where, dtype="float32", quantize=quantize)
+    assert baco.pair.base.model is baco.pair.aligned.model
+    assert sum(s for *_, s in weights(baco.pair.base.model)) < 0.9 * sum(
+        s for *_, s in weights(whole.base.model)
+    )
+    assert not torch.allclose(baco.pair.base.score(IDS), baco.pair.aligned.score(IDS), atol=0.1)
+    [answer] = baco.generate(PROMPTS[0], router="Rand:0.5", seed=1, max_tokens=16)
+    assert set(answer.sources) == {"base", "aligned"}
+
+
+@pytest.mark.parametrize("option", ["dtype", "quantize"])
+def test_halves_on_one_set_of_weights_are_placed_together(
+    folders: Callable[[str], dict[str, Any]], option: str
+) -> None:
+    asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}
+    where: dict[str, Any] = folders("llama") | {option: asked[option]}
+    with pytest.raises(BacoError, match="over the base model's own weights: give one"):
+        Baco.load(**where)
+
+
+def test_no_adapter_without_its_library(
+    folders: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(BacoError, match=r"install it with pip install 'baco\[peft\]'"):
+        Baco.load(**folders("llama"))
