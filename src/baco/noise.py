@@ -56,7 +56,8 @@ def _words(low: _Whole, high: _Whole, sample: _Whole, position: _Whole) -> tuple
 def _bits(first: _Whole, second: _Whole, token: _Whole) -> _Whole:
     """The odd numerator of a uniform, of 24 bits."""
     mixed = _mix(_mix((token ^ first) & _WORD) ^ second)
-    return (mixed >> 9) << 1 | 1
+    bits: _Whole = (mixed >> 9) << 1 | 1
+    return bits
 
 
 def uniform(keys: Tensor, token: Tensor) -> Tensor:
