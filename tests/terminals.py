@@ -40,7 +40,9 @@ class Terminal:
         self._screen = _Screen(columns, rows)
         self._screen.answer = self.press
         self._stream = pyte.ByteStream(self._screen)
-        environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+        environment = {
+            k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CHILD, *BACO, *arguments],
             stdin=follower,

@@ -36,7 +36,7 @@ def in_terminal(*arguments: str) -> str:
     """What a terminal of 100 columns receives, escape sequences included."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
     environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
     process = subprocess.Popen(
         [*BACO, *arguments], stdin=follower, stdout=follower, stderr=follower, env=environment

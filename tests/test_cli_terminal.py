@@ -33,7 +33,7 @@ def in_terminal(
     """What a terminal of this size receives, and the exit code; SIGINT where a text appears."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
     environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | variables
     process = subprocess.Popen(
         [*BACO, *arguments], stdin=follower, stdout=follower, stderr=follower, env=environment
@@ -96,7 +96,7 @@ def test_no_color_leaves_the_underlines_of_the_base_alone() -> None:
 
 
 def test_forced_colours_in_a_pipe_move_no_cursor() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
     environment |= {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}
     done = subprocess.run(
         [*BACO, "generate", PROMPT, "-n", "2", "-r", "P-Punc:0.4", "-s", "1"],
