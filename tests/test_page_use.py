@@ -143,6 +143,7 @@ def test_a_wrong_router_is_told_and_the_models_alone_still_write(
     with visit(browser, link(server, router="Nonsense:2"), faults=("400",)) as seen:
         page = seen.page
         expect(page.get_by_role("alert")).to_contain_text("BACo: Unknown router 'Nonsense:2'")
+        expect(page.get_by_role("button", name="Try again")).to_have_count(0)
         seen.settle()
         assert all(seen.column("base")) and all(seen.column("aligned"))
         assert seen.column("baco") == []
@@ -194,6 +195,7 @@ def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: B
 def test_a_full_queue_is_told_with_when_to_try_again(browser: Browser, demo: Baco) -> None:
     with served(demo, max_open=0) as full, visit(browser, link(full.url), faults=("429",)) as seen:
         expect(seen.page.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
+        expect(seen.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
