@@ -58,6 +58,9 @@ def serve(
     ] = False,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
+    draft: opt.Draft = None,
+    memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -94,6 +97,9 @@ def serve(
         max_rows=max_rows,
         dtype=dtype,
         device=device,
+        quantize=quantize,
+        draft=draft,
+        memory=memory,
         base_template=base_template,
         chat_template=chat_template,
     )

@@ -25,6 +25,9 @@ def chat(
     switch: opt.SwitchAt = "word",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantize: opt.Quantize = None,
+    draft: opt.Draft = None,
+    memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -52,6 +55,9 @@ def chat(
         aligned,
         dtype=dtype,
         device=device,
+        quantize=quantize,
+        draft=draft,
+        memory=memory,
         base_template=base_template,
         chat_template=chat_template,
     )
