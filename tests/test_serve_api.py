@@ -162,34 +162,6 @@ def test_explain_tells_of_every_token_what_the_router_saw(server: Served) -> Non
         assert token["wanted"] == token["source"] or not token["asked"]
 
 
-def test_completions_continue_texts_as_they_are(server: Served) -> None:
-    body = {
-        "prompt": ["Question: Recommend a summer destination\nAnswer:", "For dinner, I"],
-        "router": "Base",
-        "n": 2,
-        "seed": 4,
-        "max_tokens": 12,
-        "logprobs": 1,
-    }
-    with server.client as client:
-        reply = client.post("/v1/completions", json=body).json()
-        assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
-        for choice in reply["choices"]:
-            # The space between the prompt and what follows is part of what follows.
-            assert choice["text"].startswith(" ")
-            told = choice["logprobs"]
-            assert "".join(told["tokens"]) == choice["text"]
-            offsets = [len("".join(told["tokens"][:at])) for at in range(len(told["tokens"]))]
-            assert told["text_offset"] == offsets
-            assert all(len(top) == 1 for top in told["top_logprobs"])
-        streamed = [""] * 4
-        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
-            for chunk in events(got):
-                for choice in chunk["choices"]:
-                    streamed[choice["index"]] += choice["text"]
-    assert streamed == [choice["text"] for choice in reply["choices"]]
-
-
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"temperature": -1}, 400, "temperature is -1"),
     ({"temperature": "hot"}, 400, "temperature is 'hot'"),
@@ -207,6 +179,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"tempreature": 1}, 400, "tempreature is no parameter"),
     ({"logit_bias": {"99999": 1}}, 400, "logit_bias names token 99999"),
     ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
+    ({"stop": ["."] * 17}, 400, "at most 16 items"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
     ({"messages": [{"role": "user", "content": "long " * 600}]}, 400, "context window"),
     ({"messages": [{"role": "user", "content": "long " * 900}]}, 413, "at most 4000 bytes"),
