@@ -13,7 +13,7 @@ from baco import Baco
 from tests.pages import visit
 from tests.serving import served
 
-PROMPT = "Give me a dinner idea"
+PROMPT = "Give me a cosy dinner idea"
 EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 740},

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from baco import Baco
+from baco.demo.world import ask, families
+from baco.serve.playground import DEMO_PROMPTS
 from tests.serving import PROMPT, ROUTER, Served, chat, events, served, wait_for
 
 
@@ -287,3 +289,13 @@ def test_the_page_and_what_it_asks_are_there(server: Served) -> None:
         assert told["distinct_2"] == pytest.approx(5 / 7)
         assert told["embedding_distance"] > 0 or told["why_not"]
         assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_the_pages_examples_are_questions_that_the_demo_pair_was_made_for() -> None:
+    known = {
+        ask(family, paraphrase, value).text
+        for family in families().values()
+        for paraphrase in (*family.prompts, *family.held)
+        for value in family.values
+    }
+    assert set(DEMO_PROMPTS) <= known
