@@ -181,6 +181,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"tempreature": 1}, 400, "tempreature is no parameter"),
     ({"logit_bias": {"99999": 1}}, 400, "logit_bias names token 99999"),
     ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
+    ({"router": "P" * 1001}, 400, "router is 'PPP"),
     ({"stop": ["."] * 17}, 400, "at most 16 items"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
     ({"messages": [{"role": "user", "content": "long " * 600}]}, 400, "context window"),

@@ -37,6 +37,7 @@ REFUSED = {
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_Spelling = Annotated[str, Field(max_length=1000)]  # errors repeat it
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 _Several = Field(min_length=1, max_length=MOST_PROMPTS)
@@ -94,8 +95,8 @@ class Message(Strict):
 class Asked(Strict):
     """What both endpoints take. null is as good as nothing: the pair's own value holds."""
 
-    model: str = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
-    router: str | None = Field(
+    model: _Spelling = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
+    router: _Spelling | None = Field(
         None, description="Such as P-Punc:0.4; by default P-Punc at the pair's calibrated middle."
     )
     switch: Switch | None = Field(None, description="Where the source may change: word (default).")
