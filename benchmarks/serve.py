@@ -112,7 +112,8 @@ async def ask(http: httpx.AsyncClient, client: int, body: dict[str, Any]) -> Ask
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if not first and '"content":' in line:
+            # A stream opens with an empty text before anything is decoded.
+            if not first and '"content":"' in line and '"content":""' not in line:
                 first = time.perf_counter()
             if '"completion_tokens":' in line:
                 tokens = json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]

@@ -443,3 +443,17 @@ def test_a_model_with_a_state_of_its_own_is_decoded_row_by_row_and_right(
             temperature=1.0,
             **settings,
         )
+
+
+def test_a_burst_of_prompts_does_not_hold_up_who_is_being_answered(demo: Baco) -> None:
+    decoder = demo.decoder()
+    decoder.submit("Recommend a summer destination", router=demo.router("P-Punc:0.4"), seed=1)
+    decoder.step()
+    prompt = "Write a story about a fox. " * 10
+    for _ in range(40):
+        decoder.submit(prompt, router=demo.router("P-Punc:0.4"), seed=1, max_tokens=2)
+    assert any(chunk.prompt == 0 for chunk in decoder.step())
+    assert 0 < decoder.running < 40
+    while decoder.busy:
+        decoder.step()
+    assert decoder.waiting == 0

@@ -151,7 +151,7 @@ def test_continuations_draft_what_followed_before() -> None:
 
 def test_drafting_stops_where_it_does_not_pay() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
-    planner = Planner(costs, 0.1, 0.05)
+    planner = Planner(costs, Cost(0.1, 0.0), 0.05)
     sure, unsure = Record(0.9), Record(0.02)
     for record, chance in ((sure, 0.95), (unsure, 0.05)):
         record.ahead = dict.fromkeys(record.ahead, chance)

@@ -5,7 +5,7 @@ happens to stand, so that a draw cannot depend on either.
 """
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ GUMBEL_MIN = -math.log(24 * math.log(2))
 # The "token" whose uniform decides for routers that toss a coin (no vocabulary is that large).
 COIN = _WORD
 # The hash is spelled once, for tensors, for arrays of 32-bit words and for plain numbers.
-_Whole = TypeVar("_Whole", int, Tensor, "NDArray[np.uint32]")
+_Whole = TypeVar("_Whole", int, Tensor, NDArray[Any])
 
 
 def _mix(x: _Whole) -> _Whole:
@@ -47,9 +47,7 @@ def _array(words: Tensor) -> NDArray[np.uint32]:
     return words.numpy().astype(np.uint32)
 
 
-def _words(
-    low: _Whole, high: _Whole, sample: _Whole, position: _Whole
-) -> tuple[_Whole, _Whole]:
+def _words(low: _Whole, high: _Whole, sample: _Whole, position: _Whole) -> tuple[_Whole, _Whole]:
     """From the lower and upper half of the seed, the sample and the position."""
     first = _mix(_mix(_mix(_mix(low) ^ high) ^ (sample & _WORD)) ^ (position & _WORD))
     return first, _mix(first ^ 0x9E3779B9 ^ _mix((low + 0x85EBCA6B) & _WORD))
@@ -57,7 +55,9 @@ def _words(
 
 def _bits(first: _Whole, second: _Whole, token: _Whole) -> _Whole:
     """The odd numerator of a uniform, of 24 bits."""
-    return 2 * (_mix(_mix((token ^ first) & _WORD) ^ second) >> 9) + 1
+    mixed = _mix(_mix((token ^ first) & _WORD) ^ second)
+    bits: _Whole = (mixed >> 9) << 1 | 1
+    return bits
 
 
 def uniform(keys: Tensor, token: Tensor) -> Tensor:

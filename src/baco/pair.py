@@ -225,9 +225,7 @@ def load_pair(
     )
 
 
-def _load_halves(
-    known: KnownPair, placed: dict[str, Placement], packed: bool
-) -> tuple[Half, Half]:
+def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -> tuple[Half, Half]:
     base_tokenizer = load_tokenizer(known.base)
     if is_adapter(known.aligned):
         if placed["base"] != placed["aligned"]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from baco.engine.batch import Batch
-from baco.engine.cache import columns_for
+from baco.engine.cache import PREFILL_PIECE, columns_for
 from baco.engine.drafter import Draft, Drafter
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request, Sequence
@@ -165,6 +165,7 @@ class Engine:
     def _admit(self) -> None:
         """Drop ended rows, then fill up from the queue, in order, as far as memory goes."""
         self._compact()
+        going, read = len(self._batch), 0
         while self._waiting and len(self._batch) < self.max_rows:
             head = self._waiting[0]
             while head.sequences and head.sequences[0].finish_reason:
@@ -175,7 +176,10 @@ class Engine:
             if head.prefixes is None:
                 if self._batch.rows and self._affordable(head) < 1:
                     return
+                if going and read >= PREFILL_PIECE:
+                    return  # who is being answered does not wait for many new prompts at once
                 head.prefixes = self._prefill(head.sequences[0].request)
+                read += len(head.sequences[0].request.aligned_ids)
             count = min(self._affordable(head), self.max_rows - len(self._batch))
             if count < 1:
                 return
