@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from baco import Baco
-from baco.demo.world import ask, families
+from baco.demo.world import ask
+from baco.demo.world.grammar import families
 from baco.serve.playground import DEMO_PROMPTS
 from tests.serving import PROMPT, ROUTER, Served, chat, events, served, wait_for
 
