@@ -153,6 +153,16 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     assert ledger.peak + held <= 1.1 * (needed + held)
 
 
+def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: Ledger) -> None:
+    engine = Engine(llama.pair)
+    for sequence in engine.add(request(llama, n=4, max_tokens=40)):
+        engine.step()
+        engine.stop(sequence, len(sequence.tokens))
+    finish(engine)
+    assert ledger.peak > 0
+    assert not ledger.alive
+
+
 def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: Ledger) -> None:
     room = Engine(llama.pair, memory="1GiB")
     one = room.add(request(llama, max_tokens=40))
@@ -181,12 +191,16 @@ def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: Ledger) -> N
 def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: Baco) -> None:
     engine = Engine(llama.pair)
     engine.add(request(llama, n=40, max_tokens=4))
-    finish(engine)
-    engine.add(request(llama, "sea " * 60, n=2, max_tokens=100))
-    finish(engine)
-    for store in engine._reader.stores.values():
-        assert isinstance(store, SlotStore)
-        assert (store.cache.rows, store.cache.columns) == (2, 256)
+    engine.add(request(llama, n=2, max_tokens=100))
+    held: dict[str, list[tuple[int, int]]] = {"base": [], "aligned": []}
+    while engine.busy:
+        engine.step()
+        for name, sizes in held.items():
+            store = engine._reader.stores[name]
+            assert isinstance(store, SlotStore)
+            sizes.append((store.cache.rows, store.cache.columns))
+    for sizes in held.values():
+        assert list(dict.fromkeys(sizes)) == [(42, 64), (2, 128), (0, 0)]
 
 
 @given(

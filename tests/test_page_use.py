@@ -13,7 +13,7 @@ from baco import Baco
 from tests.pages import visit
 from tests.serving import served
 
-PROMPT = "Give me a dinner idea"
+PROMPT = "Give me a cosy dinner idea"
 EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 740},
@@ -143,6 +143,7 @@ def test_a_wrong_router_is_told_and_the_models_alone_still_write(
     with visit(browser, link(server, router="Nonsense:2"), faults=("400",)) as seen:
         page = seen.page
         expect(page.get_by_role("alert")).to_contain_text("BACo: Unknown router 'Nonsense:2'")
+        expect(page.get_by_role("button", name="Try again")).to_have_count(0)
         seen.settle()
         assert all(seen.column("base")) and all(seen.column("aligned"))
         assert seen.column("baco") == []
@@ -194,6 +195,7 @@ def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: B
 def test_a_full_queue_is_told_with_when_to_try_again(browser: Browser, demo: Baco) -> None:
     with served(demo, max_open=0) as full, visit(browser, link(full.url), faults=("429",)) as seen:
         expect(seen.page.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
+        expect(seen.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
@@ -217,11 +219,13 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
 def test_stop_keeps_what_was_written(browser: Browser, server: str) -> None:
     with visit(browser, server + "/") as seen:
         page = seen.page
+        page.get_by_label("Prompt").fill("Give me a four-sentence story about a dragon.")
         page.get_by_text("Answers, seed, sampling").click()
         page.get_by_label("Answers", exact=True).fill("32")
         page.get_by_role("button", name="Write 32 answers").click()
         page.locator(".of-baco [data-word]").first.wait_for()
-        page.get_by_role("button", name="Stop").click()
+        # At once: a click waits until the page is still, when all may be written.
+        page.get_by_role("button", name="Stop").dispatch_event("click")
         expect(page.get_by_role("button", name="Write 32 answers")).to_be_visible()
         before = seen.column("baco")
         assert any(before)

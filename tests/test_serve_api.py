@@ -11,6 +11,9 @@ import httpx
 import pytest
 
 from baco import Baco
+from baco.demo.world import ask
+from baco.demo.world.grammar import families
+from baco.serve.playground import DEMO_PROMPTS
 from tests.serving import PROMPT, ROUTER, Served, chat, events, served, wait_for
 
 
@@ -162,34 +165,6 @@ def test_explain_tells_of_every_token_what_the_router_saw(server: Served) -> Non
         assert token["wanted"] == token["source"] or not token["asked"]
 
 
-def test_completions_continue_texts_as_they_are(server: Served) -> None:
-    body = {
-        "prompt": ["Question: Recommend a summer destination\nAnswer:", "For dinner, I"],
-        "router": "Base",
-        "n": 2,
-        "seed": 4,
-        "max_tokens": 12,
-        "logprobs": 1,
-    }
-    with server.client as client:
-        reply = client.post("/v1/completions", json=body).json()
-        assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
-        for choice in reply["choices"]:
-            # The space between the prompt and what follows is part of what follows.
-            assert choice["text"].startswith(" ")
-            told = choice["logprobs"]
-            assert "".join(told["tokens"]) == choice["text"]
-            offsets = [len("".join(told["tokens"][:at])) for at in range(len(told["tokens"]))]
-            assert told["text_offset"] == offsets
-            assert all(len(top) == 1 for top in told["top_logprobs"])
-        streamed = [""] * 4
-        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
-            for chunk in events(got):
-                for choice in chunk["choices"]:
-                    streamed[choice["index"]] += choice["text"]
-    assert streamed == [choice["text"] for choice in reply["choices"]]
-
-
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"temperature": -1}, 400, "temperature is -1"),
     ({"temperature": "hot"}, 400, "temperature is 'hot'"),
@@ -207,6 +182,8 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"tempreature": 1}, 400, "tempreature is no parameter"),
     ({"logit_bias": {"99999": 1}}, 400, "logit_bias names token 99999"),
     ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
+    ({"router": "P" * 1001}, 400, "router is 'PPP"),
+    ({"stop": ["."] * 17}, 400, "at most 16 items"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
     ({"messages": [{"role": "user", "content": "long " * 600}]}, 400, "context window"),
     ({"messages": [{"role": "user", "content": "long " * 900}]}, 413, "at most 4000 bytes"),
@@ -314,3 +291,13 @@ def test_the_page_and_what_it_asks_are_there(server: Served) -> None:
         assert told["distinct_2"] == pytest.approx(5 / 7)
         assert told["embedding_distance"] > 0 or told["why_not"]
         assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_the_pages_examples_are_questions_that_the_demo_pair_was_made_for() -> None:
+    known = {
+        ask(family, paraphrase, value).text
+        for family in families().values()
+        for paraphrase in (*family.prompts, *family.held)
+        for value in family.values
+    }
+    assert set(DEMO_PROMPTS) <= known

@@ -243,6 +243,7 @@ def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
         (["--port", "TAKEN"], {}, "cannot listen at 127.0.0.1:"),
         (["--host", "192.0.2.1"], {}, "cannot listen at 192.0.2.1:8000"),
         (["--api-key", ""], {}, "an API key is empty"),
+        (["--port", "0", "--memory", "lots"], {}, "memory is 'lots'"),
         ([], {"BACO_API_KEY": " "}, "BACO_API_KEY is empty"),
     ],
 )

@@ -1,17 +1,21 @@
 """The thread that owns the decoder: requests share it and never hurt each other."""
 
+import asyncio
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
+from fastapi import Request
 
 from baco import Baco
 from baco.completion import Chunk
 from baco.decoder import Decoder
 from baco.errors import BacoError
 from baco.routing.routers import Custom, Router
+from baco.serve.answering import unless_gone
 from baco.serve.driver import ClosedError, Driver, QueueFullError
+from baco.serve.errors import ClientGoneError
 from baco.serve.job import Job
 
 PROMPT = "Give me a dinner idea"
@@ -219,3 +223,23 @@ def last_error(told: Told) -> Exception | None:
         except Empty:
             return error
         error = item if isinstance(item, Exception) else None
+
+
+def test_what_works_for_a_client_that_is_gone_is_cancelled() -> None:
+    async def disconnected() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def ask() -> None:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        with pytest.raises(ClientGoneError):
+            await unless_gone(Request({"type": "http"}, disconnected), work())
+        await asyncio.wait_for(cancelled.wait(), WAIT)
+
+    asyncio.run(ask())

@@ -67,14 +67,19 @@ class Decoder:
 
     def submit_text(
         self,
-        text: str,
+        text: str | tuple[int, ...],
         *,
         router: Router,
         switch: Switch = "word",
         explain: bool = False,
         **sampling: Any,
     ) -> int:
-        """Queue n continuations of a text that both halves read as it is; else as `submit`."""
+        """Queue n continuations of a text, or of token ids, that both halves read as they are.
+
+        Else as `submit`.
+        """
+        if not isinstance(text, str):
+            self._check_known("prompt", text)
         return self._submit(self.pair.renderer.raw(text), True, router, switch, explain, sampling)
 
     def _submit(
@@ -89,10 +94,7 @@ class Decoder:
         if switch not in ("word", "token"):
             raise BacoError(f"switch is {switch!r}: use word or token")
         params = self.pair.defaults.updated(sampling).seeded()
-        size = self.pair.vocabulary.size
-        for token, _ in params.logit_bias:
-            if token >= size:
-                raise BacoError(f"logit_bias names token {token}: the vocabulary has {size} tokens")
+        self._check_known("logit_bias", (token for token, _ in params.logit_bias))
         ticket = self._next
         request = Request(
             prompt.base_ids, prompt.aligned_ids, params, router, switch, ticket, explain
@@ -142,6 +144,12 @@ class Decoder:
     def running(self) -> int:
         """Answers that are being decoded."""
         return self.engine.running
+
+    def _check_known(self, name: str, tokens: Iterable[int]) -> None:
+        size = self.pair.vocabulary.size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
 
     def _tell(self, answer: Sequence) -> Chunk:
         growing = self._growing[answer]

@@ -136,14 +136,17 @@ class Renderer:
         base_ids = _encode(self.base_tokenizer, base_text, special=True)
         return Prompt(base_ids, aligned_ids, base_text, aligned_text)
 
-    def raw(self, text: str) -> Prompt:
-        """A text to be continued, read by both halves as it is.
+    def raw(self, text: str | tuple[int, ...]) -> Prompt:
+        """A text to be continued, or its token ids, read by both halves as it is.
 
         Raises:
             BacoError: an empty text.
         """
         if not text:
             raise BacoError("the prompt is empty: give some text to continue")
+        if not isinstance(text, str):
+            spelled = self.aligned_tokenizer.decode(text)
+            return Prompt(text, text, spelled, spelled)
         return Prompt(
             _encode(self.base_tokenizer, text, special=True),
             _encode(self.aligned_tokenizer, text, special=True),

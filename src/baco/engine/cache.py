@@ -242,6 +242,8 @@ class SlotStore:
                     layer.keys[new, :, :width] = layer.keys[old, :, :width]
                     layer.values[new, :, :width] = layer.values[old, :, :width]
         self.lengths = [self.lengths[row] for row in order]
+        if not order:
+            self.cache = SlotCache(0, 0)  # an idle server holds no table of its busiest hour
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         plan = Plan.of(self.lengths, counts, tokens.shape[1])

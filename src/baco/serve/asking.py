@@ -1,6 +1,7 @@
 """From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from baco.serve.protocol import Asked, ChatRequest, CompletionRequest, Message
 from baco.serve.settings import Settings
 
 ROOT = "baco"
+TokenIds = tuple[int, ...]
 # What a request and SamplingParams call alike.
 _SAME = (
     "n",
@@ -37,12 +39,13 @@ class Question:
     """What one request asks a decoder.
 
     Attributes:
-        prompts: conversations, or texts that both halves continue as they are (``raw``).
+        prompts: conversations, or texts and token ids that both halves continue as they are
+            (``raw``).
         params: seeded, so that every prompt can be decoded again.
         explain, switch, router: see :meth:`Decoder.submit`.
     """
 
-    prompts: tuple[Conversation, ...]
+    prompts: tuple[Conversation | TokenIds, ...]
     raw: bool
     params: SamplingParams
     router: Router
@@ -58,11 +61,8 @@ class Question:
             "explain": self.explain,
             **{name: getattr(self.params, name) for name in names},
         }
-        text = self.prompts[prompt]
-        if self.raw:
-            assert isinstance(text, str)
-            return decoder.submit_text(text, **options)
-        return decoder.submit(text, **options)
+        submit: Callable[..., int] = decoder.submit_text if self.raw else decoder.submit
+        return submit(self.prompts[prompt], **options)
 
 
 class Asking:
@@ -120,13 +120,12 @@ class Asking:
 
     def completion(self, body: CompletionRequest) -> Question:
         """What texts to be continued ask; errors as for `chat`."""
-        prompts = (body.prompt,) if isinstance(body.prompt, str) else tuple(body.prompt)
-        return self._question(body, prompts, True, body.max_tokens, body.logprobs)
+        return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
 
     def _question(
         self,
         body: Asked,
-        prompts: tuple[Conversation, ...],
+        prompts: tuple[Conversation | TokenIds, ...],
         raw: bool,
         longest: int | None,
         logprobs: int | None,
@@ -170,6 +169,16 @@ class Asking:
     def _limit(self, name: str, asked: int, most: int) -> None:
         if asked > most:
             raise BacoError(f"{name} is {asked}: this server gives at most {most}")
+
+
+def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str | TokenIds, ...]:
+    """One prompt or several, each a text or token ids."""
+    if isinstance(asked, str):
+        return (asked,)
+    several = [one for one in asked if not isinstance(one, int)]
+    if not several:
+        return (tuple(one for one in asked if isinstance(one, int)),)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in several)
 
 
 def _agree(one: int | None, other: int | None, name: str, other_name: str) -> None:

@@ -110,7 +110,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     """One line on the first thing that is wrong; what is not supported is said to be so."""
     assert isinstance(error, RequestValidationError)
     # Of a value that may be of several types, the one that it came furthest as tells most.
-    first = max(error.errors(), key=lambda found: len(found["loc"]))
+    first = max(error.errors(), key=_nearness)
     place = [str(part) for part in first["loc"][1:] if _is_place(part)]
     name = ".".join(place)
     if first["type"] == "json_invalid":
@@ -126,6 +126,11 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     else:
         message = f"{name} is {_shown(first.get('input'))}: {first['msg'].lower()}"
     return response(400, problem(400, message, param=name or None))
+
+
+def _nearness(found: Any) -> tuple[int, bool]:
+    """How far a value came as one of its types: how deep, and whether the type itself was right."""
+    return len(found["loc"]), not found["type"].endswith("_type")
 
 
 def _is_place(part: int | str) -> bool:

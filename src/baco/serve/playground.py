@@ -27,7 +27,7 @@ DIAL_STEPS = 20
 # From the demo pair's toy world, one of each kind.
 DEMO_PROMPTS = (
     "Recommend a summer destination",
-    "Give me a dinner idea",
+    "Give me a cosy dinner idea",
     "Give me a four-sentence story about a dragon.",
     "Give me a name for my puppy.",
     "Write a catchy slogan for a toy shop.",

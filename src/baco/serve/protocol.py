@@ -37,7 +37,10 @@ REFUSED = {
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_Spelling = Annotated[str, Field(max_length=1000)]  # errors repeat it
 _NonEmpty = Annotated[str, Field(min_length=1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+_Several = Field(min_length=1, max_length=MOST_PROMPTS)
 _Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -92,8 +95,8 @@ class Message(Strict):
 class Asked(Strict):
     """What both endpoints take. null is as good as nothing: the pair's own value holds."""
 
-    model: str = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
-    router: str | None = Field(
+    model: _Spelling = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
+    router: _Spelling | None = Field(
         None, description="Such as P-Punc:0.4; by default P-Punc at the pair's calibrated middle."
     )
     switch: Switch | None = Field(None, description="Where the source may change: word (default).")
@@ -142,9 +145,14 @@ class ChatRequest(Asked):
 
 
 class CompletionRequest(Asked):
-    """Texts to be continued; both halves read them as they are."""
+    """Texts, or their token ids, to be continued; both halves read them as they are."""
 
-    prompt: _NonEmpty | Annotated[list[_NonEmpty], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: (
+        _NonEmpty
+        | Annotated[list[_NonEmpty], _Several]
+        | _TokenIds
+        | Annotated[list[_TokenIds], _Several]
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: _Off | None = None
     suffix: Literal[""] | None = None
@@ -154,4 +162,4 @@ class CompletionRequest(Asked):
 class DiversityRequest(Strict):
     """Answers to one prompt."""
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+    texts: Annotated[list[str], _Several]

@@ -62,6 +62,11 @@ export class ServerError extends Error {
   ) {
     super(message);
   }
+
+  /** May the same request do better later? */
+  get passing(): boolean {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
 }
 
 let key = "";

@@ -154,6 +154,11 @@ export class Run {
     return failed.length < this.columns.length ? `${titles}: ${message}` : message;
   }
 
+  /** May asking the same again mend it? */
+  get passing(): boolean {
+    return this.columns.some(({ error }) => error?.passing);
+  }
+
   /** Does the server ask for an API key? */
   get refused(): boolean {
     return this.columns.some(({ error }) => error?.status === 401);
