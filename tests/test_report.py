@@ -294,6 +294,27 @@ def test_a_lead_is_also_told_on_prompts_the_router_was_not_chosen_on() -> None:
     assert all(0.3 < lead < 0.8 for lead in leads)
 
 
+def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
+    """P is good on even prompts only and Rand fair on odd ones: each is found out elsewhere."""
+    found = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)
+    for method, start, worth in (("P", 1, 0.1), ("Rand", 0, 0.2)):
+        place = found.keys.index((method, method))
+        for rows in found.measured.metrics.values():
+            rows[place, start::2] = worth
+    families = {m: family(m, "base" if "base" in m else "routers") for m in found.measured.methods}
+    families |= {"corner 1": "mixing", "corner 2": "mixing"}
+    stands = standing("pair", [found], families, resamples=200)
+    halves = [indicators([found.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
+    expected = [
+        halves[measured_on].compare(router, "base, temperature")
+        for router, measured_on in (("P", 1), ("Rand", 0))
+    ]
+    assert all(lead is not None and lead.difference < -0.2 for lead in expected)
+    leads = stands.on_unseen_prompts("base, any sampling")
+    assert leads == [pytest.approx(lead.difference) for lead in expected if lead is not None]
+    assert leads[0] < leads[1]
+
+
 def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(
     reported: Path, tmp_path: Path
 ) -> None:
