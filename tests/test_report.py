@@ -61,6 +61,21 @@ def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) 
     assert share == pytest.approx(1, abs=1e-4)
 
 
+def test_every_sub_space_has_its_column_and_their_mean_is_told_of_each_kind(
+    reported: Path,
+) -> None:
+    methods = {r["method"]: r for r in rows_of(reported / "report/tables/methods-demo.csv")}
+    for name in ("coverage", "dominance"):
+        rows = rows_of(reported / f"report/tables/{name}-by-sub-space-demo.csv")
+        assert [row["method"] for row in rows] == list(methods)
+        for row in rows:
+            figures = {head: float(row[f"{head} × reward"]) for head in METRICS[:3]}
+            kinds = {"lexical": METRICS[:2], "semantic": METRICS[2:3]}
+            for kind, own in kinds.items():
+                mean = float(methods[row["method"]][f"{name.capitalize()}, {kind}"])
+                assert np.mean([figures[metric] for metric in own]) == pytest.approx(mean, abs=1e-5)
+
+
 def test_the_aligned_rival_is_all_its_settings_together(reported: Path) -> None:
     found = next(f for f in gather(Run.open(reported)) if f.task == "demo").measured
     pooled = Measured(
