@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.prompting import aligned, over_temperatures, with_system
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.prompting import over_temperatures, with_system
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Verbalized:
             asked = [with_system(prompts[index].messages, system) for index in due]
             if not asked:
                 break
-            told = aligned(baco, asked, 1, draw.apart(self.name, call), sampling)
+            told = sampled(baco, "Aligned", asked, 1, draw.apart(self.name, call), sampling)
             for index, (answer,) in zip(due, told, strict=True):
                 rows[index] += _answers(baco, answer)
         return [row[: draw.n] for row in rows]
