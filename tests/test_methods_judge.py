@@ -1,6 +1,8 @@
 """Judge routing against a real server on this machine, through the real client."""
 
+import ast
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,10 +77,10 @@ def prompts() -> tuple[Prompt, ...]:
     return load_task("demo", 2).prompts
 
 
-def said(baco: Baco, server: Server, prompts: tuple[Prompt, ...]) -> Any:
+def said(baco: Baco, server: Server, prompts: tuple[Prompt, ...], draw: Draw = DRAW) -> Any:
     judge = Judge(server.url, "m")
-    (setting,) = judge.settings(Grid("full", 3))
-    return judge.answer(baco, setting, prompts, DRAW)
+    (setting,) = judge.settings(Grid("full", draw.n))
+    return judge.answer(baco, setting, prompts, draw)
 
 
 @pytest.mark.parametrize("reply", ["aligned", "Aligned.", "base or aligned", "what?", ""])
@@ -123,6 +125,24 @@ def test_the_judge_is_told_question_answer_and_both_words_and_asked_once(
             for name in ("base", "aligned")
         )
         assert base != aligned
+
+
+def test_the_judge_is_asked_only_where_a_word_begins(
+    demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server]
+) -> None:
+    """Aligned speaks all along, so a word begins where its next token is a word start."""
+    server = serve(lambda _: (200, "aligned"))
+    hot = Draw(8, 3, {"max_tokens": 40, "temperature": 1.5, "min_p": 0.0})
+    said(demo, server, prompts, hot)
+    asked = [body["messages"][1]["content"] for body in server.asked]
+    assert len(asked) > 50
+    form = re.compile(
+        r".*\nAnswer so far: (.*)\nbase would .*\naligned would write: (.*)\n", re.DOTALL
+    )
+    for question in asked:
+        answer, token = form.match(question).groups()  # type: ignore[union-attr]
+        goes_on = answer[-1:].isalnum() and ast.literal_eval(token)[0].isalnum()
+        assert not goes_on, question
 
 
 def test_a_judge_that_fails_is_one_line(

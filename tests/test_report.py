@@ -61,6 +61,21 @@ def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) 
     assert share == pytest.approx(1, abs=1e-4)
 
 
+def test_every_sub_space_has_its_column_and_their_mean_is_told_of_each_kind(
+    reported: Path,
+) -> None:
+    methods = {r["method"]: r for r in rows_of(reported / "report/tables/methods-demo.csv")}
+    for name in ("coverage", "dominance"):
+        rows = rows_of(reported / f"report/tables/{name}-by-sub-space-demo.csv")
+        assert [row["method"] for row in rows] == list(methods)
+        for row in rows:
+            figures = {head: float(row[f"{head} × reward"]) for head in METRICS[:3]}
+            kinds = {"lexical": METRICS[:2], "semantic": METRICS[2:3]}
+            for kind, own in kinds.items():
+                mean = float(methods[row["method"]][f"{name.capitalize()}, {kind}"])
+                assert np.mean([figures[metric] for metric in own]) == pytest.approx(mean, abs=1e-5)
+
+
 def test_the_aligned_rival_is_all_its_settings_together(reported: Path) -> None:
     found = next(f for f in gather(Run.open(reported)) if f.task == "demo").measured
     pooled = Measured(
@@ -292,6 +307,27 @@ def test_a_lead_is_also_told_on_prompts_the_router_was_not_chosen_on() -> None:
     leads = stands.on_unseen_prompts("base, any sampling")
     assert len(leads) == 2
     assert all(0.3 < lead < 0.8 for lead in leads)
+
+
+def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
+    """P is good on even prompts only and Rand fair on odd ones: each is found out elsewhere."""
+    found = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)
+    for method, start, worth in (("P", 1, 0.1), ("Rand", 0, 0.2)):
+        place = found.keys.index((method, method))
+        for rows in found.measured.metrics.values():
+            rows[place, start::2] = worth
+    families = {m: family(m, "base" if "base" in m else "routers") for m in found.measured.methods}
+    families |= {"corner 1": "mixing", "corner 2": "mixing"}
+    stands = standing("pair", [found], families, resamples=200)
+    halves = [indicators([found.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
+    expected = [
+        halves[measured_on].compare(router, "base, temperature")
+        for router, measured_on in (("P", 1), ("Rand", 0))
+    ]
+    assert all(lead is not None and lead.difference < -0.2 for lead in expected)
+    leads = stands.on_unseen_prompts("base, any sampling")
+    assert leads == [pytest.approx(lead.difference) for lead in expected if lead is not None]
+    assert leads[0] < leads[1]
 
 
 def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(

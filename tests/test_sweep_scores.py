@@ -70,6 +70,21 @@ def test_scores_of_other_models_are_not_mixed(drawn: Run) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_judge_that_cannot_read_the_prompts_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """It fails at the first prompt; what it was to be is no score, and another may try."""
+    prompts = tmp_path / "own.txt"
+    prompts.write_text("Name a colour.\n", encoding="utf-8")
+    out = str(tmp_path / "run")
+    arguments = ["-t", str(prompts), "-r", "P:0.5", "-n", "2", "--max-tokens", "4", "-o", out]
+    assert baco_run(["sweep", *arguments, "--workers", "1", "--metric", "distinct_1"]) == 0
+    assert baco_run(["score", out, "--metric", "reward", "--model", "reward=demo"]) == 2
+    run = Run.open(out)
+    assert run.metrics() == ["distinct_1"]
+    other = wanted(run, ["reward"], {"reward": str(tmp_path / "no-model")})
+    assert "cannot be loaded" in score(run, other, workers=1)["reward"]
+    assert run.unavailable().keys() == {"reward"}
+
+
 def test_a_metric_that_cannot_run_says_why_and_is_left_out(drawn: Run) -> None:
     models = {"nli": str(drawn.path / "no-model")}
     refused = score(drawn, wanted(drawn, ["nli_diversity", "distinct_1"], models), workers=1)

@@ -87,6 +87,7 @@ def test_limit_takes_the_first_prompts() -> None:
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "'1' comes twice"),
         ('{"messages": []}\n', "line 1: 'messages' has no message of role 'user'"),
         ('{"prompt": "a", "paraphrases": "b"}\n', "no list of texts"),
+        ('{"prompt": "a", "paraphrases": 5}\n', "no list of texts"),
         ('{"prompt": "\\ud800"}\n', "half a surrogate pair"),
     ],
 )
@@ -96,6 +97,23 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, told: s
     with pytest.raises(BacoError, match=told) as refused:
         load_task(str(path))
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("bad.json", b"3", "a JSON object of prompts by id, or a list"),
+        ("bad.json", b'{"prompt": ', "is not JSON"),
+        ("bad.json", b'["a"]', "entry 1: give a JSON object"),
+        ("bad.txt", b"\xff\xfe\x00", "no text in UTF-8"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_too(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BacoError, match=told):
+        load_task(str(tmp_path / name))
 
 
 def test_an_unknown_task_names_the_nearest() -> None:

@@ -190,10 +190,10 @@ def _prepare(run: Run, of: Wanted) -> frozenset[str] | str:
         else:
             made[task] = dict(built.made_by)
             kind = built.kind
-    before = run.about(of.name)
+    before = run.about(of.name) if count_rows(run.score_file(of.name)) else {}
     if not made:
         why = next(iter(refused.values()))
-        if not count_rows(run.score_file(of.name)):
+        if not before:
             _note(run, of.name, {"unavailable": why})
         return why
     told = {"name": of.name, "kind": kind, "made_by": made}

@@ -127,7 +127,7 @@ class Run:
 
     def metrics(self) -> list[str]:
         """Names of the metrics that have scores."""
-        return [name for name in self._asked() if "unavailable" not in self.about(name)]
+        return [name for name in self._asked() if count_rows(self.score_file(name))]
 
     def unavailable(self) -> dict[str, str]:
         """Metrics that could not run, and why."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -55,19 +55,9 @@ class Mixing:
         asked = (tuple(prompt.messages for prompt in prompts), draw)
         if self._by() is not baco or self._asked != asked:
             self._by, self._asked = ref(baco), asked
-            self._said = (
-                _alone(baco, "Base", prompts, draw),
-                _alone(baco, "Aligned", prompts, draw),
+            base, aligned = (
+                sampled(baco, router, asked[0], draw.n, draw.seed, draw.sampling)
+                for router in ("Base", "Aligned")
             )
+            self._said = (base, aligned)
         return self._said
-
-
-def _alone(baco: "Baco", router: str, prompts: Sequence[Prompt], draw: Draw) -> Rows:
-    rows = baco.generate_batch(
-        [prompt.messages for prompt in prompts],
-        router=router,
-        n=draw.n,
-        seed=draw.seed,
-        **draw.sampling,
-    )
-    return [[Answer.of(completion) for completion in row] for row in rows]

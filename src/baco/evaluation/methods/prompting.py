@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 from baco.prompts import Message
 
@@ -25,18 +25,6 @@ SYSTEM = (
     "Whenever you are asked something that has many good answers, pick one at random from all of "
     "them, the unusual ones included; never just give the most obvious one."
 )
-
-
-def aligned(
-    baco: "Baco",
-    conversations: Sequence[Sequence[Message]],
-    n: int,
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> list[list[Answer]]:
-    """n samples of the aligned model alone, for every conversation."""
-    rows = baco.generate_batch(conversations, router="Aligned", n=n, seed=seed, **sampling)
-    return [[Answer.of(completion) for completion in row] for row in rows]
 
 
 def over_temperatures(name: str, method: str, grid: Grid) -> list[Setting]:
@@ -62,7 +50,7 @@ class SystemPrompt:
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
         asked = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
-        return aligned(baco, asked, draw.n, draw.seed, _sampling(draw, setting))
+        return sampled(baco, "Aligned", asked, draw.n, draw.seed, _sampling(draw, setting))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +77,7 @@ class Paraphrase:
                 for prompt, texts in zip(prompts, wordings, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = aligned(baco, asked, 1, seed, _sampling(draw, setting))
+            told = sampled(baco, "Aligned", asked, 1, seed, _sampling(draw, setting))
             rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
         return rows
 
@@ -102,7 +90,7 @@ class Paraphrase:
             for prompt in bare
         ]
         seed = draw.apart(self.name, "wordings")
-        told = aligned(baco, asked, draw.n, seed, draw.sampling) if asked else []
+        told = sampled(baco, "Aligned", asked, draw.n, seed, draw.sampling) if asked else []
         made = {
             prompt.id: tuple(dict.fromkeys(a.text.strip() for a in row if a.text.strip()))
             for prompt, row in zip(bare, told, strict=True)
@@ -134,7 +122,7 @@ class Regeneration:
                 for prompt, row in zip(prompts, rows, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = aligned(baco, asked, 1, seed, sampling)
+            told = sampled(baco, "Aligned", asked, 1, seed, sampling)
             rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
         return rows
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from baco.evaluation.records import Prompt, Setting, Source
+from baco.prompts import Message
 from baco.sampling import MAX_SEED
 
 if TYPE_CHECKING:
@@ -83,6 +84,19 @@ class Answer:
             base_share=completion.base_share,
             switches=completion.switches,
         )
+
+
+def sampled(
+    baco: "Baco",
+    router: str,
+    conversations: Sequence[Sequence[Message]],
+    n: int,
+    seed: int,
+    sampling: Mapping[str, Any],
+) -> list[list[Answer]]:
+    """n samples of every conversation by a router, one model alone included."""
+    rows = baco.generate_batch(conversations, router=router, n=n, seed=seed, **sampling)
+    return [[Answer.of(completion) for completion in row] for row in rows]
 
 
 class Method(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.registry import catalogue, family, needs_threshold
 from baco.routing.registry import router as parse
@@ -53,14 +53,8 @@ class Routed:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        rows = baco.generate_batch(
-            [prompt.messages for prompt in prompts],
-            router=setting.options["router"],
-            n=draw.n,
-            seed=draw.seed,
-            **draw.sampling,
-        )
-        return [[Answer.of(completion) for completion in row] for row in rows]
+        asked = [prompt.messages for prompt in prompts]
+        return sampled(baco, setting.options["router"], asked, draw.n, draw.seed, draw.sampling)
 
 
 def _setting(name: str, spelling: str, value: float | None) -> Setting:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting, Source
 
 if TYPE_CHECKING:
@@ -55,11 +55,6 @@ class Single:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        rows = baco.generate_batch(
-            [prompt.messages for prompt in prompts],
-            router=self.source.capitalize(),
-            n=draw.n,
-            seed=draw.seed,
-            **(dict(draw.sampling) | setting.options["sampling"]),
-        )
-        return [[Answer.of(completion) for completion in row] for row in rows]
+        asked = [prompt.messages for prompt in prompts]
+        sampling = {**draw.sampling, **setting.options["sampling"]}
+        return sampled(baco, self.source.capitalize(), asked, draw.n, draw.seed, sampling)

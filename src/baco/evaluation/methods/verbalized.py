@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.prompting import aligned, over_temperatures, with_system
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.prompting import over_temperatures, with_system
+from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Verbalized:
             asked = [with_system(prompts[index].messages, system) for index in due]
             if not asked:
                 break
-            told = aligned(baco, asked, 1, draw.apart(self.name, call), sampling)
+            told = sampled(baco, "Aligned", asked, 1, draw.apart(self.name, call), sampling)
             for index, (answer,) in zip(due, told, strict=True):
                 rows[index] += _answers(baco, answer)
         return [row[: draw.n] for row in rows]
@@ -76,7 +76,7 @@ def _length(baco: "Baco", text: str) -> int:
 
 _ANY = re.DOTALL | re.IGNORECASE
 _RESPONSE = re.compile(r"<response>(.*?)(?:</response>|(?=<response>)|\Z)", _ANY)
-_WHOLE = re.compile(r"<response>(.*?)</response>", _ANY)
+_ENDED = re.compile(r"<response>(.*?)(?:</response>|(?=<response>))", _ANY)
 _TEXT = re.compile(r"<text>(.*?)(?:</text>|(?=<probability>))", _ANY)
 _PROBABILITY = re.compile(r"<probability>.*", _ANY)
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
@@ -92,8 +92,8 @@ def parse(told: str) -> list[str]:
     """
     tagged = [match.group(1) for match in _RESPONSE.finditer(told)]
     found = [match.group(1) for inner in tagged or [told] for match in _TEXT.finditer(inner)]
-    if not found and tagged:
-        found = [_PROBABILITY.sub("", match.group(1)) for match in _WHOLE.finditer(told)]
+    if not found:
+        found = [_PROBABILITY.sub("", match.group(1)) for match in _ENDED.finditer(told)]
     texts = found or _of_json(told)
     return [text.strip() for text in texts if text.strip()]
 
@@ -114,15 +114,14 @@ def _of_json(told: str) -> list[str]:
     return texts
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: dict[str, Any] | list[Any]) -> list[str]:
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if isinstance(entry, list)]
-        value = lists[0] if len(lists) == 1 else [value]
-    if not isinstance(value, list):
-        return []
+        value = lists[0] if _text(value) is None and len(lists) == 1 else [value]
     said = [_text(entry) if isinstance(entry, dict) else entry for entry in value]
     return [text for text in said if isinstance(text, str)]
 
 
-def _text(entry: dict[str, Any]) -> Any:
-    return next((entry[key] for key in _TEXT_KEYS if key in entry), None)
+def _text(entry: dict[str, Any]) -> str | None:
+    said = (entry.get(key) for key in _TEXT_KEYS)
+    return next((text for text in said if isinstance(text, str)), None)

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from baco.evaluation.frontier import Estimate, Resamples, indicators, interval
+from baco.evaluation.frontier import Estimate, Indicator, Resamples, indicators, interval
 from baco.evaluation.report.families import TITLES, Family
 from baco.evaluation.report.gather import Findings
 from baco.evaluation.report.paper import reference
 from baco.evaluation.report.standing import ANY, PARTS, SINGLES, Standing, balanced
-from baco.evaluation.report.tables import Cell, Column, Table
+from baco.evaluation.report.tables import Cell, Column, Form, Table
 
-INDICATORS = ("coverage", "dominance")
+INDICATORS: tuple[Indicator, ...] = ("coverage", "dominance")
 BRACKETS = "Brackets are 95% bootstrap intervals over prompts."
 
 
@@ -120,6 +120,24 @@ def methods(standing: Standing) -> Table:
         columns,
         [[name, float(counts[name]), *_indicators(standing, name)] for name in ranked],
         frozenset(place for place, name in enumerate(ranked) if name == standing.best("BACo")),
+    )
+
+
+def subspaces(standing: Standing, indicator: Indicator) -> Table | None:
+    """Coverage or Dominance of every method in each sub-space; None where there is none."""
+    form: Form = "figure" if indicator == "coverage" else "percent"
+    known = standing.alone.spaces
+    if not known:
+        return None
+    return Table(
+        f"{indicator}-by-sub-space-{slug(standing.pair)}",
+        f"{indicator.capitalize()} in every sub-space on {standing.pair}",
+        f"A column is a metric of diversity with one of quality. {BRACKETS}",
+        [Column("method"), *(Column(f"{d} × {q}", form) for d, q in known)],
+        [
+            [name, *(standing.estimate(indicator, name, space) for space in known)]
+            for name in standing.ranked()
+        ],
     )
 
 

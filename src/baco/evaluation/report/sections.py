@@ -41,7 +41,18 @@ def sections(standings: Sequence[Standing]) -> Sections:
             [overview, *(t(one) for one in standings for t in (results.headline, results.against))]
         ),
         routers=_present([results.routers(one) for one in standings]),
-        methods=[(one.pair, [results.methods(one)]) for one in standings],
+        methods=[
+            (
+                one.pair,
+                _present(
+                    [
+                        results.methods(one),
+                        *(results.subspaces(one, indicator) for indicator in results.INDICATORS),
+                    ]
+                ),
+            )
+            for one in standings
+        ],
         parts=_present(
             [
                 *(results.tasks(one) for one in standings),

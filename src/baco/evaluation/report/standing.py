@@ -13,8 +13,10 @@ import numpy as np
 from baco.evaluation.frontier import (
     Comparison,
     Estimate,
+    Indicator,
     Indicators,
     Measured,
+    Part,
     indicators,
     normalised,
     pareto_front,
@@ -60,14 +62,10 @@ class Standing:
         found = self.estimate("coverage", method, self.part)
         return -1.0 if found is None else found.value
 
-    def estimate(self, indicator: str, method: str, part: str) -> Estimate | None:
+    def estimate(self, indicator: Indicator, method: str, part: Part) -> Estimate | None:
         """Coverage or Dominance of a method or of one of the pooled rivals."""
         source = self.alone if method in self.alone.methods else self.pooled
-        return (
-            source.coverage(method, part)
-            if indicator == "coverage"
-            else source.dominance(method, part)
-        )
+        return source.estimate(indicator, method, part)
 
     def ranked(self, family: Family | None = None) -> list[str]:
         """Methods, of one family or all, the highest Coverage first."""
@@ -96,7 +94,7 @@ class Standing:
         )  # fmt: skip
         return [name for name in map(self.best, families) if name is not None]
 
-    def compare(self, rival: str, part: str, router: str | None = None) -> Comparison | None:
+    def compare(self, rival: str, part: Part, router: str | None = None) -> Comparison | None:
         """A router, by default the best, against a rival, in Coverage."""
         router = self.best("BACo") if router is None else router
         if router is None:

@@ -75,7 +75,9 @@ class Fields:
             return None
         category = row.values.get(self.category)
         paraphrases = row.values.get(self.paraphrases) or ()
-        if isinstance(paraphrases, str) or not all(isinstance(p, str) for p in paraphrases):
+        if not isinstance(paraphrases, list | tuple) or not all(
+            isinstance(wording, str) for wording in paraphrases
+        ):
             raise BacoError(f"{self.paraphrases!r} is no list of texts")
         missing = [name for name in self.reference if name not in row.values]
         if missing:

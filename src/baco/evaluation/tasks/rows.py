@@ -26,9 +26,10 @@ def from_file(path: Path) -> Iterator[Row]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BacoError(f"cannot read {path}: {reason}") from error
+    except OSError as error:
+        raise BacoError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BacoError(f"{path} is no text in UTF-8: give lines of text, or JSONL") from error
     # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
@@ -61,6 +62,8 @@ def _by_id(path: Path, text: str) -> Iterator[Row]:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BacoError(f"{path} is not JSON: give JSONL, one object on each line") from error
+    if not isinstance(told, dict | list):
+        raise BacoError(f"{path}: give a JSON object of prompts by id, or a list of them")
     entries = told.items() if isinstance(told, dict) else enumerate(told, 1)
     for number, (key, entry) in enumerate(entries, 1):
         where = f"{path}, entry {key!r}"
