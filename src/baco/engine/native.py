@@ -4,13 +4,44 @@ For architectures whose state is not keys and values of every token (state-space
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
+
+
+def read_rows(
+    tokens: Tensor,
+    counts: Sequence[int],
+    keep: int,
+    read: Callable[[int, Sequence[int], int], Tensor],
+) -> Tensor:
+    """`Store.read`, a row at a time.
+
+    Args:
+        tokens: [B, T], of which each row reads its last ``counts``; nothing is read of one that
+            has none.
+        counts: one a row.
+        keep: of how many last tokens the logits are wanted.
+        read: (row, token ids, keep) → the logits after the row's last tokens, [keep or fewer,
+            width].
+
+    Returns:
+        [B, keep, width], flush right, zeros where a row has fewer.
+    """
+    found = {
+        row: read(row, ids[-count:], keep)
+        for row, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True))
+        if count
+    }
+    some = next(iter(found.values()))
+    whole = some.new_zeros(len(counts), keep, some.shape[-1])
+    for row, logits in found.items():
+        whole[row, keep - len(logits) :] = logits
+    return whole
 
 
 class NativeStore:
@@ -37,21 +68,16 @@ class NativeStore:
         self.lengths = [self.lengths[row] for row in order]
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        rows: list[Tensor | None] = []
-        for index, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True)):
-            if count == 0:  # a row that this half never reads
-                rows.append(None)
-                continue
-            found = []
-            for token in ids[-count:]:  # such a state may take no more than one token at a time
-                logits, self.rows[index] = self._read(self.rows[index], [token])
-                found.append(logits)
-            logits = torch.stack(found[-keep:])
-            rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
-            self.lengths[index] += count
-            self.tokens += count
-        some = next(row for row in rows if row is not None)
-        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
+        return read_rows(tokens, counts, keep, self._read_row)
+
+    def _read_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
+        found = []
+        for token in ids:  # such a state may take no more than one token at a time
+            logits, self.rows[row] = self._read(self.rows[row], [token])
+            found.append(logits)
+        self.lengths[row] += len(ids)
+        self.tokens += len(ids)
+        return torch.stack(found[-keep:])
 
     def rewind(self, lengths: Sequence[int]) -> None:
         if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baco.engine.native import read_rows
+
 
 class RereadStore:
     """No cache at all, one forward a row over its whole text: slowest, and right for any model."""
@@ -30,20 +32,17 @@ class RereadStore:
         self._measure()
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        rows: list[Tensor | None] = []
-        for row, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True)):
-            if count == 0:  # a row that this half never reads
-                rows.append(None)
-                continue
-            self.texts[row] += ids[-count:]
-            whole = torch.tensor([self.texts[row]], device=self.model.device)
-            logits = self.model(input_ids=whole, use_cache=False).logits[0, -keep:]
-            rows.append(torch.nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
-            self.forwards += 1
-            self.tokens += count
+        logits = read_rows(tokens, counts, keep, self._read_row)
         self._measure()
-        some = next(row for row in rows if row is not None)
-        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
+        return logits
+
+    def _read_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
+        self.texts[row] += ids
+        whole = torch.tensor([self.texts[row]], device=self.model.device)
+        self.forwards += 1
+        self.tokens += len(ids)
+        logits: Tensor = self.model(input_ids=whole, use_cache=False).logits[0, -keep:]
+        return logits
 
     def rewind(self, lengths: Sequence[int]) -> None:
         for text, length in zip(self.texts, lengths, strict=True):

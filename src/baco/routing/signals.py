@@ -69,6 +69,8 @@ class Signals:
     @cached_property
     def partition_aligned(self) -> Tensor:
         """log Σ exp over the aligned model's row: [B]."""
+        if self.aligned is self.base:
+            return self.partition_base
         return log_partition(self.aligned)
 
     @cached_property
@@ -89,6 +91,8 @@ class Signals:
     @cached_property
     def top_aligned(self) -> Tensor:
         """The aligned model's most likely next token: int64 [B]."""
+        if self.aligned is self.base:  # one row stands for both where only one is read
+            return self.top_base
         return self.aligned.argmax(dim=-1)
 
     def predicted_in(self, table: Tensor, predict: Predictor) -> Tensor:
