@@ -64,7 +64,8 @@ class Show:
                     self._take(chunk)
                     while self.shown in self.done:
                         self.shown += 1
-                        live.update(self._unfinished(console))
+                        # Drawn first: what is printed above is followed by the picture drawn last.
+                        live.update(self._unfinished(console), refresh=True)
                         console.print(self._answer(self.shown - 1), Text(), sep="\n")
                     if time.monotonic() - drawn > 1 / FRAMES_A_SECOND:
                         live.update(self._unfinished(console), refresh=True)
