@@ -25,7 +25,7 @@ from rich.progress import (
 
 from baco import BacoError
 from baco.cli.console import err, note
-from baco.cli.record import params, record
+from baco.record import params, record
 from baco.prompts import conversation
 
 if TYPE_CHECKING:
