@@ -94,6 +94,7 @@ def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
             "Recommend a summer destination", router=demo.router("P-Punc:0.15"), n=4, seed=seed
         )
     longest = max(len(tokens) for rows in answers(decoder).values() for tokens, _ in rows)
+    assert isinstance(decoder.engine, Engine)
     stats = decoder.engine.stats
     assert stats.rounds < 0.6 * longest
     assert stats.accepted > 0.5 * stats.drafted > 0
@@ -103,6 +104,7 @@ def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit(PROMPTS[0], router=demo.router("Aligned"), n=2, seed=1)
     answers(decoder)
+    assert isinstance(decoder.engine, Engine)
     assert decoder.engine.stats.forwards["base"] == 0
 
 

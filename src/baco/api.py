@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import torch
 
-from baco import calibration
+from baco import backends, calibration
+from baco.backends.protocol import Backend, Capabilities
 from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
@@ -38,12 +39,14 @@ class Baco:
         max_rows: answers decoded at once; more wait their turn.
         memory: that their cached keys and values may take; answers beyond it wait.
         draft: a small model of the pair's vocabulary that drafts; answers are the same without.
+        backend: where the pair decodes; None: in this process.
     """
 
     pair: Pair
     max_rows: int = 256
     memory: int | float | str | None = None
     draft: Half | None = None
+    backend: Backend | None = None
 
     @classmethod
     def load(
@@ -55,6 +58,7 @@ class Baco:
         max_rows: int = 256,
         memory: int | float | str | None = None,
         draft: str | None = None,
+        backend: str = backends.LOCAL,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -66,9 +70,12 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
-            options: see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
+            backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
+                engine; ``remote``, on two servers. The others than ``local`` have their own
+                memory and drafts.
+            options: here see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
                 quantization_config, base_template, chat_template, function_words, and whatever
-                ``from_pretrained`` takes.
+                ``from_pretrained`` takes; elsewhere ``connect`` of the backend.
 
         Raises:
             BacoError: a pair that cannot be found or loaded, or halves that do not fit.
@@ -83,6 +90,15 @@ class Baco:
             known = find_pair(name if name is not None else DEMO)
         if max_rows < 1:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
+        backends.check_name(backend)
+        if backend != backends.LOCAL:
+            if memory is not None or draft is not None:
+                raise BacoError(f"memory and draft are of the local backend, not of {backend}")
+            there, engines = backends.connect(backend, known, options)
+            return cls(there, max_rows, backend=engines)
+        for option in ("base_url", "aligned_url"):
+            if option in options:
+                raise BacoError(f"{option} is of the remote backend: give backend remote with it")
         if memory is not None:
             cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
         pair = load_pair(known, **options)
@@ -192,8 +208,20 @@ class Baco:
             )
         return _run(decoder)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend keeps of the laws of decoding, and can tell."""
+        return Capabilities(backends.LOCAL) if self.backend is None else self.backend.capabilities
+
+    def close(self) -> None:
+        """Let go of the backend's processes and connections; the pair of this process has none."""
+        if self.backend is not None:
+            self.backend.close()
+
     def decoder(self) -> Decoder:
         """A decoder that takes requests while it decodes, for servers and other loops."""
+        if self.backend is not None:
+            return Decoder(self.pair, self.backend.engine())
         engine = Engine(self.pair, max_rows=self.max_rows, memory=self.memory, draft=self.draft)
         return Decoder(self.pair, engine)
 

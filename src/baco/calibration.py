@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 import platformdirs
 import torch
 
+from baco.backends.described import Described
 from baco.curve import Curve
 from baco.errors import BacoError
 from baco.packing import weights
@@ -87,7 +88,9 @@ class Calibration:
             BacoError: a file that is no calibration.
         """
         found = cls()
-        for path in (_beside(pair), _own(pair)):
+        # Weights that are elsewhere cannot be told from others, so nothing here is surely theirs.
+        own = None if isinstance(pair.base, Described) else _own(pair)
+        for path in (_beside(pair), own):
             if path is not None and path.is_file():
                 found.curves |= _read(path)
         return found if found.curves else None

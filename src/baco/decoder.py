@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from baco.backends.protocol import TokenEngine
 from baco.completion import Chunk, Completion, Token
-from baco.engine.engine import Engine
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
@@ -39,7 +39,7 @@ class Decoder:
     """
 
     pair: Pair
-    engine: Engine
+    engine: TokenEngine
     _growing: dict[Sequence, _Growing] = field(default_factory=dict)
     _tickets: dict[int, list[Sequence]] = field(default_factory=dict)
     _next: int = 0

@@ -50,6 +50,9 @@ def generate(
     quantize: opt.Quantize = None,
     draft: opt.Draft = None,
     memory: opt.Memory = None,
+    backend: opt.Backend = "local",
+    base_url: opt.BaseUrl = None,
+    aligned_url: opt.AlignedUrl = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -98,6 +101,9 @@ def generate(
         quantize=quantize,
         draft=draft,
         memory=memory,
+        backend=backend,
+        base_url=base_url,
+        aligned_url=aligned_url,
         base_template=base_template,
         chat_template=chat_template,
     )

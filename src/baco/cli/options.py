@@ -1,5 +1,6 @@
 """Options that several commands share, and the pair they name."""
 
+import atexit
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +45,22 @@ Draft = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option("--memory", help="For cached keys and values, as 2GiB or 40% of what is free."),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="Where the pair decodes: local (this process), vllm (one vLLM engine), or remote "
+        "(two servers, see --base-url).",
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", help="Of --backend remote: the base model's server, with /v1."),
+]
+AlignedUrl = Annotated[
+    str | None,
+    typer.Option("--aligned-url", help="Of --backend remote: the aligned model's server."),
 ]
 BaseTemplate = Annotated[
     str | None,
@@ -129,7 +146,9 @@ def load(pair: str | None, base: str | None, aligned: str | None, **options: Any
     transformers_logging.set_verbosity_error()
     if base is None and pair in (None, "demo"):
         transformers_logging.disable_progress_bar()
-    return Baco.load(pair, base=base, aligned=aligned, **given(options))
+    loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))
+    atexit.register(loaded.close)
+    return loaded
 
 
 def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:

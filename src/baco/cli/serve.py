@@ -61,6 +61,9 @@ def serve(
     quantize: opt.Quantize = None,
     draft: opt.Draft = None,
     memory: opt.Memory = None,
+    backend: opt.Backend = "local",
+    base_url: opt.BaseUrl = None,
+    aligned_url: opt.AlignedUrl = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -100,6 +103,9 @@ def serve(
         quantize=quantize,
         draft=draft,
         memory=memory,
+        backend=backend,
+        base_url=base_url,
+        aligned_url=aligned_url,
         base_template=base_template,
         chat_template=chat_template,
     )

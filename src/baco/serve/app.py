@@ -38,6 +38,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         driver.close()
+        baco.close()
 
     app = FastAPI(
         title="BACo",

@@ -1,0 +1,54 @@
+"""Where a pair decodes: in this process, or in an engine that serves models already.
+
+A backend is an engine for `baco.decoder.Decoder` and a pair without weights; text, stop strings,
+routers, the server and its page are the same code on all of them.
+"""
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from baco.errors import BacoError
+
+if TYPE_CHECKING:
+    from baco.backends.protocol import Backend
+    from baco.known import KnownPair
+    from baco.pair import Pair
+
+LOCAL = "local"
+# Each module has ``connect(known, **options) -> (Pair, Backend)``.
+_HOMES = {"remote": "baco.backends.remote", "vllm": "baco.backends.vllm"}
+NAMES = (LOCAL, *_HOMES)
+
+
+def check_name(name: str) -> None:
+    """BacoError where no backend has this name."""
+    if name not in NAMES:
+        raise BacoError(f"unknown backend {name!r}: use one of {', '.join(NAMES)}")
+
+
+def connect(name: str, known: "KnownPair", options: dict[str, Any]) -> "tuple[Pair, Backend]":
+    """Reach a backend that is not this process.
+
+    Args:
+        name: of `NAMES`, but not ``local``.
+        known: where the pair's tokenizers and configurations are.
+        options: the backend's own.
+
+    Raises:
+        BacoError: an option it does not take, a package it needs, or what the backend itself says.
+    """
+    try:
+        reach = import_module(_HOMES[name]).connect
+    except ImportError as error:
+        raise BacoError(
+            f"the {name} backend needs {error.name}: install it with pip install 'baco[{name}]'"
+        ) from error
+    takes = [option for option in inspect.signature(reach).parameters if option != "known"]
+    for option in options:
+        if option not in takes:
+            raise BacoError(
+                f"the {name} backend takes no {option}; its options are {', '.join(takes)}"
+            )
+    pair, backend = reach(known, **options)
+    return pair, backend

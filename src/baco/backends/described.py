@@ -1,0 +1,103 @@
+"""A pair whose weights are elsewhere: tokenizers, templates and configurations alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from baco.checkpoint import load_tokenizer
+from baco.errors import BacoError
+from baco.half import Half
+from baco.known import KnownPair
+from baco.pair import Pair, make_pair
+from baco.sampling import SamplingParams
+
+
+@dataclass
+class Described(Half):
+    """A half that is known but not loaded.
+
+    Attributes:
+        where: its weights are, for messages: ``vLLM``, ``http://…``.
+    """
+
+    where: str = ""
+
+    @property
+    def held(self) -> str:
+        return f"by {self.where}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """Stands for a model of which only the configuration is here."""
+
+    name: str
+    where: str
+    config: Any
+    generation_config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is computed of its rows in this process is kept."""
+        return torch.device("cpu")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise BacoError(
+            f"{self.name} runs in {self.where}: what reads its weights needs --backend local"
+        )
+
+    def modules(self) -> list[Any]:
+        """None are here."""
+        return []
+
+
+def describe_pair(
+    known: KnownPair,
+    where: dict[str, str],
+    *,
+    base_template: str | None = None,
+    chat_template: str | None = None,
+    function_words: str | Iterable[str] | None = None,
+) -> Pair:
+    """A pair for routing, rendering and text; asking its halves for logits is refused.
+
+    Args:
+        known: where its tokenizers and configurations are.
+        where: each half's weights are, for messages.
+        base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
+
+    Raises:
+        BacoError: what cannot be found or read, or halves that do not fit.
+    """
+    base_tokenizer = load_tokenizer(known.base)
+    base = _describe(known.base, where["base"], base_tokenizer)
+    aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
+    return make_pair(
+        known.name,
+        base,
+        _describe(known.aligned, where["aligned"], aligned_tokenizer),
+        base_template=base_template,
+        chat_template=chat_template,
+        chat_options=dict(known.chat_options),
+        function_words=function_words,
+        defaults=SamplingParams().updated(known.sampling),
+    )
+
+
+def _describe(name: str, where: str, tokenizer: Any) -> Described:
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BacoError(f"cannot read the configuration of {name}: {told}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:
+        generation = None  # it is optional: the model's configuration names the end token too
+    return Described(name, _Elsewhere(name, where, config, generation), tokenizer, where=where)

@@ -1,0 +1,97 @@
+"""What a backend is: the engine that a decoder drives, and what it can keep of the laws."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from baco.engine.sequence import Request, Sequence
+from baco.errors import BacoError
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend keeps and can tell.
+
+    Attributes:
+        name: of the backend.
+        replayable: the same seed gives the same answer, whatever the batch.
+        explain: it can tell why each token has its source.
+        token_switch: sources may change inside words (``switch="token"``).
+        raw_logprobs: most likely tokens it tells at a position; None: any number.
+    """
+
+    name: str
+    replayable: bool = True
+    explain: bool = True
+    token_switch: bool = True
+    raw_logprobs: int | None = None
+
+    def check(self, request: Request) -> None:
+        """BacoError where a request asks for what the backend cannot give."""
+        asked = request.params.logprobs or 0
+        if request.explain and not self.explain:
+            raise BacoError(f"the {self.name} backend cannot tell why a word has its source")
+        if request.switch == "token" and not self.token_switch:
+            raise BacoError(f"the {self.name} backend changes sources between words only")
+        if self.raw_logprobs is not None and asked > self.raw_logprobs:
+            raise BacoError(
+                f"logprobs is {asked}: the {self.name} backend tells {self.raw_logprobs} at most"
+            )
+
+
+class Counts(Protocol):
+    """Running totals of drafts."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were drafted."""
+
+    @property
+    def accepted(self) -> int:
+        """How many of them stood."""
+
+
+class TokenEngine(Protocol):
+    """Decodes token ids for one decoder; `baco.engine.engine.Engine` is the one of this process."""
+
+    @property
+    def stats(self) -> Counts:
+        """What drafts came to."""
+
+    def add(self, request: Request) -> list[Sequence]:
+        """Queue the n samples of a request.
+
+        Raises:
+            BacoError: a request that cannot be decoded.
+        """
+
+    def step(self) -> list[Sequence]:
+        """Go on, and wait a moment for news if need be; the sequences that got tokens or ended."""
+
+    def stop(self, sequence: Sequence, tokens: int) -> None:
+        """End a sequence early and keep its first ``tokens`` tokens."""
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything left to decode?"""
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that are not being decoded yet."""
+
+    @property
+    def running(self) -> int:
+        """Sequences that are being decoded."""
+
+
+class Backend(Protocol):
+    """What decoders share: an engine's process, connections."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it keeps and can tell."""
+
+    def engine(self) -> TokenEngine:
+        """An engine for one decoder."""
+
+    def close(self) -> None:
+        """Let go of processes and connections."""

@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from baco import Baco, BacoError
+from baco.backends.described import describe_pair
+from baco.backends.protocol import Capabilities
+from baco.calibration import Calibration
+from baco.cli import run
+from baco.engine.engine import Engine
+from baco.known import find_pair
+from baco.pair import Pair
+
+PROMPT = "Recommend a summer destination"
+
+
+@pytest.fixture(scope="module")
+def described() -> Pair:
+    return describe_pair(find_pair("demo"), {"base": "there", "aligned": "elsewhere"})
+
+
+@dataclasses.dataclass
+class Borrowed:
+    """A backend that decodes with halves the pair itself does not have."""
+
+    pair: Pair
+    capabilities: Capabilities = dataclasses.field(default_factory=lambda: Capabilities("borrowed"))
+    closed: bool = False
+
+    def engine(self) -> Engine:
+        return Engine(self.pair)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_pair_without_weights_answers_through_a_backend_as_the_pair_itself_does(
+    demo: Baco, described: Pair
+) -> None:
+    backend = Borrowed(demo.pair)
+    baco = Baco(described, backend=backend)
+    for router in (None, "P-Punc:0.4", "Aligned"):
+        there = baco.generate(PROMPT, n=3, router=router, seed=5)
+        here = demo.generate(PROMPT, n=3, router=router, seed=5)
+        assert [(a.token_ids, a.sources, a.text, a.router) for a in there] == [
+            (a.token_ids, a.sources, a.text, a.router) for a in here
+        ]
+    assert baco.capabilities.name == "borrowed"
+    assert demo.capabilities == Capabilities("local")
+    baco.close()
+    assert backend.closed
+
+
+def test_a_pair_without_weights_keeps_its_dial_its_ends_and_its_windows(
+    demo: Baco, described: Pair
+) -> None:
+    assert Calibration.load(described) == Calibration.load(demo.pair)
+    assert described.end_ids == demo.pair.end_ids
+    assert described.base.context == demo.pair.base.context
+    assert described.held == {"base": "by there", "aligned": "by elsewhere"}
+
+
+def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pair) -> None:
+    with pytest.raises(BacoError, match=r"runs in elsewhere: .* needs --backend local"):
+        described.aligned.score([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--backend", "ray"), "unknown backend 'ray': use one of local, remote, vllm"),
+        (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
+        (("--backend", "vllm", "--memory", "1GiB"), "memory and draft are of the local backend"),
+    ],
+)
+def test_a_backend_that_is_none_or_an_option_of_another_is_one_line(
+    arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", PROMPT, *arguments]) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
