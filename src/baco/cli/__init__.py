@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from baco import BacoError, __version__
+from baco.cli.batch import batch
 from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.chat import chat
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
+    batch: "baco batch prompts.jsonl answers/ -n 8 --backend ray --workers 2",
     chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
     pairs: "baco pairs",

@@ -52,7 +52,7 @@ def sweep(run: Run, plan: Plan, workers: int, advance: Advance = lambda *_: None
         BacoError: a pair that cannot be loaded, a prompt that does not fit, a judge that fails;
             the samples before it are kept.
     """
-    with locked(run):
+    with locked(run.path):
         jobs = resume(run, plan)
         advance(_prompts(plan) - sum(len(job.prompts) for job in jobs), 0)
         with pool(workers, _start_worker) as executor:
