@@ -33,7 +33,7 @@ def prompt_file(path: Path, rows: int) -> Path:
 def shards(out: Path) -> dict[str, bytes]:
     """Every file of answers and the manifest's settings; nothing else may be there."""
     files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
-    manifest = json.loads(files.pop("manifest.json"))
+    manifest = json.loads(files.pop("_manifest.json"))
     return files | {"settings": json.dumps(manifest["settings"]).encode()}
 
 
@@ -172,7 +172,7 @@ def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_
     out = tmp_path / "out"
     command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
     assert run([*command, "--format", "parquet"]) == 0
-    rows = pq.read_table(out, filters=None).to_pylist()
+    rows = pq.read_table(out).to_pylist()
     for row, told in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
         for sample, same in zip(row["samples"], told["samples"], strict=True):
             assert sample.pop("logprobs") == pytest.approx(same.pop("logprobs"), abs=1e-5)

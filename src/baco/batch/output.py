@@ -1,6 +1,6 @@
 """The directory of a batch: a manifest that describes it, and shards.
 
-    manifest.json                              settings, seed, inputs, versions
+    _manifest.json                             settings, seed, inputs, versions
     rows-000000000-000000127.parquet           the answers to these rows, the first and the last
     …
 
@@ -22,7 +22,8 @@ from baco.errors import BacoError
 from baco.evaluation.store import locked, write_whole
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+# Readers of a folder of Parquet leave out what begins with an underscore.
+MANIFEST = "_manifest.json"
 ATTEMPTS = ".attempts"
 # So often may a shard take the process that makes it down before it is given up.
 MOST_ATTEMPTS = 5

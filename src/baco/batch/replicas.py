@@ -108,13 +108,19 @@ class _Actor:
         """A shard in its place, or the one line that says why not."""
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
         rows = [Row(**row) for row in json.loads(batch["rows"][0])]
-        told = {"start": [start], "stop": [stop], "answers": [0], "tokens": [0], "seconds": [0.0]}
+        shard, error = range(start, stop), ""
         try:
-            made = self.replica.make(range(start, stop), rows)
-        except BacoError as error:
-            return told | {"error": [str(error)]}
-        counted = {name: [getattr(made, name)] for name in ("answers", "tokens", "seconds")}
-        return told | counted | {"error": [""]}
+            made = self.replica.make(shard, rows)
+        except BacoError as refused:
+            made, error = Made(shard, 0, 0, 0.0), str(refused)
+        return {
+            "start": [start],
+            "stop": [stop],
+            "answers": [made.answers],
+            "tokens": [made.tokens],
+            "seconds": [made.seconds],
+            "error": [error],
+        }
 
 
 def quiet() -> None:
