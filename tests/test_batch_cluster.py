@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from baco.cli import run
@@ -18,38 +19,40 @@ ray = pytest.importorskip("ray")
 
 DRAWS = ["-n", "4", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "32", "--shard-rows", "2"]
 SHARDS = 24
+# How Ray names a process of the pool.
+ACTOR = "ray::MapWorker"
 
 
 class Nodes:
-    """A head that drives and four nodes with a processor each, all on this machine."""
+    """A head that drives and two nodes with two processors each, all on this machine."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
         small: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
-        self.nodes = [self.cluster.add_node(num_cpus=1, **small) for _ in range(4)]
+        self.nodes = [self.cluster.add_node(num_cpus=2, **small) for _ in range(2)]
         self.address: str = self.cluster.address
 
-    def workers(self) -> list[int]:
+    def workers(self, title: str = ACTOR) -> list[int]:
         """Processes that make shards, on any node."""
-        listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True)
-        own = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if "MapWorker" in line]
-        return [int(pid) for pid, args in own if args.startswith("ray::")]
+        return [
+            process.pid for process in psutil.process_iter() if _title(process).startswith(title)
+        ]
 
-    def remove_one(self, workers: list[int]) -> None:
+    def remove_one(self) -> None:
         """Take a node away that makes shards, as if its machine had lost power."""
-        parents = {_parent(pid) for pid in workers}
+        parents = {psutil.Process(pid).ppid() for pid in self.workers()}
         node = next(n for n in self.nodes if _raylet(n) in parents)
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
 
-def _parent(pid: int) -> int:
+def _title(process: psutil.Process) -> str:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _raylet(node: Any) -> int:
@@ -102,43 +105,6 @@ def test_replicas_make_the_rows_of_one_process(
     assert shards(out) == alone
 
 
-def test_a_driver_that_is_killed_or_interrupted_costs_only_what_was_in_flight(
-    cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    command = ["batch", str(prompts), str(out), *DRAWS, *on(cluster, 2)]
-    before: dict[str, int] = {}
-    for kill, there in ((signal.SIGKILL, 4), (signal.SIGINT, 12)):
-        process = subprocess.Popen([*BACO, *command], stderr=subprocess.PIPE, text=True)
-        wait_for(process, made(out, there))
-        process.send_signal(kill)
-        _, told = process.communicate()
-        assert process.returncode == (-9 if kill == signal.SIGKILL else 130)
-        assert "Traceback" not in told
-    _wait_until(lambda: not cluster.workers())
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
-    assert len(before) < SHARDS
-    assert run(command) == 0
-    assert shards(out) == alone
-    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
-
-
-def test_a_worker_and_then_a_node_are_lost_and_no_row_is(
-    cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    command = ["batch", str(prompts), str(out), *DRAWS, *on(cluster, 4)]
-    process = subprocess.Popen([*BACO, *command], stderr=subprocess.PIPE, text=True)
-    wait_for(process, made(out, 3))
-    os.kill(cluster.workers()[0], signal.SIGKILL)
-    wait_for(process, made(out, 8))
-    cluster.remove_one(cluster.workers())
-    assert not made(out, SHARDS)(), "it had ended before the node was lost: the test shows nothing"
-    _, told = process.communicate(timeout=200)
-    assert process.returncode == 0, told
-    assert shards(out) == alone
-
-
 def _wait_until(done: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
     while not done():
@@ -150,6 +116,7 @@ def _wait_until(done: Callable[[], bool]) -> None:
     ("arguments", "told"),
     [
         (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+        (["--address", "somewhere"], "address is 'somewhere': give auto"),
         (["--gpus-per-worker", "0"], "gpus-per-worker is 0: give a number above 0"),
     ],
 )
@@ -180,7 +147,7 @@ def test_what_a_replica_refuses_is_told_with_its_line_before_anything_runs(
 
 
 def test_storage_that_is_not_shared_is_refused(
-    cluster: Nodes, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     """A replica that sees another manifest under the same path writes nothing there."""
     from baco.batch.output import Output
@@ -190,3 +157,49 @@ def test_storage_that_is_not_shared_is_refused(
     with pytest.raises(ValueError, match="storage that all nodes share"):
         Replica(order).make(range(1), [])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_on_a_cluster_that_loses_a_worker_is_the_run_of_one_process(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    command = ["sweep", "--limit", "3", "-n", "2", "--seed", "5", "--max-tokens", "12"]
+    command += ["--preset", "quick", "--router", "P-Punc", "--method", "mixing", "--no-score"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert run([*command, "--workers", "1", "--out", str(here)]) == 0
+    process = subprocess.Popen(
+        [*BACO, *command, "--out", str(there), *on(cluster, 2)], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(process, (there / "speed.jsonl").exists)
+    os.kill(cluster.workers("ray::_Worker")[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert (there / "samples.jsonl").read_bytes() == (here / "samples.jsonl").read_bytes()
+    assert (there / "prompts.jsonl").read_bytes() == (here / "prompts.jsonl").read_bytes()
+
+
+def test_a_driver_a_worker_and_a_node_are_lost_and_no_row_is(
+    cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [*BACO, "batch", str(prompts), str(out), *DRAWS]
+    driver = subprocess.Popen([*command, *on(cluster, 2)], stderr=subprocess.DEVNULL)
+    wait_for(driver, made(out, 4))
+    driver.kill()
+    driver.wait()
+    _wait_until(lambda: not cluster.workers())
+    there = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
+    assert 4 <= len(there) < SHARDS / 2
+
+    process = subprocess.Popen(
+        [*command, *on(cluster, 4)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(process, made(out, len(there) + 3))
+    os.kill(cluster.workers()[0], signal.SIGKILL)
+    wait_for(process, made(out, len(there) + 8))
+    cluster.remove_one()
+    assert not made(out, SHARDS)(), "it had ended before the node was lost: the test shows nothing"
+    said, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert not said
+    assert shards(out) == alone
+    assert {name: (out / name).stat().st_mtime_ns for name in there} == there

@@ -13,13 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from baco import BacoError
 from baco.cli import options as opt
+from baco.cli.cluster import RAY, Address, named_cluster
 from baco.cli.console import err, note, print_json
 
 if TYPE_CHECKING:
     from baco.batch.batch import Batch, Place
     from baco.batch.replica import Order
-
-RAY = "ray"
 
 
 def batch(
@@ -41,13 +40,7 @@ def batch(
     replica: Annotated[
         str, typer.Option("--replica", help="Of --backend ray: what each replica is.")
     ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            help="Of --backend ray: auto, host:port or ray://host:port; by default this machine.",
-        ),
-    ] = None,
+    address: Address = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -101,10 +94,11 @@ def batch(
     Stop it at any moment, or lose machines: the same command makes what is missing, and every row
     is the same byte for byte, whoever made it.
     """
-    _check_place(backend, replica, address, workers, gpus_per_worker, threads)
-    for name, value in (("shard-rows", shard_rows), ("max-rows", max_rows)):
+    _check_place(backend, replica, address, workers, gpus_per_worker)
+    for name, value in (("threads", threads), ("shard-rows", shard_rows), ("max-rows", max_rows)):
         if value is not None and value < 1:
             raise BacoError(f"{name} is {value}: give 1 or more")
+    cluster = named_cluster(address, workers, device, threads=threads, gpus=gpus_per_worker)
     sampling = opt.given(
         {
             "n": n,
@@ -139,7 +133,6 @@ def batch(
     from baco.batch.output import refuse_other
     from baco.batch.replica import Copy
     from baco.batch.rows import read_rows
-    from baco.cluster.connection import Cluster
 
     checked = check_format(form)
     out = out.absolute()
@@ -148,8 +141,6 @@ def batch(
     spell = partial(opt.spelled_router, router=router, diversity=diversity)
     settings = {"system": system, "switch": switch, **sampling}
     asked = Batch(rows, Copy(load, threads), spell, settings, checked, shard_rows)
-    on_cpu = device is not None and "cuda" not in device
-    cluster = Cluster(address, workers, threads, gpus_per_worker, on_cpu)
     command = shlex.join(["baco", *context.obj])
     opt.hush()
     with _place(cluster if backend == RAY else None) as place:
@@ -159,12 +150,7 @@ def batch(
 
 
 def _check_place(
-    backend: str,
-    replica: str,
-    address: str | None,
-    workers: int | None,
-    gpus: float,
-    threads: int,
+    backend: str, replica: str, address: str | None, workers: int | None, gpus: float
 ) -> None:
     from baco.backends import NAMES
 
@@ -177,11 +163,6 @@ def _check_place(
             "--address, --workers, --replica and --gpus-per-worker are of a cluster: "
             "give --backend ray with them"
         )
-    for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise BacoError(f"{name} is {value}: give 1 or more")
-    if gpus <= 0:
-        raise BacoError(f"gpus-per-worker is {gpus:g}: give a number above 0")
 
 
 @contextmanager

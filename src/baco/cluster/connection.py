@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,6 +13,7 @@ from typing import Any
 from baco.errors import BacoError
 from baco.evaluation.workers import cores
 
+KNOCK_SECONDS = 10
 MISSING = "a cluster needs Ray: pip install 'baco[ray]'"
 
 
@@ -56,6 +58,7 @@ class Cluster:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
+        self._knock()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
             # Nothing is told to anybody by a cluster that lives as long as one command.
@@ -69,6 +72,20 @@ class Cluster:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BacoError(
                 f"no Ray cluster at {self.address or 'this machine'}: {told}"
+            ) from error
+
+    def _knock(self) -> None:
+        """Ray asks an address that nobody answers for minutes."""
+        if self.address is None or self.address in ("auto", "local"):
+            return
+        host, colon, port = self.address.removeprefix("ray://").rpartition(":")
+        if not colon or not port.isdigit():
+            raise BacoError(f"address is {self.address!r}: give auto, host:port or ray://host:port")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+        except OSError as error:
+            raise BacoError(
+                f"no Ray cluster at {self.address}: {error.strerror or error}"
             ) from error
 
     def _share(self, ray: Any) -> "Share":
