@@ -67,7 +67,8 @@ class Cluster:
             if self.workers is not None:
                 quiet["num_cpus"] = max(cores(), self.workers * self.threads)
         try:
-            ray.init(address=self.address or "local", **quiet)
+            with _mute():
+                ray.init(address=self.address or "local", **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BacoError(
@@ -99,6 +100,21 @@ class Cluster:
                 "wait for machines"
             )
         return Share(self.workers or fits, self.threads, self.gpus if gpus else 0)
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """Ray's core says on standard error, past Python, which log level it was given."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @dataclass(frozen=True, slots=True)
