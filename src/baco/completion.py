@@ -19,11 +19,12 @@ class Completion:
         sources: the model each token came from.
         logprobs: log-probability of each token under its source, in nats, of the raw distribution.
         top_logprobs: the most likely tokens (id → nats) of the source at each position, if asked.
-        finish_reason: ``stop`` (end of text or a stop string) or ``length``.
+        finish_reason: ``stop`` (end of text or a stop string), ``length``, or ``error``.
         pieces: the text in order, each piece with its source; they join to ``text``.
         router: the spelling that gives this answer again,
         seed: together with this seed.
         seconds: from the start of the call to the end of this answer.
+        error: what ended it, where a backend elsewhere failed; what it had until then is kept.
     """
 
     sample: int
@@ -37,6 +38,7 @@ class Completion:
     seed: int
     seconds: float
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str | None = None
 
     @property
     def base_share(self) -> float:

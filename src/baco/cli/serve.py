@@ -44,6 +44,12 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
     ] = 4096,
+    max_logprobs: Annotated[
+        int,
+        typer.Option(
+            "--max-logprobs", min=0, help="Most likely tokens told at a position of a continuation."
+        ),
+    ] = 20,
     max_body: Annotated[
         int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
     ] = 2**20,
@@ -88,6 +94,7 @@ def serve(
         max_open=max_open,
         max_n=max_n,
         max_tokens=max_tokens,
+        max_logprobs=max_logprobs,
         max_body=max_body,
         timeout=timeout,
         log_prompts=log_prompts,
