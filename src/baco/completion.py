@@ -1,9 +1,10 @@
 """What comes back: one answer with its provenance, and the chunks it arrives in."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from baco.engine.sequence import FinishReason, Why
+from baco.errors import BacoError
 from baco.routing.routers import Source
 from baco.text import Piece
 
@@ -54,6 +55,13 @@ class Completion:
     def tokens_per_second(self) -> float:
         """Tokens of this answer per second of the call it came from."""
         return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+def check_whole(completions: Collection[Completion]) -> None:
+    """BacoError where any answer broke off: for who needs all of them."""
+    broken = [one.error for one in completions if one.error is not None]
+    if broken:
+        raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Scoring:
                 tokens=[called(token) for token in shown],
                 token_logprobs=[None if one is None else finite(one) for one in scored.logprobs],
                 top_logprobs=[
-                    top and {called(token): finite(value) for token, value in top.items()}
+                    None if top is None else {called(one): finite(top[one]) for one in top}
                     for top in scored.tops
                 ],
                 text_offset=offsets,

@@ -148,10 +148,10 @@ class RemoteBackend:
         """
         self.capabilities.check(request)
         needed = [half for half in HALVES if request.router.only in (half, None)]
-        for half in needed:
-            _check_half(request, self.halves[half])
         if request.router.only is None:
             self._check_router(request)
+        for half in needed:
+            _check_half(request, self.halves[half])
         rooms = []
         for half in needed:
             told = self.halves[half].ability.context
@@ -231,18 +231,22 @@ def _check_half(request: Request, half: RemoteHalf) -> None:
     params, ability, called = request.params, half.ability, half.server.called
     if params.penalises:
         raise BacoError("penalties need the weights in this process: use --backend local")
-    asked = {"logit_bias": bool(params.logit_bias)}
-    if params.temperature > 0:
-        masks = request.router.only is None and params.min_p > 0
-        asked |= {"min_p": params.min_p > 0, "top_k": params.top_k > 0}
-        asked["logit_bias"] |= masks
-        if not ability.raw and params.temperature != 1:
-            raise BacoError(
-                f"temperature is {params.temperature:g} and {called} tells log-probabilities that "
-                "change with it: use 0 or 1"
-            )
-        if half.name == "base" and request.router.only == "base" and params.top_p < 1:
-            raise BacoError("top_p of the base alone is not exact on a server: use min_p")
-    for name, wanted in asked.items():
-        if wanted and name not in ability.obeys:
-            raise BacoError(f"{called} does not follow {name}: leave it out")
+    if params.logit_bias and "logit_bias" not in ability.obeys:
+        raise BacoError(f"{called} does not follow logit_bias: leave it out")
+    if params.temperature == 0:
+        return
+    if not ability.raw and params.temperature != 1:
+        raise BacoError(
+            f"temperature is {params.temperature:g} and {called} tells log-probabilities that "
+            "change with it: use 0 or 1"
+        )
+    if half.name == "base" and request.router.only == "base" and params.top_p < 1:
+        raise BacoError("top_p of the base alone is not exact on a server: use min_p")
+    for name in ("min_p", "top_k"):
+        if getattr(params, name) and name not in ability.obeys:
+            raise BacoError(f"{called} does not follow {name}: give {name} 0")
+    if params.min_p and request.router.only is None and "logit_bias" not in ability.obeys:
+        raise BacoError(
+            f"{called} does not follow logit_bias, without which min_p is not exact where a half "
+            "may say only word starts: give min_p 0"
+        )

@@ -50,7 +50,8 @@ class Patience:
 
     def before(self, attempt: int, told: float | None) -> float:
         """Seconds to wait before try ``attempt`` (from 1), where a server said ``told``."""
-        pause = min(self.pause * 2 ** (attempt - 1), self.longest) * random.uniform(0.5, 1.5)
+        doubled: float = min(self.pause * 2.0 ** (attempt - 1), self.longest)
+        pause = doubled * random.uniform(0.5, 1.5)
         return pause if told is None else max(pause, min(told, self.asked))
 
 

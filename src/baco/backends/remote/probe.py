@@ -46,15 +46,14 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
     await asking.open()
     await asking.count(pair.vocabulary.size)
     greedy = await asking.complete(max_tokens=_GREEDY, temperature=0)
-    told = bool(greedy.tokens) and None not in greedy.tokens and asking.tells_ids
-    if told:
+    if asking.tells_ids:
         _check_spelling(server, pair, greedy)
     return Ability(
         model=name,
         context=context,
         fields=asking.fields,
         top=asking.top,
-        told=told,
+        told=asking.tells_ids,
         echo=await asking.echo(),
         part=await asking.part(),
         several=await asking.several(),
@@ -65,7 +64,12 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
 
 async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
     """The name of the model to ask for, and its context window."""
-    listed = await server.get("/models")
+    try:
+        listed = await server.get("/models")
+    except RefusedError:
+        if model is None:
+            raise
+        return model, None  # not every server lists what it has
     cards = {str(card["id"]): card for card in listed.get("data") or () if "id" in card}
     own = f"baco/{server.half}"  # of a baco serve, which has many
     if model is None:
@@ -81,6 +85,11 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
 
 def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
     ids = [token for token in greedy.tokens if token is not None]
+    if len(ids) < len(greedy.tokens):
+        raise BacoError(
+            f"{server.called} says tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
+            "model is of another pair"
+        )
     spelled = pair.tokenizer.decode(ids, skip_special_tokens=True).strip()
     if greedy.text.strip() != spelled:
         raise BacoError(

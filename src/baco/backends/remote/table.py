@@ -2,10 +2,10 @@
 
 A server tells the most likely tokens of a position. The rest of the probability is somewhere among
 the other tokens, none of which is likelier than the least that was told. Two fillings bound what
-that can mean. *Narrow*: on as few tokens as can hold it, each as likely as may be; of all that a
-a row can be, this has the least entropy. *Wide*: spread evenly; this has the most. Both leave the
-most likely tokens and their probabilities as they are. Where no entropy is in question, one column per
-row stands for all that is not known, at the most that any such token can have.
+that can mean. *Narrow*: on as few tokens as can hold it, each as likely as may be; of all that the
+row can be, this has the least entropy. *Wide*: spread evenly; this has the most. Both leave the
+most likely tokens and their probabilities as they are. Where no entropy is in question, one column
+per row stands for all that is not known, at the most that any such token can have.
 """
 
 import math
