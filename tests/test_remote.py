@@ -1,5 +1,6 @@
 """A pair on two servers over real HTTP: the answers of this process, in fewer calls than tokens."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -176,6 +177,29 @@ def test_a_half_that_has_no_say_is_not_asked(halves: Baco) -> None:
     told(halves, STORY, "Aligned")
     assert backend.calls["base"] == before["base"]
     assert backend.calls["aligned"] > before["aligned"]
+
+
+def test_explain_tells_what_the_router_saw(halves: Baco, demo: Baco) -> None:
+    def whys(baco: Baco, router: str) -> list[Any]:
+        decoder = baco.decoder()
+        decoder.submit(PROMPT, router=baco.router(router), temperature=0, explain=True)
+        found = []
+        while decoder.busy:
+            found += [token.why for chunk in decoder.step() for token in chunk.tokens]
+        return found
+
+    for router in ("H-Punc:1.2", "P-Punc:0.4", "Aligned"):
+        mine, expected = whys(halves, router), whys(demo, router)
+        assert len(mine) == len(expected)
+        for one, other in zip(mine, expected, strict=True):
+            assert (one.asked, one.wanted) == (other.asked, other.wanted)
+            assert one.predicted == other.predicted
+            assert one.max_base == pytest.approx(other.max_base, abs=1e-4)
+            for name in ("base_logprob", "aligned_logprob"):
+                told = getattr(one, name)
+                assert told == pytest.approx(getattr(other, name), abs=1e-3) or math.isnan(told)
+            if router.startswith("H"):
+                assert one.entropy_base == pytest.approx(other.entropy_base, abs=1e-3)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

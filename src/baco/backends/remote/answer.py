@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from baco.backends.remote.half import FEW, Draws, RemoteHalf
 from baco.backends.remote.judge import OTHER, Law, Pen, Span, Verdict, figure
 from baco.backends.remote.wire import Row, Told
-from baco.engine.sequence import FinishReason, Sequence
+from baco.engine.sequence import FinishReason, Sequence, Why
 from baco.engine.speculation import Record
 from baco.errors import BacoError, UpstreamError
 from baco.pair import Pair
@@ -46,7 +46,7 @@ class News:
 
     Attributes:
         sequence: the answer.
-        tokens, sources, logprobs, tops: new ones.
+        tokens, sources, logprobs, tops, whys: new ones.
         finish: how it ended, if it did,
         error: and what was wrong.
     """
@@ -56,6 +56,7 @@ class News:
     sources: list[Source]
     logprobs: list[float]
     tops: list[dict[int, float]]
+    whys: list[Why]
     finish: FinishReason | None = None
     error: str | None = None
 
@@ -99,7 +100,7 @@ class Answer:
             while not self._done:
                 self._tell(await self._round())
         except (UpstreamError, BacoError) as error:
-            self._tell(News(self._sequence, [], [], [], [], "error", str(error)))
+            self._tell(News(self._sequence, [], [], [], [], [], "error", str(error)))
 
     async def _round(self) -> News:
         drafter, length = self._plan()
@@ -152,8 +153,9 @@ class Answer:
             pen=self._pen,
             position=len(self._tokens),
         )
-        router = self._sequence.request.router
-        if self._alone is not None or router.reads <= {drafter}:
+        request = self._sequence.request
+        alone = self._alone is not None or request.router.reads <= {drafter}
+        if alone and not request.explain:
             verdict = self._law.judge(span)
             if not verdict.open:
                 return verdict
@@ -175,7 +177,7 @@ class Answer:
             len(self._tokens) + at,
             self._top,
         )
-        verdict.say(token, pen.half, row)
+        verdict.say(token, pen.half, row, verdict.explain)
         verdict.pen = None
 
     def _text(self, half: Source) -> list[int]:
@@ -205,6 +207,7 @@ class Answer:
             sources,
             [_logprob(row, token) for row, token in zip(kept, tokens, strict=True)],
             [row.best(wanted) for row in kept] if wanted else [],
+            verdict.whys[: len(tokens)],
             finish,  # type: ignore[arg-type]
         )
 

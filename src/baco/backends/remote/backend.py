@@ -125,11 +125,9 @@ class RemoteBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Draws are the servers' own, so they cannot be replayed; nor is told why a word has its
-        source, for entropies are not known exactly.
-        """
+        """Draws are the servers' own, so they cannot be replayed."""
         tops = [half.ability.top for half in self.halves.values()]
-        return Capabilities(NAME, replayable=False, explain=False, raw_logprobs=min(tops))
+        return Capabilities(NAME, replayable=False, raw_logprobs=min(tops))
 
     @property
     def calls(self) -> dict[Source, int]:
@@ -147,7 +145,7 @@ class RemoteBackend:
             BacoError: the servers cannot keep what the request asks, or its prompt is too long.
         """
         self.capabilities.check(request)
-        needed = [half for half in HALVES if request.router.only in (half, None)]
+        needed = [half for half in HALVES if request.needs(half)]
         if request.router.only is None:
             self._check_router(request)
         for half in needed:

@@ -1,6 +1,7 @@
 """One server over HTTP: connections that are kept, retries, one line for what fails."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import httpx
 
 from baco.errors import BacoError, UpstreamError
 from baco.routing.routers import Source
+
+log = logging.getLogger("baco")
 
 # Another try may help; any other status is the server's last word.
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -71,6 +74,7 @@ class Server:
     def __init__(self, half: Source, url: str, key: str | None, patience: Patience) -> None:
         self.half, self.url = half, _checked(half, url)
         self.calls = 0
+        self._reached = False
         self._patience = patience
         timeout = httpx.Timeout(patience.answer, connect=patience.connect, pool=None)
         # How many calls are open at once is for the engine to say.
@@ -117,8 +121,11 @@ class Server:
                 problem = f"{type(error).__name__}: {error}".rstrip(": ")
             else:
                 if reply.status_code not in _PASSING:
+                    self._reached = True
                     return self._read(reply)
                 problem, told = f"{reply.status_code} {_message(reply)}", _retry_after(reply)
+            if attempt == 1 and not self._reached:
+                log.warning("%s: %s; it is asked again", self.called, problem)
             if attempt < self._patience.tries:
                 await asyncio.sleep(self._patience.before(attempt, told))
         raise UpstreamError(f"{self.called} failed {self._patience.tries} times: {problem}")

@@ -102,7 +102,7 @@ class RemoteEngine:
             except Exception:
                 log.exception("an answer failed")
                 told = "decoding failed in this process; its log says how"
-                self._news.put(News(sequence, [], [], [], [], "error", told))
+                self._news.put(News(sequence, [], [], [], [], [], "error", told))
             finally:
                 self._writing.discard(sequence)
 
@@ -115,6 +115,7 @@ class RemoteEngine:
         sequence.sources += news.sources
         sequence.logprobs += news.logprobs
         sequence.top_logprobs += news.tops
+        sequence.why += news.whys
         sequence.finish_reason, sequence.error = news.finish, news.error
         if news.finish is not None:
             self._forget(sequence)

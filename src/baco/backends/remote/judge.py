@@ -7,16 +7,16 @@ source; the first position of the other half hands that half the pen.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from baco.backends.remote.table import Table
 from baco.backends.remote.wire import Row
-from baco.engine.sequence import Request
+from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
@@ -90,25 +90,33 @@ class Verdict:
 
     Attributes:
         tokens, sources, rows: of what stands; each row is its source's.
+        whys: what the router saw at each, if asked.
         agreed: how many of them were drafted.
         pen: who has to say the next token, where that is known.
         redraw: the pen's half has said something there that may not stand.
+        explain: what the router saw where it is to be drawn again, of the token that will stand.
         open: the other half's rows have to be known to go on.
     """
 
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    whys: list[Why] = field(default_factory=list)
     agreed: int = 0
     pen: Pen | None = None
     redraw: bool = False
+    explain: Callable[[int], Why] | None = None
     open: bool = False
 
-    def say(self, token: int, source: Source, row: Row) -> None:
+    def say(
+        self, token: int, source: Source, row: Row, explain: Callable[[int], Why] | None
+    ) -> None:
         """One more stands."""
         self.tokens.append(token)
         self.sources.append(source)
         self.rows.append(row)
+        if explain is not None:
+            self.whys.append(explain(token))
 
 
 @dataclass(frozen=True)
@@ -151,17 +159,18 @@ class Law:
                 verdict.open = True
                 return verdict
             row = span.rows(pen.half)[at]
+            why = partial(bench.why, at, active) if self.request.explain else None
             if pen.half == span.drafter:
                 if not bench.stands(at, pen):
                     # At temperature 0 what it would say instead is mostly known.
                     said = bench.best(at, pen) if self._cold else None
                     if said is None:
-                        verdict.pen, verdict.redraw = pen, True
+                        verdict.pen, verdict.redraw, verdict.explain = pen, True, why
                     else:
-                        verdict.say(said, pen.half, row)
+                        verdict.say(said, pen.half, row, why)
                     return verdict
                 verdict.agreed += 1
-                verdict.say(token, pen.half, row)
+                verdict.say(token, pen.half, row, why)
             else:
                 if self._cold and span.scored is None:
                     verdict.open = True
@@ -170,7 +179,7 @@ class Law:
                 if said is None:
                     verdict.pen = pen
                     return verdict
-                verdict.say(said, pen.half, row)
+                verdict.say(said, pen.half, row, why)
                 if said != token:
                     return verdict
                 verdict.agreed += 1
@@ -245,6 +254,27 @@ class _Bench:
             raise self._undecided(at)
         source, masked = follow(first, spoke)
         return Pen("base" if bool(source) else "aligned", bool(masked))
+
+    def why(self, at: int, active: Source, token: int) -> Why:
+        """What the router saw where a token stands. An entropy is the middle of its bounds where
+        the router goes by one, else NaN; so is a log-probability that no server told.
+        """
+        signals, standing = self._signals[0], self._standing[0]
+        here = standing.map(lambda column: column[at : at + 1])
+        rows = {half: self._span.rows(half)[at] for half in OTHER}
+        bounds = [float(one.entropy_base[at]) for one in self._signals]
+        base = rows["base"]
+        return Why(
+            base_logprob=base.known.get(token, math.nan) if base.measured else math.nan,
+            aligned_logprob=(
+                rows["aligned"].known.get(token, math.nan) if rows["aligned"].measured else math.nan
+            ),
+            max_base=float(signals.max_base[at]) if base.measured else math.nan,
+            entropy_base=sum(bounds) / 2 if len(bounds) == 2 else math.nan,
+            predicted=max(base.known, key=lambda one: (base.known[one], -one)),
+            asked=bool(here.boundary(torch.tensor([active == "base"]))),
+            wanted="base" if bool(here.wanted) else "aligned",
+        )
 
     def _undecided(self, at: int) -> BacoError:
         low, high = (float(signals.entropy_base[at]) for signals in self._signals)
