@@ -88,14 +88,14 @@ class Door:
             sent = True
             return {"type": "http.request", "body": data, "more_body": False}
 
-        headers = [(n, v) for n, v in scope["headers"] if n != b"content-length"]
+        kept = [(n, v) for n, v in scope["headers"] if n != b"content-length"]
         length = (b"content-length", str(len(data)).encode())
         told: list[Message] = []
 
         async def held(message: Message) -> None:
             told.append(message)
 
-        await self._app({**scope, "headers": [*headers, length]}, again, held)
+        await self._app({**scope, "headers": [*kept, length]}, again, held)
         await self._answer(told, send)
 
     async def _answer(self, told: list[Message], send: Send) -> None:
@@ -111,7 +111,7 @@ class Door:
 async def _whole(receive: Receive) -> bytes:
     body = b""
     while True:
-        message = await receive()
-        body += message.get("body", b"")
+        message: Any = await receive()
+        body += bytes(message.get("body", b""))
         if not message.get("more_body"):
             return body

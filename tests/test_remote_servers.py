@@ -101,7 +101,7 @@ def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
     with remote(server.url) as halves:
         decided = 0
         for gamma in (0.3, 1.0, 1.5, 2.0, 4.0, 7.0):
-            asked = {"router": f"H:{gamma}", "temperature": 0}
+            asked: dict[str, Any] = {"router": f"H:{gamma}", "temperature": 0}
             (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
             kept = len(mine.token_ids)
             assert mine.token_ids == expected.token_ids[:kept]
@@ -145,7 +145,7 @@ def test_what_passes_is_tried_again(
     door = Door(Backing(server.url), failing(status, headers))
     with listening(door) as url, remote(server.url, aligned_url=url) as halves:
         before = len(door.asked)
-        asked = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
+        asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
         (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
         assert (mine.token_ids, mine.error) == (expected.token_ids, None)
         assert len(door.asked) - before > 2
@@ -301,7 +301,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_time_and_no_answer(
     """Under load; one that does not come back costs the answers that need it, and no other."""
     process = started(port)
     url = f"http://127.0.0.1:{port}"
-    asked = {"router": ROUTER, "temperature": 0, "n": 1}
+    asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "n": 1}
     prompts = [PROMPT, STORY, "Give me a cosy dinner idea", "Give me a name for my puppy."] * 5
     expected = [demo.generate(prompt, **asked)[0].token_ids for prompt in prompts[:4]] * 5
     try:

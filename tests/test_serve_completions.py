@@ -50,7 +50,12 @@ def test_token_ids_are_as_good_as_the_text_they_spell(server: Served, demo: Baco
     with server.client as client:
 
         def choices(prompt: Any) -> list[Any]:
-            asked = {"prompt": prompt, "router": ROUTER, "seed": 4, "max_tokens": 12}
+            asked: dict[str, Any] = {
+                "prompt": prompt,
+                "router": ROUTER,
+                "seed": 4,
+                "max_tokens": 12,
+            }
             told: list[Any] = client.post("/v1/completions", json=asked).json()["choices"]
             return told
 
@@ -79,7 +84,7 @@ def test_a_prompt_that_is_none_is_refused(server: Served, prompt: Any, message: 
 
 
 def scored(server: Served, **body: Any) -> dict[str, Any]:
-    asked = {"model": "baco/base", "max_tokens": 0, "echo": True, "logprobs": 3}
+    asked: dict[str, Any] = {"model": "baco/base", "max_tokens": 0, "echo": True, "logprobs": 3}
     with server.client as client:
         reply: dict[str, Any] = client.post("/v1/completions", json=asked | body).json()
     return reply

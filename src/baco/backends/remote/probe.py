@@ -91,7 +91,7 @@ def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
             "model is of another pair"
         )
     spelled = pair.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    if greedy.text.strip() != spelled:
+    if greedy.text and greedy.text.strip() != spelled:
         raise BacoError(
             f"{server.called} spells tokens {ids} as {greedy.text.strip()!r}, the pair {pair.name} "
             f"as {spelled!r}: its model is of another pair"

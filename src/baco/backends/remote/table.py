@@ -85,14 +85,22 @@ class Table:
         return torch.cat((self.banned[torch.tensor(self.ids)], more))
 
     def _narrow(self, row: Row) -> Tensor:
-        made, own, rest = self._empty(), len(self.ids), self._rest(row)
-        if rest and self.fillers:
-            most = math.exp(row.cap)
-            full = min(int(rest / most), self.fillers)
-            made[own : own + full] = row.cap
-            if full < self.fillers and rest - full * most > 0:
-                made[own + full] = min(math.log(rest - full * most), row.cap)
+        made, rest = self._empty(), self._rest(row)
+        if rest:
+            most, free = math.exp(row.cap), self._free(row)
+            full = min(int(rest / most), len(free))
+            made[free[:full]] = row.cap
+            if full < len(free) and rest - full * most > 0:
+                made[free[full]] = min(math.log(rest - full * most), row.cap)
         return self._known(made, row)
+
+    def _free(self, row: Row) -> list[int]:
+        """The columns that a row's rest may stand in."""
+        own = len(self.ids)
+        if not self.whole:
+            return [own]
+        others = [at for at, token in enumerate(self.ids) if token not in row.known]
+        return [*range(own, own + self.fillers), *others]
 
     def _wide(self, row: Row) -> Tensor:
         made, rest = self._empty(), self._rest(row)
