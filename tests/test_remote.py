@@ -115,6 +115,20 @@ def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, serve
             assert told(halves, PROMPT, router, temperature=0) == expected
 
 
+def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
+    halves: Baco, demo: Baco
+) -> None:
+    from baco.routing.registry import _custom, register_router
+
+    register_router("Flat", lambda signals, gamma: signals.base.softmax(-1).std(-1) < gamma)
+    try:
+        expected = told(demo, PROMPT, "Flat:0.012", temperature=0)
+        assert told(halves, PROMPT, "Flat:0.012", temperature=0) == expected
+        assert {"base", "aligned"} == set(expected[0][1])
+    finally:
+        del _custom["Flat"]
+
+
 def alike(mine: Counter[str], expected: Counter[str]) -> float:
     """p of a chi-square test that two counts are of one distribution, rare cases as one."""
     rare = [key for key in mine | expected if mine[key] + expected[key] < 10]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from baco.backends.remote.half import FEW, Draws, RemoteHalf
-from baco.backends.remote.judge import OTHER, Law, Pen, Span, Verdict, figure
+from baco.backends.remote.judge import Verdict, judge
+from baco.backends.remote.view import OTHER, Law, Pen, Span, figure
 from baco.backends.remote.wire import Row, Told
 from baco.engine.sequence import FinishReason, Sequence, Why
 from baco.engine.speculation import Record
@@ -22,6 +23,8 @@ _CALLS = 4
 _LONGEST = 32
 # Where one half says everything, a call ends only so that there is something to show.
 _ALONE = 16
+# Routers of these figures need all that servers tell.
+_MUCH = ("entropy", "all")
 
 
 @dataclass(slots=True)
@@ -91,8 +94,11 @@ class Answer:
         self._pen: Pen | None = None
         self._drafter: Source = request.router.only or "aligned"
         self._done = False
-        entropies = figure(request.router) in ("entropy", "all")
-        self._top = max(h.ability.top for h in halves.values()) if entropies else FEW
+        few, much = max(FEW, request.params.logprobs or 0), figure(request.router) in _MUCH
+        self._top = {
+            name: half.ability.top if much and name in request.router.reads else few
+            for name, half in halves.items()
+        }
 
     async def write(self) -> None:
         """Write it to its end, and tell of every span."""
@@ -105,7 +111,7 @@ class Answer:
     async def _round(self) -> News:
         drafter, length = self._plan()
         half, text = self._halves[drafter], self._text(drafter)
-        told = await half.draft(text, length, self._draws, len(self._tokens), self._top)
+        told = await half.draft(text, length, self._draws, len(self._tokens), self._top[drafter])
         verdict = await self._judged(drafter, told)
         if verdict.redraw and verdict.pen is not None:
             await self._redraw(verdict, told)
@@ -156,12 +162,12 @@ class Answer:
         request = self._sequence.request
         alone = self._alone is not None or request.router.reads <= {drafter}
         if alone and not request.explain:
-            verdict = self._law.judge(span)
+            verdict = judge(self._law, span)
             if not verdict.open:
                 return verdict
         other = self._halves[OTHER[drafter]]
-        span.scored = await other.rows(self._text(other.name), tokens, self._top)
-        return self._law.judge(span)
+        span.scored = await other.rows(self._text(other.name), tokens, self._top[other.name])
+        return judge(self._law, span)
 
     async def _redraw(self, verdict: Verdict, told: Told) -> None:
         """Have the pen's half say something that may stand, in place of what it said."""
@@ -175,7 +181,7 @@ class Answer:
             lambda token: self._law.may_say(token, pen),
             self._draws,
             len(self._tokens) + at,
-            self._top,
+            self._top[pen.half],
         )
         verdict.say(token, pen.half, row, verdict.explain)
         verdict.pen = None

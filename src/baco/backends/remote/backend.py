@@ -13,8 +13,8 @@ from baco.backends.protocol import Capabilities
 from baco.backends.remote.client import Patience, Server
 from baco.backends.remote.engine import RemoteEngine
 from baco.backends.remote.half import RemoteHalf
-from baco.backends.remote.judge import figure
 from baco.backends.remote.probe import probe
+from baco.backends.remote.view import figure
 from baco.backends.remote.wire import Names
 from baco.engine.sequence import Request
 from baco.errors import BacoError, UpstreamError

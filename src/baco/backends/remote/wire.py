@@ -30,6 +30,11 @@ class Row:
         """A row of which nothing but the most likely token is known."""
         return cls({token: 0.0}, -math.inf, measured=False)
 
+    @property
+    def clear(self) -> bool:
+        """Is the most likely token among those that are known?"""
+        return self.cap <= max(self.known.values())
+
     def best(self, count: int) -> dict[int, float]:
         """The most likely tokens."""
         order = sorted(self.known.items(), key=lambda pair: (-pair[1], pair[0]))
