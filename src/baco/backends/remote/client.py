@@ -76,11 +76,10 @@ class Server:
         self.calls = 0
         self._reached = False
         self._patience = patience
-        timeout = httpx.Timeout(patience.answer, connect=patience.connect, pool=None)
-        # How many calls are open at once is for the engine to say.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._trust = httpx.create_ssl_context()
+        # A connection each, the one used last first: a pool of many looks through all at each call.
+        self._idle: list[httpx.AsyncClient] = []
 
     @property
     def called(self) -> str:
@@ -102,7 +101,20 @@ class Server:
 
     async def close(self) -> None:
         """Let its connections go."""
-        await self._client.aclose()
+        for client in self._idle:
+            await client.aclose()
+        self._idle.clear()
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        client = self._idle.pop() if self._idle else self._connection()
+        try:
+            return await client.request(method, self.url + path, json=body)
+        finally:
+            self._idle.append(client)
+
+    def _connection(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(self._patience.answer, connect=self._patience.connect)
+        return httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._trust)
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         problem = ""
@@ -110,7 +122,7 @@ class Server:
             told = None
             self.calls += 1
             try:
-                reply = await self._client.request(method, self.url + path, json=body)
+                reply = await self._send(method, path, body)
             except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
                 # It is at work: to ask again would only be more of it.
                 raise UpstreamError(
