@@ -50,7 +50,12 @@ def test_token_ids_are_as_good_as_the_text_they_spell(server: Served, demo: Baco
     with server.client as client:
 
         def choices(prompt: Any) -> list[Any]:
-            asked = {"prompt": prompt, "router": ROUTER, "seed": 4, "max_tokens": 12}
+            asked: dict[str, Any] = {
+                "prompt": prompt,
+                "router": ROUTER,
+                "seed": 4,
+                "max_tokens": 12,
+            }
             told: list[Any] = client.post("/v1/completions", json=asked).json()["choices"]
             return told
 
@@ -76,3 +81,72 @@ def test_a_prompt_that_is_none_is_refused(server: Served, prompt: Any, message: 
         answer = client.post("/v1/completions", json={"prompt": prompt})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def scored(server: Served, **body: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {"model": "baco/base", "max_tokens": 0, "echo": True, "logprobs": 3}
+    with server.client as client:
+        reply: dict[str, Any] = client.post("/v1/completions", json=asked | body).json()
+    return reply
+
+
+@pytest.mark.parametrize("half", ["base", "aligned"])
+def test_echo_tells_how_likely_a_half_finds_the_prompt(
+    server: Served, demo: Baco, half: str
+) -> None:
+    ids = getattr(demo.pair.renderer.raw(TEXTS[0]), f"{half}_ids")
+    rows = getattr(demo.pair, half).score(ids).log_softmax(dim=-1)
+    replies = [scored(server, prompt=one, model=f"baco/{half}") for one in ([TEXTS[0]], ids)]
+    for choice in [choice for reply in replies for choice in reply["choices"]]:
+        told = choice["logprobs"]
+        assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
+        assert told["token_logprobs"][1:] == pytest.approx(
+            [float(rows[at - 1, ids[at]]) for at in range(1, len(ids))], abs=1e-4
+        )
+        assert list(told["top_logprobs"][-1].values()) == pytest.approx(
+            rows[-2].topk(3).values.tolist(), abs=1e-4
+        )
+        assert "".join(told["tokens"]) == choice["text"] == TEXTS[0]
+    assert replies[0]["usage"]["completion_tokens"] == 0
+
+
+def test_ids_and_a_part_of_the_prompt_are_told_if_asked(server: Served, demo: Baco) -> None:
+    ids = demo.pair.renderer.raw(TEXTS[0]).base_ids
+    named = {"return_tokens_as_token_ids": True, "return_token_ids": True}
+    (choice,) = scored(server, prompt=ids, echo_from=4, **named)["choices"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in ids[4:]]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == (list(ids), [])
+    whole = scored(server, prompt=ids, **named)["choices"][0]["logprobs"]
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(whole["token_logprobs"][4:])
+
+    body = {"model": "baco/base", "prompt": ids, "seed": 4, "logprobs": 1} | named
+    with server.client as client:
+        (said,) = client.post("/v1/completions", json=body).json()["choices"]
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
+            pieces = [choice for event in events(got) for choice in event["choices"]]
+    assert said["token_ids"][-1] in demo.pair.end_ids
+    assert said["logprobs"]["tokens"] == [f"token_id:{token}" for token in said["token_ids"]]
+    assert [token for piece in pieces for token in piece["token_ids"]] == said["token_ids"]
+    assert [piece.get("prompt_token_ids") for piece in pieces][:2] == [list(ids), None]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "baco"}, "echo is of one model: give baco/base or baco/aligned"),
+        ({"model": "baco/P-Punc:0.4"}, "under a router a prompt has no likelihood"),
+        ({"max_tokens": 4}, "give logprobs and max_tokens 0"),
+        ({"logprobs": None}, "give logprobs and max_tokens 0"),
+        ({"logprobs": 21}, "logprobs is 21: this server gives at most 20"),
+        ({"stream": True}, "neither stream nor n"),
+        ({"echo_from": 99}, "echo_from is 99: the prompt has"),
+        ({"echo": False}, "max_tokens 0 and echo_from go with echo"),
+        ({"prompt": [1] * 513}, "context window is 512"),
+        ({"prompt": [2048]}, "prompt names token 2048"),
+    ],
+    ids=str,
+)
+def test_what_echo_cannot_tell_is_refused(
+    server: Served, wrong: dict[str, Any], message: str
+) -> None:
+    assert message in scored(server, **{"prompt": TEXTS[0]} | wrong)["error"]["message"]

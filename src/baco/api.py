@@ -96,7 +96,7 @@ class Baco:
                 raise BacoError(f"memory and draft are of the local backend, not of {backend}")
             there, engines = backends.connect(backend, known, options)
             return cls(there, max_rows, backend=engines)
-        for option in ("base_url", "aligned_url"):
+        for option in ("base_url", "aligned_url", "base_model", "aligned_model"):
             if option in options:
                 raise BacoError(f"{option} is of the remote backend: give backend remote with it")
         if memory is not None:

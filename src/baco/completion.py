@@ -1,9 +1,10 @@
 """What comes back: one answer with its provenance, and the chunks it arrives in."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from baco.engine.sequence import FinishReason, Why
+from baco.errors import BacoError
 from baco.routing.routers import Source
 from baco.text import Piece
 
@@ -19,11 +20,12 @@ class Completion:
         sources: the model each token came from.
         logprobs: log-probability of each token under its source, in nats, of the raw distribution.
         top_logprobs: the most likely tokens (id → nats) of the source at each position, if asked.
-        finish_reason: ``stop`` (end of text or a stop string) or ``length``.
+        finish_reason: ``stop`` (end of text or a stop string), ``length``, or ``error``.
         pieces: the text in order, each piece with its source; they join to ``text``.
         router: the spelling that gives this answer again,
         seed: together with this seed.
         seconds: from the start of the call to the end of this answer.
+        error: what ended it, where a backend elsewhere failed; what it had until then is kept.
     """
 
     sample: int
@@ -37,6 +39,7 @@ class Completion:
     seed: int
     seconds: float
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str | None = None
 
     @property
     def base_share(self) -> float:
@@ -52,6 +55,13 @@ class Completion:
     def tokens_per_second(self) -> float:
         """Tokens of this answer per second of the call it came from."""
         return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+def check_whole(completions: Collection[Completion]) -> None:
+    """BacoError where any answer broke off: for who needs all of them."""
+    broken = [one.error for one in completions if one.error is not None]
+    if broken:
+        raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,4 +211,5 @@ def _complete(answer: Sequence, text: AnswerText, seconds: float) -> Completion:
         seed=answer.request.params.seed,
         seconds=seconds,
         top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
+        error=answer.error,
     )

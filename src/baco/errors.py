@@ -10,3 +10,7 @@ class BacoError(ValueError):
 
 class UnfitPairError(BacoError):
     """Two models that cannot be a pair as they are: to ``baco diagnose`` this is a verdict."""
+
+
+class UpstreamError(RuntimeError):
+    """A server that decodes for this process failed, told in one line; a server answers 502."""

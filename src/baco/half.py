@@ -21,6 +21,9 @@ from baco.packing import weights
 
 log = logging.getLogger("baco")
 
+# The context window of a model that names none.
+UNBOUNDED = 2**30
+
 
 @dataclass
 class Half:
@@ -59,10 +62,10 @@ class Half:
 
     @property
     def context(self) -> int:
-        """Context window in tokens; unbounded (2**30) where the model names none."""
+        """Context window in tokens; UNBOUNDED where the model names none."""
         config = self.model.config.get_text_config()
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
-        return next((int(v) for n in names if (v := getattr(config, n, None))), 2**30)
+        return next((int(v) for n in names if (v := getattr(config, n, None))), UNBOUNDED)
 
     @cached_property
     def size(self) -> Size:

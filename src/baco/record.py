@@ -39,6 +39,7 @@ def record(
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,
             }
+            | ({"error": c.error} if c.error is not None else {})
             for c in completions
         ],
     }

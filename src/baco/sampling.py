@@ -8,6 +8,7 @@ from typing import Any, Self
 from baco.errors import BacoError
 
 MAX_SEED = 2**63 - 1
+MOST_LOGPROBS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class SamplingParams:
         logit_bias: token id → what is added to its logit, -100 … 100, whichever model speaks.
         max_tokens: length of an answer, in tokens.
         stop: strings that end an answer; they are cut off.
-        logprobs: also return this many most likely tokens per position, at most 20.
+        logprobs: also return this many most likely tokens per position, at most 65,536.
 
     Raises:
         BacoError: a value out of its range.
@@ -68,7 +69,7 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, 20)
+            _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
 
     @property
     def penalises(self) -> bool:

@@ -8,9 +8,9 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -38,11 +38,13 @@ class Http:
         pair: for its vocabulary; its models are not run.
         clients: by half.
         both: asks both at once.
+        fields: what requests to each say beside, such as a model's name.
     """
 
     pair: Pair
     clients: dict[str, httpx.Client]
     both: ThreadPoolExecutor
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def decode(self, task: Task) -> Run:
         """Decode one answer, timed."""
@@ -84,6 +86,7 @@ class Http:
     def _row(self, half: str, text: list[int]) -> Tensor:
         """What a half says next, as far as its server tells: [1, V], -inf elsewhere."""
         body = {"prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": _MOST}
+        body |= self.fields.get(half, {})
         told = self.clients[half].post("/v1/completions", json=body).raise_for_status().json()
         top = told["choices"][0]["logprobs"]["top_logprobs"][0]
         row = torch.full((1, self.pair.vocabulary.size), -torch.inf)

@@ -44,7 +44,13 @@ class Show:
         self.shown = 0  # answers that stand for good
 
     def run(self, svg: Path | None = None) -> None:
-        """Draw and show the answers and their figures; also as an SVG file where asked."""
+        """Draw and show the answers and their figures; also as an SVG file where asked.
+
+        Raises:
+            BacoError: answers broke off; what there is of them is shown.
+        """
+        from baco.completion import check_whole
+
         if sys.stdout.isatty():
             self._live()
         elif len(self.growing) == 1:
@@ -55,6 +61,7 @@ class Show:
             spelling, name = self.done[0].router, self.baco.pair.name
             assert isinstance(self.prompt, str)  # only a command's answers are drawn
             draw_svg(svg, command_line(self.prompt, name, spelling, self.settings), self._whole())
+        check_whole(self.done.values())
 
     def _live(self) -> None:
         console, drawn = out(), 0.0

@@ -53,6 +53,8 @@ def generate(
     backend: opt.Backend = "local",
     base_url: opt.BaseUrl = None,
     aligned_url: opt.AlignedUrl = None,
+    base_model: opt.BaseModel = None,
+    aligned_model: opt.AlignedModel = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -104,6 +106,8 @@ def generate(
         backend=backend,
         base_url=base_url,
         aligned_url=aligned_url,
+        base_model=base_model,
+        aligned_model=aligned_model,
         base_template=base_template,
         chat_template=chat_template,
     )

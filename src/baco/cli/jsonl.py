@@ -152,6 +152,8 @@ def _answer_rest(
     router: Any,
     settings: dict[str, Any],
 ) -> None:
+    from baco.completion import check_whole
+
     console, n = err(), settings["n"]
     columns = (
         TextColumn("prompts"),
@@ -172,6 +174,7 @@ def _answer_rest(
                 rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
                 progress.update(task, completed=done + answers / n, rate=rate)
             for row, completions in zip(batch, samples, strict=True):
+                check_whole(completions)  # a run that is started again draws the batch anew
                 completions.sort(key=lambda completion: completion.sample)
                 made = row.kept | record(row.prompt, baco, settings, completions)
                 file.write(json.dumps(made, ensure_ascii=False) + "\n")

@@ -62,6 +62,14 @@ AlignedUrl = Annotated[
     str | None,
     typer.Option("--aligned-url", help="Of --backend remote: the aligned model's server."),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base-model", help="Its name there, where that server has several models."),
+]
+AlignedModel = Annotated[
+    str | None,
+    typer.Option("--aligned-model", help="The same of the aligned model's server."),
+]
 BaseTemplate = Annotated[
     str | None,
     typer.Option(

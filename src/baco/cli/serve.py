@@ -44,6 +44,12 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
     ] = 4096,
+    max_logprobs: Annotated[
+        int,
+        typer.Option(
+            "--max-logprobs", min=0, help="Most likely tokens told at a position of a continuation."
+        ),
+    ] = 20,
     max_body: Annotated[
         int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
     ] = 2**20,
@@ -64,6 +70,8 @@ def serve(
     backend: opt.Backend = "local",
     base_url: opt.BaseUrl = None,
     aligned_url: opt.AlignedUrl = None,
+    base_model: opt.BaseModel = None,
+    aligned_model: opt.AlignedModel = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -88,6 +96,7 @@ def serve(
         max_open=max_open,
         max_n=max_n,
         max_tokens=max_tokens,
+        max_logprobs=max_logprobs,
         max_body=max_body,
         timeout=timeout,
         log_prompts=log_prompts,
@@ -106,6 +115,8 @@ def serve(
         backend=backend,
         base_url=base_url,
         aligned_url=aligned_url,
+        base_model=base_model,
+        aligned_model=aligned_model,
         base_template=base_template,
         chat_template=chat_template,
     )

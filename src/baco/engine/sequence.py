@@ -7,7 +7,7 @@ from baco.routing.routers import Router, Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +67,8 @@ class Sequence:
     """Sample ``sample`` of a request. The engine appends; readers look.
 
     ``limit`` is the most tokens it may get: ``max_tokens``, or less where a context window ends.
+    ``error`` says what ended an answer whose ``finish_reason`` is ``error``: a backend elsewhere
+    failed, and the answer alone is lost.
     """
 
     request: Request
@@ -78,6 +80,7 @@ class Sequence:
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     why: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: str | None = None
 
     def cut(self, tokens: int) -> None:
         """Keep only the first ``tokens`` tokens."""

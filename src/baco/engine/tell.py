@@ -66,7 +66,7 @@ def _tops(
         return None
     source = verdict.source[positions.row, positions.ahead]
     raw = torch.where(source[:, None], verdict.signals.base, verdict.signals.aligned)
-    top = raw.log_softmax(dim=-1).topk(wanted, dim=-1)
+    top = raw.log_softmax(dim=-1).topk(min(wanted, raw.shape[-1]), dim=-1)
     each = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(ids, values, strict=True)) for ids, values in each]
 

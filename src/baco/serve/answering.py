@@ -11,6 +11,7 @@ from fastapi import Request
 
 from baco.completion import Chunk
 from baco.decoder import Decoder
+from baco.errors import UpstreamError
 from baco.serve.asking import Question
 from baco.serve.driver import Driver
 from baco.serve.errors import ClientGoneError
@@ -74,13 +75,16 @@ class Answers:
 
         Raises:
             TimeoutError: the time is over.
-            Exception: what ended an answer.
+            UpstreamError: a server that decodes an answer failed.
+            Exception: what else ended an answer.
         """
         n = self.question.params.n
         left = n * len(self._jobs)
         while left:
             prompt, chunk = await self._next()
             assert isinstance(chunk, Chunk)
+            if chunk.completion is not None and chunk.completion.error is not None:
+                raise UpstreamError(chunk.completion.error)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
 

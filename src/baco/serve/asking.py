@@ -11,11 +11,12 @@ from baco.decoder import Decoder
 from baco.errors import BacoError
 from baco.prompts import Conversation
 from baco.routing.registry import catalogue
-from baco.routing.routers import Router
+from baco.routing.routers import Router, Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 from baco.serve.errors import UnknownModelError
 from baco.serve.protocol import Asked, ChatRequest, CompletionRequest, Message
+from baco.serve.scoring import Scoring
 from baco.serve.settings import Settings
 
 ROOT = "baco"
@@ -120,7 +121,48 @@ class Asking:
 
     def completion(self, body: CompletionRequest) -> Question:
         """What texts to be continued ask; errors as for `chat`."""
+        if body.max_tokens == 0 or body.echo_from is not None:
+            raise BacoError("max_tokens 0 and echo_from go with echo: true")
+        self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
         return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
+
+    def scoring(self, body: CompletionRequest) -> Scoring:
+        """What a request with ``echo`` asks.
+
+        Raises:
+            BacoError: it asks for more than scores, or of no single model.
+        """
+        if body.max_tokens != 0 or body.logprobs is None or body.stream or (body.n or 1) > 1:
+            raise BacoError(
+                "echo tells how likely a prompt is: give logprobs and max_tokens 0 with it, "
+                "neither stream nor n"
+            )
+        half = self._router(body).only
+        if half is None:
+            raise BacoError(
+                f"echo is of one model: give {ROOT}/base or {ROOT}/aligned as the model; under a "
+                "router a prompt has no likelihood"
+            )
+        self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
+        prompts = _prompts(body.prompt)
+        self._limit("the number of prompts", len(prompts), self._settings.max_n)
+        made = Scoring(
+            tuple(self.ids(prompt, half) for prompt in prompts),
+            half,
+            body.logprobs,
+            body.echo_from or 0,
+            bool(body.return_token_ids),
+            bool(body.return_tokens_as_token_ids),
+        )
+        made.check(self._baco.pair)
+        return made
+
+    def ids(self, prompt: str | TokenIds, half: Source = "aligned") -> TokenIds:
+        """A text's token ids as a half reads it; token ids as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        rendered = self._baco.pair.renderer.raw(prompt)
+        return rendered.base_ids if half == "base" else rendered.aligned_ids
 
     def _question(
         self,

@@ -31,6 +31,9 @@ class Choice:
     Attributes:
         pair: spells its tokens.
         explain: tell of every token why it has its source.
+        prompt: its prompt's token ids, for who asked for ids.
+        named: name tokens by their ids in the older endpoint's log-probabilities, where end tokens
+            then stand too.
         tokens, base, switches: counted so far.
         why: of the tokens so far, if asked.
         completion: the answer, once it has ended.
@@ -38,6 +41,8 @@ class Choice:
 
     pair: Pair
     explain: bool = False
+    prompt: tuple[int, ...] | None = None
+    named: bool = False
     tokens: int = 0
     base: int = 0
     switches: int = 0
@@ -120,30 +125,41 @@ class Choice:
         """Of new tokens, as the older endpoint's choices tell them."""
         told = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            if token.id in self.pair.end_ids:
+            ends = token.id in self.pair.end_ids
+            if ends and not self.named:
                 continue
-            name = self._name(token.id)
-            told.tokens.append(name)
-            told.token_logprobs.append(_finite(token.logprob))
+            told.tokens.append(self._called(token.id))
+            told.token_logprobs.append(finite(token.logprob))
             told.top_logprobs.append(self._table(token.top_logprobs or {}))
             told.text_offset.append(self._offset)
-            self._offset += len(self._measure(self.pair.spelling(token.id)))
+            self._offset += 0 if ends else len(self._measure(self.pair.spelling(token.id)))
         return told
 
     def _table(self, top: Mapping[int, float]) -> dict[str, float]:
-        return {self._name(id_): _finite(logprob) for id_, logprob in top.items()}
+        return {self._called(id_): finite(logprob) for id_, logprob in top.items()}
+
+    def _called(self, token: int) -> str:
+        return by_id(token) if self.named else name_of(self.pair, token)
 
     def _logprob(self, token: int, logprob: float) -> TopLogprob:
         spelled = self.pair.spelling(token)
-        return TopLogprob(token=self._name(token), logprob=_finite(logprob), bytes=list(spelled))
+        return TopLogprob(
+            token=name_of(self.pair, token), logprob=finite(logprob), bytes=list(spelled)
+        )
 
-    def _name(self, token: int) -> str:
-        """A token's text; one that is no whole text by its bytes, as OpenAI names those."""
-        spelled = self.pair.spelling(token)
-        try:
-            return spelled.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+def name_of(pair: Pair, token: int) -> str:
+    """A token's text; one that is no whole text by its bytes, as OpenAI names those."""
+    spelled = pair.spelling(token)
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def by_id(token: int) -> str:
+    """A token's name where it is named by its id, as vLLM does."""
+    return f"token_id:{token}"
 
 
 def tokens_of(completion: Completion) -> list[Token]:
@@ -167,5 +183,6 @@ def _settle(told: Provenance, completion: Completion) -> None:
     told.router, told.seed = completion.router, completion.seed
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can hold it."""
     return max(logprob, IMPOSSIBLE)

@@ -9,14 +9,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import TypeVar
 
 from baco.completion import Chunk
 from baco.decoder import Decoder
 from baco.serve.job import Job, ReplayError
 
 log = logging.getLogger("baco.serve")
+
+T = TypeVar("T")
 
 
 class QueueFullError(Exception):
@@ -64,6 +68,7 @@ class Driver:
     _late: list[Job] = field(default_factory=list, init=False)
     _past: Load = field(default_factory=Load, init=False)
     _stopped: bool = field(default=False, init=False)
+    _calls: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,11 +86,28 @@ class Driver:
         with self._changed:
             if self._closing:
                 raise ClosedError
-            if len(self._open) + len(new) > self.most:
+            if self.open + len(new) > self.most:
                 raise QueueFullError
             self._open.update(new)
         for job in new:
             self._asked.put(lambda job=job: self._take(job))  # type: ignore[misc]
+
+    def call(self, work: Callable[[], T]) -> "Future[T]":
+        """Have something done in the decoder's thread, between two of its steps.
+
+        Raises:
+            QueueFullError: more would be open than may be.
+            ClosedError: the driver is being closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise ClosedError
+            if self.open >= self.most:
+                raise QueueFullError
+            self._calls += 1
+        told: Future[T] = Future()
+        self._asked.put(lambda: self._do(work, told))
+        return told
 
     def cancel(self, job: Job) -> None:
         """Give a job up from any thread; its rows leave the batch before the next step."""
@@ -104,14 +126,14 @@ class Driver:
         """
         self.drain()
         with self._changed:
-            self._changed.wait_for(lambda: not self._open, grace)
+            self._changed.wait_for(lambda: not self.open, grace)
         self._asked.put(self._stop)
         self._thread.join()
 
     @property
     def open(self) -> int:
-        """Jobs that have not ended."""
-        return len(self._open)
+        """Jobs and calls that have not ended."""
+        return len(self._open) + self._calls
 
     @property
     def closing(self) -> bool:
@@ -191,6 +213,16 @@ class Driver:
             self._end(job, error)
             return
         self._jobs[job.ticket] = job
+
+    def _do(self, work: Callable[[], T], told: "Future[T]") -> None:
+        if told.set_running_or_notify_cancel():
+            try:
+                told.set_result(work())
+            except Exception as error:
+                told.set_exception(error)
+        with self._changed:
+            self._calls -= 1
+            self._changed.notify_all()
 
     def _give_up(self, job: Job) -> None:
         if job in self._open:

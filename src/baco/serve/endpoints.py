@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from baco.api import Baco
 from baco.completion import Chunk
+from baco.half import UNBOUNDED
+from baco.routing.routers import HALVES
 from baco.serve import errors
 from baco.serve.answering import Answers, unless_gone
 from baco.serve.asking import Asking, Question
@@ -30,7 +32,7 @@ from baco.serve.replies import (
 from baco.serve.settings import Settings
 from baco.serve.shapes import ChatShape, Shape, TextShape
 
-_FAILURES = (400, 401, 404, 405, 413, 429, 500, 503, 504)
+_FAILURES = (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in _FAILURES}
 _STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
@@ -78,25 +80,59 @@ class Endpoints:
         """Answer a conversation."""
         question = self._asking.chat(body)
         logprobs = question.params.logprobs is not None
-        return await self._answer(request, body, question, ChatShape(body.model, logprobs))
+        choices = [Choice(self._pair, question.explain) for _ in range(question.params.n)]
+        shape = ChatShape(body.model, logprobs)
+        return await self._answer(request, body, question, shape, choices)
 
     async def completion(self, request: Request, body: CompletionRequest) -> Response:
-        """Continue texts."""
+        """Continue texts, or tell how likely they are."""
+        if body.echo:
+            return await self._score(request, body)
         question = self._asking.completion(body)
         logprobs = question.params.logprobs is not None
-        return await self._answer(request, body, question, TextShape(body.model, logprobs))
+        choices = [
+            Choice(
+                self._pair,
+                question.explain,
+                self._asking.ids(prompt) if body.return_token_ids else None,  # type: ignore[arg-type]
+                bool(body.return_tokens_as_token_ids),
+            )
+            for prompt in question.prompts
+            for _ in range(question.params.n)
+        ]
+        shape = TextShape(body.model, logprobs)
+        return await self._answer(request, body, question, shape, choices)
+
+    async def _score(self, request: Request, body: CompletionRequest) -> Response:
+        scoring = self._asking.scoring(body)
+        read = sum(map(len, scoring.texts))
+        request.state.entry |= {"router": scoring.half.capitalize(), "prompt_tokens": read}
+        if self._settings.log_prompts:
+            request.state.entry["prompts"] = scoring.texts
+        work = scoring.choices(self._pair, self._driver, self._settings.timeout)
+        choices = await unless_gone(request, work)
+        usage = Usage(prompt_tokens=read, completion_tokens=0, total_tokens=read)
+        reply = TextShape(body.model, True).told(choices, usage)
+        return Response(reply.model_dump_json(), media_type="application/json")
 
     def _card(self, name: str) -> ModelCard:
-        return ModelCard(id=name, created=self._since)
+        only = self._asking.router_of(name).only
+        halves = [getattr(self._pair, half) for half in HALVES if only in (half, None)]
+        room = min(half.context for half in halves)
+        bounded = room if room < UNBOUNDED else None
+        return ModelCard(id=name, created=self._since, max_model_len=bounded)
 
     async def _answer(
-        self, request: Request, body: Asked, question: Question, shape: Shape
+        self,
+        request: Request,
+        body: Asked,
+        question: Question,
+        shape: Shape,
+        choices: list[Choice],
     ) -> Response:
         entry = request.state.entry
         self._note(entry, body, question)
         answers = Answers(self._driver, question, self._settings.timeout)
-        count = len(question.prompts) * question.params.n
-        choices = [Choice(self._pair, question.explain) for _ in range(count)]
         telling = Telling(answers, choices, self._metrics, entry)
         try:
             await unless_gone(request, telling.accepted())

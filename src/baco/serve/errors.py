@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from baco.errors import BacoError
+from baco.errors import BacoError, UpstreamError
 from baco.serve.driver import ClosedError, QueueFullError
 from baco.serve.protocol import REFUSED
 
@@ -56,6 +56,8 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
             status, message = 429, "the server holds as many requests as it may: try again"
         case ClosedError():
             status, message = 503, "the server is shutting down: ask another, or try again later"
+        case UpstreamError():
+            status, message = 502, str(error)
         case TimeoutError():
             status, message = 504, "the answer took longer than this server lets a request take"
         case _:
@@ -80,7 +82,15 @@ def response(status: int, told: Problem, headers: dict[str, str] | None = None) 
 
 def install(app: FastAPI) -> None:
     """Have every error of an app answered in OpenAI's shape."""
-    for foreseen in (BacoError, UnknownModelError, QueueFullError, ClosedError, TimeoutError):
+    foreseen_errors = (
+        BacoError,
+        UnknownModelError,
+        QueueFullError,
+        ClosedError,
+        TimeoutError,
+        UpstreamError,
+    )
+    for foreseen in foreseen_errors:
         app.add_exception_handler(foreseen, _on_foreseen)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -6,10 +6,10 @@ as is any field that no API knows; fields that change no answer are taken and ha
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from baco.routing.select import Switch
-from baco.sampling import MAX_SEED
+from baco.sampling import MAX_SEED, MOST_LOGPROBS
 
 MOST_STOPS = 16
 MOST_PROMPTS = 1024
@@ -29,7 +29,6 @@ REFUSED = {
     "web_search_options": "is not supported: BACo searches nowhere; leave it out",
     "reasoning_effort": "is not supported: the chat template decides; leave it out",
     "verbosity": "is not supported: say so in the prompt; leave it out",
-    "echo": "is not supported: put the prompt before the answer yourself",
     "suffix": "is not supported: BACo only continues texts",
     "best_of": "is not supported: ask for n answers and choose yourself",
 }
@@ -42,15 +41,6 @@ _NonEmpty = Annotated[str, Field(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 _Several = Field(min_length=1, max_length=MOST_PROMPTS)
 _Nothing = Annotated[list[Any], Field(max_length=0)]
-
-
-def _off(value: bool) -> bool:
-    if value:
-        raise ValueError("not supported")
-    return value
-
-
-_Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
 
 
 class Strict(BaseModel):
@@ -153,8 +143,21 @@ class CompletionRequest(Asked):
         | _TokenIds
         | Annotated[list[_TokenIds], _Several]
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: _Off | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="0 goes with echo."
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    echo: bool | None = Field(
+        None,
+        description="With logprobs and max_tokens 0: tell how likely one half finds the prompt.",
+    )
+    echo_from: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="With echo: leave out the prompt's tokens before this one."
+    )
+    return_token_ids: bool | None = Field(None, description="Also tell the tokens' ids.")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Name tokens token_id:7 in logprobs, end tokens included."
+    )
     suffix: Literal[""] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 

@@ -78,8 +78,8 @@ class TextLogprobs(BaseModel):
     """The same as the older endpoint tells it."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # null where nothing stands before a token
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -125,6 +125,8 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
+    prompt_token_ids: Maybe[list[int]] = None
+    token_ids: Maybe[list[int]] = None
     baco: Provenance
 
 
@@ -162,12 +164,13 @@ class TextReply(Reply):
 
 
 class ModelCard(BaseModel):
-    """A name that requests may give as their model."""
+    """A name that requests may give as their model, and its context window where it is bounded."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["baco"] = "baco"
+    max_model_len: Maybe[int] = None
 
 
 class ModelList(BaseModel):

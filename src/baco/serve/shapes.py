@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from baco.completion import Chunk
@@ -96,11 +97,14 @@ class TextShape:
         return None
 
     def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        first = choice.tokens == len(chunk.tokens)
         part = TextChoice(
             index=index,
             text=chunk.text,
             logprobs=choice.text_logprobs(chunk.tokens) if self._logprobs else None,
             finish_reason=chunk.finish_reason,
+            prompt_token_ids=self._prompt(choice) if first else None,
+            token_ids=self._ids(choice, (token.id for token in chunk.tokens)),
             baco=told,
         )
         return self._reply([part], None)
@@ -111,6 +115,10 @@ class TextShape:
     def reply(self, choices: list[Choice], usage: Usage) -> Reply:
         told = [self._whole(index, choice) for index, choice in enumerate(choices)]
         return self._reply(told, usage)
+
+    def told(self, choices: list[TextChoice], usage: Usage) -> Reply:
+        """Choices that were made elsewhere."""
+        return self._reply(choices, usage)
 
     def _reply(self, choices: list[TextChoice], usage: Usage | None) -> Reply:
         return TextReply(**self._head, choices=choices, usage=usage)
@@ -123,5 +131,13 @@ class TextShape:
             text=choice.completion.text,
             logprobs=choice.text_logprobs(tokens) if self._logprobs else None,
             finish_reason=choice.completion.finish_reason,
+            prompt_token_ids=self._prompt(choice),
+            token_ids=self._ids(choice, choice.completion.token_ids),
             baco=choice.whole(),
         )
+
+    def _prompt(self, choice: Choice) -> list[int] | None:
+        return None if choice.prompt is None else list(choice.prompt)
+
+    def _ids(self, choice: Choice, ids: Iterable[int]) -> list[int] | None:
+        return None if choice.prompt is None else list(ids)

@@ -69,7 +69,14 @@ class Answer:
 
     @classmethod
     def of(cls, completion: "Completion") -> "Answer":
-        """A completion with its sources; neighbouring pieces of one source are joined."""
+        """A completion with its sources; neighbouring pieces of one source are joined.
+
+        Raises:
+            BacoError: it broke off.
+        """
+        from baco.completion import check_whole
+
+        check_whole([completion])
         pieces: list[tuple[str, Source]] = []
         for piece in completion.pieces:
             if pieces and pieces[-1][1] == piece.source:

@@ -1,0 +1,224 @@
+"""A pair on two servers: spans at a time, next to token by token, on the same two servers.
+
+    python benchmarks/remote.py [--body 50m] [--router P-Punc:0.4] [--quick] [--json]
+
+Starts two `baco serve` processes of one thread each, one asked for the base model and one for the
+aligned, and has every contestant write the same prompts' answers, in turn. Token by token is how
+token-level collaboration over HTTP is published: two calls a token, one to each server. The aligned
+model alone, in spans too, is what the servers can do where nobody is asked twice.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from baco import Baco
+from baco.bench.contestants import Task, never_ending
+from baco.bench.machine import machine
+from baco.bench.servers import Http
+from baco.bench.weights import made, speaks_demo
+from baco.calibration import open_prompts
+from baco.known import KnownPair, find_pair
+from baco.routing.registry import router as parse
+from baco.routing.routers import HALVES
+
+_FIELDS = {
+    half: {"model": f"baco/{half}", "return_tokens_as_token_ids": True, "min_p": 0.0}
+    for half in HALVES
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One way to write n answers at once, medians over repeats.
+
+    Attributes:
+        calls_per_token: HTTP requests to either server.
+        tokens_per_second: of all answers together.
+    """
+
+    way: str
+    temperature: float
+    n: int
+    calls_per_token: float
+    tokens_per_second: float
+
+
+@contextlib.contextmanager
+def served(pair: str) -> Iterator[str]:
+    """A server process of its own on a free port; its address."""
+    command = [sys.executable, "-m", "baco", "serve", "--pair", pair, "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            found = re.search(r"at (http://\S+)", line)
+            if found:
+                yield found[1]
+                break
+        else:
+            sys.exit("the server did not start: try it by hand, baco serve")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+class Spans:
+    """The remote backend."""
+
+    def __init__(self, baco: Baco) -> None:
+        self._baco = baco
+
+    @property
+    def calls(self) -> int:
+        """Requests so far."""
+        backend: Any = self._baco.backend
+        return sum(backend.calls.values())
+
+    def write(self, task: Task, prompt: str) -> int:
+        """Write a task's answers; how many tokens they have."""
+        params = task.params
+        answers = self._baco.generate(
+            prompt,
+            router=task.router,
+            n=params.n,
+            temperature=params.temperature,
+            min_p=params.min_p,
+            max_tokens=params.max_tokens,
+            logit_bias=dict(params.logit_bias),
+            seed=params.seed,
+        )
+        errors = {answer.error for answer in answers} - {None}
+        if errors:
+            sys.exit(f"an answer broke off: {errors.pop()}")
+        return sum(len(answer.token_ids) for answer in answers)
+
+
+class TokenByToken:
+    """Both servers asked for every token, all answers at once."""
+
+    def __init__(self, pair: Any, urls: dict[str, str], most: int) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * most)
+        clients = {
+            half: httpx.Client(base_url=url, timeout=120, limits=limits)
+            for half, url in urls.items()
+        }
+        self._pool, both = ThreadPoolExecutor(most), ThreadPoolExecutor(2 * most)
+        self._http = Http(pair, clients, both, _FIELDS)
+        self.calls = 0
+
+    def write(self, task: Task, prompt: str) -> int:  # noqa: ARG002
+        """Write a task's answers; how many tokens they have."""
+        seed = task.params.seed or 0
+        tasks = [
+            Task(task.prompt, task.router, task.params.updated({"n": 1, "seed": seed + sample}))
+            for sample in range(task.params.n)
+        ]
+        tokens = sum(
+            len(answer)
+            for run in self._pool.map(self._http.decode, tasks)
+            for answer in run.answers
+        )
+        self.calls += 2 * tokens
+        return tokens
+
+
+def measure(
+    way: str, contestant: Any, task: Callable[[int], tuple[Task, str]], repeats: int
+) -> Figures:
+    """Time a contestant, once more than counts."""
+    rates, calls = [], []
+    for repeat in range(repeats + 1):
+        asked, prompt = task(repeat)
+        before, started = contestant.calls, time.perf_counter()
+        tokens = contestant.write(asked, prompt)
+        rates.append(tokens / (time.perf_counter() - started))
+        calls.append((contestant.calls - before) / tokens)
+    params = asked.params
+    middle = statistics.median
+    return Figures(way, params.temperature, params.n, middle(calls[1:]), middle(rates[1:]))
+
+
+def main() -> None:
+    """Print the table, or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--body", help="A size that baco bench --body knows; else the demo pair.")
+    parser.add_argument("--router", default="P-Punc:0.4")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    known: KnownPair = made("body", given.body, "float32") if given.body else find_pair("demo")
+    folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
+    with served(folder) as base, served(folder) as aligned:
+        figures = race({"base": base, "aligned": aligned}, folder, known, given, repeats)
+    if given.json:
+        print(json.dumps({"machine": machine(torch.device("cpu")), "figures": figures}))
+        return
+    print(f"{'way':24} {'temperature':>11} {'n':>3} {'calls/token':>12} {'tokens/s':>9}")
+    for one in figures:
+        print(
+            f"{one['way']:24} {one['temperature']:11g} {one['n']:3} "
+            f"{one['calls_per_token']:12.2f} {one['tokens_per_second']:9.1f}"
+        )
+
+
+def race(
+    urls: dict[str, str], folder: str, known: KnownPair, given: argparse.Namespace, repeats: int
+) -> list[dict[str, Any]]:
+    """All ways, at both temperatures, alone and eight at once."""
+    baco = Baco.load(folder, backend="remote", base_url=urls["base"], aligned_url=urls["aligned"])
+    asked = open_prompts()
+    if speaks_demo(known):
+        from baco.demo.world import questions
+
+        asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
+    router, alone = parse(given.router), parse("Aligned")
+    spans, tokens = Spans(baco), TokenByToken(baco.pair, urls, 8)
+    ways = [
+        ("spans", spans, router),
+        ("token by token", tokens, router),
+        ("spans, aligned alone", spans, alone),
+    ]
+    found = []
+    for temperature in (0.0, 1.0):
+        for n in (1, 8):
+            params = never_ending(baco.pair, given.tokens, temperature=temperature, n=n)
+            for way, contestant, chosen in ways:
+
+                def task(
+                    repeat: int, chosen: Any = chosen, params: Any = params
+                ) -> tuple[Task, str]:
+                    prompt = asked[repeat % len(asked)]
+                    rendered = baco.pair.renderer.render(prompt)
+                    return Task(rendered, chosen, params.updated({"seed": 100 * repeat})), prompt
+
+                found.append(asdict(measure(way, contestant, task, repeats)))
+    baco.close()
+    return found
+
+
+if __name__ == "__main__":
+    main()

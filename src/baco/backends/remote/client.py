@@ -1,0 +1,189 @@
+"""One server over HTTP: connections that are kept, retries, one line for what fails."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from baco.errors import BacoError, UpstreamError
+from baco.routing.routers import Source
+
+log = logging.getLogger("baco")
+
+# Another try may help; any other status is the server's last word.
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+_LONGEST_MESSAGE = 300
+
+
+class RefusedError(UpstreamError):
+    """A server understood and says no: 4xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a server is waited for.
+
+    Attributes:
+        answer: seconds that one call may take once it is connected.
+        connect: seconds to connect.
+        tries: of one call in all.
+        pause: seconds before the second try, doubled from try to try, give or take a half,
+        longest: up to this many; a server's Retry-After goes before it, up to `asked`.
+    """
+
+    answer: float = 60.0
+    connect: float = 5.0
+    tries: int = 7
+    pause: float = 0.25
+    longest: float = 8.0
+    asked: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.answer > 0:
+            raise BacoError(f"timeout is {self.answer}: give seconds above 0")
+        if self.tries < 1:
+            raise BacoError(f"retries is {self.tries - 1}: give 0 or more")
+
+    def before(self, attempt: int, told: float | None) -> float:
+        """Seconds to wait before try ``attempt`` (from 1), where a server said ``told``."""
+        doubled: float = min(self.pause * 2.0 ** (attempt - 1), self.longest)
+        pause = doubled * random.uniform(0.5, 1.5)
+        return pause if told is None else max(pause, min(told, self.asked))
+
+
+class Server:
+    """A server of one half's model. All of it runs on one event loop.
+
+    Args:
+        half: whose model it runs, for messages.
+        url: of its API, ``/v1`` included or not.
+        key: bearer token, if it asks for one.
+        patience: how long to wait for it.
+
+    Raises:
+        BacoError: the URL is none.
+    """
+
+    def __init__(self, half: Source, url: str, key: str | None, patience: Patience) -> None:
+        self.half, self.url = half, _checked(half, url)
+        self.calls = 0
+        self._reached = False
+        self._patience = patience
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._trust = httpx.create_ssl_context()
+        # A connection each, the one used last first: a pool of many looks through all at each call.
+        self._idle: list[httpx.AsyncClient] = []
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return f"the {self.half} server at {self.url}"
+
+    async def get(self, path: str) -> Any:
+        """What stands at a path; errors as for `post`."""
+        return await self._ask("GET", path, None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to a request, as JSON.
+
+        Raises:
+            RefusedError: the server says no.
+            UpstreamError: it cannot be reached, or fails however often it is asked.
+        """
+        return await self._ask("POST", path, body)
+
+    async def close(self) -> None:
+        """Let its connections go."""
+        for client in self._idle:
+            await client.aclose()
+        self._idle.clear()
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        client = self._idle.pop() if self._idle else self._connection()
+        try:
+            return await client.request(method, self.url + path, json=body)
+        finally:
+            self._idle.append(client)
+
+    def _connection(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(self._patience.answer, connect=self._patience.connect)
+        return httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._trust)
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        problem = ""
+        for attempt in range(1, self._patience.tries + 1):
+            told = None
+            self.calls += 1
+            try:
+                reply = await self._send(method, path, body)
+            except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+                # It is at work: to ask again would only be more of it.
+                raise UpstreamError(
+                    f"{self.called} gave no answer within {self._patience.answer:g} s: "
+                    "raise the timeout, or give it less to do"
+                ) from error
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}".rstrip(": ")
+            else:
+                if reply.status_code not in _PASSING:
+                    self._reached = True
+                    return self._read(reply)
+                problem, told = f"{reply.status_code} {_message(reply)}", _retry_after(reply)
+            if attempt == 1 and not self._reached:
+                log.warning("%s: %s; it is asked again", self.called, problem)
+            if attempt < self._patience.tries:
+                await asyncio.sleep(self._patience.before(attempt, told))
+        raise UpstreamError(f"{self.called} failed {self._patience.tries} times: {problem}")
+
+    def _read(self, reply: httpx.Response) -> Any:
+        if reply.is_success:
+            try:
+                return reply.json()
+            except ValueError as error:
+                raise UpstreamError(f"{self.called} answered no JSON: is it an API?") from error
+        advice = {
+            401: f"; put its key into BACO_{self.half.upper()}_API_KEY",
+            404: "; is the address right, and the model's name?",
+        }.get(reply.status_code, "")
+        raise RefusedError(f"{self.called} says {reply.status_code}: {_message(reply)}{advice}")
+
+
+def _checked(half: Source, url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise BacoError(f"{half}_url is {url!r}: give an address such as http://127.0.0.1:8000/v1")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _message(reply: httpx.Response) -> str:
+    """What an error says, in one line."""
+    try:
+        told: Any = reply.json()
+    except ValueError:
+        told = reply.text
+    if isinstance(told, dict):
+        told = told.get("error", told.get("message", told))
+    if isinstance(told, dict):
+        told = told.get("message", told)
+    return " ".join(str(told).split())[:_LONGEST_MESSAGE]
+
+
+def _retry_after(reply: httpx.Response) -> float | None:
+    """The seconds that a server asks to be left alone."""
+    told = reply.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(told))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,224 @@
+"""What a server can do, found out once at the start by asking it little things."""
+
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from baco.backends.remote.client import RefusedError, Server
+from baco.backends.remote.half import FEW, Ability, choices_of
+from baco.backends.remote.wire import Names, Told
+from baco.errors import BacoError
+from baco.pair import Pair
+
+_TEXT = "Question: Where is the sea?\nAnswer:"
+_GREEDY = 6
+_HOT = 100.0
+# How many most likely tokens are tried, most first: servers refuse, or tell fewer.
+_TOPS = (2048, 200, FEW, 5, 1)
+# What a request says in so many words, because servers have defaults of their own; the second is
+# for those that write an open top_k otherwise, the last for those that know OpenAI's fields alone.
+_OPEN: tuple[Mapping[str, Any], ...] = (
+    {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+    {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    {"top_p": 1.0},
+)
+_IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+
+
+async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> Ability:
+    """Find out what a server can do.
+
+    Args:
+        server: a half's.
+        pair: whose half it is said to run.
+        names: token ids by name.
+        model: the name of its model; None where it has only one, or is a `baco serve`.
+
+    Raises:
+        UpstreamError: it cannot be reached, or does not complete token ids.
+        BacoError: no such model, or it spells tokens in another way than the pair.
+    """
+    name, context = await _model(server, model)
+    raw = pair.renderer.raw(_TEXT)
+    text = list(raw.base_ids if server.half == "base" else raw.aligned_ids)
+    asking = _Asking(server, names, name, text)
+    await asking.open()
+    await asking.count(pair.vocabulary.size)
+    greedy = await asking.complete(max_tokens=_GREEDY, temperature=0)
+    if asking.tells_ids:
+        _check_spelling(server, pair, greedy)
+    return Ability(
+        model=name,
+        context=context,
+        fields=asking.fields,
+        top=asking.top,
+        told=asking.tells_ids,
+        echo=await asking.echo(),
+        part=await asking.part(),
+        several=await asking.several(),
+        raw=await asking.raw(greedy),
+        obeys=frozenset([name async for name in asking.obeyed(greedy)]),
+    )
+
+
+async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
+    """The name of the model to ask for, and its context window."""
+    try:
+        listed = await server.get("/models")
+    except RefusedError:
+        if model is None:
+            raise
+        return model, None  # not every server lists what it has
+    cards = {str(card["id"]): card for card in listed.get("data") or () if "id" in card}
+    own = f"baco/{server.half}"  # of a baco serve, which has many
+    if model is None:
+        if len(cards) != 1 and own not in cards:
+            raise BacoError(
+                f"{server.called} has {len(cards)} models: name one with {server.half}_model"
+            )
+        model = next(iter(cards)) if len(cards) == 1 else own
+    card = cards.get(model, {})
+    told = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx")
+    return model, int(told) if told else None
+
+
+def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
+    ids = [token for token in greedy.tokens if token is not None]
+    if len(ids) < len(greedy.tokens):
+        raise BacoError(
+            f"{server.called} says tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
+            "model is of another pair"
+        )
+    spelled = pair.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if greedy.text and greedy.text.strip() != spelled:
+        raise BacoError(
+            f"{server.called} spells tokens {ids} as {greedy.text.strip()!r}, the pair {pair.name} "
+            f"as {spelled!r}: its model is of another pair"
+        )
+
+
+@dataclass
+class _Asking:
+    """Little questions to one server, each of which may be refused."""
+
+    server: Server
+    names: Names
+    model: str
+    text: list[int]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    top: int = 1
+    tells_ids: bool = False
+
+    async def complete(self, prompt: Any = None, **asked: Any) -> Told:
+        """A completion of the text, or of a prompt."""
+        return (await self.completions(prompt, **asked))[0]
+
+    async def completions(self, prompt: Any = None, **asked: Any) -> list[Told]:
+        body = {**self.fields, "model": self.model, "prompt": prompt or self.text} | asked
+        if self.top and "logprobs" not in asked:
+            body["logprobs"] = min(self.top, FEW)
+        found = choices_of(await self.server.post("/completions", body))
+        if not found:
+            raise RefusedError(f"{self.server.called} answers without choices: is it completions?")
+        self.tells_ids = self.tells_ids or _tells_ids(found[0])
+        return [self.names.read(choice, body.get("logprobs", 0)) for choice in found]
+
+    async def tried(self, prompt: Any = None, **asked: Any) -> Told | None:
+        """The same; None where it is refused."""
+        try:
+            return await self.complete(prompt, **asked)
+        except RefusedError:
+            return None
+
+    async def open(self) -> None:
+        """Find the fields that it takes; log-probabilities among them, if it has any."""
+        refusal: RefusedError | None = None
+        for fields in _spellings():
+            for top in (1, 0):
+                self.fields, self.top = fields, top
+                try:
+                    told = await self.complete(max_tokens=1, temperature=0)
+                except RefusedError as error:
+                    refusal = refusal or error
+                    continue
+                self.top = top if told.rows and told.rows[0] is not None else 0
+                return
+        assert refusal is not None
+        raise refusal
+
+    async def count(self, size: int) -> None:
+        """Find how many most likely tokens it tells."""
+        for most in _TOPS if self.top else ():
+            told = await self.tried(max_tokens=1, temperature=0, logprobs=min(most, size))
+            row = told.rows[0] if told and told.rows else None
+            if row is not None:
+                self.top = min(most, len(row.known), size)
+                return
+
+    async def echo(self) -> int | None:
+        """The least ``max_tokens`` with which it scores a prompt."""
+        for least in (0, 1) if self.top else ():
+            told = await self.tried(max_tokens=least, temperature=0, echo=True)
+            if told is None or len(told.tokens) < len(self.text):
+                continue
+            rows = told.rows[1 : len(self.text)]
+            if told.tokens[: len(self.text)] == self.text and None not in rows:
+                return least
+        return None
+
+    async def part(self) -> bool:
+        """Does it score a part of a prompt?"""
+        first = len(self.text) - 2
+        told = await self.tried(max_tokens=0, temperature=0, echo=True, echo_from=first)
+        return told is not None and told.tokens == self.text[first:]
+
+    async def several(self) -> bool:
+        """Does it take several prompts at once?"""
+        prompts = [self.text, self.text[:-1]]
+        try:
+            return len(await self.completions(prompts, max_tokens=1, temperature=0)) == 2
+        except RefusedError:
+            return False
+
+    async def raw(self, greedy: Told) -> bool:
+        """Does a row stay the same at another temperature?"""
+        before = greedy.rows[0] if greedy.rows else None
+        if before is None:
+            return True
+        told = await self.complete(max_tokens=1, temperature=2.0, seed=1)
+        after = told.rows[0] if told.rows else None
+        best = max(before.known, key=lambda token: before.known[token])
+        known = math.nan if after is None else after.known.get(best, math.nan)
+        return abs(known - before.known[best]) < 0.05
+
+    async def obeyed(self, greedy: Told) -> AsyncIterator[str]:
+        """The parameters that it follows, told by what it says under them."""
+        said = greedy.tokens or [None]
+        for name, least in (("min_p", 1.0), ("top_k", 1)):
+            if name not in self.fields:
+                continue
+            hot = {"max_tokens": _GREEDY, "temperature": _HOT, "seed": 2, name: least}
+            told = await self.tried(**hot)
+            # All but the likeliest token is cut off: it cannot but say the same again.
+            if told is not None and told.tokens == greedy.tokens:
+                yield name
+        other = next(token for token in self.text if token != said[0])
+        bias = {str(other): 100}
+        told = await self.tried(max_tokens=1, temperature=0, logit_bias=bias)
+        if told is not None and told.tokens[:1] == [other]:
+            yield "logit_bias"
+
+
+def _spellings() -> Iterator[Mapping[str, Any]]:
+    for ids in (_IDS, {}):
+        for fields in _OPEN:
+            yield {**fields, **ids}
+
+
+def _tells_ids(choice: Mapping[str, Any]) -> bool:
+    logprobs = choice.get("logprobs") or {}
+    names: Sequence[str] = logprobs.get("tokens") or ()
+    if names and all(name.startswith("token_id:") for name in names):
+        return True
+    return bool(choice.get("token_ids")) or logprobs.get("content") is not None

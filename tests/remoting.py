@@ -1,0 +1,117 @@
+"""Pairs on servers for tests: the real servers, and doors in front of them that fail or lack."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from baco import Baco
+from tests.serving import wait_for
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """An application on a free port of loopback, without its lifespan; its address."""
+    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_for(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def remote(url: str, pair: Path | str = "demo", **options: Any) -> Iterator[Baco]:
+    """A pair whose halves a server has both, or each of two."""
+    given = {"base_url": url, "aligned_url": url} | options
+    loaded = Baco.load(str(pair), backend="remote", **given)
+    try:
+        yield loaded
+    finally:
+        loaded.close()
+
+
+def calls(baco: Baco) -> int:
+    """How often its servers were asked."""
+    backend: Any = baco.backend
+    return sum(backend.calls.values())
+
+
+class Door:
+    """Stands in front of a server; what it does to a request or an answer is a function's say.
+
+    Args:
+        app: the server.
+        change: the body of a completions request → another body, or (status, headers) to answer
+            instead.
+        strip: a choice of the answer → what is left of it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        change: Callable[[dict[str, Any]], dict[str, Any] | tuple[int, dict[str, str]]],
+        strip: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice,
+    ) -> None:
+        self._app, self._change, self._strip = app, change, strip
+        self.asked: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/v1/completions":
+            await self._app(scope, receive, send)
+            return
+        body = json.loads(await _whole(receive))
+        self.asked.append(body)
+        changed = self._change(body)
+        if isinstance(changed, tuple):
+            status, headers = changed
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": status, "headers": raw})
+            await send({"type": "http.response.body", "body": b'{"error": {"message": "no"}}'})
+            return
+        data, sent = json.dumps(changed).encode(), False
+
+        async def again() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        kept = [(n, v) for n, v in scope["headers"] if n != b"content-length"]
+        length = (b"content-length", str(len(data)).encode())
+        told: list[Message] = []
+
+        async def held(message: Message) -> None:
+            told.append(message)
+
+        await self._app({**scope, "headers": [*kept, length]}, again, held)
+        await self._answer(told, send)
+
+    async def _answer(self, told: list[Message], send: Send) -> None:
+        body = json.loads(b"".join(one.get("body", b"") for one in told[1:]))
+        body["choices"] = [self._strip(choice) for choice in body.get("choices", [])]
+        data = json.dumps(body).encode()
+        headers = [(n, v) for n, v in told[0]["headers"] if n != b"content-length"]
+        length = (b"content-length", str(len(data)).encode())
+        await send({**told[0], "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": data})
+
+
+async def _whole(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message: Any = await receive()
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return body

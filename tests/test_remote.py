@@ -1,0 +1,248 @@
+"""A pair on two servers over real HTTP: the answers of this process, in fewer calls than tokens."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from scipy.stats import chi2_contingency
+
+from baco import Baco, BacoError
+from baco.bench.server import Speaker, application
+from tests.pairs import PairFolder
+from tests.remoting import calls, listening, remote
+from tests.serving import PROMPT, Served, served
+
+STORY = "Give me a four-sentence story about a dragon."
+ROUTERS = [
+    "P:0.3",
+    "P-Punc:0.4",
+    "P-Punc-FC:0.4",
+    "H:1.5",
+    "H-Punc:1.2",
+    "Gap:0.3",
+    "Punc",
+    "Punc:predict=aligned",
+    "FC:predict=either",
+    "Role:number=aligned,name=aligned,opinion=base",
+    "Rand:0.5",
+    "Nudging:0.3",
+    "Base",
+    "Aligned",
+]
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo, max_logprobs=2048) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def halves(server: Served) -> Iterator[Baco]:
+    with remote(server.url) as loaded:
+        yield loaded
+
+
+def told(baco: Baco, prompt: str, router: str, **sampling: Any) -> list[tuple[Any, ...]]:
+    answers = baco.generate(prompt, router=router, seed=3, **sampling)
+    return [(a.token_ids, a.sources, a.text, a.finish_reason, a.error) for a in answers]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_at_temperature_0_answers_are_those_of_this_process(
+    halves: Baco, demo: Baco, router: str
+) -> None:
+    for prompt in (PROMPT, STORY):
+        before = calls(halves)
+        answers = told(halves, prompt, router, temperature=0)
+        assert answers == told(demo, prompt, router, temperature=0)
+        assert calls(halves) - before < 0.7 * len(answers[0][0])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"switch": "token"},
+        {"max_tokens": 7},
+        {"stop": [" is", "."]},
+        {"logit_bias": {16: -100.0, 1341: 5.0, 654: 2.5}},
+    ],
+    ids=str,
+)
+def test_so_they_are_whatever_else_is_asked(
+    halves: Baco, demo: Baco, sampling: dict[str, Any]
+) -> None:
+    for router in ("P-Punc:0.4", "FC"):
+        expected = told(demo, STORY, router, temperature=0, **sampling)
+        assert told(halves, STORY, router, temperature=0, **sampling) == expected
+
+
+def test_log_probabilities_are_the_sources_own(halves: Baco, demo: Baco) -> None:
+    asked: dict[str, Any] = {"router": "P-Punc:0.4", "temperature": 0, "logprobs": 3}
+    (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
+    assert mine.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert mine.top_logprobs is not None and expected.top_logprobs is not None
+    for one, other in zip(mine.top_logprobs, expected.top_logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+def test_they_are_for_other_architectures_and_vocabularies(
+    loaded_pair: Callable[[str, float], Baco],
+    random_pair: Callable[..., PairFolder],
+    architecture: str,
+) -> None:
+    local = loaded_pair(architecture, 0.3)
+    folder = random_pair(architecture, noise=0.3).base.parent
+    with served(local) as running, remote(running.url, folder) as halves:
+        for router in ("P-Punc:0.4", "Rand:0.5", "FC"):
+            asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+            assert told(halves, STORY, router, **asked) == told(local, STORY, router, **asked)
+
+
+def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, server: Served) -> None:
+    with (
+        listening(application(Speaker(demo.pair.aligned.model))) as plain,
+        remote(server.url, aligned_url=plain, aligned_model="half") as halves,
+    ):
+        backend: Any = halves.backend
+        ability = backend.halves["aligned"].ability
+        assert (ability.echo, ability.several, ability.top) == (None, False, 20)
+        for router in ("P-Punc:0.4", "Role:name=base,content=aligned"):
+            expected = told(demo, PROMPT, router, temperature=0)
+            assert told(halves, PROMPT, router, temperature=0) == expected
+
+
+def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
+    halves: Baco, demo: Baco
+) -> None:
+    from baco.routing.registry import _custom, register_router
+
+    register_router("Flat", lambda signals, gamma: signals.base.softmax(-1).std(-1) < gamma)
+    try:
+        expected = told(demo, PROMPT, "Flat:0.012", temperature=0)
+        assert told(halves, PROMPT, "Flat:0.012", temperature=0) == expected
+        assert {"base", "aligned"} == set(expected[0][1])
+    finally:
+        del _custom["Flat"]
+
+
+def alike(mine: Counter[str], expected: Counter[str]) -> float:
+    """p of a chi-square test that two counts are of one distribution, rare cases as one."""
+    rare = [key for key in mine | expected if mine[key] + expected[key] < 10]
+    keys = [key for key in mine | expected if key not in rare]
+    table = [
+        [*(count[key] for key in keys), sum(count[key] for key in rare) + 1]
+        for count in (mine, expected)
+    ]
+    return float(chi2_contingency(table).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("router", "sampling"),
+    [("P-Punc:0.4", {}), ("Rand:0.5", {"min_p": 0.0}), ("FC", {"min_p": 0.0, "temperature": 1.3})],
+    ids=str,
+)
+def test_draws_follow_the_distribution_of_this_process(
+    halves: Baco, demo: Baco, router: str, sampling: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {"router": router, "max_tokens": 3} | sampling
+    mine = halves.generate(PROMPT, n=200, seed=1, **asked)
+    expected = demo.generate(PROMPT, n=1500, seed=2, **asked)
+    assert {answer.error for answer in mine} == {None}
+    for tokens in (1, 2, 3):
+        counts = [Counter(str(a.token_ids[:tokens]) for a in each) for each in (mine, expected)]
+        assert alike(*counts) > 0.001
+
+
+def test_words_that_a_half_may_not_say_leave_the_rest_as_they_were(
+    loaded_pair: Callable[[str, float], Baco], random_pair: Callable[..., PairFolder]
+) -> None:
+    """Halves that disagree often hand over inside words, where most tokens are masked."""
+    local, folder = loaded_pair("llama", 0.8), random_pair("llama", noise=0.8).base.parent
+    for min_p in (0.0, 0.02):
+        asked: dict[str, Any] = {
+            "router": "Rand:0.5",
+            "max_tokens": 3,
+            "temperature": 0.7,
+            "min_p": min_p,
+        }
+        with served(local) as running, remote(running.url, folder) as halves:
+            mine = halves.generate(PROMPT, n=200, seed=1, **asked)
+        expected = local.generate(PROMPT, n=1500, seed=2, **asked)
+        counts = [Counter(str(a.token_ids[1:]) for a in each) for each in (mine, expected)]
+        assert alike(*counts) > 0.001
+
+
+def test_samples_differ_and_a_seed_gives_them_again_where_servers_have_seeds(halves: Baco) -> None:
+    first = told(halves, STORY, "P-Punc:0.4", n=4)
+    assert len({tokens for tokens, *_ in first}) > 1
+    assert not halves.capabilities.replayable
+    for tokens, sources, *_ in first:
+        assert len(tokens) == len(sources)
+
+
+def test_calls_are_far_fewer_than_tokens_at_temperature_1(halves: Baco) -> None:
+    before = calls(halves)
+    answers = told(halves, STORY, "P-Punc:0.4", n=8)
+    assert (calls(halves) - before) / sum(len(tokens) for tokens, *_ in answers) < 1.2
+
+
+def test_a_half_that_has_no_say_is_not_asked(halves: Baco) -> None:
+    backend: Any = halves.backend
+    before = dict(backend.calls)
+    told(halves, STORY, "Aligned")
+    assert backend.calls["base"] == before["base"]
+    assert backend.calls["aligned"] > before["aligned"]
+
+
+def test_explain_tells_what_the_router_saw(halves: Baco, demo: Baco) -> None:
+    def whys(baco: Baco, router: str) -> list[Any]:
+        decoder = baco.decoder()
+        decoder.submit(PROMPT, router=baco.router(router), temperature=0, explain=True)
+        found = []
+        while decoder.busy:
+            found += [token.why for chunk in decoder.step() for token in chunk.tokens]
+        return found
+
+    for router in ("H-Punc:1.2", "P-Punc:0.4", "Aligned"):
+        mine, expected = whys(halves, router), whys(demo, router)
+        assert len(mine) == len(expected)
+        for one, other in zip(mine, expected, strict=True):
+            assert (one.asked, one.wanted) == (other.asked, other.wanted)
+            assert one.predicted == other.predicted
+            assert one.max_base == pytest.approx(other.max_base, abs=1e-4)
+            for name in ("base_logprob", "aligned_logprob"):
+                told = getattr(one, name)
+                assert told == pytest.approx(getattr(other, name), abs=1e-3) or math.isnan(told)
+            if router.startswith("H"):
+                assert one.entropy_base == pytest.approx(other.entropy_base, abs=1e-3)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"presence_penalty": 1.0}, "penalties need the weights"),
+    ({"top_p": 0.9}, "top_k and top_p cut off what is left"),
+    ({"logprobs": 2049}, "logprobs is 2049: the remote backend tells 2048 at most"),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), REFUSED, ids=str)
+def test_what_servers_cannot_keep_is_refused(
+    halves: Baco, asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BacoError, match=message):
+        halves.generate(PROMPT, router="P-Punc:0.4", **asked)
+
+
+def test_the_page_of_a_gateway_tells_sources_and_refuses_scores(halves: Baco) -> None:
+    with served(halves) as gateway:
+        reply = gateway.ask(temperature=0, seed=3).json()["choices"][0]
+        assert reply["message"]["content"]
+        assert reply["baco"]["sources"]
+        body = {"prompt": "a", "model": "baco/base", "echo": True, "max_tokens": 0, "logprobs": 1}
+        with gateway.client as client:
+            refused = client.post("/v1/completions", json=body)
+        assert refused.status_code == 400
+        assert "needs the weights" in refused.json()["error"]["message"]

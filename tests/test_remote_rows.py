@@ -1,0 +1,143 @@
+"""What servers tell of a token, and the bounds of what they do not."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baco import Baco
+from baco.backends.remote.client import Patience, _retry_after
+from baco.backends.remote.table import Table
+from baco.backends.remote.wire import Names, Row
+from baco.routing.routers import LOGIT_RULES
+from baco.routing.signals import Signals, entropy
+from baco.vocabulary import Vocabulary
+
+SIZE = 24
+
+
+def vocabulary(size: int = SIZE) -> Vocabulary:
+    no = torch.zeros(size, dtype=torch.bool)
+    return Vocabulary(size, torch.zeros(size, dtype=torch.int8), ~no, no, no)
+
+
+def told(row: torch.Tensor, most: int) -> Row:
+    """A row of log-probabilities as a server tells its most likely tokens."""
+    top = row.topk(most)
+    known = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Row(known, min(known.values()) if most < len(row) else -math.inf)
+
+
+ROWS = st.lists(st.floats(-12, 4), min_size=SIZE, max_size=SIZE)
+
+
+@given(ROWS, ROWS, st.integers(1, SIZE))
+def test_entropies_and_their_differences_lie_between_their_bounds(
+    base: list[float], aligned: list[float], most: int
+) -> None:
+    rows = torch.tensor([base, aligned], dtype=torch.float64).log_softmax(-1)
+    one, other = (told(row, most) for row in rows)
+    words = vocabulary()
+    banned = torch.zeros(SIZE, dtype=torch.bool)
+    table = Table(words, banned, [one], [other], {0}, whole=True)
+    narrow, wide = table.filled(wide=False), table.filled(wide=True)
+    for half in (0, 1):
+        low, high = float(entropy(narrow[half])), float(entropy(wide[half]))
+        assert low - 1e-3 <= float(entropy(rows[half : half + 1])) <= high + 1e-3
+        for filled in (narrow, wide):
+            best = filled[half].exp()
+            assert float(best.sum()) == pytest.approx(1, abs=1e-4)
+            assert float(best.max()) == pytest.approx(float(rows[half].exp().max()), abs=1e-5)
+    gap = LOGIT_RULES["Gap"].decide
+    low_gap = Signals(narrow[0], wide[1], table.words)
+    high_gap = Signals(wide[0], narrow[1], table.words)
+    real = float(entropy(rows[:1]) - entropy(rows[1:]))
+    assert not bool(gap(low_gap, real + 2e-3))
+    assert bool(gap(high_gap, real - 2e-3))
+
+
+def test_all_tokens_told_leave_nothing_open() -> None:
+    row = torch.randn(SIZE, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    banned = torch.zeros(SIZE, dtype=torch.bool)
+    one = told(row, SIZE)
+    table = Table(vocabulary(), banned, [one], [one], {0}, whole=True)
+    narrow, wide = table.filled(wide=False)[0], table.filled(wide=True)[0]
+    assert torch.equal(narrow, wide)
+    assert float(entropy(narrow)) == pytest.approx(float(entropy(row[None])))
+
+
+SAID = [1341, 654]
+TOPS = [{1341: -0.5, 633: -1.5}, {589: -0.2, 16: -2.0}]
+
+
+def vllm(name: Any) -> dict[str, Any]:
+    # What was said stands beside the most likely ones where it is none of them.
+    tops = [TOPS[0], {654: -4.0} | TOPS[1]]
+    return {
+        "text": "",
+        "logprobs": {
+            "tokens": [name(token) for token in SAID],
+            "token_logprobs": [-0.5, -4.0],
+            "top_logprobs": [{name(t): value for t, value in top.items()} for top in tops],
+        },
+        "finish_reason": "length",
+    }
+
+
+def llama_cpp() -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": "?", "bytes": [63], "logprob": logprob}
+
+    content = [
+        entry(token, logprob) | {"top_logprobs": [entry(t, value) for t, value in top.items()]}
+        for token, logprob, top in zip(SAID, [-0.5, -4.0], TOPS, strict=True)
+    ]
+    return {"text": "", "logprobs": {"content": content}, "finish_reason": "length"}
+
+
+def test_every_servers_spelling_tells_the_same(demo: Baco) -> None:
+    names = Names(demo.pair)
+    spelled = [demo.pair.spelling(token).decode() for token in (1341, 654, 633, 589, 16)]
+    texts = dict(zip((1341, 654, 633, 589, 16), spelled, strict=True))
+    spellings = [vllm(lambda token: f"token_id:{token}"), vllm(texts.__getitem__), llama_cpp()]
+    for choice in spellings:
+        found = names.read(choice, 2)
+        assert found.tokens == SAID
+        assert found.logprobs == [-0.5, -4.0]
+        assert found.rows[0] == Row(TOPS[0], -1.5)
+        # The cap is that of the two most likely; what was said is known beyond it.
+        assert found.rows[1] == Row({654: -4.0} | TOPS[1], -2.0)
+        assert not found.ended
+
+
+def test_a_name_that_is_no_single_tokens_leaves_room_for_it(demo: Baco) -> None:
+    choice = vllm(lambda token: "�" if token in (589, 654) else f"token_id:{token}")
+    found = Names(demo.pair).read(choice | {"finish_reason": "stop"}, 2)
+    assert found.tokens == [1341, None]
+    row = found.rows[1]
+    assert row is not None
+    assert (row.known, row.cap) == ({16: -2.0}, -0.2)
+    assert found.ended
+
+
+def test_pauses_grow_and_a_servers_own_word_goes_before() -> None:
+    patience = Patience()
+    for attempt, middle in ((1, 0.25), (3, 1.0), (9, 8.0)):
+        pauses = {patience.before(attempt, None) for _ in range(50)}
+        assert len(pauses) > 1
+        assert all(middle / 2 <= pause <= middle * 1.5 for pause in pauses)
+    assert patience.before(1, 5.0) == 5.0
+    assert patience.before(1, 5000.0) == patience.asked
+
+
+def test_a_server_may_tell_seconds_or_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    for value, expected in (("3", 3.0), (later, 30.0), ("soon", None), ("", None)):
+        found = _retry_after(httpx.Response(429, headers={"retry-after": value}))
+        assert found == (None if expected is None else pytest.approx(expected, abs=2))

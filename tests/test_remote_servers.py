@@ -1,0 +1,343 @@
+"""Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from baco import Baco, BacoError
+from tests.remoting import Door, calls, listening, remote
+from tests.serving import PROMPT, Served, events, served, wait_for
+
+STORY = "Give me a four-sentence story about a dragon."
+ROUTER = "P-Punc:0.4"
+OPENAI = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "logit_bias"}
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo) as running:
+        yield running
+
+
+class Backing:
+    """Hands requests on to a running server, as an application."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.AsyncClient(base_url=url, timeout=60)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        if scope["method"] == "POST":
+            message = await receive()
+            body = message["body"]
+        headers = {"content-type": "application/json"}
+        reply = await self._client.request(
+            scope["method"], scope["path"], content=body, headers=headers
+        )
+        raw = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": reply.status_code, "headers": raw})
+        await send({"type": "http.response.body", "body": reply.content})
+
+
+def bare(body: dict[str, Any]) -> dict[str, Any] | tuple[int, dict[str, str]]:
+    """What a server takes that knows OpenAI's fields alone, and tells no log-probabilities."""
+    if not body.keys() <= OPENAI or not isinstance(body["prompt"][0], int):
+        return 400, {}
+    return body | {"min_p": 0.0}
+
+
+def textual(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice without log-probabilities and token ids."""
+    return {name: choice[name] for name in ("index", "text", "finish_reason")}
+
+
+@pytest.mark.parametrize("which", ["base", "aligned", "both"])
+def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
+    server: Served, demo: Baco, which: str
+) -> None:
+    door = Door(Backing(server.url), bare, textual)
+    with listening(door) as url:
+        options: dict[str, Any] = {} if which == "both" else {f"{which}_url": url}
+        with remote(url if which == "both" else server.url, **options) as halves:
+            for router in ("Punc", "Role:name=aligned,content=aligned", "Rand:0.4"):
+                asked: dict[str, Any] = {"router": router, "temperature": 0, "seed": 3}
+                (mine,) = halves.generate(PROMPT, max_tokens=12, **asked)
+                (expected,) = demo.generate(PROMPT, max_tokens=12, **asked)
+                assert (mine.token_ids, mine.error) == (expected.token_ids, None)
+                assert mine.sources == expected.sources
+            (drawn,) = halves.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
+            assert (len(drawn.token_ids), drawn.error) == (6, None)
+
+
+def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
+    with listening(Door(Backing(server.url), bare, textual)) as url:
+        with remote(server.url, base_url=url) as halves:
+            with pytest.raises(BacoError, match=r"P-Punc:0.4 goes by probabilities and the base"):
+                halves.generate(PROMPT, router=ROUTER)
+            with pytest.raises(BacoError, match="logprobs is 1: the remote backend tells 0"):
+                halves.generate(PROMPT, router="Punc", logprobs=1)
+            with pytest.raises(BacoError, match="does not follow min_p"):
+                halves.generate(PROMPT, router="Punc", min_p=0.1)
+        with remote(server.url, aligned_url=url) as halves:
+            # P reads the base alone: what the aligned half thinks of its own tokens is no matter.
+            (answer,) = halves.generate(PROMPT, router="P:0.3", temperature=0, max_tokens=8)
+            assert (len(answer.token_ids), answer.error) == (8, None)
+
+
+def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
+    server: Served, demo: Baco
+) -> None:
+    """20 tokens bound the entropy of 2,048: between the bounds nothing is guessed."""
+    with remote(server.url) as halves:
+        decided = 0
+        for gamma in (0.3, 1.0, 1.5, 2.0, 4.0, 7.0):
+            asked: dict[str, Any] = {"router": f"H:{gamma}", "temperature": 0}
+            (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
+            kept = len(mine.token_ids)
+            assert mine.token_ids == expected.token_ids[:kept]
+            if mine.error is None:
+                decided += 1
+            else:
+                assert mine.finish_reason == "error"
+                assert "most likely tokens that the server tells leave" in mine.error
+        assert decided > 0
+
+
+def test_a_rule_that_may_look_at_anything_is_refused(server: Served) -> None:
+    from baco.routing.registry import _custom, register_router
+
+    register_router("Spread", lambda signals: signals.base.std(dim=-1) > 3)
+    try:
+        with remote(server.url) as halves, pytest.raises(BacoError, match="whole rows"):
+            halves.generate(PROMPT, router="Spread")
+    finally:
+        del _custom["Spread"]
+
+
+def failing(status: int, headers: dict[str, str]) -> Any:
+    """Fails two of three calls, once answers are written."""
+    count = 0
+
+    def change(body: dict[str, Any]) -> Any:
+        nonlocal count
+        count += 1
+        return (status, headers) if count > 20 and count % 3 else body
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(429, {"retry-after": "0.05"}), (500, {}), (503, {})], ids=str
+)
+def test_what_passes_is_tried_again(
+    server: Served, demo: Baco, status: int, headers: dict[str, str]
+) -> None:
+    door = Door(Backing(server.url), failing(status, headers))
+    with listening(door) as url, remote(server.url, aligned_url=url) as halves:
+        before = len(door.asked)
+        asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
+        (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
+        assert (mine.token_ids, mine.error) == (expected.token_ids, None)
+        assert len(door.asked) - before > 2
+
+
+def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) -> None:
+    def change(body: dict[str, Any]) -> Any:
+        return (400, {}) if body["prompt"][-1:] == [99] or len(body["prompt"]) > 14 else body
+
+    door = Door(Backing(server.url), change)
+    with listening(door) as url, remote(server.url, aligned_url=url) as halves:
+        before = len(door.asked)
+        answers = halves.generate_batch([PROMPT, STORY], router=ROUTER, temperature=0)
+        broken = answers[1][0]
+        assert broken.finish_reason == "error"
+        assert broken.error is not None
+        assert broken.error.startswith("the aligned server at http://127.0.0.1:")
+        assert broken.error.endswith("says 400: no")
+        assert len(door.asked) - before < 12
+
+
+def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -> None:
+    slow = False
+
+    def change(body: dict[str, Any]) -> dict[str, Any]:
+        if slow:
+            time.sleep(1)
+        return body
+
+    door = Door(Backing(server.url), change)
+    with listening(door) as url, remote(server.url, aligned_url=url, timeout=0.6) as halves:
+        slow = True
+        (answer,) = halves.generate(PROMPT, router="Aligned", max_tokens=4)
+        slow = False
+        assert answer.error is not None
+        assert "gave no answer within 0.6 s: raise the timeout" in answer.error
+
+
+def test_a_gateway_tells_its_clients_what_failed(server: Served) -> None:
+    broken = False
+
+    def change(body: dict[str, Any]) -> Any:
+        return (500, {}) if broken else body
+
+    door = Door(Backing(server.url), change)
+    with (
+        listening(door) as url,
+        remote(server.url, aligned_url=url, retries=0) as halves,
+        served(halves) as gateway,
+    ):
+        assert gateway.ask(max_tokens=4).status_code == 200
+        broken = True
+        failed = gateway.ask(max_tokens=4)
+        assert failed.status_code == 502
+        assert "the aligned server at" in failed.json()["error"]["message"]
+        body = {"messages": [{"role": "user", "content": PROMPT}], "stream": True}
+        with (
+            gateway.client as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as got,
+        ):
+            assert "error" in list(events(got))[-1]
+        assert gateway.ask(model="baco/base", router=None, max_tokens=4).status_code == 200
+        broken = False
+        assert gateway.ask(max_tokens=4).status_code == 200
+        gateway.settles()
+
+
+def test_whoever_goes_away_leaves_no_call_open(server: Served) -> None:
+    with remote(server.url) as halves:
+        decoder = halves.decoder()
+        ticket = decoder.submit(STORY, router=halves.router(ROUTER), n=8)
+        wait_for(lambda: decoder.running == 8)
+        decoder.cancel(ticket)
+        assert not decoder.busy
+        wait_for(lambda: decoder.running == 0)
+        asked = calls(halves)
+        time.sleep(0.1)
+        assert calls(halves) == asked
+
+
+def test_no_more_answers_are_written_at_once_than_there_are_places(server: Served) -> None:
+    with remote(server.url, concurrency=2) as halves:
+        decoder, most, ended = halves.decoder(), 0, 0
+        decoder.submit(PROMPT, router=halves.router(ROUTER), n=6, max_tokens=8)
+        while decoder.busy:
+            most = max(most, decoder.running)
+            ended += sum(chunk.completion is not None for chunk in decoder.step())
+        assert (most, ended) == (2, 6)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"base_url": "localhost:8000"}, "base_url is 'localhost:8000': give an address such as"),
+    ({"base_url": "http://127.0.0.1:9", "retries": 0}, "the base server at http://127.0.0.1:9/v1"),
+    ({"aligned_model": "gpt-4"}, "there is no model 'gpt-4' here"),
+    ({"concurrency": 0}, "concurrency is 0"),
+    ({"timeout": 0}, "timeout is 0"),
+    ({"device": "cpu"}, "the remote backend takes no device"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=str)
+def test_what_is_wrong_is_said_at_the_start(
+    server: Served, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BacoError, match=message), remote(server.url, **options):
+        pass
+
+
+def test_another_pairs_server_is_found_out(server: Served, random_pair: Any) -> None:
+    folder = random_pair("llama", noise=0.3).base.parent
+    with pytest.raises(BacoError, match="its model is of another pair"), remote(server.url, folder):
+        pass
+
+
+def test_keys_are_taken_from_the_environment(demo: Baco, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(demo, api_keys=("one", "two")) as locked:
+        with pytest.raises(BacoError, match=r"401.*BACO_(BASE|ALIGNED)_API_KEY"):
+            Baco.load("demo", backend="remote", base_url=locked.url, aligned_url=locked.url)
+        monkeypatch.setenv("BACO_BASE_API_KEY", "one")
+        monkeypatch.setenv("OPENAI_API_KEY", "two")
+        with remote(locked.url) as halves:
+            assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        found: int = taken.getsockname()[1]
+        return found
+
+
+def started(port: int) -> "subprocess.Popen[bytes]":
+    """A server process of the embedded pair, once it takes requests."""
+    command = [sys.executable, "-m", "baco", "serve", "--port", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+
+    def up() -> bool:
+        assert process.poll() is None
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for(up)
+    return process  # type: ignore[no-any-return]
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_time_and_no_answer(
+    server: Served, demo: Baco, port: int
+) -> None:
+    """Under load; one that does not come back costs the answers that need it, and no other."""
+    process = started(port)
+    url = f"http://127.0.0.1:{port}"
+    asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "n": 1}
+    prompts = [PROMPT, STORY, "Give me a cosy dinner idea", "Give me a name for my puppy."] * 5
+    expected = [demo.generate(prompt, **asked)[0].token_ids for prompt in prompts[:4]] * 5
+    try:
+        with (
+            remote(server.url, aligned_url=url, retries=12) as halves,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            writing = pool.submit(halves.generate_batch, prompts, **asked)
+            before = calls(halves)
+            wait_for(lambda: calls(halves) > before + 20)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            failed = calls(halves)
+            wait_for(lambda: calls(halves) > failed + 5)  # they knock at a closed door
+            process = started(port)
+            answers = writing.result()
+        assert [answer.error for (answer,) in answers] == [None] * len(prompts)
+        assert [answer.token_ids for (answer,) in answers] == expected
+
+        with remote(server.url, aligned_url=url, retries=1) as halves:
+            decoder = halves.decoder()
+            tickets = [
+                decoder.submit(STORY, router=halves.router(name), temperature=0, n=3)
+                for name in (ROUTER, "Base")
+            ]
+            threading.Timer(0.05, process.kill).start()
+            ended: dict[int, list[Any]] = {ticket: [] for ticket in tickets}
+            while decoder.busy:
+                for chunk in decoder.step():
+                    if chunk.completion is not None:
+                        ended[chunk.prompt].append(chunk.completion)
+            for broken in ended[tickets[0]]:
+                assert broken.finish_reason == "error"
+                assert "failed 2 times" in broken.error
+            for whole in ended[tickets[1]]:
+                assert (whole.finish_reason, whole.error) == ("stop", None)
+    finally:
+        process.kill()
+        process.wait()
