@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=200)
     parser.add_argument("--answer-tokens", type=int, default=256)
     parser.add_argument("--usable", type=float, default=0.85, help="of a GPU's memory")
-    parser.add_argument("--efficiency", type=float, default=0.25, help="of the bound")
+    parser.add_argument("--efficiency", type=float, default=0.41, help="of the bound")
     parser.add_argument("--max-rows", type=int, default=256)
     parser.add_argument("--shard-answers", type=int, default=1024)
     parser.add_argument("--load-minutes", type=float, default=3)

@@ -1,5 +1,6 @@
 """One copy of the pair, in one process, and the shards it makes."""
 
+import atexit
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Copy:
         torch.set_num_threads(self.threads)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        return Baco.load(**self.load)
+        loaded = Baco.load(**self.load)
+        atexit.register(loaded.close)
+        return loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,11 @@ class Replicas:
     def make(
         self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
     ) -> Iterator[Made]:
-        import ray
+        import ray.util.client
 
+        if ray.util.client.ray.is_connected():
+            yield from self._make_from_afar(order, work, advance)
+            return
         try:
             for row in self._stream(order, work).iter_rows():
                 if row["error"]:
@@ -52,6 +55,24 @@ class Replicas:
                 )
                 advance(made.answers, made.tokens)
                 yield made
+        except ray.exceptions.RayError as error:
+            raise BacoError(
+                f"the cluster gave up: {_line(error)}; the same command goes on where it was"
+            ) from error
+
+    def _make_from_afar(
+        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
+    ) -> Iterator[Made]:
+        """As `make`, by a driver inside the cluster: Ray Data does not run on Ray's client."""
+        import ray
+
+        driver = ray.remote(num_cpus=0)(_Driver).remote(self.share, order, work, str(Path.cwd()))
+        try:
+            while (told := ray.get(driver.next.remote())) is not None:
+                if isinstance(told, BacoError):
+                    raise told
+                advance(told.answers, told.tokens)
+                yield told
         except ray.exceptions.RayError as error:
             raise BacoError(
                 f"the cluster gave up: {_line(error)}; the same command goes on where it was"
@@ -95,6 +116,27 @@ def _look(batch: Batch, folder: str) -> Facts | BacoError:
         return facts(batch.copy.take(), batch.spell, batch.settings, batch.rows)
     except BacoError as error:
         return error
+
+
+class _Driver:
+    """Drives a batch in the cluster, for a command that is outside."""
+
+    def __init__(
+        self,
+        share: Share,
+        order: Order,
+        work: Sequence[tuple[range, Sequence[Row]]],
+        folder: str,
+    ) -> None:
+        go_to(folder)
+        self.made = Replicas(share).make(order, work, lambda *_: None)
+
+    def next(self) -> Made | BacoError | None:
+        """The next shard in its place; None after the last."""
+        try:
+            return next(self.made, None)
+        except BacoError as error:
+            return error
 
 
 class _Actor:
