@@ -16,16 +16,23 @@ from baco.checkpoint import Placement, find_device, is_adapter, load_adapter, lo
 from baco.errors import BacoError
 from baco.known import KnownPair
 from baco.pair import Pair
-from baco.routing.routers import HALVES, Source
+from baco.routing.routers import HALVES
 
 
-def export_pair(known: KnownPair, out: Path, *, copy: bool = False) -> Pair:
+def export_pair(
+    known: KnownPair,
+    out: Path,
+    *,
+    copy: bool = False,
+    function_words: list[str] | None = None,
+) -> Pair:
     """Write a pair to the folder ``out``, which must be empty or new.
 
     Args:
         known: where the halves are. An adapter is put into the base model's weights for it.
         out: the folder.
         copy: the halves' files, in place of linking to where they are.
+        function_words: a word list in place of the English one.
 
     Returns:
         The pair, without its weights.
@@ -35,7 +42,7 @@ def export_pair(known: KnownPair, out: Path, *, copy: bool = False) -> Pair:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BacoError(f"{out} is not empty: export the pair to a new folder")
-    pair = describe_pair(known, dict.fromkeys(HALVES, "vLLM"))
+    pair = describe_pair(known, dict.fromkeys(HALVES, "vLLM"), function_words=function_words)
     out.mkdir(parents=True, exist_ok=True)
     for half, name in (("base", known.base), ("aligned", known.aligned)):
         if half == "aligned" and is_adapter(name):
@@ -49,6 +56,8 @@ def export_pair(known: KnownPair, out: Path, *, copy: bool = False) -> Pair:
     for key, value in (("chat_options", known.chat_options), ("sampling", known.sampling)):
         if value:
             told[key] = dict(value)
+    if function_words is not None:
+        told["function_words"] = function_words
     if known.dtype:
         told["dtype"] = known.dtype
     _write(out / "baco.json", told)
@@ -103,3 +112,13 @@ def _merge(known: KnownPair, pair: Pair, target: Path) -> None:
 
 def _write(file: Path, told: dict[str, Any]) -> None:
     file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def read_pair(folder: Path) -> Pair:
+    """The pair of a folder that `export_pair` wrote, without its weights."""
+    told = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
+    return describe_pair(
+        KnownPair.in_folder(folder),
+        dict.fromkeys(HALVES, "vLLM"),
+        function_words=told.get("function_words"),
+    )

@@ -14,14 +14,13 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.utils import AttentionGroup
 
-from baco.backends.described import describe_pair
+from baco.backends.vllm.folder import read_pair
 from baco.backends.vllm.lanes import Lane, Step
 from baco.backends.vllm.options import PairOptions
 from baco.backends.vllm.rows import Law, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
 from baco.engine.verdict import Positions
-from baco.known import KnownPair
 from baco.routing.routers import HALVES, Source
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ class PairRunner(_Runner):
     def take_up_pair(self) -> None:
         """Make what a pair needs beside vLLM's own state."""
         self.table = RequestTable(self.max_model_len, self.device)
-        pair = describe_pair(
-            KnownPair.in_folder(Path(self.model_config.model)), dict.fromkeys(HALVES, "vLLM")
-        )
+        pair = read_pair(Path(self.model_config.model))
         self.law = Law(
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),
