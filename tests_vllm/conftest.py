@@ -11,14 +11,13 @@ os.environ.update(
     NO_COLOR="1",
 )
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from baco import Baco
 from tests import pairs
 
 HEAD = 32  # the narrowest head that vLLM's attention on CPUs has
@@ -52,22 +51,3 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return folder
 
     return saved
-
-
-@pytest.fixture
-def vllm() -> Iterator[Callable[..., Baco]]:
-    """Loads pairs into vLLM."""
-    loaded: list[Baco] = []
-
-    def load(pair: str = "demo", **options: Any) -> Baco:
-        engine = {"block_size": 32} | options.pop("engine", {})
-        settings = {"cache": "64MiB", "max_num_seqs": 32} | options
-        loaded.append(Baco.load(pair, backend="vllm", engine=engine, **settings))
-        return loaded[-1]
-
-    yield load
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    for baco in loaded:
-        baco.close()
-    cleanup_dist_env_and_memory()

@@ -1,15 +1,14 @@
 """vLLM says what the engine of this process says, token by token and source by source."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from baco import Baco
-from baco.backends.vllm.backend import VllmBackend, VllmEngine
 from baco.completion import Completion
+from tests_vllm.engines import in_vllm, watch
 
 ROUTERS = (
     "Base",
@@ -38,74 +37,40 @@ LONG_BASE = (
     "Question: {{ messages[-1].content }}\nAnswer:{{ answer_lead }}"
 )
 
-
-@dataclass
-class Watched:
-    """What a scheduler did while it was watched."""
-
-    preemptions: int = 0
-    hits: int = 0
-    drafts: int = 0
-    _: Any = field(default=None, repr=False)
+Answers = dict[tuple[str, str], list[Completion]]
 
 
-def watch(baco: Baco) -> Watched:
-    """Count what shows that a mode was really on."""
-    assert isinstance(baco.backend, VllmBackend)
-    scheduler = baco.backend.llm.engine_core.engine_core.scheduler
-    seen = Watched()
-    preempt, compute = scheduler._preempt_request, scheduler.kv_cache_manager.get_computed_blocks
-
-    def preempts(*args: Any, **kwargs: Any) -> Any:
-        seen.preemptions += 1
-        return preempt(*args, **kwargs)
-
-    def computes(request: Any) -> Any:
-        found = compute(request)
-        seen.hits += found[1] > 0
-        return found
-
-    scheduler._preempt_request = preempts
-    scheduler.kv_cache_manager.get_computed_blocks = computes
-    return seen
-
-
-def answers(baco: Baco, tokens: int = 48, **settings: Any) -> dict[Any, list[Completion]]:
-    """Every router's greedy answers to every prompt, all asked at once."""
+def answers(baco: Baco, tokens: int, **settings: Any) -> tuple[Answers, int]:
+    """Every router's greedy answers to every prompt, all asked at once, and the drafts that stood."""
     decoder = baco.decoder()
     asked = {}
     for router in ROUTERS:
         for prompt in PROMPTS:
-            ticket = decoder.submit(
-                prompt,
-                router=baco.router(router),
-                **{"temperature": 0, "max_tokens": tokens, "seed": 3, "min_p": 0.0} | settings,
-            )
+            greedy = {"temperature": 0, "max_tokens": tokens, "seed": 3, "min_p": 0.0}
+            ticket = decoder.submit(prompt, router=baco.router(router), **greedy | settings)
             asked[ticket] = (router, prompt)
-    found: dict[Any, list[Completion]] = {}
+    found: Answers = {each: [] for each in asked.values()}
     while decoder.busy:
         for chunk in decoder.step():
             if chunk.completion is not None:
-                found.setdefault(asked[chunk.prompt], []).append(chunk.completion)
-    assert len(found) == len(asked)
-    if isinstance(decoder.engine, VllmEngine):
-        found[None] = []
-        DRAFTS.append(decoder.engine.stats.accepted)
-    return found
+                found[asked[chunk.prompt]].append(chunk.completion)
+    return found, decoder.engine.stats.accepted
 
 
-DRAFTS: list[int] = []
-
-
-def said(found: dict[Any, list[Completion]]) -> dict[Any, Any]:
+def said(baco: Baco, tokens: int = 48) -> Any:
+    """What the answers say, and who says it."""
+    found, _ = answers(baco, tokens)
     return {
-        asked: [
-            (c.token_ids, c.sources, c.text, c.finish_reason)
-            for c in sorted(each, key=lambda c: c.sample)
-        ]
+        asked: [(c.token_ids, c.sources, c.text, c.finish_reason) for c in each]
         for asked, each in found.items()
-        if asked is not None
     }
+
+
+def said_there(baco: Baco, tokens: int) -> Any:
+    """`said`, and what shows that a mode was on."""
+    seen = watch(baco)
+    _, drafts = answers(baco, tokens)
+    return said(baco, tokens), drafts, seen
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -125,72 +90,80 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("template", [None, LONG_BASE], ids=["long aligned", "long base"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_router_says_what_it_says_here(
-    mode: str, template: str | None, vllm: Callable[..., Baco], random_pair: Callable[[str], Path]
+    mode: str, template: str | None, random_pair: Callable[[str], Path]
 ) -> None:
     # Five heads cannot be split between two devices.
-    pair = str(random_pair("llama")) if mode.startswith("two tensor") else "demo"
+    pair = str(random_pair("llama")) if mode == "two tensor-parallel" else "demo"
     options = {} if template is None else {"base_template": template}
-    tokens = 20 if pair != "demo" else 48
-    there = vllm(pair, **MODES[mode], **options)
-    here = Baco.load(pair, **options)
-    seen = Watched() if mode.startswith("two") else watch(there)
-    assert said(answers(there, tokens)) == said(answers(here, tokens))
+    tokens = 48 if pair == "demo" else 20
+    told, drafts, seen = in_vllm(said_there, pair, MODES[mode] | options, tokens)
+    assert told == said(Baco.load(pair, **options), tokens)
     if "chunked" in mode:
         assert seen.preemptions
     if "ngram" in mode:
-        assert DRAFTS[-1]
+        assert drafts
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
 @pytest.mark.parametrize("ngram", [0, 3])
 def test_architectures_say_what_they_say_here(
-    architecture: str, ngram: int, vllm: Callable[..., Baco], random_pair: Callable[[str], Path]
+    architecture: str, ngram: int, random_pair: Callable[[str], Path]
 ) -> None:
     folder = str(random_pair(architecture))
-    assert said(answers(vllm(folder, ngram=ngram), 24)) == said(answers(Baco.load(folder), 24))
+    assert in_vllm(said, folder, {"ngram": ngram}, 24) == said(Baco.load(folder), 24)
+
+
+def said_again(baco: Baco) -> Any:
+    """The same before and after the prompts are in the cache, and after samples parted ways."""
+    seen = watch(baco)
+    first = said(baco)
+    hits = seen.hits
+    second = said(baco)
+    assert seen.hits > hits
+    drawn, _ = answers(baco, 48, n=3, temperature=1.0)
+    assert any(len({c.token_ids for c in each}) > 1 for each in drawn.values())
+    return first, second, said(baco)
 
 
 @pytest.mark.parametrize("template", [None, LONG_BASE], ids=["long aligned", "long base"])
-def test_prompts_that_are_in_the_cache_change_nothing(
-    template: str | None, vllm: Callable[..., Baco]
-) -> None:
+def test_prompts_that_are_in_the_cache_change_nothing(template: str | None) -> None:
     options = {} if template is None else {"base_template": template}
-    there, here = vllm(**options), Baco.load("demo", **options)
-    seen = watch(there)
-    first = said(answers(there))
-    hits = seen.hits
-    assert said(answers(there)) == first == said(answers(here))
-    assert seen.hits > hits
-    # Samples that part ways share the blocks of their prompt alone.
-    drawn = answers(there, n=3, temperature=1.0)
-    assert all(len({c.token_ids for c in each}) > 1 for asked, each in drawn.items() if asked)
-    assert said(answers(there)) == first
+    here = said(Baco.load("demo", **options))
+    assert all(each == here for each in in_vllm(said_again, "demo", options))
 
 
-def test_another_base_prompt_is_another_prompt(vllm: Callable[..., Baco]) -> None:
-    settings = {"router": "Base", "temperature": 0, "max_tokens": 24}
-    prompt = PROMPTS[1]
-    plain = "Question: {{ messages[-1].content }}\nAnswer:"
-    other = "Xuestion: {{ messages[-1].content }}\nAnswer:"
-    there = vllm()
+QUESTION = "{}uestion: {{{{ messages[-1].content }}}}\nAnswer:"
+
+
+def under_two_templates(baco: Baco) -> Any:
+    """One aligned prompt, two base prompts of one length."""
     told = []
-    for template in (plain, other):
-        here = Baco.load("demo", base_template=template)
-        there.pair.renderer = here.pair.renderer
-        told.append([b.generate(prompt, **settings)[0].token_ids for b in (there, here)])
-    assert all(mine == theirs for mine, theirs in told)
+    for letter in "QX":
+        baco.pair.renderer = Baco.load("demo", base_template=QUESTION.format(letter)).pair.renderer
+        settings: dict[str, Any] = {"router": "Base", "temperature": 0, "max_tokens": 24}
+        told.append(baco.generate(PROMPTS[1], **settings)[0].token_ids)
+    return told
 
 
-@pytest.mark.parametrize("router", ["P-Punc:0.4", "Aligned"])
-def test_penalties_and_bias_say_what_they_say_here(
-    router: str, vllm: Callable[..., Baco]
-) -> None:
-    there, here = vllm(), Baco.load("demo")
-    for settings in (
-        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
-        {"logit_bias": ((there.pair.tokenizer.encode(" beach")[0], -50.0),)},
-        {"stop": (".",)},
-    ):
-        asked = {"router": router, "temperature": 0, "max_tokens": 40, "min_p": 0.0} | settings
-        mine, theirs = (b.generate(PROMPTS[0], **asked)[0] for b in (there, here))
-        assert (mine.text, mine.sources) == (theirs.text, theirs.sources)
+def test_another_base_prompt_is_another_prompt() -> None:
+    assert in_vllm(under_two_templates, "demo", {}) == under_two_templates(Baco.load("demo"))
+
+
+def with_settings(baco: Baco) -> Any:
+    """Answers under penalties, biases and stop strings."""
+    beach = baco.pair.tokenizer.encode(" beach")[0]
+    told = []
+    for router in ("P-Punc:0.4", "Aligned"):
+        for settings in (
+            {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+            {"logit_bias": ((beach, -50.0),)},
+            {"stop": (".",)},
+        ):
+            greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "min_p": 0.0}
+            answer = baco.generate(PROMPTS[0], router=router, **greedy | settings)[0]
+            told.append((answer.text, answer.sources))
+    return told
+
+
+def test_penalties_and_biases_say_what_they_say_here() -> None:
+    assert in_vllm(with_settings, "demo", {}) == with_settings(Baco.load("demo"))

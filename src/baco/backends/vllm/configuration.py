@@ -37,9 +37,8 @@ class PairConfiguration(VerifyAndUpdateConfig):
         vllm_config.scheduler_config.scheduler_cls = f"{_HOME}.scheduler.pair_scheduler"
         # A half that reads fewer tokens than the batch has does not fit into a captured graph.
         vllm_config.model_config.enforce_eager = True
-        Limits.of_pair(
-            vllm_config.model_config.get_vocab_size(), vllm_config.model_config.max_model_len
-        )
+        model = vllm_config.model_config
+        Limits.of_pair(model.get_vocab_size(), model.max_model_len, Path(model.model))
 
 
 def _check_features(vllm_config: "VllmConfig") -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
@@ -21,18 +22,19 @@ PREFIX = "baco_"
 DEFAULT_ROUTER = "P-Punc:0.4"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Limits:
-    """What token ids and prompts of a pair may be, where this process serves one."""
+    """What token ids and prompts of a pair may be, where this process serves one, and its folder."""
 
     vocabulary: int | None = None
     context: int | None = None
+    folder: Path | None = None
     here: ClassVar["Limits"]
 
     @classmethod
-    def of_pair(cls, vocabulary: int, context: int) -> None:
+    def of_pair(cls, vocabulary: int, context: int, folder: Path) -> None:
         """Take down what the pair of this process allows."""
-        cls.here = cls(vocabulary, context)
+        cls.here = cls(vocabulary, context, folder)
 
 
 Limits.here = Limits()

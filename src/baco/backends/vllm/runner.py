@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from vllm.distributed import get_pp_group
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.utils import AttentionGroup
@@ -54,6 +55,16 @@ class PairRunner(_Runner):
         )
         self._rows = None
         self._groups = []
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM does, with room for what the stage before hands on: vLLM makes it in a warm-up
+        that it leaves out on CPUs.
+        """
+        super().load_model(*args, **kwargs)
+        if not get_pp_group().is_first_rank and self.intermediate_tensors is None:
+            self.intermediate_tensors = self.get_model().make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.dtype, device=self.device
+            )
 
     # --- what a half reads ------------------------------------------------------------------------
 
