@@ -17,6 +17,7 @@ from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
+from baco.cli.pair import pair
 from baco.cli.report import report
 from baco.cli.serve import serve
 from baco.cli.sweep import score, sweep
@@ -53,6 +54,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(demo, name="demo")
+app.add_typer(pair, name="pair")
 
 
 def _show_version(wanted: bool) -> None:

@@ -164,7 +164,7 @@ def route(law: "Law", round_: Round, signals: Signals) -> Choice:
 
 def by_standing(law: "Law", round_: Round, signals: Signals, standing: Standing) -> Choice:
     """Every word from the half that is named where it begins."""
-    spoke, source, masked = _chain(round_.positions, standing, round_.active)
+    spoke, source, masked = chain(round_.positions, standing, round_.active)
     logits = speakable(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
     return Choice(logits, source, standing, spoke)
 
@@ -240,7 +240,7 @@ def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
     return torch.where(source, base, aligned)
 
 
-def _chain(
+def chain(
     positions: Positions, standing: Standing, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Who spoke before each position, its source and its mask [N], following one from another."""
