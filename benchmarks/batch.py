@@ -108,7 +108,7 @@ def hand_out(shards: int, most: int = 1000) -> None:
         data = ray.data.from_items(items, override_num_blocks=shards)
         begun = time.perf_counter() - started
         pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
-        told = data.map_batches(Idle, batch_size=1, compute=pool, num_cpus=1).iter_rows()
+        told = iter(data.map_batches(Idle, batch_size=1, compute=pool, num_cpus=1).iter_rows())
         next(told)
         started = time.perf_counter()
         handed = sum(1 for _ in itertools.islice(told, most))
