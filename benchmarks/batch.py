@@ -1,6 +1,7 @@
 """How a batch scales over replicas on this machine, and what bounds it.
 
-    python benchmarks/batch.py [--workers 1 2 4] [--rows 64] [--json]
+    python benchmarks/batch.py [--workers 1 2 4] [--rows 128] [--json]
+    python benchmarks/batch.py --hand-out 31250     # so many shards of 6 kB that cost nothing
 
 The same rows by one process without Ray, then by so many replicas, one after the other in one run.
 Speed is taken from the first shard that is in its place to the last, so that starting processes and
@@ -8,6 +9,7 @@ loading pairs, which a long batch pays once, is told apart.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -16,11 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from baco.api import Baco
 from baco.batch.batch import Batch, Here, Place, carry_out
 from baco.batch.replica import Copy
-from baco.batch.replicas import Replicas
+from baco.batch.replicas import Replicas, quiet
 from baco.batch.rows import Row
 from baco.cluster.connection import Cluster
 from baco.evaluation.plan import machine
@@ -85,6 +90,33 @@ def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured
     )
 
 
+class Idle:
+    """A replica that has nothing to do."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"start": batch["start"]}
+
+
+def hand_out(shards: int, most: int = 1000) -> None:
+    """Print what Ray Data takes for a batch of so many shards, over the first of them."""
+    import ray.data
+
+    items = [{"start": at, "stop": at, "rows": "x" * 6000} for at in range(shards)]
+    with Cluster(workers=1).reached():
+        quiet()
+        started = time.perf_counter()
+        data = ray.data.from_items(items, override_num_blocks=shards)
+        begun = time.perf_counter() - started
+        pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
+        told = iter(data.map_batches(Idle, batch_size=1, compute=pool, num_cpus=1).iter_rows())
+        next(told)
+        started = time.perf_counter()
+        handed = sum(1 for _ in itertools.islice(told, most))
+        each = (time.perf_counter() - started) / handed * 1e3
+        memory = psutil.Process().memory_info().rss >> 20
+    print(f"{shards} shards: {begun:.1f} s to begin, {each:.1f} ms each; driver {memory} MiB")
+
+
 def main() -> None:
     """Print the table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -93,7 +125,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--hand-out", type=int, metavar="SHARDS")
     given = parser.parse_args()
+    if given.hand_out is not None:
+        hand_out(given.hand_out)
+        return
     rows = [Row(i, f"Give me dinner idea {i}", {}, "rows") for i in range(given.rows)]
     all_measured = [
         measure(given.pair, rows, given.n, workers) for workers in (None, *given.workers)

@@ -36,9 +36,8 @@ class Nodes:
 
     def workers(self, title: str = ACTOR) -> list[int]:
         """Processes that make shards, on any node."""
-        return [
-            process.pid for process in psutil.process_iter() if _title(process).startswith(title)
-        ]
+        started = [process for node in self.nodes for process in _children(_raylet(node))]
+        return [process.pid for process in started if _title(process).startswith(title)]
 
     def remove_one(self) -> None:
         """Take a node away that makes shards, as if its machine had lost power."""
@@ -46,6 +45,13 @@ class Nodes:
         node = next(n for n in self.nodes if _raylet(n) in parents)
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.Error:
+        return []
 
 
 def _title(process: psutil.Process) -> str:
@@ -96,12 +102,11 @@ def made(out: Path, shards: int) -> Callable[[], bool]:
     return lambda: len(list(out.glob("rows-*"))) >= shards
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_replicas_make_the_rows_of_one_process(
-    workers: int, cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
+def test_two_replicas_make_the_rows_of_one_process(
+    cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert run(["batch", str(prompts), str(out), *DRAWS, *on(cluster, workers)]) == 0
+    assert run(["batch", str(prompts), str(out), *DRAWS, *on(cluster, 2)]) == 0
     assert shards(out) == alone
 
 
@@ -132,6 +137,22 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(
     said = capsys.readouterr().err
     assert told in " ".join(said.split()) and said.count("baco:") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--address", "auto"], "--address is of a cluster: give --backend ray with it"),
+        (["--backend", "vllm"], "backend is 'vllm': a sweep draws on local or ray"),
+        (["--backend", "ray", "--workers", "0"], "workers is 0: give 1 or more"),
+    ],
+)
+def test_a_sweep_tells_what_is_wrong_with_its_cluster(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["sweep", "--out", str(tmp_path / "run"), *arguments]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_replica_refuses_is_told_with_its_line_before_anything_runs(
@@ -180,9 +201,10 @@ def test_a_sweep_on_a_cluster_that_loses_a_worker_is_the_run_of_one_process(
 def test_a_driver_a_worker_and_a_node_are_lost_and_no_row_is(
     cluster: Nodes, prompts: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """One replica until the driver is killed, then four, of which one and then a node go."""
     out = tmp_path / "out"
     command = [*BACO, "batch", str(prompts), str(out), *DRAWS]
-    driver = subprocess.Popen([*command, *on(cluster, 2)], stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen([*command, *on(cluster, 1)], stderr=subprocess.DEVNULL)
     wait_for(driver, made(out, 4))
     driver.kill()
     driver.wait()
