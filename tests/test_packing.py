@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from baco.lookup import PackedEmbedding
 from baco.packing import PackedLinear, pack, weights
 
 
@@ -39,10 +40,37 @@ def test_nothing_is_held_twice_and_everything_is_counted() -> None:
     model = Tied(500)
     before = list(weights(model))
     pack(model)
-    assert type(model.head) is nn.Linear  # it is also looked up in
-    assert sum(p.numel() for p in model.parameters()) == 500 * 32 + 64
+    assert sum(p.numel() for p in model.parameters()) == 64  # the bias
     after = list(weights(model))
     assert sum(size for _, size, _ in after) == sum(size for _, size, _ in before)
     assert sum(stored for *_, stored in after) == sum(stored for *_, stored in before)
     samples = {tuple(sample.tolist()) for sample, _, _ in before}
     assert {tuple(sample.tolist()) for sample, _, _ in after} == samples
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [50, 500, 70_000])
+@torch.inference_mode()
+def test_tied_embeddings_are_looked_up_where_they_are_packed(
+    words: int, dtype: torch.dtype
+) -> None:
+    model = Tied(words).to(dtype)
+    plain = model.embed.weight.clone()
+    pack(model)
+    assert isinstance(model.embed, PackedEmbedding)
+    assert model.embed.num_embeddings == words
+    ids = torch.tensor([[0, words - 1], [7, words // 2]])
+    assert torch.equal(model.embed(ids), plain[ids])
+
+
+def test_an_embedding_with_more_to_it_is_left_as_it_is() -> None:
+    class Scaled(nn.Embedding):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) * 2
+
+    model = Tied(500)
+    model.embed = Scaled(500, 32)
+    model.head.weight = model.embed.weight
+    pack(model)
+    assert type(model.embed) is Scaled
+    assert type(model.head) is nn.Linear

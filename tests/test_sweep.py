@@ -241,7 +241,7 @@ def test_a_run_killed_while_it_was_begun_is_begun_again(whole: Run, tmp_path: Pa
 
 
 def test_two_sweeps_do_not_write_to_one_run(whole: Run) -> None:
-    with locked(whole), pytest.raises(ValueError, match="another process"), locked(whole):
+    with locked(whole.path), pytest.raises(ValueError, match="another"), locked(whole.path):
         pass
 
 

@@ -130,7 +130,7 @@ class Half:
     @cached_property
     def _rows(self) -> int:
         """How many tokens the model has an embedding for."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def rewinds(self) -> bool:

@@ -158,8 +158,10 @@ class Lean:
     def __init__(self, model: Any, layout: Layout) -> None:
         config = model.config
         self._blocks = [Block.of(block, layout) for block in model.model.layers]
-        self._embedding: Tensor = model.model.embed_tokens.weight.detach()
-        self._norm = Norm.of(model.model, "norm")
+        self._embed: nn.Module = model.model.embed_tokens
+        norm = Norm.of(model.model, "norm")
+        assert norm is not None
+        self._norm = norm
         self._head: Linear = model.lm_head
         self._turn: Any = model.model.rotary_emb
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
@@ -183,11 +185,11 @@ class Lean:
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
-        device = self._embedding.device
+        device = self._norm.weight.device
         columns = cache.plan.columns.to(device)
         cos, sin = self._rotation(columns, cache.plan.width)
         mask = self._mask(columns, cache.columns)
-        rows = F.embedding(tokens.to(device), self._embedding)  # [B, T, hidden]
+        rows = self._embed(tokens.to(device))  # [B, T, hidden]
         for index, block in enumerate(self._blocks):
             heard = self._attend(block, rows, cos, sin, mask, cache.layer(index))
             rows = rows + heard
@@ -195,7 +197,6 @@ class Lean:
             gate, up = block.gate_up(thought).chunk(2, dim=-1)
             thought = block.down(F.silu(gate) * up)
             rows = rows + (thought if block.after_mlp is None else block.after_mlp(thought))
-        assert self._norm is not None
         return self._head(self._norm(rows[:, -keep:]))
 
     def _attend(
@@ -248,7 +249,9 @@ class Lean:
         """
         if len(self._rotations[0]) < until:
             most = 1 << (until - 1).bit_length()
-            cos, sin = self._turn(self._embedding, torch.arange(most, device=columns.device)[None])
+            cos, sin = self._turn(
+                self._norm.weight, torch.arange(most, device=columns.device)[None]
+            )
             sin = torch.cat((-sin[0, :, : self._width // 2], sin[0, :, self._width // 2 :]), dim=1)
             self._rotations = (cos[0], sin)
         cos, sin = (table[columns][:, :, None] for table in self._rotations)
@@ -259,5 +262,5 @@ class Lean:
         shares keys with others, one after the other: [B, 1, group * T, width].
         """
         unseen = torch.arange(width, device=columns.device) > columns[:, None, :, None]
-        mask = torch.zeros(unseen.shape, dtype=self._embedding.dtype, device=columns.device)
+        mask = torch.zeros(unseen.shape, dtype=self._norm.weight.dtype, device=columns.device)
         return mask.masked_fill_(unseen, -torch.inf).repeat(1, 1, self._heads // self._key_heads, 1)

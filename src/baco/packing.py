@@ -19,8 +19,8 @@ _ROWS = 8
 # Up to so many weights, a lone row is multiplied with the plain matrix sooner than a product in the
 # packed layout has started; both are kept then.
 _SMALL = 2**18
-# A matrix that is also looked up in (tied embeddings) has to be kept as it is too; a packed copy
-# beside it may take no more of the model's weights than this.
+# A matrix that is also looked up in (tied embeddings), and cannot be where it is packed, has to be
+# kept as it is too; a packed copy beside it may take no more of the model's weights than this.
 _LARGEST_COPY = 0.05
 
 
@@ -40,7 +40,7 @@ class PackedLinear(nn.Module):
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.plain = weight.clone() if weight.numel() <= _SMALL else None
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.packed = packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
         self.bias = linear.bias
@@ -61,6 +61,12 @@ class PackedLinear(nn.Module):
         return product
 
 
+def packed(weight: Tensor) -> Tensor:
+    """A weight [out, in] in oneDNN's own layout."""
+    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    return made
+
+
 def pack(model: nn.Module) -> None:
     """Pack every plain linear layer of a model on a CPU, in place; others are left as they are.
 
@@ -79,17 +85,37 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         for weight in module.parameters(recurse=False):
             users[id(weight)] = users.get(id(weight), 0) + 1
-    packed: dict[int, PackedLinear] = {}
+    done: dict[int, PackedLinear] = {}
     while linears:
         parent, name, child = linears.pop()  # so that the plain weight goes as soon as it may
-        shared = users[id(child.weight)] > 1
+        layer = done.get(id(child)) or PackedLinear(child)
+        shared = users[id(child.weight)] > 1 and not _shares(model, child.weight, layer)
         if not shared or child.weight.numel() <= _LARGEST_COPY * total:
-            layer = packed.get(id(child)) or PackedLinear(child)
-            setattr(parent, name, packed.setdefault(id(child), layer))
+            setattr(parent, name, done.setdefault(id(child), layer))
     for weight in model.parameters():
         if type(weight.data) is Tensor and weight.device.type == "cpu":
             # What stays plain is a view of the file, all of which it would keep in memory.
             weight.data = weight.data.clone()
+
+
+def _shares(model: nn.Module, weight: Tensor, layer: PackedLinear) -> bool:
+    """Let the one embedding that a weight is also for look it up where it is packed."""
+    from baco.lookup import looked_up  # it stands on this module
+
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Embedding and child.weight is weight
+    ]
+    if len(places) != 1:
+        return False
+    embedding = looked_up(layer, weight.detach())
+    if embedding is None:
+        return False
+    parent, name = places[0]
+    setattr(parent, name, embedding)
+    return True
 
 
 def _packable(weight: Tensor) -> bool:

@@ -41,9 +41,9 @@ def decode(
     Returns:
         Tokens int64 [n, max_tokens], and their sources, bool, True for the base.
     """
-    device, size = pair.aligned.device, pair.vocabulary.size
+    device = pair.aligned.device
     vocabulary, banned = pair.vocabulary.to(device), pair.banned.to(device)
-    table = DrawTable.of([params] * params.n, device, size)
+    table = DrawTable.of([params] * params.n, device)
     sample = torch.arange(params.n, device=device)
     seed = torch.full_like(sample, params.seed or 0)
     previous = torch.full_like(sample, NOTHING)
@@ -72,9 +72,7 @@ def decode(
             banned=banned,
             coin=uniform(keys, torch.full_like(sample, COIN)),
         )
-        if table.logit_bias is not None:
-            logits = logits + table.logit_bias
-        previous = draw(logits, table, keys)
+        previous = draw(table.bias(logits), table, keys)
         unread = dict.fromkeys(HALVES, previous[:, None])
         tokens.append(previous)
         sources.append(active)

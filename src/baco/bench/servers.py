@@ -50,8 +50,8 @@ class Http:
         """Decode one answer, timed."""
         assert task.params.n == 1
         watch = Stopwatch(torch.device("cpu"))
-        params, size = task.params, self.pair.vocabulary.size
-        table = DrawTable.of([params], "cpu", size)
+        params = task.params
+        table = DrawTable.of([params], "cpu")
         texts = {"base": list(task.prompt.base_ids), "aligned": list(task.prompt.aligned_ids)}
         previous, active = torch.tensor([NOTHING]), torch.tensor([False])
         tokens, sources = list[int](), list[str]()
@@ -72,9 +72,7 @@ class Http:
             if not bool(logits.isfinite().any()):
                 # No word start among the few tokens that a server tells: say what it would say.
                 logits = torch.where(active[:, None], base, aligned)
-            if table.logit_bias is not None:
-                logits = logits + table.logit_bias
-            previous = draw(logits, table, keys)
+            previous = draw(table.bias(logits), table, keys)
             tokens.append(int(previous))
             sources.append("base" if bool(active) else "aligned")
             for text in texts.values():

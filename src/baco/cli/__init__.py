@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from baco import BacoError, __version__
+from baco.cli.batch import batch
 from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.chat import chat
@@ -16,6 +17,7 @@ from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
+from baco.cli.pair import pair
 from baco.cli.report import report
 from baco.cli.serve import serve
 from baco.cli.sweep import score, sweep
@@ -37,6 +39,7 @@ app = typer.Typer(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
+    batch: "baco batch prompts.jsonl answers/ -n 8 --backend ray --workers 2",
     chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
     pairs: "baco pairs",
@@ -51,6 +54,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(demo, name="demo")
+app.add_typer(pair, name="pair")
 
 
 def _show_version(wanted: bool) -> None:

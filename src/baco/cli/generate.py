@@ -134,7 +134,7 @@ def _answer(
 ) -> None:
     from baco.cli.answers import Show
     from baco.cli.comparison import show_comparison
-    from baco.cli.record import record
+    from baco.record import record
     from baco.routing.registry import router as parse
 
     # One seed for all columns of a comparison.

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,9 +23,9 @@ from rich.progress import (
 )
 
 from baco import BacoError
+from baco.batch.rows import Row, read_rows
 from baco.cli.console import err, note
-from baco.cli.record import params, record
-from baco.prompts import conversation
+from baco.record import params, record
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
@@ -35,55 +34,13 @@ if TYPE_CHECKING:
 ANSWERS_A_WRITE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt of the file, the line it stands on, and its ``id`` if it has one."""
-
-    line: int
-    prompt: Any
-    kept: dict[str, Any]
-
-
 def read_prompts(path: Path) -> list[Row]:
     """The rows of a prompt file, checked.
 
     Raises:
-        BacoError: a file that cannot be read or holds no prompt, or a line that is not right.
+        BacoError: a file that cannot be read or holds no prompt, or lines that are not right.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BacoError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
-    lines = enumerate(text.split("\n"), 1)
-    rows = [_row(path, number, line) for number, line in lines if line.strip()]
-    if not rows:
-        raise BacoError(f'{path} holds no prompt: give lines such as {{"prompt": "…"}}')
-    return rows
-
-
-def _row(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict) or not (
-        isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
-    ):
-        raise BacoError(
-            f'{path}, line {number}: give a JSON object with "prompt" (text) or "messages" (a list)'
-        )
-    prompt = row["prompt"] if isinstance(row.get("prompt"), str) else row["messages"]
-    try:
-        conversation(prompt)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise BacoError(f"{path}, line {number}: half a surrogate pair is no character") from error
-    except BacoError as error:
-        raise BacoError(f"{path}, line {number}: {error}") from error
-    return Row(number, prompt, {"id": row["id"]} if "id" in row else {})
+    return read_rows([path])
 
 
 def refuse_taken(out: Path) -> None:

@@ -137,21 +137,29 @@ class _Notes(logging.Handler):
         note(record.getMessage())
 
 
-def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
-    """The pair that a command's options name; the demo pair where they name none."""
+def hush() -> None:
+    """Let libraries say only what a user can act on, and this one in notes."""
     # What torchao has to say at its import is about other accelerators and of no use to a user.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
     from transformers.utils import logging as transformers_logging
 
-    from baco import Baco
-
     log = logging.getLogger("baco")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
         log.addHandler(_Notes())
         log.propagate = False
     transformers_logging.set_verbosity_error()
+
+
+def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
+    """The pair that a command's options name; the demo pair where they name none."""
+    hush()
+
+    from transformers.utils import logging as transformers_logging
+
+    from baco import Baco
+
     if base is None and pair in (None, "demo"):
         transformers_logging.disable_progress_bar()
     loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))

@@ -11,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from baco import BacoError
 from baco.cli import options as opt
+from baco.cli.cluster import RAY, Address, named_cluster
 from baco.cli.console import err, note, print_json
 
 if TYPE_CHECKING:
+    from baco.cluster.connection import Cluster
     from baco.evaluation.methods.judge import Judge
     from baco.evaluation.plan import PairSpec, Plan
     from baco.evaluation.store import Run
@@ -93,6 +95,10 @@ def sweep(
         str | None, typer.Option("--judge-model", help="What that endpoint calls its model.")
     ] = None,
     workers: Workers = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Where samples are drawn: local, or ray (a cluster).")
+    ] = "local",
+    address: Address = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     quantize: opt.Quantize = None,
@@ -113,6 +119,7 @@ def sweep(
     from baco.evaluation.tasks import load_task
 
     models = _models(model or ())
+    cluster = _cluster(backend, address, workers, device)
     if preset not in ("quick", "full"):
         raise BacoError(f"preset is {preset!r}: use quick or full")
     loading = opt.given(
@@ -135,7 +142,7 @@ def sweep(
     Plan(pairs, [], settings, n, seed, sampling).check()
     if scoring:
         check_metrics(metric or METRICS, n)
-    count = _workers(workers, pairs)
+    count = _workers(workers if cluster is None else None, pairs)
     tasks = [load_task(name, limit) for name in task or ["demo"]]
     if scoring:
         check_verifiable(metric or (), [t.verifier for t in tasks if t.verifier])
@@ -143,7 +150,7 @@ def sweep(
     plan.check()
     command = shlex.join(["baco", *context.obj])
     run = begin(out, plan.config(command), {task.name: task.prompts for task in tasks})
-    _draw(run, plan, count)
+    _draw(run, plan, count, cluster)
     refused = _score(run, metric or (), models, count) if scoring else {}
     _export(run)
     _told(run, refused, as_json)
@@ -192,6 +199,18 @@ def _models(given: Sequence[str]) -> dict[str, str]:
     return models
 
 
+def _cluster(
+    backend: str, address: str | None, workers: int | None, device: str | None
+) -> "Cluster | None":
+    if backend == RAY:
+        return named_cluster(address, workers, device)
+    if backend != "local":
+        raise BacoError(f"backend is {backend!r}: a sweep draws on local or ray")
+    if address is not None:
+        raise BacoError("--address is of a cluster: give --backend ray with it")
+    return None
+
+
 def _workers(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
     if given is not None and given < 1:
         raise BacoError(f"workers is {given}: give 1 or more")
@@ -220,7 +239,7 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
-def _draw(run: "Run", plan: "Plan", workers: int) -> None:
+def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = None) -> None:
     import time
 
     from transformers.utils import logging as transformers_logging
@@ -242,7 +261,17 @@ def _draw(run: "Run", plan: "Plan", workers: int) -> None:
             if prompts and not tokens:
                 progress.console.print(f"{prompts} of {total} were there: going on", style="dim")
 
-        draw(run, plan, workers, advance)
+        if cluster is None:
+            draw(run, plan, workers, advance)
+            return
+        from baco.cluster.executor import cluster_pool
+
+        with cluster.reached() as share:
+
+            def processes(_: int, start: Any) -> Any:
+                return cluster_pool(share, start)
+
+            draw(run, plan, share.workers, advance, processes)
 
 
 def _score(

@@ -42,7 +42,7 @@ class Batch:
     def _set(self, rows: list[Sequence]) -> None:
         self.rows = rows
         params = [row.request.params for row in rows]
-        self.draws = DrawTable.of(params, self.device, self.width)
+        self.draws = DrawTable.of(params, self.device)
         identity = [(p.seed, row.sample) for p, row in zip(params, rows, strict=True)]
         self._identity = torch.tensor(identity, dtype=torch.int64, device=self.device).view(-1, 2)
         every = [(row.request.router, row.request.switch) for row in rows]

@@ -1,12 +1,12 @@
 """Drafts for a round: from continuations, or from a half or a draft model that runs ahead."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from baco.drawing import draw
+from baco.drawing import draw, most_likely
 from baco.engine.batch import Batch
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request
@@ -14,6 +14,8 @@ from baco.engine.sequence import Sequence as Answer
 from baco.engine.speculation import MOST_AHEAD, Continuations, Plan, Planner, Record
 from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
+from baco.routing.routers import Source
+from baco.routing.signals import log_partition
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
 _LEAST_CHANCE = 0.1
@@ -30,12 +32,49 @@ class Draft:
         decided: how many drafts of each row have a position that decides them.
         runner: who ran ahead, if anybody.
         rows: where that is a half, its rows of logits at the positions, float32 [N, V].
+        sure: of each row, the greatest probability that the runner saw at each draft, as far as it
+            was looked at.
     """
 
     positions: Positions
     decided: list[int]
     runner: str | None = None
     rows: Tensor | None = None
+    sure: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """How sure a half is of what it drafts while it runs ahead.
+
+    Attributes:
+        runner: the half.
+        records: of the rows.
+        sure: the greatest probability it saw at each draft, of each row.
+        chances: that all drafts of a row stand.
+        gain: tokens that the round is expected to give.
+    """
+
+    runner: str
+    records: list[Record]
+    sure: list[list[float]] = field(init=False)
+    chances: list[float] = field(init=False)
+    gain: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.sure = [[] for _ in self.records]
+        self.chances = [1.0] * len(self.records)
+
+    def goes_on(self, logits: Tensor, planner: Planner, halves: Sequence[Source]) -> bool:
+        """Is one more draft worth its cost, after those that logits [B, V] were the last of?"""
+        top = logits.gather(1, most_likely(logits)[:, None])[:, 0]
+        greatest = (top - log_partition(logits)).exp().tolist()
+        self.gain += sum(self.chances)
+        for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
+            self.sure[at].append(sure)
+            self.chances[at] *= record.chance(self.runner, sure)
+        steps = len(self.sure[0])
+        return planner.worth_a_step(self.runner, self.chances, steps, self.gain, halves)
 
 
 class Drafter:
@@ -86,7 +125,8 @@ class Drafter:
         for at, (row, had) in enumerate(zip(self._batch.rows, before, strict=True)):
             said, record, guess = row.tokens[had:], self._record(row), self._guesses[at]
             if draft.runner is not None:
-                record.saw_ahead(draft.runner, agreed[at], draft.decided[at])
+                sure = draft.sure[at] if draft.sure else []
+                record.saw_ahead(draft.runner, agreed[at], draft.decided[at], sure)
             tried = min(len(guess), len(said))
             right = next((i for i in range(tried) if guess[i] != said[i]), tried)
             record.saw_known(right, tried)
@@ -115,29 +155,45 @@ class Drafter:
         return Draft(positions, counts)
 
     def _run_ahead(self, plan: Plan) -> Draft:
-        """Let one half, or the draft model, speak alone for some tokens."""
+        """Let one half, or the draft model, speak alone for some tokens.
+
+        On a CPU it stops as soon as what it is unsure of makes one more draft a bad bargain; on
+        other devices that would mean to wait for it at every token.
+        """
         assert plan.runner is not None
+        assert self._planner is not None
         batch, device = self._batch, self._batch.device
-        size = len(batch)
+        size, lone = len(batch), plan.runner == "draft"
         row = torch.arange(size, device=device)
         drafted = torch.empty(size, 0, dtype=torch.int64, device=device)
-        rows = []
-        for ahead in range(plan.steps):
-            fresh = drafted[:, ahead - 1 : ahead] if ahead else drafted
-            logits = self._reader.read(plan.runner, fresh, [min(ahead, 1)] * size, 1)[:, 0]
+        rows: list[Tensor] = []
+        looks = device.type == "cpu" and not lone
+        watch = _Watch(plan.runner, [self._record(one) for one in batch.rows])
+        while len(rows) < (MOST_AHEAD if looks else plan.steps):
+            fresh = drafted[:, -1:]
+            logits = self._reader.read(plan.runner, fresh, [fresh.shape[1]] * size, 1)[:, 0]
+            keys = batch.keys(row, torch.full_like(row, len(rows)))
             rows.append(logits)
-            if plan.runner == "base":
-                logits = logits.masked_fill(self._banned, -torch.inf)
-            if batch.draws.logit_bias is not None:
-                logits = logits + batch.draws.logit_bias
-            keys = batch.keys(row, torch.full_like(row, ahead))
-            drafted = torch.cat((drafted, draw(logits, batch.draws, keys)[:, None]), dim=1)
-        counts = [plan.steps] * size
-        if plan.runner == "draft":
+            token = draw(self._shaped(plan.runner, logits), batch.draws, keys)
+            drafted = torch.cat((drafted, token[:, None]), dim=1)
+            if looks and not watch.goes_on(logits, self._planner, self._reader.needed()):
+                break
+        counts = [len(rows)] * size
+        if lone:
             positions = Positions.of([count + 1 for count in counts], drafted)
             return Draft(positions, counts, plan.runner)
-        spoken = torch.stack(rows, dim=1).reshape(size * plan.steps, -1)
-        return Draft(Positions.of(counts, drafted), counts, plan.runner, spoken)
+        spoken = torch.stack(rows, dim=1).reshape(size * len(rows), -1)
+        return Draft(Positions.of(counts, drafted), counts, plan.runner, spoken, watch.sure)
+
+    def _shaped(self, runner: str, logits: Tensor) -> Tensor:
+        """What a runner draws from: its logits [B, V], which stay as they are, less what it may not
+        say, biased as the rows want it.
+        """
+        if runner == "base":
+            logits = logits.masked_fill(self._banned, -torch.inf)
+        elif self._batch.draws.biased is not None:
+            logits = logits.clone()
+        return self._batch.draws.bias(logits)
 
     def _record(self, row: Answer) -> Record:
         return self._records.setdefault(row, Record())

@@ -138,7 +138,8 @@ class Engine:
             return False
         alone = [request.router.reads <= {half} for request in requests]
         told = torch.tensor(alone, device=self._device)
-        return settled(self._law.stand(round_, signals), round_, half, told)
+        standing = self._law.stand(round_, signals, ask=any(alone))
+        return settled(standing, round_, half, told)
 
     def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""

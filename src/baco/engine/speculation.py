@@ -8,6 +8,7 @@ clock, so that a run that is repeated runs the same forwards.
 """
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,11 @@ CONTEXTS = (4, 3, 2)
 MOST_AHEAD = 8
 # How quickly a record forgets.
 _FADE = 0.1
+# A half that runs ahead is the likelier to be borne out the surer it is: the chance that its draft
+# stands is remembered apart for positions where its most likely token has less than so much.
+SURE = (0.5, 0.9, 0.99)
+# What is taken for granted before anything was seen.
+_AT_FIRST = (0.5, 0.65, 0.7, 0.97)
 
 
 @dataclass(slots=True)
@@ -83,20 +89,37 @@ class Record:
     Attributes:
         known: of a token drafted from continuations.
         ahead: of a token drawn from one half, or from the draft model, by its name.
+        sure: the same by how sure it was, a chance for each stretch between the numbers of SURE.
     """
 
     known: float = 0.5
     ahead: dict[str, float] = field(
         default_factory=lambda: {"base": 0.8, "aligned": 0.85, "draft": 0.6}
     )
+    sure: dict[str, list[float]] = field(default_factory=dict)
 
     def saw_known(self, agreed: int, drafted: int) -> None:
         """``agreed`` of the drafted tokens stood; the one after them did not."""
         self.known = _fade(self.known, agreed, drafted)
 
-    def saw_ahead(self, half: str, agreed: int, drafted: int) -> None:
-        """The same for a half that ran ahead."""
+    def saw_ahead(self, half: str, agreed: int, drafted: int, sure: Sequence[float]) -> None:
+        """The same for a half that ran ahead; ``sure`` are the greatest probabilities it saw, as
+        far as they are known.
+        """
         self.ahead[half] = _fade(self.ahead[half], agreed, drafted)
+        chances = self._chances(half)
+        for index in range(min(agreed + 1, len(sure))):
+            at = bisect(SURE, sure[index])
+            chances[at] = _fade(chances[at], index < agreed, 1)
+
+    def chance(self, half: str, sure: float) -> float:
+        """That a token stands which a half drafted whose most likely token has probability
+        ``sure``.
+        """
+        return self._chances(half)[bisect(SURE, sure)]
+
+    def _chances(self, half: str) -> list[float]:
+        return self.sure.setdefault(half, list(_AT_FIRST))
 
 
 def _fade(before: float, agreed: int, drafted: int) -> float:
@@ -232,6 +255,28 @@ class Planner:
                 if rate > most:
                     best, most = Plan(runner, steps), rate
         return best
+
+    def worth_a_step(
+        self,
+        runner: str,
+        chances: Sequence[float],
+        steps: int,
+        gain: float,
+        halves: Collection[str],
+    ) -> bool:
+        """Does one more draft of every row promise more for its cost than the round has without?
+
+        Args:
+            runner: who runs ahead.
+            chances: of each row, that all its drafts stand: then the next one is looked at.
+            steps: that it ran.
+            gain: tokens that the round is expected to give so far.
+            halves: the halves that any row needs.
+        """
+        rows = len(chances)
+        now = self._run(runner, rows, steps, halves)
+        more = self._run(runner, rows, steps + 1, halves) - now
+        return sum(chances) * now > gain * more
 
     def _runners(self, halves: Collection[str], base_share: float) -> list[str]:
         # A lone half that runs ahead of itself gains nothing.

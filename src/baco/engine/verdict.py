@@ -141,7 +141,7 @@ class Choice:
     """What is drawn from at N positions, and whose tokens they will be.
 
     Attributes:
-        logits: float [N, V], -inf where a token may not be said.
+        logits: float [N, V], -inf where a token may not be said; to be written on.
         source: bool [N], True for the base.
         standing: the positions as the router saw them, [N].
         spoke: who had said the token before each, bool [N].
@@ -164,7 +164,7 @@ def route(law: "Law", round_: Round, signals: Signals) -> Choice:
 
 def by_standing(law: "Law", round_: Round, signals: Signals, standing: Standing) -> Choice:
     """Every word from the half that is named where it begins."""
-    spoke, source, masked = _chain(round_.positions, standing, round_.active)
+    spoke, source, masked = chain(round_.positions, standing, round_.active)
     logits = speakable(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
     return Choice(logits, source, standing, spoke)
 
@@ -187,11 +187,11 @@ class Law:
         """What the routers see at the positions in rows [N, V]."""
         return Signals(base, aligned, self.vocabulary, partial(_toss, round_))
 
-    def stand(self, round_: Round, signals: Signals) -> Standing:
-        """The positions as the routers see them."""
+    def stand(self, round_: Round, signals: Signals, *, ask: bool = True) -> Standing:
+        """The positions as the routers see them; without ``ask``, all but what they say."""
         batch = round_.batch
         rule = batch.rule[round_.positions.row] if len(batch.rules) > 1 else None
-        return Standing.of(signals, round_.previous, batch.rules, rule)
+        return Standing.of(signals, round_.previous, batch.rules, rule, ask=ask)
 
     def judge(self, round_: Round, signals: Signals) -> Verdict:
         """Decide every position of a round; ``signals`` are both halves' rows there."""
@@ -203,9 +203,7 @@ class Law:
         if table.any_penalty:
             between = self._between(positions)
             logits = penalise(logits, *batch.heard(positions.row, source, between), table)
-        if table.logit_bias is not None:
-            logits = logits + table.logit_bias
-        token = draw(logits, table, round_.keys)
+        token = draw(table.bias(logits), table, round_.keys)
         said = positions.table(token)
         agreed = _agreed(said, positions.drafted, round_.drafts)
         most = torch.tensor(positions.counts, device=agreed.device)
@@ -240,7 +238,7 @@ def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
     return torch.where(source, base, aligned)
 
 
-def _chain(
+def chain(
     positions: Positions, standing: Standing, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Who spoke before each position, its source and its mask [N], following one from another."""

@@ -137,7 +137,7 @@ class Plan:
             "seed": self.seed,
             "sampling": dict(self.sampling),
             "prompts_a_job": self.prompts_a_job,
-            "made": {"command": command, **_made()},
+            "made": {"command": command, **made()},
         }
 
 
@@ -154,7 +154,8 @@ def _told(task: Task) -> dict[str, Any]:
     }
 
 
-def _made() -> dict[str, Any]:
+def made() -> dict[str, Any]:
+    """Who carries a plan out: versions, git revision and machine."""
     return {
         "baco": baco.__version__,
         "git": git_revision(Path(baco.__file__).parent),

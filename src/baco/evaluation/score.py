@@ -154,7 +154,7 @@ def score(
         BacoError: a metric has scores that were made with other models.
     """
     refused: dict[str, str] = {}
-    with locked(run), pool(workers, _ready) as executor:
+    with locked(run.path), pool(workers, _ready) as executor:
         (run.path / "scores").mkdir(exist_ok=True)
         for of in metrics:
             why = None if asked_by_name else needs_hub(of)

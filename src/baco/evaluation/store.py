@@ -11,6 +11,7 @@ Rows are appended, whole jobs at a time, so that a run that was killed is cut ba
 job and goes on there.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,8 +174,8 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Hold the run for writing.
+def locked(path: Path) -> Iterator[None]:
+    """Hold a directory for writing.
 
     Raises:
         BacoError: another process writes to it.
@@ -184,13 +185,14 @@ def locked(run: Run) -> Iterator[None]:
     except ImportError:  # no POSIX, no locks
         yield
         return
-    with (run.path / ".lock").open("w") as file:
+    with (path / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BacoError(
-                f"another process writes to {run.path}: wait until it has ended"
-            ) from error
+        except BlockingIOError as error:
+            raise BacoError(f"another process writes to {path}: wait until it has ended") from error
+        except OSError as error:  # a shared file system may have no locks
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
         yield
 
 

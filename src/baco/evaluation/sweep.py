@@ -6,6 +6,8 @@ is decoded in the company it would have had: the samples are the same, byte for 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 # Told after every job: prompts answered, tokens said.
 Advance = Callable[[int, int], None]
+# Makes so many processes, each of which has called a function; None stands for this process.
+Processes = Callable[[int, Callable[[], None]], AbstractContextManager[Executor | None]]
 # The part of free memory that the weights of all workers' pairs may take.
 WEIGHTS_SHARE = 0.5
 
@@ -39,7 +43,13 @@ class Done:
     seconds: float
 
 
-def sweep(run: Run, plan: Plan, workers: int, advance: Advance = lambda *_: None) -> None:
+def sweep(
+    run: Run,
+    plan: Plan,
+    workers: int,
+    advance: Advance = lambda *_: None,
+    processes: Processes = pool,
+) -> None:
     """Draw the samples of the plan that the run does not have yet.
 
     Args:
@@ -47,15 +57,16 @@ def sweep(run: Run, plan: Plan, workers: int, advance: Advance = lambda *_: None
         plan: what is to be drawn.
         workers: processes, each with its own copy of the pair.
         advance: told of progress, that of an earlier sweep first.
+        processes: where they come from, given their number and what each calls first.
 
     Raises:
         BacoError: a pair that cannot be loaded, a prompt that does not fit, a judge that fails;
             the samples before it are kept.
     """
-    with locked(run):
+    with locked(run.path):
         jobs = resume(run, plan)
         advance(_prompts(plan) - sum(len(job.prompts) for job in jobs), 0)
-        with pool(workers, _start_worker) as executor:
+        with processes(workers, _start_worker) as executor:
             for done in in_order(executor, carry_out, jobs, workers):
                 _write(run, done)
                 tokens = sum(sample.tokens for row in done.rows for sample in row)

@@ -86,6 +86,8 @@ class Standing:
         previous: Tensor,
         rules: Sequence[tuple[Router, Switch]],
         rule: Tensor | None = None,
+        *,
+        ask: bool = True,
     ) -> "Standing":
         """Ask the routers about N positions at once.
 
@@ -94,6 +96,7 @@ class Standing:
             previous: the token before each position, int64 [N]; NOTHING before the first.
             rules: the routers that are asked, each once for all rows, and where they may switch.
             rule: which of them is asked at each position, int64 [N]; None where there is but one.
+            ask: without it nobody is asked, and ``wanted`` says nothing.
         """
         vocabulary = signals.vocabulary
         loose = (previous == NOTHING) | vocabulary.ends_word[previous.clamp_min(0)]
@@ -101,8 +104,9 @@ class Standing:
         unbound = loose
         for index, (router, switch) in enumerate(rules):
             mine = None if rule is None else rule == index
-            says = router(signals)
-            wanted = says if mine is None else says.where(mine, wanted)
+            if ask:
+                says = router(signals)
+                wanted = says if mine is None else says.where(mine, wanted)
             if router.only is not None or switch == "token":
                 unbound = torch.ones_like(loose) if mine is None else unbound | mine
         if all(router.only is not None or switch == "token" for router, switch in rules):
@@ -141,10 +145,15 @@ def speakable(
     banned: Tensor | None = None,
 ) -> Tensor:
     """The rows of logits [N, V] that tokens are drawn from, -inf where the source may not speak."""
+    if source.device.type == "cpu":
+        # Which rows it is about is known without waiting: the others are spared the look.
+        logits = logits_aligned.clone()
+        of_base, bound = source.nonzero()[:, 0], masked.nonzero()[:, 0]
+        own = logits_base[of_base]
+        logits[of_base] = own if banned is None else own.masked_fill_(banned, -math.inf)
+        logits[bound] = logits[bound].masked_fill_(~vocabulary.word_start, -math.inf)
+        return logits
     logits = torch.where(source[:, None], logits_base, logits_aligned)
     if banned is not None:
         logits = logits.masked_fill_(source[:, None] & banned, -math.inf)
-    # Where it can be known without waiting, rows that may say anything are spared the look.
-    if masked.device.type != "cpu" or bool(masked.any()):
-        logits = logits.masked_fill_(masked[:, None] & ~vocabulary.word_start, -math.inf)
-    return logits
+    return logits.masked_fill_(masked[:, None] & ~vocabulary.word_start, -math.inf)

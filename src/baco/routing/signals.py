@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from baco.drawing import most_likely
 from baco.vocabulary import Vocabulary
 
 Predictor = Literal["base", "aligned", "either"]
@@ -86,14 +87,14 @@ class Signals:
     @cached_property
     def top_base(self) -> Tensor:
         """The base model's most likely next token: int64 [B]."""
-        return self.base.argmax(dim=-1)
+        return most_likely(self.base)
 
     @cached_property
     def top_aligned(self) -> Tensor:
         """The aligned model's most likely next token: int64 [B]."""
         if self.aligned is self.base:  # one row stands for both where only one is read
             return self.top_base
-        return self.aligned.argmax(dim=-1)
+        return most_likely(self.aligned)
 
     def predicted_in(self, table: Tensor, predict: Predictor) -> Tensor:
         """Is the predicted token in a set of tokens? ``table`` bool [V] → bool [B]."""

@@ -94,7 +94,7 @@ def _sampling(name: str) -> "Callable[[Session, str], None]":
             change = {name: _number(argument)}
             check(change, "word", None)
             settings |= change
-        from baco.cli.record import params
+        from baco.record import params
 
         told = settings | params(session.conversation.baco, settings)
         note(f"{name.replace('_', '-')} {told[name]}")

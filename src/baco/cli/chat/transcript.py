@@ -7,7 +7,7 @@ from typing import Any
 
 from baco import BacoError
 from baco.cli.chat.conversation import Answer, Conversation, Turn
-from baco.cli.record import params
+from baco.record import params
 
 
 def save(conversation: Conversation, path: Path) -> None:

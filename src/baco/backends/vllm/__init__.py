@@ -1,0 +1,65 @@
+"""A pair inside one vLLM engine: the plugin that vLLM loads, and the backend that drives it.
+
+vLLM's processes import this package too, so it names little more than `connect`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baco.backends.vllm.backend import VllmBackend
+    from baco.known import KnownPair
+    from baco.pair import Pair
+
+
+def connect(
+    known: "KnownPair",
+    *,
+    dtype: str | None = None,
+    base_template: str | None = None,
+    chat_template: str | None = None,
+    function_words: str | Iterable[str] | None = None,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    max_num_seqs: int = 256,
+    cache: int | float | str | None = None,
+    ngram: int = 0,
+    engine: Mapping[str, Any] | None = None,
+) -> "tuple[Pair, VllmBackend]":
+    """Start a vLLM engine in this process that holds both halves.
+
+    Args:
+        known: where the halves are; a folder that ``baco pair export`` wrote is taken as it is.
+        dtype: of the weights; by default the pair's own, else vLLM's choice.
+        base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
+        tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
+        max_num_seqs: answers decoded at once; more wait.
+        cache: memory for keys and values, as for :func:`baco.memory.cache_bytes`; by default vLLM's
+            share of a GPU's memory, and 1 GiB on a CPU.
+        ngram: tokens that are drafted from the text so far; 0 for none.
+        engine: more of vLLM's own engine arguments.
+
+    Raises:
+        BacoError: no vLLM or one of another version, a pair or setting that it cannot run.
+    """
+    from baco.backends.vllm.versions import check_version
+
+    check_version()
+    from baco.backends.vllm.backend import VllmBackend
+    from baco.backends.vllm.starting import start
+
+    pair, folder, llm = start(
+        known,
+        {"base_template": base_template, "chat_template": chat_template},
+        function_words,
+        {
+            "dtype": dtype or known.dtype or "auto",
+            "tensor_parallel_size": tensor_parallel,
+            "pipeline_parallel_size": pipeline_parallel,
+            "max_num_seqs": max_num_seqs,
+            **dict(engine or {}),
+        },
+        cache,
+        ngram,
+    )
+    return pair, VllmBackend(pair, llm, folder)

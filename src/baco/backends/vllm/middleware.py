@@ -1,0 +1,94 @@
+"""For ``vllm serve DIR --middleware baco.backends.vllm.middleware.TwoPrompts``: chats are rendered
+twice, as BACo renders them, before vLLM reads the request.
+
+Without it both halves of a pair read the aligned half's chat template.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from baco.backends.vllm.folder import read_pair
+from baco.backends.vllm.options import Limits, pair_prompt
+from baco.errors import BacoError
+from baco.pair import Pair
+
+_PATH = "/v1/chat/completions"
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class TwoPrompts:
+    """An ASGI middleware.
+
+    It puts both prompts' token ids into the body: the aligned half's where vLLM takes a prompt that
+    is already tokens, the base half's beside the pair's other arguments.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self._pair: Pair | None = None
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Change the body of a chat completion; all else passes."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != _PATH:
+            await self.app(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        try:
+            changed = self._changed(body)
+        except BacoError as error:
+            await _refuse(send, str(error))
+            return
+        headers = [h for h in scope["headers"] if h[0].lower() != b"content-length"]
+        headers.append((b"content-length", str(len(changed)).encode()))
+        told = False
+
+        async def replay() -> dict[str, Any]:
+            nonlocal told
+            if told:
+                return await receive()
+            told = True
+            return {"type": "http.request", "body": changed, "more_body": False}
+
+        await self.app(scope | {"headers": headers}, replay, send)
+
+    def _changed(self, body: bytes) -> bytes:
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            return body  # vLLM says what is wrong with it
+        if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+            return body
+        mine = asked.get("vllm_xargs") or {}
+        if not isinstance(mine, dict) or "baco_base_prompt_ids" in mine:
+            return body
+        prompt = self._known().renderer.render(asked["messages"])
+        ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids)
+        theirs = asked.get("kv_transfer_params")
+        asked["kv_transfer_params"] = {**(theirs or {}), "prompt_token_ids": ids}
+        asked["vllm_xargs"] = {**mine, **arguments}
+        asked["cache_salt"] = f"{asked.get('cache_salt') or ''}{salt}"
+        return json.dumps(asked).encode()
+
+    def _known(self) -> Pair:
+        if self._pair is None:
+            if Limits.here.folder is None:
+                raise BacoError("this vLLM serves no pair: leave out BACo's middleware")
+            self._pair = read_pair(Limits.here.folder)
+        return self._pair
+
+
+async def _refuse(send: Send, told: str) -> None:
+    """A 400 as vLLM words it."""
+    error = {"message": told, "type": "BadRequestError", "param": None, "code": 400}
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

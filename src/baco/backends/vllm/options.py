@@ -1,0 +1,181 @@
+"""What a request may say to a pair inside vLLM, checked in the process that takes requests.
+
+The options travel in ``SamplingParams.extra_args``, which over HTTP is ``vllm_xargs``. vLLM's
+prompt is what its caches and limits go by. It is the aligned half's prompt, and where the base half
+reads a longer one, as many tokens stand before it as the base half's is longer; the aligned half
+does not read those.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
+
+from baco.errors import BacoError
+from baco.routing.registry import router
+from baco.routing.routers import Custom, Router
+from baco.routing.select import Switch
+
+PREFIX = "baco_"
+DEFAULT_ROUTER = "P-Punc:0.4"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What token ids and prompts of a pair may be, where this process serves one, and its folder."""
+
+    vocabulary: int | None = None
+    context: int | None = None
+    folder: Path | None = None
+    here: ClassVar["Limits"]
+
+    @classmethod
+    def of_pair(cls, vocabulary: int, context: int, folder: Path) -> None:
+        """Take down what the pair of this process allows."""
+        cls.here = cls(vocabulary, context, folder)
+
+
+Limits.here = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """How one request is routed.
+
+    Attributes:
+        base_ids: the prompt as the base half reads it; None: as the aligned half does.
+        fill: tokens before the aligned half's prompt that it does not read.
+        router: names the source at every boundary.
+        switch: ``word`` or ``token``.
+        seed, sample: of the coins that random routers toss.
+    """
+
+    base_ids: tuple[int, ...] | None
+    fill: int
+    router: Router
+    switch: Switch
+    seed: int
+    sample: int
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any] | None) -> Self:
+        """The options of a request's extra arguments.
+
+        Raises:
+            BacoError: one that is unknown or cannot be.
+        """
+        given = {
+            name.removeprefix(PREFIX): value
+            for name, value in (arguments or {}).items()
+            if name.startswith(PREFIX)
+        }
+        known = ("base_prompt_ids", "fill", "router", "threshold", "switch", "seed", "sample")
+        for name in given:
+            if name not in known:
+                raise BacoError(
+                    f"unknown argument {PREFIX}{name}: known are "
+                    f"{', '.join(PREFIX + each for each in known)}"
+                )
+        switch = given.get("switch", "word")
+        if switch not in get_args(Switch):
+            raise BacoError(f"{PREFIX}switch is {switch!r}: use word or token")
+        return cls(
+            _ids(given.get("base_prompt_ids")),
+            _whole("fill", given.get("fill", 0)),
+            _router(given.get("router"), given.get("threshold")),
+            switch,
+            _whole("seed", given.get("seed", 0)),
+            _whole("sample", given.get("sample", 0)),
+        )
+
+    def check_prompt(self, length: int, vocabulary: int) -> None:
+        """BacoError where they do not go with a prompt of ``length`` tokens."""
+        if self.fill >= length:
+            raise BacoError(
+                f"{PREFIX}fill is {self.fill}: the prompt has {length} tokens, and the aligned "
+                "half has to read some of them"
+            )
+        if self.base_ids is not None and len(self.base_ids) > length:
+            raise BacoError(
+                f"{PREFIX}base_prompt_ids has {len(self.base_ids)} tokens and the prompt {length}: "
+                f"put {len(self.base_ids) - length} tokens before the prompt and say so in "
+                f"{PREFIX}fill"
+            )
+        if self.base_ids is not None and max(self.base_ids) >= vocabulary:
+            raise BacoError(
+                f"{PREFIX}base_prompt_ids names token {max(self.base_ids)}: the vocabulary has "
+                f"{vocabulary} tokens"
+            )
+
+
+def pair_prompt(
+    base_ids: Sequence[int], aligned_ids: Sequence[int]
+) -> tuple[list[int], dict[str, Any], str]:
+    """What vLLM is given for a prompt that the two halves read differently.
+
+    Returns:
+        (token ids, extra arguments, cache salt). The salt keeps vLLM's prefix cache from taking
+        one base prompt's keys and values for another's.
+    """
+    fill = max(0, len(base_ids) - len(aligned_ids))
+    # A token that is in the prompt anyway, so that penalties see nothing new.
+    ids = [aligned_ids[0]] * fill + list(aligned_ids)
+    arguments: dict[str, Any] = {f"{PREFIX}base_prompt_ids": list(base_ids), f"{PREFIX}fill": fill}
+    told = json.dumps([list(base_ids), fill]).encode()
+    return ids, arguments, hashlib.sha256(told).hexdigest()
+
+
+def _ids(given: object) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str):  # some HTTP clients cannot send lists
+        try:
+            given = json.loads(given)
+        except ValueError:
+            pass
+    if not isinstance(given, list | tuple) or not given:
+        raise BacoError(f"{PREFIX}base_prompt_ids: give a list of token ids, one at least")
+    ids: list[int] = []
+    for each in given:
+        whole = int(each) if isinstance(each, float) and each.is_integer() else each
+        if isinstance(whole, bool) or not isinstance(whole, int) or whole < 0:
+            raise BacoError(f"{PREFIX}base_prompt_ids has {each!r} in it: give token ids")
+        ids.append(whole)
+    vocabulary, context = Limits.here.vocabulary, Limits.here.context
+    if vocabulary is not None and max(ids) >= vocabulary:
+        raise BacoError(
+            f"{PREFIX}base_prompt_ids names token {max(ids)}: the vocabulary has {vocabulary} "
+            "tokens"
+        )
+    if context is not None and len(ids) >= context:
+        raise BacoError(
+            f"prompt of {len(ids)} tokens, as the base model reads it: its context window is "
+            f"{context}; shorten the prompt"
+        )
+    return tuple(ids)
+
+
+def _whole(name: str, given: object) -> int:
+    whole = int(given) if isinstance(given, float) and given.is_integer() else given
+    if isinstance(whole, bool) or not isinstance(whole, int) or not 0 <= whole < 2**63:
+        raise BacoError(f"{PREFIX}{name} is {given!r}: give a whole number from 0")
+    return whole
+
+
+def _router(spelling: object, threshold: object) -> Router:
+    if threshold is not None and (
+        isinstance(threshold, bool) or not isinstance(threshold, int | float)
+    ):
+        raise BacoError(f"{PREFIX}threshold is {threshold!r}: give a number")
+    if spelling is None:
+        spelling = DEFAULT_ROUTER if threshold is None else DEFAULT_ROUTER.partition(":")[0]
+    if not isinstance(spelling, str):
+        raise BacoError(f"{PREFIX}router is {spelling!r}: give a spelling such as P-Punc:0.4")
+    made = router(spelling, None if threshold is None else float(threshold))
+    if isinstance(made, Custom):
+        raise BacoError(
+            f"router {spelling!r} is one of your own: vLLM's processes know the built-in ones only"
+        )
+    return made

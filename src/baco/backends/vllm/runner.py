@@ -1,0 +1,190 @@
+"""vLLM's model runner, for a pair: what it adds around a step, and nothing of the step itself.
+
+Before a forward each half gets its lane, and the rows of logits what they are routed by; after it
+the sources go along with the tokens.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.distributed import get_pp_group
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.utils import AttentionGroup
+
+from baco.backends.vllm.folder import read_pair
+from baco.backends.vllm.lanes import Lane, Step
+from baco.backends.vllm.options import PairOptions
+from baco.backends.vllm.rows import Law, Rows
+from baco.backends.vllm.sources import Sources, TellingOutput
+from baco.backends.vllm.table import RequestTable
+from baco.engine.verdict import Positions
+from baco.routing.routers import HALVES, Source
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _Runner
+else:
+    _Runner = object
+
+
+class PairRunner(_Runner):
+    """To be mixed in before a model runner of vLLM (V1).
+
+    Attributes:
+        table: the requests that this worker knows.
+        law: what rows of logits are routed by.
+    """
+
+    table: RequestTable
+    law: Law
+    _rows: Rows | None
+    _groups: list[tuple[int, Source, AttentionGroup]]
+
+    def take_up_pair(self) -> None:
+        """Make what a pair needs beside vLLM's own state."""
+        self.table = RequestTable(self.max_model_len, self.device)
+        pair = read_pair(Path(self.model_config.model))
+        self.law = Law(
+            pair.vocabulary.to(self.device),
+            pair.banned.to(self.device),
+            pair.base.unknown.to(self.device),
+        )
+        self._rows = None
+        self._groups = []
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM does, with room for what the stage before hands on: vLLM makes it in a warm-up
+        that it leaves out on CPUs.
+        """
+        super().load_model(*args, **kwargs)
+        if not get_pp_group().is_first_rank and self.intermediate_tensors is None:
+            self.intermediate_tensors = self.get_model().make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.dtype, device=self.device
+            )
+
+    # --- what a half reads ------------------------------------------------------------------------
+
+    def _update_states(self, scheduler_output: "SchedulerOutput") -> Callable[[], Any] | None:
+        for request in scheduler_output.finished_req_ids:
+            self.table.drop(request)
+        for new in scheduler_output.scheduled_new_reqs:
+            arguments = new.sampling_params.extra_args if new.sampling_params else None
+            self.table.add(new.req_id, new.prompt_token_ids or [], PairOptions.read(arguments))
+        return super()._update_states(scheduler_output)
+
+    def _prepare_inputs(
+        self, scheduler_output: "SchedulerOutput", num_scheduled_tokens: np.ndarray
+    ) -> Any:
+        made = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        logits_indices, drafts, _ = made
+        requests = list(self.input_batch.req_ids)
+        count, tokens = len(requests), int(num_scheduled_tokens.sum())
+        step = Step(
+            requests,
+            num_scheduled_tokens,
+            self.input_batch.num_computed_tokens_cpu[:count],
+            self.req_indices.gpu[:tokens].long(),
+            self.input_ids.gpu[:tokens],
+            self.positions[:tokens],
+            self.seq_lens[:count],
+        )
+        slot = torch.tensor(self.table.slots(requests)).to(self.device, non_blocking=True)
+        model = self.get_model()
+        model.lanes = {half: Lane.of(step, half, self.table, slot) for half in HALVES}
+        model.rows = self._rows = self._to_route(step, slot, logits_indices, drafts)
+        return made
+
+    def _to_route(
+        self, step: Step, slot: torch.Tensor, logits_indices: torch.Tensor, drafts: Any
+    ) -> Rows:
+        count = len(step.requests)
+        counts = [1] * count if drafts is None else [n + 1 for n in drafts.num_draft_tokens]
+        rules, rule = self.table.rules(step.requests)
+        heads = np.cumsum([0, *counts[:-1]])
+        return Rows(
+            self.law,
+            self.table,
+            slot,
+            rules,
+            torch.tensor(rule).to(self.device, non_blocking=True),
+            Positions.of(counts, torch.empty(0, device=self.device)),
+            torch.from_numpy(heads).to(self.device, non_blocking=True),
+            step.ids[logits_indices].long(),
+            step.positions[logits_indices],
+            self.discard_request_mask.gpu[:count],
+        )
+
+    def initialize_metadata_builders(
+        self, kv_cache_config: Any, kernel_block_sizes: list[int]
+    ) -> None:
+        """Also makes attention groups of one half's layers each: lanes differ between halves."""
+        super().initialize_metadata_builders(kv_cache_config, kernel_block_sizes)
+        self._groups = []
+        for gid, groups in enumerate(self.attn_groups):
+            for group in groups:
+                for half in HALVES:
+                    layers = [name for name in group.layer_names if name.startswith(f"{half}.")]
+                    if layers:
+                        own = AttentionGroup(group.backend, layers, group.kv_cache_spec, gid)
+                        own.create_metadata_builders(
+                            self.vllm_config, self.device, kernel_block_sizes[gid]
+                        )
+                        self._groups.append((gid, half, own))
+
+    def _lanes(self) -> dict[Source, Lane]:
+        """The lanes that are not the step as it stands; none while memory is measured."""
+        lanes: dict[Source, Lane] = getattr(self.get_model(), "lanes", {})
+        return {half: lane for half, lane in lanes.items() if lane.shifted and len(lane.counts)}
+
+    def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
+        by_group, by_layer = super()._get_slot_mappings(*args, **kwargs)
+        lanes = self._lanes()
+        for gid, half, group in self._groups:
+            if half in lanes:
+                slots = self._slots(gid, lanes[half])
+                by_layer.update(dict.fromkeys(group.layer_names, slots))
+        return by_group, by_layer
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        metadata, common = super()._build_attention_metadata(*args, **kwargs)
+        lanes = self._lanes()
+        for gid, half, group in self._groups:
+            if half in lanes:
+                lane = lanes[half]
+                blocks = self._blocks(gid)
+                own = lane.metadata(CommonAttentionMetadata, blocks, self._slots(gid, lane))
+                built = group.build_metadata(own)
+                metadata.update(dict.fromkeys(group.layer_names, built))
+        return metadata, common
+
+    def _blocks(self, gid: int) -> torch.Tensor:
+        table = self.input_batch.block_table[gid]
+        return table.get_device_tensor(self.input_batch.num_reqs)
+
+    def _slots(self, gid: int, lane: Lane) -> torch.Tensor:
+        return lane.slots(self._blocks(gid), self.input_batch.block_table[gid].block_size)
+
+    # --- what comes of it -------------------------------------------------------------------------
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().execute_model(*args, **kwargs)
+        finally:
+            self.get_model().lanes = {}
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        rows, self._rows = self._rows, None
+        output = super().sample_tokens(*args, **kwargs)
+        if rows is None or rows.source is None:
+            return output
+        requests = list(self.input_batch.req_ids)
+        sources = Sources.of(requests, rows.layout.counts, rows.source)
+        if isinstance(output, AsyncModelRunnerOutput):
+            return TellingOutput(output, sources)
+        if isinstance(output, ModelRunnerOutput) and output.req_ids:
+            sources.put(output)
+        return output

@@ -1,0 +1,117 @@
+"""What a worker knows of every request, as tables on the device: one slot a request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baco.backends.vllm.options import PairOptions
+from baco.routing.routers import HALVES, Router, Source
+from baco.routing.select import Switch
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a request is, and what of it the host has to know."""
+
+    slot: int
+    offsets: dict[Source, int]
+    rule: tuple[Router, Switch]
+
+
+@dataclass
+class RequestTable:
+    """Every request from its first step to its last, preempted ones included.
+
+    A half whose prompt is the shorter one reads a request from its ``offset`` on: its own positions
+    begin there.
+
+    Attributes:
+        width: tokens that a request may have, prompt and answer.
+        device: of the tables.
+        base_ids: the base half's prompts, int32 [S, width].
+        base_length: how long they are, int64 [S].
+        offset: tokens that each half does not read, int64 [S].
+        prompt: tokens before the answer, int64 [S].
+        spoke: who said the token at every position, bool [S, width + 1], True for the base.
+        identity: seed and sample of the coins, int64 [S, 2].
+    """
+
+    width: int
+    device: Any
+    base_ids: Tensor = field(init=False)
+    base_length: Tensor = field(init=False)
+    offset: dict[Source, Tensor] = field(init=False)
+    prompt: Tensor = field(init=False)
+    spoke: Tensor = field(init=False)
+    identity: Tensor = field(init=False)
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _free: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def column(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(0, *shape, dtype=dtype, device=self.device)
+
+        self.base_ids = column(self.width, dtype=torch.int32)
+        self.base_length, self.prompt = column(), column()
+        self.offset = {half: column() for half in HALVES}
+        self.spoke = column(self.width + 1, dtype=torch.bool)
+        self.identity = column(2)
+
+    def __contains__(self, request: str) -> bool:
+        return request in self._places
+
+    def add(self, request: str, prompt: list[int], options: PairOptions) -> None:
+        """Take a request up; ``prompt`` is what vLLM takes for its prompt."""
+        self.drop(request)
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        base = options.base_ids or tuple(prompt[options.fill :])
+        offsets: dict[Source, int] = {"base": len(prompt) - len(base), "aligned": options.fill}
+        self._places[request] = _Place(slot, offsets, (options.router, options.switch))
+        ids = torch.tensor(base, dtype=torch.int32)
+        self.base_ids[slot, : len(base)] = ids.to(self.device, non_blocking=True)
+        self.base_length[slot] = len(base)
+        self.prompt[slot] = len(prompt)
+        for half, offset in offsets.items():
+            self.offset[half][slot] = offset
+        identity = torch.tensor([options.seed, options.sample])
+        self.identity[slot] = identity.to(self.device, non_blocking=True)
+
+    def drop(self, request: str) -> None:
+        """Forget a request; one that is not there is no error."""
+        place = self._places.pop(request, None)
+        if place is not None:
+            self._free.append(place.slot)
+
+    def slots(self, requests: list[str]) -> list[int]:
+        """Where the tables have them."""
+        return [self._places[request].slot for request in requests]
+
+    def offsets(self, requests: list[str], half: Source) -> list[int]:
+        """Tokens that a half does not read of each."""
+        return [self._places[request].offsets[half] for request in requests]
+
+    def rules(self, requests: list[str]) -> tuple[list[tuple[Router, Switch]], list[int]]:
+        """The routers of some requests, each once, and which of them each request goes by."""
+        every = [self._places[request].rule for request in requests]
+        rules = list(dict.fromkeys(every))
+        at = {rule: index for index, rule in enumerate(rules)}
+        return rules, [at[rule] for rule in every]
+
+    def _grow(self) -> None:
+        had, more = len(self.prompt), max(16, len(self.prompt))
+
+        def longer(column: Tensor) -> Tensor:
+            return torch.cat((column, column.new_zeros(more, *column.shape[1:])))
+
+        self._change(longer)
+        self._free += reversed(range(had, had + more))
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        for name in ("base_ids", "base_length", "prompt", "spoke", "identity"):
+            setattr(self, name, change(getattr(self, name)))
+        self.offset = {half: change(column) for half, column in self.offset.items()}

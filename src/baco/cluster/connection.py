@@ -1,0 +1,139 @@
+"""Reaching a Ray cluster, or starting one on this machine, and what a replica takes of it."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError
+from baco.evaluation.workers import cores
+
+KNOCK_SECONDS = 10
+MISSING = "a cluster needs Ray: pip install 'baco[ray]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster as the user names it, and what runs on it.
+
+    Attributes:
+        address: ``auto``, ``host:port``, ``ray://host:port``; None: Ray on this machine, for as
+            long as the command runs.
+        workers: replicas; None: one a device.
+        threads: processors of a replica.
+        gpus: of a replica, where the cluster has any.
+        on_cpu: leave GPUs alone.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    gpus: float = 1
+    on_cpu: bool = False
+
+    @contextmanager
+    def reached(self) -> Iterator["Share"]:
+        """Connected to the cluster, until the block ends.
+
+        Raises:
+            BacoError: Ray is not installed, there is no such cluster, or no room in it.
+        """
+        # What Ray's core tells of a worker that is lost is told again by what follows from it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        try:
+            import ray
+        except ImportError as error:
+            raise BacoError(MISSING) from error
+        # Standard output is the command's own; Ray tells there of machines that are lost.
+        with redirect_stdout(sys.stderr):
+            self._connect(ray)
+            try:
+                yield self._share(ray)
+            finally:
+                ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        self._knock()
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address is None:
+            # Nothing is told to anybody by a cluster that lives as long as one command.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            quiet |= {"include_dashboard": False}
+            if self.workers is not None:
+                quiet["num_cpus"] = max(cores(), self.workers * self.threads)
+        try:
+            with _mute():
+                ray.init(address=self.address or "local", **quiet)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BacoError(
+                f"no Ray cluster at {self.address or 'this machine'}: {told}"
+            ) from error
+
+    def _knock(self) -> None:
+        """Ray asks an address that nobody answers for minutes."""
+        if self.address is None or self.address in ("auto", "local"):
+            return
+        host, colon, port = self.address.removeprefix("ray://").rpartition(":")
+        if not colon or not port.isdigit():
+            raise BacoError(f"address is {self.address!r}: give auto, host:port or ray://host:port")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+        except OSError as error:
+            raise BacoError(
+                f"no Ray cluster at {self.address}: {error.strerror or error}"
+            ) from error
+
+    def _share(self, ray: Any) -> "Share":
+        there = ray.cluster_resources()
+        gpus = 0.0 if self.on_cpu else there.get("GPU", 0.0)
+        fits = int(gpus // self.gpus) if gpus else int(there.get("CPU", 0.0) // self.threads)
+        if fits < 1 and self.workers is None:
+            raise BacoError(
+                f"no room for a replica in the cluster: it needs {self.gpus:g} GPUs or "
+                f"{self.threads} CPUs; lower --gpus-per-worker or --threads, or give --workers to "
+                "wait for machines"
+            )
+        return Share(self.workers or fits, self.threads, self.gpus if gpus else 0)
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """Ray's core says on standard error, past Python, which log level it was given."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Part of a cluster: so many replicas, and what each of them takes."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one replica, as Ray's options."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+
+def go_to(folder: str) -> None:
+    """Work where the driver does, so that relative paths mean the same; elsewhere if it is not
+    there.
+    """
+    if Path(folder).is_dir():
+        os.chdir(folder)

@@ -1,0 +1,260 @@
+"""A batch in one process: whole shards, bytes that do not hang on how often it was killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from baco import Baco
+from baco.batch.output import MOST_ATTEMPTS, Output
+from baco.batch.rows import read_rows
+from baco.cli import run
+from baco.evaluation.store import locked
+
+PROMPT = "Recommend a summer destination"
+BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
+DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
+
+
+def prompt_file(path: Path, rows: int) -> Path:
+    told = [{"prompt": f"Give me dinner idea {i}", "id": f"dinner-{i}"} for i in range(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+    return path
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    """Every file of answers and the manifest's settings; nothing else may be there."""
+    files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    manifest = json.loads(files.pop("_manifest.json"))
+    return files | {"settings": json.dumps(manifest["settings"]).encode()}
+
+
+def answers(out: Path) -> list[dict]:
+    lines = [p.read_text(encoding="utf-8").splitlines() for p in sorted(out.glob("*.jsonl"))]
+    return [json.loads(line) for some in lines for line in some]
+
+
+def wait_for(process: subprocess.Popen, enough: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not enough():
+        assert time.monotonic() < until
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prompt_file(tmp_path_factory.mktemp("in") / "in.jsonl", 9)
+
+
+@pytest.fixture(scope="module")
+def whole(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch that nobody interrupted."""
+    out = tmp_path_factory.mktemp("batches") / "whole"
+    assert run(["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]) == 0
+    return out
+
+
+def test_every_prompt_has_its_answers_once_and_as_they_are_alone(whole: Path, demo: Baco) -> None:
+    rows = answers(whole)
+    assert [row["row"] for row in rows] == list(range(9))
+    assert [row["id"] for row in rows] == [f"dinner-{i}" for i in range(9)]
+    for row in rows[::4]:
+        alone = demo.generate(row["prompt"], n=2, router="P-Punc:0.4", seed=5, max_tokens=12)
+        assert [sample["text"] for sample in row["samples"]] == [c.text for c in alone]
+        assert [sample["sources"] for sample in row["samples"]] == [list(c.sources) for c in alone]
+
+
+def test_a_shard_is_named_after_its_rows(whole: Path) -> None:
+    assert sorted(path.name for path in whole.glob("rows-*")) == [
+        f"rows-{a:09d}-{b:09d}.jsonl" for a, b in ((0, 1), (2, 3), (4, 5), (6, 7), (8, 8))
+    ]
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_batch_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+    kill: signal.Signals, prompts: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "stopped"
+    command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
+    process = subprocess.Popen([*BACO, *command], stderr=subprocess.PIPE, text=True)
+    wait_for(process, lambda: len(list(out.glob("rows-*"))) >= 2)
+    process.send_signal(kill)
+    _, told = process.communicate()
+    assert process.returncode == (-9 if kill == signal.SIGKILL else 130)
+    assert "Traceback" not in told
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
+    assert 2 <= len(made) < 5
+    (out / ".rows-000000008-000000008.jsonl.0.partial").write_text('{"row": 8, "id')
+    assert run(command) == 0
+    assert shards(out) == shards(whole)
+    again = {name: (out / name).stat().st_mtime_ns for name in made}
+    assert again == made, "a shard that was there was made again"
+
+
+def test_a_finished_batch_is_left_alone(prompts: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("rows-*")}
+    assert run(["batch", str(prompts), str(whole), *DRAWS, "--shard-rows", "2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("rows-*")} == before
+
+
+def test_a_seed_of_chance_is_kept(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["batch", str(prompts), str(out), "-r", "Aligned", "--max-tokens", "4"]
+    command += ["--shard-rows", "3"]
+    assert run(command) == 0
+    before = shards(out)
+    next(out.glob("rows-*")).unlink()
+    assert run(command) == 0
+    assert shards(out) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["-s", "6"], "(seed)"),
+        (["--max-tokens", "9"], "(max_tokens)"),
+        (["--shard-rows", "3"], "(rows_a_shard)"),
+        (["--format", "parquet"], "(shards)"),
+        (["--threads", "2"], "(threads)"),
+        (["--base-template", "{{ messages[-1].content }}:"], "(fingerprint)"),
+    ],
+)
+def test_a_directory_of_other_settings_is_refused(
+    more: list[str],
+    named: str,
+    prompts: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = shards(whole)
+    assert run(["batch", str(prompts), str(whole), *DRAWS, "--shard-rows", "2", *more]) == 2
+    told = capsys.readouterr().err
+    assert named in told and "other settings" in told
+    assert shards(whole) == before
+
+
+def test_other_prompts_are_other_settings(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = prompt_file(tmp_path / "in.jsonl", 8)
+    assert run(["batch", str(other), str(whole), *DRAWS, "--shard-rows", "2"]) == 2
+    assert "(prompts, rows)" in capsys.readouterr().err
+
+
+def test_files_folders_tables_and_lines_of_text_are_read_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "b.txt").write_text("one\n\n two \n")
+    chat = [{"role": "user", "content": "three"}]
+    table = pa.table({"messages": [chat], "id": [7], "more": ["left out"]})
+    pq.write_table(table, folder / "c.parquet")
+    (folder / "notes.md").write_text("no prompts")
+    alone = prompt_file(tmp_path / "a.jsonl", 1)
+    rows = read_rows([folder, alone])
+    assert [(row.prompt, row.kept) for row in rows] == [
+        ("one", {}),
+        ("two", {}),
+        (chat, {"id": 7}),
+        ("Give me dinner idea 0", {"id": "dinner-0"}),
+    ]
+
+
+def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
+    assert run([*command, "--format", "parquet"]) == 0
+    rows = pq.read_table(out).to_pylist()
+    for row, told in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
+        for sample, same in zip(row["samples"], told["samples"], strict=True):
+            assert sample.pop("logprobs") == pytest.approx(same.pop("logprobs"), abs=1e-5)
+            assert sample == same
+        assert json.loads(row["params"]) == told["params"]
+        names = ("row", "id", "prompt", "pair", "weights", "router", "seed")
+        assert {name: row[name] for name in names} == {name: told[name] for name in names}
+    flat = f"select id, unnest(samples).text as text from '{out}/*.parquet' order by row"
+    assert duckdb.sql(flat).fetchall()[1] == ("dinner-0", answers(whole)[0]["samples"][1]["text"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"prompt": "x"}\nnonsense\n', "in.jsonl, line 2: give a JSON object"),
+        ('{"prompt": ""}\n', "line 1: the prompt is empty"),
+        ('{"prompt": "x"}\n[]\n\n{"messages": []}\n', "line 2: give a JSON object"),
+        ('{"prompt": "x"}\n[]\n\n{"messages": []}\n', "1 more bad: line 4"),
+        ('{"prompt": "x"}\n{"prompt": "' + "word " * 600 + '"}\n', "line 2: 6"),
+        ("\n", "holds no prompt"),
+    ],
+)
+def test_bad_rows_are_named_before_anything_is_answered(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out"
+    path.write_text(text)
+    assert run(["batch", str(path), str(out), "-r", "Aligned"]) == 2
+    said = capsys.readouterr().err
+    assert told in " ".join(said.split()) and said.count("baco:") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no.jsonl", "out"], "cannot read no.jsonl: No such file"),
+        (["in.jsonl", "."], "holds no batch: choose another directory"),
+        (["in.jsonl", "in.jsonl"], "holds no batch: choose another directory"),
+        (["in.jsonl", "out", "--format", "csv"], "use one of jsonl, parquet"),
+        (["in.jsonl", "out", "--backend", "slurm"], "use one of local, remote, vllm, ray"),
+        (["in.jsonl", "out", "--backend", "ray", "--replica", "ray"], "unknown replica 'ray'"),
+        (["in.jsonl", "out", "--workers", "2"], "give --backend ray with them"),
+        (["in.jsonl", "out", "--backend", "ray", "--workers", "0"], "workers is 0: give 1 or more"),
+        (["in.jsonl", "out", "--threads", "0"], "threads is 0: give 1 or more"),
+        (["in.jsonl", "out", "--shard-rows", "0"], "shard-rows is 0: give 1 or more"),
+        (["in.jsonl", "out", "--pair", "nobody"], "nobody"),
+        (["in.jsonl", "out", "-r", "Nobody:1"], "Nobody"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompt_file(tmp_path / "in.jsonl", 1)
+    assert run(["batch", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert told in " ".join(said.split()) and said.count("baco:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_commands_do_not_write_to_one_directory(
+    prompts: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(whole):
+        assert run(["batch", str(prompts), str(whole), *DRAWS, "--shard-rows", "2"]) == 2
+    assert "another process writes" in capsys.readouterr().err
+
+
+def test_a_shard_that_ends_its_process_every_time_is_given_up(tmp_path: Path) -> None:
+    output = Output(tmp_path, "jsonl", 4, 2)
+    for _ in range(MOST_ATTEMPTS):
+        output.attempt(range(2, 4)).__enter__()  # and nobody lives to leave it
+    with (
+        pytest.raises(ValueError, match="rows 2 to 3 ended their process"),
+        output.attempt(range(2, 4)),
+    ):
+        pass
+    with output.held(), output.attempt(range(2, 4)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -1,0 +1,76 @@
+"""Engines of vLLM for tests, each in a process of its own.
+
+vLLM 0.32 changes classes of transformers in its process, and a second engine in a process that
+drafted n-grams does not start.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from baco import Baco
+from baco.backends.vllm.backend import VllmBackend
+
+P, T = ParamSpec("P"), TypeVar("T")
+SMALL = {"cache": "64MiB", "max_num_seqs": 32}
+
+
+def load(pair: str, **options: Any) -> Baco:
+    """A pair in an engine of this process, its blocks as small as they may be."""
+    engine = {"block_size": 32} | options.pop("engine", {})
+    return Baco.load(pair, backend="vllm", engine=engine, **SMALL | options)
+
+
+def in_vllm(
+    work: Callable[Concatenate[Baco, P], T],
+    pair: str,
+    options: dict[str, Any],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """What ``work`` returns of a pair in vLLM, done in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_do, work, pair, options, args, kwargs).result()
+
+
+def _do(work: Any, pair: str, options: dict[str, Any], args: Any, kwargs: Any) -> Any:
+    baco = load(pair, **options)
+    try:
+        return work(baco, *args, **kwargs)
+    finally:
+        baco.close()
+
+
+@dataclass
+class Watched:
+    """What a scheduler did while it was watched."""
+
+    preemptions: int = 0
+    hits: int = 0
+
+
+def watch(baco: Baco) -> Watched:
+    """Count what shows that a mode was really on."""
+    assert isinstance(baco.backend, VllmBackend)
+    seen = Watched()
+    core = getattr(baco.backend.llm.engine_core, "engine_core", None)
+    if core is None:
+        return seen
+    scheduler = core.scheduler
+    preempt, compute = scheduler._preempt_request, scheduler.kv_cache_manager.get_computed_blocks
+
+    def preempts(*args: Any, **kwargs: Any) -> Any:
+        seen.preemptions += 1
+        return preempt(*args, **kwargs)
+
+    def computes(request: Any) -> Any:
+        found = compute(request)
+        seen.hits += found[1] > 0
+        return found
+
+    scheduler._preempt_request = preempts
+    scheduler.kv_cache_manager.get_computed_blocks = computes
+    return seen
