@@ -116,7 +116,7 @@ class Answer:
         if verdict.redraw and verdict.pen is not None:
             await self._redraw(verdict, told)
         if self._alone is None:
-            self._record.saw_ahead(drafter, verdict.agreed, len(told.tokens))
+            self._record.saw_ahead(drafter, verdict.agreed, len(told.tokens), ())
         self._totals.drafted += len(told.tokens)
         self._totals.accepted += verdict.agreed
         self._totals.rounds += 1
