@@ -36,7 +36,7 @@ from baco.known import KnownPair, find_pair
 from baco.routing.registry import router as parse
 from baco.routing.routers import HALVES
 
-_FIELDS = {
+_FIELDS: dict[str, dict[str, Any]] = {
     half: {"model": f"baco/{half}", "return_tokens_as_token_ids": True, "min_p": 0.0}
     for half in HALVES
 }

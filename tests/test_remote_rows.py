@@ -1,5 +1,6 @@
 """What servers tell of a token, and the bounds of what they do not."""
 
+import asyncio
 import math
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -10,14 +11,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from baco import Baco
 from baco.backends.remote.client import Patience, _retry_after
+from baco.backends.remote.half import Draws, RemoteHalf
 from baco.backends.remote.table import Table
+from baco.backends.remote.view import Law, Pen, Span, View
 from baco.backends.remote.wire import Names, Row
+from baco.engine.sequence import Request
 from baco.routing.routers import LOGIT_RULES
 from baco.routing.signals import Signals, entropy
+from baco.sampling import SamplingParams
 from baco.vocabulary import Vocabulary
+from tests.remoting import remote
+from tests.serving import PROMPT, served
 
 SIZE = 24
 
@@ -141,3 +149,70 @@ def test_a_server_may_tell_seconds_or_a_date() -> None:
     for value, expected in (("3", 3.0), (later, 30.0), ("soon", None), ("", None)):
         found = _retry_after(httpx.Response(429, headers={"retry-after": value}))
         assert found == (None if expected is None else pytest.approx(expected, abs=2))
+
+
+def span(pair: Any, tokens: list[int], rows: list[Row]) -> Span:
+    return Span("base", tokens, rows, rows, tokens[0], "aligned", Pen("base", True), 1)
+
+
+def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(demo: Baco) -> None:
+    words, banned = demo.pair.vocabulary, demo.pair.banned
+    start = int(words.word_start.nonzero()[-1])
+    inside = int((~words.word_start).nonzero()[0])
+    special = int(banned.nonzero()[0])
+    masked, free = Pen("base", True), Pen("base", False)
+    for min_p in (0.0, 0.1):
+        params = SamplingParams(seed=1, min_p=min_p, logit_bias=((start, 0.0),))
+        law = Law(demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5")), 0)
+        assert law.may_say(start, masked)
+        assert law.may_say(inside, free)
+        assert not law.may_say(inside, masked)
+        assert not law.may_say(special, free)
+        assert law.may_say(special, Pen("aligned", False))
+
+        likelier = [Row({one: -0.5, start: -1.2}, -3.0) for one in (inside, special)]
+        for row in likelier:
+            # It was drawn from a row cut off below a token that may not be said.
+            pen = masked if inside in row.known else free
+            assert View(law, span(demo.pair, [start], [row])).stands(0, pen) == (min_p == 0)
+        best = Row({start: -0.5, inside: -1.2}, -3.0)
+        assert View(law, span(demo.pair, [start], [best])).stands(0, masked)
+        assert not View(law, span(demo.pair, [inside], [best])).stands(0, masked)
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.6])
+def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p: float) -> None:
+    """Even where tokens that may not be said are likelier than any that a server tells."""
+    text = list(demo.pair.renderer.render(PROMPT).base_ids)
+    row = demo.pair.base.score(text)[-1].log_softmax(-1).masked_fill(demo.pair.banned, -math.inf)
+    order = row.argsort(descending=True).tolist()
+    refused = {*order[:20], *order[21:24:2]}
+    exact = row.clone()
+    exact[list(refused)] = -math.inf
+    if min_p:
+        exact[exact < exact.max() + math.log(min_p)] = -math.inf
+    chance = exact.softmax(-1)
+    draws = Draws(SamplingParams(seed=5, min_p=min_p), 0)
+    known = told(row, 20)
+
+    async def drawn(half: RemoteHalf) -> list[int]:
+        may_say = refused.isdisjoint
+        found = [
+            half.draw(text, known, lambda token: may_say((token,)), draws, at, 20)
+            for at in range(250)
+        ]
+        return [token for token, _ in await asyncio.gather(*found)]
+
+    with served(demo) as server, remote(server.url) as halves:
+        backend: Any = halves.backend
+        found = backend._await(drawn(backend.halves["base"]))
+    kept = [token for token in range(len(row)) if chance[token] * len(found) >= 5]
+    counts = [found.count(token) for token in kept]
+    expected = [float(chance[token]) * len(found) for token in kept]
+    counts.append(len(found) - sum(counts))
+    expected.append(len(found) - sum(expected))
+    if expected[-1] < 0.5:  # min_p leaves few tokens, and these are all of them
+        assert counts.pop() == 0
+        expected.pop()
+        expected = [one * sum(counts) / sum(expected) for one in expected]
+    assert chisquare(counts, expected).pvalue > 0.001
