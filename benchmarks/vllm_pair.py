@@ -10,6 +10,7 @@ wants to be, up to ``tokens``; what is told is tokens a second of all answers to
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -60,7 +61,12 @@ def _baco(pair: str, tokens: int, batches: list[int], rounds: int, **options: An
 
 
 def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
-    """The aligned half alone, as vLLM runs any model; eager, as the pair."""
+    """The aligned half alone, as vLLM runs any model; eager and in one process, as the pair."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
     from vllm import LLM, SamplingParams, TokensPrompt
 
     from baco.backends.described import describe_pair
