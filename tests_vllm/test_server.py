@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -171,6 +170,9 @@ def test_the_page_of_the_local_server_stands_on_vllm() -> None:
         }
         told = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT).json()
         assert [c["message"]["content"] for c in told["choices"]] == [c.text for c in here]
-        assert httpx.post(
-            f"{url}/v1/chat/completions", json=body | {"router": "P:7"}, timeout=WAIT
-        ).status_code == 400
+        assert (
+            httpx.post(
+                f"{url}/v1/chat/completions", json=body | {"router": "P:7"}, timeout=WAIT
+            ).status_code
+            == 400
+        )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What vLLM tells at a position unless it is started with more.
 _TOP_LOGPROBS = 20
+CAPABILITIES = Capabilities("vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS)
 # vLLM's draws of one seed are alike for every request: samples of one prompt need seeds apart.
 _SEED_STEP = 0x9E3779B97F4A7C15
 
@@ -49,9 +50,7 @@ class VllmBackend:
     pair: Pair
     llm: "LLMEngine"
     folder: "TemporaryDirectory[str] | None" = None
-    capabilities: Capabilities = Capabilities(
-        "vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS
-    )
+    capabilities: Capabilities = CAPABILITIES
     _lock: Lock = field(default_factory=Lock)
     _open: dict[str, "tuple[VllmEngine, Sequence]"] = field(default_factory=dict)
     _next: int = 0
@@ -197,7 +196,7 @@ class VllmEngine:
         return len(self._names) - self.waiting
 
     def _room(self, request: Request) -> int:
-        context = self.backend.llm.model_config.max_model_len
+        context: int = self.backend.llm.model_config.max_model_len
         for half in HALVES:
             length = len(request.ids(half))
             if length >= context:

@@ -1,8 +1,8 @@
 """A pair in one folder that a vLLM server takes for one model: written by ``baco pair export``.
 
-    DIR/config.json, generation_config.json, tokenizer…   what vLLM reads of a model
-    DIR/base/, DIR/aligned/                               the halves as they are, linked or copied
-    DIR/baco.json                                         what BACo knows of the pair
+DIR/config.json, generation_config.json, tokenizer…   what vLLM reads of a model
+DIR/base/, DIR/aligned/                               the halves as they are, linked or copied
+DIR/baco.json                                         what BACo knows of the pair
 """
 
 import json

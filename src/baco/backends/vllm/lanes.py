@@ -90,9 +90,7 @@ class Lane:
             prompted = table.base_ids[at, within]
             ids = torch.where(positions < table.base_length[at], prompted, ids)
         longest = int((step.computed + step.scheduled - offsets).max())
-        return cls(
-            ids, positions, kept, row, alive, counts, lengths, longest, bool(offsets.any())
-        )
+        return cls(ids, positions, kept, row, alive, counts, lengths, longest, bool(offsets.any()))
 
     def slots(self, blocks: Tensor, block_size: int) -> Tensor:
         """Cache slots of the tokens, int64 [T'], by the requests' block table [N, B]."""
@@ -119,11 +117,12 @@ class Lane:
 
 
 def _tail(scheduled: NDArray[np.int32], counts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Indices of the last ``counts[r]`` of each request's ``scheduled[r]`` tokens, laid end to end."""
+    """Indices of the last ``counts[r]`` of each request's ``scheduled[r]`` tokens, in a row."""
     ends = np.cumsum(scheduled)
     first = np.repeat(ends - counts, counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return (first + within).astype(np.int64)
+    kept: NDArray[np.int64] = (first + within).astype(np.int64)
+    return kept
 
 
 def _upload(numbers: Sequence[int] | NDArray[Any], device: Any) -> Tensor:

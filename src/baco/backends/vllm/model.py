@@ -32,9 +32,6 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         rows: what the next rows of logits are routed by; None outside of real steps.
     """
 
-    # The folder's own top level holds no weights; see `secondary_weights`.
-    allow_patterns_overrides = ["base/*.safetensors"]
-
     def __init__(self, *, vllm_config: "VllmConfig", prefix: str = "") -> None:
         super().__init__()
         model_config = vllm_config.model_config
@@ -49,22 +46,26 @@ class BacoForCausalLM(nn.Module, SupportsPP):
             widths.append(config.get_text_config().hidden_size)
         self.widths = widths
         self.vocabulary = model_config.get_vocab_size()
+        # Where vLLM looks for weights: the folder's own top level has none.
         self.allow_patterns_overrides = ["base/*.safetensors"]
         self.lanes: dict[Source, Lane] = {}
         self.rows: Rows | None = None
         self.secondary_weights = [
             DefaultModelLoader.Source(
-                str(folder), None, prefix="aligned.", allow_patterns_overrides=["aligned/*.safetensors"]
+                str(folder),
+                None,
+                prefix="aligned.",
+                allow_patterns_overrides=["aligned/*.safetensors"],
             )
         ]
 
-    def half(self, half: Source) -> Any:
+    def model_of(self, half: Source) -> Any:
         """One of the two models."""
         return getattr(self, half)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """As the aligned half embeds them."""
-        embedded: Tensor = self.half("aligned").embed_input_ids(input_ids)
+        embedded: Tensor = self.model_of("aligned").embed_input_ids(input_ids)
         return embedded
 
     def make_empty_intermediate_tensors(
@@ -75,7 +76,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
             {
                 f"{half}.{name}": tensor
                 for half in HALVES
-                for name, tensor in self.half(half)
+                for name, tensor in self.model_of(half)
                 .make_empty_intermediate_tensors(batch_size, dtype, device)
                 .tensors.items()
             }
@@ -121,7 +122,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
             ids, own = (lane.ids if ids is not None else None), lane.positions
         else:
             own = positions
-        out = self.half(half)(ids, own, None if mine is None else IntermediateTensors(mine))
+        out = self.model_of(half)(ids, own, None if mine is None else IntermediateTensors(mine))
         made = dict(out.tensors) if isinstance(out, IntermediateTensors) else {"hidden": out}
         if lane is None or lane.kept is None:
             return made
@@ -133,7 +134,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         """
         rows, self.rows = self.rows, None
         logits = [
-            self.half(half).compute_logits(part.contiguous())
+            self.model_of(half).compute_logits(part.contiguous())
             for half, part in zip(HALVES, hidden_states.split(self.widths, dim=-1), strict=True)
         ]
         if any(each is None for each in logits):

@@ -6,6 +6,7 @@ reads a longer one, as many tokens stand before it as the base half's is longer;
 does not read those.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ DEFAULT_ROUTER = "P-Punc:0.4"
 
 @dataclass(frozen=True)
 class Limits:
-    """What token ids and prompts of a pair may be, where this process serves one, and its folder."""
+    """What a pair's token ids and prompts may be, where this process serves one; its folder."""
 
     vocabulary: int | None = None
     context: int | None = None
@@ -131,10 +132,8 @@ def _ids(given: object) -> tuple[int, ...] | None:
     if given is None:
         return None
     if isinstance(given, str):  # some HTTP clients cannot send lists
-        try:
+        with contextlib.suppress(ValueError):
             given = json.loads(given)
-        except ValueError:
-            pass
     if not isinstance(given, list | tuple) or not given:
         raise BacoError(f"{PREFIX}base_prompt_ids: give a list of token ids, one at least")
     ids: list[int] = []

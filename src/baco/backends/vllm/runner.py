@@ -41,6 +41,7 @@ class PairRunner(_Runner):
 
     table: RequestTable
     law: Law
+    intermediate_tensors: Any
     _rows: Rows | None
     _groups: list[tuple[int, Source, AttentionGroup]]
 
@@ -74,7 +75,8 @@ class PairRunner(_Runner):
         for new in scheduler_output.scheduled_new_reqs:
             arguments = new.sampling_params.extra_args if new.sampling_params else None
             self.table.add(new.req_id, new.prompt_token_ids or [], PairOptions.read(arguments))
-        return super()._update_states(scheduler_output)
+        correct: Callable[[], Any] | None = super()._update_states(scheduler_output)
+        return correct
 
     def _prepare_inputs(
         self, scheduler_output: "SchedulerOutput", num_scheduled_tokens: np.ndarray
@@ -163,7 +165,8 @@ class PairRunner(_Runner):
 
     def _blocks(self, gid: int) -> torch.Tensor:
         table = self.input_batch.block_table[gid]
-        return table.get_device_tensor(self.input_batch.num_reqs)
+        blocks: torch.Tensor = table.get_device_tensor(self.input_batch.num_reqs)
+        return blocks
 
     def _slots(self, gid: int, lane: Lane) -> torch.Tensor:
         return lane.slots(self._blocks(gid), self.input_batch.block_table[gid].block_size)

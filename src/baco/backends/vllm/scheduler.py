@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler as _Scheduler
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
-
-    _Scheduler = Scheduler
 else:
     _Scheduler = object
+
 
 log = logging.getLogger("baco")
 
@@ -61,7 +61,9 @@ class _PairScheduling(_Scheduler):
         self, scheduler_output: "SchedulerOutput", model_runner_output: "ModelRunnerOutput"
     ) -> "dict[int, EngineCoreOutputs]":
         """As vLLM does, with the sources of the tokens that stand."""
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
         told = sources_of(model_runner_output)
         for client in outputs.values():
             for output in client.outputs:

@@ -1,0 +1,132 @@
+"""A pair inside vLLM, next to the same vLLM on one half and next to BACo's own engine.
+
+    python benchmarks/vllm_pair.py [--pair NAME] [--tokens N] [--batch N …] [--rounds N] [--json]
+
+Every contestant is a process of its own, one after another; in each, every batch size is timed
+``rounds`` times after one that does not count, and the best is told. An answer is as long as it
+wants to be, up to ``tokens``; what is told is tokens a second of all answers together.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+PROMPT = "Recommend a summer destination"
+ROUTER = "P-Punc:0.4"
+Timed = dict[int, float]
+
+
+def _best(draw: Callable[[int, int], int], batches: list[int], rounds: int) -> Timed:
+    """Tokens a second by batch size; ``draw(answers, seed)`` returns how many tokens it drew."""
+    found = {}
+    for batch in batches:
+        rates = []
+        for seed in range(rounds + 1):
+            started = time.perf_counter()
+            tokens = draw(batch, seed)
+            rates.append(tokens / (time.perf_counter() - started))
+        found[batch] = max(rates[1:])
+    return found
+
+
+def pair_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
+    """Both halves in one engine."""
+    return _baco(pair, tokens, batches, rounds, backend="vllm")
+
+
+def local(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
+    """BACo's own engine, its speculation on."""
+    return _baco(pair, tokens, batches, rounds)
+
+
+def _baco(pair: str, tokens: int, batches: list[int], rounds: int, **options: Any) -> Timed:
+    from baco import Baco
+
+    baco = Baco.load(pair, **options)
+
+    def draw(answers: int, seed: int) -> int:
+        made = baco.generate(PROMPT, router=ROUTER, n=answers, seed=seed, max_tokens=tokens)
+        return sum(len(answer.token_ids) for answer in made)
+
+    try:
+        return _best(draw, batches, rounds)
+    finally:
+        baco.close()
+
+
+def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
+    """The aligned half alone, as vLLM runs any model; eager and in one process, as the pair."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    from baco.backends.described import describe_pair
+    from baco.known import find_pair
+    from baco.routing.routers import HALVES
+
+    known = find_pair(pair)
+    described = describe_pair(known, dict.fromkeys(HALVES, "vLLM"))
+    ids = list(described.renderer.render(PROMPT).aligned_ids)
+    llm = LLM(
+        known.aligned,
+        dtype=known.dtype or "auto",
+        kv_cache_memory_bytes=2**30,
+        enforce_eager=True,
+    )
+
+    def draw(answers: int, seed: int) -> int:
+        params = [
+            SamplingParams(
+                min_p=described.defaults.min_p,
+                seed=seed * 1000 + each,
+                max_tokens=tokens,
+                logprobs=0,
+                detokenize=False,
+                stop_token_ids=sorted(described.end_ids),
+            )
+            for each in range(answers)
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=ids)] * answers
+        made = llm.generate(prompts, params, use_tqdm=False)
+        return sum(len(answer.outputs[0].token_ids) for answer in made)
+
+    return _best(draw, batches, rounds)
+
+
+def main() -> None:
+    """Time every contestant and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", default="demo")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    told: dict[str, Timed] = {}
+    for run in (pair_in_vllm, one_half_in_vllm, local):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            done = pool.submit(run, asked.pair, asked.tokens, asked.batch, asked.rounds)
+            told[run.__name__] = done.result()
+    if asked.json:
+        print(json.dumps({"machine": platform.processor(), **vars(asked), "told": told}))
+        return
+    print(f"{'tokens a second, batch':24}" + "".join(f"{batch:>10}" for batch in asked.batch))
+    for name, row in told.items():
+        print(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in asked.batch))
+    both, single = told["pair_in_vllm"], told["one_half_in_vllm"]
+    shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in asked.batch)
+    print(f"{'pair / one half':24}{shares}")
+
+
+if __name__ == "__main__":
+    main()

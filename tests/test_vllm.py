@@ -1,0 +1,154 @@
+"""What of the vLLM backend needs no vLLM: pair folders, a request's options, each half's lane."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baco import Baco, BacoError
+from baco.backends.vllm.folder import export_pair, read_pair
+from baco.backends.vllm.lanes import Lane, Step
+from baco.backends.vllm.options import PairOptions, pair_prompt
+from baco.backends.vllm.table import RequestTable
+from baco.cli import run
+from baco.known import find_pair
+from baco.routing.routers import HALVES
+
+WIDTH, BLOCK = 64, 8
+
+
+def test_an_exported_pair_is_a_model_folder_and_a_pair(tmp_path: Path) -> None:
+    out = tmp_path / "pair"
+    assert run(["pair", "export", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["BacoForCausalLM"]
+    demo = Baco.load("demo")
+    assert config["vocab_size"] == demo.pair.vocabulary.size
+    pair = read_pair(out)
+    assert pair.name == "demo"
+    assert pair.end_ids == demo.pair.end_ids
+    assert pair.vocabulary.role.equal(demo.pair.vocabulary.role)
+    asked: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1}
+    there = Baco.load(str(out)).generate("Recommend a summer destination", **asked)
+    assert there[0].text == demo.generate("Recommend a summer destination", **asked)[0].text
+
+
+def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(BacoError, match="not empty"):
+        export_pair(find_pair("demo"), tmp_path)
+
+
+def test_what_a_request_says_is_read() -> None:
+    ids, arguments, salt = pair_prompt([1, 2, 3, 4, 5], [7, 8, 9])
+    assert ids == [7, 7, 7, 8, 9]
+    options = PairOptions.read(arguments | {"baco_router": "P", "baco_threshold": 0.3})
+    assert (options.base_ids, options.fill) == ((1, 2, 3, 4, 5), 2)
+    assert options.router.spelling == "P:0.3"
+    options.check_prompt(len(ids), 10)
+    assert salt != pair_prompt([1, 2, 3, 4, 6], [7, 8, 9])[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"baco_rooter": "P:0.4"}, "unknown argument"),
+        ({"baco_router": "Q"}, "unknown router"),
+        ({"baco_router": "P"}, "needs a threshold"),
+        ({"baco_base_prompt_ids": []}, "one at least"),
+        ({"baco_base_prompt_ids": [1, -2]}, "-2"),
+        ({"baco_base_prompt_ids": [True]}, "True"),
+        ({"baco_fill": 1.5}, "baco_fill"),
+        ({"baco_switch": "line"}, "word or token"),
+    ],
+)
+def test_what_a_request_cannot_say_is_one_line(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(BacoError, match=says):
+        PairOptions.read(arguments)
+
+
+def test_options_that_do_not_go_with_a_prompt_are_refused() -> None:
+    with pytest.raises(BacoError, match="put 2 tokens before"):
+        PairOptions.read({"baco_base_prompt_ids": [1, 2, 3]}).check_prompt(1, 10)
+    with pytest.raises(BacoError, match="vocabulary has 3"):
+        PairOptions.read({"baco_base_prompt_ids": [1, 3]}).check_prompt(2, 3)
+
+
+prompts = st.lists(
+    st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 11), st.integers(1, 14)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(prompts)
+def test_a_half_reads_its_own_prompt_at_its_own_positions(
+    drawn: list[tuple[int, int, int, int]],
+) -> None:
+    """Requests of (base's length, aligned's, tokens computed, tokens scheduled), read token by
+    token and in one lane.
+    """
+    table = RequestTable(WIDTH, "cpu")
+    names, texts, scheduled, computed = [], [], [], []
+    for at, (base, aligned, before, now) in enumerate(drawn):
+        base_ids = [100 * at + each for each in range(base)]
+        aligned_ids = [100 * at + 50 + each for each in range(aligned)]
+        ids, arguments, _ = pair_prompt(base_ids, aligned_ids)
+        answer = [100 * at + 80 + each for each in range(20)]
+        table.add(str(at), ids, PairOptions.read(arguments))
+        names.append(str(at))
+        texts.append((ids + answer, {"base": base_ids + answer, "aligned": aligned_ids + answer}))
+        computed.append(before)
+        scheduled.append(now)
+    spans = [range(b, b + n) for b, n in zip(computed, scheduled, strict=True)]
+    step = Step(
+        names,
+        np.array(scheduled, dtype=np.int32),
+        np.array(computed, dtype=np.int32),
+        torch.tensor([row for row, span in enumerate(spans) for _ in span]),
+        torch.tensor([ids[at] for (ids, _), span in zip(texts, spans, strict=True) for at in span]),
+        torch.tensor([at for span in spans for at in span]),
+        torch.tensor([span.stop for span in spans], dtype=torch.int32),
+    )
+    slot = torch.tensor(table.slots(names))
+    blocks = torch.arange(len(names) * 8).view(-1, 8).flip(0)
+    for half in HALVES:
+        lane = Lane.of(step, half, table, slot)
+        found = list(zip(lane.ids.tolist(), lane.positions.tolist(), strict=True))
+        expected, places, lengths = [], [], []
+        for row, ((ids, mine), span) in enumerate(zip(texts, spans, strict=True)):
+            offset = len(ids) - len(mine[half])
+            own = [at - offset for at in span if at >= offset]
+            expected += [(mine[half][at], at) for at in own]
+            places += [int(blocks[row, at // BLOCK]) * BLOCK + at % BLOCK for at in own]
+            lengths += [own[-1] + 1] if own else []
+        assert found == expected
+        assert lane.slots(blocks, BLOCK).tolist() == places
+        assert lane.lengths.tolist() == lengths
+        kept = lane.kept.tolist() if lane.kept is not None else list(range(len(step.ids)))
+        assert len(kept) == len(found)
+
+
+def test_a_slot_is_given_again_when_its_request_has_gone() -> None:
+    table = RequestTable(WIDTH, "cpu")
+    for at in range(40):
+        table.add(str(at), [1, 2], PairOptions.read({"baco_base_prompt_ids": [at + 1]}))
+        if at >= 3:
+            table.drop(str(at - 3))
+    assert len(table.prompt) == 16
+    (slot,) = table.slots(["39"])
+    assert int(table.base_ids[slot, 0]) == 40
+    assert "0" not in table
+
+
+def test_without_vllm_the_backend_says_what_to_install() -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(BacoError, match=r"vLLM is not installed: pip install 'baco\[vllm\]'"):
+            Baco.load("demo", backend="vllm")
