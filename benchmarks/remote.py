@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,22 +122,12 @@ class TokenByToken:
             half: httpx.Client(base_url=url, timeout=120, limits=limits)
             for half, url in urls.items()
         }
-        self._pool, both = ThreadPoolExecutor(most), ThreadPoolExecutor(2 * most)
-        self._http = Http(pair, clients, both, _FIELDS)
+        self._http = Http(pair, clients, True, _FIELDS)
         self.calls = 0
 
     def write(self, task: Task, prompt: str) -> int:  # noqa: ARG002
         """Write a task's answers; how many tokens they have."""
-        seed = task.params.seed or 0
-        tasks = [
-            Task(task.prompt, task.router, task.params.updated({"n": 1, "seed": seed + sample}))
-            for sample in range(task.params.n)
-        ]
-        tokens = sum(
-            len(answer)
-            for run in self._pool.map(self._http.decode, tasks)
-            for answer in run.answers
-        )
+        tokens = sum(len(answer) for answer in self._http.decode(task).answers)
         self.calls += 2 * tokens
         return tokens
 

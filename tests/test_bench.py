@@ -53,17 +53,21 @@ def test_generate_draws_with_the_same_temperature_and_truncation(demo: Baco) -> 
     assert Generate(demo.pair).decode(greedy).answers == Paired(demo.pair).decode(greedy).answers
 
 
-def test_two_servers_say_what_the_engine_says_at_temperature_0(demo: Baco) -> None:
-    greedy = task(demo, 1, temperature=0.0)
-    with two_servers(demo.pair) as servers:
+@pytest.mark.parametrize("concurrent", [0, 2])
+def test_two_servers_say_what_the_engine_says_at_temperature_0(demo: Baco, concurrent: int) -> None:
+    greedy = task(demo, 2, temperature=0.0)
+    with two_servers(demo.pair, concurrent=concurrent) as servers:
         asked = servers.decode(greedy)
     paired = Paired(demo.pair).decode(greedy)
     assert (asked.answers, asked.sources) == (paired.answers, paired.sources)
 
 
-def test_a_server_that_keeps_what_it_read_says_what_one_that_rereads_says(demo: Baco) -> None:
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_server_that_keeps_what_it_read_says_what_one_that_rereads_says(
+    demo: Baco, texts: int
+) -> None:
     model = demo.pair.base.model
-    keeps, rereads = Speaker(model), Speaker(model, rereads=True)
+    keeps, rereads = Speaker(model, texts=texts), Speaker(model, rereads=True)
     for text in ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [5, 6, 9], [40, 41], [40, 41]):
         assert torch.allclose(keeps.logprobs(text), rereads.logprobs(text), atol=1e-4)
 
@@ -88,7 +92,7 @@ def report() -> dict[str, Any]:
 
 
 def test_json_names_every_ratio(report: dict[str, Any]) -> None:
-    for name in ("generate_n1", "generate_n8", "naive", "naive_n8", "http", "undrafted"):
+    for name in ("generate_n1", "generate_n8", "naive", "naive_n8", "http", "http_concurrent"):
         assert 0 < report[name] < math.inf
         spread = report["ratios"][name]
         assert spread["low"] <= spread["middle"] <= spread["high"]

@@ -161,3 +161,20 @@ def test_drafting_stops_where_it_does_not_pay() -> None:
     assert planner.plan([sure], [8], ("base", "aligned"), 0.1).steps > 3
     ahead = planner.plan([sure], [0], ("base", "aligned"), 0.9)
     assert (ahead.runner, ahead.steps > 2) == ("base", True)
+
+
+def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:
+    costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
+    planner, halves = Planner(costs, Cost(0.1, 0.0), 0.05), ("base", "aligned")
+    assert planner.worth_a_step("aligned", [0.99], 2, 1.99, halves)
+    assert not planner.worth_a_step("aligned", [0.3], 2, 1.99, halves)
+    assert planner.worth_a_step("aligned", [0.99, 0.9, 0.3], 1, 3.0, halves)
+
+
+def test_a_record_learns_how_often_a_sure_draft_stands_and_how_often_an_unsure_one() -> None:
+    record = Record()
+    for _ in range(40):
+        record.saw_ahead("aligned", 1, 3, [0.999, 0.3, 0.999])  # what follows a miss says nothing
+    assert record.chance("aligned", 0.999) > 0.95
+    assert record.chance("aligned", 0.3) < 0.1
+    assert record.chance("base", 0.3) == Record().chance("base", 0.3)

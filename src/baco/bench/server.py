@@ -1,10 +1,10 @@
 """One half of a pair behind OpenAI's completions API, as servers of a single model offer it.
 
-    python -m baco.bench.server MODEL [--dtype D] [--device D] [--rereads]
+    python -m baco.bench.server MODEL [--dtype D] [--device D] [--texts N] [--rereads]
 
 It prints the port it listens on. Tokens are named ``token_id:5``, as vLLM names them on request.
-What it read for a request is kept, and only what follows is read for the next one, as vLLM and
-SGLang do; ``--rereads`` reads every request whole, as simpler servers do.
+What it read for a request is kept, of so many texts at once, and only what follows is read for the
+next one, as vLLM and SGLang do; ``--rereads`` reads every request whole, as simpler servers do.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -33,28 +34,60 @@ class Asked(BaseModel):
     logprobs: Annotated[int, Field(ge=1, le=20)] = 1
 
 
-class Speaker:
-    """A model that continues token ids."""
+@dataclass(slots=True, eq=False)
+class _Text:
+    """What was read of a text, and its keys and values."""
 
-    def __init__(self, model: Any, *, rereads: bool = False) -> None:
-        self._model, self._rereads = model, rereads
-        self._cache, self._read = DynamicCache(), list[int]()
+    read: list[int] = field(default_factory=list)
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def keep(self, tokens: int) -> None:
+        """Forget all but the first tokens."""
+        if not tokens:
+            self.cache = DynamicCache()
+        elif tokens < len(self.read):
+            self.cache.crop(tokens - len(self.read))  # so many tokens off its end
+        del self.read[tokens:]
+
+
+class Speaker:
+    """A model that continues token ids.
+
+    Args:
+        model: a causal LM of ``transformers``.
+        texts: of how many it keeps what it read.
+        rereads: read every text whole.
+    """
+
+    def __init__(self, model: Any, *, texts: int = 1, rereads: bool = False) -> None:
+        self._model, self._most, self._rereads = model, texts, rereads
+        self._texts: list[_Text] = []
 
     @torch.inference_mode()
     def logprobs(self, text: list[int]) -> torch.Tensor:
         """Log-probabilities of the token after ``text``, float32 [V]."""
-        known = 0 if self._rereads else _common(self._read, text[:-1])
-        if not known:
-            self._cache = DynamicCache()
-        elif known < len(self._read):
-            self._cache.crop(known - len(self._read))  # so many tokens off its end
-        fresh = torch.tensor([text[known:]], device=self._model.device)
+        known = self._known(text[:-1])
+        fresh = torch.tensor([text[len(known.read) :]], device=self._model.device)
         output = self._model(
-            input_ids=fresh, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            input_ids=fresh, past_key_values=known.cache, use_cache=True, logits_to_keep=1
         )
-        self._read = list(text)
+        known.read = list(text)
         row: torch.Tensor = output.logits[0, -1].float().log_softmax(dim=-1)
         return row
+
+    def _known(self, text: list[int]) -> _Text:
+        """The kept text that shares most with a new one, cut to what they share; a fresh one where
+        that would cut another short and there is room.
+        """
+        if self._rereads:
+            return _Text()
+        best = max(self._texts, key=lambda one: _common(one.read, text), default=_Text())
+        shared = _common(best.read, text)
+        if best not in self._texts or (shared < len(best.read) and len(self._texts) < self._most):
+            self._texts.append(best := _Text())
+            return best
+        best.keep(shared)
+        return best
 
     def complete(self, asked: Asked) -> dict[str, Any]:
         """The answer to a request, as OpenAI's API spells it."""
@@ -99,12 +132,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--texts", type=int, default=1)
     parser.add_argument("--rereads", action="store_true")
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=given.dtype)
-    speaker = Speaker(model.to(given.device).eval(), rereads=given.rereads)
+    model = model.to(given.device).eval()
+    speaker = Speaker(model, texts=given.texts, rereads=given.rereads)
     # Named as TCP, so that asyncio sends small answers at once (TCP_NODELAY).
     place = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     place.bind(("127.0.0.1", 0))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -32,33 +33,45 @@ _NO_ANSWER = 120.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """The client of two servers, one connection each.
+    """The client of two servers.
 
     Attributes:
         pair: for its vocabulary; its models are not run.
-        clients: by half.
-        both: asks both at once.
+        clients: by half; connections stay open.
+        concurrent: ask both at once, and for all answers at once; else one request follows another.
         fields: what requests to each say beside, such as a model's name.
     """
 
     pair: Pair
     clients: dict[str, httpx.Client]
-    both: ThreadPoolExecutor
+    concurrent: bool
     fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def decode(self, task: Task) -> Run:
-        """Decode one answer, timed."""
-        assert task.params.n == 1
+        """Decode a task, timed."""
         watch = Stopwatch(torch.device("cpu"))
+        samples, at_once = range(task.params.n), task.params.n if self.concurrent else 1
+        with ThreadPoolExecutor(at_once) as people, ThreadPoolExecutor(2 * at_once) as askers:
+            ask = askers.map if self.concurrent else map
+            answers = list(people.map(partial(self._answer, task, watch, ask), samples))
+        seconds = watch.now()
+        tokens, sources, first = (list(column) for column in zip(*answers, strict=True))
+        return checked(task, Run(tokens, seconds, max(first), sources))
+
+    def _answer(
+        self, task: Task, watch: Stopwatch, ask: Any, sample: int
+    ) -> tuple[list[int], list[str], float]:
+        """One answer: its tokens, their sources, when the first was said."""
         params = task.params
         table = DrawTable.of([params], "cpu")
         texts = {"base": list(task.prompt.base_ids), "aligned": list(task.prompt.aligned_ids)}
         previous, active = torch.tensor([NOTHING]), torch.tensor([False])
-        tokens, sources = list[int](), list[str]()
+        tokens, sources, first = list[int](), list[str](), 0.0
         for at in range(params.max_tokens):
-            asked = [self.both.submit(self._row, half, texts[half]) for half in HALVES]
-            base, aligned = (one.result() for one in asked)
-            keys = noise_keys(torch.tensor([params.seed]), torch.tensor([0]), torch.tensor([at]))
+            base, aligned = ask(self._row, HALVES, (texts[half] for half in HALVES))
+            keys = noise_keys(
+                torch.tensor([params.seed]), torch.tensor([sample]), torch.tensor([at])
+            )
             logits, active = select(
                 base,
                 aligned,
@@ -77,9 +90,8 @@ class Http:
             sources.append("base" if bool(active) else "aligned")
             for text in texts.values():
                 text.append(tokens[-1])
-            watch.said()
-        seconds = watch.now()
-        return checked(task, Run([tokens], seconds, watch.first or seconds, [sources]))
+            first = first or watch.now()
+        return tokens, sources, first
 
     def _row(self, half: str, text: list[int]) -> Tensor:
         """What a half says next, as far as its server tells: [1, V], -inf elsewhere."""
@@ -96,17 +108,27 @@ class Http:
 
 
 @contextlib.contextmanager
-def two_servers(pair: Pair, *, rereads: bool = False) -> Iterator[Http]:
+def two_servers(pair: Pair, *, concurrent: int = 0, rereads: bool = False) -> Iterator[Http]:
     """Start a server for each half, and stop both at the end.
 
-    Together they have as many threads as every other contestant.
+    Those that work at a time have together as many threads as every other contestant.
+
+    Args:
+        pair: whose halves.
+        concurrent: at most so many answers are asked for at once, and both halves for each; 0 lets
+            one request follow another.
+        rereads: servers that read every request whole.
 
     Raises:
         BacoError: a server that does not start.
     """
     halves = {"base": pair.base, "aligned": pair.aligned}
     with contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(_server(halves[name], rereads)) for name in HALVES}
+        options = ["--texts", str(max(1, concurrent)), *(["--rereads"] if rereads else [])]
+        threads = max(1, torch.get_num_threads() // (2 if concurrent else 1))
+        processes = {
+            name: stack.enter_context(_server(halves[name], options, threads)) for name in HALVES
+        }
         clients: dict[str, httpx.Client] = {}
         for name, process in processes.items():
             assert process.stdout is not None
@@ -115,7 +137,7 @@ def two_servers(pair: Pair, *, rereads: bool = False) -> Iterator[Http]:
                 raise BacoError(f"no server of the {name} model came up: {_last_words(process)}")
             url = f"http://127.0.0.1:{port}"
             clients[name] = stack.enter_context(httpx.Client(base_url=url, timeout=_NO_ANSWER))
-        yield Http(pair, clients, stack.enter_context(ThreadPoolExecutor(2)))
+        yield Http(pair, clients, concurrent > 0)
 
 
 def _last_words(process: "subprocess.Popen[str]") -> str:
@@ -124,12 +146,11 @@ def _last_words(process: "subprocess.Popen[str]") -> str:
 
 
 @contextlib.contextmanager
-def _server(half: Any, rereads: bool) -> Iterator["subprocess.Popen[str]"]:
+def _server(half: Any, options: list[str], threads: int) -> Iterator["subprocess.Popen[str]"]:
     device, dtype = str(half.device), str(half.model.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "baco.bench.server", half.name]
-    command += ["--dtype", dtype, "--device", device, *(["--rereads"] if rereads else [])]
-    threads = str(max(1, torch.get_num_threads() // 2))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    command += ["--dtype", dtype, "--device", device, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -11,10 +11,20 @@ from baco.errors import BacoError
 from baco.routing.routers import Router
 
 # Measured unless some are named.
-PARTS = ("undrafted", "generate", "naive", "http", "bound", "gammas", "memory", "prompt")
+PARTS = (
+    "undrafted",
+    "generate",
+    "naive",
+    "http",
+    "http_concurrent",
+    "bound",
+    "gammas",
+    "memory",
+    "prompt",
+)
 # Servers that read every request whole take long; they are timed when asked for.
 ASKED_FOR = ("http_rereads",)
-_SERVERS = ("http", "http_rereads")
+_SERVERS = ("http", "http_concurrent", "http_rereads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class Settings:
         samples: numbers of answers to a prompt, n.
         repeats: of every contestant, each with a prompt and seed of its own.
         parts: some of PARTS and ASKED_FOR.
+        most_asked: answers that servers are asked for; more would only take longer in proportion.
     """
 
     router: Router
@@ -36,20 +47,22 @@ class Settings:
     samples: tuple[int, ...]
     repeats: int
     parts: frozenset[str]
+    most_asked: int = 8
 
 
 def line_up(settings: Settings) -> list[tuple[str, int]]:
     """Who races at which n.
 
     The engine also races without drafts: what it is ahead of itself by is speculation, the rest is
-    how it reads. Servers answer one prompt at a time.
+    how it reads.
     """
     others = [name for name in ("undrafted", "generate", "naive") if name in settings.parts]
     names = ["paired", *others]
     found = [(name, n) for n in settings.samples for name in names]
-    single = [(name, 1) for name in _SERVERS if name in settings.parts]
-    beside = [("paired", 1)] if single and 1 not in settings.samples else []
-    return found + beside + single
+    asked = [name for name in _SERVERS if name in settings.parts]
+    few = [n for n in settings.samples if n <= settings.most_asked]
+    beside = [("paired", 1)] if asked and not few else []
+    return found + beside + [(name, n) for n in few or (1,) for name in asked]
 
 
 def entries(settings: Settings, weights: Weights, servers: ExitStack) -> list[Entry]:
@@ -65,12 +78,14 @@ def entries(settings: Settings, weights: Weights, servers: ExitStack) -> list[En
         "naive": Naive(weights.plain),
     }
     started = {
-        name: _servers(weights, name, servers) for name in _SERVERS if name in settings.parts
+        name: _servers(weights, name, settings.most_asked, servers)
+        for name in _SERVERS
+        if name in settings.parts
     }
     return [Entry(name, n, {**there, **started}[name]) for name, n in line_up(settings)]
 
 
-def _servers(weights: Weights, name: str, servers: ExitStack) -> Contestant:
+def _servers(weights: Weights, name: str, answers: int, servers: ExitStack) -> Contestant:
     try:
         from baco.bench.servers import two_servers
     except ImportError as error:
@@ -78,4 +93,6 @@ def _servers(weights: Weights, name: str, servers: ExitStack) -> Contestant:
             f"two servers need {error.name}: install it with pip install 'baco[bench]', or name "
             "other parts with --only"
         ) from error
-    return servers.enter_context(two_servers(weights.plain, rereads=name == "http_rereads"))
+    concurrent = answers if name == "http_concurrent" else 0
+    rereads = name == "http_rereads"
+    return servers.enter_context(two_servers(weights.plain, concurrent=concurrent, rereads=rereads))

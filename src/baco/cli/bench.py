@@ -129,6 +129,7 @@ def _settings(
         samples=tuple(sorted(set(samples or _SAMPLES))),
         repeats=min(repeats, 3) if quick else repeats,
         parts=frozenset(only or PARTS),
+        most_asked=1 if quick else 8,
     )
 
 

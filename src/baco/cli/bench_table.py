@@ -14,7 +14,8 @@ _NAMES = {
     "undrafted": "paired, no drafts",
     "generate": "generate, one model",
     "naive": "naive loop",
-    "http": "two servers",
+    "http": "two servers, in turn",
+    "http_concurrent": "two servers, at once",
     "http_rereads": "two servers, reread",
 }
 

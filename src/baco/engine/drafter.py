@@ -34,6 +34,7 @@ class Draft:
         rows: where that is a half, its rows of logits at the positions, float32 [N, V].
         sure: of each row, the greatest probability that the runner saw at each draft, as far as it
             was looked at.
+        partition: log Σ exp over its rows [N], as far as it was looked at.
     """
 
     positions: Positions
@@ -41,6 +42,7 @@ class Draft:
     runner: str | None = None
     rows: Tensor | None = None
     sure: list[list[float]] = field(default_factory=list)
+    partition: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class _Watch:
         records: of the rows.
         sure: the greatest probability it saw at each draft, of each row.
         chances: that all drafts of a row stand.
+        partitions: log Σ exp over the rows of logits of each draft, [B] each.
         gain: tokens that the round is expected to give.
     """
 
@@ -59,6 +62,7 @@ class _Watch:
     records: list[Record]
     sure: list[list[float]] = field(init=False)
     chances: list[float] = field(init=False)
+    partitions: list[Tensor] = field(default_factory=list)
     gain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -68,7 +72,8 @@ class _Watch:
     def goes_on(self, logits: Tensor, planner: Planner, halves: Sequence[Source]) -> bool:
         """Is one more draft worth its cost, after those that logits [B, V] were the last of?"""
         top = logits.gather(1, most_likely(logits)[:, None])[:, 0]
-        greatest = (top - log_partition(logits)).exp().tolist()
+        self.partitions.append(log_partition(logits))
+        greatest = (top - self.partitions[-1]).exp().tolist()
         self.gain += sum(self.chances)
         for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
             self.sure[at].append(sure)
@@ -183,7 +188,9 @@ class Drafter:
             positions = Positions.of([count + 1 for count in counts], drafted)
             return Draft(positions, counts, plan.runner)
         spoken = torch.stack(rows, dim=1).reshape(size * len(rows), -1)
-        return Draft(Positions.of(counts, drafted), counts, plan.runner, spoken, watch.sure)
+        known = torch.stack(watch.partitions, dim=1).flatten() if looks else None
+        positions = Positions.of(counts, drafted)
+        return Draft(positions, counts, plan.runner, spoken, watch.sure, known)
 
     def _shaped(self, runner: str, logits: Tensor) -> Tensor:
         """What a runner draws from: its logits [B, V], which stay as they are, less what it may not

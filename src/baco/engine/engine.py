@@ -127,6 +127,8 @@ class Engine:
         first, second = self._reader.order(draft)
         rows = self._reader.rows(first, draft)
         signals = self._law.look(round_, rows, rows)
+        if draft.partition is not None:
+            signals.known(first, draft.partition)
         if second is None or (not self._apart and self._suffices(first, round_, signals)):
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})

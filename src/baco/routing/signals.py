@@ -56,6 +56,10 @@ class Signals:
         made.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith(kept)})
         return made
 
+    def known(self, half: str, partition: Tensor) -> None:
+        """Take over log Σ exp over a half's rows [B], where it was computed before."""
+        self.__dict__[f"partition_{half}"] = partition
+
     @cached_property
     def max_base(self) -> Tensor:
         """max P_base, in (0, 1]: [B]."""
