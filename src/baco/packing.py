@@ -16,9 +16,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Rows a product is laid out for: a handful of drafted tokens, or of samples.
 _ROWS = 8
-# Up to so many weights, a lone row is multiplied with the plain matrix sooner than a product in the
-# packed layout has started; both are kept then.
+# Up to so many weights in float32, a few rows are multiplied with the plain matrix sooner than a
+# product in the packed layout has started; both are kept then.
 _SMALL = 2**18
+# Multiplications that are as few.
+_SOON = 3 * 2**17
 # A matrix that is also looked up in (tied embeddings) has to be kept as it is too; a packed copy
 # beside it may take no more of the model's weights than this.
 _LARGEST_COPY = 0.05
@@ -28,7 +30,7 @@ class PackedLinear(nn.Module):
     """A linear layer on a packed weight.
 
     Attributes:
-        plain: the weight, where it is small.
+        plain: the weight, where it is small and in float32.
         packed: the same in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: its first numbers as they were, to know it by.
@@ -39,7 +41,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.plain = weight.clone() if weight.numel() <= _SMALL else None
+        small = weight.dtype == torch.float32 and weight.numel() <= _SMALL
+        self.plain = weight.clone() if small else None
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
@@ -53,7 +56,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
-        if self.plain is not None and rows.numel() == self.in_features:
+        if self.plain is not None and rows.numel() * self.out_features <= _SOON:
             return F.linear(rows, self.plain, self.bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self.packed, self.bias, "none", [], ""
