@@ -113,7 +113,7 @@ def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
         assert isinstance(store, SlotStore)
         return type(store.forward).__name__
 
-    assert forward("llama") == forward("olmo2") == forward("qwen3") == "_Legible"
+    assert forward("llama") == forward("olmo2") == forward("qwen3") == "Legible"
     assert forward("gemma2") == "Masked"
 
 

@@ -12,7 +12,7 @@ from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.errors import BacoError
-from baco.half import Half
+from baco.half import Half, compile_halves
 from baco.known import DEMO, KnownPair, find_pair
 from baco.memory import cache_bytes
 from baco.pair import Pair, load_draft, load_pair
@@ -55,6 +55,7 @@ class Baco:
         max_rows: int = 256,
         memory: int | float | str | None = None,
         draft: str | None = None,
+        compile: bool = False,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -66,6 +67,8 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
+            compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`); answers
+                are the same tokens up to floating-point ties.
             options: see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
                 quantization_config, base_template, chat_template, function_words, and whatever
                 ``from_pretrained`` takes.
@@ -91,6 +94,9 @@ class Baco:
             drafting = load_draft(
                 draft, pair, dtype=options.get("dtype"), packed=options.get("packed", True)
             )
+        if compile:
+            halves = (pair.base, pair.aligned, drafting)
+            compile_halves(half for half in halves if half is not None)
         return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:

@@ -101,6 +101,10 @@ class Lean:
         """Where the weights are."""
         return self._embedding.device
 
+    def multiplies(self, span: int) -> bool:
+        """Is attention of so many tokens of a row made of plain products?"""
+        return self.device.type == "cpu" and span * self._heads // self._key_heads <= _FEW
+
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
         return self.read(*self.inputs(tokens, cache), keep)
@@ -129,10 +133,10 @@ class Lean:
             columns: where in a row's cache each goes, [B, T].
             rotations: as `rotations` gives them.
             keys, values: of every layer, [B or more, key heads, columns, width]; written to.
-            keep: of how many last tokens the logits are wanted.
+            keep: of how many last tokens the logits are wanted; 0 for all.
 
         Returns:
-            Raw logits [B, keep, width].
+            Raw logits [B, keep, vocabulary].
         """
         cos, sin = (table[columns][:, :, None] for table in rotations)
         mask = self._mask(columns, keys[0].shape[2])

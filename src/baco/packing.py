@@ -26,6 +26,28 @@ _SOON = 3 * 2**17
 _LARGEST_COPY = 0.05
 
 
+# `torch.compile` refuses the packed product unless it lays the weights out itself, once for each of
+# its functions. Under a name of our own it takes it as it is.
+_library = torch.library.Library("baco", "DEF")
+_library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int columns) -> Tensor")
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product
+
+
+_library.impl("packed_linear", _multiply, "MkldnnCPU")
+
+
+def _shaped(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
+    return rows.new_empty(*rows.shape[:-1], columns)
+
+
+torch.library.register_fake("baco::packed_linear", _shaped, lib=_library)
+_opaque = torch.ops.baco.packed_linear.default
+
+
 class PackedLinear(nn.Module):
     """A linear layer on a packed weight.
 
@@ -56,12 +78,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
+        if torch.compiler.is_compiling():  # for any number of rows
+            if self.plain is not None:
+                return F.linear(rows, self.plain, self.bias)
+            product: Tensor = _opaque(rows, self.packed, self.bias, self.out_features)
+            return product
         if self.plain is not None and rows.numel() * self.out_features <= _SOON:
             return F.linear(rows, self.plain, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed, self.bias, "none", [], ""
-        )
-        return product
+        return _multiply(rows, self.packed, self.bias, self.out_features)
 
 
 def pack(model: nn.Module) -> None:
