@@ -14,6 +14,7 @@ from torch import Tensor
 
 from baco.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel
 from baco.sampling import SamplingParams
+from baco.transfer import tensor_on
 
 _COLUMNS = {
     "temperature": torch.float32,
@@ -41,6 +42,7 @@ class DrawTable:
     presence_penalty: Tensor  # float32
     frequency_penalty: Tensor  # float32
     logit_bias: Tensor | None  # float32 [B, V]; None where no row has one
+    widest: int  # the largest top_k
     any_warm: bool
     any_top_k: bool
     any_top_p: bool
@@ -51,7 +53,7 @@ class DrawTable:
     def of(cls, params: Sequence[SamplingParams], device: Any, width: int = 0) -> Self:
         """One entry per item of ``params``; ``width`` is V, needed where logits are biased."""
         columns = {
-            name: torch.tensor([getattr(p, name) for p in params], dtype=dtype, device=device)
+            name: tensor_on(device, [getattr(p, name) for p in params], dtype)
             for name, dtype in _COLUMNS.items()
         }
         bias = None
@@ -63,6 +65,7 @@ class DrawTable:
         return cls(
             **columns,
             logit_bias=bias,
+            widest=max((p.top_k for p in params), default=0),
             any_warm=any(p.temperature > 0 for p in params),
             any_top_k=any(p.top_k > 0 for p in params),
             any_top_p=any(p.top_p < 1 for p in params),
@@ -102,7 +105,7 @@ def truncate(logits: Tensor, table: DrawTable) -> Tensor:
     Each step looks at the distribution the steps before it left, as in ``transformers``.
     """
     if table.any_top_k:
-        widest = min(int(table.top_k.max()), logits.shape[-1])
+        widest = min(table.widest, logits.shape[-1])
         best = logits.topk(widest, dim=-1).values  # [B, widest]
         kth = best.gather(1, (table.top_k.clamp(1, widest) - 1)[:, None])
         logits = logits.masked_fill((logits < kth) & (table.top_k > 0)[:, None], -math.inf)

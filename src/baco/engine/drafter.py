@@ -14,6 +14,7 @@ from baco.engine.sequence import Sequence as Answer
 from baco.engine.speculation import MOST_AHEAD, Continuations, Plan, Planner, Record
 from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
+from baco.transfer import tensor_on
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
 _LEAST_CHANCE = 0.1
@@ -110,7 +111,7 @@ class Drafter:
         counts = [len(draft) for draft in drafts]
         most = max(counts)
         padded = [[*draft, *[0] * (most - len(draft))] for draft in drafts]
-        drafted = torch.tensor(padded, dtype=torch.int64, device=self._batch.device)
+        drafted = tensor_on(self._batch.device, padded, torch.int64)
         positions = Positions.of([count + 1 for count in counts], drafted.view(len(drafts), most))
         return Draft(positions, counts)
 
