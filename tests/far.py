@@ -51,7 +51,7 @@ class Far(Tensor):
         made = func(*tree_map(near, args), **tree_map(near, kwargs))
         if home or name == "_local_scalar_dense":
             return made
-        if name.endswith("_"):
+        if func._schema.is_mutable:  # in place
             return args[0]
         return tree_map(lambda one: Far(one) if isinstance(one, Tensor) else one, made)
 

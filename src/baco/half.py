@@ -152,6 +152,8 @@ class Half:
         plain = self._forward
         if not isinstance(plain, Legible) or not isinstance(plain.forward, Lean):
             return f"{type(self.model).__name__} runs as it is in transformers"
+        if self.device.type != "cpu":
+            return f"forwards are compiled for a CPU only, not for {self.device.type}"
         progress.info("compiling %s, which takes a minute the first time", self.name)
         compiled = Compiled(plain.forward)
         try:
