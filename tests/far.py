@@ -35,7 +35,9 @@ class Far(Tensor):
     def __init__(self, near: Tensor) -> None: ...
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         for one in tree_leaves((args, kwargs)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baco import Baco
 from baco.decoder import Decoder
-from baco.engine.cache import SlotStore, Store
+from baco.engine.cache import SlotCache, SlotStore, Store
 from baco.engine.engine import Engine
 from baco.half import Half
 from tests.far import FAR, Far, Waits
@@ -32,9 +32,9 @@ class FarHalf(Half):
         assert isinstance(store, SlotStore)
         forward = store.forward
 
-        def there(tokens: Tensor, *rest: Any) -> Tensor:
+        def there(tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
             read = tokens.near if isinstance(tokens, Far) else tokens
-            return Far(forward(read, *rest))
+            return Far(forward(read, cache, keep))
 
         store.forward = there
         return store
