@@ -7,7 +7,7 @@ without ``non_blocking``.
 """
 
 from collections import Counter
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Far(Tensor):
             cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, device=FAR
         )
         made.near = near
-        return cast(Far, made)
+        return made
 
     def __init__(self, near: Tensor) -> None: ...
 
