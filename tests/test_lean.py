@@ -113,7 +113,7 @@ def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
         assert isinstance(store, SlotStore)
         return type(store.forward).__name__
 
-    assert forward("llama") == forward("olmo2") == forward("qwen3") == "_Legible"
+    assert forward("llama") == forward("olmo2") == forward("qwen3") == "Legible"
     assert forward("gemma2") == "Masked"
 
 
@@ -121,8 +121,8 @@ def test_a_wrong_one_is_not_used(
     random_pair: Callable[..., PairFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = random_pair("llama")
-    read = Lean._rotation
-    monkeypatch.setattr(Lean, "_rotation", lambda self, at, until: read(self, at // 2, until))
+    read = Lean.read
+    monkeypatch.setattr(Lean, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest))
     store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.store()
     assert isinstance(store, SlotStore)
     assert type(store.forward).__name__ == "Masked"

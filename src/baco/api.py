@@ -13,7 +13,7 @@ from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.errors import BacoError
-from baco.half import Half
+from baco.half import Half, compile_halves
 from baco.known import DEMO, KnownPair, find_pair
 from baco.memory import cache_bytes
 from baco.pair import Pair, load_draft, load_pair
@@ -59,6 +59,7 @@ class Baco:
         memory: int | float | str | None = None,
         draft: str | None = None,
         backend: str = backends.LOCAL,
+        compile: bool = False,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -70,6 +71,8 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
+            compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`); answers
+                are the same tokens up to floating-point ties.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.
@@ -107,6 +110,9 @@ class Baco:
             drafting = load_draft(
                 draft, pair, dtype=options.get("dtype"), packed=options.get("packed", True)
             )
+        if compile:
+            halves = (pair.base, pair.aligned, drafting)
+            compile_halves(half for half in halves if half is not None)
         return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:

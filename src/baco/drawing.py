@@ -15,6 +15,7 @@ from torch import Tensor
 
 from baco.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel
 from baco.sampling import SamplingParams
+from baco.transfer import tensor_on
 
 _COLUMNS = {
     "temperature": torch.float32,
@@ -43,6 +44,7 @@ class DrawTable:
     frequency_penalty: Tensor  # float32
     biased: Tensor | None  # int64 [K], tokens that any row's logit bias names; None where none does
     logit_bias: Tensor  # float32 [B, K], of those tokens
+    widest: int  # the largest top_k
     any_warm: bool
     any_top_k: bool
     any_top_p: bool
@@ -53,15 +55,16 @@ class DrawTable:
     def of(cls, params: Sequence[SamplingParams], device: Any) -> Self:
         """One entry per item of ``params``."""
         columns = {
-            name: torch.tensor([getattr(p, name) for p in params], dtype=dtype, device=device)
+            name: tensor_on(device, [getattr(p, name) for p in params], dtype)
             for name, dtype in _COLUMNS.items()
         }
         named = sorted({token for p in params for token, _ in p.logit_bias})
         biases = [[dict(p.logit_bias).get(token, 0.0) for token in named] for p in params]
         return cls(
             **columns,
-            biased=torch.tensor(named, device=device) if named else None,
-            logit_bias=torch.tensor(biases, dtype=torch.float32, device=device),
+            biased=tensor_on(device, named) if named else None,
+            logit_bias=tensor_on(device, biases, torch.float32),
+            widest=max((p.top_k for p in params), default=0),
             any_warm=any(p.temperature > 0 for p in params),
             any_top_k=any(p.top_k > 0 for p in params),
             any_top_p=any(p.top_p < 1 for p in params),
@@ -114,7 +117,7 @@ def truncate(logits: Tensor, table: DrawTable) -> Tensor:
     Each step looks at the distribution the steps before it left, as in ``transformers``.
     """
     if table.any_top_k:
-        widest = min(int(table.top_k.max()), logits.shape[-1])
+        widest = min(table.widest, logits.shape[-1])
         best = logits.topk(widest, dim=-1).values  # [B, widest]
         kth = best.gather(1, (table.top_k.clamp(1, widest) - 1)[:, None])
         logits = logits.masked_fill((logits < kth) & (table.top_k > 0)[:, None], -math.inf)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baco.compiled import Compiled
 from baco.engine.cache import Forward, SlotCache, SlotStore, Store
 from baco.engine.masks import Masked, MaskForm
 from baco.engine.native import NativeStore
@@ -20,6 +21,7 @@ from baco.lean import Lean
 from baco.packing import weights
 
 log = logging.getLogger("baco")
+progress = logging.getLogger("baco.compiling")
 
 # The context window of a model that names none.
 UNBOUNDED = 2**30
@@ -144,6 +146,26 @@ class Half:
         runner = _Runner(self)
         return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 
+    def compile(self) -> str | None:
+        """Decode without Python in the forward, where that can be (:mod:`baco.compiled`).
+
+        Returns:
+            Why it cannot; it then decodes as before.
+        """
+        plain = self._forward
+        if not isinstance(plain, Legible) or not isinstance(plain.forward, Lean):
+            return f"{type(self.model).__name__} runs as it is in transformers"
+        if self.device.type != "cpu":
+            return f"forwards are compiled for a CPU only, not for {self.device.type}"
+        progress.info("compiling %s, which takes a minute the first time", self.name)
+        compiled = Compiled(plain.forward)
+        try:
+            compiled.warm()
+        except Exception as error:  # whatever a compiler, and what it calls, has to say
+            return next(iter(str(error).splitlines()), type(error).__name__)
+        self._forward = Legible(self, compiled)
+        return None
+
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
         with self.model.disable_adapter() if self.bare else contextlib.nullcontext():
@@ -194,7 +216,7 @@ class Half:
         """What may be a forward over many rows, the fastest first."""
         lean = Lean.of(self.model)
         if lean is not None:
-            yield _Legible(self, lean)
+            yield Legible(self, lean)
         form = MaskForm.of(self.model.config)
         if form is not None:
             for candidate in (form, replace(form, mapping=not form.mapping)):
@@ -213,14 +235,25 @@ class _Runner:
 
 
 @dataclass(frozen=True, slots=True)
-class _Legible:
-    """A lean forward that is given only tokens the half has an embedding for."""
+class Legible:
+    """A lean forward, or one made of it, given only tokens the half has an embedding for."""
 
     half: Half
-    lean: Lean
+    forward: Forward
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
-        return self.lean(self.half.legible(tokens), cache, keep)
+        return self.forward(self.half.legible(tokens), cache, keep)
+
+
+def compile_halves(halves: Iterable[Half]) -> None:
+    """Compile what can be; one warning says of the others why they cannot."""
+    refused: dict[str, list[str]] = {}
+    for half in halves:
+        reason = half.compile()
+        if reason is not None:
+            refused.setdefault(reason, []).append(half.name)
+    for reason, names in refused.items():
+        log.warning("not compiled: %s (%s)", reason, ", ".join(names))
 
 
 def _close(a: Tensor, b: Tensor, share: float) -> bool:

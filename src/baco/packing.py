@@ -16,19 +16,43 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Rows a product is laid out for: a handful of drafted tokens, or of samples.
 _ROWS = 8
-# Up to so many weights, a lone row is multiplied with the plain matrix sooner than a product in the
-# packed layout has started; both are kept then.
+# Up to so many weights in float32, a few rows are multiplied with the plain matrix sooner than a
+# product in the packed layout has started; both are kept then.
 _SMALL = 2**18
+# Multiplications that are as few.
+_SOON = 3 * 2**17
 # A matrix that is also looked up in (tied embeddings), and cannot be where it is packed, has to be
 # kept as it is too; a packed copy beside it may take no more of the model's weights than this.
 _LARGEST_COPY = 0.05
+
+
+# `torch.compile` refuses the packed product unless it lays the weights out itself, once for each of
+# its functions. Under a name of our own it takes it as it is.
+_library = torch.library.Library("baco", "DEF")
+_library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int columns) -> Tensor")
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product
+
+
+_library.impl("packed_linear", _multiply, "MkldnnCPU")
+
+
+def _shaped(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
+    return rows.new_empty(*rows.shape[:-1], columns)
+
+
+torch.library.register_fake("baco::packed_linear", _shaped, lib=_library)
+_opaque = torch.ops.baco.packed_linear.default
 
 
 class PackedLinear(nn.Module):
     """A linear layer on a packed weight.
 
     Attributes:
-        plain: the weight, where it is small.
+        plain: the weight, where it is small and in float32.
         packed: the same in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: its first numbers as they were, to know it by.
@@ -39,7 +63,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.plain = weight.clone() if weight.numel() <= _SMALL else None
+        small = weight.dtype == torch.float32 and weight.numel() <= _SMALL
+        self.plain = weight.clone() if small else None
         self.packed = packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
@@ -53,12 +78,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
-        if self.plain is not None and rows.numel() == self.in_features:
+        if torch.compiler.is_compiling():  # for any number of rows
+            if self.plain is not None:
+                return F.linear(rows, self.plain, self.bias)
+            product: Tensor = _opaque(rows, self.packed, self.bias, self.out_features)
+            return product
+        if self.plain is not None and rows.numel() * self.out_features <= _SOON:
             return F.linear(rows, self.plain, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed, self.bias, "none", [], ""
-        )
-        return product
+        return _multiply(rows, self.packed, self.bias, self.out_features)
 
 
 def packed(weight: Tensor) -> Tensor:

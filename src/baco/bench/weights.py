@@ -9,6 +9,7 @@ import torch
 
 from baco.bench.bodies import make
 from baco.errors import BacoError
+from baco.half import compile_halves
 from baco.known import DEMO, KnownPair
 from baco.pair import Pair, load_pair
 
@@ -26,16 +27,18 @@ class Weights:
     plain: Pair
 
 
-def load(known: KnownPair, dtype: str | None, device: str | None) -> Weights:
-    """Load a pair for measuring.
+def load(
+    known: KnownPair, dtype: str | None, device: str | None, *, compile: bool = False
+) -> Weights:
+    """Load a pair for measuring, the engine's forwards compiled or not.
 
     Raises:
         BacoError: a pair that cannot be found or loaded, or halves that do not fit.
     """
-    return Weights(
-        load_pair(known, dtype=dtype, device=device),
-        load_pair(known, dtype=dtype, device=device, packed=False),
-    )
+    ours = load_pair(known, dtype=dtype, device=device)
+    if compile:
+        compile_halves((ours.base, ours.aligned))
+    return Weights(ours, load_pair(known, dtype=dtype, device=device, packed=False))
 
 
 def made(kind: str, size: str, dtype: str) -> KnownPair:

@@ -67,6 +67,7 @@ def bench(
     ] = False,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    compile: opt.Compile = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Time paired decoding next to other ways, on the same weights, prompts and machine.
@@ -82,7 +83,7 @@ def bench(
     with _progress(steps(settings) + 1) as say:
         say("making and loading the pair")
         known = _pair(pair, base, aligned, body, random, dtype)
-        weights = load(known, dtype, device)
+        weights = load(known, dtype, device, compile=bool(compile))
         report = measure(weights, _prompts(known), settings, say)
     report["command"] = shlex.join(["baco", *sys.argv[1:]])
     if as_json:

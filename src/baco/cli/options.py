@@ -42,6 +42,10 @@ Draft = Annotated[
     str | None,
     typer.Option("--draft", help="A small model of the same vocabulary that drafts: id or folder."),
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile", help="Compile forwards at load: small models answer sooner."),
+]
 Memory = Annotated[
     str | None,
     typer.Option("--memory", help="For cached keys and values, as 2GiB or 40% of what is free."),
@@ -149,6 +153,7 @@ def hush() -> None:
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
         log.addHandler(_Notes())
         log.propagate = False
+    logging.getLogger("baco.compiling").setLevel(logging.INFO)
     transformers_logging.set_verbosity_error()
 
 

@@ -102,6 +102,7 @@ def sweep(
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     quantize: opt.Quantize = None,
+    compile: opt.Compile = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
     as_json: opt.AsJson = False,
@@ -127,6 +128,7 @@ def sweep(
             "dtype": dtype,
             "device": device,
             "quantize": quantize,
+            "compile": compile,
             "base_template": base_template,
             "chat_template": chat_template,
         }

@@ -11,6 +11,7 @@ from baco.engine.sequence import Sequence
 from baco.noise import noise_keys
 from baco.routing.routers import HALVES, Router, Source
 from baco.routing.select import NOTHING, Switch
+from baco.transfer import tensor_on
 
 
 class Batch:
@@ -44,10 +45,10 @@ class Batch:
         params = [row.request.params for row in rows]
         self.draws = DrawTable.of(params, self.device)
         identity = [(p.seed, row.sample) for p, row in zip(params, rows, strict=True)]
-        self._identity = torch.tensor(identity, dtype=torch.int64, device=self.device).view(-1, 2)
+        self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
         every = [(row.request.router, row.request.switch) for row in rows]
         self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
-        self.rule = torch.tensor([self.rules.index(one) for one in every], device=self.device)
+        self.rule = tensor_on(self.device, [self.rules.index(one) for one in every])
         self._said: Tensor | None = None
         if self.draws.any_penalty:
             self._prompted = {half: self._count_prompts(half) > 0 for half in HALVES}
@@ -56,16 +57,16 @@ class Batch:
     def previous(self) -> Tensor:
         """Last token of each answer, int64 [B]; NOTHING before the first."""
         last = [row.tokens[-1] if row.tokens else NOTHING for row in self.rows]
-        return torch.tensor(last, dtype=torch.int64, device=self.device)
+        return tensor_on(self.device, last, torch.int64)
 
     def active(self) -> Tensor:
         """The half that spoke it, bool [B], True for the base."""
         base = [bool(row.sources) and row.sources[-1] == "base" for row in self.rows]
-        return torch.tensor(base, dtype=torch.bool, device=self.device)
+        return tensor_on(self.device, base, torch.bool)
 
     def keys(self, row: Tensor, ahead: Tensor) -> Tensor:
         """The noise keys of positions: ``ahead`` [N] tokens after what ``row`` [N] has, [N, 2]."""
-        at = torch.tensor([len(r.tokens) for r in self.rows], device=self.device)
+        at = tensor_on(self.device, [len(r.tokens) for r in self.rows])
         return noise_keys(self._identity[row, 0], self._identity[row, 1], at[row] + ahead)
 
     def heard(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,6 +101,6 @@ class Batch:
     def _count(self, texts: Rows[Rows[int]]) -> Tensor:
         counts = torch.zeros(len(texts), self.width, dtype=torch.int32, device=self.device)
         for row, text in enumerate(texts):
-            ids = torch.tensor(list(text), dtype=torch.int64, device=self.device)
+            ids = tensor_on(self.device, list(text), torch.int64)
             counts[row].scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
         return counts

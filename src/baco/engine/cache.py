@@ -182,6 +182,19 @@ class SlotCache(Cache):
             self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]
 
+    def tables(self, layers: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of so many layers, made where they are not yet there.
+
+        Args:
+            layers: of the model.
+            like: of the dtype, device, heads and width of a head: [., heads, ., width].
+        """
+        own = [self.layer(index) for index in range(layers)]
+        for layer in own:
+            if not layer.is_initialized:
+                layer.lazy_initialization(like, like)
+        return [layer.keys for layer in own], [layer.values for layer in own]
+
     def reserve(self, rows: int, columns: int) -> None:
         """Have room for so many rows and columns, and for no more of either where that changes:
         many short rows and then one long one never take the room of many long ones, and what a long

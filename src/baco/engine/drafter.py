@@ -16,6 +16,7 @@ from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
 from baco.routing.routers import Source
 from baco.routing.signals import log_partition
+from baco.transfer import tensor_on
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
 _LEAST_CHANCE = 0.1
@@ -155,7 +156,7 @@ class Drafter:
         counts = [len(draft) for draft in drafts]
         most = max(counts)
         padded = [[*draft, *[0] * (most - len(draft))] for draft in drafts]
-        drafted = torch.tensor(padded, dtype=torch.int64, device=self._batch.device)
+        drafted = tensor_on(self._batch.device, padded, torch.int64)
         positions = Positions.of([count + 1 for count in counts], drafted.view(len(drafts), most))
         return Draft(positions, counts)
 

@@ -25,6 +25,7 @@ from baco.memory import cache_bytes
 from baco.pair import Pair
 from baco.routing.routers import HALVES, Source
 from baco.routing.signals import Signals
+from baco.transfer import tensor_on
 
 # Columns that a row may take beyond its tokens: what is drafted after its last, and padding.
 SPARE = MOST_AHEAD + 1
@@ -139,7 +140,7 @@ class Engine:
         if self._law.choose is not route or any(request.explain for request in requests):
             return False
         alone = [request.router.reads <= {half} for request in requests]
-        told = torch.tensor(alone, device=self._device)
+        told = tensor_on(self._device, alone)
         standing = self._law.stand(round_, signals, ask=any(alone))
         return settled(standing, round_, half, told)
 

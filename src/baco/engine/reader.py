@@ -15,6 +15,7 @@ from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.half import Half
 from baco.routing.routers import HALVES, Source
+from baco.transfer import tensor_on
 
 if TYPE_CHECKING:
     from baco.engine.drafter import Draft
@@ -136,13 +137,14 @@ def _flush_right(
         return torch.tensor(own, dtype=torch.int64)
     if all(count == most for count in counts):
         head = [[0] * (span - most - len(row)) + list(row) for row in pending]
-        before = torch.tensor(head, dtype=torch.int64, device=drafted.device)
+        before = tensor_on(drafted.device, head, torch.int64)
         return torch.cat((before, drafted[:, :most]), dim=1)
-    told = drafted.tolist()  # drafts of different lengths were made here, not on the device
-    return torch.tensor(
-        [
-            [0] * (span - count - len(row)) + [*row, *mine[:count]]
-            for row, mine, count in zip(pending, told, counts, strict=True)
-        ],
-        dtype=torch.int64,
+    each = list(zip(pending, counts, strict=True))
+    head = [[0] * (span - count - len(row)) + [*row, *[0] * count] for row, count in each]
+    before = tensor_on(drafted.device, head, torch.int64)
+    at = (
+        torch.arange(span, device=drafted.device)
+        - span
+        + tensor_on(drafted.device, counts)[:, None]
     )
+    return torch.where(at < 0, before, drafted.gather(1, at.clamp_min(0)))

@@ -19,16 +19,18 @@ def append(
         How many drafts of each row stood.
     """
     most = positions.most
-    packed = torch.cat(
+    told = torch.cat(
         (
+            verdict.logprob.view(torch.int32).long(),  # bit by bit: one table, one wait
             verdict.token,
             verdict.source.long(),
             verdict.stands[:, None],
             verdict.agreed[:, None],
         ),
         dim=1,
-    ).tolist()
-    logprobs = verdict.logprob.tolist()
+    ).cpu()
+    logprobs = told[:, :most].int().view(torch.float32).tolist()
+    packed = told[:, most:].tolist()
     first = [0]
     for count in positions.counts:
         first.append(first[-1] + count)

@@ -18,6 +18,7 @@ from baco.noise import COIN, uniform
 from baco.routing.routers import Source
 from baco.routing.select import Standing, follow, speakable
 from baco.routing.signals import Signals
+from baco.transfer import tensor_on
 from baco.vocabulary import Vocabulary
 
 
@@ -43,12 +44,7 @@ class Positions:
         rows = [row for row, count in enumerate(counts) for _ in range(count)]
         ahead = [at for count in counts for at in range(count)]
         device = drafted.device
-        return cls(
-            counts,
-            torch.tensor(rows, device=device),
-            torch.tensor(ahead, device=device),
-            drafted,
-        )
+        return cls(counts, tensor_on(device, rows), tensor_on(device, ahead), drafted)
 
     @property
     def most(self) -> int:
@@ -65,7 +61,7 @@ class Positions:
         keep = rows.shape[1]
         if self.even and keep == self.most:
             return rows.reshape(-1, rows.shape[-1])
-        count = torch.tensor(self.counts, device=rows.device)[self.row]
+        count = tensor_on(rows.device, self.counts)[self.row]
         return rows[self.row, keep - count + self.ahead]
 
     def table(self, column: Tensor) -> Tensor:
@@ -206,7 +202,7 @@ class Law:
         token = draw(table.bias(logits), table, round_.keys)
         said = positions.table(token)
         agreed = _agreed(said, positions.drafted, round_.drafts)
-        most = torch.tensor(positions.counts, device=agreed.device)
+        most = tensor_on(agreed.device, positions.counts)
         return Verdict(
             said,
             positions.table(source),
@@ -264,7 +260,7 @@ def _agreed(said: Tensor, drafted: Tensor, drafts: list[int]) -> Tensor:
     most = max(drafts)
     if most == 0:
         return torch.zeros(len(drafts), dtype=torch.int64, device=said.device)
-    own = torch.arange(most, device=said.device) < torch.tensor(drafts, device=said.device)[:, None]
+    own = torch.arange(most, device=said.device) < tensor_on(said.device, drafts)[:, None]
     same = (said[:, :most] == drafted[:, :most]) & own
     return same.long().cumprod(dim=1).sum(dim=1)
 

@@ -36,7 +36,7 @@ class PairSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def where(self) -> dict[str, str]:
+    def where(self) -> dict[str, Any]:
         """The pair's keywords for :meth:`baco.Baco.load`."""
         base, plus, aligned = (part.strip() for part in self.name.partition("+"))
         if plus and base and aligned and not Path(self.name).exists():

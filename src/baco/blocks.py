@@ -1,0 +1,104 @@
+"""What a layer of Llama and of its closest relatives is made of: norms and products.
+
+It knows where `transformers` keeps them (`LAYOUTS`); it knows nothing of caches or positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Linear = Callable[[Tensor], Tensor]
+# Positions whose rotations depend on nothing but themselves.
+_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a block keeps its norms: names of modules, None where it has no such norm."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+_FIRST = Layout()
+_LAST = Layout(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+LAYOUTS = {
+    "LlamaForCausalLM": _FIRST,
+    "MistralForCausalLM": _FIRST,
+    "Qwen2ForCausalLM": _FIRST,
+    "Qwen3ForCausalLM": _FIRST,
+    "Olmo2ForCausalLM": _LAST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Root mean square normalisation (Zhang and Sennrich 2019) over the last ``len(weight)``."""
+
+    weight: Tensor
+    epsilon: float
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return F.rms_norm(rows, self.weight.shape, self.weight, self.epsilon)
+
+    @classmethod
+    def of(cls, parent: nn.Module, name: str | None) -> Self | None:
+        """The norm ``name`` of a module, None where there is none."""
+        module: Any = getattr(parent, name, None) if name else None
+        return module and cls(module.weight.detach(), module.variance_epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: its norms, its products; ``qkv`` and ``gate_up`` are several made one."""
+
+    before_attention: Norm | None
+    qkv: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    out: Linear
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    gate_up: Linear
+    down: Linear
+    after_mlp: Norm | None
+
+    @classmethod
+    def of(cls, block: Any, layout: Layout) -> Self:
+        """A layer of a model whose products were fused."""
+        attention, mlp = block.self_attn, block.mlp
+        return cls(
+            Norm.of(block, layout.before_attention),
+            attention.q_proj.whole.forward,
+            Norm.of(attention, "q_norm"),
+            Norm.of(attention, "k_norm"),
+            attention.o_proj.forward,
+            Norm.of(block, layout.after_attention),
+            Norm.of(block, layout.before_mlp),
+            mlp.gate_proj.whole.forward,
+            mlp.down_proj.forward,
+            Norm.of(block, layout.after_mlp),
+        )
+
+
+def layout_of(model: Any) -> Layout | None:
+    """How a model is laid out; None where it is none that `Lean` knows, or has something more."""
+    layout, config = LAYOUTS.get(type(model).__name__), model.config
+    if layout is None or config.hidden_act != "silu":
+        return None
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return None
+    layers = getattr(config, "layer_types", None)
+    windowed = set(layers) != {"full_attention"} if layers else _window(config) is not None
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return None if windowed or rope not in _ROPES else layout
+
+
+def _window(config: Any) -> int | None:
+    used: int | None = getattr(config, "sliding_window", None)
+    return used if getattr(config, "use_sliding_window", True) else None

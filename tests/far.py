@@ -1,0 +1,86 @@
+"""A device that is not there, to see what the engine asks of one: its tensors do not meet the
+host's, and every wait for them is counted.
+
+It plays by the rules of a GPU: numbers come back by ``tolist``, ``item``, ``bool``, ``nonzero`` or
+a copy, for which the host waits until all work is done, and so it does for a copy that goes there
+without ``non_blocking``.
+"""
+
+from collections import Counter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Stands for a device of its own in every place where the engine asks for one.
+FAR = torch.device("meta")
+_WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+
+
+class Far(Tensor):
+    """A tensor on that device; ``near`` has its numbers."""
+
+    near: Tensor
+
+    @staticmethod
+    def __new__(cls, near: Tensor) -> "Far":
+        made = Tensor._make_wrapper_subclass(
+            cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, device=FAR
+        )
+        made.near = near
+        return made
+
+    def __init__(self, near: Tensor) -> None: ...
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func.overloadpacket.__name__
+        for one in tree_leaves((args, kwargs)):
+            if isinstance(one, Tensor) and not isinstance(one, Far) and one.dim() > 0:
+                raise RuntimeError(f"{name}: a tensor of the host meets one of the device")
+        home = name == "_to_copy" and torch.device(kwargs.get("device", FAR)).type == "cpu"
+        indices = args[1] if name.startswith("index") and len(args) > 1 else ()
+        masks = any(isinstance(at, Far) and at.dtype == torch.bool for at in tree_leaves(indices))
+        if home or masks or name in _WAITS:
+            Waits.seen[name] += 1
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        made = func(*tree_map(near, args), **tree_map(near, kwargs))
+        if home or name == "_local_scalar_dense":
+            return made
+        if func._schema.is_mutable:  # in place
+            return args[0]
+        return tree_map(lambda one: Far(one) if isinstance(one, Tensor) else one, made)
+
+
+def near(one: Any) -> Any:
+    """The numbers of a far tensor; whatever else it is, itself."""
+    return one.near if isinstance(one, Far) else one
+
+
+class Waits(TorchFunctionMode):
+    """While it is entered, FAR is a device; ``seen`` counts what the host waited for it."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], Far):
+            self.seen["tolist"] += 1
+            return args[0].near.tolist()
+        if func is Tensor.__setitem__ and isinstance(args[0], Far):
+            return args[0].near.__setitem__(*tree_map(near, args[1:]))
+        places = [*args[1:], kwargs.get("device")]
+        goes = any(isinstance(place, str | torch.device) and place == FAR for place in places)
+        if func is Tensor.to and goes and not isinstance(args[0], Far):
+            self.seen["to"] += not kwargs.get("non_blocking")
+            return Far(args[0].clone())
+        if goes and func is not Tensor.to:
+            self.seen["tensor"] += func is torch.tensor
+            return Far(func(*args, **{**kwargs, "device": "cpu"}))
+        return func(*args, **kwargs)

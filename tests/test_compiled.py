@@ -1,0 +1,119 @@
+"""Compiled forwards say what plain ones say, and are compiled at load, never while answering."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
+
+from baco import Baco
+from baco.cli import run
+from baco.compiled import Compiled
+from baco.engine.cache import SlotStore
+from baco.lean import Lean
+from baco.pair import lay_out
+from tests.pairs import PairFolder
+from tests.test_engine import told
+
+PROMPT = "What do you recommend for a rainy day?"
+ROUTERS = ("P-Punc:0.4", "H-FC:1.5", "Rand:0.5", "Aligned", "Nudging:0.5")
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler is here")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Baco:
+    return Baco.load("demo", dtype="float32", compile=True)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Baco:
+    return Baco.load("demo", dtype="float32")
+
+
+def functions() -> int:
+    """How many were compiled so far."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_answers_are_the_same_tokens_and_nothing_is_compiled_for_them(
+    compiled: Baco, plain: Baco, router: str
+) -> None:
+    before = functions()
+    assert before > 0
+    for seed, n in ((0, 1), (1, 1), (2, 3), (3, 9)):
+        settings: dict[str, Any] = {"router": router, "n": n, "seed": seed, "max_tokens": 48}
+        expected = plain.generate(PROMPT, **settings)
+        assert [told(c) for c in compiled.generate(PROMPT, **settings)] == [
+            told(c) for c in expected
+        ]
+    assert functions() == before
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("span", [1, 2, 7, 40])
+@torch.inference_mode()
+def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
+    compiled: Baco, plain: Baco, rows: int, span: int
+) -> None:
+    ids = torch.randint(5, 1000, (rows, span), generator=torch.Generator().manual_seed(3))
+    for length in (1, 2, 30, 130):
+        found = []
+        for baco in (compiled, plain):
+            store = baco.pair.base.store()
+            store.admit(store.prefill(list(range(7, 7 + length))), rows)
+            found.append(store.read(ids, [max(1, span - row) for row in range(rows)], 1))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_heads_that_share_keys_and_half_precision_compile_too(
+    random_pair: Callable[..., PairFolder],
+) -> None:
+    folder = random_pair("qwen3", noise=0.1)
+    model = AutoModelForCausalLM.from_pretrained(folder.base, dtype=torch.bfloat16)
+    lay_out(model)
+    lean = Lean.of(model)
+    assert lean is not None
+    found = []
+    for forward in (lean, Compiled(lean)):
+        store = SlotStore(forward)
+        store.admit(SlotStore(lean).prefill([3, 4, 5, 6]), 2)
+        found.append(store.read(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
+    torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
+
+
+def test_without_a_compiler_it_is_said_once_and_answers_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, plain: Baco
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("no working C++ compiler found\nlook here, and there")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: missing)
+    baco = Baco.load("demo", dtype="float32", compile=True)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert said[0].startswith("not compiled: no working C++ compiler found (")
+    settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1, "max_tokens": 12}
+    assert told(baco.generate(PROMPT, **settings)[0]) == told(plain.generate(PROMPT, **settings)[0])
+
+
+def test_a_model_that_transformers_runs_is_not_compiled(
+    random_pair: Callable[..., PairFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = random_pair("gemma2")
+    Baco.load(base=str(folder.base), aligned=str(folder.aligned), compile=True)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "not compiled: Gemma2ForCausalLM runs as it is in transformers" in said[0]
+
+
+def test_the_command_line_says_what_takes_so_long(
+    compiled: Baco, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", PROMPT, "--compile", "--max-tokens", "8", "--seed", "1"]) == 0
+    assert capsys.readouterr().err.count("compiling") == 2

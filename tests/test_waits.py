@@ -1,0 +1,118 @@
+"""A step waits for the device at most twice, whatever it decodes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baco import Baco
+from baco.decoder import Decoder
+from baco.engine.cache import SlotCache, SlotStore, Store
+from baco.engine.engine import Engine
+from baco.half import Half
+from tests.far import FAR, Far, Waits
+from tests.pairs import PairFolder
+from tests.test_engine import told
+
+PROMPT = "What do you recommend for a rainy day?"
+
+
+class FarHalf(Half):
+    """A half on the device: it reads tokens that are there, its rows of logits are there."""
+
+    @property
+    def device(self) -> torch.device:
+        return FAR
+
+    def store(self) -> Store:
+        store = super().store()
+        assert isinstance(store, SlotStore)
+        forward = store.forward
+
+        def there(tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+            read = tokens.near if isinstance(tokens, Far) else tokens
+            return Far(forward(read, cache, keep))
+
+        store.forward = there
+        return store
+
+
+def far(half: Half) -> Half:
+    assert half.rewinds  # tried out on the host
+    made = FarHalf(**{field.name: getattr(half, field.name) for field in fields(half)})
+    made.__dict__["_forward"] = half._forward
+    made.unknown = Far(half.unknown)
+    made.__dict__["_some_unknown"] = half._some_unknown
+    return made
+
+
+@pytest.fixture(scope="module")
+def here(random_pair: Callable[..., PairFolder]) -> Baco:
+    folder = random_pair("llama", noise=0.2)
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def there(here: Baco) -> Baco:
+    pair = replace(here.pair, base=far(here.pair.base), aligned=far(here.pair.aligned))
+    return replace(here, pair=pair)
+
+
+def steps(baco: Baco, **settings: Any) -> Iterator[tuple[int, list[Any]]]:
+    """The waits of every step that joins no row and lets none go, and what was said at the end."""
+    decoder = Decoder(baco.pair, Engine(baco.pair, memory="64MiB"))
+    decoder.submit(PROMPT, **settings)
+    done: list[Any] = []
+    while decoder.busy:
+        Waits.seen.clear()
+        running = decoder.engine.running
+        chunks = decoder.step()
+        done += [chunk.completion for chunk in chunks if chunk.completion is not None]
+        if running == decoder.engine.running == settings["n"]:
+            yield sum(Waits.seen.values()), done
+    yield 0, done
+
+
+@pytest.mark.parametrize("router", ["P-Punc:0.6", "H-FC:2", "Rand:0.5", "Aligned", "Nudging:0.5"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"top_k": 20}, {"top_p": 0.9}])
+def test_a_step_waits_at_most_twice_and_says_the_same(
+    here: Baco, there: Baco, router: str, sampling: dict[str, Any]
+) -> None:
+    endless = dict.fromkeys(here.pair.end_ids, -100.0)
+    settings = {"n": 3, "seed": 1, "max_tokens": 40, "logit_bias": endless, **sampling}
+    expected = here.generate(PROMPT, router=router, **settings)
+    with Waits():
+        seen = list(steps(there, router=there.router(router), **settings))
+    waits, done = [count for count, _ in seen[:-1]], seen[-1][1]
+    assert len(waits) > 4
+    assert max(waits) <= 2
+    assert min(waits) >= 1
+    assert [told(one)[:2] for one in sorted(done, key=lambda one: one.sample)] == [
+        told(one)[:2] for one in expected
+    ]
+
+
+def test_every_way_back_from_the_device_is_counted() -> None:
+    with Waits():
+        made = torch.zeros(2, 3, device=FAR)
+        for ask in (
+            made.tolist,
+            lambda: bool((made > 0).any()),
+            made[0, 0].item,
+            made.cpu,
+            made.nonzero,
+            lambda: made[made > 0],
+            lambda: torch.tensor([1], device=FAR),
+            lambda: torch.ones(2).to(FAR),
+        ):
+            Waits.seen.clear()
+            ask()
+            assert sum(Waits.seen.values()) == 1
+        Waits.seen.clear()
+        assert type(torch.ones(3).to(FAR, non_blocking=True) + made) is Far
+        assert sum(Waits.seen.values()) == 0
+        with pytest.raises(RuntimeError, match="meets"):
+            torch.where(torch.ones(2, 3) > 0, made, made)
