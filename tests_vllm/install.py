@@ -13,7 +13,6 @@ from pathlib import Path
 
 _LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 _TORCH = "torch==2.13.0"
-_CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 _TESTS = ("httpx>=0.28,<1", "pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "scipy>=1.14,<2")
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     from pip._vendor.packaging.requirements import Requirement
 
     wanted = sys.argv[1]
-    _pip("--extra-index-url", _CPU_WHEELS, f"{_TORCH}+cpu")
+    _pip(_TORCH)
     _pip("--no-deps", wanted)
     needed = []
     for line in requires(Requirement(wanted).name) or ():
@@ -37,7 +36,7 @@ def main() -> None:
         extras = f"[{','.join(need.extras)}]" if need.extras else ""
         needed.append(f"{need.name}{extras}{need.specifier}")
     here = Path(__file__).parents[1]
-    _pip(f"{_TORCH}+cpu", "--editable", f"{here}[serve]", *needed, *_TESTS)
+    _pip(_TORCH, "--editable", f"{here}[serve]", *needed, *_TESTS)
 
 
 if __name__ == "__main__":
