@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm browser lint format types page lock clean
+.PHONY: help demo test test-ray test-vllm browser lint format types page lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 
 test: $(VENV)/.dev browser  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
+	$(PIP) install --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest tests/test_batch_cluster.py
 
 # vLLM holds other versions of what BACo shares with it, so its tests have an environment of their
 # own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and

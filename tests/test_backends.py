@@ -70,7 +70,14 @@ def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pai
     [
         (("--backend", "ray"), "unknown backend 'ray': use one of local, remote, vllm"),
         (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
-        (("--backend", "vllm", "--memory", "1GiB"), "memory and draft are of the local backend"),
+        (
+            ("--backend", "remote", "--compile"),
+            "memory, draft and compile are of the local backend",
+        ),
+        (
+            ("--backend", "vllm", "--memory", "1GiB"),
+            "memory, draft and compile are of the local backend",
+        ),
     ],
 )
 def test_a_backend_that_is_none_or_an_option_of_another_is_one_line(

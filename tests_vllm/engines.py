@@ -14,7 +14,7 @@ from baco import Baco
 from baco.backends.vllm.backend import VllmBackend
 
 P, T = ParamSpec("P"), TypeVar("T")
-SMALL = {"cache": "64MiB", "max_num_seqs": 32}
+SMALL = {"cache": "64MiB", "max_rows": 32}
 
 
 def load(pair: str, **options: Any) -> Baco:

@@ -21,7 +21,7 @@ def openings(baco: Baco, router: str, seed: int) -> Counter[tuple[int, ...]]:
 
 def test_first_tokens_are_distributed_as_here() -> None:
     for router in ("P-Punc:0.4", "Rand:0.5"):
-        mine = in_vllm(openings, "demo", {"max_num_seqs": 128}, router, 1)
+        mine = in_vllm(openings, "demo", {"max_rows": 128}, router, 1)
         theirs = openings(Baco.load("demo"), router, 2)
         table = _table(mine, theirs)
         assert len(table[0]) > 5

@@ -95,9 +95,11 @@ class Baco:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
         backends.check_name(backend)
         if backend != backends.LOCAL:
-            if memory is not None or draft is not None:
-                raise BacoError(f"memory and draft are of the local backend, not of {backend}")
-            there, engines = backends.connect(backend, known, options)
+            if memory is not None or draft is not None or compile:
+                raise BacoError(
+                    f"memory, draft and compile are of the local backend, not of {backend}"
+                )
+            there, engines = backends.connect(backend, known, max_rows, options)
             return cls(there, max_rows, backend=engines)
         for option in ("base_url", "aligned_url", "base_model", "aligned_model"):
             if option in options:

@@ -27,12 +27,15 @@ def check_name(name: str) -> None:
         raise BacoError(f"unknown backend {name!r}: use one of {', '.join(NAMES)}")
 
 
-def connect(name: str, known: "KnownPair", options: dict[str, Any]) -> "tuple[Pair, Backend]":
+def connect(
+    name: str, known: "KnownPair", max_rows: int, options: dict[str, Any]
+) -> "tuple[Pair, Backend]":
     """Reach a backend that is not this process.
 
     Args:
         name: of `NAMES`, but not ``local``.
         known: where the pair's tokenizers and configurations are.
+        max_rows: answers decoded at once, where that is for this process to say.
         options: the backend's own.
 
     Raises:
@@ -50,5 +53,7 @@ def connect(name: str, known: "KnownPair", options: dict[str, Any]) -> "tuple[Pa
             raise BacoError(
                 f"the {name} backend takes no {option}; its options are {', '.join(takes)}"
             )
+    if "max_rows" in takes:
+        options = {"max_rows": max_rows, **options}
     pair, backend = reach(known, **options)
     return pair, backend

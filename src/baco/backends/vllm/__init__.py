@@ -21,7 +21,7 @@ def connect(
     function_words: str | Iterable[str] | None = None,
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
-    max_num_seqs: int = 256,
+    max_rows: int = 256,
     cache: int | float | str | None = None,
     ngram: int = 0,
     engine: Mapping[str, Any] | None = None,
@@ -33,7 +33,7 @@ def connect(
         dtype: of the weights; by default the pair's own, else vLLM's choice.
         base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
-        max_num_seqs: answers decoded at once; more wait.
+        max_rows: answers decoded at once; more wait.
         cache: memory for keys and values, as for :func:`baco.memory.cache_bytes`; by default vLLM's
             share of a GPU's memory, and 1 GiB on a CPU.
         ngram: tokens that are drafted from the text so far; 0 for none.
@@ -56,7 +56,7 @@ def connect(
             "dtype": dtype or known.dtype or "auto",
             "tensor_parallel_size": tensor_parallel,
             "pipeline_parallel_size": pipeline_parallel,
-            "max_num_seqs": max_num_seqs,
+            "max_num_seqs": max_rows,
             **dict(engine or {}),
         },
         cache,

@@ -2,7 +2,7 @@
 
 DIR/config.json, generation_config.json, tokenizer…   what vLLM reads of a model
 DIR/base/, DIR/aligned/                               the halves as they are, linked or copied
-DIR/baco.json                                         what BACo knows of the pair
+DIR/baco.json, calibration.json                       what BACo knows of the pair
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 from baco.backends.described import describe_pair
 from baco.backends.vllm.plugin import ARCHITECTURE
+from baco.calibration import Calibration
 from baco.checkpoint import Placement, find_device, is_adapter, load_adapter, load_model
 from baco.errors import BacoError
 from baco.known import KnownPair
@@ -61,6 +62,9 @@ def export_pair(
     if known.dtype:
         told["dtype"] = known.dtype
     _write(out / "baco.json", told)
+    dial = Calibration.load(pair)
+    if dial is not None:
+        dial.save(pair, out / "calibration.json")
     return pair
 
 
