@@ -12,6 +12,7 @@ from baco.known import find_pair
 from baco.pair import Pair
 
 PROMPT = "Recommend a summer destination"
+OF_LOCAL = "memory, draft and compile are of the local backend"
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,11 @@ def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pai
         (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
         (
             ("--backend", "remote", "--compile"),
-            "memory, draft and compile are of the local backend",
+            OF_LOCAL,
         ),
         (
             ("--backend", "vllm", "--memory", "1GiB"),
-            "memory, draft and compile are of the local backend",
+            OF_LOCAL,
         ),
     ],
 )
