@@ -226,6 +226,27 @@ def test_whoever_goes_away_leaves_no_call_open(server: Served) -> None:
         assert calls(halves) == asked
 
 
+def test_what_nobody_waits_for_is_not_written_on(server: Served) -> None:
+    with remote(server.url) as halves:
+        chunks = halves.stream(STORY, router=ROUTER, n=8, max_tokens=200)
+        next(chunks)
+        chunks.close()  # type: ignore[attr-defined]
+        with pytest.raises(BacoError, match="context window"):
+            halves.generate_batch([STORY, "long " * 600], router=ROUTER, max_tokens=200)
+        time.sleep(0.1)
+        asked = calls(halves)
+        time.sleep(0.1)
+        assert calls(halves) == asked
+
+
+def test_a_backend_that_is_closed_says_so(server: Served) -> None:
+    with remote(server.url) as halves:
+        chunks = halves.stream(STORY, router=ROUTER, max_tokens=200)
+        next(chunks)
+    with pytest.raises(BacoError, match="is closed"):
+        list(chunks)
+
+
 def test_no_more_answers_are_written_at_once_than_there_are_places(server: Served) -> None:
     with remote(server.url, concurrency=2) as halves:
         decoder, most, ended = halves.decoder(), 0, 0
