@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from baco import Baco, BacoError
+from baco.cli import run
 from tests.remoting import Door, calls, listening, remote
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -245,6 +247,25 @@ def test_a_backend_that_is_closed_says_so(server: Served) -> None:
         next(chunks)
     with pytest.raises(BacoError, match="is closed"):
         list(chunks)
+
+
+def test_a_shard_of_answers_that_broke_off_is_not_written(server: Served, tmp_path: Path) -> None:
+    broken = True
+
+    def change(body: dict[str, Any]) -> Any:
+        return (400, {}) if broken and len(body["prompt"]) > 14 else body
+
+    (tmp_path / "in.txt").write_text(f"{STORY}\n", encoding="utf-8")
+    door = Door(Backing(server.url), change)
+    with listening(door) as url:
+        command = ["batch", str(tmp_path / "in.txt"), str(tmp_path / "out"), "--max-tokens", "12"]
+        command += ["--backend", "remote", "--base-url", server.url, "--aligned-url", url]
+        command += ["-r", ROUTER, "-s", "1", "--temperature", "0"]
+        assert run(command) == 2
+        assert not list((tmp_path / "out").glob("*.jsonl"))
+        broken = False
+        assert run(command) == 0
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 1
 
 
 def test_no_more_answers_are_written_at_once_than_there_are_places(server: Served) -> None:
