@@ -1,5 +1,7 @@
 """Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
 
+import json
+import math
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ import pytest
 
 from baco import Baco, BacoError
 from baco.cli import run
+from baco.record import record
 from tests.remoting import Door, calls, listening, remote
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -79,6 +82,11 @@ def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
                 assert mine.sources == expected.sources
             (drawn,) = halves.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
             assert (len(drawn.token_ids), drawn.error) == (6, None)
+            settings = {"n": 1, "system": None, "switch": "word"}
+            told = json.dumps(record(PROMPT, halves, settings, [drawn]), allow_nan=False)
+            found = json.loads(told)["samples"][0]["logprobs"]
+            assert [one is None for one in found] == [math.isnan(one) for one in drawn.logprobs]
+            assert which != "both" or None in found
 
 
 def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
