@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -117,3 +118,14 @@ def test_the_command_line_says_what_takes_so_long(
 ) -> None:
     assert run(["generate", PROMPT, "--compile", "--max-tokens", "8", "--seed", "1"]) == 0
     assert capsys.readouterr().err.count("compiling") == 2
+
+
+def test_a_thread_that_did_not_load_may_hold_as_many_functions(compiled: Baco) -> None:
+    settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1, "max_tokens": 8}
+
+    def limit() -> int:
+        compiled.generate(PROMPT, **settings)
+        return torch._dynamo.config.recompile_limit
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(limit).result() >= 64

@@ -63,6 +63,18 @@ def test_tied_embeddings_are_looked_up_where_they_are_packed(
     assert torch.equal(model.embed(ids), plain[ids])
 
 
+def test_a_layout_that_is_no_order_of_the_rows_leaves_the_embedding_plain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def beyond(shape: torch.Size, _: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(shape[0]) + shape.numel() * 64, torch.arange(shape[1])
+
+    monkeypatch.setattr("baco.lookup._places", beyond)
+    model = Tied(500)
+    pack(model)
+    assert type(model.embed) is nn.Embedding
+
+
 def test_an_embedding_with_more_to_it_is_left_as_it_is() -> None:
     class Scaled(nn.Embedding):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:

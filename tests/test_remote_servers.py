@@ -1,5 +1,7 @@
 """Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
 
+import json
+import math
 import os
 import signal
 import socket
@@ -9,12 +11,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from baco import Baco, BacoError
+from baco.cli import run
+from baco.record import record
 from tests.remoting import Door, calls, listening, remote
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -77,6 +82,11 @@ def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
                 assert mine.sources == expected.sources
             (drawn,) = halves.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
             assert (len(drawn.token_ids), drawn.error) == (6, None)
+            settings = {"n": 1, "system": None, "switch": "word"}
+            told = json.dumps(record(PROMPT, halves, settings, [drawn]), allow_nan=False)
+            found = json.loads(told)["samples"][0]["logprobs"]
+            assert [one is None for one in found] == [math.isnan(one) for one in drawn.logprobs]
+            assert which != "both" or None in found
 
 
 def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
@@ -224,6 +234,46 @@ def test_whoever_goes_away_leaves_no_call_open(server: Served) -> None:
         asked = calls(halves)
         time.sleep(0.1)
         assert calls(halves) == asked
+
+
+def test_what_nobody_waits_for_is_not_written_on(server: Served) -> None:
+    with remote(server.url) as halves:
+        chunks = halves.stream(STORY, router=ROUTER, n=8, max_tokens=200)
+        next(chunks)
+        chunks.close()  # type: ignore[attr-defined]
+        with pytest.raises(BacoError, match="context window"):
+            halves.generate_batch([STORY, "long " * 600], router=ROUTER, max_tokens=200)
+        time.sleep(0.1)
+        asked = calls(halves)
+        time.sleep(0.1)
+        assert calls(halves) == asked
+
+
+def test_a_backend_that_is_closed_says_so(server: Served) -> None:
+    with remote(server.url) as halves:
+        chunks = halves.stream(STORY, router=ROUTER, max_tokens=200)
+        next(chunks)
+    with pytest.raises(BacoError, match="is closed"):
+        list(chunks)
+
+
+def test_a_shard_of_answers_that_broke_off_is_not_written(server: Served, tmp_path: Path) -> None:
+    broken = True
+
+    def change(body: dict[str, Any]) -> Any:
+        return (400, {}) if broken and len(body["prompt"]) > 14 else body
+
+    (tmp_path / "in.txt").write_text(f"{STORY}\n", encoding="utf-8")
+    door = Door(Backing(server.url), change)
+    with listening(door) as url:
+        command = ["batch", str(tmp_path / "in.txt"), str(tmp_path / "out"), "--max-tokens", "12"]
+        command += ["--backend", "remote", "--base-url", server.url, "--aligned-url", url]
+        command += ["-r", ROUTER, "-s", "1", "--temperature", "0"]
+        assert run(command) == 2
+        assert not list((tmp_path / "out").glob("*.jsonl"))
+        broken = False
+        assert run(command) == 0
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 1
 
 
 def test_no_more_answers_are_written_at_once_than_there_are_places(server: Served) -> None:

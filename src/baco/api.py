@@ -210,10 +210,14 @@ class Baco:
         decoder, chosen = self.decoder(), self.router(router)
         # One seed for all prompts, also where the caller leaves it to chance.
         seed = self.pair.defaults.updated(sampling).seeded().seed
-        for prompt in prompts:
-            decoder.submit(
-                prompt, router=chosen, system=system, switch=switch, **sampling | {"seed": seed}
-            )
+        try:
+            for prompt in prompts:
+                decoder.submit(
+                    prompt, router=chosen, system=system, switch=switch, **sampling | {"seed": seed}
+                )
+        except BacoError:
+            decoder.close()
+            raise
         return _run(decoder)
 
     @property
@@ -235,5 +239,8 @@ class Baco:
 
 
 def _run(decoder: Decoder) -> Iterator[Chunk]:
-    while decoder.busy:
-        yield from decoder.step()
+    try:
+        while decoder.busy:
+            yield from decoder.step()
+    finally:
+        decoder.close()

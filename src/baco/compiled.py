@@ -33,8 +33,6 @@ class Compiled:
     """
 
     def __init__(self, lean: Lean) -> None:
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, _VARIANTS)
         self._lean = lean
         self._read = torch.compile(lean.read, fullgraph=True)
 
@@ -53,6 +51,9 @@ class Compiled:
             _leave_open(table, 0)
         for table in (*keys, *values):
             _leave_open(table, 0, 2)
+        # Torch keeps its settings for each thread, and a server decodes in another than it loads.
+        if torch._dynamo.config.recompile_limit < _VARIANTS:  # noqa: PLR1730 (reads cost less)
+            torch._dynamo.config.recompile_limit = _VARIANTS
         return self._read(tokens, columns, rotations, keys, values, 0)[:, -keep:]
 
     @torch.inference_mode()

@@ -122,6 +122,11 @@ class Decoder:
             if self._growing.pop(answer, None) is not None:
                 self.engine.stop(answer, len(answer.tokens))
 
+    def close(self) -> None:
+        """Give all requests up, so that no engine elsewhere goes on with what nobody waits for."""
+        for ticket in list(self._tickets):
+            self.cancel(ticket)
+
     def holds(self, ticket: int) -> bool:
         """Has any answer of a request yet to end?"""
         return ticket in self._tickets

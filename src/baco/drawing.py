@@ -59,7 +59,8 @@ class DrawTable:
             for name, dtype in _COLUMNS.items()
         }
         named = sorted({token for p in params for token, _ in p.logit_bias})
-        biases = [[dict(p.logit_bias).get(token, 0.0) for token in named] for p in params]
+        each = [dict(p.logit_bias) for p in params]
+        biases = [[own.get(token, 0.0) for token in named] for own in each]
         return cls(
             **columns,
             biased=tensor_on(device, named) if named else None,

@@ -48,10 +48,10 @@ def looked_up(head: PackedLinear, plain: Tensor) -> PackedEmbedding | None:
     """The embedding on a packed layer; None where its layout is not such an order of ``plain``."""
     try:
         made = PackedEmbedding(head, *_places(head.shape, head.dtype))
-    except (AttributeError, RuntimeError, ValueError):
+        ids = torch.arange(len(plain))
+        same = all(torch.equal(made(some), plain[some]) for some in ids.split(_PIECE))
+    except (AttributeError, IndexError, RuntimeError, ValueError):
         return None  # another build of torch, or another kind of layout
-    ids = torch.arange(len(plain))
-    same = all(torch.equal(made(some), plain[some]) for some in ids.split(_PIECE))
     return made if same else None
 
 

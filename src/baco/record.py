@@ -1,5 +1,6 @@
 """One prompt's answers as a JSON object, for ``--json`` and ``--jsonl`` alike."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ def record(
                 "text": c.text,
                 "token_ids": list(c.token_ids),
                 "sources": list(c.sources),
-                "logprobs": [round(value, 5) for value in c.logprobs],
+                # A server may tell none, and JSON has no NaN.
+                "logprobs": [None if math.isnan(one) else round(one, 5) for one in c.logprobs],
                 "base_share": round(c.base_share, 5),
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,

@@ -17,6 +17,14 @@ class Piece:
     source: Source
 
 
+def name_of(spelled: bytes) -> str:
+    """A token's text; one that is no whole text by its bytes, as OpenAI names those."""
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
 @dataclass
 class AnswerText:
     """The text of one growing answer.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.batch.output import Output, read_manifest
 from baco.batch.rows import Row
+from baco.completion import check_whole
 from baco.errors import BacoError
 from baco.record import params, record
 
@@ -165,7 +166,7 @@ class Replica:
 
         Raises:
             BacoError: a pair that cannot be loaded or is another one, a request that it refuses,
-                storage that is not shared or cannot be written.
+                answers that broke off, storage that is not shared or cannot be written.
         """
         started, output = time.perf_counter(), self.order.output
         baco = self.baco
@@ -176,6 +177,7 @@ class Replica:
             for number, (row, completions) in zip(
                 shard, self._answered(baco, rows, advance), strict=True
             ):
+                check_whole(completions)  # a shard that is there is never made again
                 told = record(row.prompt, baco, self._sampling, completions)
                 records.append({"row": number, "id": row.kept.get("id", number), **told})
                 answers += len(completions)

@@ -18,7 +18,7 @@ from baco.serve.replies import (
     TopLogprob,
     WhyToken,
 )
-from baco.text import Piece
+from baco.text import Piece, name_of
 
 # JSON has no infinity; this is how OpenAI writes a token that cannot be.
 IMPOSSIBLE = -9999.0
@@ -139,22 +139,11 @@ class Choice:
         return {self._called(id_): finite(logprob) for id_, logprob in top.items()}
 
     def _called(self, token: int) -> str:
-        return by_id(token) if self.named else name_of(self.pair, token)
+        return by_id(token) if self.named else name_of(self.pair.spelling(token))
 
     def _logprob(self, token: int, logprob: float) -> TopLogprob:
         spelled = self.pair.spelling(token)
-        return TopLogprob(
-            token=name_of(self.pair, token), logprob=finite(logprob), bytes=list(spelled)
-        )
-
-
-def name_of(pair: Pair, token: int) -> str:
-    """A token's text; one that is no whole text by its bytes, as OpenAI names those."""
-    spelled = pair.spelling(token)
-    try:
-        return spelled.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+        return TopLogprob(token=name_of(spelled), logprob=finite(logprob), bytes=list(spelled))
 
 
 def by_id(token: int) -> str:

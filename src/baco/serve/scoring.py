@@ -16,9 +16,10 @@ from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
 from baco.routing.routers import Source
-from baco.serve.choices import by_id, finite, name_of
+from baco.serve.choices import by_id, finite
 from baco.serve.driver import Driver
 from baco.serve.replies import Provenance, TextChoice, TextLogprobs
+from baco.text import name_of
 
 # Numbers of a block of logits that are held at once: 256 MiB.
 _MOST_NUMBERS = 2**26
@@ -125,7 +126,7 @@ class Scoring:
         shown = text[self.first :]
 
         def called(token: int) -> str:
-            return by_id(token) if self.named else name_of(pair, token)
+            return by_id(token) if self.named else name_of(pair.spelling(token))
 
         texts = [pair.spelling(token).decode(errors="replace") for token in shown]
         offsets = [0]

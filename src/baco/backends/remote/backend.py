@@ -51,7 +51,8 @@ def connect(
         base_url, aligned_url: OpenAI-compatible completions servers; they may be one.
         base_model, aligned_model: names of the models there, where a server has several. A
             `baco serve` is asked for ``baco/base`` and ``baco/aligned``.
-        concurrency: answers that are written at once; each has at most one call open.
+        concurrency: answers that are written at once. Each has one call open at a time; where a
+            server scores no prompt and takes one at a time, a call for each token of a span.
         timeout: seconds that one call may take.
         retries: of a call that meets 429, 5xx or no connection.
         base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.

@@ -10,6 +10,7 @@ from typing import Any
 from baco.backends.remote.answer import Answer, News, Totals
 from baco.backends.remote.half import RemoteHalf
 from baco.engine.sequence import Request, Sequence
+from baco.errors import BacoError
 from baco.pair import Pair
 from baco.routing.routers import Source
 
@@ -58,7 +59,11 @@ class RemoteEngine:
         return made
 
     def step(self) -> list[Sequence]:
-        """Take up what came, and wait a moment for it if need be; the sequences that got any."""
+        """Take up what came, and wait a moment for it if need be; the sequences that got any.
+
+        Raises:
+            BacoError: the backend was closed.
+        """
         grown: dict[Sequence, None] = {}
         try:
             news = self._news.get(timeout=_MOMENT)
@@ -67,6 +72,8 @@ class RemoteEngine:
                     grown[news.sequence] = None
                 news = self._news.get_nowait()
         except queue.Empty:
+            if self._loop.is_closed():
+                raise BacoError("the remote backend is closed: load the pair again") from None
             return list(grown)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baco.pair import Pair
+from baco.text import name_of
 
 _NAMED = "token_id:"
 _IMPOSSIBLE = -9999.0
@@ -67,7 +68,7 @@ class Names:
         self._size = pair.vocabulary.size
         self._ids: dict[str, int | None] = {}
         for token in range(self._size):
-            name = _name(pair.spelling(token))
+            name = name_of(pair.spelling(token))
             # A name that two tokens share stands for neither.
             self._ids[name] = None if name in self._ids else token
 
@@ -153,10 +154,3 @@ def _beyond(name: str | int, size: int) -> bool:
             return False
         name = int(name.removeprefix(_NAMED))
     return name >= size
-
-
-def _name(spelled: bytes) -> str:
-    try:
-        return spelled.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)

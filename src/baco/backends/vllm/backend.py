@@ -6,6 +6,7 @@ decoder's.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ class VllmBackend:
                     continue
                 if output.finished:
                     del self._open[output.request_id]
-                engine.take(sequence, output)
+                engine.news.put((sequence, output))
 
 
 @dataclass(eq=False)
@@ -120,12 +121,13 @@ class VllmEngine:
     Attributes:
         backend: the engine that it shares.
         stats: what drafts came to, once answers have ended.
+        news: what vLLM tells of its sequences; another decoder's thread may put it there.
     """
 
     backend: VllmBackend
     stats: Drafts = field(default_factory=Drafts)
+    news: "SimpleQueue[tuple[Sequence, RequestOutput]]" = field(default_factory=SimpleQueue)
     _names: dict[Sequence, str] = field(default_factory=dict)
-    _grew: dict[Sequence, None] = field(default_factory=dict)
 
     def add(self, request: Request) -> list[Sequence]:
         self.backend.capabilities.check(request)
@@ -148,20 +150,26 @@ class VllmEngine:
         return made
 
     def step(self) -> list[Sequence]:
-        if not self._grew:
+        if self.news.empty():
             self.backend.step()
-        grew, self._grew = list(self._grew), {}
-        return grew
+        grew: dict[Sequence, None] = {}
+        try:
+            while True:
+                sequence, output = self.news.get_nowait()
+                if sequence in self._names:
+                    self._take(sequence, output)
+                    grew[sequence] = None
+        except Empty:
+            return list(grew)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
-        self._grew.pop(sequence, None)
         name = self._names.pop(sequence, None)
         if name is not None:
             self.backend.abort([name])
 
-    def take(self, sequence: Sequence, output: "RequestOutput") -> None:
+    def _take(self, sequence: Sequence, output: "RequestOutput") -> None:
         """Append what vLLM tells of a sequence."""
         completion = output.outputs[0]
         had = len(sequence.tokens)
@@ -181,11 +189,10 @@ class VllmEngine:
             if drafts is not None:
                 self.stats.drafted += drafts.num_draft_tokens
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
-        self._grew[sequence] = None
 
     @property
     def busy(self) -> bool:
-        return bool(self._names or self._grew)
+        return bool(self._names)
 
     @property
     def waiting(self) -> int:
