@@ -190,6 +190,11 @@ class Driver:
     def _drop_decoder(self) -> None:
         self._measure()
         self._past = Load(drafted=self.load.drafted, accepted=self.load.accepted)
+        assert self._decoder is not None
+        try:
+            self._decoder.close()  # an engine elsewhere would go on beside the next decoder
+        except Exception:
+            log.exception("the failed decoder could not be closed")
         self._decoder = None
         for job in self._jobs.values():
             job.ticket = None
