@@ -238,6 +238,9 @@ def test_no_more_answers_are_written_at_once_than_there_are_places(server: Serve
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"base_url": "localhost:8000"}, "base_url is 'localhost:8000': give an address such as"),
+    ({"base_url": "http://[::1"}, r"base_url is 'http://\[::1': give an address such as"),
+    ({"base_url": "http://gpu1:80a/v1"}, "base_url is 'http://gpu1:80a/v1': give an address"),
+    ({"aligned_url": "http://gpu1:80000"}, "aligned_url is 'http://gpu1:80000': give an address"),
     ({"base_url": "http://127.0.0.1:9", "retries": 0}, "the base server at http://127.0.0.1:9/v1"),
     ({"aligned_model": "gpt-4"}, "there is no model 'gpt-4' here"),
     ({"concurrency": 0}, "concurrency is 0"),
@@ -268,6 +271,16 @@ def test_keys_are_taken_from_the_environment(demo: Baco, monkeypatch: pytest.Mon
         monkeypatch.setenv("OPENAI_API_KEY", "two")
         with remote(locked.url) as halves:
             assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "one\ntwo"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(
+    key: str, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACO_ALIGNED_API_KEY", key)
+    with pytest.raises(BacoError, match="look at BACO_ALIGNED_API_KEY") as told:
+        Baco.load("demo", backend="remote", base_url=server.url, aligned_url=server.url)
+    assert key not in str(told.value)
 
 
 @pytest.fixture
