@@ -1,5 +1,6 @@
 """Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
 
+import json
 import os
 import signal
 import socket
@@ -9,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from baco import Baco, BacoError
+from baco.cli import run
 from tests.remoting import Door, calls, listening, remote
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -165,6 +168,32 @@ def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) 
         assert broken.error.startswith("the aligned server at http://127.0.0.1:")
         assert broken.error.endswith("says 400: no")
         assert len(door.asked) - before < 12
+
+
+def test_a_batch_keeps_no_answer_that_broke_off(
+    server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = True
+
+    def change(body: dict[str, Any]) -> Any:
+        return (400, {}) if broken and len(body["prompt"]) > 13 else body
+
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out"
+    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, STORY)))
+    batch = ["batch", str(asked), str(out), "--shard-rows", "1", "-r", "Aligned", "-n", "2"]
+    short = ["--max-tokens", "4", "--backend", "remote", "--base-model", "baco/base"]
+    with listening(Door(Backing(server.url), change)) as url:
+        command = [*batch, *short, "--base-url", server.url, "--aligned-url", url]
+        assert run(command) == 2
+        assert "1 answers broke off: the aligned server" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert [path.name for path in out.glob("rows-*")] == ["rows-000000000-000000000.jsonl"]
+        broken = False
+        assert run(command) == 0
+    told = [json.loads(path.read_text()) for path in sorted(out.glob("rows-*"))]
+    assert [row["prompt"] for row in told] == [PROMPT, STORY]
+    assert {one["finish_reason"] for row in told for one in row["samples"]} == {"length"}
 
 
 def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -> None:
