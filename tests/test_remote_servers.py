@@ -82,6 +82,17 @@ def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
             assert (len(drawn.token_ids), drawn.error) == (6, None)
 
 
+def test_json_has_null_where_a_server_tells_no_log_probability(
+    server: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate", PROMPT, "-r", "Punc", "-t", "0", "--max-tokens", "6", "--json"]
+    with listening(Door(Backing(server.url), bare, textual)) as url:
+        there = ["--backend", "remote", "--base-url", url, "--aligned-url", url]
+        assert run([*asked, *there]) == 0
+    (sample,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["samples"]
+    assert sample["logprobs"] == [None] * 6
+
+
 def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
     with listening(Door(Backing(server.url), bare, textual)) as url:
         with remote(server.url, base_url=url) as halves:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def record(
                 "text": c.text,
                 "token_ids": list(c.token_ids),
                 "sources": list(c.sources),
-                "logprobs": [round(value, 5) for value in c.logprobs],
+                # JSON has no NaN, which stands for what a server does not tell.
+                "logprobs": [None if isnan(x) else round(x, 5) for x in c.logprobs],
                 "base_share": round(c.base_share, 5),
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,
