@@ -1,7 +1,6 @@
 """Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -19,7 +18,6 @@ import pytest
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.record import record
 from tests.remoting import Door, calls, listening, remote
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -82,11 +80,17 @@ def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
                 assert mine.sources == expected.sources
             (drawn,) = halves.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
             assert (len(drawn.token_ids), drawn.error) == (6, None)
-            settings = {"n": 1, "system": None, "switch": "word"}
-            told = json.dumps(record(PROMPT, halves, settings, [drawn]), allow_nan=False)
-            found = json.loads(told)["samples"][0]["logprobs"]
-            assert [one is None for one in found] == [math.isnan(one) for one in drawn.logprobs]
-            assert which != "both" or None in found
+
+
+def test_json_has_null_where_a_server_tells_no_log_probability(
+    server: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate", PROMPT, "-r", "Punc", "-t", "0", "--max-tokens", "6", "--json"]
+    with listening(Door(Backing(server.url), bare, textual)) as url:
+        there = ["--backend", "remote", "--base-url", url, "--aligned-url", url]
+        assert run([*asked, *there]) == 0
+    (sample,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["samples"]
+    assert sample["logprobs"] == [None] * 6
 
 
 def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
@@ -175,6 +179,32 @@ def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) 
         assert broken.error.startswith("the aligned server at http://127.0.0.1:")
         assert broken.error.endswith("says 400: no")
         assert len(door.asked) - before < 12
+
+
+def test_a_batch_keeps_no_answer_that_broke_off(
+    server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = True
+
+    def change(body: dict[str, Any]) -> Any:
+        return (400, {}) if broken and len(body["prompt"]) > 13 else body
+
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out"
+    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, STORY)))
+    batch = ["batch", str(asked), str(out), "--shard-rows", "1", "-r", "Aligned", "-n", "2"]
+    short = ["--max-tokens", "4", "--backend", "remote", "--base-model", "baco/base"]
+    with listening(Door(Backing(server.url), change)) as url:
+        command = [*batch, *short, "--base-url", server.url, "--aligned-url", url]
+        assert run(command) == 2
+        assert "1 answers broke off: the aligned server" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert [path.name for path in out.glob("rows-*")] == ["rows-000000000-000000000.jsonl"]
+        broken = False
+        assert run(command) == 0
+    told = [json.loads(path.read_text()) for path in sorted(out.glob("rows-*"))]
+    assert [row["prompt"] for row in told] == [PROMPT, STORY]
+    assert {one["finish_reason"] for row in told for one in row["samples"]} == {"length"}
 
 
 def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -> None:
@@ -288,6 +318,9 @@ def test_no_more_answers_are_written_at_once_than_there_are_places(server: Serve
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"base_url": "localhost:8000"}, "base_url is 'localhost:8000': give an address such as"),
+    ({"base_url": "http://[::1"}, r"base_url is 'http://\[::1': give an address such as"),
+    ({"base_url": "http://gpu1:80a/v1"}, "base_url is 'http://gpu1:80a/v1': give an address"),
+    ({"aligned_url": "http://gpu1:80000"}, "aligned_url is 'http://gpu1:80000': give an address"),
     ({"base_url": "http://127.0.0.1:9", "retries": 0}, "the base server at http://127.0.0.1:9/v1"),
     ({"aligned_model": "gpt-4"}, "there is no model 'gpt-4' here"),
     ({"concurrency": 0}, "concurrency is 0"),
@@ -318,6 +351,16 @@ def test_keys_are_taken_from_the_environment(demo: Baco, monkeypatch: pytest.Mon
         monkeypatch.setenv("OPENAI_API_KEY", "two")
         with remote(locked.url) as halves:
             assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "one\ntwo"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(
+    key: str, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACO_ALIGNED_API_KEY", key)
+    with pytest.raises(BacoError, match="look at BACO_ALIGNED_API_KEY") as told:
+        Baco.load("demo", backend="remote", base_url=server.url, aligned_url=server.url)
+    assert key not in str(told.value)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """One prompt's answers as a JSON object, for ``--json`` and ``--jsonl`` alike."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def record(
                 "text": c.text,
                 "token_ids": list(c.token_ids),
                 "sources": list(c.sources),
-                # A server may tell none, and JSON has no NaN.
-                "logprobs": [None if math.isnan(one) else round(one, 5) for one in c.logprobs],
+                # JSON has no NaN, which stands for what a server does not tell.
+                "logprobs": [None if isnan(x) else round(x, 5) for x in c.logprobs],
                 "base_share": round(c.base_share, 5),
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,

@@ -166,7 +166,7 @@ class Replica:
 
         Raises:
             BacoError: a pair that cannot be loaded or is another one, a request that it refuses,
-                answers that broke off, storage that is not shared or cannot be written.
+                an answer that broke off, storage that is not shared or cannot be written.
         """
         started, output = time.perf_counter(), self.order.output
         baco = self.baco
@@ -197,6 +197,7 @@ class Replica:
         prompts = [row.prompt for row in rows]
         for chunk in baco.stream_batch(prompts, **self.order.settings):
             if chunk.completion is not None:
+                check_whole([chunk.completion])  # its shard is made again by the next command
                 samples[chunk.prompt].append(chunk.completion)
                 advance(1, len(chunk.completion.token_ids))
         for row, completions in zip(rows, samples, strict=True):

@@ -85,6 +85,8 @@ def batch(
     memory: opt.Memory = None,
     base_url: opt.BaseUrl = None,
     aligned_url: opt.AlignedUrl = None,
+    base_model: opt.BaseModel = None,
+    aligned_model: opt.AlignedModel = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
     as_json: opt.AsJson = False,
@@ -124,6 +126,8 @@ def batch(
             "memory": memory,
             "base_url": base_url,
             "aligned_url": aligned_url,
+            "base_model": base_model,
+            "aligned_model": aligned_model,
             "base_template": base_template,
             "chat_template": chat_template,
         }

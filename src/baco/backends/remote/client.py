@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -68,7 +67,7 @@ class Server:
         patience: how long to wait for it.
 
     Raises:
-        BacoError: the URL is none.
+        BacoError: the URL is none, or the key no header can carry.
     """
 
     def __init__(self, half: Source, url: str, key: str | None, patience: Patience) -> None:
@@ -76,7 +75,7 @@ class Server:
         self.calls = 0
         self._reached = False
         self._patience = patience
-        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._headers = {} if key is None else {"Authorization": f"Bearer {_carried(half, key)}"}
         self._trust = httpx.create_ssl_context()
         # A connection each, the one used last first: a pool of many looks through all at each call.
         self._idle: list[httpx.AsyncClient] = []
@@ -156,11 +155,24 @@ class Server:
 
 
 def _checked(half: Source, url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        read = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        read = httpx.URL()
+    if read.scheme not in ("http", "https") or not read.host or not 0 < (read.port or 80) < 65_536:
         raise BacoError(f"{half}_url is {url!r}: give an address such as http://127.0.0.1:8000/v1")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+    path = read.path.rstrip("/") or "/v1"
+    return str(read.copy_with(path=path, query=None, fragment=None))
+
+
+def _carried(half: Source, key: str) -> str:
+    if not key.isascii() or not key.isprintable():
+        # The key itself is told nowhere.
+        raise BacoError(
+            f"the key of the {half} server holds characters that no HTTP header carries: look at "
+            f"BACO_{half.upper()}_API_KEY or OPENAI_API_KEY"
+        )
+    return key
 
 
 def _message(reply: httpx.Response) -> str:
