@@ -82,7 +82,7 @@ def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured
     span = rest[-1][0] - first
     seconds = [one.seconds for _, one in rest]
     return Measured(
-        "one process, no Ray" if workers is None else f"{workers} replicas",
+        "one process, no Ray" if workers is None else f"{workers} replica{'s' * (workers > 1)}",
         first,
         sum(one.tokens for _, one in rest) / span,
         statistics.median(seconds),

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
 
 from baco import Baco, BacoError
 from baco.cli import run
@@ -334,6 +335,16 @@ def test_what_is_wrong_is_said_at_the_start(
     server: Served, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BacoError, match=message), remote(server.url, **options):
+        pass
+
+
+@pytest.mark.parametrize("listed", [[1], {"data": "none"}, {"data": ["one"]}], ids=str)
+def test_an_address_of_something_else_is_found_out(server: Served, listed: Any) -> None:
+    with (
+        listening(JSONResponse(listed)) as url,
+        pytest.raises(BacoError, match=r"has 0 models: name one with base_model \(--base-model\)"),
+        remote(server.url, base_url=url),
+    ):
         pass
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from baco.batch.output import Output, read_manifest
 from baco.batch.rows import Row
-from baco.completion import check_whole
 from baco.errors import BacoError
 from baco.record import params, record
 
@@ -177,7 +176,6 @@ class Replica:
             for number, (row, completions) in zip(
                 shard, self._answered(baco, rows, advance), strict=True
             ):
-                check_whole(completions)  # a shard that is there is never made again
                 told = record(row.prompt, baco, self._sampling, completions)
                 records.append({"row": number, "id": row.kept.get("id", number), **told})
                 answers += len(completions)
@@ -197,7 +195,11 @@ class Replica:
         prompts = [row.prompt for row in rows]
         for chunk in baco.stream_batch(prompts, **self.order.settings):
             if chunk.completion is not None:
-                check_whole([chunk.completion])  # its shard is made again by the next command
+                if chunk.completion.error is not None:
+                    raise BacoError(
+                        f"{rows[chunk.prompt].where}: its answer broke off: "
+                        f"{chunk.completion.error}; the same command goes on where it was"
+                    )
                 samples[chunk.prompt].append(chunk.completion)
                 advance(1, len(chunk.completion.token_ids))
         for row, completions in zip(rows, samples, strict=True):

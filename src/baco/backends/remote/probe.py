@@ -70,12 +70,15 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
         if model is None:
             raise
         return model, None  # not every server lists what it has
-    cards = {str(card["id"]): card for card in listed.get("data") or () if "id" in card}
+    found = listed.get("data") if isinstance(listed, dict) else None
+    listed = found if isinstance(found, list) else []  # an address may be of anything
+    cards = {str(card["id"]): card for card in listed if isinstance(card, dict) and "id" in card}
     own = f"baco/{server.half}"  # of a baco serve, which has many
     if model is None:
         if len(cards) != 1 and own not in cards:
             raise BacoError(
-                f"{server.called} has {len(cards)} models: name one with {server.half}_model"
+                f"{server.called} has {len(cards)} models: name one with {server.half}_model "
+                f"(--{server.half}-model)"
             )
         model = next(iter(cards)) if len(cards) == 1 else own
     card = cards.get(model, {})
