@@ -197,7 +197,7 @@ def test_a_batch_keeps_no_answer_that_broke_off(
     with listening(Door(Backing(server.url), change)) as url:
         command = [*batch, *short, "--base-url", server.url, "--aligned-url", url]
         assert run(command) == 2
-        assert "1 answers broke off: the aligned server" in " ".join(
+        assert "line 2: its answer broke off: the aligned server" in " ".join(
             capsys.readouterr().err.split()
         )
         assert [path.name for path in out.glob("rows-*")] == ["rows-000000000-000000000.jsonl"]
