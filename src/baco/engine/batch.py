@@ -8,6 +8,7 @@ from torch import Tensor
 
 from baco.drawing import DrawTable
 from baco.engine.sequence import Sequence
+from baco.engine.speculation import MOST_AHEAD
 from baco.noise import noise_keys
 from baco.routing.routers import HALVES, Router, Source
 from baco.routing.select import NOTHING, Switch
@@ -26,6 +27,7 @@ class Batch:
 
     def __init__(self, device: Any, width: int) -> None:
         self.device, self.width = device, width
+        self._ahead = torch.arange(MOST_AHEAD + 1, device=device)
         self.rows: list[Sequence] = []
         self._set([])
 
@@ -49,6 +51,7 @@ class Batch:
         every = [(row.request.router, row.request.switch) for row in rows]
         self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
         self.rule = tensor_on(self.device, [self.rules.index(one) for one in every])
+        self._keys: Tensor | None = None
         self._said: Tensor | None = None
         if self.draws.any_penalty:
             self._prompted = {half: self._count_prompts(half) > 0 for half in HALVES}
@@ -64,10 +67,15 @@ class Batch:
         base = [bool(row.sources) and row.sources[-1] == "base" for row in self.rows]
         return tensor_on(self.device, base, torch.bool)
 
-    def keys(self, row: Tensor, ahead: Tensor) -> Tensor:
-        """The noise keys of positions: ``ahead`` [N] tokens after what ``row`` [N] has, [N, 2]."""
-        at = tensor_on(self.device, [len(r.tokens) for r in self.rows])
-        return noise_keys(self._identity[row, 0], self._identity[row, 1], at[row] + ahead)
+    def keys(self) -> Tensor:
+        """The noise keys of each row's next positions, as many as a round can decide: int64
+        [B, MOST_AHEAD + 1, 2].
+        """
+        if self._keys is None:
+            at = tensor_on(self.device, [[len(row.tokens)] for row in self.rows])
+            seed, sample = self._identity[:, :1], self._identity[:, 1:]
+            self._keys = noise_keys(seed, sample, at + self._ahead)
+        return self._keys
 
     def heard(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
         """What penalties look at, for positions [N].
@@ -91,6 +99,7 @@ class Batch:
 
     def hear(self, before: Rows[int]) -> None:
         """Take up what the rows have said since they had ``before`` tokens each."""
+        self._keys = None
         if self._said is not None:
             each = zip(self.rows, before, strict=True)
             self._said += self._count([row.tokens[had:] for row, had in each])
