@@ -14,6 +14,9 @@ from baco.routing.routers import HALVES, Router, Source
 from baco.routing.select import NOTHING, Switch
 from baco.transfer import tensor_on
 
+# Positions of every row whose noise keys are made at once.
+_KEPT = 64
+
 
 class Batch:
     """What a step needs to know of every row, on the device where tokens are drawn.
@@ -23,6 +26,8 @@ class Batch:
         rules: the routers of the rows and where they may switch, each once.
         rule: which of them each row goes by, int64 [B].
         draws: the rows' sampling parameters.
+        requests: of the rows, each once.
+        needed: the halves that any row needs.
     """
 
     def __init__(self, device: Any, width: int) -> None:
@@ -48,9 +53,15 @@ class Batch:
         self.draws = DrawTable.of(params, self.device)
         identity = [(p.seed, row.sample) for p, row in zip(params, rows, strict=True)]
         self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
+        self.requests = list(dict.fromkeys(row.request for row in rows))
+        self.needed: list[Source] = [
+            half for half in HALVES if any(request.needs(half) for request in self.requests)
+        ]
         every = [(row.request.router, row.request.switch) for row in rows]
         self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
         self.rule = tensor_on(self.device, [self.rules.index(one) for one in every])
+        self._every = torch.arange(len(rows), device=self.device)[:, None]
+        self._since = [-_KEPT] * len(rows)  # tokens of each row when keys were last made
         self._keys: Tensor | None = None
         self._said: Tensor | None = None
         if self.draws.any_penalty:
@@ -72,9 +83,16 @@ class Batch:
         [B, MOST_AHEAD + 1, 2].
         """
         if self._keys is None:
-            at = tensor_on(self.device, [[len(row.tokens)] for row in self.rows])
-            seed, sample = self._identity[:, :1], self._identity[:, 1:]
-            self._keys = noise_keys(seed, sample, at + self._ahead)
+            lengths = [len(row.tokens) for row in self.rows]
+            gone = [now - then for now, then in zip(lengths, self._since, strict=True)]
+            if not gone or max(gone) + len(self._ahead) > _KEPT:
+                self._since, gone = lengths, [0] * len(lengths)
+                at = tensor_on(self.device, [[length] for length in lengths])
+                seed, sample = self._identity[:, :1], self._identity[:, 1:]
+                span = torch.arange(_KEPT, device=self.device)
+                self._kept = noise_keys(seed, sample, at + span)
+            ahead = tensor_on(self.device, gone)[:, None] + self._ahead
+            self._keys = self._kept[self._every, ahead]
         return self._keys
 
     def heard(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
