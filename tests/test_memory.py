@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.engine.cache import PREFILL_PIECE, Plan, SlotStore
+from baco.engine.cache import PREFILL_PIECE, Plan, SlotStore, columns_for
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request, Sequence
 from baco.memory import cache_bytes
@@ -200,7 +200,21 @@ def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: 
             assert isinstance(store, SlotStore)
             sizes.append((store.cache.rows, store.cache.columns))
     for sizes in held.values():
-        assert list(dict.fromkeys(sizes)) == [(42, 64), (2, 128), (0, 0)]
+        assert max(columns for rows, columns in sizes if rows == 42) == 48
+        assert max(rows for rows, columns in sizes if columns > 48) == 2
+        assert sizes[-1] == (0, 0)
+
+
+@given(columns=st.integers(1, 100_000), more=st.integers(0, 100))
+def test_room_for_columns_lies_idle_to_an_eighth_at_most(columns: int, more: int) -> None:
+    made = columns_for(columns)
+    assert columns <= made <= max(columns + 15, columns * 9 / 8)
+    assert columns_for(columns + more) >= made
+
+
+def test_growing_column_by_column_copies_each_column_a_few_times() -> None:
+    made = sorted({columns_for(columns) for columns in range(1, 10_000)})
+    assert sum(made[:-1]) <= 16 * made[-1]
 
 
 @given(

@@ -16,13 +16,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 # A long prompt is read in pieces, so that the mask of one piece stays small.
 PREFILL_PIECE = 512
-# Room is made in steps: small enough to waste little, wide enough that copying is rare.
-_COLUMN_STEP = 64
+# Room is made in steps that grow with what is there: at most an eighth of it lies idle, or a few
+# columns, and growing token by token copies each column only a few times.
+_LEAST_STEP, _MOST_IDLE = 16, 8
 
 
 def columns_for(columns: int) -> int:
     """How many columns are made where so many are needed."""
-    return -(-columns // _COLUMN_STEP) * _COLUMN_STEP
+    step = max(_LEAST_STEP, (1 << columns.bit_length()) // (2 * _MOST_IDLE))
+    return -(-columns // step) * step
 
 
 class Store(Protocol):
@@ -200,7 +202,7 @@ class SlotCache(Cache):
         many short rows and then one long one never take the room of many long ones, and what a long
         row took is not gone through for short ones.
         """
-        if rows <= self.rows and columns <= self.columns <= 2 * columns + _COLUMN_STEP:
+        if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _LEAST_STEP:
             return
         self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
