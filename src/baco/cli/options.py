@@ -44,7 +44,10 @@ Draft = Annotated[
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option("--compile", help="Compile forwards at load: small models answer sooner."),
+    typer.Option(
+        "--compile",
+        help="Compile forwards (CPU) or record them (CUDA): small models answer sooner.",
+    ),
 ]
 Memory = Annotated[
     str | None,

@@ -182,12 +182,18 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """A ``transformers`` cache whose rows have lengths of their own."""
+    """A ``transformers`` cache whose rows have lengths of their own.
+
+    Attributes:
+        rows, columns: of its tables.
+        held: the least that they have of each; (0, 0) where nobody asked for more than is read.
+    """
 
     def __init__(self, rows: int, columns: int) -> None:
         own = ref(self)
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.rows, self.columns = rows, columns
+        self.held = (0, 0)
         self.plan = Plan.of([0], [0], 0)
 
     def layer(self, index: int) -> Any:
@@ -214,11 +220,19 @@ class SlotCache(Cache):
         many short rows and then one long one never take the room of many long ones, and what a long
         row took is not gone through for short ones.
         """
+        rows, columns = max(rows, self.held[0]), max(columns, self.held[1])
         if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _LEAST_STEP:
             return
         self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
+
+    def hold(self, rows: int, columns: int) -> None:
+        """Have room for so many rows and columns until told otherwise, whatever is read: tables
+        stay where they are.
+        """
+        self.held = rows, columns
+        self.reserve(rows, columns)
 
 
 class SlotStore:
@@ -226,15 +240,18 @@ class SlotStore:
 
     Args:
         forward: of the model.
+        cache: to go on with, where the forward wants tables that stay where they are.
         shares: it attends to a prompt that rows have in common where that lies.
     """
 
     rewinds = True
 
-    def __init__(self, forward: Forward, *, shares: bool = False) -> None:
+    def __init__(
+        self, forward: Forward, cache: SlotCache | None = None, *, shares: bool = False
+    ) -> None:
         self.forward = forward
-        self._shares = shares
-        self.cache = SlotCache(0, 0)
+        self.stays, self._shares = cache is not None, shares
+        self.cache = SlotCache(0, 0) if cache is None else cache
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
         self._shared: list[Prefix | None] = []  # of each row
@@ -287,7 +304,7 @@ class SlotStore:
         self.lengths = [self.lengths[row] for row in order]
         self._shared = [self._shared[row] for row in order]
         self._behind = None
-        if not order:
+        if not order and not self.stays:
             self.cache = SlotCache(0, 0)  # an idle server holds no table of its busiest hour
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
