@@ -3,13 +3,15 @@
 import io
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from baco.errors import BacoError
 from baco.evaluation.workers import cores
@@ -56,7 +58,8 @@ class Cluster:
         with redirect_stdout(_Short()):
             self._connect(ray)
             try:
-                yield self._share(ray)
+                with _stopped_by_sigterm():
+                    yield self._share(ray)
             finally:
                 ray.shutdown()
 
@@ -106,6 +109,23 @@ class Cluster:
                 "wait for machines"
             )
         return Share(self.workers or fits, self.threads, self.gpus if gpus else 0)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """What schedulers end a command by does what Ctrl-C does; Ray's own handler aborts."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Short(io.TextIOBase):
