@@ -75,6 +75,10 @@ class Waits(TorchFunctionMode):
             return args[0].near.tolist()
         if func is Tensor.__setitem__ and isinstance(args[0], Far):
             return args[0].near.__setitem__(*tree_map(near, args[1:]))
+        if func is Tensor.copy_ and isinstance(args[0], Far) and not isinstance(args[1], Far):
+            self.seen["copy_"] += not kwargs.get("non_blocking")
+            args[0].near.copy_(args[1])
+            return args[0]
         places = [*args[1:], kwargs.get("device")]
         goes = any(isinstance(place, str | torch.device) and place == FAR for place in places)
         if func is Tensor.to and goes and not isinstance(args[0], Far):

@@ -1,6 +1,8 @@
-"""A step waits for the device at most twice, whatever it decodes."""
+"""A step waits for the device at most twice, whatever it decodes, recorded or not."""
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,8 +14,10 @@ from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.cache import SlotCache, SlotStore, Store
 from baco.engine.engine import Engine
-from baco.half import Half
-from tests.far import FAR, Far, Waits
+from baco.half import Half, Legible
+from baco.lean import Lean
+from baco.recorded import Recorded, Step
+from tests.far import FAR, Far, Waits, near
 from tests.pairs import PairFolder
 from tests.test_engine import told
 
@@ -30,6 +34,8 @@ class FarHalf(Half):
     def store(self) -> Store:
         store = super().store()
         assert isinstance(store, SlotStore)
+        if store.stays:
+            return store
         forward = store.forward
 
         def there(tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
@@ -46,6 +52,46 @@ def far(half: Half) -> Half:
     made.__dict__["_forward"] = half._forward
     made.unknown = Far(half.unknown)
     made.__dict__["_some_unknown"] = half._some_unknown
+    return made
+
+
+class FarLean(Lean):
+    """A lean forward there."""
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        return self.read(*self.inputs(near(tokens), cache), keep)
+
+    def read(self, tokens: Tensor, columns: Tensor, *rest: Any, **more: Any) -> Tensor:
+        return Far(super().read(near(tokens), near(columns), *rest, **more))
+
+
+class Reruns:
+    """Instead of a recording, the step itself."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def record(self, step: Step) -> Step:
+        def run() -> None:
+            self.runs += 1
+            step()
+
+        return run
+
+    def turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forget(self) -> None: ...
+
+
+def recorded(half: Half, recorder: Reruns) -> Half:
+    """A half there as `compile` leaves it."""
+    made = far(half)
+    forward = half._forward
+    assert isinstance(forward, Legible)
+    lean: Any = copy.copy(forward.forward)
+    lean.__class__ = FarLean
+    made.__dict__["_forward"] = Legible(made, Recorded(lean, recorder))
     return made
 
 
@@ -81,6 +127,19 @@ def steps(baco: Baco, **settings: Any) -> Iterator[tuple[int, list[Any]]]:
 def test_a_step_waits_at_most_twice_and_says_the_same(
     here: Baco, there: Baco, router: str, sampling: dict[str, Any]
 ) -> None:
+    at_most_twice(here, there, router, sampling)
+
+
+@pytest.mark.parametrize("router", ["P-Punc:0.6", "Rand:0.5", "Aligned"])
+def test_nor_does_a_step_that_is_recorded_wait_more(here: Baco, router: str) -> None:
+    recorder = Reruns()
+    base, aligned = (recorded(half, recorder) for half in (here.pair.base, here.pair.aligned))
+    there = replace(here, pair=replace(here.pair, base=base, aligned=aligned))
+    at_most_twice(here, there, router, {})
+    assert recorder.runs > 10
+
+
+def at_most_twice(here: Baco, there: Baco, router: str, sampling: dict[str, Any]) -> None:
     endless = dict.fromkeys(here.pair.end_ids, -100.0)
     settings = {"n": 3, "seed": 1, "max_tokens": 40, "logit_bias": endless, **sampling}
     expected = here.generate(PROMPT, router=router, **settings)

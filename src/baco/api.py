@@ -71,8 +71,9 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
-            compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`); answers
-                are the same tokens up to floating-point ties.
+            compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`, and
+                :mod:`baco.recorded` on a CUDA device); answers are the same tokens up to
+                floating-point ties.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.

@@ -19,6 +19,7 @@ from baco.engine.reread import RereadStore
 from baco.engine.speculation import Size
 from baco.lean import Lean
 from baco.packing import weights
+from baco.recorded import Recorded
 
 log = logging.getLogger("baco")
 progress = logging.getLogger("baco.compiling")
@@ -141,13 +142,18 @@ class Half:
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
-        if self._forward is not None:
-            return SlotStore(self._forward)
+        forward = self._forward
+        if isinstance(forward, Legible) and isinstance(forward.forward, Recorded):
+            return forward.forward.store(forward)
+        if forward is not None:
+            lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
+            return SlotStore(forward, shares=lean)
         runner = _Runner(self)
         return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 
     def compile(self) -> str | None:
-        """Decode without Python in the forward, where that can be (:mod:`baco.compiled`).
+        """Decode without Python in the forward, where that can be: compiled for a CPU
+        (:mod:`baco.compiled`), recorded on a CUDA device (:mod:`baco.recorded`).
 
         Returns:
             Why it cannot; it then decodes as before.
@@ -155,15 +161,17 @@ class Half:
         plain = self._forward
         if not isinstance(plain, Legible) or not isinstance(plain.forward, Lean):
             return f"{type(self.model).__name__} runs as it is in transformers"
-        if self.device.type != "cpu":
-            return f"forwards are compiled for a CPU only, not for {self.device.type}"
-        progress.info("compiling %s, which takes a minute the first time", self.name)
-        compiled = Compiled(plain.forward)
+        lean, kind = plain.forward, self.device.type
+        if kind not in ("cpu", "cuda"):
+            return f"forwards are compiled on a CPU and recorded on a CUDA device, not on {kind}"
+        if kind == "cpu":
+            progress.info("compiling %s, which takes a minute the first time", self.name)
         try:
-            compiled.warm()
+            made = Compiled(lean) if kind == "cpu" else Recorded(lean)
+            made.warm()
         except Exception as error:  # whatever a compiler, and what it calls, has to say
             return next(iter(str(error).splitlines()), type(error).__name__)
-        self._forward = Legible(self, compiled)
+        self._forward = Legible(self, made)
         return None
 
     @contextlib.contextmanager

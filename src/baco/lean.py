@@ -6,6 +6,7 @@ It knows Llama and its closest relatives (`baco.blocks`); who uses it tries it a
 own forward first (`baco.half`), so that a variant it does not know is never decoded wrongly.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baco.blocks import Block, Layout, Linear, Norm, layout_of
-from baco.engine.cache import SlotCache
+from baco.engine.cache import SlotCache, columns_for
+from baco.engine.prefixes import Group, attend_to_both
 from baco.fusing import Part, fuse
 
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
@@ -109,15 +111,23 @@ class Lean:
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
-        return self.read(*self.inputs(tokens, cache), keep)
+        plan, width = cache.plan, None
+        if self.device.type != "cpu":
+            width = min(columns_for(plan.width), cache.columns)
+        return self.read(*self.inputs(tokens, cache), keep, plan.before, plan.behind, width)
+
+    def tables(self, cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of every layer."""
+        like = self._norm.weight.new_empty(1, self._key_heads, 0, self._width)
+        return cache.tables(len(self._blocks), like)
 
     def inputs(self, tokens: Tensor, cache: SlotCache) -> Inputs:
         """What `read` works on, on the device of the weights."""
-        like = self._norm.weight.new_empty(1, self._key_heads, 0, self._width)
-        keys, values = cache.tables(len(self._blocks), like)
+        keys, values = self.tables(cache)
         columns = cache.plan.columns.to(self.device, non_blocking=True)
         tokens = tokens.to(self.device, non_blocking=True)
-        return tokens, columns, self.rotations(cache.columns), keys, values
+        before = max((group.prefix.length for group in cache.plan.behind), default=0)
+        return tokens, columns, self.rotations(before + cache.columns), keys, values
 
     def read(
         self,
@@ -127,6 +137,9 @@ class Lean:
         keys: list[Tensor],
         values: list[Tensor],
         keep: int,
+        before: Tensor | None = None,
+        behind: Sequence[Group] = (),
+        width: int | None = None,
     ) -> Tensor:
         """The forward as a function of tensors alone; it can be compiled, and recorded.
 
@@ -136,22 +149,32 @@ class Lean:
             rotations: as `rotations` gives them.
             keys, values: of every layer, [B or more, key heads, columns, width]; written to.
             keep: of how many last tokens the logits are wanted; 0 for all.
+            before, behind: shared prompts of the rows, as in `baco.engine.cache.Plan`.
+            width: how many first columns tokens may look at; None for all, which a CPU reads
+                sooner: a matrix that lies in one piece is not copied.
 
         Returns:
             Raw logits [B, keep, vocabulary].
         """
         size, span = tokens.shape
-        cos, sin = (table[columns][:, :, None] for table in rotations)
-        mask = self._mask(columns, keys[0].shape[2])
+        places = columns if before is None else columns + before[:, None]
+        cos, sin = (table[places][:, :, None] for table in rotations)
+        mask = self._mask(columns, width or keys[0].shape[2])
         slots = self._slots(columns, keys[0].shape[2])
         rows = self._embed(tokens)  # [B, T, hidden]
-        for block, own_keys, own_values in zip(self._blocks, keys, values, strict=True):
+        for layer, (block, own_keys, own_values) in enumerate(
+            zip(self._blocks, keys, values, strict=True)
+        ):
             read = rows if block.before_attention is None else block.before_attention(rows)
             query, new_keys, new_values = self._split(block, block.qkv(read), cos, sin)
             own_keys.view(-1, self._width).index_copy_(0, slots, new_keys)
             own_values.view(-1, self._width).index_copy_(0, slots, new_values)
-            # All columns rather than those in use: a matrix that lies in one piece is not copied.
-            said = attend(query, own_keys[:size], own_values[:size], mask, self._scale)
+            seen = (own_keys[:size], own_values[:size])
+            if width is not None:
+                seen = (seen[0][:, :, :width], seen[1][:, :, :width])
+            own = (query, *seen, mask, self._scale)
+            shared = [(group.rows, *group.table(layer)) for group in behind]
+            said = attend_to_both(*own, shared) if shared else attend(*own)
             heard = block.out(self._joined(said, span))
             rows = rows + (heard if block.after_attention is None else block.after_attention(heard))
             thought = rows if block.before_mlp is None else block.before_mlp(rows)

@@ -44,7 +44,10 @@ Draft = Annotated[
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option("--compile", help="Compile forwards at load: small models answer sooner."),
+    typer.Option(
+        "--compile",
+        help="Compile forwards (CPU) or record them (CUDA): small models answer sooner.",
+    ),
 ]
 Memory = Annotated[
     str | None,
@@ -55,7 +58,7 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         help="Where the pair decodes: local (this process), vllm (one vLLM engine), or remote "
-        "(two servers, see --base-url).",
+        "(two servers, see --base-url). A cluster (ray) is for batch and sweep.",
     ),
 ]
 BaseUrl = Annotated[

@@ -6,11 +6,13 @@ sequences join and leave at every step, each at its own length.
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from baco.engine.batch import Batch
+from baco.engine.beside import Beside
 from baco.engine.cache import PREFILL_PIECE, columns_for
 from baco.engine.drafter import Draft, Drafter
 from baco.engine.reader import Reader
@@ -70,6 +72,9 @@ class Engine:
         if draft is not None and speculate:
             halves["draft"] = draft
         self._reader = Reader(halves, self._batch)
+        # Plain forwards keep the host busy: one device would wait for the second's operations.
+        together = self._device.type == "cuda" and not self._apart and self._reader.stays(HALVES)
+        self._beside = Beside(self._device) if together else None
         drafts = speculate and self._reader.rewinds
         sizes = {name: half.size for name, half in halves.items()}
         planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
@@ -123,9 +128,13 @@ class Engine:
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
         the other's rows take its place; but two devices work at once, and neither waits to hear
-        whether the other's rows were enough.
+        whether the other's rows were enough, nor do both halves on one where that is seldom so.
         """
         first, second = self._reader.order(draft)
+        if second is not None and self._beside and (self._all_told or self._beside.pays(first)):
+            one, other = (partial(self._reader.rows, half, draft) for half in (first, second))
+            rows, others = self._beside.both(one, other)
+            return self._law.look(round_, rows, rows).heard(**{second: others})
         rows = self._reader.rows(first, draft)
         signals = self._law.look(round_, rows, rows)
         if draft.partition is not None:
@@ -134,15 +143,24 @@ class Engine:
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
+    @property
+    def _all_told(self) -> bool:
+        """Are both halves' rows wanted, whatever they are?"""
+        explained = any(row.request.explain for row in self._batch.rows)
+        return self._law.choose is not route or explained
+
     def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
-        requests = [row.request for row in self._batch.rows]
-        if self._law.choose is not route or any(request.explain for request in requests):
+        if self._all_told:
             return False
+        requests = [row.request for row in self._batch.rows]
         alone = [request.router.reads <= {half} for request in requests]
         told = tensor_on(self._device, alone)
         standing = self._law.stand(round_, signals, ask=any(alone))
-        return settled(standing, round_, half, told)
+        enough = settled(standing, round_, half, told)
+        if self._beside is not None:
+            self._beside.saw(half, enough)
+        return enough
 
     def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""
@@ -187,7 +205,9 @@ class Engine:
             count = min(self._affordable(head), self.max_rows - len(self._batch))
             if count < 1:
                 return
+            most = len(self._batch) + count
             joined = [head.sequences.popleft() for _ in range(min(count, len(head.sequences)))]
+            self._hold([*self._batch.rows, *joined], most)
             self._reader.admit(head.prefixes, len(joined))
             self._batch.admit(joined)
 
@@ -197,11 +217,16 @@ class Engine:
             self._token_bytes[name] = self._reader.stores[name].bytes_per_token(prefix)
         return prefixes
 
+    def _hold(self, rows: list[Sequence], most: int) -> None:
+        """Make room for rows at their longest, and for twice as many where memory has it."""
+        columns = {name: self._longest(rows, name) + SPARE for name in self._reader.stores}
+        self._reader.hold(min(most, 1 << (len(rows) - 1).bit_length()), columns)
+
     def _affordable(self, head: _Waiting) -> int:
         """How many rows like the head's next one memory has room for beside the batch's, each at
         its longest; as many as there may be where a row's size is not known.
         """
-        prompt = self._bytes([head.sequences[0]], answers=False)  # held until all its samples run
+        prompt = self._prompts(head.sequences[0].request)
         row = self._bytes([*self._batch.rows, head.sequences[0]])
         rows = (self._memory - prompt) // row if row else self.max_rows
         if rows < 1 and not self._batch.rows:
@@ -212,15 +237,33 @@ class Engine:
             )
         return rows - len(self._batch)
 
-    def _bytes(self, rows: list[Sequence], *, answers: bool = True) -> int:
+    def _bytes(self, rows: list[Sequence]) -> int:
         """What a row of the caches takes where the longest of some rows has its full length."""
         taken = 0
         for name, each in self._token_bytes.items():
-            reading = [row for row in rows if row.request.needs(name)]
-            if reading:
-                own = [len(r.request.ids(name)) + answers * r.limit for r in reading]
-                taken += each * (columns_for(max(own) + SPARE) if answers else max(own))
+            longest = self._longest(rows, name)
+            taken += each * columns_for(longest + SPARE) if longest else 0
         return taken
+
+    def _longest(self, rows: list[Sequence], name: str) -> int:
+        """Columns of the longest of some rows at its full length in a half's cache; 0 where it
+        reads none of them.
+        """
+        needed = (row for row in rows if row.request.needs(name))
+        own = (self._reader.copied(name, row.request) + row.limit for row in needed)
+        return max(own, default=0)
+
+    def _prompts(self, head: Request) -> int:
+        """What prompts take beside rows: the head's until all its samples run, shared ones while
+        any of theirs does.
+        """
+        running = {id(row.request): row.request for row in self._batch.rows}
+        return sum(
+            each * len(request.ids(name))
+            for request in ({id(head): head} | running).values()
+            for name, each in self._token_bytes.items()
+            if request.needs(name) and (request is head or not self._reader.copied(name, request))
+        )
 
     def _compact(self) -> None:
         rows = self._batch.rows

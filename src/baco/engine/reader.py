@@ -3,14 +3,14 @@
 A half may lag behind: what it was not needed for it reads later, in one forward.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from baco.engine.batch import Batch
-from baco.engine.cache import Store
+from baco.engine.cache import SlotStore, Store
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.half import Half
@@ -47,10 +47,28 @@ class Reader:
         """Read a request's prompt with every half that needs it, once for all its samples."""
         # All but the last token: that one is read in the first step, as every later token is.
         return {
-            name: store.prefill(request.ids(name)[:-1])
+            name: store.prefill(request.ids(name)[:-1], request.params.n)
             for name, store in self.stores.items()
             if request.needs(name)
         }
+
+    def copied(self, name: str, request: Request) -> int:
+        """Tokens of a request's prompt that a half copies for each of its samples: all or none."""
+        tokens = len(request.ids(name))
+        return 0 if self.stores[name].shares(tokens - 1, request.params.n) else tokens
+
+    def stays(self, halves: Iterable[str]) -> bool:
+        """Do these halves' tables stay where they are while rows are decoded?"""
+        stores = (self.stores[half] for half in halves)
+        return all(isinstance(store, SlotStore) and store.stays for store in stores)
+
+    def hold(self, rows: int, columns: Mapping[str, int]) -> None:
+        """Make room in one go, for so many rows of so many columns of each half, where tables are
+        to stay where they are.
+        """
+        for name, store in self.stores.items():
+            if isinstance(store, SlotStore) and store.stays:
+                store.cache.hold(rows, columns[name])
 
     def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
         """Append ``count`` rows behind a prompt."""

@@ -1,0 +1,176 @@
+"""Both halves at once on one device: in order where they must be, and only where both are read."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baco import Baco
+from baco.completion import Completion
+from baco.engine.beside import Beside
+from baco.engine.engine import Engine
+from baco.routing.routers import Source
+from tests.graphs import CUDA, Cuda, Lane, Races
+from tests.pairs import PairFolder
+from tests.test_engine import told
+from tests.test_recorded import PROMPT, ROUTERS, recording
+
+
+@pytest.fixture(scope="module")
+def plain(random_pair: Callable[..., PairFolder]) -> Baco:
+    folder = random_pair("llama", noise=0.2)
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
+
+
+@pytest.fixture
+def cuda() -> Cuda:
+    return Cuda()
+
+
+@pytest.fixture
+def recorded(plain: Baco, cuda: Cuda) -> Baco:
+    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
+
+
+@pytest.fixture
+def crossed(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
+    """The streams that tensors were said to be used on."""
+    seen: list[Lane] = []
+    monkeypatch.setattr(Tensor, "record_stream", lambda _, stream: seen.append(stream))
+    return seen
+
+
+class Counted(Beside):
+    """Counts how often it was at work; with ``always`` it is wherever it can be."""
+
+    times, always = 0, False
+
+    def pays(self, half: Source) -> bool:
+        return super().pays(half) or self.always
+
+    def both(self, *work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        self.times += 1
+        return super().both(*work)
+
+
+def decode(
+    baco: Baco, cuda: Cuda, *, always: bool = False, **settings: Any
+) -> tuple[list[Completion], Engine, Counted]:
+    decoder = baco.decoder()
+    engine = decoder.engine
+    assert isinstance(engine, Engine)
+    assert engine._beside is None  # on a CPU
+    assert engine._reader.stays(("base", "aligned"))
+    beside = engine._beside = Counted(CUDA, cuda, Lane())
+    beside.always = always
+    router = baco.router(settings.pop("router"))
+    decoder.submit(PROMPT, router=router, **settings)
+    done: list[Completion] = []
+    while decoder.busy:
+        done += [c.completion for c in decoder.step() if c.completion is not None]
+    return sorted(done, key=lambda c: c.sample), engine, beside
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_nothing_that_both_streams_touch_is_in_no_order(
+    recorded: Baco, plain: Baco, cuda: Cuda, crossed: list[Lane], router: str
+) -> None:
+    for seed, n in ((1, 1), (2, 3)):
+        settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": 16, "router": router}
+        with Races(cuda) as races:
+            done, _, beside = decode(recorded, cuda, always=True, **settings)
+        assert races.found == []
+        assert [told(c) for c in done] == [told(c) for c in plain.generate(PROMPT, **settings)]
+        if router != "Aligned":  # one half is never read
+            assert beside.times > 0
+            assert races.streams[beside._stream] > 0
+            assert crossed[-beside.times :] == [cuda.main] * beside.times
+
+
+@torch.inference_mode()
+def test_work_that_is_in_no_order_is_found() -> None:
+    cuda = Cuda()
+    side, shared = Lane(), torch.zeros(3)
+
+    def touched(*, waits: bool, works: Callable[[], Any]) -> list[str]:
+        with Races(cuda) as races:
+            cuda.main.wait_stream(side)
+            shared.add_(1)
+            if waits:
+                side.wait_stream(cuda.main)
+            with cuda.stream(side):
+                works()
+        return list(races.found)
+
+    for works in (lambda: shared + 1, lambda: shared.mul_(2), partial(torch.exp, shared[1:])):
+        assert touched(waits=False, works=works)
+        assert not touched(waits=True, works=works)
+    assert not touched(waits=False, works=lambda: torch.ones(2) + 1)
+
+
+def test_both_come_after_what_was_told_before_and_neither_after_the_other(
+    crossed: list[Lane],
+) -> None:
+    cuda, side = Cuda(), Lane()
+    beside = Beside(CUDA, cuda, side)
+    clocks: dict[str, dict[Lane, int]] = {}
+
+    def work(name: str) -> Tensor:
+        stream = cuda.current_stream()
+        stream.clock[stream] += 1
+        clocks[name] = dict(stream.clock)
+        return torch.tensor([len(clocks)])
+
+    work("before")
+    one, other = beside.both(partial(work, "one"), partial(work, "other"))
+    work("after")
+    assert (int(one), int(other)) == (2, 3)
+    assert clocks["one"] == {cuda.main: 2}
+    assert clocks["other"] == {side: 1, cuda.main: 1}  # after what came before alone
+    assert clocks["after"] == {cuda.main: 3, side: 1}
+    assert crossed == [cuda.main]
+
+
+def test_a_half_that_cannot_matter_is_still_not_read(recorded: Baco, cuda: Cuda) -> None:
+    settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 60, "router": "P:0.0001"}
+    settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
+    _, engine, beside = decode(replace(recorded), cuda, **settings)
+    assert beside.times < 3
+    assert engine.stats.forwards["base"] < engine.stats.forwards["aligned"]
+
+
+@pytest.mark.usefixtures("crossed")
+def test_both_are_read_at_once_where_one_is_seldom_enough(recorded: Baco, cuda: Cuda) -> None:
+    settings: dict[str, Any] = {"n": 8, "seed": 1, "max_tokens": 60, "router": "Rand:0.5"}
+    settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
+    _, _, beside = decode(recorded, cuda, **settings)
+    assert beside.times > 10
+
+
+@pytest.mark.usefixtures("crossed")
+def test_where_both_are_told_of_both_are_read_at_once(recorded: Baco, cuda: Cuda) -> None:
+    settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 12, "router": "P:0.5"}
+    _, _, beside = decode(recorded, cuda, explain=True, **settings)
+    assert beside.times > 0
+    assert beside._enough == {"base": 0.5, "aligned": 0.5}  # nobody asked whether one is enough
+
+
+def test_it_is_looked_again_whether_one_is_enough() -> None:
+    beside = Beside(CUDA, Cuda(), Lane())
+    rounds = []
+    for _ in range(200):
+        rounds.append(beside.pays("base"))
+        if not rounds[-1]:
+            beside.saw("base", False)
+    assert not beside.pays("aligned")
+    looks = [at for at, told in enumerate(rounds) if not told]
+    assert 10 < len(looks) < 40
+    assert looks[-1] > 150
+    for _ in range(3):
+        beside.saw("base", True)
+    assert not beside.pays("base")

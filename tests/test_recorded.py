@@ -1,0 +1,386 @@
+"""Recorded forwards say what plain ones say, over tables that stay, that move and that are new."""
+
+import copy
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baco import Baco
+from baco.engine.cache import SlotStore
+from baco.engine.engine import Engine
+from baco.engine.sequence import Request
+from baco.half import Half, Legible
+from baco.lean import Lean
+from baco.recorded import GraphRecorder, Recorded
+from tests.graphs import CUDA, Cuda, Lane, Races
+from tests.pairs import PairFolder
+from tests.test_engine import told
+
+PROMPT = "What do you recommend for a rainy day?"
+ROUTERS = ("P-Punc:0.6", "H-FC:2", "Rand:0.5", "Aligned", "Nudging:0.5")
+
+
+def lean_of(half: Half) -> Lean:
+    forward = half._forward
+    assert isinstance(forward, Legible)
+    assert isinstance(forward.forward, Lean)
+    return forward.forward
+
+
+def recording(half: Half, cuda: Cuda) -> Half:
+    """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
+    made = replace(half)
+    forward = Recorded(lean_of(half), GraphRecorder(CUDA, cuda))
+    forward.warm()
+    made.__dict__["_forward"] = Legible(made, forward)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(random_pair: Callable[..., PairFolder]) -> Baco:
+    folder = random_pair("llama", noise=0.2)
+    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
+
+
+@pytest.fixture
+def cuda() -> Cuda:
+    return Cuda()
+
+
+@pytest.fixture
+def recorded(plain: Baco, cuda: Cuda) -> Baco:
+    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
+
+
+def endless(baco: Baco) -> dict[int, float]:
+    return dict.fromkeys(baco.pair.end_ids, -100.0)
+
+
+def forwards(baco: Baco, prompt: str, **settings: Any) -> int:
+    """How many forwards of both halves an answer takes beside its prompt's."""
+    decoder = baco.decoder()
+    decoder.submit(prompt, **settings)
+    while decoder.busy:
+        decoder.step()
+    assert isinstance(decoder.engine, Engine)
+    return sum(decoder.engine.stats.forwards.values()) - 2
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_answers_are_the_plain_ones_and_replayed(
+    recorded: Baco, plain: Baco, cuda: Cuda, router: str
+) -> None:
+    for seed, n, tokens in ((0, 1, 110), (1, 1, 20), (2, 3, 40), (3, 9, 30)):
+        settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": tokens, "router": router}
+        expected = plain.generate(PROMPT, **settings)
+        assert [told(c) for c in recorded.generate(PROMPT, **settings)] == [
+            told(c) for c in expected
+        ]
+    before = cuda.replays
+    settings = {"n": 2, "seed": 5, "max_tokens": 60, "logit_bias": endless(plain)}
+    count = forwards(recorded, PROMPT, router=recorded.router(router), **settings)
+    assert cuda.replays - before > 0.6 * count
+
+
+def test_rows_come_and_go_while_others_are_decoded(recorded: Baco, plain: Baco) -> None:
+    prompts = [PROMPT, "sea " * 30, "Where should I go this summer?", "a", "The Old Man " * 9]
+    found = []
+    for baco in (plain, recorded):
+        decoder = replace(baco, max_rows=4).decoder()
+        for seed, prompt in enumerate(prompts):
+            decoder.submit(
+                prompt,
+                router=baco.router(ROUTERS[seed]),
+                n=1 + seed % 3,
+                seed=seed,
+                max_tokens=10 + 12 * seed,
+            )
+        done = []
+        while decoder.busy:
+            done += [c.completion for c in decoder.step() if c.completion is not None]
+        found.append(sorted((told(one) for one in done), key=str))
+    assert found[0] == found[1]
+
+
+def test_what_was_recorded_for_one_answer_serves_the_next(
+    recorded: Baco, plain: Baco, cuda: Cuda
+) -> None:
+    settings: dict[str, Any] = {"router": "P-Punc:0.6", "n": 2, "seed": 1, "max_tokens": 40}
+    for _ in range(2):
+        recorded.generate(PROMPT, **settings)
+    before, replays = len(cuda.captured), cuda.replays
+    assert [told(c) for c in recorded.generate(PROMPT, **settings)] == [
+        told(c) for c in plain.generate(PROMPT, **settings)
+    ]
+    assert len(cuda.captured) == before
+    assert cuda.replays > replays
+
+
+def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
+    recorded: Baco, cuda: Cuda
+) -> None:
+    engine = Engine(recorded.pair, memory="1GiB")
+    prompt = recorded.pair.renderer.render(PROMPT)
+    params = recorded.pair.defaults.updated({"n": 3, "seed": 1, "max_tokens": 150})
+    asked = Request(prompt.base_ids, prompt.aligned_ids, params, recorded.router("Rand:0.5"))
+    engine.add(asked)
+    engine.step()
+    sizes = {name: 3 * store.cache.columns for name, store in stores(engine).items()}
+    memory = sum(engine._token_bytes[name] * size for name, size in sizes.items())
+    memory += engine._prompts(asked)
+    engine = Engine(recorded.pair, memory=memory)
+    engine.add(asked)
+    seen, before = set(), cuda.replays
+    while engine.busy:
+        engine.step()
+        for name, store in stores(engine).items():
+            tables = [layer.keys.data_ptr() for layer in store.cache.layers]
+            seen.add((name, store.cache.rows, store.cache.columns, *tables))
+            assert store.cache.columns * store.cache.rows <= sizes[name]
+    assert len(seen) == 2
+    assert cuda.replays > before + 50
+
+
+def stores(engine: Engine) -> dict[str, SlotStore]:
+    found = {}
+    for name, store in engine._reader.stores.items():
+        assert isinstance(store, SlotStore)
+        found[name] = store
+    return found
+
+
+def one(plain: Baco, cuda: Cuda) -> tuple[Lean, Recorded]:
+    lean = lean_of(plain.pair.base)
+    return lean, Recorded(lean, GraphRecorder(CUDA, cuda))
+
+
+@torch.inference_mode()
+def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) -> None:
+    lean, forward = one(plain, cuda)
+    both = [forward.store(forward), SlotStore(lean)]
+    for store in both:
+        store.admit(None, 2)
+    ids = torch.randint(5, 390, (300, 2, 1), generator=torch.Generator().manual_seed(1))
+    pools = set()
+    for at, tokens in enumerate(ids):
+        if at % 50 == 0:  # for more rows, or more columns
+            both[0].cache.hold(2 + at // 100, 128 + at)
+        found, expected = (store.read(tokens, [1, 1], 1) for store in both)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for store in both:
+            store.rewind([min(length, 100 + at // 3) for length in store.lengths])
+        pools.add(cuda.captured[-1][1] if cuda.captured else 0)
+    assert len(pools) > 4
+    assert cuda.replays > 250
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("span", [1, 2, 5, 7, 16, 40])
+@torch.inference_mode()
+def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
+    plain: Baco, cuda: Cuda, rows: int, span: int
+) -> None:
+    lean, forward = one(plain, cuda)
+    ids = torch.randint(5, 390, (rows, span), generator=torch.Generator().manual_seed(3))
+    counts = [max(1, span - row) for row in range(rows)]
+    for length in (1, 30, 130):
+        prefix = SlotStore(lean).prefill(list(range(7, 7 + length)))
+        stays, moves = forward.store(forward), SlotStore(lean)
+        stays.cache.hold(8, 250)
+        for store in (stays, moves):
+            store.admit(prefix, rows)
+        for keep in (1, min(counts), min(counts)):
+            found, expected = (store.read(ids, counts, keep) for store in (stays, moves))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            for store in (stays, moves):
+                store.rewind([length] * rows)
+        del stays, store
+    assert cuda.replays == (0 if span > 16 else 2 + 3 + 2)  # what is new is read plainly
+
+
+@torch.inference_mode()
+def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cuda) -> None:
+    lean, forward = one(plain, cuda)
+    prefix = SlotStore(lean).prefill(list(range(7, 66)))  # 59 of 64 columns
+    both = [forward.store(forward), SlotStore(lean)]
+    both[0].cache.hold(3, 64)
+    for store in both:
+        store.admit(prefix, 3)
+    for start in (70, 170, 270):
+        ids = torch.arange(start, start + 15).view(3, 5)
+        found, expected = (store.read(ids, [5, 5, 5], 5) for store in both)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for store in both:
+            store.rewind([59, 59, 59])
+    assert cuda.replays == 2
+    assert (both[0].cache.rows, both[0].cache.columns) == (3, 64)
+
+
+@pytest.mark.parametrize(("most", "replays"), [(18, 2), (17, 0)])
+@torch.inference_mode()
+def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly(
+    plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, most: int, replays: int
+) -> None:
+    monkeypatch.setattr("baco.recorded._MOST", most)
+    lean, forward = one(plain, cuda)
+    both = [forward.store(forward), SlotStore(lean)]
+    both[0].cache.hold(3, 128)
+    for store in both:
+        store.admit(None, 3)
+    for start in (70, 170, 270):  # 3 rows of 5 tokens as 3 of 6
+        ids = torch.arange(start, start + 15).view(3, 5)
+        found, expected = (store.read(ids, [5, 5, 5], 6) for store in both)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert cuda.replays == replays
+
+
+@torch.inference_mode()
+def test_rows_that_nobody_has_and_columns_behind_a_row_are_all_that_padding_touches(
+    plain: Baco, cuda: Cuda
+) -> None:
+    _, forward = one(plain, cuda)
+    store = forward.store(forward)
+    store.cache.hold(4, 64)
+    store.admit(store.prefill([5, 6, 7]), 3)
+    tables = store.cache.tables(2, torch.empty(0))
+    for _ in range(3):  # 3 rows of 5 tokens as 4 of 6
+        before = [table.clone() for side in tables for table in side]
+        store.read(torch.arange(9, 24).view(3, 5), [5, 4, 5], 1)
+        after = [table for side in tables for table in side]
+        for old, new in zip(before, after, strict=True):
+            assert torch.equal(old[:3, :, :3], new[:3, :, :3])
+            assert torch.equal(old[:, :, 10:], new[:, :, 10:])
+        store.rewind([3, 3, 3])
+    assert cuda.replays == 2
+
+
+@torch.inference_mode()
+def test_logits_that_were_handed_out_stay_as_they_are(plain: Baco, cuda: Cuda) -> None:
+    _, forward = one(plain, cuda)
+    store = forward.store(forward)
+    store.cache.hold(1, 64)
+    store.admit(None, 1)
+    handed: list[tuple[Tensor, Tensor]] = []
+    for token in range(5, 15):
+        logits = store.read(torch.tensor([[token]]), [1], 1)
+        handed.append((logits, logits.clone()))
+    assert cuda.replays == 9
+    assert all(torch.equal(logits, then) for logits, then in handed)
+
+
+@torch.inference_mode()
+def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) -> None:
+    _, forward = one(plain, cuda)
+    store, side = forward.store(forward), Lane()
+    store.cache.hold(1, 64)
+    store.admit(None, 1)
+    with Races(cuda) as races:
+        for token in range(5, 15):
+            with cuda.stream(side if token % 2 else cuda.main):
+                store.read(torch.tensor([[token]]), [1], 1)
+    assert cuda.replays == 9
+    assert races.found == []
+
+
+@torch.inference_mode()
+def test_recordings_are_few_and_go_together(
+    plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baco.recorded._SHAPES", 3)
+    _, forward = one(plain, cuda)
+    store = forward.store(forward)
+    store.cache.hold(1, 128)
+    store.admit(None, 1)
+    for span in (1, 2, 3, 4):
+        for _ in range(3):
+            store.read(torch.full((1, span), 7), [span], 1)
+    assert [pool for _, pool, *_ in cuda.captured] == [1, 1, 1, 2]
+    assert cuda.synchronized == 1  # before the first three are dropped
+    assert len(forward._steps) == 1
+
+
+@torch.inference_mode()
+def test_a_graph_is_captured_on_a_stream_of_its_own_after_it_was_run_there(
+    plain: Baco, cuda: Cuda
+) -> None:
+    ran: list[tuple[bool, bool]] = []
+    recorder = GraphRecorder(CUDA, cuda)
+    told = cuda.main.clock[cuda.main] = 7
+
+    def step() -> None:
+        stream = cuda.current_stream()
+        assert stream.clock[cuda.main] == told  # after all that was told before
+        ran.append((stream is cuda.main, cuda.capturing))
+
+    recorder.record(step)
+    assert ran == [(False, False), (False, False), (False, True)]
+    (_, pool, stream, mode), other = cuda.captured[0], GraphRecorder(CUDA, cuda)
+    assert mode == "thread_local"
+    assert (pool, stream) == (recorder._pool, recorder._stream)
+    assert (other._pool, other._stream) != (pool, stream)
+    assert other._stream is not stream
+
+
+@torch.inference_mode()
+def test_what_cannot_be_recorded_any_more_is_read_plainly_and_said_once(
+    plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    baco = replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(GraphRecorder, "record", full)
+    settings: dict[str, Any] = {"router": "Aligned", "n": 2, "seed": 1, "max_tokens": 30}
+    for _ in range(2):
+        assert [told(c) for c in baco.generate(PROMPT, **settings)] == [
+            told(c) for c in plain.generate(PROMPT, **settings)
+        ]
+    assert [r.getMessage() for r in caplog.records] == [
+        "forwards are recorded no more: CUDA out of memory."
+    ]
+
+
+def test_a_recording_that_says_something_else_is_refused_at_load(
+    plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean = copy.copy(lean_of(plain.pair.base))
+    read = lean.read
+
+    def read_amiss(*args: Any, **more: Any) -> Tensor:
+        said = read(*args, **more)
+        return said.roll(1, -1) if cuda.capturing else said
+
+    monkeypatch.setattr(lean, "read", read_amiss)
+    with pytest.raises(RuntimeError, match="says something else"):
+        Recorded(lean, GraphRecorder(CUDA, cuda)).warm()
+    broken = Recorded(lean, GraphRecorder(CUDA, cuda))
+    monkeypatch.setattr(GraphRecorder, "record", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.warm()
+
+
+def test_tables_outlive_one_engine_and_no_more(recorded: Baco) -> None:
+    settings: dict[str, Any] = {"router": "Aligned", "n": 1, "seed": 1, "max_tokens": 8}
+    decoders = [recorded.decoder() for _ in range(2)]
+    for decoder in decoders:
+        decoder.submit(PROMPT, **{**settings, "router": recorded.router("Aligned")})
+        while decoder.busy:
+            decoder.step()
+    caches = [stores(d.engine)["aligned"].cache for d in decoders]  # type: ignore[arg-type]
+    assert caches[0] is not caches[1]
+    kept = caches[1]
+    del decoders[0], decoder, caches[0]
+    del decoders, caches
+    gc.collect()
+    forward = recorded.pair.aligned._forward
+    assert isinstance(forward, Legible)
+    assert isinstance(forward.forward, Recorded)
+    assert list(forward.forward._spare) == [kept]
