@@ -13,8 +13,10 @@ from baco.errors import UpstreamError
 from baco.routing.routers import Source
 from baco.sampling import SamplingParams
 
-# Most likely tokens that are asked for where no entropy is in question.
+# Most likely tokens that are asked for where no entropy is in question: of what a half says, and of
+# what it thinks of the other's tokens, where a server tells them of a whole prompt.
 FEW = 20
+FEWER = 5
 # Texts up to here are read anew for their scores; longer ones as many short questions, which leave
 # the reading to the server's prefix cache. vLLM does not use its cache for the scores of a prompt.
 _SHORT = 128
