@@ -26,7 +26,7 @@ test: $(VENV)/.dev browser  ## Run the tests
 
 test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 	$(PIP) install --constraint constraints.txt --editable '.[ray]'
-	$(BIN)/python -m pytest tests/test_batch_cluster.py
+	$(BIN)/python -m pytest tests/test_cluster.py tests/test_batch_cluster.py
 
 # vLLM holds other versions of what BACo shares with it, so its tests have an environment of their
 # own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and

@@ -1,7 +1,7 @@
 """How a batch scales over replicas on this machine, and what bounds it.
 
     python benchmarks/batch.py [--workers 1 2 4] [--rows 128] [--json]
-    python benchmarks/batch.py --hand-out 31250     # so many shards of 6 kB that cost nothing
+    python benchmarks/batch.py --hand-out 31250 [--replicas 64]   # shards of 6 kB that cost nothing
 
 The same rows by one process without Ray, then by so many replicas, one after the other in one run.
 Speed is taken from the first shard that is in its place to the last, so that starting processes and
@@ -25,7 +25,8 @@ import psutil
 from baco.api import Baco
 from baco.batch.batch import Batch, Here, Place, carry_out
 from baco.batch.replica import Copy
-from baco.batch.replicas import Replicas, quiet
+from baco.batch.replicas import BLOCKS_A_REPLICA, Replicas
+from baco.batch.replicas import hand_out as spread
 from baco.batch.rows import Row
 from baco.cluster.connection import Cluster
 from baco.evaluation.plan import machine
@@ -97,24 +98,24 @@ class Idle:
         return {"start": batch["start"]}
 
 
-def hand_out(shards: int, most: int = 1000) -> None:
+def hand_out(shards: int, replicas: int, most: int = 1000) -> None:
     """Print what Ray Data takes for a batch of so many shards, over the first of them."""
-    import ray.data
-
     items = [{"start": at, "stop": at, "rows": "x" * 6000} for at in range(shards)]
-    with Cluster(workers=1).reached():
-        quiet()
+    before = psutil.Process().memory_info().rss
+    with Cluster(workers=1).reached() as share:
         started = time.perf_counter()
-        data = ray.data.from_items(items, override_num_blocks=shards)
+        blocks = min(shards, BLOCKS_A_REPLICA * replicas)
+        told = iter(spread(items, blocks, share, Idle).iter_rows())
         begun = time.perf_counter() - started
-        pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
-        told = iter(data.map_batches(Idle, batch_size=1, compute=pool, num_cpus=1).iter_rows())
         next(told)
         started = time.perf_counter()
         handed = sum(1 for _ in itertools.islice(told, most))
         each = (time.perf_counter() - started) / handed * 1e3
-        memory = psutil.Process().memory_info().rss >> 20
-    print(f"{shards} shards: {begun:.1f} s to begin, {each:.1f} ms each; driver {memory} MiB")
+        memory = psutil.Process().memory_info().rss
+    print(
+        f"{shards} shards in {blocks} blocks: {begun:.1f} s to begin, {each:.1f} ms each; "
+        f"driver {memory >> 20} MiB, {memory - before >> 20} of them for Ray and the blocks"
+    )
 
 
 def main() -> None:
@@ -126,9 +127,10 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--hand-out", type=int, metavar="SHARDS")
+    parser.add_argument("--replicas", type=int, default=64, help="of --hand-out")
     given = parser.parse_args()
     if given.hand_out is not None:
-        hand_out(given.hand_out)
+        hand_out(given.hand_out, given.replicas)
         return
     rows = [Row(i, f"Give me dinner idea {i}", {}, "rows") for i in range(given.rows)]
     all_measured = [

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from baco import Baco
+    from tests.nodes import Nodes
 
 # Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +66,16 @@ def server(demo: "Baco") -> Iterator[str]:
 
     with served(demo) as running:
         yield running.url
+
+
+@pytest.fixture(scope="session")
+def cluster() -> "Iterator[Nodes]":
+    """A Ray cluster of several nodes; one that a test takes away it puts back."""
+    from tests.nodes import Nodes
+
+    nodes = Nodes()
+    yield nodes
+    nodes.shutdown()
 
 
 @pytest.fixture(scope="session")

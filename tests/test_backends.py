@@ -69,7 +69,8 @@ def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pai
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--backend", "ray"), "unknown backend 'ray': use one of local, remote, vllm"),
+        (("--backend", "slurm"), "unknown backend 'slurm': use one of local, remote, vllm"),
+        (("--backend", "ray"), "give it to 'baco batch' or 'baco sweep'; here use one of local"),
         (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
         (
             ("--backend", "remote", "--compile"),

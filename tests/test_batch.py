@@ -1,6 +1,7 @@
 """A batch in one process: whole shards, bytes that do not hang on how often it was killed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from baco.cli import run
 from baco.evaluation.store import locked
 
 PROMPT = "Recommend a summer destination"
+# Until a command is taken for stuck; on a busy machine it is slow.
+WAIT_SECONDS = 400
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
 DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
 
@@ -43,7 +46,8 @@ def answers(out: Path) -> list[dict]:
 
 
 def wait_for(process: subprocess.Popen, enough: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
+    """Wait until a command has come so far; it must not end before."""
+    until = time.monotonic() + WAIT_SECONDS
     while not enough():
         assert time.monotonic() < until
         assert process.poll() is None, "it ended before it could be stopped"
@@ -258,3 +262,24 @@ def test_a_shard_that_ends_its_process_every_time_is_given_up(tmp_path: Path) ->
     with output.held(), output.attempt(range(2, 4)):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_log_is_told_how_far_a_batch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = prompt_file(tmp_path / "in.jsonl", 4), tmp_path / "out"
+    command = ["batch", str(path), str(out), "-r", "Aligned", "-s", "1", "--max-tokens", "4"]
+    command += ["--shard-rows", "1"]
+    assert run(command) == 0
+    assert " to go" not in capsys.readouterr().err, "a short batch needs no lines"
+    for shard in sorted(out.glob("rows-*"))[2:]:
+        shard.unlink()
+    monkeypatch.setattr("baco.cli.progress.LINE_EVERY", 0)
+    assert run(command) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "2 of 4 prompts were done before: going on"
+    assert [line.split(" tokens/s")[0].split(",")[0] for line in lines[1:3]] == [
+        "3 of 4 prompts",
+        "4 of 4 prompts",
+    ]
+    assert all(re.search(r", \d+ tokens/s, \d:\d\d:\d\d to go$", line) for line in lines[1:3])

@@ -83,6 +83,7 @@ def test_answers_that_differ_are_counted(demo: Baco) -> None:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     options = ["--quick", "--json", "-n", "1", "-n", "8", "--tokens", "16", "--gamma", "0.4"]
+    options += ["--most-asked", "8"]
     done = subprocess.run(
         [*BACO, "bench", *options], capture_output=True, text=True, timeout=120, check=False
     )
@@ -92,7 +93,15 @@ def report() -> dict[str, Any]:
 
 
 def test_json_names_every_ratio(report: dict[str, Any]) -> None:
-    for name in ("generate_n1", "generate_n8", "naive", "naive_n8", "http", "http_concurrent"):
+    for name in (
+        "generate_n1",
+        "generate_n8",
+        "naive",
+        "naive_n8",
+        "http",
+        "http_n8",
+        "http_concurrent",
+    ):
         assert 0 < report[name] < math.inf
         spread = report["ratios"][name]
         assert spread["low"] <= spread["middle"] <= spread["high"]

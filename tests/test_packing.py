@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from baco.lookup import PackedEmbedding
-from baco.packing import PackedLinear, pack, weights
+from baco.packing import PackedLinear, pack, rounded, weights
 
 
 class Tied(nn.Module):
@@ -34,6 +34,19 @@ def test_a_packed_model_says_what_the_plain_one_says(dtype: torch.dtype) -> None
         ids = torch.arange(shape[0] * shape[1]).reshape(shape)
         torch.testing.assert_close(packed(ids), plain(ids), rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(packed.inner[0].weight, plain.inner[0].weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_any_number_of_rows_is_multiplied_by_one_of_few_kernels(dtype: torch.dtype) -> None:
+    plain = nn.Linear(1024, 512).to(dtype)
+    packed = PackedLinear(plain)
+    for size in (0, 1, 17, 33, 65, 100):
+        rows = torch.randn(size, 1, 1024).to(dtype)
+        torch.testing.assert_close(packed(rows), plain(rows), rtol=2e-2, atol=2e-2)
+    sizes = {size: rounded(size) for size in range(1, 1025)}
+    assert all(size <= filled <= size * 9 / 8 for size, filled in sizes.items())
+    assert len(set(sizes.values())) == 16 + 8 * 6
 
 
 def test_nothing_is_held_twice_and_everything_is_counted() -> None:

@@ -141,8 +141,10 @@ class Half:
 
     def store(self) -> Store:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
-        if self._forward is not None:
-            return SlotStore(self._forward)
+        forward = self._forward
+        if forward is not None:
+            lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
+            return SlotStore(forward, shares=lean)
         runner = _Runner(self)
         return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
 

@@ -6,6 +6,7 @@ It knows Llama and its closest relatives (`baco.blocks`); who uses it tries it a
 own forward first (`baco.half`), so that a variant it does not know is never decoded wrongly.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from baco.blocks import Block, Layout, Linear, Norm, layout_of
 from baco.engine.cache import SlotCache
+from baco.engine.prefixes import Group, attend_to_both
 from baco.fusing import Part, fuse
 
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
@@ -109,7 +111,7 @@ class Lean:
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
-        return self.read(*self.inputs(tokens, cache), keep)
+        return self.read(*self.inputs(tokens, cache), keep, cache.plan.before, cache.plan.behind)
 
     def inputs(self, tokens: Tensor, cache: SlotCache) -> Inputs:
         """What `read` works on, on the device of the weights."""
@@ -117,7 +119,8 @@ class Lean:
         keys, values = cache.tables(len(self._blocks), like)
         columns = cache.plan.columns.to(self.device, non_blocking=True)
         tokens = tokens.to(self.device, non_blocking=True)
-        return tokens, columns, self.rotations(cache.columns), keys, values
+        before = max((group.prefix.length for group in cache.plan.behind), default=0)
+        return tokens, columns, self.rotations(before + cache.columns), keys, values
 
     def read(
         self,
@@ -127,6 +130,8 @@ class Lean:
         keys: list[Tensor],
         values: list[Tensor],
         keep: int,
+        before: Tensor | None = None,
+        behind: Sequence[Group] = (),
     ) -> Tensor:
         """The forward as a function of tensors alone; it can be compiled, and recorded.
 
@@ -136,22 +141,28 @@ class Lean:
             rotations: as `rotations` gives them.
             keys, values: of every layer, [B or more, key heads, columns, width]; written to.
             keep: of how many last tokens the logits are wanted; 0 for all.
+            before, behind: shared prompts of the rows, as in `baco.engine.cache.Plan`.
 
         Returns:
             Raw logits [B, keep, vocabulary].
         """
-        cos, sin = (table[columns][:, :, None] for table in rotations)
+        places = columns if before is None else columns + before[:, None]
+        cos, sin = (table[places][:, :, None] for table in rotations)
         mask = self._mask(columns, keys[0].shape[2])
         slots = self._slots(columns, keys[0].shape[2])
         rows = self._embed(tokens)  # [B, T, hidden]
-        for block, own_keys, own_values in zip(self._blocks, keys, values, strict=True):
+        for layer, (block, own_keys, own_values) in enumerate(
+            zip(self._blocks, keys, values, strict=True)
+        ):
             read = rows if block.before_attention is None else block.before_attention(rows)
             query, new_keys, new_values = self._split(block, block.qkv(read), cos, sin)
             for table, new in ((own_keys, new_keys), (own_values, new_values)):
                 table.view(-1, self._width).index_copy_(0, slots, new.reshape(-1, self._width))
             # All columns rather than those in use: a matrix that lies in one piece is not copied.
             size = len(tokens)
-            said = attend(query, own_keys[:size], own_values[:size], mask, self._scale)
+            own = (query, own_keys[:size], own_values[:size], mask, self._scale)
+            shared = [(group.rows, *group.table(layer)) for group in behind]
+            said = attend_to_both(*own, shared) if shared else attend(*own)
             heard = block.out(self._joined(said))
             rows = rows + (heard if block.after_attention is None else block.after_attention(heard))
             thought = rows if block.before_mlp is None else block.before_mlp(rows)

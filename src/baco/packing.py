@@ -21,6 +21,10 @@ _ROWS = 8
 _SMALL = 2**18
 # Multiplications that are as few.
 _SOON = 3 * 2**17
+# For every number of rows oneDNN writes kernels of its own: 3 MB for a model of 0.2 B parameters,
+# which takes as long as a forward. Drafts and leaving rows bring all numbers about, so rows are
+# filled up: numbers up to this one are multiplied as they are, above it half as many in a doubling.
+_SIZES = 16
 # A matrix that is also looked up in (tied embeddings), and cannot be where it is packed, has to be
 # kept as it is too; a packed copy beside it may take no more of the model's weights than this.
 _LARGEST_COPY = 0.05
@@ -32,9 +36,18 @@ _library = torch.library.Library("baco", "DEF")
 _library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int columns) -> Tensor")
 
 
-def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return product
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1])
+    size = len(flat)
+    flat = F.pad(flat, (0, 0, 0, rounded(size) - size))
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
+    return product[:size].view(*rows.shape[:-1], columns)
+
+
+def rounded(rows: int) -> int:
+    """As many rows as are multiplied in the place of so many."""
+    step = max(1, (1 << (rows - 1).bit_length()) // _SIZES)
+    return -(-rows // step) * step
 
 
 _library.impl("packed_linear", _multiply, "MkldnnCPU")

@@ -19,10 +19,17 @@ LOCAL = "local"
 # Each module has ``connect(known, **options) -> (Pair, Backend)``.
 _HOMES = {"remote": "baco.backends.remote", "vllm": "baco.backends.vllm"}
 NAMES = (LOCAL, *_HOMES)
+# Of commands of many prompts: a cluster (`baco.cluster`) of replicas with backends of their own.
+RAY = "ray"
 
 
 def check_name(name: str) -> None:
-    """BacoError where no backend has this name."""
+    """BacoError where no backend of one pair has this name."""
+    if name == RAY:
+        raise BacoError(
+            "backend ray is a whole cluster of pairs: give it to 'baco batch' or 'baco sweep'; "
+            f"here use one of {', '.join(NAMES)}"
+        )
     if name not in NAMES:
         raise BacoError(f"unknown backend {name!r}: use one of {', '.join(NAMES)}")
 

@@ -89,8 +89,8 @@ class Made:
 
     Attributes:
         shard: its rows.
-        answers, tokens: in it.
-        seconds: it took.
+        answers: in it.
+        tokens, seconds: it took; none where it was there already.
     """
 
     shard: range
@@ -170,7 +170,7 @@ class Replica:
         started, output = time.perf_counter(), self.order.output
         baco = self.baco
         if output.file(shard).exists():
-            return Made(shard, 0, 0, 0.0)
+            return Made(shard, len(rows) * self.order.settings["n"], 0, 0.0)
         with output.attempt(shard):
             records, answers, tokens = [], 0, 0
             for number, (row, completions) in zip(

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from baco.batch.batch import Batch
 from baco.batch.replica import Advance, Facts, Made, Order, Replica, facts
 from baco.batch.rows import Row
-from baco.cluster.connection import Share, go_to
+from baco.cluster.connection import Share, go_to, last_line
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
     import ray.data
 
-# Shards a replica has: the one it makes, and one to go on with at once.
-SHARDS_A_REPLICA = 2
+# Blocks a replica has: the one it is at, and one to go on with at once.
+BLOCKS_AT_ONCE = 2
+# Every block costs the driver time and memory, so that in large batches one has several shards; so
+# many for each replica still leave little for the last one to do alone.
+BLOCKS_A_REPLICA = 100
 
 
 class Replicas:
@@ -33,7 +36,9 @@ class Replicas:
         try:
             told: Facts | BacoError = ray.get(task.remote(batch, str(Path.cwd())))
         except ray.exceptions.RayError as error:
-            raise BacoError(f"a replica ended before its first answer: {_line(error)}") from error
+            raise BacoError(
+                f"a replica ended before its first answer: {last_line(error)}"
+            ) from error
         if isinstance(told, BacoError):
             raise told
         return told
@@ -57,7 +62,7 @@ class Replicas:
                 yield made
         except ray.exceptions.RayError as error:
             raise BacoError(
-                f"the cluster gave up: {_line(error)}; the same command goes on where it was"
+                f"the cluster gave up: {last_line(error)}; the same command goes on where it was"
             ) from error
 
     def _make_from_afar(
@@ -75,15 +80,12 @@ class Replicas:
                 yield told
         except ray.exceptions.RayError as error:
             raise BacoError(
-                f"the cluster gave up: {_line(error)}; the same command goes on where it was"
+                f"the cluster gave up: {last_line(error)}; the same command goes on where it was"
             ) from error
 
     def _stream(
         self, order: Order, work: Sequence[tuple[range, Sequence[Row]]]
     ) -> "ray.data.Dataset":
-        import ray.data
-
-        quiet()
         items = [
             {
                 "start": shard.start,
@@ -92,22 +94,37 @@ class Replicas:
             }
             for shard, rows in work
         ]
-        pool = ray.data.ActorPoolStrategy(
-            # A pool that may shrink gives up the places of idle replicas to one that lost its node.
-            min_size=1,
-            max_size=self.share.workers,
-            initial_size=self.share.workers,
-            max_tasks_in_flight_per_actor=SHARDS_A_REPLICA,
-        )
-        # A block a shard: a replica that is lost costs the shards it had, and they are made again
-        # as often as it takes (Ray Data's own default); `Output.attempt` ends what cannot be made.
-        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Actor,
-            fn_constructor_args=(order, str(Path.cwd())),
-            batch_size=1,
-            compute=pool,
-            **self.share.resources,
-        )
+        blocks = min(len(items), BLOCKS_A_REPLICA * self.share.workers)
+        return hand_out(items, blocks, self.share, _Actor, order, str(Path.cwd()))
+
+
+def hand_out(
+    items: list[dict[str, Any]], blocks: int, share: Share, actor: type, *arguments: Any
+) -> "ray.data.Dataset":
+    """Give items to replicas, one at a time, block by block; what they return as it comes.
+
+    A block whose replica is lost begins anew with another, as often as it takes (Ray Data's own
+    default): what is done is not done again, and `Output.attempt` ends what cannot be done.
+    """
+    import ray.data
+
+    quiet()
+    pool = ray.data.ActorPoolStrategy(
+        # A pool that may shrink gives up the places of idle replicas to one that lost its node.
+        min_size=1,
+        max_size=share.workers,
+        initial_size=share.workers,
+        max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
+    )
+    context = ray.data.DataContext.get_current()
+    # Whatever is returned is as large as a block is to be: it comes at once, not with its block.
+    context.target_max_block_size = 1
+    # A replica may be lost, or given up for want of room, while it starts; that all of them cannot
+    # start has been found out by who looked at the batch.
+    context.max_consecutive_actor_init_deaths = -1
+    return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
+        actor, fn_constructor_args=arguments, batch_size=1, compute=pool, **share.resources
+    )
 
 
 def _look(batch: Batch, folder: str) -> Facts | BacoError:
@@ -172,9 +189,5 @@ def quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _line(error: Exception) -> str:
-    told = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return told[-1] if told else type(error).__name__
+    # What ends a batch is told by the command in a line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

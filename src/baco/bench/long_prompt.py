@@ -54,9 +54,9 @@ def _counting(store: Store) -> list[int]:
     prefill: Any = store.prefill
     lengths = list[int]()
 
-    def counted(ids: Sequence[int]) -> Any:
+    def counted(ids: Sequence[int], samples: int = 1) -> Any:
         lengths.append(len(ids))
-        return prefill(ids)
+        return prefill(ids, samples)
 
     store.prefill = counted  # type: ignore[method-assign]
     return lengths

@@ -19,8 +19,9 @@ from baco.cli.generate import generate
 from baco.cli.lists import pairs, routers
 from baco.cli.pair import pair
 from baco.cli.report import report
+from baco.cli.score import score
 from baco.cli.serve import serve
-from baco.cli.sweep import score, sweep
+from baco.cli.sweep import sweep
 
 INTERRUPTED = 130
 # How torch says it, on a GPU and on a CPU.

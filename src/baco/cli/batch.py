@@ -1,7 +1,6 @@
 """``baco batch``: many prompts into a directory of shards, here or on a cluster."""
 
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from baco import BacoError
+from baco.backends import NAMES, RAY
 from baco.cli import options as opt
-from baco.cli.cluster import RAY, Address, named_cluster
-from baco.cli.console import err, note, print_json
+from baco.cli.cluster import Address, named_cluster
+from baco.cli.console import note, print_json
+from baco.cli.progress import answering
 
 if TYPE_CHECKING:
     from baco.batch.batch import Batch, Place
@@ -156,8 +156,6 @@ def batch(
 def _check_place(
     backend: str, replica: str, address: str | None, workers: int | None, gpus: float
 ) -> None:
-    from baco.backends import NAMES
-
     if backend not in (*NAMES, RAY):
         raise BacoError(f"unknown backend {backend!r}: use one of {', '.join((*NAMES, RAY))}")
     if replica not in NAMES:
@@ -195,29 +193,12 @@ def _make(batch: "Batch", order: "Order", place: "Place") -> int:
     """Make what is missing, with a bar; the number of shards made."""
     from baco.batch.batch import carry_out
 
-    console, total = err(), len(batch.rows)
-    there = total - sum(len(shard) for shard in order.output.missing())
-    if there:
-        note(f"{there} of {total} prompts were answered before: going on")
-    columns = (
-        TextColumn("prompts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    # Replicas tell of whole shards: the pace is taken over many minutes.
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=1800
-    ) as progress:
-        bar = progress.add_task("prompts", total=total, completed=there, rate="")
-        started, said, made = time.monotonic(), 0, 0
+    total, made = len(batch.rows), 0
+    with answering("prompts", total) as bar:
+        bar.skip(total - sum(len(shard) for shard in order.output.missing()))
 
         def advance(answers: int, tokens: int) -> None:
-            nonlocal said
-            said += tokens
-            rate = f"{said / (time.monotonic() - started):.0f} tokens/s"
-            progress.update(bar, advance=answers / batch.settings["n"], rate=rate)
+            bar.advance(answers / batch.settings["n"], tokens)
 
         for _ in carry_out(batch, order, place, advance):
             made += 1

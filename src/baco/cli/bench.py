@@ -65,6 +65,14 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Under a minute on the demo pair.")
     ] = False,
+    most_asked: Annotated[
+        int | None,
+        typer.Option(
+            "--most-asked",
+            min=1,
+            help="Answers up to which the servers take part.  [default: 8, with --quick 1]",
+        ),
+    ] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     compile: opt.Compile = None,
@@ -78,7 +86,7 @@ def bench(
     from baco.bench.measure import measure, steps
     from baco.bench.weights import load
 
-    settings = _settings(router, gamma, n, tokens, repeats, only, quick)
+    settings = _settings(router, gamma, n, tokens, repeats, only, quick, most_asked)
     _hush()
     with _progress(steps(settings) + 1) as say:
         say("making and loading the pair")
@@ -110,6 +118,7 @@ def _settings(
     repeats: int,
     only: list[str] | None,
     quick: bool,
+    most_asked: int | None,
 ) -> "Settings":
     from baco.bench.settings import ASKED_FOR, PARTS, Settings
     from baco.routing.registry import family, needs_threshold
@@ -130,7 +139,7 @@ def _settings(
         samples=tuple(sorted(set(samples or _SAMPLES))),
         repeats=min(repeats, 3) if quick else repeats,
         parts=frozenset(only or PARTS),
-        most_asked=1 if quick else 8,
+        most_asked=most_asked or (1 if quick else 8),
     )
 
 

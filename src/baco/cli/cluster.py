@@ -9,8 +9,6 @@ from baco import BacoError
 if TYPE_CHECKING:
     from baco.cluster.connection import Cluster
 
-RAY = "ray"
-
 Address = Annotated[
     str | None,
     typer.Option(

@@ -9,22 +9,14 @@ prompt is decoded in the company it would have had.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from baco import BacoError
 from baco.batch.rows import Row, read_rows
-from baco.cli.console import err, note
+from baco.cli.console import note
+from baco.cli.progress import answering
 from baco.record import params, record
 
 if TYPE_CHECKING:
@@ -87,8 +79,6 @@ def answer_all(
     partial = out.with_name(out.name + ".partial")
     try:
         done, seed = _resume(partial, told, group, len(rows))
-        if done:
-            note(f"{done} of {len(rows)} prompts were answered before: going on")
         with partial.open("a", encoding="utf-8") as file:
             _answer_rest(baco, rows, done, group, file, router, settings | {"seed": seed})
         _finish(partial, out)
@@ -154,25 +144,15 @@ def _answer_rest(
 ) -> None:
     from baco.completion import check_whole
 
-    console, n = err(), settings["n"]
-    columns = (
-        TextColumn("prompts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("prompts", total=len(rows), completed=done, rate="")
-        started, answers, tokens = time.monotonic(), 0, 0
+    n = settings["n"]
+    with answering("prompts", len(rows)) as bar:
+        bar.skip(done)
         for start in range(done, len(rows), group):
             batch = rows[start : start + group]
             samples: list[list[Completion]] = [[] for _ in batch]
             for place, completion in _completions(baco, batch, router, settings):
                 samples[place].append(completion)
-                answers, tokens = answers + 1, tokens + len(completion.token_ids)
-                rate = f"{tokens / (time.monotonic() - started):.0f} tokens/s"
-                progress.update(task, completed=done + answers / n, rate=rate)
+                bar.advance(1 / n, len(completion.token_ids))
             for row, completions in zip(batch, samples, strict=True):
                 check_whole(completions)  # a run that is started again draws the batch anew
                 completions.sort(key=lambda completion: completion.sample)

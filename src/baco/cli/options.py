@@ -55,7 +55,7 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         help="Where the pair decodes: local (this process), vllm (one vLLM engine), or remote "
-        "(two servers, see --base-url).",
+        "(two servers, see --base-url). A cluster (ray) is for batch and sweep.",
     ),
 ]
 BaseUrl = Annotated[

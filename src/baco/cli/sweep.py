@@ -1,23 +1,22 @@
-"""``baco sweep`` and ``baco score``: run methods on tasks into a directory, and measure them."""
+"""``baco sweep``: run methods on tasks into a directory."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from baco import BacoError
+from baco.backends import RAY
 from baco.cli import options as opt
-from baco.cli.cluster import RAY, Address, named_cluster
-from baco.cli.console import err, note, print_json
+from baco.cli.cluster import Address, named_cluster
+from baco.cli.progress import answering
+from baco.cli.score import Metrics, Models, Workers, conclude, measure, models, processes
 
 if TYPE_CHECKING:
     from baco.cluster.connection import Cluster
     from baco.evaluation.methods.judge import Judge
-    from baco.evaluation.plan import PairSpec, Plan
+    from baco.evaluation.plan import Plan
     from baco.evaluation.store import Run
 
 Pairs = Annotated[
@@ -44,22 +43,6 @@ Methods = Annotated[
 Routers = Annotated[
     list[str] | None,
     typer.Option("--router", "-r", help="P-Punc sweeps its threshold, P-Punc:0.4 takes this one."),
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option("--metric", help="A metric to score; by default all that can run here."),
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        help="A metric's model, as ROLE=ID_OR_FOLDER: embedding, nli, equivalence, reward or "
-        "reference.",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Processes, each with its own copy of the pair; 1 on a GPU."),
 ]
 
 
@@ -119,7 +102,7 @@ def sweep(
     from baco.evaluation.store import begin
     from baco.evaluation.tasks import load_task
 
-    models = _models(model or ())
+    scorers = models(model or ())
     cluster = _cluster(backend, address, workers, device)
     if preset not in ("quick", "full"):
         raise BacoError(f"preset is {preset!r}: use quick or full")
@@ -144,7 +127,7 @@ def sweep(
     Plan(pairs, [], settings, n, seed, sampling).check()
     if scoring:
         check_metrics(metric or METRICS, n)
-    count = _workers(workers if cluster is None else None, pairs)
+    count = processes(workers if cluster is None else None, pairs)
     tasks = [load_task(name, limit) for name in task or ["demo"]]
     if scoring:
         check_verifiable(metric or (), [t.verifier for t in tasks if t.verifier])
@@ -153,28 +136,8 @@ def sweep(
     command = shlex.join(["baco", *context.obj])
     run = begin(out, plan.config(command), {task.name: task.prompts for task in tasks})
     _draw(run, plan, count, cluster)
-    refused = _score(run, metric or (), models, count) if scoring else {}
-    _export(run)
-    _told(run, refused, as_json)
-
-
-def score(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
-    metric: Metrics = None,
-    model: Models = None,
-    workers: Workers = None,
-    as_json: opt.AsJson = False,
-) -> None:
-    """Measure the samples of a run by more metrics, without drawing them again.
-
-    What has been scored already is left as it is.
-    """
-    from baco.evaluation.store import Run
-
-    there = Run.open(run)
-    refused = _score(there, metric or (), _models(model or ()), _workers(workers, None))
-    _export(there)
-    _told(there, refused, as_json)
+    refused = measure(run, metric or (), scorers, count) if scoring else {}
+    conclude(run, refused, as_json)
 
 
 def _judge(url: str | None, model: str | None) -> "Judge | None":
@@ -185,20 +148,6 @@ def _judge(url: str | None, model: str | None) -> "Judge | None":
     from baco.evaluation.methods.judge import Judge
 
     return Judge(url, model)
-
-
-def _models(given: Sequence[str]) -> dict[str, str]:
-    """Roles and models of ``--model ROLE=ID``."""
-    from baco.evaluation.metrics.registry import ROLES
-
-    models: dict[str, str] = {}
-    for told in given:
-        role, equals, name = told.partition("=")
-        if not equals or not name or role not in ROLES:
-            known = ", ".join(sorted(ROLES))
-            raise BacoError(f"model {told!r}: give ROLE=ID_OR_FOLDER, with a role of {known}")
-        models[role] = name
-    return models
 
 
 def _cluster(
@@ -213,58 +162,23 @@ def _cluster(
     return None
 
 
-def _workers(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
-    if given is not None and given < 1:
-        raise BacoError(f"workers is {given}: give 1 or more")
-    if given is not None:
-        return given
-    if pairs is None:
-        from baco.evaluation.workers import cores
-
-        return cores()
-    from baco.evaluation.sweep import default_workers
-
-    return default_workers(pairs)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    console = err()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress
-
-
 def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = None) -> None:
-    import time
-
     from transformers.utils import logging as transformers_logging
 
-    from baco.evaluation.sweep import sweep as draw
+    from baco.evaluation import sweep as drawing
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    total = sum(len(job.prompts) for job in plan.jobs())
-    with _progress() as progress:
-        bar = progress.add_task("prompts × settings", total=total, rate="")
-        started, said = time.monotonic(), 0
+    with answering("prompts × settings", sum(len(job.prompts) for job in plan.jobs())) as bar:
 
         def advance(prompts: int, tokens: int) -> None:
-            nonlocal said
-            said += tokens
-            rate = f"{said / (time.monotonic() - started):.0f} tokens/s" if said else ""
-            progress.update(bar, advance=prompts, rate=rate)
-            if prompts and not tokens:
-                progress.console.print(f"{prompts} of {total} were there: going on", style="dim")
+            if tokens:
+                bar.advance(prompts, tokens)
+            else:
+                bar.skip(prompts)
 
         if cluster is None:
-            draw(run, plan, workers, advance)
+            drawing.sweep(run, plan, workers, advance)
             return
         from baco.cluster.executor import cluster_pool
 
@@ -273,50 +187,4 @@ def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = No
             def processes(_: int, start: Any) -> Any:
                 return cluster_pool(share, start)
 
-            draw(run, plan, share.workers, advance, processes)
-
-
-def _score(
-    run: "Run", names: Sequence[str], models: Mapping[str, str], workers: int
-) -> dict[str, str]:
-    from baco.evaluation.score import score as measure
-    from baco.evaluation.score import wanted
-
-    metrics = wanted(run, names, models)
-    total = sum(1 for _ in run.groups())
-    with _progress() as progress:
-        bars: dict[str, Any] = {}
-
-        def advance(name: str, groups: int) -> None:
-            if name not in bars:
-                bars[name] = progress.add_task(name, total=total, rate="")
-            progress.update(bars[name], advance=groups)
-
-        return measure(run, metrics, workers, advance, asked_by_name=bool(names))
-
-
-def _export(run: "Run") -> None:
-    from baco.evaluation.parquet import export
-
-    export(run)
-
-
-def _told(run: "Run", refused: Mapping[str, str], as_json: bool) -> None:
-    for why in refused.values():
-        note(why)
-    config = run.config
-    if as_json:
-        print_json(
-            {
-                "run": str(run.path),
-                "pairs": [pair["name"] for pair in config["pairs"]],
-                "tasks": {task["name"]: task["prompts"] for task in config["tasks"]},
-                "settings": len(config["settings"]),
-                "samples": run.drawn,
-                "complete": run.complete,
-                "metrics": run.metrics(),
-                "unavailable": run.unavailable(),
-            }
-        )
-        return
-    note(f"{run.drawn} samples, {len(run.metrics())} metrics in {run.path}")
+            drawing.sweep(run, plan, share.workers, advance, processes)

@@ -1,19 +1,24 @@
 """Reaching a Ray cluster, or starting one on this machine, and what a replica takes of it."""
 
+import io
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from baco.errors import BacoError
 from baco.evaluation.workers import cores
 
 KNOCK_SECONDS = 10
+# Characters of one that Ray has to say.
+LINE = 120
 MISSING = "a cluster needs Ray: pip install 'baco[ray]'"
 
 
@@ -49,11 +54,12 @@ class Cluster:
             import ray
         except ImportError as error:
             raise BacoError(MISSING) from error
-        # Standard output is the command's own; Ray tells there of machines that are lost.
-        with redirect_stdout(sys.stderr):
+        # Standard output is the command's own; Ray tells there of what is lost, at great length.
+        with redirect_stdout(_Short()):
             self._connect(ray)
             try:
-                yield self._share(ray)
+                with _stopped_by_sigterm():
+                    yield self._share(ray)
             finally:
                 ray.shutdown()
 
@@ -71,8 +77,11 @@ class Cluster:
                 ray.init(address=self.address or "local", **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if self.address is None:
+                raise BacoError(f"Ray does not start on this machine: {told}") from error
             raise BacoError(
-                f"no Ray cluster at {self.address or 'this machine'}: {told}"
+                f"no Ray cluster at {self.address}: {told} (Ray here is {ray.__version__}: the "
+                "cluster's must be the same, and so must RAY_AUTH_MODE)"
             ) from error
 
     def _knock(self) -> None:
@@ -100,6 +109,39 @@ class Cluster:
                 "wait for machines"
             )
         return Share(self.workers or fits, self.threads, self.gpus if gpus else 0)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """What schedulers end a command by does what Ctrl-C does; Ray's own handler aborts."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Short(io.TextIOBase):
+    """Standard error, for lines that a log has whole."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write("\n".join(shorten(line) for line in text.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def shorten(line: str) -> str:
+    """At most `LINE` characters."""
+    return line if len(line) <= LINE else line[: LINE - 1] + "…"
 
 
 @contextmanager
@@ -137,3 +179,9 @@ def go_to(folder: str) -> None:
     """
     if Path(folder).is_dir():
         os.chdir(folder)
+
+
+def last_line(error: Exception) -> str:
+    """What an error of Ray comes to: the lines above are traces of its processes."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return told[-1] if told else type(error).__name__

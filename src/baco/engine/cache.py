@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from baco.engine.prefixes import Group, Prefix, grouped, pays
+from baco.transfer import tensor_on
+
 # A long prompt is read in pieces, so that the mask of one piece stays small.
 PREFILL_PIECE = 512
-# Room is made in steps: small enough to waste little, wide enough that copying is rare.
-_COLUMN_STEP = 64
+# Room is made in steps that grow with what is there: at most an eighth of it lies idle, or a few
+# columns, and growing token by token copies each column only a few times.
+_LEAST_STEP, _MOST_IDLE = 16, 8
 
 
 def columns_for(columns: int) -> int:
     """How many columns are made where so many are needed."""
-    return -(-columns // _COLUMN_STEP) * _COLUMN_STEP
+    step = max(_LEAST_STEP, (1 << columns.bit_length()) // (2 * _MOST_IDLE))
+    return -(-columns // step) * step
 
 
 class Store(Protocol):
@@ -39,8 +44,13 @@ class Store(Protocol):
     forwards: int
     tokens: int
 
-    def prefill(self, ids: Sequence[int]) -> Any:
-        """Read a prompt once; the result can be admitted as any number of rows."""
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> Any:
+        """Read a prompt once; the result can be admitted as any number of rows, ``samples`` in
+        all.
+        """
+
+    def shares(self, tokens: int, samples: int) -> bool:
+        """Is a prompt of so many tokens held once for so many samples, or copied for each?"""
 
     def admit(self, prefix: Any, count: int) -> None:
         """Append ``count`` rows that continue ``prefix``; None for rows that are never read."""
@@ -80,11 +90,15 @@ class Plan:
         lengths: tokens each row held before.
         columns: of the cache, int64 [B, T].
         width: columns of the cache that take part.
+        behind: the shared prompts that rows go on from; those rows' columns count from their end.
+        before: tokens of its shared prompt for each row, int64 [B]; None where none has any.
     """
 
     lengths: list[int]
     columns: Tensor
     width: int
+    behind: Sequence[Group] = ()
+    before: Tensor | None = None
     _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -200,7 +214,7 @@ class SlotCache(Cache):
         many short rows and then one long one never take the room of many long ones, and what a long
         row took is not gone through for short ones.
         """
-        if rows <= self.rows and columns <= self.columns <= 2 * columns + _COLUMN_STEP:
+        if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _LEAST_STEP:
             return
         self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
@@ -212,31 +226,46 @@ class SlotStore:
 
     Args:
         forward: of the model.
+        shares: it attends to a prompt that rows have in common where that lies.
     """
 
     rewinds = True
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, *, shares: bool = False) -> None:
         self.forward = forward
+        self._shares = shares
         self.cache = SlotCache(0, 0)
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
+        self._shared: list[Prefix | None] = []  # of each row
+        self._behind: tuple[list[Group], Tensor] | None = None  # the same, for a forward
 
-    def prefill(self, ids: Sequence[int]) -> tuple[SlotCache, int]:
+    def shares(self, tokens: int, samples: int) -> bool:
+        return self._shares and pays(tokens, samples)
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> Prefix:
         cache = SlotCache(1, len(ids))
         for start in range(0, len(ids), PREFILL_PIECE):
             piece = torch.tensor([list(ids[start : start + PREFILL_PIECE])])
             self._forward(cache, Plan.of([start], [piece.shape[1]], piece.shape[1]), piece, 1)
-        return cache, len(ids)
+        return Prefix(cache, len(ids), self.shares(len(ids), samples))
 
-    def admit(self, prefix: tuple[SlotCache, int] | None, count: int) -> None:
-        source, length = prefix or (SlotCache(0, 0), 0)
+    def admit(self, prefix: Prefix | None, count: int) -> None:
+        prefix = prefix or Prefix(SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
-        self.cache.reserve(last, max([*self.lengths, length]) + 1)
-        for mine, theirs in zip(self._layers_like(source), source.layers, strict=True):
-            mine.keys[first:last, :, :length] = theirs.keys[:, :, :length]
-            mine.values[first:last, :, :length] = theirs.values[:, :, :length]
-        self.lengths += [length] * count
+        own = 0 if prefix.shared else prefix.length
+        self.cache.reserve(last, max([*self._own(), own]) + 1)
+        for mine, theirs in zip(self._layers_like(prefix.cache), prefix.cache.layers, strict=True):
+            mine.keys[first:last, :, :own] = theirs.keys[:, :, :own]
+            mine.values[first:last, :, :own] = theirs.values[:, :, :own]
+        self.lengths += [prefix.length] * count
+        self._shared += [prefix if prefix.shared else None] * count
+        self._behind = None
+
+    def _own(self) -> list[int]:
+        """Tokens of each row in its own columns."""
+        pairs = zip(self.lengths, self._shared, strict=True)
+        return [length - prefix.length if prefix else length for length, prefix in pairs]
 
     def _layers_like(self, source: SlotCache) -> list[Any]:
         layers = [self.cache.layer(index) for index in range(len(source.layers))]
@@ -249,17 +278,21 @@ class SlotStore:
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:
             new, old = (list(column) for column in zip(*moved, strict=True))
-            width = max(self.lengths[row] for row in old)
+            own = self._own()
+            width = max(own[row] for row in old)
             for layer in self.cache.layers:
                 if layer.is_initialized:
                     layer.keys[new, :, :width] = layer.keys[old, :, :width]
                     layer.values[new, :, :width] = layer.values[old, :, :width]
         self.lengths = [self.lengths[row] for row in order]
+        self._shared = [self._shared[row] for row in order]
+        self._behind = None
         if not order:
             self.cache = SlotCache(0, 0)  # an idle server holds no table of its busiest hour
 
     def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        plan = Plan.of(self.lengths, counts, tokens.shape[1])
+        plan = Plan.of(self._own(), counts, tokens.shape[1])
+        plan.behind, plan.before = self._prompts()
         self.cache.reserve(len(self.lengths), plan.width)
         logits = self._forward(self.cache, plan, tokens, keep)
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
@@ -270,10 +303,21 @@ class SlotStore:
         # What lies beyond is never looked at and will be written over.
         self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
 
-    def bytes_per_token(self, prefix: tuple[SlotCache, int]) -> int:
-        layers = [layer for layer in prefix[0].layers if layer.is_initialized]
+    def bytes_per_token(self, prefix: Prefix) -> int:
+        layers = [layer for layer in prefix.cache.layers if layer.is_initialized]
         stores = [store for layer in layers for store in (layer.keys, layer.values)]
         return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
+
+    def _prompts(self) -> tuple[Sequence[Group], Tensor | None]:
+        """The rows' shared prompts, and how many tokens of such stand before each row's own."""
+        if not any(self._shared):
+            return (), None
+        if self._behind is None:
+            one = next(prefix for prefix in self._shared if prefix)
+            device = one.cache.layer(0).keys.device
+            before = [prefix.length if prefix else 0 for prefix in self._shared]
+            self._behind = grouped(self._shared, device), tensor_on(device, before)
+        return self._behind
 
     def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
         cache.plan = plan

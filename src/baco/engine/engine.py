@@ -201,7 +201,7 @@ class Engine:
         """How many rows like the head's next one memory has room for beside the batch's, each at
         its longest; as many as there may be where a row's size is not known.
         """
-        prompt = self._bytes([head.sequences[0]], answers=False)  # held until all its samples run
+        prompt = self._prompts(head.sequences[0].request)
         row = self._bytes([*self._batch.rows, head.sequences[0]])
         rows = (self._memory - prompt) // row if row else self.max_rows
         if rows < 1 and not self._batch.rows:
@@ -212,15 +212,27 @@ class Engine:
             )
         return rows - len(self._batch)
 
-    def _bytes(self, rows: list[Sequence], *, answers: bool = True) -> int:
+    def _bytes(self, rows: list[Sequence]) -> int:
         """What a row of the caches takes where the longest of some rows has its full length."""
         taken = 0
         for name, each in self._token_bytes.items():
             reading = [row for row in rows if row.request.needs(name)]
             if reading:
-                own = [len(r.request.ids(name)) + answers * r.limit for r in reading]
-                taken += each * (columns_for(max(own) + SPARE) if answers else max(own))
+                own = [self._reader.copied(name, row.request) + row.limit for row in reading]
+                taken += each * columns_for(max(own) + SPARE)
         return taken
+
+    def _prompts(self, head: Request) -> int:
+        """What prompts take beside rows: the head's until all its samples run, shared ones while
+        any of theirs does.
+        """
+        running = {id(row.request): row.request for row in self._batch.rows}
+        return sum(
+            each * len(request.ids(name))
+            for request in ({id(head): head} | running).values()
+            for name, each in self._token_bytes.items()
+            if request.needs(name) and (request is head or not self._reader.copied(name, request))
+        )
 
     def _compact(self) -> None:
         rows = self._batch.rows

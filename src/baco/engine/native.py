@@ -55,7 +55,10 @@ class NativeStore:
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
 
-    def prefill(self, ids: Sequence[int]) -> tuple[dict[str, Any], int]:
+    def shares(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
+        return False
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[dict[str, Any], int]:  # noqa: ARG002
         return (self._read({}, list(ids))[1] if ids else {}), len(ids)
 
     def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:

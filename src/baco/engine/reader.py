@@ -48,10 +48,15 @@ class Reader:
         """Read a request's prompt with every half that needs it, once for all its samples."""
         # All but the last token: that one is read in the first step, as every later token is.
         return {
-            name: store.prefill(request.ids(name)[:-1])
+            name: store.prefill(request.ids(name)[:-1], request.params.n)
             for name, store in self.stores.items()
             if request.needs(name)
         }
+
+    def copied(self, name: str, request: Request) -> int:
+        """Tokens of a request's prompt that a half copies for each of its samples: all or none."""
+        tokens = len(request.ids(name))
+        return 0 if self.stores[name].shares(tokens - 1, request.params.n) else tokens
 
     def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
         """Append ``count`` rows behind a prompt."""

@@ -20,7 +20,10 @@ class RereadStore:
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
 
-    def prefill(self, ids: Sequence[int]) -> list[int]:
+    def shares(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
+        return False
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> list[int]:  # noqa: ARG002
         return list(ids)
 
     def admit(self, prefix: list[int] | None, count: int) -> None:

@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -26,6 +25,7 @@ from baco.errors import BacoError
 from baco.half import Half
 from baco.hf.cache import PairCache
 from baco.hf.chat import ChatReader
+from baco.hf.config import BacoConfig, config_of
 from baco.hf.layout import Layout
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
@@ -37,12 +37,6 @@ from baco.routing.select import NOTHING, select
 IMPOSSIBLE = -1e4
 # What a half's forward must take.
 NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
-
-
-class BacoConfig(PreTrainedConfig):
-    """What `transformers` and harnesses ask of a configuration: sizes and ids."""
-
-    model_type = "baco"
 
 
 class BacoForCausalLM(PreTrainedModel, GenerationMixin):
@@ -63,7 +57,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         for half in (pair.base, pair.aligned):
             _check_forward(half)
-        super().__init__(_config(pair, router))
+        super().__init__(config_of(pair, router))
         self.pair = pair
         self.router = router
         self.seed = seed
@@ -287,22 +281,6 @@ def _check_forward(half: Half) -> None:
             f"{half.name} ({type(model).__name__}) takes no {' or '.join(missing)}: "
             "as_transformers needs a model with keys and values; Baco.generate takes this one"
         )
-
-
-def _config(pair: Pair, router: Router) -> BacoConfig:
-    """Sizes and ids that both halves can keep to."""
-    settings: dict[str, Any] = {
-        "vocab_size": pair.vocabulary.size,
-        "max_position_embeddings": min(pair.base.context, pair.aligned.context),
-        "bos_token_id": pair.aligned.model.config.get_text_config().bos_token_id,
-        "eos_token_id": list(pair.end_ids),
-        "pad_token_id": pair.tokenizer.pad_token_id,
-        "tie_word_embeddings": False,
-        "architectures": ["BacoForCausalLM"],
-    }
-    config = BacoConfig(**settings)
-    config.name_or_path = f"{pair.name}/{router.spelling}"
-    return config
 
 
 # So that pipelines take the model for what it is; there is nothing to load by this name.

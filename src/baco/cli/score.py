@@ -1,0 +1,132 @@
+"""``baco score``: measure the samples of a run, and what ``baco sweep`` shares with it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from baco import BacoError
+from baco.cli import options as opt
+from baco.cli.console import note, print_json
+from baco.cli.progress import bars
+
+if TYPE_CHECKING:
+    from baco.evaluation.plan import PairSpec
+    from baco.evaluation.store import Run
+
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="A metric to score; by default all that can run here."),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="A metric's model, as ROLE=ID_OR_FOLDER: embedding, nli, equivalence, reward or "
+        "reference.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Processes, each with its own copy of the pair; 1 on a GPU."),
+]
+
+
+def score(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    metric: Metrics = None,
+    model: Models = None,
+    workers: Workers = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Measure the samples of a run by more metrics, without drawing them again.
+
+    What has been scored already is left as it is.
+    """
+    from baco.evaluation.store import Run
+
+    there = Run.open(run)
+    refused = measure(there, metric or (), models(model or ()), processes(workers, None))
+    conclude(there, refused, as_json)
+
+
+def models(given: Sequence[str]) -> dict[str, str]:
+    """Roles and models of ``--model ROLE=ID``.
+
+    Raises:
+        BacoError: something else, or no such role.
+    """
+    from baco.evaluation.metrics.registry import ROLES
+
+    named: dict[str, str] = {}
+    for told in given:
+        role, equals, name = told.partition("=")
+        if not equals or not name or role not in ROLES:
+            known = ", ".join(sorted(ROLES))
+            raise BacoError(f"model {told!r}: give ROLE=ID_OR_FOLDER, with a role of {known}")
+        named[role] = name
+    return named
+
+
+def processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
+    """How many: as given, or as these pairs, if any are loaded, leave room for.
+
+    Raises:
+        BacoError: fewer than one.
+    """
+    if given is not None and given < 1:
+        raise BacoError(f"workers is {given}: give 1 or more")
+    if given is not None:
+        return given
+    if pairs is None:
+        from baco.evaluation.workers import cores
+
+        return cores()
+    from baco.evaluation.sweep import default_workers
+
+    return default_workers(pairs)
+
+
+def measure(
+    run: "Run", names: Sequence[str], models: Mapping[str, str], workers: int
+) -> dict[str, str]:
+    """Score a run, with a bar for every metric; why some could not be, by their names."""
+    from baco.evaluation import score as scoring
+
+    metrics = scoring.wanted(run, names, models)
+    total = sum(1 for _ in run.groups())
+    with bars() as progress:
+        shown: dict[str, Any] = {}
+
+        def advance(name: str, groups: int) -> None:
+            if name not in shown:
+                shown[name] = progress.add_task(name, total=total, rate="")
+            progress.update(shown[name], advance=groups)
+
+        return scoring.score(run, metrics, workers, advance, asked_by_name=bool(names))
+
+
+def conclude(run: "Run", refused: Mapping[str, str], as_json: bool) -> None:
+    """Write the run's tables and say what it holds."""
+    from baco.evaluation.parquet import export
+
+    export(run)
+    for why in refused.values():
+        note(why)
+    config = run.config
+    if as_json:
+        print_json(
+            {
+                "run": str(run.path),
+                "pairs": [pair["name"] for pair in config["pairs"]],
+                "tasks": {task["name"]: task["prompts"] for task in config["tasks"]},
+                "settings": len(config["settings"]),
+                "samples": run.drawn,
+                "complete": run.complete,
+                "metrics": run.metrics(),
+                "unavailable": run.unavailable(),
+            }
+        )
+        return
+    note(f"{run.drawn} samples, {len(run.metrics())} metrics in {run.path}")

@@ -1,0 +1,183 @@
+"""Samples of a long prompt attend to it where it lies, and say what copies of it would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from baco import Baco
+from baco.engine import prefixes
+from baco.engine.cache import SlotStore
+from baco.engine.engine import Engine
+from baco.engine.prefixes import attend_to_both
+from baco.engine.sequence import Request
+
+ROUTERS = ("P-Punc:0.5", "H:1.5", "Rand:0.5", "Punc", "Base", "Aligned")
+TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 8
+Told = list[tuple[list[int], list[str]]]
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many tokens must be saved for a prompt to be shared."""
+    return lambda tokens: monkeypatch.setattr(prefixes, "_SAVED", tokens)
+
+
+def decode(baco: Baco, asked: list[Request], **engine: Any) -> tuple[Told, Engine]:
+    """Requests that join one after the other, each a step after the one before."""
+    made = Engine(baco.pair, **engine)
+    rows = []
+    for request in asked:
+        rows += made.add(request)
+        made.step()
+    while made.busy:
+        made.step()
+    return [(row.tokens, list(row.sources)) for row in rows], made
+
+
+def stores(engine: Engine) -> list[SlotStore]:
+    found = [store for store in engine._reader.stores.values() if isinstance(store, SlotStore)]
+    assert len(found) == 2
+    return found
+
+
+def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
+    prompt = baco.pair.renderer.render(TEXT[:length])
+    params = baco.pair.defaults.updated(sampling)
+    return Request(prompt.base_ids, prompt.aligned_ids, params, baco.router(router))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+@settings(max_examples=10)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(1, 300), st.sampled_from(ROUTERS), st.integers(1, 4), st.integers(1, 20)
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    seed=st.integers(0, 2**40),
+    rows=st.integers(1, 8),
+    speculate=st.booleans(),
+)
+def test_answers_are_those_of_copied_prompts(
+    loaded_pair: Callable[..., Baco],
+    architecture: str,
+    asked: list[tuple[int, str, int, int]],
+    seed: int,
+    rows: int,
+    speculate: bool,
+) -> None:
+    baco = loaded_pair(architecture, noise=0.3)
+    requests = [
+        request(baco, length, router, n=n, max_tokens=tokens, seed=seed + index)
+        for index, (length, router, n, tokens) in enumerate(asked)
+    ]
+    told = []
+    for saved in (1, 2**40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prefixes, "_SAVED", saved)
+            told.append(decode(baco, requests, max_rows=rows, speculate=speculate)[0])
+    assert told[0] == told[1]
+
+
+@given(
+    own=st.integers(1, 20),
+    shared=st.lists(st.integers(1, 40), max_size=3),
+    few=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_attention_over_two_parts_is_attention_over_both_at_once(
+    own: int, shared: list[int], few: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=draw)
+
+    rows, heads, width = 2 * len(shared) + 1, 2, 8
+    query, keys, values = some(rows, heads, few, width), *some(2, rows, heads, own, width)
+    mask = torch.zeros(rows, 1, few, own)
+    behind = []
+    expected = F.scaled_dot_product_attention(query, keys, values, scale=0.3)
+    for index, tokens in enumerate(shared):
+        mine = torch.tensor([index, rows - 2 - index])
+        before = some(2, heads, tokens, width)
+        behind.append((mine, *before))
+        whole_keys, whole_values = (
+            torch.cat((part.expand(2, -1, -1, -1), table[mine]), dim=2)
+            for part, table in zip(before, (keys, values), strict=True)
+        )
+        expected[mine] = F.scaled_dot_product_attention(
+            query[mine], whole_keys, whole_values, scale=0.3
+        )
+    said = attend_to_both(query, keys, values, mask, 0.3, behind)
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_is_copied_where_that_costs_less(
+    loaded_pair: Callable[..., Baco], saved: Callable[[int], None]
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    asked = request(baco, 300, "Rand:0.5", n=4, max_tokens=30, seed=1)
+    before = 3 * (len(asked.base_ids) - 1)
+    for least, together in ((before, True), (before + 1, False)):
+        saved(least)
+        engine = Engine(baco.pair)
+        engine.add(asked)
+        engine.step()
+        (store, _) = stores(engine)
+        assert (store.cache.columns < len(asked.base_ids)) is together
+
+
+def held(engine: Engine) -> int:
+    """Bytes of all keys and values: of rows, and of the prompts that they go on from."""
+    caches = {id(store.cache): store.cache for store in stores(engine)}
+    for store in stores(engine):
+        caches |= {id(prefix.cache): prefix.cache for prefix in store._shared if prefix}
+    layers = [layer for cache in caches.values() for layer in cache.layers]
+    return sum(table.nbytes for layer in layers for table in (layer.keys, layer.values))
+
+
+def test_more_samples_fit_into_the_same_memory(
+    loaded_pair: Callable[..., Baco], saved: Callable[[int], None]
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    asked = request(baco, 500, "Rand:0.5", n=12, max_tokens=8, seed=1)
+    saved(2**40)
+    room = Engine(baco.pair)
+    one = room.add(asked)
+    room.step()
+    memory = room._prompts(asked) + 3 * room._bytes(one)
+    for least, rows in ((2**40, 3), (1, 12)):
+        saved(least)
+        engine = Engine(baco.pair, memory=memory)
+        engine.add(asked)
+        engine.step()
+        assert engine.running == rows
+        assert held(engine) <= memory
+
+
+def test_shared_prompts_count_while_any_of_their_samples_runs(
+    loaded_pair: Callable[..., Baco], saved: Callable[[int], None]
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    first, second = (
+        request(baco, 400, "Rand:0.5", n=2, max_tokens=40, seed=seed) for seed in (1, 2)
+    )
+    saved(1)
+    room = Engine(baco.pair)
+    one = room.add(first)
+    room.step()
+    memory = room._prompts(first) + 3 * room._bytes(one)
+    engine = Engine(baco.pair, memory=memory)
+    rows = [*engine.add(first), *engine.add(second)]
+    while engine.busy:
+        engine.step()
+        assert held(engine) <= memory
+    assert all(row.finish_reason for row in rows)
