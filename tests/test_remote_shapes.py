@@ -140,6 +140,10 @@ def test_an_answer_ends_well_or_with_one_line(
         (b"\xff\xfe{", "answered no JSON: is it an API"),
         (b"3", "answers what is no completion: 3 where an object belongs"),
         (b'{"choices": "none"}', 'answers what is no completion: "none" where a list belongs'),
+        (
+            b'{"choices": [{"text": "a", "token_ids": [-3]}]}',
+            "answers what is no completion: -3 where a whole number belongs",
+        ),
         (b'{"choices": []}', "answers without choices: is it completions"),
         (
             b'{"choices": [{"text": "a", "token_ids": [5], "logprobs": {"tokens": ["token_id:5"], '
