@@ -219,7 +219,9 @@ class Baco:
         except BacoError:
             decoder.close()
             raise
-        return _run(decoder)
+        chunks = _run(decoder)
+        next(chunks)
+        return chunks
 
     @property
     def capabilities(self) -> Capabilities:
@@ -239,8 +241,12 @@ class Baco:
         return Decoder(self.pair, engine)
 
 
-def _run(decoder: Decoder) -> Iterator[Chunk]:
+def _run(decoder: Decoder) -> Iterator[Any]:
+    """What a decoder tells, after a first nothing: from there on it is closed with its iterator,
+    so that whoever drops a stream, looked into or not, drops its answers.
+    """
     try:
+        yield None
         while decoder.busy:
             yield from decoder.step()
     finally:

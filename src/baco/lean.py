@@ -156,6 +156,7 @@ class Lean:
         Returns:
             Raw logits [B, keep, vocabulary].
         """
+        size, span = tokens.shape
         places = columns if before is None else columns + before[:, None]
         cos, sin = (table[places][:, :, None] for table in rotations)
         mask = self._mask(columns, width or keys[0].shape[2])
@@ -166,21 +167,21 @@ class Lean:
         ):
             read = rows if block.before_attention is None else block.before_attention(rows)
             query, new_keys, new_values = self._split(block, block.qkv(read), cos, sin)
-            for table, new in ((own_keys, new_keys), (own_values, new_values)):
-                table.view(-1, self._width).index_copy_(0, slots, new.reshape(-1, self._width))
-            seen = (own_keys[: len(tokens)], own_values[: len(tokens)])
+            own_keys.view(-1, self._width).index_copy_(0, slots, new_keys)
+            own_values.view(-1, self._width).index_copy_(0, slots, new_values)
+            seen = (own_keys[:size], own_values[:size])
             if width is not None:
                 seen = (seen[0][:, :, :width], seen[1][:, :, :width])
             own = (query, *seen, mask, self._scale)
             shared = [(group.rows, *group.table(layer)) for group in behind]
             said = attend_to_both(*own, shared) if shared else attend(*own)
-            heard = block.out(self._joined(said))
+            heard = block.out(self._joined(said, span))
             rows = rows + (heard if block.after_attention is None else block.after_attention(heard))
             thought = rows if block.before_mlp is None else block.before_mlp(rows)
             gate, up = block.gate_up(thought).chunk(2, dim=-1)
-            thought = block.down(F.silu(gate) * up)
+            thought = block.down(F.silu(gate).mul_(up))
             rows = rows + (thought if block.after_mlp is None else block.after_mlp(thought))
-        return self._head(self._norm(rows[:, -keep:]))
+        return self._head(self._norm(rows if keep in (0, span) else rows[:, -keep:]))
 
     def _split(
         self, block: Block, joint: Tensor, cos: Tensor, sin: Tensor
@@ -189,27 +190,33 @@ class Lean:
 
         Returns:
             Queries [B, key heads, group * T, width], where query heads that share keys stand behind
-            one another as if they were tokens; keys and values [B, T, key heads, width].
+            one another as if they were tokens; keys and values [B * T * key heads, width].
         """
         size, span, _ = joint.shape
         heads, width = self._key_heads, self._width
         split = joint.view(size, span, -1, width)
         turning = self._normed(block, joint, split[:, :, : self._heads + heads])
-        turned = torch.addcmul(turning * cos, turning.roll(width // 2, -1), sin).to(joint.dtype)
-        query, keys = turned[:, :, : self._heads], turned[:, :, self._heads :]
-        query = query.reshape(size, span, heads, -1, width).permute(0, 2, 3, 1, 4)
+        turned = torch.addcmul(turning * cos, turning.roll(width // 2, -1), sin)
+        if turned.dtype != joint.dtype:
+            turned = turned.to(joint.dtype)
+        query = turned[:, :, : self._heads]
+        if span > 1:
+            query = query.reshape(size, span, heads, -1, width).permute(0, 2, 3, 1, 4)
         return (
             query.reshape(size, heads, -1, width),
-            keys,
-            split[:, :, self._heads + heads :],
+            turned[:, :, self._heads :].reshape(-1, width),
+            split[:, :, self._heads + heads :].reshape(-1, width),
         )
 
-    def _joined(self, said: Tensor) -> Tensor:
-        """What heads said, laid out as `_split` gives queries, as [B, T, heads * width]."""
+    def _joined(self, said: Tensor, span: int) -> Tensor:
+        """What heads said of ``span`` tokens a row, laid out as `_split` gives queries, as
+        [B, T, heads * width].
+        """
         size, heads, _, width = said.shape
-        group = self._heads // heads
-        apart = said.view(size, heads, group, -1, width).permute(0, 3, 1, 2, 4)
-        return apart.reshape(size, -1, self._heads * width)
+        if span > 1:
+            group = self._heads // heads
+            said = said.view(size, heads, group, span, width).permute(0, 3, 1, 2, 4)
+        return said.reshape(size, span, self._heads * width)
 
     def _normed(self, block: Block, joint: Tensor, split: Tensor) -> Tensor:
         """Queries and keys ``split`` [B, T, heads + key heads, width] of ``joint``, normed."""
@@ -252,9 +259,11 @@ class Lean:
         shares keys with others, one after the other. Its shape is as `attend` wants it.
         """
         unseen = torch.arange(width, device=columns.device) > columns[:, None, :, None]
-        mask = torch.zeros(unseen.shape, dtype=self._norm.weight.dtype, device=columns.device)
+        zero = torch.zeros((), dtype=self._norm.weight.dtype, device=columns.device)
+        mask = torch.where(unseen, -torch.inf, zero)
         group = self._heads // self._key_heads
-        mask = mask.masked_fill_(unseen, -torch.inf).repeat(1, 1, group, 1)
+        if group > 1:
+            mask = mask.repeat(1, 1, group, 1)
         if not _plain(mask):
             return mask
         return mask.expand(-1, self._key_heads, -1, -1).flatten(0, 1)

@@ -71,7 +71,7 @@ def uniform(keys: Tensor, token: Tensor) -> Tensor:
 
 def gumbel(keys: Tensor, token: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, a pure function of (seed, sample, position, token id)."""
-    return -(-uniform(keys, token).log()).log()
+    return uniform(keys, token).log_().neg_().log_().neg_()
 
 
 def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:

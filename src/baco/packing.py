@@ -16,11 +16,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Rows a product is laid out for: a handful of drafted tokens, or of samples.
 _ROWS = 8
-# Up to so many weights in float32, a few rows are multiplied with the plain matrix sooner than a
-# product in the packed layout has started; both are kept then.
-_SMALL = 2**18
-# Multiplications that are as few.
-_SOON = 3 * 2**17
+# Up to so many weights in float32 a plain product, by a matrix that lies turned round, is the
+# faster: one in the packed layout takes longer to start.
+_SMALL = 3 * 2**16
 # For every number of rows oneDNN writes kernels of its own: 3 MB for a model of 0.2 B parameters,
 # which takes as long as a forward. Drafts and leaving rows bring all numbers about, so rows are
 # filled up: numbers up to this one are multiplied as they are, above it half as many in a doubling.
@@ -39,7 +37,8 @@ _library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int col
 def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
     size = len(flat)
-    flat = F.pad(flat, (0, 0, 0, rounded(size) - size))
+    if rounded(size) > size:
+        flat = F.pad(flat, (0, 0, 0, rounded(size) - size))
     product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
     return product[:size].view(*rows.shape[:-1], columns)
 
@@ -65,20 +64,24 @@ class PackedLinear(nn.Module):
     """A linear layer on a packed weight.
 
     Attributes:
-        plain: the weight, where it is small and in float32.
-        packed: the same in oneDNN's own layout.
+        plain: the weight, where it is small and in float32; its columns lie in one piece.
+        packed: else the weight in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: its first numbers as they were, to know it by.
         bias: as in ``nn.Linear``.
+
+    Args:
+        linear: the layer as it was.
+        shared: its weight is also looked up in, where it is packed.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, shared: bool = False) -> None:
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        small = weight.dtype == torch.float32 and weight.numel() <= _SMALL
-        self.plain = weight.clone() if small else None
-        self.packed = packed(weight)
+        small = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not shared
+        self.plain = weight.t().contiguous().t() if small else None
+        self.packed = torch.empty(0) if small else packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
         self.bias = linear.bias
@@ -91,13 +94,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
-        if torch.compiler.is_compiling():  # for any number of rows
-            if self.plain is not None:
-                return F.linear(rows, self.plain, self.bias)
+        if self.plain is not None:
+            return F.linear(rows, self.plain, self.bias)
+        if torch.compiler.is_compiling():
             product: Tensor = _opaque(rows, self.packed, self.bias, self.out_features)
             return product
-        if self.plain is not None and rows.numel() * self.out_features <= _SOON:
-            return F.linear(rows, self.plain, self.bias)
         return _multiply(rows, self.packed, self.bias, self.out_features)
 
 
@@ -128,8 +129,9 @@ def pack(model: nn.Module) -> None:
     done: dict[int, PackedLinear] = {}
     while linears:
         parent, name, child = linears.pop()  # so that the plain weight goes as soon as it may
-        layer = done.get(id(child)) or PackedLinear(child)
-        shared = users[id(child.weight)] > 1 and not _shares(model, child.weight, layer)
+        tied = users[id(child.weight)] > 1
+        layer = done.get(id(child)) or PackedLinear(child, shared=tied)
+        shared = tied and not _shares(model, child.weight, layer)
         if not shared or child.weight.numel() <= _LARGEST_COPY * total:
             setattr(parent, name, done.setdefault(id(child), layer))
     for weight in model.parameters():

@@ -23,7 +23,7 @@ become is taken to hold for it.
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
 from importlib import resources
@@ -69,6 +69,9 @@ class Vocabulary:
     word_start: Tensor
     ends_word: Tensor
     special: Tensor
+    _sets: dict[tuple[Role, ...], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_tokenizer(
@@ -118,6 +121,15 @@ class Vocabulary:
             self.ends_word.to(device),
             self.special.to(device),
         )
+
+    def in_roles(self, roles: tuple[Role, ...]) -> Tensor:
+        """The tokens of any of these roles: bool [V]."""
+        if roles not in self._sets:
+            wanted = torch.zeros_like(self.role, dtype=torch.bool)
+            for role in roles:
+                wanted |= self.role == role
+            self._sets[roles] = wanted
+        return self._sets[roles]
 
 
 def load_words(

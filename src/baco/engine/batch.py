@@ -8,10 +8,14 @@ from torch import Tensor
 
 from baco.drawing import DrawTable
 from baco.engine.sequence import Sequence
+from baco.engine.speculation import MOST_AHEAD
 from baco.noise import noise_keys
 from baco.routing.routers import HALVES, Router, Source
 from baco.routing.select import NOTHING, Switch
 from baco.transfer import tensor_on
+
+# Positions of every row whose noise keys are made at once.
+_KEPT = 64
 
 
 class Batch:
@@ -22,10 +26,13 @@ class Batch:
         rules: the routers of the rows and where they may switch, each once.
         rule: which of them each row goes by, int64 [B].
         draws: the rows' sampling parameters.
+        requests: of the rows, each once.
+        needed: the halves that any row needs.
     """
 
     def __init__(self, device: Any, width: int) -> None:
         self.device, self.width = device, width
+        self._ahead = torch.arange(MOST_AHEAD + 1, device=device)
         self.rows: list[Sequence] = []
         self._set([])
 
@@ -46,9 +53,16 @@ class Batch:
         self.draws = DrawTable.of(params, self.device)
         identity = [(p.seed, row.sample) for p, row in zip(params, rows, strict=True)]
         self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
+        self.requests = list(dict.fromkeys(row.request for row in rows))
+        self.needed: list[Source] = [
+            half for half in HALVES if any(request.needs(half) for request in self.requests)
+        ]
         every = [(row.request.router, row.request.switch) for row in rows]
         self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
         self.rule = tensor_on(self.device, [self.rules.index(one) for one in every])
+        self._every = torch.arange(len(rows), device=self.device)[:, None]
+        self._since = [-_KEPT] * len(rows)  # tokens of each row when keys were last made
+        self._keys: Tensor | None = None
         self._said: Tensor | None = None
         if self.draws.any_penalty:
             self._prompted = {half: self._count_prompts(half) > 0 for half in HALVES}
@@ -64,10 +78,22 @@ class Batch:
         base = [bool(row.sources) and row.sources[-1] == "base" for row in self.rows]
         return tensor_on(self.device, base, torch.bool)
 
-    def keys(self, row: Tensor, ahead: Tensor) -> Tensor:
-        """The noise keys of positions: ``ahead`` [N] tokens after what ``row`` [N] has, [N, 2]."""
-        at = tensor_on(self.device, [len(r.tokens) for r in self.rows])
-        return noise_keys(self._identity[row, 0], self._identity[row, 1], at[row] + ahead)
+    def keys(self) -> Tensor:
+        """The noise keys of each row's next positions, as many as a round can decide: int64
+        [B, MOST_AHEAD + 1, 2].
+        """
+        if self._keys is None:
+            lengths = [len(row.tokens) for row in self.rows]
+            gone = [now - then for now, then in zip(lengths, self._since, strict=True)]
+            if not gone or max(gone) + len(self._ahead) > _KEPT:
+                self._since, gone = lengths, [0] * len(lengths)
+                at = tensor_on(self.device, [[length] for length in lengths])
+                seed, sample = self._identity[:, :1], self._identity[:, 1:]
+                span = torch.arange(_KEPT, device=self.device)
+                self._kept = noise_keys(seed, sample, at + span)
+            ahead = tensor_on(self.device, gone)[:, None] + self._ahead
+            self._keys = self._kept[self._every, ahead]
+        return self._keys
 
     def heard(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
         """What penalties look at, for positions [N].
@@ -91,6 +117,7 @@ class Batch:
 
     def hear(self, before: Rows[int]) -> None:
         """Take up what the rows have said since they had ``before`` tokens each."""
+        self._keys = None
         if self._said is not None:
             each = zip(self.rows, before, strict=True)
             self._said += self._count([row.tokens[had:] for row, had in each])

@@ -104,11 +104,15 @@ class Plan:
     @classmethod
     def of(cls, lengths: Sequence[int], counts: Sequence[int], span: int) -> Self:
         """The plan of one forward over ``span`` columns of tokens."""
+        end = max(map(sum, zip(lengths, counts, strict=True)))
+        if min(counts) == span > 0:
+            at = range(span)
+            columns = torch.tensor([[length + ahead for ahead in at] for length in lengths])
+            return cls(list(lengths), columns.view(-1, span), end)
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
-        end = max(map(sum, zip(lengths, counts, strict=True)))
         columns = torch.where(offset < 0, end, start + offset)
-        return cls(list(lengths), columns, end + (min(counts) < span))
+        return cls(list(lengths), columns, end + 1)
 
     def slots(self, heads: int, columns: int, device: torch.device) -> Tensor:
         """The tokens' places in a cache of so many heads and columns, laid end to end: int64

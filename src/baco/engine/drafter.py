@@ -73,7 +73,7 @@ class _Watch:
     def goes_on(self, logits: Tensor, planner: Planner, halves: Sequence[Source]) -> bool:
         """Is one more draft worth its cost, after those that logits [B, V] were the last of?"""
         top = logits.gather(1, most_likely(logits)[:, None])[:, 0]
-        self.partitions.append(log_partition(logits))
+        self.partitions.append(log_partition(logits, top))
         greatest = (top - self.partitions[-1]).exp().tolist()
         self.gain += sum(self.chances)
         for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
@@ -170,7 +170,7 @@ class Drafter:
         assert self._planner is not None
         batch, device = self._batch, self._batch.device
         size, lone = len(batch), plan.runner == "draft"
-        row = torch.arange(size, device=device)
+        keys = batch.keys()
         drafted = torch.empty(size, 0, dtype=torch.int64, device=device)
         rows: list[Tensor] = []
         looks = device.type == "cpu" and not lone
@@ -178,9 +178,8 @@ class Drafter:
         while len(rows) < (MOST_AHEAD if looks else plan.steps):
             fresh = drafted[:, -1:]
             logits = self._reader.read(plan.runner, fresh, [fresh.shape[1]] * size, 1)[:, 0]
-            keys = batch.keys(row, torch.full_like(row, len(rows)))
+            token = draw(self._shaped(plan.runner, logits), batch.draws, keys[:, len(rows)])
             rows.append(logits)
-            token = draw(self._shaped(plan.runner, logits), batch.draws, keys)
             drafted = torch.cat((drafted, token[:, None]), dim=1)
             if looks and not watch.goes_on(logits, self._planner, self._reader.needed()):
                 break

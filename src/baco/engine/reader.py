@@ -14,7 +14,7 @@ from baco.engine.cache import SlotStore, Store
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.half import Half
-from baco.routing.routers import HALVES, Source
+from baco.routing.routers import Source
 from baco.transfer import tensor_on
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Reader:
 
     def needed(self) -> list[Source]:
         """The halves that any row needs."""
-        requests = [row.request for row in self._batch.rows]
-        return [half for half in HALVES if any(request.needs(half) for request in requests)]
+        return self._batch.needed
 
     def prefill(self, request: Request) -> dict[str, Any]:
         """Read a request's prompt with every half that needs it, once for all its samples."""

@@ -164,7 +164,7 @@ class Pace:
     entry: float
 
 
-_CPU = Pace(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
+_CPU = Pace(6e-5, 1 / 40e9, 1 / 800e9, 1.3e-5, 4e-4, 8e-5, 6e-9)
 _GPU = Pace(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
 
 

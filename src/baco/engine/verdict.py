@@ -95,7 +95,10 @@ class Round:
     @cached_property
     def keys(self) -> Tensor:
         """The positions' noise keys, int64 [N, 2]."""
-        return self.batch.keys(self.positions.row, self.positions.ahead)
+        keys, positions = self.batch.keys(), self.positions
+        if positions.even:
+            return keys[:, : positions.most].flatten(0, 1)
+        return keys[positions.row, positions.ahead]
 
     @cached_property
     def previous(self) -> Tensor:

@@ -79,11 +79,7 @@ CONTENT_ROLES: Mapping[str, tuple[Role, ...]] = {
 
 def in_roles(signals: Signals, roles: tuple[Role, ...], predict: Predictor) -> Tensor:
     """Is the predicted token of one of these roles? → bool [B]."""
-    role = signals.vocabulary.role
-    table = torch.zeros_like(role, dtype=torch.bool)
-    for wanted in roles:
-        table |= role == wanted
-    return signals.predicted_in(table, predict)
+    return signals.predicted_in(signals.vocabulary.in_roles(roles), predict)
 
 
 @dataclass(frozen=True, slots=True)

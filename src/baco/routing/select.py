@@ -147,11 +147,13 @@ def speakable(
     """The rows of logits [N, V] that tokens are drawn from, -inf where the source may not speak."""
     if source.device.type == "cpu":
         # Which rows it is about is known without waiting: the others are spared the look.
-        logits = logits_aligned.clone()
         of_base, bound = source.nonzero()[:, 0], masked.nonzero()[:, 0]
-        own = logits_base[of_base]
-        logits[of_base] = own if banned is None else own.masked_fill_(banned, -math.inf)
-        logits[bound] = logits[bound].masked_fill_(~vocabulary.word_start, -math.inf)
+        logits = logits_aligned.clone()
+        if len(of_base):
+            own = logits_base[of_base]
+            logits[of_base] = own if banned is None else own.masked_fill_(banned, -math.inf)
+        if len(bound):
+            logits[bound] = logits[bound].masked_fill_(~vocabulary.word_start, -math.inf)
         return logits
     logits = torch.where(source[:, None], logits_base, logits_aligned)
     if banned is not None:

@@ -14,10 +14,16 @@ from baco.vocabulary import Vocabulary
 Predictor = Literal["base", "aligned", "either"]
 
 
-def log_partition(logits: Tensor) -> Tensor:
-    """log Σ exp over a row: [B, V] → [B]. As ``logsumexp``, which a CPU computes slowly."""
-    top = logits.amax(dim=-1, keepdim=True)
-    return (logits - top).exp_().sum(dim=-1).log_() + top[..., 0]
+def log_partition(logits: Tensor, top: Tensor) -> Tensor:
+    """log Σ exp over a row whose greatest is ``top`` [B]: [B, V] → [B]. As ``logsumexp``, which a
+    CPU computes slowly.
+    """
+    return (logits - top[:, None]).exp_().sum(dim=-1).log_().add_(top)
+
+
+def _at(logits: Tensor, token: Tensor) -> Tensor:
+    """The logits [B, V] of a token [B] each: [B]."""
+    return logits.gather(1, token[:, None])[:, 0]
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -63,20 +69,19 @@ class Signals:
     @cached_property
     def max_base(self) -> Tensor:
         """max P_base, in (0, 1]: [B]."""
-        top = self.base.gather(1, self.top_base[:, None])[:, 0]
-        return (top - self.partition_base).exp()
+        return (_at(self.base, self.top_base) - self.partition_base).exp_()
 
     @cached_property
     def partition_base(self) -> Tensor:
         """log Σ exp over the base model's row: [B]."""
-        return log_partition(self.base)
+        return log_partition(self.base, _at(self.base, self.top_base))
 
     @cached_property
     def partition_aligned(self) -> Tensor:
         """log Σ exp over the aligned model's row: [B]."""
         if self.aligned is self.base:
             return self.partition_base
-        return log_partition(self.aligned)
+        return log_partition(self.aligned, _at(self.aligned, self.top_aligned))
 
     @cached_property
     def entropy_base(self) -> Tensor:
