@@ -100,6 +100,9 @@ class RemoteBackend:
         BacoError: a server that is not there, or does not do what any router needs.
     """
 
+    # A server that is gone may come back.
+    ended: str | None = None
+
     def __init__(
         self,
         pair: Pair,
