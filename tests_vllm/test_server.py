@@ -17,8 +17,7 @@ from tests_vllm.serving import WAIT, baco, served, vllm_serve
 PROMPT = "Recommend a summer destination"
 ROUTERS = ("Base", "Aligned", "P:0.5", "H:1.0", "Punc", "FC", "P-Punc:0.4", "Nudging:0.5")
 
-# One worker starts the servers, and each but once.
-pytestmark = [pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)  # a server may take its time to start
 
 
 @pytest.fixture(scope="module")
