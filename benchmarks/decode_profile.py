@@ -26,8 +26,16 @@ from baco.pair import load_pair
 from baco.routing.registry import router
 
 PARTS = {
-    "forwards": ("lean", "fusing", "packing", "half", "engine.masks", "engine.native"),
-    "cache": ("engine.cache", "engine.reader", "engine.batch"),
+    "forwards": (
+        "lean",
+        "fusing",
+        "packing",
+        "half",
+        "engine.masks",
+        "engine.native",
+        "engine.prefixes",
+    ),
+    "cache": ("engine.cache", "engine.store", "engine.reader", "engine.batch"),
     "routing": ("routing",),
     "drawing": ("drawing", "noise"),
     "drafting": ("engine.drafter", "engine.speculation"),

@@ -1,9 +1,11 @@
 """A pair on two servers: spans at a time, next to token by token, on the same two servers.
 
     python benchmarks/remote.py [--body 50m] [--router P-Punc:0.4] [--quick] [--json]
+    python benchmarks/remote.py --base-url http://… --aligned-url http://…
 
 Starts two `baco serve` processes of one thread each, one asked for the base model and one for the
-aligned, and has every contestant write the same prompts' answers, in turn. Token by token is how
+aligned, or takes two servers of the pair that are there; has every contestant write the same
+prompts' answers, in turn. Token by token is how
 token-level collaboration over HTTP is published: two calls a token, one to each server. The aligned
 model alone, in spans too, is what the servers can do where nobody is asked twice.
 """
@@ -16,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,11 +37,6 @@ from baco.calibration import open_prompts
 from baco.known import KnownPair, find_pair
 from baco.routing.registry import router as parse
 from baco.routing.routers import HALVES
-
-_FIELDS: dict[str, dict[str, Any]] = {
-    half: {"model": f"baco/{half}", "return_tokens_as_token_ids": True, "min_p": 0.0}
-    for half in HALVES
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +71,15 @@ def served(pair: str) -> Iterator[str]:
         for line in process.stderr:
             found = re.search(r"at (http://\S+)", line)
             if found:
-                yield found[1]
                 break
         else:
             sys.exit("the server did not start: try it by hand, baco serve")
+        # What nobody reads fills the pipe, and then its writer waits.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield found[1]
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 class Spans:
@@ -116,13 +116,22 @@ class Spans:
 class TokenByToken:
     """Both servers asked for every token, all answers at once."""
 
-    def __init__(self, pair: Any, urls: dict[str, str], most: int) -> None:
+    def __init__(self, baco: Baco, urls: dict[str, str], most: int) -> None:
+        there: Any = baco.backend
+        fields = {
+            half: {
+                "model": there.halves[half].ability.model,
+                "return_tokens_as_token_ids": True,
+                "min_p": 0.0,
+            }
+            for half in HALVES
+        }
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * most)
         clients = {
             half: httpx.Client(base_url=url, timeout=120, limits=limits)
             for half, url in urls.items()
         }
-        self._http = Http(pair, clients, True, _FIELDS)
+        self._http = Http(baco.pair, clients, True, fields)
         self.calls = 0
 
     def write(self, task: Task, prompt: str) -> int:  # noqa: ARG002
@@ -152,6 +161,8 @@ def main() -> None:
     """Print the table, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--body", help="A size that baco bench --body knows; else the demo pair.")
+    parser.add_argument("--base-url", help="A server of the base model; else one is started.")
+    parser.add_argument("--aligned-url", help="A server of the aligned model.")
     parser.add_argument("--router", default="P-Punc:0.4")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
@@ -161,8 +172,12 @@ def main() -> None:
     torch.set_num_threads(1)
     known: KnownPair = made("body", given.body, "float32") if given.body else find_pair("demo")
     folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
-    with served(folder) as base, served(folder) as aligned:
-        figures = race({"base": base, "aligned": aligned}, folder, known, given, repeats)
+    with contextlib.ExitStack() as stack:
+        urls = {
+            half: _root(getattr(given, f"{half}_url")) or stack.enter_context(served(folder))
+            for half in HALVES
+        }
+        figures = race(urls, folder, known, given, repeats)
     if given.json:
         print(json.dumps({"machine": machine(torch.device("cpu")), "figures": figures}))
         return
@@ -172,6 +187,10 @@ def main() -> None:
             f"{one['way']:24} {one['temperature']:11g} {one['n']:3} "
             f"{one['calls_per_token']:12.2f} {one['tokens_per_second']:9.1f}"
         )
+
+
+def _root(url: str | None) -> str | None:
+    return url and url.rstrip("/").removesuffix("/v1")
 
 
 def race(
@@ -185,7 +204,7 @@ def race(
 
         asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
     router, alone = parse(given.router), parse("Aligned")
-    spans, tokens = Spans(baco), TokenByToken(baco.pair, urls, 8)
+    spans, tokens = Spans(baco), TokenByToken(baco, urls, 8)
     ways = [
         ("spans", spans, router),
         ("token by token", tokens, router),

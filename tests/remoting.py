@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,6 +46,26 @@ def calls(baco: Baco) -> int:
     """How often its servers were asked."""
     backend: Any = baco.backend
     return sum(backend.calls.values())
+
+
+class Backing:
+    """Hands requests on to a running server, as an application."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.AsyncClient(base_url=url, timeout=60)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        if scope["method"] == "POST":
+            message = await receive()
+            body = message["body"]
+        headers = {"content-type": "application/json"}
+        reply = await self._client.request(
+            scope["method"], scope["path"], content=body, headers=headers
+        )
+        raw = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": reply.status_code, "headers": raw})
+        await send({"type": "http.response.body", "body": reply.content})
 
 
 class Door:

@@ -1,15 +1,20 @@
 import dataclasses
 
 import pytest
+from fastapi.testclient import TestClient
 
 from baco import Baco, BacoError
 from baco.backends.described import describe_pair
 from baco.backends.protocol import Capabilities
 from baco.calibration import Calibration
+from baco.cli import options as opt
 from baco.cli import run
 from baco.engine.engine import Engine
+from baco.engine.sequence import Sequence
 from baco.known import find_pair
 from baco.pair import Pair
+from baco.serve.app import create_app
+from baco.serve.settings import Settings
 
 PROMPT = "Recommend a summer destination"
 OF_LOCAL = "memory, draft and compile are of the local backend"
@@ -27,6 +32,7 @@ class Borrowed:
     pair: Pair
     capabilities: Capabilities = dataclasses.field(default_factory=lambda: Capabilities("borrowed"))
     closed: bool = False
+    ended: str | None = None
 
     def engine(self) -> Engine:
         return Engine(self.pair)
@@ -72,6 +78,9 @@ def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pai
         (("--backend", "slurm"), "unknown backend 'slurm': use one of local, remote, vllm"),
         (("--backend", "ray"), "give it to 'baco batch' or 'baco sweep'; here use one of local"),
         (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
+        (("--engine", "seed=1"), "engine is of the vllm backend: give backend vllm with it"),
+        (("--backend", "remote", "--engine", "seed=1"), "the remote backend takes no engine"),
+        (("--backend", "vllm", "--engine", "seed"), "--engine seed: give NAME=VALUE"),
         (
             ("--backend", "remote", "--compile"),
             OF_LOCAL,
@@ -87,3 +96,52 @@ def test_a_backend_that_is_none_or_an_option_of_another_is_one_line(
 ) -> None:
     assert run(["generate", PROMPT, *arguments]) == 2
     assert expected in " ".join(capsys.readouterr().err.split())
+
+
+def test_engine_arguments_are_names_and_values() -> None:
+    told = opt.engine_arguments(
+        ["tensor-parallel-size=2", "quantization=fp8", 'speculative_config={"method": "ngram"}']
+    )
+    assert told == {
+        "tensor_parallel_size": 2,
+        "quantization": "fp8",
+        "speculative_config": {"method": "ngram"},
+    }
+    assert opt.engine_arguments(None) is None
+
+
+def test_a_server_whose_engine_has_ended_is_not_healthy(demo: Baco, described: Pair) -> None:
+    backend = Borrowed(demo.pair)
+    with TestClient(create_app(Baco(described, backend=backend), Settings())) as client:
+        assert client.get("/health").status_code == 200
+        backend.ended = "the engine ended"
+        health = client.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "ended"})
+
+
+class Failing(Engine):
+    """Ends every answer in an error after its first token."""
+
+    def step(self) -> list[Sequence]:
+        grew = super().step()
+        for sequence in grew:
+            self.stop(sequence, 1)
+            sequence.finish_reason, sequence.error = "error", "the engine ended"
+        return grew
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--compare",)])
+def test_a_command_whose_answers_broke_off_shows_them_and_exits_with_2(
+    form: tuple[str, ...],
+    demo: Baco,
+    described: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    backend = Borrowed(demo.pair)
+    monkeypatch.setattr(backend, "engine", lambda: Failing(demo.pair))
+    monkeypatch.setattr(opt, "load", lambda *_, **__: Baco(described, backend=backend))
+    assert run(["generate", PROMPT, "-r", "P-Punc:0.4", *form]) == 2
+    shown = capsys.readouterr()
+    assert "answers broke off: the engine ended" in " ".join(shown.err.split())
+    assert shown.out.strip()

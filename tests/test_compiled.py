@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from baco import Baco
 from baco.cli import run
 from baco.compiled import Compiled
-from baco.engine.cache import SlotStore
+from baco.engine.store import SlotStore
 from baco.lean import Lean
 from baco.pair import lay_out
 from tests.pairs import PairFolder

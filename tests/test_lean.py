@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from baco import Baco
-from baco.engine.cache import SlotStore
+from baco.engine.store import SlotStore
 from baco.fusing import Part
 from baco.lean import Lean, prepare
 from tests.pairs import PairFolder

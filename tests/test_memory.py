@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.engine.cache import PREFILL_PIECE, Plan, SlotStore, columns_for
+from baco.engine.cache import Plan, columns_for
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request, Sequence
+from baco.engine.store import PREFILL_PIECE, SlotStore
 from baco.memory import cache_bytes
 from baco.packing import weights
 from tests.pairs import PairFolder

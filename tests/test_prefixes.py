@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from baco import Baco
 from baco.engine import prefixes
-from baco.engine.cache import SlotStore
 from baco.engine.engine import Engine
 from baco.engine.prefixes import attend_to_both
 from baco.engine.sequence import Request
+from baco.engine.store import SlotStore
 
 ROUTERS = ("P-Punc:0.5", "H:1.5", "Rand:0.5", "Punc", "Base", "Aligned")
 TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 8

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from baco import Baco
-from baco.engine.cache import SlotStore
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
+from baco.engine.store import SlotStore
 from baco.half import Half, Legible
 from baco.lean import Lean
 from baco.recorded import GraphRecorder, Recorded

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baco import Baco, BacoError
+from baco.backends.vllm import versions
 from baco.backends.vllm.folder import export_pair, read_pair
 from baco.backends.vllm.lanes import Lane, Step
 from baco.backends.vllm.options import PairOptions, pair_prompt
@@ -152,3 +153,11 @@ def test_without_vllm_the_backend_says_what_to_install() -> None:
     except ImportError:
         with pytest.raises(BacoError, match=r"vLLM is not installed: pip install 'baco\[vllm\]'"):
             Baco.load("demo", backend="vllm")
+
+
+def test_another_vllm_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", {"vllm": "0.33.1"}.__getitem__)
+    with pytest.raises(BacoError, match=r"vLLM 0\.33\.1 is installed: .* works with 0\.32\.\*"):
+        Baco.load("demo", backend="vllm")
+    monkeypatch.setattr(versions, "version", {"vllm": "0.32.4"}.__getitem__)
+    assert versions.check_version() == "0.32.4"

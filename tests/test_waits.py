@@ -12,8 +12,9 @@ from torch import Tensor
 
 from baco import Baco
 from baco.decoder import Decoder
-from baco.engine.cache import SlotCache, SlotStore, Store
+from baco.engine.cache import SlotCache
 from baco.engine.engine import Engine
+from baco.engine.store import SlotStore, Store
 from baco.half import Half, Legible
 from baco.lean import Lean
 from baco.recorded import Recorded, Step

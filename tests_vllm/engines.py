@@ -31,9 +31,15 @@ def in_vllm(
     **kwargs: P.kwargs,
 ) -> T:
     """What ``work`` returns of a pair in vLLM, done in a process of its own."""
+    done: T = apart(_do, work, pair, options, args, kwargs)
+    return done
+
+
+def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What ``work`` returns in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_do, work, pair, options, args, kwargs).result()
+        return pool.submit(work, *args, **kwargs).result()
 
 
 def _do(work: Any, pair: str, options: dict[str, Any], args: Any, kwargs: Any) -> Any:

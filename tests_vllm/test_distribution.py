@@ -1,6 +1,7 @@
 """What vLLM draws at temperature 1 is distributed as the rows say."""
 
 from collections import Counter
+from typing import Any
 
 from scipy.stats import chi2_contingency
 
@@ -11,18 +12,22 @@ PROMPT = "Recommend a summer destination"
 DRAWS = 1500
 
 
-def openings(baco: Baco, router: str, seed: int) -> Counter[tuple[int, ...]]:
-    """How often each answer of three tokens was drawn."""
-    answers = baco.generate(
-        PROMPT, router=router, n=DRAWS, seed=seed, max_tokens=3, min_p=0.0, temperature=1.0
-    )
-    return Counter(answer.token_ids for answer in answers)
+ROUTERS = ("P-Punc:0.4", "Rand:0.5")
+
+
+def openings(baco: Baco, seed: int) -> list[Counter[tuple[int, ...]]]:
+    """How often each answer of three tokens was drawn, by each router."""
+    settings: dict[str, Any] = {"seed": seed, "max_tokens": 3, "min_p": 0.0, "temperature": 1.0}
+    return [
+        Counter(a.token_ids for a in baco.generate(PROMPT, router=router, n=DRAWS, **settings))
+        for router in ROUTERS
+    ]
 
 
 def test_first_tokens_are_distributed_as_here() -> None:
-    for router in ("P-Punc:0.4", "Rand:0.5"):
-        mine = in_vllm(openings, "demo", {"max_rows": 128}, router, 1)
-        theirs = openings(Baco.load("demo"), router, 2)
+    there = in_vllm(openings, "demo", {"max_rows": 128}, 1)
+    here = openings(Baco.load("demo"), 2)
+    for mine, theirs in zip(there, here, strict=True):
         table = _table(mine, theirs)
         assert len(table[0]) > 5
         assert chi2_contingency(table).pvalue > 0.001

@@ -1,14 +1,20 @@
 """vLLM says what the engine of this process says, token by token and source by source."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from baco import Baco
+from baco.backends.vllm.folder import export_pair, read_pair
+from baco.backends.vllm.options import pair_prompt
 from baco.completion import Completion
-from tests_vllm.engines import in_vllm, watch
+from baco.known import find_pair
+from tests_vllm.engines import apart, in_vllm, watch
 
 ROUTERS = (
     "Base",
@@ -31,10 +37,11 @@ PROMPTS = (
     "Tell me about the sea and the mountains, and what I could eat there in the winter " * 3,
     "What should I cook tonight?",
 )
-# Read by the base half alone: its prompt is then the longer one.
-LONG_BASE = (
+# The pair's own, and one that the base half alone reads: its prompt is then the longer one.
+TEMPLATES = (
+    None,
     "Here is a long and careful list of questions that people asked, and of what they were told. "
-    "Question: {{ messages[-1].content }}\nAnswer:{{ answer_lead }}"
+    "Question: {{ messages[-1].content }}\nAnswer:{{ answer_lead }}",
 )
 
 Answers = dict[tuple[str, str], list[Completion]]
@@ -58,19 +65,38 @@ def answers(baco: Baco, tokens: int, **settings: Any) -> tuple[Answers, int]:
 
 
 def said(baco: Baco, tokens: int = 48) -> Any:
-    """What the answers say, and who says it."""
-    found, _ = answers(baco, tokens)
-    return {
-        asked: [(c.token_ids, c.sources, c.text, c.finish_reason) for c in each]
-        for asked, each in found.items()
-    }
+    """What the answers say and who says it, with either half's prompt the longer one."""
+    return [_said(baco, template, tokens)[0] for template in TEMPLATES]
 
 
 def said_there(baco: Baco, tokens: int) -> Any:
-    """`said`, and what shows that a mode was on."""
-    seen = watch(baco)
-    _, drafts = answers(baco, tokens)
-    return said(baco, tokens), drafts, seen
+    """`said`, and for both what shows that a mode was on: drafts that stood, preemptions."""
+    seen, told, shown = watch(baco), [], []
+    for template in TEMPLATES:
+        before = seen.preemptions
+        each, drafts = _said(baco, template, tokens)
+        told.append(each)
+        shown.append((drafts, seen.preemptions - before))
+    return told, shown
+
+
+def _said(baco: Baco, template: str | None, tokens: int) -> Any:
+    with read_by(baco, template):
+        found, drafts = answers(baco, tokens)
+    return {
+        asked: [(c.token_ids, c.sources, c.text, c.finish_reason) for c in each]
+        for asked, each in found.items()
+    }, drafts
+
+
+@contextmanager
+def read_by(baco: Baco, template: str | None) -> Iterator[None]:
+    """Have the base half read prompts by another template."""
+    own = baco.pair.renderer
+    if template is not None:
+        baco.pair.renderer = replace(own, base_template=template)
+    yield
+    baco.pair.renderer = own
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -87,66 +113,65 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("template", [None, LONG_BASE], ids=["long aligned", "long base"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_router_says_what_it_says_here(
-    mode: str, template: str | None, random_pair: Callable[[str], Path]
-) -> None:
+def test_every_router_says_what_it_says_here(mode: str, random_pair: Callable[[str], Path]) -> None:
     # Five heads cannot be split between two devices.
     pair = str(random_pair("llama")) if mode == "two tensor-parallel" else "demo"
-    options = {} if template is None else {"base_template": template}
     tokens = 48 if pair == "demo" else 20
-    told, drafts, seen = in_vllm(said_there, pair, MODES[mode] | options, tokens)
-    assert told == said(Baco.load(pair, **options), tokens)
-    if "chunked" in mode:
-        assert seen.preemptions
-    if "ngram" in mode:
-        assert drafts
+    told, shown = in_vllm(said_there, pair, MODES[mode], tokens)
+    assert told == said(Baco.load(pair), tokens)
+    for drafts, preemptions in shown:
+        assert drafts or "ngram" not in mode
+        assert preemptions or "chunked" not in mode
+
+
+QUICK = ("plain", "ngram, chunked")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
-@pytest.mark.parametrize("ngram", [0, 3])
+@pytest.mark.parametrize(
+    "mode",
+    [mode if mode in QUICK else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES],
+)
 def test_architectures_say_what_they_say_here(
-    architecture: str, ngram: int, random_pair: Callable[[str], Path]
+    architecture: str, mode: str, random_pair: Callable[[str], Path]
 ) -> None:
     folder = str(random_pair(architecture))
-    assert in_vllm(said, folder, {"ngram": ngram}, 24) == said(Baco.load(folder), 24)
+    assert in_vllm(said, folder, MODES[mode], 24) == said(Baco.load(folder), 24)
 
 
 def said_again(baco: Baco) -> Any:
-    """The same before and after the prompts are in the cache, and after samples parted ways."""
+    """The same before and after the prompts are in the cache, and after samples parted ways; and
+    of one aligned prompt with two base prompts of one length.
+    """
     seen = watch(baco)
     first = said(baco)
     hits = seen.hits
     second = said(baco)
     assert seen.hits > hits
-    drawn, _ = answers(baco, 48, n=3, temperature=1.0)
-    assert any(len({c.token_ids for c in each}) > 1 for each in drawn.values())
-    return first, second, said(baco)
-
-
-@pytest.mark.parametrize("template", [None, LONG_BASE], ids=["long aligned", "long base"])
-def test_prompts_that_are_in_the_cache_change_nothing(template: str | None) -> None:
-    options = {} if template is None else {"base_template": template}
-    here = said(Baco.load("demo", **options))
-    assert all(each == here for each in in_vllm(said_again, "demo", options))
-
-
-QUESTION = "{}uestion: {{{{ messages[-1].content }}}}\nAnswer:"
+    for template in TEMPLATES:
+        with read_by(baco, template):
+            drawn, _ = answers(baco, 48, n=3, temperature=1.0)
+        assert any(len({c.token_ids for c in each}) > 1 for each in drawn.values())
+    return [first, second, said(baco)], under_two_templates(baco)
 
 
 def under_two_templates(baco: Baco) -> Any:
     """One aligned prompt, two base prompts of one length."""
     told = []
     for letter in "QX":
-        baco.pair.renderer = Baco.load("demo", base_template=QUESTION.format(letter)).pair.renderer
-        settings: dict[str, Any] = {"router": "Base", "temperature": 0, "max_tokens": 24}
-        told.append(baco.generate(PROMPTS[1], **settings)[0].token_ids)
+        with read_by(baco, f"{letter}uestion: {{{{ messages[-1].content }}}}\nAnswer:"):
+            settings: dict[str, Any] = {"router": "Base", "temperature": 0, "max_tokens": 24}
+            told.append(baco.generate(PROMPTS[1], **settings)[0].token_ids)
     return told
 
 
-def test_another_base_prompt_is_another_prompt() -> None:
-    assert in_vllm(under_two_templates, "demo", {}) == under_two_templates(Baco.load("demo"))
+def test_prompts_that_are_in_the_cache_change_nothing() -> None:
+    told, parted = in_vllm(said_again, "demo", {})
+    here = Baco.load("demo")
+    expected = said(here)
+    assert all(each == expected for each in told)
+    assert parted == under_two_templates(here)
 
 
 def with_settings(baco: Baco) -> Any:
@@ -165,5 +190,32 @@ def with_settings(baco: Baco) -> Any:
     return told
 
 
+def offline(folder: str) -> tuple[str, str]:
+    """What vLLM's own class says of a pair directory, and by whom."""
+    pair = read_pair(Path(folder))
+    read = pair.renderer.render(PROMPTS[0])
+    ids, arguments, salt = pair_prompt(read.base_ids, read.aligned_ids)
+    # Else vLLM's own process would outlive this one.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM, SamplingParams
+
+    params = SamplingParams(
+        temperature=0, max_tokens=40, extra_args=arguments | {"baco_router": "P-Punc:0.4"}
+    )
+    llm = LLM(folder, dtype="float32", kv_cache_memory_bytes=2**26)
+    (answer,) = llm.generate([{"prompt_token_ids": ids, "cache_salt": salt}], params)
+    return answer.outputs[0].text, answer.kv_transfer_params["baco_sources"]
+
+
+def test_the_class_of_vllm_says_what_is_said_here(tmp_path: Path) -> None:
+    export_pair(find_pair("demo"), tmp_path / "pair")
+    text, sources = apart(offline, str(tmp_path / "pair"))
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "min_p": 0.0}
+    here = Baco.load("demo").generate(PROMPTS[0], router="P-Punc:0.4", **greedy)[0]
+    assert text.strip() == here.text.strip()
+    assert sources == "".join(source[0] for source in here.sources)
+
+
 def test_penalties_and_biases_say_what_they_say_here() -> None:
-    assert in_vllm(with_settings, "demo", {}) == with_settings(Baco.load("demo"))
+    options = {"base_template": TEMPLATES[1]}
+    assert in_vllm(with_settings, "demo", options) == with_settings(Baco.load("demo", **options))

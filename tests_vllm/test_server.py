@@ -2,61 +2,34 @@
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from openai import BadRequestError, OpenAI
 
 from baco import Baco
 from baco.backends.vllm.folder import export_pair
 from baco.known import find_pair
+from tests_vllm.serving import WAIT, baco, served, vllm_serve
 
 PROMPT = "Recommend a summer destination"
 ROUTERS = ("Base", "Aligned", "P:0.5", "H:1.0", "Punc", "FC", "P-Punc:0.4", "Nudging:0.5")
-WAIT = 120
 
-
-@contextmanager
-def served(command: list[str], health: str) -> Iterator[str]:
-    """A server of a process of its own, by its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = subprocess.Popen([*command, "--port", str(port)], env=environment)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + WAIT
-    try:
-        while True:
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < end, "the server does not answer"
-            try:
-                if httpx.get(f"{url}{health}").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield url
-        assert process.poll() is None, "the server died of its requests"
-    finally:
-        process.terminate()
-        process.wait(30)
+pytestmark = pytest.mark.timeout(600)  # a server may take its time to start
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``vllm serve`` of the demo pair."""
-    folder = tmp_path_factory.mktemp("served") / "pair"
+    room = tmp_path_factory.mktemp("served")
+    folder, metadata = room / "pair", room / "metadata"
     export_pair(find_pair("demo"), folder)
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = vllm_serve(folder, metadata)
     command += ["--served-model-name", "demo", "--dtype", "float32", "--max-num-seqs", "64"]
     command += ["--middleware", "baco.backends.vllm.middleware.TwoPrompts"]
-    with served(command, "/health") as url:
+    with served(command, metadata) as url:
         yield url
 
 
@@ -80,6 +53,21 @@ def test_their_server_says_what_is_said_here(router: str, theirs: str) -> None:
     assert told["choices"][0]["message"]["content"].strip() == here.text.strip()
     sources = told["kv_transfer_params"]["baco_sources"]
     assert sources == "".join(source[0] for source in here.sources)
+
+
+def test_the_client_of_openai_reads_their_server(theirs: str) -> None:
+    client = OpenAI(base_url=f"{theirs}/v1", api_key="none")
+    asked = chat("P-Punc:0.4")
+    own = {name: asked.pop(name) for name in ("vllm_xargs", "min_p")}
+    whole = client.chat.completions.create(**asked, extra_body=own)
+    text = whole.choices[0].message.content
+    parts = client.chat.completions.create(**asked, extra_body=own, stream=True)
+    assert text == "".join(part.choices[0].delta.content or "" for part in parts)
+    assert set(whole.model_extra["kv_transfer_params"]["baco_sources"]) == {"a", "b"}
+    with pytest.raises(BadRequestError, match="threshold 7"):
+        client.chat.completions.create(
+            **asked, extra_body=own | {"vllm_xargs": {"baco_router": "P:7"}}
+        )
 
 
 def test_sixty_four_streams_with_different_routers_at_once(theirs: str) -> None:
@@ -129,7 +117,7 @@ def test_what_cannot_be_is_a_400_in_one_line(
     refused = httpx.post(f"{theirs}/v1/chat/completions", json=chat(**fields), timeout=WAIT)
     assert refused.status_code == 400, refused.text
     assert says in refused.json()["error"]["message"]
-    assert httpx.get(f"{theirs}/health").status_code == 200
+    assert httpx.get(f"{theirs}/health", timeout=WAIT).status_code == 200
 
 
 def test_a_base_prompt_longer_than_the_prompt_ends_that_request_alone(theirs: str) -> None:
@@ -155,8 +143,7 @@ def test_answers_of_one_request_and_their_logprobs(theirs: str) -> None:
 
 
 def test_the_page_of_the_local_server_stands_on_vllm() -> None:
-    command = [sys.executable, "-m", "baco", "serve", "--backend", "vllm"]
-    with served(command, "/health") as url:
+    with served(baco("serve", "--backend", "vllm")) as url:
         assert "<html" in httpx.get(url).text
         here = Baco.load("demo").generate(
             PROMPT, router="P-Punc:0.4", temperature=0, max_tokens=40, n=2

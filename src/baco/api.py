@@ -28,6 +28,11 @@ log = logging.getLogger("baco")
 DEFAULT_ROUTER = "P-Punc"
 # γ of the default router on a pair that has not been calibrated: the paper's middle of its range.
 UNCALIBRATED = 0.4
+# Options that only another backend has.
+_ELSEWHERE = {
+    **dict.fromkeys(("base_url", "aligned_url", "base_model", "aligned_model"), "remote"),
+    "engine": "vllm",
+}
 
 
 @dataclass
@@ -102,9 +107,9 @@ class Baco:
                 )
             there, engines = backends.connect(backend, known, max_rows, options)
             return cls(there, max_rows, backend=engines)
-        for option in ("base_url", "aligned_url", "base_model", "aligned_model"):
+        for option, home in _ELSEWHERE.items():
             if option in options:
-                raise BacoError(f"{option} is of the remote backend: give backend remote with it")
+                raise BacoError(f"{option} is of the {home} backend: give backend {home} with it")
         if memory is not None:
             cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
         pair = load_pair(known, **options)
@@ -219,7 +224,9 @@ class Baco:
         except BacoError:
             decoder.close()
             raise
-        return _run(decoder)
+        chunks = _run(decoder)
+        next(chunks)
+        return chunks
 
     @property
     def capabilities(self) -> Capabilities:
@@ -239,8 +246,12 @@ class Baco:
         return Decoder(self.pair, engine)
 
 
-def _run(decoder: Decoder) -> Iterator[Chunk]:
+def _run(decoder: Decoder) -> Iterator[Any]:
+    """What a decoder tells, after a first nothing: from there on it is closed with its iterator,
+    so that whoever drops a stream, looked into or not, drops its answers.
+    """
     try:
+        yield None
         while decoder.busy:
             yield from decoder.step()
     finally:

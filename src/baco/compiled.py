@@ -10,7 +10,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from baco.engine.cache import SlotCache, SlotStore
+from baco.engine.cache import SlotCache
+from baco.engine.store import SlotStore
 from baco.lean import Lean
 
 # Tokens of all rows up to which starting operations is most of what a forward costs.

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from baco.compiled import Compiled
-from baco.engine.cache import Forward, SlotCache, SlotStore, Store
+from baco.engine.cache import SlotCache
 from baco.engine.masks import Masked, MaskForm
 from baco.engine.native import NativeStore
 from baco.engine.reread import RereadStore
 from baco.engine.speculation import Size
+from baco.engine.store import Forward, SlotStore, Store
 from baco.lean import Lean
 from baco.packing import weights
 from baco.recorded import Recorded

@@ -65,7 +65,7 @@ def _plain(query: Tensor) -> bool:
 
 
 class Lean:
-    """The forward of one model, as `baco.engine.cache.Forward`.
+    """The forward of one model, as `baco.engine.store.Forward`.
 
     Args:
         model: prepared, of a known layout.

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baco.engine.cache import Forward, Plan, SlotCache, SlotStore
+from baco.engine.cache import Plan, SlotCache
+from baco.engine.store import Forward, SlotStore
 from baco.lean import Lean
 
 log = logging.getLogger("baco")

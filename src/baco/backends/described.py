@@ -19,7 +19,7 @@ class Described(Half):
     """A half that is known but not loaded.
 
     Attributes:
-        where: its weights are, for messages: ``vLLM``, ``http://…``.
+        where: its weights are, for messages: ``vLLM``, ``its server``.
     """
 
     where: str = ""

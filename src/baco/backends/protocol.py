@@ -90,6 +90,10 @@ class Backend(Protocol):
     def capabilities(self) -> Capabilities:
         """What it keeps and can tell."""
 
+    @property
+    def ended(self) -> str | None:
+        """What ended it for good, in one line; None while it decodes."""
+
     def engine(self) -> TokenEngine:
         """An engine for one decoder."""
 

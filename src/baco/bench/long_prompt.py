@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from baco.bench.contestants import Task
-from baco.engine.cache import Store
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
+from baco.engine.store import Store
 from baco.pair import Pair
 
 TOKENS, ANSWERS = 2_000, 32

@@ -8,11 +8,12 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import torch
@@ -126,41 +127,46 @@ def two_servers(pair: Pair, *, concurrent: int = 0, rereads: bool = False) -> It
     with contextlib.ExitStack() as stack:
         options = ["--texts", str(max(1, concurrent)), *(["--rereads"] if rereads else [])]
         threads = max(1, torch.get_num_threads() // (2 if concurrent else 1))
-        processes = {
+        started = {
             name: stack.enter_context(_server(halves[name], options, threads)) for name in HALVES
         }
         clients: dict[str, httpx.Client] = {}
-        for name, process in processes.items():
+        for name, (process, said) in started.items():
             assert process.stdout is not None
             port = process.stdout.readline().strip()
             if not port:
-                raise BacoError(f"no server of the {name} model came up: {_last_words(process)}")
+                process.wait()
+                raise BacoError(f"no server of the {name} model came up: {_last_words(said)}")
             url = f"http://127.0.0.1:{port}"
             clients[name] = stack.enter_context(httpx.Client(base_url=url, timeout=_NO_ANSWER))
         yield Http(pair, clients, concurrent > 0)
 
 
-def _last_words(process: "subprocess.Popen[str]") -> str:
-    assert process.stderr is not None
-    return (process.stderr.read().strip().splitlines() or ["it said nothing"])[-1]
+def _last_words(said: IO[str]) -> str:
+    said.seek(0)
+    return (said.read().strip().splitlines() or ["it said nothing"])[-1]
 
 
 @contextlib.contextmanager
-def _server(half: Any, options: list[str], threads: int) -> Iterator["subprocess.Popen[str]"]:
+def _server(
+    half: Any, options: list[str], threads: int
+) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
+    """A server process, and what it says of itself: a file, which never fills as a pipe does."""
     device, dtype = str(half.device), str(half.model.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "baco.bench.server", half.name]
     command += ["--dtype", dtype, "--device", device, *options]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=environment,
+            text=True,
+        )
+        try:
+            yield process, said
+        finally:
+            process.terminate()
+            process.wait()

@@ -87,6 +87,7 @@ def batch(
     aligned_url: opt.AlignedUrl = None,
     base_model: opt.BaseModel = None,
     aligned_model: opt.AlignedModel = None,
+    engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
     as_json: opt.AsJson = False,
@@ -128,6 +129,7 @@ def batch(
             "aligned_url": aligned_url,
             "base_model": base_model,
             "aligned_model": aligned_model,
+            "engine": opt.engine_arguments(engine),
             "base_template": base_template,
             "chat_template": chat_template,
         }

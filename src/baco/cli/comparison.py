@@ -29,7 +29,13 @@ def show_comparison(
     settings: dict[str, Any],
     svg: Path | None,
 ) -> None:
-    """Draw the answers of every router and show them; also as an SVG file where asked."""
+    """Draw the answers of every router and show them; also as an SVG file where asked.
+
+    Raises:
+        BacoError: answers broke off; what there is of them is shown.
+    """
+    from baco.completion import check_whole
+
     columns: list[tuple[str, list[Completion]]] = []
     try:
         for router in routers:
@@ -44,6 +50,7 @@ def show_comparison(
         spelling = columns[-1][0]
         command = command_line(prompt, baco.pair.name, spelling, settings, compare=True)
         draw_svg(svg, command, _table(columns))
+    check_whole([completion for _, completions in columns for completion in completions])
 
 
 def _draw(

@@ -56,6 +56,7 @@ def generate(
     aligned_url: opt.AlignedUrl = None,
     base_model: opt.BaseModel = None,
     aligned_model: opt.AlignedModel = None,
+    engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
 ) -> None:
@@ -110,6 +111,7 @@ def generate(
         aligned_url=aligned_url,
         base_model=base_model,
         aligned_model=aligned_model,
+        engine=opt.engine_arguments(engine),
         base_template=base_template,
         chat_template=chat_template,
     )
@@ -136,6 +138,7 @@ def _answer(
 ) -> None:
     from baco.cli.answers import Show
     from baco.cli.comparison import show_comparison
+    from baco.completion import check_whole
     from baco.record import record
     from baco.routing.registry import router as parse
 
@@ -145,17 +148,14 @@ def _answer(
     }
     routers = [parse("Base"), parse("Aligned"), router] if compare else [router]
     if as_json:
-        records = [
-            record(
-                prompt, baco, settings, baco.generate(prompt, router=one, **settings), timed=True
-            )
-            for one in routers
-        ]
+        answers = [baco.generate(prompt, router=one, **settings) for one in routers]
+        records = [record(prompt, baco, settings, each, timed=True) for each in answers]
         if compare:
             names = ("base", "aligned", "baco")
             print_json({"prompt": prompt} | dict(zip(names, records, strict=True)))
         else:
             print_json(records[0])
+        check_whole([completion for each in answers for completion in each])
     elif compare:
         show_comparison(baco, prompt, routers, settings, svg)
     else:

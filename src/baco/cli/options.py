@@ -1,6 +1,7 @@
 """Options that several commands share, and the pair they name."""
 
 import atexit
+import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +77,15 @@ BaseModel = Annotated[
 AlignedModel = Annotated[
     str | None,
     typer.Option("--aligned-model", help="The same of the aligned model's server."),
+]
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME=VALUE",
+        help="Of --backend vllm: an engine argument of vLLM's, as tensor_parallel_size=2; may be "
+        "given again.",
+    ),
 ]
 BaseTemplate = Annotated[
     str | None,
@@ -173,6 +183,26 @@ def load(pair: str | None, base: str | None, aligned: str | None, **options: Any
     loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))
     atexit.register(loaded.close)
     return loaded
+
+
+def engine_arguments(given: list[str] | None) -> dict[str, Any] | None:
+    """What ``--engine`` says; values as JSON where they are that, else as text.
+
+    Raises:
+        BacoError: one without a name or a value.
+    """
+    if not given:
+        return None
+    told: dict[str, Any] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise BacoError(f"--engine {each}: give NAME=VALUE, as in tensor_parallel_size=2")
+        try:
+            told[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            told[name.replace("-", "_")] = value
+    return told
 
 
 def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:

@@ -13,12 +13,13 @@ import torch
 
 from baco.engine.batch import Batch
 from baco.engine.beside import Beside
-from baco.engine.cache import PREFILL_PIECE, columns_for
+from baco.engine.cache import columns_for
 from baco.engine.drafter import Draft, Drafter
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request, Sequence
 from baco.engine.speculation import MOST_AHEAD, priced
 from baco.engine.stats import Stats
+from baco.engine.store import PREFILL_PIECE
 from baco.engine.tell import append
 from baco.engine.verdict import Choose, Law, Round, Verdict, route, settled
 from baco.errors import BacoError

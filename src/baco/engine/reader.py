@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from baco.engine.batch import Batch
-from baco.engine.cache import SlotStore, Store
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
+from baco.engine.store import SlotStore, Store
 from baco.half import Half
 from baco.routing.routers import Source
 from baco.transfer import tensor_on

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from baco.engine.cache import Store
 from baco.engine.sequence import Sequence as Answer
+from baco.engine.store import Store
 
 
 @dataclass(slots=True)

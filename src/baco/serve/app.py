@@ -67,9 +67,11 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
 
     @app.get("/health", response_model=Health, responses=ERRORS | {503: {"model": Health}})
     async def health() -> Any:
-        """Does the server take requests? 503 once it is shutting down."""
+        """Does the server answer? 503 once it shuts down, or its engine has ended for good."""
         if driver.closing:
             return JSONResponse(Health(status="closing").model_dump(), 503)
+        if baco.backend is not None and baco.backend.ended is not None:
+            return JSONResponse(Health(status="ended").model_dump(), 503)
         return Health(status="ok")
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)

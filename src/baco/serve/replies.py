@@ -181,9 +181,9 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Does the server take requests?"""
+    """Does the server answer requests?"""
 
-    status: Literal["ok", "closing"]
+    status: Literal["ok", "closing", "ended"]
 
 
 class RouterEntry(BaseModel):

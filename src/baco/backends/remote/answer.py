@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from baco.backends.remote.half import FEW, Draws, RemoteHalf
+from baco.backends.remote.half import FEW, FEWER, Draws, RemoteHalf
 from baco.backends.remote.judge import Verdict, judge
 from baco.backends.remote.view import OTHER, Law, Pen, Span, figure
 from baco.backends.remote.wire import Row, Told
@@ -94,11 +94,14 @@ class Answer:
         self._pen: Pen | None = None
         self._drafter: Source = request.router.only or "aligned"
         self._done = False
-        few, much = max(FEW, request.params.logprobs or 0), figure(request.router) in _MUCH
-        self._top = {
-            name: half.ability.top if much and name in request.router.reads else few
-            for name, half in halves.items()
-        }
+        much, wanted = figure(request.router) in _MUCH, request.params.logprobs or 0
+        self._top, self._top_scored = (
+            {
+                name: half.ability.top if much and name in request.router.reads else few
+                for name, half in halves.items()
+            }
+            for few in (max(FEW, wanted), max(FEWER, wanted))
+        )
 
     async def write(self) -> None:
         """Write it to its end, and tell of every span."""
@@ -166,7 +169,7 @@ class Answer:
             if not verdict.open:
                 return verdict
         other = self._halves[OTHER[drafter]]
-        span.scored = await other.rows(self._text(other.name), tokens, self._top[other.name])
+        span.scored = await other.rows(self._text(other.name), tokens, self._top_scored[other.name])
         return judge(self._law, span)
 
     async def _redraw(self, verdict: Verdict, told: Told) -> None:

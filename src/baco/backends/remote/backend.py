@@ -73,7 +73,7 @@ def connect(
     servers = {half: (urls[half], key_of(half), patience) for half in HALVES}
     pair = describe_pair(
         known,
-        {"base": base_url, "aligned": aligned_url},
+        dict.fromkeys(HALVES, "its server"),  # an address is no part of what a pair is
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
@@ -99,6 +99,9 @@ class RemoteBackend:
     Raises:
         BacoError: a server that is not there, or does not do what any router needs.
     """
+
+    # A server that is gone may come back.
+    ended: str | None = None
 
     def __init__(
         self,

@@ -18,11 +18,17 @@ log = logging.getLogger("baco")
 
 # Another try may help; any other status is the server's last word.
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+# Nobody is there: what one call finds out is true of all.
+_AWAY = frozenset((502, 503))
 _LONGEST_MESSAGE = 300
 
 
 class RefusedError(UpstreamError):
     """A server understood and says no: 4xx."""
+
+
+class MalformedError(UpstreamError):
+    """A server answered, and not as its API does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,17 @@ class Server:
         patience: how long to wait for it.
 
     Raises:
-        BacoError: the URL is none, or the key no header can carry.
+        BacoError: the URL is none or holds secrets, or the key no header can carry.
     """
 
     def __init__(self, half: Source, url: str, key: str | None, patience: Patience) -> None:
         self.half, self.url = half, _checked(half, url)
         self.calls = 0
         self._reached = False
+        # While it is away one call looks for it and all others wait for what that one finds; once
+        # it stayed away for as long as a call is made again, each asks once.
+        self._outage: asyncio.Event | None = None
+        self._gone = False
         self._patience = patience
         self._headers = {} if key is None else {"Authorization": f"Bearer {_carried(half, key)}"}
         self._trust = httpx.create_ssl_context()
@@ -116,37 +126,73 @@ class Server:
         return httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._trust)
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        problem = ""
-        for attempt in range(1, self._patience.tries + 1):
-            told = None
-            self.calls += 1
-            try:
-                reply = await self._send(method, path, body)
-            except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-                # It is at work: to ask again would only be more of it.
-                raise UpstreamError(
-                    f"{self.called} gave no answer within {self._patience.answer:g} s: "
-                    "raise the timeout, or give it less to do"
-                ) from error
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}".rstrip(": ")
+        mine: asyncio.Event | None = None
+        try:
+            for attempt in range(1, self._patience.tries + 1):
+                if self._outage not in (None, mine):
+                    await self._outage.wait()
+                self.calls += 1
+                reply, problem = await self._tried(method, path, body)
+                if reply is not None and reply.status_code not in _AWAY:
+                    self._is_there()
+                    if reply.status_code not in _PASSING:
+                        return self._read(reply)
+                elif self._gone:
+                    break
+                elif self._outage is None:
+                    mine = self._outage = asyncio.Event()
+                if attempt == 1 < self._patience.tries and not self._reached:
+                    log.warning("%s: %s; it is asked again", self.called, problem)
+                if attempt < self._patience.tries and self._outage in (None, mine):
+                    told = None if reply is None else _retry_after(reply)
+                    await asyncio.sleep(self._patience.before(attempt, told))
             else:
-                if reply.status_code not in _PASSING:
-                    self._reached = True
-                    return self._read(reply)
-                problem, told = f"{reply.status_code} {_message(reply)}", _retry_after(reply)
-            if attempt == 1 and not self._reached:
-                log.warning("%s: %s; it is asked again", self.called, problem)
-            if attempt < self._patience.tries:
-                await asyncio.sleep(self._patience.before(attempt, told))
-        raise UpstreamError(f"{self.called} failed {self._patience.tries} times: {problem}")
+                self._gone = self._gone or (mine is not None and self._outage is mine)
+        finally:
+            if mine is not None and self._outage is mine:
+                self._end_outage()
+        times = f"{attempt} times" if attempt > 1 else "once"
+        raise UpstreamError(f"{self.called} failed {times}: {problem}")
+
+    async def _tried(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> tuple[httpx.Response | None, str]:
+        """One try: what came, and what is wrong where nothing did or another try may help."""
+        try:
+            reply = await self._send(method, path, body)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            # It is at work: to ask again would only be more of it.
+            raise UpstreamError(
+                f"{self.called} gave no answer within {self._patience.answer:g} s: "
+                "raise the timeout, or give it less to do"
+            ) from error
+        except httpx.DecodingError as error:
+            raise MalformedError(
+                f"{self.called} answers what cannot be decoded: {error}"
+            ) from error
+        except httpx.TransportError as error:
+            return None, f"{type(error).__name__}: {error}".rstrip(": ")
+        if reply.status_code in _PASSING:
+            return reply, f"{reply.status_code} {_message(reply)}"
+        return reply, ""
+
+    def _is_there(self) -> None:
+        """It answered somebody."""
+        self._gone = False
+        self._end_outage()
+
+    def _end_outage(self) -> None:
+        if self._outage is not None:
+            self._outage.set()
+            self._outage = None
 
     def _read(self, reply: httpx.Response) -> Any:
+        self._reached = True
         if reply.is_success:
             try:
                 return reply.json()
-            except ValueError as error:
-                raise UpstreamError(f"{self.called} answered no JSON: is it an API?") from error
+            except (ValueError, RecursionError) as error:
+                raise MalformedError(f"{self.called} answered no JSON: is it an API?") from error
         advice = {
             401: f"; put its key into BACO_{self.half.upper()}_API_KEY",
             404: "; is the address right, and the model's name?",
@@ -159,10 +205,18 @@ def _checked(half: Source, url: str) -> str:
         read = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         read = httpx.URL()
+    shown = url.rpartition("@")[2]  # a password is told nowhere
     if read.scheme not in ("http", "https") or not read.host or not 0 < (read.port or 80) < 65_536:
-        raise BacoError(f"{half}_url is {url!r}: give an address such as http://127.0.0.1:8000/v1")
+        raise BacoError(
+            f"{half}_url is {shown!r}: give an address such as http://127.0.0.1:8000/v1"
+        )
+    if read.userinfo or read.query:
+        raise BacoError(
+            f"{half}_url holds a password or a query: give the address alone, and the key in "
+            f"BACO_{half.upper()}_API_KEY"
+        )
     path = read.path.rstrip("/") or "/v1"
-    return str(read.copy_with(path=path, query=None, fragment=None))
+    return str(read.copy_with(path=path, fragment=None))
 
 
 def _carried(half: Source, key: str) -> str:
@@ -179,7 +233,7 @@ def _message(reply: httpx.Response) -> str:
     """What an error says, in one line."""
     try:
         told: Any = reply.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         told = reply.text
     if isinstance(told, dict):
         told = told.get("error", told.get("message", told))

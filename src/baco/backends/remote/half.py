@@ -7,14 +7,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baco.backends.remote.client import Server
-from baco.backends.remote.wire import Names, Row, Told
+from baco.backends.remote.client import MalformedError, Server
+from baco.backends.remote.wire import Names, Row, ShapeError, Told
 from baco.errors import UpstreamError
 from baco.routing.routers import Source
 from baco.sampling import SamplingParams
 
-# Most likely tokens that are asked for where no entropy is in question.
+# Most likely tokens that are asked for where no entropy is in question: of what a half says, and of
+# what it thinks of the other's tokens, where a server tells them of a whole prompt.
 FEW = 20
+FEWER = 5
 # Texts up to here are read anew for their scores; longer ones as many short questions, which leave
 # the reading to the server's prefix cache. vLLM does not use its cache for the scores of a prompt.
 _SHORT = 128
@@ -138,6 +140,8 @@ class RemoteHalf:
             told.tokens.append(self._end)
             told.logprobs.append(math.nan)
             told.rows.append(None)
+        if not told.tokens:
+            raise UpstreamError(f"{self.server.called} goes on with nothing and does not end")
         await self._complete_rows(text, told, draws, top)
         return told
 
@@ -278,22 +282,24 @@ class RemoteHalf:
         most = min(top, self.ability.top)
         if most:
             body["logprobs"] = most
-        reply = await self.server.post("/completions", body)
-        choices = choices_of(reply)
+        told = await ask(self.server, self._names, body)
         count = len(prompt) if isinstance(prompt[0], list) else 1
-        if len(choices) != count:
-            raise UpstreamError(f"{self.server.called} answered {len(choices)} of {count} prompts")
-        return [self._names.read(choice, most) for choice in choices]
+        if len(told) != count:
+            raise UpstreamError(f"{self.server.called} answered {len(told)} of {count} prompts")
+        return told
 
     def _legible(self, text: Sequence[int]) -> list[int]:
         return [token if token < self._rows else self._end for token in text]
 
 
-def choices_of(reply: Any) -> list[dict[str, Any]]:
-    """A reply's choices in the order of the prompts; llama.cpp answers several with a list."""
-    if isinstance(reply, list):
-        return [choice for one in reply for choice in choices_of(one)]
-    found = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(found, list):
-        return []
-    return sorted(found, key=lambda choice: choice.get("index", 0))
+async def ask(server: Server, names: Names, body: Mapping[str, Any]) -> list[Told]:
+    """Completions, in the order of the prompts.
+
+    Raises:
+        MalformedError: what came is none; other errors as for `Server.post`.
+    """
+    reply = await server.post("/completions", body)
+    try:
+        return names.read_all(reply, body.get("logprobs", 0))
+    except ShapeError as error:
+        raise MalformedError(f"{server.called} answers what is no completion: {error}") from error

@@ -1,19 +1,22 @@
 """What a server can do, found out once at the start by asking it little things."""
 
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baco.backends.remote.client import RefusedError, Server
-from baco.backends.remote.half import FEW, Ability, choices_of
+from baco.backends.remote.client import MalformedError, RefusedError, Server
+from baco.backends.remote.half import FEW, Ability, ask
 from baco.backends.remote.wire import Names, Told
-from baco.errors import BacoError
+from baco.errors import BacoError, UpstreamError
 from baco.pair import Pair
 
 _TEXT = "Question: Where is the sea?\nAnswer:"
 _GREEDY = 6
-_HOT = 100.0
+# OpenAI and vLLM refuse more.
+_HOT = 2.0
+# So often must a server say something else under heat and not under a cut: once could be chance.
+_ENOUGH, _MOST_TRIES = 3, 8
 # How many most likely tokens are tried, most first: servers refuse, or tell fewer.
 _TOPS = (2048, 200, FEW, 5, 1)
 # What a request says in so many words, because servers have defaults of their own; the second is
@@ -23,6 +26,8 @@ _OPEN: tuple[Mapping[str, Any], ...] = (
     {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     {"top_p": 1.0},
 )
+# What a question comes to where a server cannot answer it.
+_UNABLE = (RefusedError, MalformedError)
 _IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
@@ -66,7 +71,7 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
     """The name of the model to ask for, and its context window."""
     try:
         listed = await server.get("/models")
-    except RefusedError:
+    except _UNABLE:
         if model is None:
             raise
         return model, None  # not every server lists what it has
@@ -82,8 +87,9 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
             )
         model = next(iter(cards)) if len(cards) == 1 else own
     card = cards.get(model, {})
-    told = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx")
-    return model, int(told) if told else None
+    meta = card.get("meta")  # llama.cpp
+    told = card.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return model, told if type(told) is int and told > 0 else None
 
 
 def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
@@ -96,8 +102,8 @@ def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
     spelled = pair.tokenizer.decode(ids, skip_special_tokens=True).strip()
     if greedy.text and greedy.text.strip() != spelled:
         raise BacoError(
-            f"{server.called} spells tokens {ids} as {greedy.text.strip()!r}, the pair {pair.name} "
-            f"as {spelled!r}: its model is of another pair"
+            f"{server.called} spells tokens {ids[:_GREEDY]} as {greedy.text.strip()[:40]!r}, the "
+            f"pair {pair.name} as {spelled[:40]!r}: its model is of another pair"
         )
 
 
@@ -121,28 +127,30 @@ class _Asking:
         body = {**self.fields, "model": self.model, "prompt": prompt or self.text} | asked
         if self.top and "logprobs" not in asked:
             body["logprobs"] = min(self.top, FEW)
-        found = choices_of(await self.server.post("/completions", body))
+        found = await ask(self.server, self.names, body)
         if not found:
-            raise RefusedError(f"{self.server.called} answers without choices: is it completions?")
-        self.tells_ids = self.tells_ids or _tells_ids(found[0])
-        return [self.names.read(choice, body.get("logprobs", 0)) for choice in found]
+            raise MalformedError(
+                f"{self.server.called} answers without choices: is it completions?"
+            )
+        self.tells_ids = self.tells_ids or found[0].numbered
+        return found
 
     async def tried(self, prompt: Any = None, **asked: Any) -> Told | None:
-        """The same; None where it is refused."""
+        """The same; None where it is refused, or what comes is of no use."""
         try:
             return await self.complete(prompt, **asked)
-        except RefusedError:
+        except _UNABLE:
             return None
 
     async def open(self) -> None:
         """Find the fields that it takes; log-probabilities among them, if it has any."""
-        refusal: RefusedError | None = None
+        refusal: UpstreamError | None = None
         for fields in _spellings():
             for top in (1, 0):
                 self.fields, self.top = fields, top
                 try:
                     told = await self.complete(max_tokens=1, temperature=0)
-                except RefusedError as error:
+                except _UNABLE as error:
                     refusal = refusal or error
                     continue
                 self.top = top if told.rows and told.rows[0] is not None else 0
@@ -181,7 +189,7 @@ class _Asking:
         prompts = [self.text, self.text[:-1]]
         try:
             return len(await self.completions(prompts, max_tokens=1, temperature=0)) == 2
-        except RefusedError:
+        except _UNABLE:
             return False
 
     async def raw(self, greedy: Told) -> bool:
@@ -199,12 +207,7 @@ class _Asking:
         """The parameters that it follows, told by what it says under them."""
         said = greedy.tokens or [None]
         for name, least in (("min_p", 1.0), ("top_k", 1)):
-            if name not in self.fields:
-                continue
-            hot = {"max_tokens": _GREEDY, "temperature": _HOT, "seed": 2, name: least}
-            told = await self.tried(**hot)
-            # All but the likeliest token is cut off: it cannot but say the same again.
-            if told is not None and told.tokens == greedy.tokens:
+            if name in self.fields and await self._cuts({name: least}, greedy):
                 yield name
         other = next(token for token in self.text if token != said[0])
         bias = {str(other): 100}
@@ -212,16 +215,22 @@ class _Asking:
         if told is not None and told.tokens[:1] == [other]:
             yield "logit_bias"
 
+    async def _cuts(self, cut: Mapping[str, Any], greedy: Told) -> bool:
+        """Does a cut leave the likeliest token alone, where it would have said others without?"""
+        others = 0
+        for seed in range(_MOST_TRIES):
+            hot = {"max_tokens": _GREEDY, "temperature": _HOT, "seed": seed}
+            told = await self.tried(**hot, **cut)
+            if told is None or told.tokens != greedy.tokens:
+                return False
+            told = await self.tried(**hot)
+            others += told is not None and told.tokens != greedy.tokens
+            if others == _ENOUGH:
+                return True
+        return False
+
 
 def _spellings() -> Iterator[Mapping[str, Any]]:
     for ids in (_IDS, {}):
         for fields in _OPEN:
             yield {**fields, **ids}
-
-
-def _tells_ids(choice: Mapping[str, Any]) -> bool:
-    logprobs = choice.get("logprobs") or {}
-    names: Sequence[str] = logprobs.get("tokens") or ()
-    if names and all(name.startswith("token_id:") for name in names):
-        return True
-    return bool(choice.get("token_ids")) or logprobs.get("content") is not None

@@ -1,5 +1,6 @@
 """What completions APIs tell of a token, in the spellings of vLLM, SGLang, llama.cpp and OpenAI."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,13 @@ from baco.text import name_of
 
 _NAMED = "token_id:"
 _IMPOSSIBLE = -9999.0
+# What rounding may make of the logarithm of a probability of 1.
+_ROUNDED = 1e-2
+_LONGEST = 40
+
+
+class ShapeError(ValueError):
+    """What came is no answer of a completions API; told in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Told:
         rows: what they were drawn from; None where it is not told.
         ended: the server stopped by itself.
         text: of them all.
+        numbered: the tokens came as ids, not as texts.
     """
 
     tokens: list[int | None] = field(default_factory=list)
@@ -59,6 +68,7 @@ class Told:
     rows: list[Row | None] = field(default_factory=list)
     ended: bool = False
     text: str = ""
+    numbered: bool = False
 
 
 class Names:
@@ -75,9 +85,21 @@ class Names:
     def id(self, name: str) -> int | None:
         """The id of a name; None where it is unknown, or no single token's."""
         if name.startswith(_NAMED):
-            token = int(name.removeprefix(_NAMED))
+            token = _numbered(name)
             return token if token < self._size else None
         return self._ids.get(name)
+
+    def read_all(self, reply: Any, most: int) -> list[Told]:
+        """The choices of a completion, in the order of the prompts.
+
+        Args:
+            reply: JSON as it came.
+            most: how many most likely tokens were asked for at each position.
+
+        Raises:
+            ShapeError: it is no completion.
+        """
+        return [self.read(choice, most) for choice in _choices(reply)]
 
     def read(self, choice: dict[str, Any], most: int) -> Told:
         """A choice of a completion.
@@ -85,21 +107,29 @@ class Names:
         Args:
             choice: as it came.
             most: how many most likely tokens were asked for at each position.
+
+        Raises:
+            ShapeError: it is none.
         """
         ended = choice.get("finish_reason") in ("stop", "eos", "eos_token")
-        told = Told(ended=ended, text=choice.get("text") or "")
-        logprobs = choice.get("logprobs") or {}
-        ids = choice.get("token_ids")
-        if logprobs.get("content") is not None:  # llama.cpp
-            for entry in logprobs["content"]:
-                self._take(told, entry["id"], entry["logprob"], _pairs(entry), most)
+        told = Told(ended=ended, text=_text(choice.get("text") or ""))
+        logprobs = _object(choice.get("logprobs") or {})
+        listed, content = choice.get("token_ids"), logprobs.get("content")
+        ids = None if listed is None else [_token(one) for one in _list(listed)]
+        told.numbered = bool(ids) or content is not None
+        if content is not None:  # llama.cpp
+            for entry in map(_object, _list(content)):
+                self._take(told, _token(entry.get("id")), entry.get("logprob"), _pairs(entry), most)
         elif logprobs.get("tokens"):
-            names = logprobs["tokens"]
+            names = [_text(name) for name in _list(logprobs["tokens"])]
+            told.numbered |= all(name.startswith(_NAMED) for name in names)
             own = ids if ids is not None and len(ids) == len(names) else map(self.id, names)
-            tops = logprobs.get("top_logprobs") or [None] * len(names)
-            columns = zip(own, logprobs["token_logprobs"], tops, strict=True)
-            for token, logprob, top in columns:
-                self._take(told, token, logprob, (top or {}).items(), most)
+            values = _list(logprobs.get("token_logprobs"))
+            tops = _list(logprobs.get("top_logprobs") or [None] * len(names))
+            if not len(values) == len(tops) == len(names):
+                raise ShapeError("tokens without their log-probabilities")
+            for token, logprob, top in zip(own, values, tops, strict=True):
+                self._take(told, token, logprob, _object(top or {}).items(), most)
         elif ids is not None:
             for token in ids:
                 self._take(told, token, None, (), most)
@@ -111,13 +141,14 @@ class Names:
         self,
         told: Told,
         token: int | None,
-        logprob: float | None,
-        top: Iterable[tuple[str | int, float]],
+        logprob: Any,
+        top: Iterable[tuple[str | int, Any]],
         most: int,
     ) -> None:
+        nats = None if logprob is None else _nats(logprob)
         told.tokens.append(token if token is not None and token < self._size else None)
-        told.logprobs.append(math.nan if logprob is None else logprob)
-        told.rows.append(self._row(token, logprob, list(top), most))
+        told.logprobs.append(math.nan if nats is None else nats)
+        told.rows.append(self._row(token, nats, [(one, _nats(value)) for one, value in top], most))
 
     def _row(
         self,
@@ -144,13 +175,61 @@ class Names:
         return Row(known, cap) if known else None
 
 
-def _pairs(entry: dict[str, Any]) -> list[tuple[str | int, float]]:
-    return [(one["id"], one["logprob"]) for one in entry.get("top_logprobs") or ()]
+def _pairs(entry: dict[str, Any]) -> list[tuple[str | int, Any]]:
+    tops = map(_object, _list(entry.get("top_logprobs") or []))
+    return [(_token(one.get("id")), one.get("logprob")) for one in tops]
 
 
 def _beyond(name: str | int, size: int) -> bool:
     if isinstance(name, str):
-        if not name.startswith(_NAMED):
-            return False
-        name = int(name.removeprefix(_NAMED))
+        return name.startswith(_NAMED) and _numbered(name) >= size
     return name >= size
+
+
+def _choices(reply: Any) -> list[dict[str, Any]]:
+    """A reply's choices in the order of the prompts; llama.cpp answers several with a list."""
+    if isinstance(reply, list):
+        return [choice for one in reply for choice in _choices(_object(one))]
+    found = [_object(choice) for choice in _list(_object(reply).get("choices"))]
+    return sorted(found, key=lambda choice: _token(choice.get("index", 0)))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ShapeError(f"{_short(value)} where an object belongs")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ShapeError(f"{_short(value)} where a list belongs")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ShapeError(f"{_short(value)} where a text belongs")
+    return value
+
+
+def _token(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ShapeError(f"{_short(value)} where a whole number belongs")
+    return value
+
+
+def _numbered(name: str) -> int:
+    number = name.removeprefix(_NAMED)
+    return _token(int(number) if number.isdecimal() and len(number) < 20 else number)
+
+
+def _nats(value: Any) -> float:
+    if not isinstance(value, int | float) or not value <= _ROUNDED or isinstance(value, bool):
+        raise ShapeError(f"{_short(value)} where a log-probability belongs")
+    return min(float(value), 0.0) if value > 10 * _IMPOSSIBLE else -math.inf
+
+
+def _short(value: Any) -> str:
+    """A value in so many letters that it fits a line."""
+    told = json.dumps(value)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}…"

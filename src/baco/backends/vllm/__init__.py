@@ -37,7 +37,7 @@ def connect(
         cache: memory for keys and values, as for :func:`baco.memory.cache_bytes`; by default vLLM's
             share of a GPU's memory, and 1 GiB on a CPU.
         ngram: tokens that are drafted from the text so far; 0 for none.
-        engine: more of vLLM's own engine arguments.
+        engine: vLLM's own engine arguments, by their names there; they go before the others.
 
     Raises:
         BacoError: no vLLM or one of another version, a pair or setting that it cannot run.
@@ -46,8 +46,9 @@ def connect(
 
     check_version()
     from baco.backends.vllm.backend import VllmBackend
-    from baco.backends.vllm.starting import start
+    from baco.backends.vllm.starting import check_arguments, start
 
+    check_arguments(engine or {})
     pair, folder, llm = start(
         known,
         {"base_template": base_template, "chat_template": chat_template},

@@ -4,6 +4,7 @@ What vLLM draws is vLLM's: its sampler, its seeds. It knows no text either; stop
 decoder's.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.backends.protocol import Capabilities
 from baco.backends.vllm.options import PREFIX, pair_prompt
+from baco.backends.vllm.starting import first_line
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
@@ -22,6 +24,8 @@ from baco.sampling import MAX_SEED, SamplingParams
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
+
+log = logging.getLogger("baco")
 
 # What vLLM tells at a position unless it is started with more.
 _TOP_LOGPROBS = 20
@@ -46,12 +50,14 @@ class VllmBackend:
         pair: without its weights.
         llm: vLLM's own engine; one caller at a time.
         folder: the pair directory, where one had to be made.
+        ended: what ended the engine, in one line; None while it runs.
     """
 
     pair: Pair
     llm: "LLMEngine"
     folder: "TemporaryDirectory[str] | None" = None
     capabilities: Capabilities = CAPABILITIES
+    ended: str | None = None
     _lock: Lock = field(default_factory=Lock)
     _open: dict[str, "tuple[VllmEngine, Sequence]"] = field(default_factory=dict)
     _next: int = 0
@@ -67,7 +73,7 @@ class VllmBackend:
                 self.folder = None
 
     def submit(self, engine: "VllmEngine", sequence: Sequence) -> str:
-        """Hand a sequence to vLLM.
+        """Hand a sequence to vLLM; where that has ended, the sequence ends in an error too.
 
         Raises:
             BacoError: what vLLM has against it.
@@ -83,6 +89,9 @@ class VllmBackend:
         params = _sampling(request.params, sequence, self.pair.end_ids, arguments)
         with self._lock:
             name, self._next = f"baco-{self._next}", self._next + 1
+            if self.ended is not None:
+                engine.news.put((sequence, self.ended))
+                return name
             try:
                 known = self.llm.add_request(
                     name, {"prompt_token_ids": ids, "cache_salt": salt}, params
@@ -105,13 +114,26 @@ class VllmBackend:
         with self._lock:
             if not self._open:
                 return
-            for output in self.llm.step():
+            try:
+                outputs = self.llm.step()
+            except Exception as error:  # whatever a model, a device or a worker process raises
+                self._end(error)
+                return
+            for output in outputs:
                 engine, sequence = self._open.get(output.request_id, (None, None))
                 if engine is None or sequence is None:
                     continue
                 if output.finished:
                     del self._open[output.request_id]
                 engine.news.put((sequence, output))
+
+    def _end(self, error: Exception) -> None:
+        """Tell all who wait. After a failed step nobody knows what the engine holds."""
+        log.error("a step of vLLM failed: %r", error, exc_info=error)
+        self.ended = f"the vLLM engine ended ({first_line(error)}): start it again"
+        for engine, sequence in self._open.values():
+            engine.news.put((sequence, self.ended))
+        self._open.clear()
 
 
 @dataclass(eq=False)
@@ -121,12 +143,13 @@ class VllmEngine:
     Attributes:
         backend: the engine that it shares.
         stats: what drafts came to, once answers have ended.
-        news: what vLLM tells of its sequences; another decoder's thread may put it there.
+        news: what vLLM tells of its sequences, or what ended it; another decoder's thread may put
+            it there.
     """
 
     backend: VllmBackend
     stats: Drafts = field(default_factory=Drafts)
-    news: "SimpleQueue[tuple[Sequence, RequestOutput]]" = field(default_factory=SimpleQueue)
+    news: "SimpleQueue[tuple[Sequence, RequestOutput | str]]" = field(default_factory=SimpleQueue)
     _names: dict[Sequence, str] = field(default_factory=dict)
 
     def add(self, request: Request) -> list[Sequence]:
@@ -169,8 +192,12 @@ class VllmEngine:
         if name is not None:
             self.backend.abort([name])
 
-    def _take(self, sequence: Sequence, output: "RequestOutput") -> None:
+    def _take(self, sequence: Sequence, output: "RequestOutput | str") -> None:
         """Append what vLLM tells of a sequence."""
+        if isinstance(output, str):
+            del self._names[sequence]
+            sequence.finish_reason, sequence.error = "error", output
+            return
         completion = output.outputs[0]
         had = len(sequence.tokens)
         sequence.tokens += completion.token_ids

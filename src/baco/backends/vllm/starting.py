@@ -1,8 +1,10 @@
 """From a pair's name to a running vLLM engine."""
 
+import difflib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -58,13 +60,13 @@ def start(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     register()
     try:
-        engine = _engine(arguments | _cache(cache) | _drafts(ngram) | {"model": str(folder)})
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        engine = _engine(_cache(cache) | _drafts(ngram) | arguments | {"model": str(folder)})
+    except Exception as error:  # vLLM raises whatever its parts raise
         if made is not None:
             made.cleanup()
         if isinstance(error, BacoError):
             raise
-        raise BacoError(f"vLLM does not start: {_line(error)}") from error
+        raise BacoError(f"vLLM does not start: {first_line(error)}") from error
     return pair, made, engine
 
 
@@ -81,11 +83,25 @@ def exported(known: KnownPair) -> Path | None:
     return folder if told.get("architectures") == [ARCHITECTURE] else None
 
 
+def check_arguments(arguments: Iterable[str]) -> None:
+    """BacoError where an argument is none of vLLM's engine, or not the caller's to give."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = [field.name for field in fields(EngineArgs)]
+    for name in arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            mend = f"did you mean {near[0]}?" if near else "see vLLM's engine arguments"
+            raise BacoError(f"vLLM's engine has no argument {name!r}: {mend}")
+        if name == "model":
+            raise BacoError("the engine's model is the pair: leave out model")
+
+
 def _engine(arguments: dict[str, Any]) -> "LLMEngine":
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(disable_log_stats=True, **arguments))
+    return LLMEngine.from_engine_args(EngineArgs(**{"disable_log_stats": True} | arguments))
 
 
 def _cache(cache: int | float | str | None) -> dict[str, Any]:
@@ -113,7 +129,13 @@ def _drafts(ngram: int) -> dict[str, Any]:
     }
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
+    from pydantic import ValidationError
+
+    told = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        told = ": ".join((".".join(map(str, first["loc"])), first["msg"])).removeprefix(": ")
+    lines = (line.strip().rstrip(".") for line in told.splitlines())
     return next((line for line in lines if line), type(error).__name__)

@@ -1,0 +1,117 @@
+"""What a forward of one half costs, by how many rows and tokens it reads at once.
+
+    python benchmarks/forwards.py [--body SIZE | PAIR] [--dtype D] [--columns C] [--compile]
+
+The aligned half reads so many tokens of so many rows, each behind C cached tokens: as the engine
+lays weights out and runs them, and with `transformers`' own forward of the same shape over a cache
+of its own. Each figure is the best of several runs, milliseconds. The part of drafting that pays
+hangs on how much more a forward over several tokens costs than one over a single token.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from baco.bench.machine import machine
+from baco.bench.weights import load, made
+from baco.half import Half
+from baco.known import find_pair
+
+SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 2), (8, 4), (32, 1), (32, 2))
+RUNS = 7
+
+
+def best(run: Callable[[], Any], before: Callable[[], Any], device: torch.device) -> float:
+    """Least milliseconds of a run, each after ``before``, which is not timed."""
+    found = []
+    for _ in range(RUNS + 1):  # the first one warms up
+        before()
+        _wait(device)
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        found.append(1000 * (time.perf_counter() - started))
+    return min(found[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ours(half: Half, rows: int, tokens: int, columns: int) -> float:
+    """The engine's forward."""
+    store = half.store()
+    store.admit(store.prefill([5] * columns), rows)
+    read = torch.full((rows, tokens), 7)
+    return best(
+        lambda: store.read(read, [tokens] * rows, tokens),
+        lambda: store.rewind([columns] * rows),
+        half.device,
+    )
+
+
+def theirs(half: Half, rows: int, tokens: int, columns: int) -> float:
+    """The forward of ``transformers``."""
+    cache = DynamicCache()
+    half.run(input_ids=torch.full((rows, columns), 5, device=half.device), past_key_values=cache)
+    read = torch.full((rows, tokens), 7, device=half.device)
+    return best(
+        lambda: half.run(input_ids=read, past_key_values=cache, use_cache=True),
+        lambda: cache.crop(columns - cache.get_seq_length() or -0),
+        half.device,
+    )
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pair", nargs="?", default="demo")
+    parser.add_argument("--body", help="the demo pair in a larger model: 50m, 0.2b, 0.5b, 1b, 8b")
+    parser.add_argument("--dtype")
+    parser.add_argument("--device")
+    parser.add_argument("--columns", type=int, default=100)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    body, dtype = given.body, given.dtype or "bfloat16"
+    known = made("body", body, dtype) if body else find_pair(given.pair)
+    weights = load(known, given.dtype, given.device, compile=given.compile)
+    half, plain = weights.ours.aligned, weights.plain.aligned
+    table = [
+        {
+            "rows": rows,
+            "tokens": tokens,
+            "engine": ours(half, rows, tokens, given.columns),
+            "transformers": theirs(plain, rows, tokens, given.columns),
+        }
+        for rows, tokens in SHAPES
+    ]
+    told = {
+        "pair": known.name,
+        "held": half.held,
+        "compiled": given.compile,
+        "machine": machine(half.device),
+        "milliseconds": table,
+    }
+    if given.json:
+        print(json.dumps(told))
+        return
+    print(f"{known.name}, {half.held}, {torch.get_num_threads()} threads, ms a forward")
+    print(f"{'rows × tokens':>14}{'engine':>9}{'transformers':>14}")
+    for one in table:
+        name = f"{one['rows']} × {one['tokens']}"
+        print(f"{name:>14}{one['engine']:9.2f}{one['transformers']:14.2f}")
+
+
+if __name__ == "__main__":
+    main()

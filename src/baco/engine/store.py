@@ -1,0 +1,175 @@
+"""What one half of a pair has read of many sequences, and how it reads on.
+
+`SlotStore` keeps a row per sequence in one cache and runs all rows in one forward; its verbs
+(`Store`) are those of `baco.engine.native.NativeStore` too. They know token ids and positions; they
+know nothing of routers, draws or text.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from baco.engine.cache import Plan, SlotCache
+from baco.engine.prefixes import Group, Prefix, grouped, pays
+from baco.transfer import tensor_on
+
+# A long prompt is read in pieces, so that the mask of one piece stays small.
+PREFILL_PIECE = 512
+
+
+class Store(Protocol):
+    """What the engine asks of a cache. Rows are numbered from 0 without holes.
+
+    Attributes:
+        rewinds: whether what was read can be forgotten again; without it nothing can be drafted.
+        lengths: tokens that each row holds.
+        forwards, tokens: how often the model ran, and on how many tokens of rows.
+    """
+
+    rewinds: bool
+    lengths: list[int]
+    forwards: int
+    tokens: int
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> Any:
+        """Read a prompt once; the result can be admitted as any number of rows, ``samples`` in
+        all.
+        """
+
+    def shares(self, tokens: int, samples: int) -> bool:
+        """Is a prompt of so many tokens held once for so many samples, or copied for each?"""
+
+    def admit(self, prefix: Any, count: int) -> None:
+        """Append ``count`` rows that continue ``prefix``; None for rows that are never read."""
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Keep the rows ``order``, in that order; the others leave."""
+
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        """Read the last ``counts[r]`` of the tokens [B, T] of every row r, what stands before is
+        padding; the raw logits after each row's last ``keep``: [B, keep, width].
+        """
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget what was read beyond ``lengths``, row by row."""
+
+    def bytes_per_token(self, prefix: Any) -> int:
+        """Memory that one more token of one row takes."""
+
+
+class Forward(Protocol):
+    """A model's forward over the rows of a cache."""
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        """Read tokens [B, T] into the cache as its plan says; the raw logits after the last
+        ``keep`` columns: [B, keep, width].
+        """
+
+
+class SlotStore:
+    """All rows in one forward, each at its own length, in tensors that are written in place.
+
+    Args:
+        forward: of the model.
+        cache: to go on with, where the forward wants tables that stay where they are.
+        shares: it attends to a prompt that rows have in common where that lies.
+    """
+
+    rewinds = True
+
+    def __init__(
+        self, forward: Forward, cache: SlotCache | None = None, *, shares: bool = False
+    ) -> None:
+        self.forward = forward
+        self.stays, self._shares = cache is not None, shares
+        self.cache = SlotCache(0, 0) if cache is None else cache
+        self.lengths: list[int] = []
+        self.forwards = self.tokens = 0
+        self._shared: list[Prefix | None] = []  # of each row
+        self._behind: tuple[list[Group], Tensor] | None = None  # the same, for a forward
+
+    def shares(self, tokens: int, samples: int) -> bool:
+        return self._shares and pays(tokens, samples)
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> Prefix:
+        cache = SlotCache(1, len(ids))
+        for start in range(0, len(ids), PREFILL_PIECE):
+            piece = torch.tensor([list(ids[start : start + PREFILL_PIECE])])
+            self._forward(cache, Plan.of([start], [piece.shape[1]], piece.shape[1]), piece, 1)
+        return Prefix(cache, len(ids), self.shares(len(ids), samples))
+
+    def admit(self, prefix: Prefix | None, count: int) -> None:
+        prefix = prefix or Prefix(SlotCache(0, 0), 0)
+        first, last = len(self.lengths), len(self.lengths) + count
+        own = 0 if prefix.shared else prefix.length
+        self.cache.reserve(last, max([*self._own(), own]) + 1)
+        for mine, theirs in zip(self._layers_like(prefix.cache), prefix.cache.layers, strict=True):
+            mine.keys[first:last, :, :own] = theirs.keys[:, :, :own]
+            mine.values[first:last, :, :own] = theirs.values[:, :, :own]
+        self.lengths += [prefix.length] * count
+        self._shared += [prefix if prefix.shared else None] * count
+        self._behind = None
+
+    def _own(self) -> list[int]:
+        """Tokens of each row in its own columns."""
+        pairs = zip(self.lengths, self._shared, strict=True)
+        return [length - prefix.length if prefix else length for length, prefix in pairs]
+
+    def _layers_like(self, source: SlotCache) -> list[Any]:
+        layers = [self.cache.layer(index) for index in range(len(source.layers))]
+        for mine, theirs in zip(layers, source.layers, strict=True):
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+        return layers
+
+    def reorder(self, order: Sequence[int]) -> None:
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        if moved:
+            new, old = (list(column) for column in zip(*moved, strict=True))
+            own = self._own()
+            width = max(own[row] for row in old)
+            for layer in self.cache.layers:
+                if layer.is_initialized:
+                    layer.keys[new, :, :width] = layer.keys[old, :, :width]
+                    layer.values[new, :, :width] = layer.values[old, :, :width]
+        self.lengths = [self.lengths[row] for row in order]
+        self._shared = [self._shared[row] for row in order]
+        self._behind = None
+        if not order and not self.stays:
+            self.cache = SlotCache(0, 0)  # an idle server holds no table of its busiest hour
+
+    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        plan = Plan.of(self._own(), counts, tokens.shape[1])
+        plan.behind, plan.before = self._prompts()
+        self.cache.reserve(len(self.lengths), plan.width)
+        logits = self._forward(self.cache, plan, tokens, keep)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.tokens += sum(counts)
+        return logits
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        # What lies beyond is never looked at and will be written over.
+        self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
+
+    def bytes_per_token(self, prefix: Prefix) -> int:
+        layers = [layer for layer in prefix.cache.layers if layer.is_initialized]
+        stores = [store for layer in layers for store in (layer.keys, layer.values)]
+        return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
+
+    def _prompts(self) -> tuple[Sequence[Group], Tensor | None]:
+        """The rows' shared prompts, and how many tokens of such stand before each row's own."""
+        if not any(self._shared):
+            return (), None
+        if self._behind is None:
+            one = next(prefix for prefix in self._shared if prefix)
+            device = one.cache.layer(0).keys.device
+            before = [prefix.length if prefix else 0 for prefix in self._shared]
+            self._behind = grouped(self._shared, device), tensor_on(device, before)
+        return self._behind
+
+    def _forward(self, cache: SlotCache, plan: Plan, tokens: Tensor, keep: int) -> Tensor:
+        cache.plan = plan
+        self.forwards += 1
+        return self.forward(tokens, cache, keep)

@@ -1,0 +1,164 @@
+"""Servers that answer in other shapes than their API's: told in one line, whatever came."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from baco import Baco, BacoError
+from baco.backends.remote.client import Patience, Server
+from baco.backends.remote.probe import probe
+from baco.backends.remote.wire import Names
+from baco.errors import UpstreamError
+from tests.remoting import listening, remote
+from tests.serving import PROMPT, served
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=5,
+)
+# Where an answer is spoilt, with what, and at which call.
+SPOILT = st.tuples(st.integers(0, 10**6), ANYTHING, st.integers(0, 20))
+
+
+def spoil(told: Any, seed: int, value: Any) -> Any:
+    """A copy of an answer with something else in a place of it."""
+    chance = random.Random(seed)
+    if not isinstance(told, dict | list) or not told or chance.random() < 0.15:
+        return value
+    if isinstance(told, list):
+        at = chance.randrange(len(told))
+        return [*told[:at], spoil(told[at], chance.randrange(10**6), value), *told[at + 1 :]]
+    name = chance.choice(sorted(told))
+    kept = {key: each for key, each in told.items() if key != name}
+    if chance.random() < 0.15:
+        return kept  # nothing in its place
+    return kept | {name: spoil(told[name], chance.randrange(10**6), value)}
+
+
+class Spoiler:
+    """A server in front of another, one of whose answers is spoilt."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.AsyncClient(base_url=url, timeout=60)
+        self._known: dict[tuple[str, bytes], bytes] = {}
+        self._spoilt: tuple[int, Any, int] | None = None
+        self._calls = 0
+
+    def next(self, spoilt: tuple[int, Any, int] | None) -> None:
+        """What is done to the calls from here on."""
+        self._spoilt, self._calls = spoilt, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        body = bytes(message.get("body", b""))
+        asked = (scope["path"], body)
+        if asked not in self._known:
+            headers = {"content-type": "application/json"}
+            reply = await self._client.request(
+                scope["method"], scope["path"], content=body, headers=headers
+            )
+            self._known[asked] = reply.content
+        told = self._known[asked]
+        if self._spoilt is not None and self._calls == self._spoilt[2]:
+            told = json.dumps(spoil(json.loads(told), *self._spoilt[:2])).encode()
+        self._calls += 1
+        raw = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await send({"type": "http.response.body", "body": told})
+
+
+@pytest.fixture(scope="module")
+def spoiler(demo: Baco) -> Iterator[tuple[Spoiler, str]]:
+    with served(demo) as server, listening(found := Spoiler(server.url)) as url:
+        yield found, url
+
+
+@pytest.fixture(scope="module")
+def halves(spoiler: tuple[Spoiler, str]) -> Iterator[Baco]:
+    with remote(spoiler[1]) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def names(demo: Baco) -> Names:
+    return Names(demo.pair)
+
+
+@settings(max_examples=60)
+@given(SPOILT)
+def test_a_start_ends_well_or_with_one_line(
+    spoiler: tuple[Spoiler, str], demo: Baco, names: Names, spoilt: tuple[int, Any, int]
+) -> None:
+    spoiler[0].next(spoilt)
+
+    async def start() -> None:
+        server = Server("aligned", spoiler[1], None, Patience(tries=1))
+        try:
+            await probe(server, demo.pair, names, "baco/aligned")
+        finally:
+            await server.close()
+
+    told = ""
+    try:
+        asyncio.run(start())
+    except (BacoError, UpstreamError) as error:
+        told = str(error)
+    assert len(told.splitlines()) <= 1
+
+
+@settings(max_examples=60)
+@given(SPOILT, st.sampled_from(["P-Punc:0.4", "H:1.5", "FC", "Aligned"]), st.sampled_from([0, 1]))
+def test_an_answer_ends_well_or_with_one_line(
+    spoiler: tuple[Spoiler, str],
+    halves: Baco,
+    spoilt: tuple[int, Any, int],
+    router: str,
+    temperature: int,
+) -> None:
+    spoiler[0].next((*spoilt[:2], spoilt[2] % 4))
+    asked: dict[str, Any] = {"router": router, "temperature": temperature, "seed": 3}
+    (answer,) = halves.generate(PROMPT, max_tokens=8, **asked)
+    if answer.error is not None:
+        assert len(answer.error.splitlines()) == 1
+        assert "failed in this process" not in answer.error
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (b"<html>", "answered no JSON: is it an API"),
+        (b"[" * 100_000, "answered no JSON: is it an API"),
+        (b"\xff\xfe{", "answered no JSON: is it an API"),
+        (b"3", "answers what is no completion: 3 where an object belongs"),
+        (b'{"choices": "none"}', 'answers what is no completion: "none" where a list belongs'),
+        (
+            b'{"choices": [{"text": "a", "token_ids": [-3]}]}',
+            "answers what is no completion: -3 where a whole number belongs",
+        ),
+        (b'{"choices": []}', "answers without choices: is it completions"),
+        (
+            b'{"choices": [{"text": "a", "token_ids": [5], "logprobs": {"tokens": ["token_id:5"], '
+            b'"token_logprobs": [7.25]}}]}',
+            "answers what is no completion: 7.25 where a log-probability belongs",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_completion_is_named(told: bytes, message: str) -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b'{"data": [{"id": "some"}]}' if scope["path"].endswith("models") else told
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    with listening(page) as url, pytest.raises(BacoError, match=message), remote(url):
+        pass
