@@ -27,7 +27,9 @@ from baco.routing.registry import router
 
 PARTS = {
     "forwards": (
+        "blocks",
         "lean",
+        "lookup",
         "fusing",
         "packing",
         "half",
