@@ -89,6 +89,7 @@ def request(baco: Baco, prompt: str = PROMPT, **sampling: Any) -> Request:
     return Request(rendered.base_ids, rendered.aligned_ids, params, baco.router("Rand:0.5"))
 
 
+@torch.inference_mode()
 def per_token(engine: Engine) -> dict[str, int]:
     """Bytes that a token of a row takes in each half."""
     found = {}
@@ -139,7 +140,8 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     assert min(tokens.values()) >= 1990
     ledger.peak = 0
     sequences = engine.add(asked)
-    engine._admit()
+    with torch.inference_mode():
+        engine._admit()
     pieces = {name: math.ceil((count - 1) / PREFILL_PIECE) for name, count in tokens.items()}
     assert engine.stats.forwards == pieces
     finish(engine)
