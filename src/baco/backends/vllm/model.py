@@ -122,11 +122,23 @@ class BacoForCausalLM(nn.Module, SupportsPP):
             ids, own = (lane.ids if ids is not None else None), lane.positions
         else:
             own = positions
+        if not len(own):  # not every model takes a batch of no tokens
+            return self._nothing(half, positions)
         out = self.model_of(half)(ids, own, None if mine is None else IntermediateTensors(mine))
         made = dict(out.tensors) if isinstance(out, IntermediateTensors) else {"hidden": out}
         if lane is None or lane.kept is None:
             return made
         return {name: _spread(t, lane.kept, len(positions)) for name, t in made.items()}
+
+    def _nothing(self, half: Source, positions: Tensor) -> dict[str, Tensor]:
+        """What `_read` gives where a half reads none of a batch's tokens."""
+        model, size = self.model_of(half), len(positions)
+        dtype = next(model.parameters()).dtype
+        if get_pp_group().is_last_rank:
+            width = self.widths[HALVES.index(half)]
+            return {"hidden": torch.zeros(size, width, dtype=dtype, device=positions.device)}
+        empty = model.make_empty_intermediate_tensors(size, dtype, positions.device)
+        return dict(empty.tensors)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """The rows that tokens are drawn from, float32 [N, V]; outside of real steps, as while
