@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from baco import Baco
+    from tests.graphs import Cuda
     from tests.nodes import Nodes
 
 # Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
@@ -104,3 +106,26 @@ def loaded_pair(random_pair: Callable[..., PairFolder]) -> "Callable[..., Baco]"
         return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
 
     return load
+
+
+@pytest.fixture
+def plain(loaded_pair: "Callable[..., Baco]") -> "Baco":
+    """A pair of random weights; `recorded` is the same on a CUDA device that is not there."""
+    return loaded_pair("llama", 0.2)
+
+
+@pytest.fixture
+def cuda() -> "Cuda":
+    """The stand-in for torch's CUDA that `recorded` records on."""
+    from tests.graphs import Cuda
+
+    return Cuda()
+
+
+@pytest.fixture
+def recorded(plain: "Baco", cuda: "Cuda") -> "Baco":
+    """A pair whose forwards are recorded and replayed."""
+    from tests.graphs import recording
+
+    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))

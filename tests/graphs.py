@@ -7,12 +7,17 @@ their stream, so that two which touch the same memory and are in no order can be
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from baco.half import Half, Legible
+from baco.lean import Lean
+from baco.recorded import GraphRecorder, Recorded
 
 CUDA = torch.device("cuda", 0)
 
@@ -201,3 +206,19 @@ class Races(TorchDispatchMode):
                 self.found.append(name)
         kept = self._writes if writes else self._reads
         kept.setdefault(memory, {})[stream] = stream.clock[stream]
+
+
+def lean_of(half: Half) -> Lean:
+    forward = half._forward
+    assert isinstance(forward, Legible)
+    assert isinstance(forward.forward, Lean)
+    return forward.forward
+
+
+def recording(half: Half, cuda: Cuda) -> Half:
+    """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
+    made = replace(half)
+    forward = Recorded(lean_of(half), GraphRecorder(CUDA, cuda))
+    forward.warm()
+    made.__dict__["_forward"] = Legible(made, forward)
+    return made

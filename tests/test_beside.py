@@ -15,26 +15,8 @@ from baco.engine.beside import Beside
 from baco.engine.engine import Engine
 from baco.routing.routers import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
-from tests.pairs import PairFolder
 from tests.test_engine import told
-from tests.test_recorded import PROMPT, ROUTERS, recording
-
-
-@pytest.fixture(scope="module")
-def plain(random_pair: Callable[..., PairFolder]) -> Baco:
-    folder = random_pair("llama", noise=0.2)
-    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
-
-
-@pytest.fixture
-def cuda() -> Cuda:
-    return Cuda()
-
-
-@pytest.fixture
-def recorded(plain: Baco, cuda: Cuda) -> Baco:
-    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
-    return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
+from tests.test_recorded import PROMPT, ROUTERS
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,48 +13,14 @@ from baco import Baco
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
 from baco.engine.store import SlotStore
-from baco.half import Half, Legible
+from baco.half import Legible
 from baco.lean import Lean
 from baco.recorded import GraphRecorder, Recorded
-from tests.graphs import CUDA, Cuda, Lane, Races
-from tests.pairs import PairFolder
+from tests.graphs import CUDA, Cuda, Lane, Races, lean_of, recording
 from tests.test_engine import told
 
 PROMPT = "What do you recommend for a rainy day?"
 ROUTERS = ("P-Punc:0.6", "H-FC:2", "Rand:0.5", "Aligned", "Nudging:0.5")
-
-
-def lean_of(half: Half) -> Lean:
-    forward = half._forward
-    assert isinstance(forward, Legible)
-    assert isinstance(forward.forward, Lean)
-    return forward.forward
-
-
-def recording(half: Half, cuda: Cuda) -> Half:
-    """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
-    made = replace(half)
-    forward = Recorded(lean_of(half), GraphRecorder(CUDA, cuda))
-    forward.warm()
-    made.__dict__["_forward"] = Legible(made, forward)
-    return made
-
-
-@pytest.fixture(scope="module")
-def plain(random_pair: Callable[..., PairFolder]) -> Baco:
-    folder = random_pair("llama", noise=0.2)
-    return Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
-
-
-@pytest.fixture
-def cuda() -> Cuda:
-    return Cuda()
-
-
-@pytest.fixture
-def recorded(plain: Baco, cuda: Cuda) -> Baco:
-    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
-    return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
 
 
 def endless(baco: Baco) -> dict[int, float]:

@@ -80,10 +80,6 @@ class Reader:
         for store in self.stores.values():
             store.reorder(order)
 
-    def bytes_per_token(self, prefixes: Mapping[str, Any]) -> int:
-        """Memory that one more token of one row takes."""
-        return sum(self.stores[name].bytes_per_token(prefix) for name, prefix in prefixes.items())
-
     def rewind(self) -> None:
         """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
         for name, store in self.stores.items():
