@@ -326,6 +326,22 @@ def test_no_more_answers_are_written_at_once_than_there_are_places(server: Serve
         assert (most, ended) == (2, 6)
 
 
+def test_connections_stay_open_for_the_next_call(server: Served) -> None:
+    backing, peers = Backing(server.url), list[tuple[str, int]]()
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        peers.append(scope["client"])
+        await backing(scope, receive, send)
+
+    with listening(counted) as url, remote(url) as halves:
+        halves.generate(STORY, router=ROUTER, n=1, max_tokens=8)
+        first = set(peers)
+        peers.clear()
+        halves.generate(STORY, router=ROUTER, n=3, max_tokens=40)
+    assert len(peers) > 20
+    assert len(set(peers) - first) <= 2 * 3  # a half's, of each answer written at once
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"base_url": "localhost:8000"}, "base_url is 'localhost:8000': give an address such as"),
     ({"base_url": "http://[::1"}, r"base_url is 'http://\[::1': give an address such as"),
