@@ -145,6 +145,13 @@ def test_the_judge_is_asked_only_where_a_word_begins(
         assert not goes_on, question
 
 
+@pytest.mark.parametrize("url", ["http://me:secret@gpu1/v1", "http://gpu1/v1?key=secret"])
+def test_an_address_with_secrets_is_refused_and_not_told(url: str) -> None:
+    with pytest.raises(BacoError, match="holds a password or a query") as refused:
+        Judge(url, "m").settings(Grid("full", 1))
+    assert "secret" not in str(refused.value)
+
+
 def test_a_judge_that_fails_is_one_line(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server]
 ) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -62,11 +63,18 @@ class Judge:
         """The one setting of this judge.
 
         Raises:
-            BacoError: nobody said where it is, or who.
+            BacoError: nobody said where it is, or who; or the address, which is written into the
+                run, holds secrets.
         """
         if self.url is None or self.model is None:
             raise BacoError(
                 "the judge is a model behind an address: give --judge-url, --judge-model"
+            )
+        at = urlsplit(self.url)
+        if at.username or at.password or at.query:
+            raise BacoError(
+                "--judge-url holds a password or a query: give the address alone, and the key in "
+                f"{KEY}"
             )
         options = {"kind": self.name, "url": self.url, "model": self.model}
         return [Setting("Judge", f"Judge by {self.model}", None, options)]
