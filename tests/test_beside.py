@@ -13,6 +13,7 @@ from baco import Baco
 from baco.completion import Completion
 from baco.engine.beside import Beside
 from baco.engine.engine import Engine
+from baco.engine.enough import Enough
 from baco.routing.routers import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
 from tests.test_engine import told
@@ -28,16 +29,20 @@ def crossed(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
 
 
 class Counted(Beside):
-    """Counts how often it was at work; with ``always`` it is wherever it can be."""
+    """Counts how often it was at work."""
 
-    times, always = 0, False
-
-    def pays(self, half: Source) -> bool:
-        return super().pays(half) or self.always
+    times = 0
 
     def both(self, *work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         self.times += 1
         return super().both(*work)
+
+
+class Never(Enough):
+    """One half is never taken to be enough."""
+
+    def seldom(self, half: Source) -> bool:
+        return True
 
 
 def decode(
@@ -49,7 +54,8 @@ def decode(
     assert engine._beside is None  # on a CPU
     assert engine._reader.stays(("base", "aligned"))
     beside = engine._beside = Counted(CUDA, cuda, Lane())
-    beside.always = always
+    if always:
+        engine._enough = Never()
     router = baco.router(settings.pop("router"))
     decoder.submit(PROMPT, router=router, **settings)
     done: list[Completion] = []
@@ -137,22 +143,22 @@ def test_both_are_read_at_once_where_one_is_seldom_enough(recorded: Baco, cuda: 
 @pytest.mark.usefixtures("crossed")
 def test_where_both_are_told_of_both_are_read_at_once(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 12, "router": "P:0.5"}
-    _, _, beside = decode(recorded, cuda, explain=True, **settings)
+    _, engine, beside = decode(recorded, cuda, explain=True, **settings)
     assert beside.times > 0
-    assert beside._enough == {"base": 0.5, "aligned": 0.5}  # nobody asked whether one is enough
+    assert engine._enough == Enough()  # nobody asked whether one is enough, or hardly ever is
 
 
 def test_it_is_looked_again_whether_one_is_enough() -> None:
-    beside = Beside(CUDA, Cuda(), Lane())
+    enough = Enough()
     rounds = []
     for _ in range(200):
-        rounds.append(beside.pays("base"))
+        rounds.append(enough.seldom("base"))
         if not rounds[-1]:
-            beside.saw("base", False)
-    assert not beside.pays("aligned")
+            enough.saw("base", False)
+    assert not enough.seldom("aligned")
     looks = [at for at, told in enumerate(rounds) if not told]
     assert 10 < len(looks) < 40
     assert looks[-1] > 150
     for _ in range(3):
-        beside.saw("base", True)
-    assert not beside.pays("base")
+        enough.saw("base", True)
+    assert not enough.seldom("base")

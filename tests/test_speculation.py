@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.engine.speculation import Continuations, Cost, Planner, Record
+from baco.engine.speculation import PLAIN, Continuations, Cost, Plan, Planner, Record
 from tests.pairs import ARCHITECTURES
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
@@ -161,6 +161,25 @@ def test_drafting_stops_where_it_does_not_pay() -> None:
     assert planner.plan([sure], [8], ("base", "aligned"), 0.1).steps > 3
     ahead = planner.plan([sure], [0], ("base", "aligned"), 0.9)
     assert (ahead.runner, ahead.steps > 2) == ("base", True)
+
+
+@pytest.mark.parametrize(("rows", "every"), [(1, 1), (16, 5)])
+def test_where_no_draft_paid_many_rows_look_for_one_seldom(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch, rows: int, every: int
+) -> None:
+    asked: list[int] = []
+
+    def plan(_: Planner, records: list[Record], *__: Any) -> Plan:
+        asked.append(len(records))
+        return PLAIN
+
+    monkeypatch.setattr(Planner, "plan", plan)
+    decoder = demo.decoder()
+    endless = dict.fromkeys(demo.pair.end_ids, -100.0)
+    router = demo.router("P-Punc:0.4")
+    decoder.submit(PROMPTS[0], router=router, n=rows, seed=1, max_tokens=30, logit_bias=endless)
+    answers(decoder)
+    assert asked == [rows] * (30 // every)
 
 
 def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:

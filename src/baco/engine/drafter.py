@@ -11,7 +11,7 @@ from baco.engine.batch import Batch
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.speculation import MOST_AHEAD, Continuations, Plan, Planner, Record
+from baco.engine.speculation import MOST_AHEAD, PLAIN, Continuations, Plan, Planner, Record
 from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
 from baco.routing.routers import Source
@@ -20,6 +20,9 @@ from baco.transfer import tensor_on
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
 _LEAST_CHANCE = 0.1
+# Where no draft paid, none is looked for in a round for every so many rows: looking costs the more
+# the more rows there are, and tells the more.
+_ROWS_A_PAUSE = 4
 # Tokens of every row that the base share is taken from.
 _LATELY = 16
 
@@ -101,12 +104,15 @@ class Drafter:
         self._records: dict[Answer, Record] = {}
         self._continuations: dict[Request, Continuations] = {}
         self._guesses: list[list[int]] = []
+        self._paused = 0  # rounds to come
 
     def draft(self) -> Draft:
         """The draft of one round."""
         rows = self._batch.rows
-        if self._planner is None:
-            return self._known([[]] * len(rows))
+        self._guesses = [[]] * len(rows)
+        if self._planner is None or self._paused:
+            self._paused = max(0, self._paused - 1)
+            return self._known(self._guesses)
         self._guesses = [self._guess(row) for row in rows]
         plan = self._planner.plan(
             [self._record(row) for row in rows],
@@ -116,6 +122,8 @@ class Drafter:
         )
         if plan.runner is not None:
             return self._run_ahead(plan)
+        if plan == PLAIN:
+            self._paused = len(rows) // _ROWS_A_PAUSE
         return self._known([guess[: plan.steps] for guess in self._guesses])
 
     def learn(self, draft: Draft, before: Sequence[int], agreed: Sequence[int]) -> None:

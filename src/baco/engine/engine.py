@@ -15,6 +15,7 @@ from baco.engine.batch import Batch
 from baco.engine.beside import Beside
 from baco.engine.cache import columns_for
 from baco.engine.drafter import Draft, Drafter
+from baco.engine.enough import Enough
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request, Sequence
 from baco.engine.speculation import MOST_AHEAD, priced
@@ -76,6 +77,7 @@ class Engine:
         # Plain forwards keep the host busy: one device would wait for the second's operations.
         together = self._device.type == "cuda" and not self._apart and self._reader.stays(HALVES)
         self._beside = Beside(self._device) if together else None
+        self._enough = Enough()
         drafts = speculate and self._reader.rewinds
         sizes = {name: half.size for name, half in halves.items()}
         planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
@@ -128,11 +130,12 @@ class Engine:
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
-        the other's rows take its place; but two devices work at once, and neither waits to hear
-        whether the other's rows were enough, nor do both halves on one where that is seldom so.
+        the other's rows take its place. Whether it can is not asked where it mostly can, nor of two
+        devices: these work at once, and neither waits to hear of the other's rows.
         """
         first, second = self._reader.order(draft)
-        if second is not None and self._beside and (self._all_told or self._beside.pays(first)):
+        both = self._apart or self._all_told or self._enough.seldom(first)
+        if second is not None and both and self._beside:
             one, other = (partial(self._reader.rows, half, draft) for half in (first, second))
             rows, others = self._beside.both(one, other)
             return self._law.look(round_, rows, rows).heard(**{second: others})
@@ -140,7 +143,7 @@ class Engine:
         signals = self._law.look(round_, rows, rows)
         if draft.partition is not None:
             signals.known(first, draft.partition)
-        if second is None or (not self._apart and self._suffices(first, round_, signals)):
+        if second is None or (not both and self._suffices(first, round_, signals)):
             return signals
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
@@ -152,15 +155,12 @@ class Engine:
 
     def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
-        if self._all_told:
-            return False
         requests = [row.request for row in self._batch.rows]
         alone = [request.router.reads <= {half} for request in requests]
         told = tensor_on(self._device, alone)
         standing = self._law.stand(round_, signals, ask=any(alone))
         enough = settled(standing, round_, half, told)
-        if self._beside is not None:
-            self._beside.saw(half, enough)
+        self._enough.saw(half, enough)
         return enough
 
     def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
