@@ -40,8 +40,8 @@ PARTS = {
     "cache": ("engine.cache", "engine.store", "engine.reader", "engine.batch"),
     "routing": ("routing",),
     "drawing": ("drawing", "noise"),
-    "drafting": ("engine.drafter", "engine.speculation"),
-    "verdict": ("engine.verdict", "engine.tell", "engine.engine"),
+    "drafting": ("engine.ahead", "engine.continuations", "engine.drafter", "engine.speculation"),
+    "verdict": ("engine.verdict", "engine.tell", "engine.engine", "engine.enough"),
 }
 EVERY = 1e-3  # seconds
 PROMPTS = 5

@@ -5,13 +5,16 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baco import Baco
 from baco.decoder import Decoder
+from baco.engine.ahead import Run
+from baco.engine.continuations import Continuations
 from baco.engine.engine import Engine
-from baco.engine.speculation import PLAIN, Continuations, Cost, Plan, Planner, Record
+from baco.engine.speculation import PLAIN, Cost, Plan, Planner, Record
 from tests.pairs import ARCHITECTURES
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
@@ -62,6 +65,32 @@ def test_answers_are_the_same_with_and_without_drafts(
     assert drafted == decode(baco, routers, speculate=False, **sampling)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
+    pairs: Callable[[str], Baco], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came_true: list[bool] = []
+    monkeypatch.setattr(Record, "saw_beyond", lambda _, right: came_true.append(right))
+    monkeypatch.setattr(Planner, "plan", lambda *_: Plan("aligned", 2))
+    monkeypatch.setattr(Planner, "worth_a_step", lambda _, run, __: len(run.tokens) < 2)
+    monkeypatch.setattr(Planner, "worth_reading_on", lambda *_: True)
+    baco = pairs(architecture)
+
+    def logprobs(*, speculate: bool) -> list[float]:
+        said: dict[tuple[int, int], list[float]] = {}
+        for seed in range(8):
+            decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
+            sampling: dict[str, Any] = {"n": 1 + seed % 2, "seed": seed, "max_tokens": 32}
+            decoder.submit(PROMPTS[0], router=baco.router("Rand:0.3"), **sampling)
+            for chunk in chunks(decoder):
+                if chunk.completion is not None:
+                    said[seed, chunk.sample] = chunk.completion.logprobs
+        return [one for key in sorted(said) for one in said[key]]
+
+    assert logprobs(speculate=True) == pytest.approx(logprobs(speculate=False), abs=1e-3)
+    assert set(came_true) == {True, False}
+
+
 def test_penalties_and_biases_see_drafted_tokens_as_said(pairs: Callable[[str], Baco]) -> None:
     sampling: dict[str, Any] = {
         "n": 3,
@@ -98,6 +127,25 @@ def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
     stats = decoder.engine.stats
     assert stats.rounds < 0.6 * longest
     assert stats.accepted > 0.5 * stats.drafted > 0
+
+
+def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aligned_forwards() -> tuple[int, dict[int, Told]]:
+        decoder = demo.decoder()
+        for seed in range(4):
+            decoder.submit("Tell me a story", router=demo.router("P-Punc:0.4"), seed=seed)
+            told.update({seed: next(iter(answers(decoder).values()))})
+        assert isinstance(decoder.engine, Engine)
+        return decoder.engine.stats.forwards["aligned"], dict(told)
+
+    told: dict[int, Told] = {}
+    spared, said = aligned_forwards()
+    monkeypatch.setattr(Planner, "worth_reading_on", lambda *_: False)
+    plain, same = aligned_forwards()
+    assert said == same
+    assert spared < 0.95 * plain
 
 
 def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
@@ -185,9 +233,19 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
 def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner, halves = Planner(costs, Cost(0.1, 0.0), 0.05), ("base", "aligned")
-    assert planner.worth_a_step("aligned", [0.99], 2, 1.99, halves)
-    assert not planner.worth_a_step("aligned", [0.3], 2, 1.99, halves)
-    assert planner.worth_a_step("aligned", [0.99, 0.9, 0.3], 1, 3.0, halves)
+
+    def run(chances: list[float], gain: float, steps: int) -> Run:
+        made = Run("aligned", [Record() for _ in chances], True)
+        made.chances, made.gain, made.tokens = chances, gain, [torch.empty(0)] * steps
+        return made
+
+    assert planner.worth_a_step(run([0.99], 1.99, 2), halves)
+    assert not planner.worth_a_step(run([0.3], 1.99, 2), halves)
+    assert planner.worth_a_step(run([0.99, 0.9, 0.3], 3.0, 1), halves)
+    # The checking half reads on where all that was drafted is likely to stand.
+    assert planner.worth_reading_on(run([0.9], 1.9, 2), "base")
+    assert not planner.worth_reading_on(run([0.1], 1.9, 2), "base")
+    assert not planner.worth_reading_on(run([0.9] * 8, 15.0, 2), "base")
 
 
 def test_a_record_learns_how_often_a_sure_draft_stands_and_how_often_an_unsure_one() -> None:

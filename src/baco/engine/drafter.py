@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baco.drawing import draw, most_likely
+from baco.drawing import draw
+from baco.engine.ahead import Run
 from baco.engine.batch import Batch
+from baco.engine.continuations import Continuations
 from baco.engine.reader import Reader
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.speculation import MOST_AHEAD, PLAIN, Continuations, Plan, Planner, Record
+from baco.engine.speculation import MOST_AHEAD, PLAIN, Plan, Planner, Record
 from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
 from baco.routing.routers import Source
-from baco.routing.signals import log_partition
 from baco.transfer import tensor_on
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
@@ -39,6 +40,8 @@ class Draft:
         sure: of each row, the greatest probability that the runner saw at each draft, as far as it
             was looked at.
         partition: log Σ exp over its rows [N], as far as it was looked at.
+        reads_on: the other half is to read the last drafts too,
+        beyond: and says so much of what comes after them, float32 [B, V].
     """
 
     positions: Positions
@@ -47,43 +50,12 @@ class Draft:
     rows: Tensor | None = None
     sure: list[list[float]] = field(default_factory=list)
     partition: Tensor | None = None
+    reads_on: bool = False
+    beyond: Tensor | None = None
 
 
-@dataclass(slots=True)
-class _Watch:
-    """How sure a half is of what it drafts while it runs ahead.
-
-    Attributes:
-        runner: the half.
-        records: of the rows.
-        sure: the greatest probability it saw at each draft, of each row.
-        chances: that all drafts of a row stand.
-        partitions: log Σ exp over the rows of logits of each draft, [B] each.
-        gain: tokens that the round is expected to give.
-    """
-
-    runner: str
-    records: list[Record]
-    sure: list[list[float]] = field(init=False)
-    chances: list[float] = field(init=False)
-    partitions: list[Tensor] = field(default_factory=list)
-    gain: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.sure = [[] for _ in self.records]
-        self.chances = [1.0] * len(self.records)
-
-    def goes_on(self, logits: Tensor, planner: Planner, halves: Sequence[Source]) -> bool:
-        """Is one more draft worth its cost, after those that logits [B, V] were the last of?"""
-        top = logits.gather(1, most_likely(logits)[:, None])[:, 0]
-        self.partitions.append(log_partition(logits, top))
-        greatest = (top - self.partitions[-1]).exp().tolist()
-        self.gain += sum(self.chances)
-        for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
-            self.sure[at].append(sure)
-            self.chances[at] *= record.chance(self.runner, sure)
-        steps = len(self.sure[0])
-        return planner.worth_a_step(self.runner, self.chances, steps, self.gain, halves)
+def _other(half: str | None) -> Source:
+    return "base" if half == "aligned" else "aligned"
 
 
 class Drafter:
@@ -105,6 +77,8 @@ class Drafter:
         self._continuations: dict[Request, Continuations] = {}
         self._guesses: list[list[int]] = []
         self._paused = 0  # rounds to come
+        # Where all drafts of all rows stood: what the half that checked them would say next.
+        self._beyond: dict[Answer, int] = {}
 
     def draft(self) -> Draft:
         """The draft of one round."""
@@ -145,7 +119,16 @@ class Drafter:
             right = next((i for i in range(tried) if guess[i] != said[i]), tried)
             record.saw_known(right, tried)
             self._shared(row.request).learn(row.tokens, len(said))
+        self._beyond = self._look_beyond(draft, agreed)
         self._forget()
+
+    def _look_beyond(self, draft: Draft, agreed: Sequence[int]) -> dict[Answer, int]:
+        """What the half that checked would say next, where all drafts of all rows stood."""
+        if draft.beyond is None or list(agreed) != draft.decided:
+            return {}
+        logits = self._shaped(_other(draft.runner), draft.beyond)
+        token = draw(logits, self._batch.draws, self._batch.keys()[:, 0])
+        return dict(zip(self._batch.rows, token.tolist(), strict=True))
 
     def _guess(self, row: Answer) -> list[int]:
         """What continuations draft for a row, as far as there is a chance that it stands."""
@@ -176,29 +159,49 @@ class Drafter:
         """
         assert plan.runner is not None
         assert self._planner is not None
-        batch, device = self._batch, self._batch.device
-        size, lone = len(batch), plan.runner == "draft"
-        keys = batch.keys()
-        drafted = torch.empty(size, 0, dtype=torch.int64, device=device)
-        rows: list[Tensor] = []
-        looks = device.type == "cpu" and not lone
-        watch = _Watch(plan.runner, [self._record(one) for one in batch.rows])
-        while len(rows) < (MOST_AHEAD if looks else plan.steps):
-            fresh = drafted[:, -1:]
-            logits = self._reader.read(plan.runner, fresh, [fresh.shape[1]] * size, 1)[:, 0]
-            token = draw(self._shaped(plan.runner, logits), batch.draws, keys[:, len(rows)])
-            rows.append(logits)
-            drafted = torch.cat((drafted, token[:, None]), dim=1)
-            if looks and not watch.goes_on(logits, self._planner, self._reader.needed()):
-                break
-        counts = [len(rows)] * size
+        batch, needed = self._batch, self._reader.needed()
+        lone = plan.runner == "draft"
+        looks = batch.device.type == "cpu" and not lone
+        run = Run(plan.runner, [self._record(row) for row in batch.rows], looks)
+        fresh = torch.empty(len(batch), 0, dtype=torch.int64, device=batch.device)
+        if looks and all(row in self._beyond for row in batch.rows):
+            self._start(run)
+        while len(run.tokens) < (MOST_AHEAD if looks else plan.steps):
+            if run.tokens:
+                if looks and not self._planner.worth_a_step(run, needed):
+                    break
+                fresh = run.tokens[-1][:, None]
+            counts = [fresh.shape[1]] * len(batch)
+            logits = self._reader.read(plan.runner, fresh, counts, 1)[:, 0]
+            run.say(logits, self._drawn(run, logits))
         if lone:
-            positions = Positions.of([count + 1 for count in counts], drafted)
-            return Draft(positions, counts, plan.runner)
-        spoken = torch.stack(rows, dim=1).reshape(size * len(rows), -1)
-        known = torch.stack(watch.partitions, dim=1).flatten() if looks else None
-        positions = Positions.of(counts, drafted)
-        return Draft(positions, counts, plan.runner, spoken, watch.sure, known)
+            return Draft(run.positions(more=1), run.counts, plan.runner)
+        on = looks and self._planner.worth_reading_on(run, _other(plan.runner))
+        return Draft(
+            run.positions(), run.counts, plan.runner, run.logits, run.sure, run.partition, on
+        )
+
+    def _start(self, run: Run) -> None:
+        """Say one token of every row, and two where the first are what the half that checked the
+        last round expected: then the rows after them have been read with them.
+        """
+        rows = self._batch.rows
+        expected = torch.tensor([[self._beyond[row]] for row in rows])
+        logits = self._reader.read(run.runner, expected, [1] * len(rows), 2)
+        token = self._drawn(run, logits[:, 0])
+        run.say(logits[:, 0], token)
+        right = (token == expected[:, 0]).tolist()
+        for record, one in zip(run.records, right, strict=True):
+            record.saw_beyond(one)
+        if all(right):
+            run.say(logits[:, 1], self._drawn(run, logits[:, 1]))
+        else:
+            self._reader.forget(run.runner)
+
+    def _drawn(self, run: Run, logits: Tensor) -> Tensor:
+        """A token of every row [B], after those it said; logits [B, V] stay as they are."""
+        keys = self._batch.keys()[:, len(run.tokens)]
+        return draw(self._shaped(run.runner, logits), self._batch.draws, keys)
 
     def _shaped(self, runner: str, logits: Tensor) -> Tensor:
         """What a runner draws from: its logits [B, V], which stay as they are, less what it may not

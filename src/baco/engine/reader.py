@@ -87,6 +87,11 @@ class Reader:
                 [len(row.request.ids(name)) + len(row.tokens) - 1 for row in self._batch.rows]
             )
 
+    def forget(self, name: str) -> None:
+        """Let a half forget what was drafted; all tokens of the rows stay."""
+        rows = self._batch.rows
+        self.stores[name].rewind([len(row.request.ids(name)) + len(row.tokens) for row in rows])
+
     def order(self, draft: "Draft") -> tuple[Source, Source | None]:
         """Which half is read first, and which only if the first does not decide the round.
 
@@ -106,9 +111,12 @@ class Reader:
         if draft.runner == name:
             assert draft.rows is not None
             return draft.rows
-        counts = [count - 1 for count in draft.positions.counts]
-        logits = self.read(name, draft.positions.drafted, counts, draft.positions.most)
-        return draft.positions.flat(logits)
+        positions, on = draft.positions, draft.reads_on
+        counts = [count - 1 + on for count in positions.counts]
+        logits = self.read(name, positions.drafted, counts, positions.most + on)
+        if on:
+            draft.beyond, logits = logits[:, -1], logits[:, :-1]
+        return positions.flat(logits)
 
     def read(self, name: str, drafted: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         """Read what a half has not read of every row, and the row's first drafts after that.

@@ -1,20 +1,21 @@
 """What to draft, and whether drafting pays.
 
 Drafts come from three places: from what followed the same few tokens in the prompt and in the
-answers to it (:class:`Continuations`), from one half of the pair running ahead, or from a small
-draft model that does the same. Whatever they are, the answer stays the same; they only decide how
-often the halves run. Choices hang on what was accepted before and on fixed costs, never on a
+answers to it (`baco.engine.continuations`), from one half of the pair running ahead, or from a
+small draft model that does the same. Whatever they are, the answer stays the same; they only decide
+how often the halves run. Choices hang on what was accepted before and on fixed costs, never on a
 clock, so that a run that is repeated runs the same forwards.
 """
 
-import math
 from bisect import bisect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from math import prod
+from typing import TYPE_CHECKING
 
-# Tokens that are looked back at, most first: a longer context is the better guide.
-CONTEXTS = (4, 3, 2)
+if TYPE_CHECKING:
+    from baco.engine.ahead import Run
+
 MOST_AHEAD = 8
 # How quickly a record forgets.
 _FADE = 0.1
@@ -26,63 +27,6 @@ _AT_FIRST = (0.5, 0.65, 0.7, 0.97)
 
 
 @dataclass(slots=True)
-class Continuations:
-    """What followed every few tokens of a prompt and of the answers to it so far.
-
-    All samples of a prompt share one: an aligned model says nearly the same in each.
-    """
-
-    after: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
-
-    def learn(self, text: Sequence[int], new: int) -> None:
-        """Take up the last ``new`` tokens of ``text``."""
-        text = _led_in(text, new)
-        for at in range(CONTEXTS[0], len(text)):
-            for size in CONTEXTS:
-                found = self.after.setdefault(tuple(text[at - size : at]), {})
-                found[text[at]] = found.get(text[at], 0) + 1
-
-    def guess(self, text: Sequence[int], noise: Callable[[int], float], heat: float) -> int | None:
-        """The token to come after ``text``: a draw from the counts, with the draw's own noise.
-
-        Args:
-            text: the answer so far, drafts included.
-            noise: token id → the Gumbel noise that the true draw will give it.
-            heat: temperature; 0 takes the most frequent.
-        """
-        for size in CONTEXTS:
-            found = self.after.get(tuple(text[-size:]))
-            if found is None:
-                continue
-            if len(found) == 1:
-                return next(iter(found))
-            if heat == 0:
-                return max(found, key=lambda token: (found[token], -token))
-            return max(found, key=lambda token: math.log(found[token]) / heat + noise(token))
-        return None
-
-    def draft(
-        self, text: Sequence[int], most: int, noise: Callable[[int, int], float], heat: float
-    ) -> list[int]:
-        """Up to ``most`` tokens to come after ``text``; ``noise`` takes (how far ahead, token)."""
-        grown, drafted = _led_in(text, 0), list[int]()
-        for ahead in range(most):
-            token = self.guess(grown, partial(noise, ahead), heat)
-            if token is None:
-                break
-            grown.append(token)
-            drafted.append(token)
-        return drafted
-
-
-def _led_in(text: Sequence[int], new: int) -> list[int]:
-    """The end of a text, its last ``new`` tokens and the context before; -1 before its start."""
-    size = new + CONTEXTS[0]
-    tail = list(text[-size:])
-    return [-1] * (size - len(tail)) + tail
-
-
-@dataclass(slots=True)
 class Record:
     """How a sequence's drafts fared lately: the chance that the next drafted token stands.
 
@@ -90,9 +34,11 @@ class Record:
         known: of a token drafted from continuations.
         ahead: of a token drawn from one half, or from the draft model, by its name.
         sure: the same by how sure it was, a chance for each stretch between the numbers of SURE.
+        beyond: that what the checking half says after the last draft is what the runner says.
     """
 
     known: float = 0.5
+    beyond: float = 0.75
     ahead: dict[str, float] = field(
         default_factory=lambda: {"base": 0.8, "aligned": 0.85, "draft": 0.6}
     )
@@ -111,6 +57,10 @@ class Record:
         for index in range(min(agreed + 1, len(sure))):
             at = bisect(SURE, sure[index])
             chances[at] = _fade(chances[at], index < agreed, 1)
+
+    def saw_beyond(self, right: bool) -> None:
+        """What the checking half said after the last draft was what the runner said, or not."""
+        self.beyond = _fade(self.beyond, right, 1)
 
     def chance(self, half: str, sure: float) -> float:
         """That a token stands which a half drafted whose most likely token has probability
@@ -256,27 +206,24 @@ class Planner:
                     best, most = Plan(runner, steps), rate
         return best
 
-    def worth_a_step(
-        self,
-        runner: str,
-        chances: Sequence[float],
-        steps: int,
-        gain: float,
-        halves: Collection[str],
-    ) -> bool:
-        """Does one more draft of every row promise more for its cost than the round has without?
+    def worth_a_step(self, run: "Run", halves: Collection[str]) -> bool:
+        """Does one more draft of every row promise more for its cost than the round has without?"""
+        rows, steps = len(run.records), len(run.tokens)
+        now = self._run(run.runner, rows, steps, halves)
+        more = self._run(run.runner, rows, steps + 1, halves) - now
+        return sum(run.chances) * now > run.gain * more
 
-        Args:
-            runner: who runs ahead.
-            chances: of each row, that all its drafts stand: then the next one is looked at.
-            steps: that it ran.
-            gain: tokens that the round is expected to give so far.
-            halves: the halves that any row needs.
+    def worth_reading_on(self, run: "Run", checker: str) -> bool:
+        """Is the checking half to read the last drafts too, for a chance that the tokens it then
+        says are what the runner says, which spares the next round a step?
+
+        One row of which something does not stand, or is not what was expected, spares nothing.
         """
-        rows = len(chances)
-        now = self._run(runner, rows, steps, halves)
-        more = self._run(runner, rows, steps + 1, halves) - now
-        return sum(chances) * now > gain * more
+        rows = len(run.records)
+        right = prod(run.chances) * prod(record.beyond for record in run.records)
+        step = self.costs[run.runner].of(rows) + self.step
+        more = self.costs[run.runner].token + self.costs[checker].token + self.round.token
+        return right * step > rows * more + self.step
 
     def _runners(self, halves: Collection[str], base_share: float) -> list[str]:
         # A lone half that runs ahead of itself gains nothing.
