@@ -11,7 +11,8 @@ import argparse
 import json
 import signal
 import time
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +52,7 @@ class Sampler:
     """Seconds by module of the project, while it is entered."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._root = str(Path(baco.__file__).parent) + "/"
         self._last = 0.0
 
@@ -74,7 +75,7 @@ class Sampler:
         self._last = now
 
 
-def parts(seconds: Counter[str]) -> dict[str, float]:
+def parts(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds of modules as seconds of parts; what belongs to none is ``other``."""
     found = dict.fromkeys([*PARTS, "other"], 0.0)
     for module, taken in seconds.items():

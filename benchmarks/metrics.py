@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from baco.demo.world import aligned_examples
 from baco.evaluation.metrics import LEXICAL, metric
@@ -130,7 +131,7 @@ def main() -> None:
     print(json.dumps(made) if given.json else table(made))
 
 
-def table(made: dict) -> str:
+def table(made: dict[str, Any]) -> str:
     """The figures as text."""
     versions = ", ".join(f"{name} {told}" for name, told in made["versions"].items())
     few, many = (f"{count} × {SAMPLES}" for count in (PROMPTS, PROMPTS * MORE))

@@ -118,7 +118,7 @@ class TokenByToken:
 
     def __init__(self, baco: Baco, urls: dict[str, str], most: int) -> None:
         there: Any = baco.backend
-        fields = {
+        fields: dict[str, dict[str, Any]] = {
             half: {
                 "model": there.halves[half].ability.model,
                 "return_tokens_as_token_ids": True,
@@ -173,7 +173,7 @@ def main() -> None:
     known: KnownPair = made("body", given.body, "float32") if given.body else find_pair("demo")
     folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
     with contextlib.ExitStack() as stack:
-        urls = {
+        urls: dict[str, str] = {
             half: _root(getattr(given, f"{half}_url")) or stack.enter_context(served(folder))
             for half in HALVES
         }
