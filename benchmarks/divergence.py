@@ -1,9 +1,10 @@
 """How often bfloat16 answers part from plain decoding's, and whether each parting is a tie.
 
-    python benchmarks/divergence.py [--pair body:50m | FOLDER] [--json]
+    python benchmarks/divergence.py [--pair body:50m | FOLDER] [--unpacked] [--json]
 
 The pair is decoded in bfloat16 twice, plainly (one row, one token a forward, nothing drafted) and
-as the engine decodes; what parts is judged by :mod:`baco.bench.divergence`.
+as the engine decodes; what parts is judged by :mod:`baco.bench.divergence`. With ``--unpacked`` the
+plain way runs weights and forward of `transformers`, as the naive loop of `baco bench` does.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--unpacked", action="store_true", help="next to transformers' forward")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -67,12 +69,18 @@ def main() -> None:
             kind, _, size = folder.partition(":")
             folder = str(make(kind, size, Path(made), torch.bfloat16))
         fast, slow = Baco.load(folder, dtype="bfloat16"), exact(folder)
+        theirs = Baco.load(folder, dtype="bfloat16", packed=False) if asked.unpacked else None
     prompts = [question.text for question in questions("dev", asked.prompts, 0)]
     told: list[dict[str, Any]] = []
     for router in asked.router or ["P-Punc:0.4"]:
         for temperature in asked.temperature or [1.0, 0.0]:
-            sampling = {"seed": asked.seed, "temperature": temperature, "n": asked.n}
+            sampling: dict[str, Any] = {
+                "seed": asked.seed,
+                "temperature": temperature,
+                "n": asked.n,
+            }
             sampling["max_tokens"] = asked.max_tokens
+            sampling["unpacked"] = theirs and theirs.pair
             report = compare(fast.pair, slow.pair, prompts, fast.router(router), **sampling)
             told.append({"router": router, "temperature": temperature, **asdict(report)})
             if not asked.json:

@@ -40,6 +40,21 @@ def test_every_parting_is_a_tie(pairs: tuple[Baco, Baco]) -> None:
     assert [parting for parting in partings if not parting.tie] == []
 
 
+def test_so_is_every_parting_from_the_forward_of_transformers(
+    random_pair: Callable[..., PairFolder], pairs: tuple[Baco, Baco]
+) -> None:
+    rough, exact = pairs
+    folder = random_pair("llama", noise=0.1)
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    theirs = Baco.load(**where, dtype="bfloat16", packed=False).pair
+    router = rough.router("P-Punc:0.6")
+    report = compare(rough.pair, exact.pair, PROMPTS, router, unpacked=theirs, **SAMPLING)
+    assert report.partings
+    assert [parting for parting in report.partings if not parting.tie] == []
+    alone = compare(rough.pair, exact.pair, PROMPTS, router, **SAMPLING)
+    assert report.rounding != alone.rounding  # it is read otherwise
+
+
 def test_in_float32_nothing_parts(pairs: tuple[Baco, Baco]) -> None:
     _, exact = pairs
     report = compare(exact.pair, exact.pair, PROMPTS, exact.router("P-Punc:0.6"), **SAMPLING)

@@ -88,7 +88,13 @@ class Report:
 
 
 def compare(
-    pair: Pair, exact: Pair, prompts: Sequence[Any], router: Router, **sampling: Any
+    pair: Pair,
+    exact: Pair,
+    prompts: Sequence[Any],
+    router: Router,
+    *,
+    unpacked: Pair | None = None,
+    **sampling: Any,
 ) -> Report:
     """Decode prompts both ways and explain every difference.
 
@@ -97,16 +103,19 @@ def compare(
         exact: the same numbers held in float32, not packed.
         prompts: texts or conversations.
         router: for all of them.
+        unpacked: the same in bfloat16 as `transformers` runs it, to be decoded plainly in the place
+            of ``pair``: then the layout of weights and the forward differ as well.
         sampling: fields of :class:`baco.sampling.SamplingParams`, a seed among them; no penalties.
     """
-    plain = _decode(Engine(pair, max_rows=1, speculate=False), prompts, router, sampling)
+    alone = unpacked or pair
+    plain = _decode(Engine(alone, max_rows=1, speculate=False), prompts, router, sampling)
     fast = _decode(Engine(pair), prompts, router, sampling)
     report = Report(samples=len(plain))
     spread = {name: _Spread() for name in ("base", "aligned", "plain", "fast")}
     parted: list[tuple[tuple[int, int], int]] = []
     for key, ours in plain.items():
         prompt, theirs = pair.renderer.render(prompts[key[0]]), fast[key]
-        read, truth = _rows(pair, prompt, ours), _rows(exact, prompt, ours)
+        read, truth = _rows(alone, prompt, ours), _rows(exact, prompt, ours)
         for half, rows in truth.items():
             spread[half].add(_rounding(read[half], rows))
         spread["plain"].add(_off(ours, truth))
