@@ -1,6 +1,6 @@
 """Where the time of paired decoding goes, by part of the engine.
 
-    python benchmarks/decode_profile.py [PAIR] [--n N] [--tokens T] [--router R] [--dtype D]
+    python benchmarks/decode_profile.py [--body SIZE | PAIR] [--n N] [--tokens T] [--router R]
 
 A timer looks every millisecond at which line is being run, and gives the time since it last looked
 to the innermost module of this project on the stack; what that module calls in PyTorch counts as
@@ -19,7 +19,7 @@ from types import FrameType
 import baco
 from baco.bench.contestants import Paired, Task, never_ending
 from baco.bench.machine import machine
-from baco.bench.weights import speaks_demo
+from baco.bench.weights import made, speaks_demo
 from baco.calibration import open_prompts
 from baco.demo.world import questions
 from baco.known import find_pair
@@ -88,13 +88,15 @@ def main() -> None:
     """Decode, look and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pair", nargs="?", default="demo")
+    parser.add_argument("--body", help="the demo pair in a larger model: 50m, 0.2b, 0.5b, 1b, 8b")
     parser.add_argument("--n", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--router", default="P-Punc:0.4")
     parser.add_argument("--dtype")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
-    known = find_pair(given.pair)
+    body, dtype = given.body, given.dtype or "bfloat16"
+    known = made("body", body, dtype) if body else find_pair(given.pair)
     pair = load_pair(known, dtype=given.dtype)
     asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
     prompts = asked if speaks_demo(known) else open_prompts()
@@ -109,7 +111,7 @@ def main() -> None:
             paired.decode(task)
         tokens += given.n * given.tokens
     told = {part: 1000 * taken / tokens for part, taken in parts(sampler.seconds).items()}
-    made = {
+    report = {
         "pair": pair.name,
         "dtype": str(pair.aligned.model.dtype).removeprefix("torch."),
         "router": given.router,
@@ -119,9 +121,9 @@ def main() -> None:
         "milliseconds_per_token": told,
     }
     if given.json:
-        print(json.dumps(made))
+        print(json.dumps(report))
         return
-    print(f"{made['pair']}, {made['dtype']}, {given.router}, n = {given.n}")
+    print(f"{report['pair']}, {report['dtype']}, {given.router}, n = {given.n}")
     whole = sum(told.values())
     for part, taken in sorted(told.items(), key=lambda entry: -entry[1]):
         print(f"{part:10}{taken:8.3f} ms/token{taken / whole:7.0%}")

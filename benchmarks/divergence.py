@@ -69,19 +69,17 @@ def main() -> None:
             kind, _, size = folder.partition(":")
             folder = str(make(kind, size, Path(made), torch.bfloat16))
         fast, slow = Baco.load(folder, dtype="bfloat16"), exact(folder)
-        theirs = Baco.load(folder, dtype="bfloat16", packed=False) if asked.unpacked else None
+        theirs = None
+        if asked.unpacked:
+            theirs = Baco.load(folder, dtype="bfloat16", packed=False).pair
     prompts = [question.text for question in questions("dev", asked.prompts, 0)]
     told: list[dict[str, Any]] = []
     for router in asked.router or ["P-Punc:0.4"]:
         for temperature in asked.temperature or [1.0, 0.0]:
-            sampling: dict[str, Any] = {
-                "seed": asked.seed,
-                "temperature": temperature,
-                "n": asked.n,
-            }
+            sampling = {"seed": asked.seed, "temperature": temperature, "n": asked.n}
             sampling["max_tokens"] = asked.max_tokens
-            sampling["unpacked"] = theirs and theirs.pair
-            report = compare(fast.pair, slow.pair, prompts, fast.router(router), **sampling)
+            pairs, parsed = (fast.pair, slow.pair), fast.router(router)
+            report = compare(*pairs, prompts, parsed, unpacked=theirs, **sampling)
             told.append({"router": router, "temperature": temperature, **asdict(report)})
             if not asked.json:
                 show(report, router=router, temperature=temperature)

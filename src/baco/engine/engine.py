@@ -130,8 +130,8 @@ class Engine:
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
-        the other's rows take its place. Whether it can is not asked where it mostly can, nor of two
-        devices: these work at once, and neither waits to hear of the other's rows.
+        the other's rows take its place. Nobody asks whether it matters where it nearly always does,
+        nor on two devices: these work at once, and neither waits to hear of the other's rows.
         """
         first, second = self._reader.order(draft)
         both = self._apart or self._all_told or self._enough.seldom(first)

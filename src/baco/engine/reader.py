@@ -82,15 +82,18 @@ class Reader:
 
     def rewind(self) -> None:
         """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
-        for name, store in self.stores.items():
-            store.rewind(
-                [len(row.request.ids(name)) + len(row.tokens) - 1 for row in self._batch.rows]
-            )
+        for name in self.stores:
+            self._keep(name, -1)
 
     def forget(self, name: str) -> None:
         """Let a half forget what was drafted; all tokens of the rows stay."""
+        self._keep(name, 0)
+
+    def _keep(self, name: str, more: int) -> None:
+        """Let a half forget all but the rows' tokens, and so many ``more``."""
         rows = self._batch.rows
-        self.stores[name].rewind([len(row.request.ids(name)) + len(row.tokens) for row in rows])
+        kept = [len(row.request.ids(name)) + len(row.tokens) + more for row in rows]
+        self.stores[name].rewind(kept)
 
     def order(self, draft: "Draft") -> tuple[Source, Source | None]:
         """Which half is read first, and which only if the first does not decide the round.
