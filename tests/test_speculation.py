@@ -156,6 +156,17 @@ def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
     assert decoder.engine.stats.forwards["base"] == 0
 
 
+def test_a_half_is_read_only_where_its_rows_are_needed(demo: Baco) -> None:
+    engine = Engine(demo.pair, speculate=False)
+    decoder = Decoder(demo.pair, engine)
+    for seed in range(4):
+        decoder.submit(PROMPTS[0], router=demo.router("P:0.6"), seed=seed)
+        answers(decoder)
+    read = {half: count - 4 for half, count in engine.stats.forwards.items()}  # but the prompts
+    assert engine.stats.tokens["base"] > 0.2 * engine.stats.rounds
+    assert read["aligned"] < 0.95 * engine.stats.rounds
+
+
 def chunks(decoder: Decoder) -> Iterator[Any]:
     while decoder.busy:
         yield from decoder.step()
