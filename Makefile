@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ray test-vllm browser lint format types page lock lock-vllm clean
+.PHONY: help demo test test-ray test-vllm browser lint format types docs dist page lock lock-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
 
-test: $(VENV)/.dev browser  ## Run the tests
+test: $(VENV)/.dev  ## Run the tests; those of pages need Chromium and are skipped without
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
@@ -43,12 +43,10 @@ test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 	@touch $@
 
 # Pages are tested in the system's own Chromium; CHROMIUM names another.
-browser:
-	@for name in $$CHROMIUM chromium chromium-browser google-chrome; do \
+browser:  ## Install Chromium for the tests of pages (Debian, Ubuntu; as root)
+	@for name in $$CHROMIUM chromium chromium-browser google-chrome google-chrome-stable; do \
 	  command -v $$name >/dev/null && exit 0; done; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq chromium >/dev/null; else \
-	  echo "the tests of pages need Chromium: install it, or name a browser in CHROMIUM" >&2; exit 1; fi
+	apt-get update -qq && apt-get install -y -qq chromium >/dev/null
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check
@@ -61,6 +59,16 @@ format: $(VENV)/.dev  ## Repair style and formatting
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev  ## Build the documentation into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+# The wheel is made from the source distribution; answering a prompt needs all data files.
+dist: $(VENV)/.dev  ## Build the source distribution and the wheel into dist/, and try the wheel
+	rm -rf dist build/wheel
+	$(BIN)/python -m build
+	$(PIP) install --no-deps --target build/wheel dist/*.whl
+	cd build && PYTHONPATH=wheel $(abspath $(BIN))/python -m baco generate "$(PROMPT)" -n 1 -s 1
+
 # What is made is committed, so that installing BACo needs no Node.
 page:  ## Build the page of `baco serve` from web/ (needs Node 20 or newer)
 	cd web && npm ci --no-fund --no-audit && npm run check && npm run build
@@ -70,7 +78,8 @@ page:  ## Build the page of `baco serve` from web/ (needs Node 20 or newer)
 FREEZE := build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'
 lock: lock-vllm  ## Renew constraints.txt and constraints-vllm.txt
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/python -m pip install --quiet --editable '.[dev]' 'torch==2.13.0'
+	build/lock/bin/python -m pip install --quiet 'pip>=25.1'
+	build/lock/bin/python -m pip install --quiet --editable . --group dev 'torch==2.13.0'
 	{ echo "# The exact versions that \`make demo\`, \`make test\` and CI install. Made by \`make lock\`."; \
 	  $(FREEZE); } > constraints.txt
 	rm -rf build/lock
@@ -95,5 +104,6 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip --quiet install 'pip>=25.1'
+	$(PIP) install --constraint constraints.txt --editable . --group dev
 	@touch $@ $(VENV)/.demo

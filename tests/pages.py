@@ -24,7 +24,10 @@ def chromium() -> Iterator[Browser]:
     """Headless Chromium; CHROMIUM names another binary."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.fail("pages are tested in Chromium: apt-get install chromium", False)
+        missing = "no Chromium for the tests of pages: install it, or name it in CHROMIUM"
+        if os.environ.get("CI"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=found, args=list(QUIET))
 
