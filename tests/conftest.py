@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import fuzzing
 from tests.pairs import PairFolder, save_pair
 
 if TYPE_CHECKING:
@@ -34,8 +35,31 @@ if TYPE_CHECKING:
 # Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # models this small lose time to threads, and sums keep their order
-settings.register_profile("baco", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("baco")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz",
+        metavar="N",
+        type=int,
+        default=1,
+        help="try N times as many cases in fuzzers and property tests",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    times: int = config.getoption("--fuzz")
+    if times < 1:
+        raise pytest.UsageError(f"--fuzz is {times}: give a whole number from 1 on")
+    fuzzing.times = times
+    settings.register_profile(
+        "baco",
+        deadline=None,
+        derandomize=True,
+        print_blob=True,
+        max_examples=fuzzing.budget(settings.default.max_examples),
+    )
+    settings.load_profile("baco")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from baco import Baco, Completion
 from baco.errors import BacoError
 from baco.vocabulary import Role
 from tests import naive
+from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES, PairFolder
 
 PROMPTS = [
@@ -173,7 +174,7 @@ def words(baco: Baco, completion: Completion) -> Iterator[list[str]]:
     yield word
 
 
-@settings(max_examples=15)
+@settings(max_examples=budget(15))
 @given(
     spelling=st.sampled_from(["P:0.5", "H:1.5", "Rand:0.5", "P-Punc:0.7", "Gap:0", "Nudging:0.5"]),
     seed=st.integers(0, 2**40),
@@ -198,7 +199,7 @@ def test_sources_do_change_so_that_the_law_of_whole_words_says_something(llama: 
     assert any(len(set(word)) == 2 for c in loose for word in words(llama, c))
 
 
-@settings(max_examples=10)
+@settings(max_examples=budget(10))
 @given(
     order=st.permutations(range(3)),
     rows=st.sampled_from([1, 2, 5, 64]),
@@ -277,7 +278,7 @@ def test_first_tokens_at_temperature_1_follow_the_models_distribution(
     assert chisquare(observed, expected).pvalue > 0.001
 
 
-@settings(max_examples=10)
+@settings(max_examples=budget(10))
 @given(seed=st.integers(0, 2**40))
 def test_special_tokens_are_never_drawn_from_the_base(llama: Baco, seed: int) -> None:
     answers = llama.generate(

@@ -15,6 +15,7 @@ from baco.engine.engine import Engine
 from baco.engine.prefixes import attend_to_both
 from baco.engine.sequence import Request
 from baco.engine.store import SlotStore
+from tests.fuzzing import budget
 
 ROUTERS = ("P-Punc:0.5", "H:1.5", "Rand:0.5", "Punc", "Base", "Aligned")
 TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 8
@@ -52,7 +53,7 @@ def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
-@settings(max_examples=10)
+@settings(max_examples=budget(10))
 @given(
     asked=st.lists(
         st.tuples(

@@ -17,6 +17,7 @@ from baco.backends.remote.client import Patience, Server
 from baco.backends.remote.probe import probe
 from baco.backends.remote.wire import Names
 from baco.errors import UpstreamError
+from tests.fuzzing import budget
 from tests.remoting import listening, remote
 from tests.serving import PROMPT, served
 
@@ -93,7 +94,7 @@ def names(demo: Baco) -> Names:
     return Names(demo.pair)
 
 
-@settings(max_examples=60)
+@settings(max_examples=budget(60))
 @given(SPOILT)
 def test_a_start_ends_well_or_with_one_line(
     spoiler: tuple[Spoiler, str], demo: Baco, names: Names, spoilt: tuple[int, Any, int]
@@ -115,7 +116,7 @@ def test_a_start_ends_well_or_with_one_line(
     assert len(told.splitlines()) <= 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=budget(60))
 @given(SPOILT, st.sampled_from(["P-Punc:0.4", "H:1.5", "FC", "Aligned"]), st.sampled_from([0, 1]))
 def test_an_answer_ends_well_or_with_one_line(
     spoiler: tuple[Spoiler, str],

@@ -18,6 +18,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from baco import Baco
+from tests.fuzzing import budget
 from tests.serving import PROMPT, ROUTER, Served, served
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +221,7 @@ def test_the_api_keeps_to_its_own_document(described: Any, label: str) -> None:
         modes.append(GenerationMode.NEGATIVE)
     for mode in modes:
 
-        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=budget(60), suppress_health_check=list(HealthCheck))
         @given(operations[label].as_strategy(generation_mode=mode))
         def holds(case: schemathesis.Case) -> None:
             case.call_and_validate(excluded_checks=[positive_data_acceptance])

@@ -15,6 +15,7 @@ from baco.engine.ahead import Run
 from baco.engine.continuations import Continuations
 from baco.engine.engine import Engine
 from baco.engine.speculation import PLAIN, Cost, Plan, Planner, Record
+from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
@@ -46,7 +47,7 @@ def decode(baco: Baco, routers: list[str], *, speculate: bool, **sampling: Any) 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@settings(max_examples=12)
+@settings(max_examples=budget(12))
 @given(
     routers=st.lists(st.sampled_from(ROUTERS), min_size=3, max_size=3),
     seed=st.integers(0, 2**40),
