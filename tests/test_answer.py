@@ -106,7 +106,8 @@ def test_templates_can_be_overridden(llama: Baco) -> None:
     [
         ("  ", "prompt is empty"),
         ([], "must end with a message of role 'user'"),
-        ([{"role": "assistant", "content": "x"}], "must end with"),
+        ([{"role": "assistant", "content": "x"}], "has no message of role 'user'"),
+        ([{"role": "system", "content": "x"}], "must end with"),
         ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'"),
         (["x"], "message 0 is 'x'"),
     ],

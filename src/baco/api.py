@@ -1,7 +1,7 @@
 """`Baco`: a pair, ready to answer. Every front end stands on `Baco.stream_batch`."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -152,11 +152,19 @@ class Baco:
         router: str | Router | None = None,
         system: str | None = None,
         switch: Switch = "word",
+        template_args: Mapping[str, Any] | None = None,
+        continue_final: bool | None = None,
         **sampling: Any,
     ) -> list[Completion]:
         """The n samples of one prompt; arguments as for :meth:`stream_batch`."""
         return self.generate_batch(
-            [prompt], router=router, system=system, switch=switch, **sampling
+            [prompt],
+            router=router,
+            system=system,
+            switch=switch,
+            template_args=template_args,
+            continue_final=continue_final,
+            **sampling,
         )[0]
 
     def generate_batch(
@@ -166,12 +174,20 @@ class Baco:
         router: str | Router | None = None,
         system: str | None = None,
         switch: Switch = "word",
+        template_args: Mapping[str, Any] | None = None,
+        continue_final: bool | None = None,
         **sampling: Any,
     ) -> list[list[Completion]]:
         """The n samples of every prompt; arguments as for :meth:`stream_batch`."""
         answers: list[list[Completion]] = [[] for _ in prompts]
         for chunk in self.stream_batch(
-            prompts, router=router, system=system, switch=switch, **sampling
+            prompts,
+            router=router,
+            system=system,
+            switch=switch,
+            template_args=template_args,
+            continue_final=continue_final,
+            **sampling,
         ):
             if chunk.completion is not None:
                 answers[chunk.prompt].append(chunk.completion)
@@ -184,10 +200,20 @@ class Baco:
         router: str | Router | None = None,
         system: str | None = None,
         switch: Switch = "word",
+        template_args: Mapping[str, Any] | None = None,
+        continue_final: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """The n samples of one prompt as they grow; arguments as for :meth:`stream_batch`."""
-        return self.stream_batch([prompt], router=router, system=system, switch=switch, **sampling)
+        return self.stream_batch(
+            [prompt],
+            router=router,
+            system=system,
+            switch=switch,
+            template_args=template_args,
+            continue_final=continue_final,
+            **sampling,
+        )
 
     def stream_batch(
         self,
@@ -196,16 +222,23 @@ class Baco:
         router: str | Router | None = None,
         system: str | None = None,
         switch: Switch = "word",
+        template_args: Mapping[str, Any] | None = None,
+        continue_final: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """Draw n samples of every prompt, and yield their text with its sources as it grows.
 
         Args:
-            prompts: texts, or conversations as lists of ``{"role", "content"}``.
+            prompts: texts, or conversations as lists of ``{"role", "content"}``. A conversation
+                that ends with an assistant's message is continued: the answers begin where its text
+                ends.
             router: a spelling such as ``P-Punc:0.4`` or a router; by default P-Punc at the pair's
                 calibrated middle.
             system: a system message put before every prompt.
             switch: ``word``, or ``token`` to let the source change inside words.
+            template_args: further variables for the templates, such as ``enable_thinking``.
+            continue_final: None, or whether the last message is an assistant's, to be continued;
+                a conversation that is not so is refused.
             sampling: fields of :class:`SamplingParams`; the others are the pair's own.
 
         Raises:
@@ -219,7 +252,13 @@ class Baco:
         try:
             for prompt in prompts:
                 decoder.submit(
-                    prompt, router=chosen, system=system, switch=switch, **sampling | {"seed": seed}
+                    prompt,
+                    router=chosen,
+                    system=system,
+                    switch=switch,
+                    template_args=template_args,
+                    continue_final=continue_final,
+                    **sampling | {"seed": seed},
                 )
         except BacoError:
             decoder.close()

@@ -5,7 +5,7 @@ the engine appends into text with its sources.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ class Decoder:
         system: str | None = None,
         switch: Switch = "word",
         explain: bool = False,
+        template_args: Mapping[str, Any] | None = None,
+        continue_final: bool | None = None,
         **sampling: Any,
     ) -> int:
         """Queue n samples of a prompt; arguments as for :meth:`baco.api.Baco.stream_batch`.
@@ -62,7 +64,9 @@ class Decoder:
         Raises:
             BacoError: at once, for any argument that is wrong or a prompt that does not fit.
         """
-        rendered = self.pair.renderer.render(prompt, system)
+        rendered = self.pair.renderer.render(
+            prompt, system, template_args=template_args, continue_final=continue_final
+        )
         return self._submit(rendered, False, router, switch, explain, sampling)
 
     def submit_text(
@@ -105,7 +109,9 @@ class Decoder:
         started = time.perf_counter()
         opening = None if raw else self.pair.renderer.turn_opening
         for answer in answers:
-            text = AnswerText(self.pair.tokenizer, params.stop, opening, spaced=raw)
+            text = AnswerText(
+                self.pair.tokenizer, params.stop, opening, spaced=raw or prompt.continues
+            )
             self._growing[answer] = _Growing(text, started)
         return ticket
 

@@ -1,0 +1,171 @@
+"""A last assistant message is continued: both models read its text, and the answer goes on."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco, BacoError
+from baco.prompts import Prompt, Renderer
+from tests.chat_templates import (
+    DEEPSEEK_R1,
+    FAMILIES,
+    LLAMA_3,
+    MISTRAL,
+    MISTRAL_NEMO,
+    NO_SYSTEM,
+    QUESTION_LAST,
+    QWEN_3,
+)
+from tests.pairs import train_tokenizer, wrapped
+
+QUESTION = {"role": "user", "content": "Where should I go?"}
+PREFILLS = [
+    "You could go",
+    "You could g",
+    "You could go ",
+    "  ",
+    "\n",
+    "    return x\n  ",
+    "{",
+    "夏",
+]
+
+
+def renderer(template: str, **options: Any) -> Renderer:
+    backend = train_tokenizer()
+    aligned = wrapped(backend, aligned=True)
+    aligned.chat_template = template
+    aligned.bos_token = "<|endoftext|>"
+    return Renderer(wrapped(backend, aligned=False), aligned, **options)
+
+
+RENDERERS = {name: renderer(template) for name, template in FAMILIES.items()}
+
+
+def begun(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def common_end(prompt: Prompt) -> int:
+    pairs = zip(reversed(prompt.base_ids), reversed(prompt.aligned_ids), strict=False)
+    return next((n for n, (base, aligned) in enumerate(pairs) if base != aligned), 0)
+
+
+@pytest.mark.parametrize("prefill", PREFILLS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_prompts_end_in_the_very_text_and_tokens_of_the_prefill(
+    family: str, prefill: str
+) -> None:
+    both = RENDERERS[family]
+    prompt = both.render([QUESTION, begun(prefill)])
+    assert prompt.continues
+    for text, ids, tokenizer in (
+        (prompt.base_text, prompt.base_ids, both.base_tokenizer),
+        (prompt.aligned_text, prompt.aligned_ids, both.aligned_tokenizer),
+    ):
+        assert text.endswith(prefill)
+        assert tokenizer.decode(ids) == text
+    own = both.aligned_tokenizer(prefill, add_special_tokens=False)["input_ids"]
+    assert common_end(prompt) >= max(1, len(own) - 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.text(alphabet="aé夏 \n\t.<>{}|", min_size=1))
+def test_any_prefill_ends_both_prompts(family: str, prefill: str) -> None:
+    prompt = RENDERERS[family].render([QUESTION, begun(prefill)])
+    assert prompt.base_text.endswith(prefill)
+    assert prompt.aligned_text.endswith(prefill)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_comes_before_the_prefill_is_what_asks_for_an_answer(family: str) -> None:
+    both = RENDERERS[family]
+    system = None if family in NO_SYSTEM else "Be brief."
+    asking = both.render([QUESTION], system)
+    prompt = both.render([QUESTION, begun("Go there")], system)
+    between = {"qwen 3": "<think>\n\n</think>\n\n", "mistral": " ", "question last": " "}
+    if family == "deepseek r1":  # an answer stands outside of the thoughts
+        assert prompt.aligned_text == asking.aligned_text.removesuffix("<think>\n") + "Go there"
+        return
+    if family == "mistral nemo":  # it drops the system message, so the ordinary prompt is kept
+        between[family] = " "
+    assert prompt.aligned_text == asking.aligned_text + between.get(family, "") + "Go there"
+    space = " " if not asking.base_text[-1].isspace() else ""
+    assert prompt.base_text == asking.base_text + space + "Go there"
+
+
+def test_a_template_that_joins_without_a_space_has_none_in_the_base_prompt() -> None:
+    prompt = renderer(MISTRAL_NEMO).render([QUESTION, begun("Go there")])
+    assert prompt.aligned_text.endswith("[/INST]Go there")
+    assert prompt.base_text.endswith("Answer:\nGo there")
+
+
+def test_a_system_message_is_not_lost_beside_a_prefill() -> None:
+    prompt = renderer(MISTRAL).render([QUESTION, begun("Go")], "Be brief.")
+    assert "Be brief." in prompt.aligned_text
+    assert "Be brief." in prompt.base_text
+
+
+def test_a_message_that_a_template_would_change_is_read_as_it_is() -> None:
+    prefill = "<think>\nWell.\n</think>\n\nGo"
+    assert (
+        renderer(QWEN_3)
+        .render([QUESTION, begun(prefill)])
+        .aligned_text.endswith("<|im_start|>assistant\n" + prefill)
+    )
+    prompt = renderer(DEEPSEEK_R1).render([QUESTION, begun(prefill)])
+    assert prompt.aligned_text.endswith(prefill)
+    assert prompt.base_text.endswith(prefill)
+
+
+def test_indentation_of_a_prefill_is_kept_by_templates_that_trim() -> None:
+    prompt = renderer(LLAMA_3).render([QUESTION, begun("    return")])
+    assert prompt.aligned_text.endswith("[assistant]\n\n    return")
+    assert prompt.base_text.endswith("Answer:\n    return")
+
+
+def test_both_models_may_read_one_prompt() -> None:
+    prompt = renderer(QUESTION_LAST, base_template="aligned").render([QUESTION, begun("Go")])
+    assert prompt.base_ids == prompt.aligned_ids
+    assert (
+        prompt.base_text
+        == prompt.aligned_text
+        == "<user>Where should I go?<|im_end|>" + ("<assistant> Go")
+    )
+
+
+def test_an_empty_last_message_is_an_ordinary_question() -> None:
+    both = RENDERERS["chatml"]
+    assert both.render([QUESTION, begun("")]) == both.render([QUESTION])
+
+
+@pytest.mark.parametrize(
+    ("messages", "continue_final", "message"),
+    [
+        ([QUESTION], True, "continue_final_message is true: end the conversation"),
+        ([QUESTION, begun("Go")], False, "continue_final_message is false, but"),
+        ([begun("Go")], None, "no message of role 'user'"),
+        ([begun("Go")], True, "no message of role 'user'"),
+        ([{"role": "user", "content": " "}, begun("Go")], None, "the prompt is empty"),
+        ([QUESTION, {"role": "system", "content": "x"}], None, "must end with"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(
+    messages: list[dict[str, str]], continue_final: bool | None, message: str
+) -> None:
+    with pytest.raises(BacoError, match=message):
+        RENDERERS["chatml"].render(messages, continue_final=continue_final)
+
+
+@pytest.mark.parametrize("router", ["Aligned", "Base"])
+def test_an_answer_that_is_cut_short_goes_on_as_it_would_have(demo: Baco, router: str) -> None:
+    settings: dict[str, Any] = {"router": router, "temperature": 0, "max_tokens": 24}
+    question = {"role": "user", "content": "Recommend a summer destination"}
+    (whole,) = demo.generate([question], **settings)
+    for cut in (1, len(whole.token_ids) // 2):
+        beginning = demo.pair.tokenizer.decode(whole.token_ids[:cut]).removeprefix(" ")
+        (rest,) = demo.generate([question, begun(beginning)], continue_final=True, **settings)
+        assert (beginning + rest.text).startswith(whole.text)
+        assert rest.text[0] == " "
