@@ -20,9 +20,10 @@ from baco.evaluation.methods import Grid, select_settings
 from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.records import Sample
 from baco.evaluation.score import score, wanted
-from baco.evaluation.store import Run, begin, locked
+from baco.evaluation.store import Run, begin
 from baco.evaluation.sweep import resume, sweep
 from baco.evaluation.tasks import load_task
+from baco.locking import locked
 from tests.pairs import PairFolder
 
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]

@@ -32,6 +32,7 @@ import torch
 from baco.backends.described import Described
 from baco.curve import Curve
 from baco.errors import BacoError
+from baco.locking import locked
 from baco.packing import weights
 from baco.pair import Pair
 from baco.routing.registry import needs_threshold
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from baco.completion import Completion
 
 MIDDLE = 0.5
+# Another process holds a calibration for as long as it takes to write one.
+SECONDS_TO_KEEP = 60
 
 # Thai, Lao, Burmese, Khmer; kana, CJK ideographs.
 _WORD = re.compile(
@@ -98,6 +101,41 @@ class Calibration:
     def threshold(self, router: str, diversity: float = MIDDLE) -> float:
         """γ of a router at a dial position; KeyError where it was not calibrated."""
         return self.curves[router].at_diversity(diversity)
+
+    @classmethod
+    def keep(cls, pair: Pair, router: str, curve: Curve, path: Path | None = None) -> Path:
+        """Add a curve to the calibration in ``path``, or to the user's own; other curves stay.
+
+        Processes that calibrate at once take turns here, so that none loses the curve of another.
+
+        Raises:
+            BacoError: a place that cannot be written, or that holds another pair's calibration.
+        """
+        target = path or _own(pair)
+        check_writable(target)
+        with locked(target, wait=SECONDS_TO_KEEP):
+            found = cls.load(pair) or cls()
+            if path is not None:
+                found.curves |= cls.in_file(pair, path)
+            found.curves[router] = curve
+            return found.save(pair, path)
+
+    @staticmethod
+    def in_file(pair: Pair, path: Path) -> dict[str, Curve]:
+        """The curves of a pair in a file; none where there is no such file.
+
+        Raises:
+            BacoError: it holds something else, or another pair's calibration.
+        """
+        if not path.is_file():
+            return {}
+        curves = _read(path)
+        name = json.loads(path.read_text(encoding="utf-8")).get("pair")
+        if name != pair.name:
+            raise BacoError(
+                f"{path} holds the calibration of {name}: remove it, or choose another --output"
+            )
+        return curves
 
     def save(self, pair: Pair, path: Path | None = None) -> Path:
         """Write the curves, whole or not at all, to ``path`` or the user's own place for the pair.

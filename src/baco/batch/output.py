@@ -19,7 +19,9 @@ from typing import Any
 
 from baco.batch.formats import Format, encode
 from baco.errors import BacoError
-from baco.evaluation.store import locked, write_whole
+from baco.evaluation.store import write_whole
+from baco.locking import NAME as LOCK
+from baco.locking import locked
 
 FORMAT = 1
 # Readers of a folder of Parquet leave out what begins with an underscore.
@@ -129,7 +131,7 @@ def refuse_other(path: Path) -> None:
 
 
 def _begun(name: str) -> bool:
-    return name == ".lock" or name.startswith(MANIFEST)
+    return name == LOCK or name.startswith(MANIFEST)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -162,24 +164,32 @@ def begin(
         The manifest, with the seed of whoever began it.
 
     Raises:
-        BacoError: a batch of other settings, or a directory that cannot be written.
+        BacoError: a batch of other settings, a directory that cannot be written, or one that
+            another process writes to.
     """
     told = json.loads(json.dumps(settings))
     refuse_other(path)
-    if (path / MANIFEST).exists():
-        begun = read_manifest(path)
-        names = told.keys() | begun["settings"].keys()
-        differing = sorted(n for n in names if told.get(n) != begun["settings"].get(n))
-        if differing:
-            raise BacoError(
-                f"{path} holds a batch of other settings ({', '.join(differing)}): give the same "
-                "ones to go on with it, or choose another directory"
-            )
-        return begun
     made = {"format": FORMAT, "settings": told, "seed": seed, **more}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / MANIFEST, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+        # Two commands of different settings must not begin one directory together.
+        with locked(path):
+            if (path / MANIFEST).exists():
+                return _continued(path, told)
+            write_whole(path / MANIFEST, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
     return made
+
+
+def _continued(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest that is there; BacoError where its settings are others than ``settings``."""
+    begun = read_manifest(path)
+    names = settings.keys() | begun["settings"].keys()
+    differing = sorted(n for n in names if settings.get(n) != begun["settings"].get(n))
+    if differing:
+        raise BacoError(
+            f"{path} holds a batch of other settings ({', '.join(differing)}): give the same "
+            "ones to go on with it, or choose another directory"
+        )
+    return begun

@@ -139,10 +139,14 @@ def batch(
     from baco.batch.output import refuse_other
     from baco.batch.replica import Copy
     from baco.batch.rows import read_rows
+    from baco.locking import locked
 
     checked = check_format(form)
     out = out.absolute()
     refuse_other(out)
+    if out.is_dir():
+        with locked(out):  # another command's is refused before two models are loaded
+            pass
     rows = read_rows(inputs)
     spell = partial(opt.spelled_router, router=router, diversity=diversity)
     settings = {"system": system, "switch": switch, **sampling}

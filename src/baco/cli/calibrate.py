@@ -41,7 +41,11 @@ def calibrate(
     max_tokens: Annotated[int, typer.Option("--max-tokens")] = 64,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Keep the curve in this file, not in your own cache."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Keep the curve in this file, beside those it has, not in your own cache.",
+        ),
     ] = None,
     as_json: opt.AsJson = False,
     dtype: opt.Dtype = None,
@@ -80,6 +84,8 @@ def calibrate(
         base_template=base_template,
         chat_template=chat_template,
     )
+    if output is not None:
+        Calibration.in_file(baco.pair, output)  # refused before hours of measuring
     console = err()
     columns = (TextColumn(router), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -93,9 +99,7 @@ def calibrate(
             max_tokens=max_tokens,
             advance=lambda: progress.advance(task),
         )
-    kept = Calibration.load(baco.pair) or Calibration()
-    kept.curves[router] = curve
-    path = kept.save(baco.pair, output)
+    path = Calibration.keep(baco.pair, router, curve, output)
     # The curve is shown and kept even where it does not reach what was asked for.
     if not as_json:
         _show(router, curve)

@@ -12,6 +12,7 @@ from baco.cli.console import print_json
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")
     ] = None,
@@ -92,10 +93,10 @@ def generate(
     text = None if jsonl is not None else _prompt(prompt)
     rows = None
     if jsonl is not None and output is not None:
-        from baco.cli.jsonl import read_prompts, refuse_taken
+        from baco.cli.jsonl import read_prompts, reserved
 
         rows = read_prompts(jsonl)  # before two models are loaded for a file that is not right
-        refuse_taken(output)
+        context.with_resource(reserved(output))
     baco = opt.load(
         pair,
         base,

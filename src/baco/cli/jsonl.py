@@ -1,15 +1,18 @@
 """``baco generate --jsonl``: many prompts from a file, resumable and atomic.
 
 Rows are appended to ``OUT.partial``, whose first line holds the settings; when the last prompt is
-answered the rows move to ``OUT`` in one step. The same command goes on where a stopped one was, and
-the finished file is the same byte for byte: it goes on at the border of a batch, so that every
-prompt is decoded in the company it would have had.
+answered the rows move to ``OUT`` in one step. One process at a time may do so. The same command
+goes on where a stopped one was: at the first row that is not the answer to its prompt, and at the
+border of a batch, so that every prompt is decoded in the company it would have had. The finished
+file is the same byte for byte.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -17,6 +20,7 @@ from baco import BacoError
 from baco.batch.rows import Row, read_rows
 from baco.cli.console import note
 from baco.cli.progress import answering
+from baco.locking import locked
 from baco.record import params, record
 
 if TYPE_CHECKING:
@@ -35,8 +39,21 @@ def read_prompts(path: Path) -> list[Row]:
     return read_rows([path])
 
 
-def refuse_taken(out: Path) -> None:
-    """BacoError where ``out`` is there: finished work is never written over."""
+@contextmanager
+def reserved(out: Path) -> Iterator[None]:
+    """Hold the file of answers for this process.
+
+    Raises:
+        BacoError: ``out`` is there, since finished work is never written over, or another process
+            is making it.
+    """
+    _refuse_taken(out)
+    with locked(out):
+        _refuse_taken(out)  # it may have been finished since
+        yield
+
+
+def _refuse_taken(out: Path) -> None:
     if out.exists():
         raise BacoError(f"{out} is there already: remove it or choose another --output")
 
@@ -54,16 +71,15 @@ def answer_all(
     Args:
         baco: the pair.
         rows: the prompts.
-        out: the file to make.
+        out: the file to make, which this process has :func:`reserved`.
         router: for all of them.
         settings: keywords of ``Baco.stream_batch``.
         more: what else the answers hang on, such as templates.
 
     Raises:
-        BacoError: an ``out`` that is there or cannot be written, rows of other settings, or a
-            prompt that does not fit.
+        BacoError: an ``out`` that cannot be written, rows of other settings, or a prompt that does
+            not fit.
     """
-    refuse_taken(out)
     _check_fit(baco, rows, settings)
     prompts = json.dumps([(row.prompt, row.kept) for row in rows])
     told = {
@@ -78,7 +94,7 @@ def answer_all(
     group = max(1, ANSWERS_A_WRITE // settings["n"])
     partial = out.with_name(out.name + ".partial")
     try:
-        done, seed = _resume(partial, told, group, len(rows))
+        done, seed = _resume(partial, told, group, rows)
         with partial.open("a", encoding="utf-8") as file:
             _answer_rest(baco, rows, done, group, file, router, settings | {"seed": seed})
         _finish(partial, out)
@@ -103,8 +119,10 @@ def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> N
                 )
 
 
-def _resume(partial: Path, told: dict[str, Any], group: int, total: int) -> tuple[int, int]:
-    """How many rows are there, whole batches of them, and their seed; the rest is taken off."""
+def _resume(
+    partial: Path, told: dict[str, Any], group: int, rows: Sequence[Row]
+) -> tuple[int, int]:
+    """How many rows are answered, whole batches of them, and their seed; the rest is taken off."""
     from baco.sampling import SamplingParams
 
     told = json.loads(json.dumps(told))
@@ -127,10 +145,28 @@ def _resume(partial: Path, told: dict[str, Any], group: int, total: int) -> tupl
             f"{partial} was begun with other settings ({', '.join(differing)}): give the same "
             "ones, remove it, or choose another --output"
         )
-    done = total if len(written) >= total else len(written) // group * group
+    checked = map(_is_answered, rows, written, repeat(told["n"]))
+    good = sum(takewhile(bool, checked))
+    if good < min(len(written), len(rows)):
+        note(
+            f"line {good + 2} of {partial} is not the answer to {rows[good].where}: "
+            "answering again from there"
+        )
+    done = good if good == len(rows) else good // group * group
     with partial.open("rb+") as file:
         file.truncate(len(head) + 1 + sum(len(line) + 1 for line in written[:done]))
     return done, seed
+
+
+def _is_answered(row: Row, line: bytes, n: int) -> bool:
+    """Is a line the record of this row's n answers? It holds the row's prompt and id."""
+    try:
+        made = json.loads(line)
+        its = {name: made[name] for name in ("prompt", *row.kept)}
+        whole = len(made["samples"]) == n
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return whole and json.dumps(its) == json.dumps({"prompt": row.prompt, **row.kept})
 
 
 def _answer_rest(

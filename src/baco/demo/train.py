@@ -27,6 +27,7 @@ from baco.demo.recipe import Course, Recipe
 from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
 from baco.demo.world import aligned_examples, base_corpus
 from baco.errors import BacoError
+from baco.locking import locked
 
 Advance = Callable[[float], None]
 
@@ -41,11 +42,18 @@ def train(
     """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its `table.md` if `table`.
 
     The same seed gives the same pair on the same machine and versions. With the shipped recipe it
-    takes about 20 minutes on two cores. Raises `BacoError` if `out` holds another run's stages.
+    takes about 20 minutes on two cores. Raises `BacoError` if `out` holds another run's stages, or
+    if another process trains into it.
     """
     recipe = recipe or Recipe()
     work = out / "work"
-    _claim(work, seed, recipe)
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work):
+        _claim(work, seed, recipe)
+        _train(out, work, seed, progress, table, recipe)
+
+
+def _train(out: Path, work: Path, seed: int, progress: bool, table: bool, recipe: Recipe) -> None:
     keep_memory()
     with _bar(progress) as stage:
         tokenizer = _tokenizer(work, seed, recipe, stage("text and tokenizer"))
@@ -167,7 +175,6 @@ def _aligned(
 
 def _claim(work: Path, seed: int, recipe: Recipe) -> None:
     """Make `work` this run's own, or find that it is already."""
-    work.mkdir(parents=True, exist_ok=True)
     claim = json.dumps({"seed": seed, "recipe": asdict(recipe)}, indent=2) + "\n"
     path = work / "run.json"
     if path.exists() and path.read_text() != claim:

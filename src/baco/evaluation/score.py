@@ -8,7 +8,7 @@ is scored where it is new.
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import chain, groupby
 from typing import Any
 
 from baco.errors import BacoError
@@ -21,11 +21,12 @@ from baco.evaluation.store import (
     count_rows,
     cut_back,
     line,
-    locked,
+    matches,
     write_whole,
 )
 from baco.evaluation.tasks import accuracy
 from baco.evaluation.workers import in_order, pool
+from baco.locking import locked
 
 ACCURACY = "accuracy"
 # Groups that are scored in one call.
@@ -225,15 +226,33 @@ class Batch:
 
 
 def _due(run: Run, of: Wanted, available: frozenset[str], advance: Advance) -> Iterator[Batch]:
-    """The groups that have no score yet."""
+    """The groups that have no score yet; scores that are not those of their groups are cut off."""
     path = run.score_file(of.name)
-    done = count_rows(path)
+    groups: Iterator[Group] = (group for group in run.groups() if group.task in available)
+    done, rest = 0, groups
+    if path.exists():
+        with path.open("rb") as file:
+            for group in groups:
+                if not matches(file.readline(), _of(group)):
+                    rest = chain([group], groups)
+                    break
+                done += 1
     cut_back(path, done)
     advance(of.name, done)
-    groups = (group for group in run.groups() if group.task in available)
-    for some in batches(islice(groups, done, None), GROUPS_A_BATCH):
+    for some in batches(rest, GROUPS_A_BATCH):
         for task, same in groupby(some, lambda group: group.task):
             yield Batch(of, task, tuple(same))
+
+
+def _of(group: Group) -> dict[str, str]:
+    """What tells a group's row from others."""
+    return {
+        "pair": group.pair,
+        "task": group.task,
+        "method": group.method,
+        "setting": group.setting,
+        "prompt": group.prompt.id,
+    }
 
 
 def _score(batch: Batch) -> list[str]:
@@ -244,16 +263,7 @@ def _score(batch: Batch) -> list[str]:
         [group.prompt for group in batch.groups], [group.texts for group in batch.groups]
     )
     return [
-        line(
-            {
-                "pair": group.pair,
-                "task": group.task,
-                "method": group.method,
-                "setting": group.setting,
-                "prompt": group.prompt.id,
-                "value": None if value is None else round(float(value), 9),
-            }
-        )
+        line({**_of(group), "value": None if value is None else round(float(value), 9)})
         for group, value in zip(batch.groups, values, strict=True)
     ]
 

@@ -11,25 +11,25 @@ Rows are appended, whole jobs at a time, so that a run that was killed is cut ba
 job and goes on there.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from baco.errors import BacoError
 from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
+from baco.locking import NAME as LOCK
+from baco.locking import locked
 
 T = TypeVar("T")
 
 FORMAT = 1
 # What a run that was killed while it was begun may leave; run.json comes last.
-BEGUN = frozenset({"prompts.jsonl", "prompts.jsonl.partial", "run.json.partial"})
+BEGUN = frozenset({LOCK, "prompts.jsonl", "prompts.jsonl.partial", "run.json.partial"})
 
 
 @dataclass(frozen=True)
@@ -148,52 +148,38 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
         prompts: of every task.
 
     Raises:
-        BacoError: a directory with something else in it, or a run of other settings.
+        BacoError: a directory with something else in it, a run of other settings, or one that
+            another process writes to.
     """
     told = json.loads(json.dumps({"format": FORMAT, **config}))
-    if (path / "run.json").exists():
-        run = Run.open(path)
-        names = (told.keys() | run.config.keys()) - {"made"}
-        differing = sorted(n for n in names if told.get(n) != run.config.get(n))
-        if differing:
-            raise BacoError(
-                f"{path} holds a run of other settings ({', '.join(differing)}): give the same "
-                "ones to go on with it, or choose another --out"
-            )
-        return run
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - BEGUN):
+    begun = (path / "run.json").exists() or not path.exists()
+    if not begun and (not path.is_dir() or {file.name for file in path.iterdir()} - BEGUN):
         raise BacoError(f"{path} is there already and holds no run: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        rows = [{"task": task, **asdict(p)} for task, asked in prompts.items() for p in asked]
-        write_whole(path / "prompts.jsonl", "".join(map(line, rows)))
-        write_whole(path / "run.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        # Two commands of different settings must not begin one directory together.
+        with locked(path):
+            if (path / "run.json").exists():
+                return _continued(path, told)
+            rows = [{"task": task, **asdict(p)} for task, asked in prompts.items() for p in asked]
+            write_whole(path / "prompts.jsonl", "".join(map(line, rows)))
+            write_whole(path / "run.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
     return Run(path, told)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a directory for writing.
-
-    Raises:
-        BacoError: another process writes to it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no POSIX, no locks
-        yield
-        return
-    with (path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BacoError(f"another process writes to {path}: wait until it has ended") from error
-        except OSError as error:  # a shared file system may have no locks
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
-        yield
+def _continued(path: Path, config: Mapping[str, Any]) -> Run:
+    """The run that is there; BacoError where it has other settings than ``config``."""
+    run = Run.open(path)
+    names = (config.keys() | run.config.keys()) - {"made"}
+    differing = sorted(n for n in names if config.get(n) != run.config.get(n))
+    if differing:
+        raise BacoError(
+            f"{path} holds a run of other settings ({', '.join(differing)}): give the same "
+            "ones to go on with it, or choose another --out"
+        )
+    return run
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -225,6 +211,30 @@ def count_rows(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def count_matching(path: Path, expected: Iterable[Mapping[str, Any]]) -> int:
+    """How many rows at the beginning of a file are the expected ones, in order.
+
+    Args:
+        path: a JSONL file; one that is not there has no rows.
+        expected: the fields that each row must have, with their values.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(takewhile(bool, map(matches, file, expected)))
+
+
+def matches(text: bytes, fields: Mapping[str, Any]) -> bool:
+    """Is a line whole, and a JSON object with these fields?"""
+    if not text.endswith(b"\n"):
+        return False
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and all(row.get(name) == fields[name] for name in fields)
 
 
 def cut_back(path: Path, rows: int) -> None:

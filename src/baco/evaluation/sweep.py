@@ -5,12 +5,12 @@ is decoded in the company it would have had: the samples are the same, byte for 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -20,8 +20,9 @@ from baco.demo.memory import keep_memory
 from baco.evaluation.methods import Answer, answer
 from baco.evaluation.plan import ANSWERS_A_JOB, Job, PairSpec, Plan
 from baco.evaluation.records import Sample
-from baco.evaluation.store import Run, append, count_rows, cut_back, line, locked, sample_line
+from baco.evaluation.store import Run, append, count_matching, cut_back, line, sample_line
 from baco.evaluation.workers import cores, in_order, pool
+from baco.locking import locked
 
 if TYPE_CHECKING:
     from baco import Baco
@@ -74,11 +75,15 @@ def sweep(
 
 
 def resume(run: Run, plan: Plan) -> list[Job]:
-    """The jobs that are still to do; what a killed sweep left of an unfinished one is cut off."""
+    """The jobs that are still to do.
+
+    Rows are checked, not counted: what does not belong where it stands, and what a killed sweep
+    left of an unfinished job, is cut off and drawn again.
+    """
     samples, speed = run.path / "samples.jsonl", run.path / "speed.jsonl"
-    there = count_rows(samples)
-    jobs, whole, prompts = list(plan.jobs()), 0, 0
-    done = 0
+    jobs = list(plan.jobs())
+    there = count_matching(samples, _expected(jobs, plan.n))
+    whole, prompts, done = 0, 0, 0
     for job in jobs:
         if whole + len(job.prompts) * plan.n > there:
             break
@@ -86,8 +91,31 @@ def resume(run: Run, plan: Plan) -> list[Job]:
         prompts += len(job.prompts)
         done += 1
     cut_back(samples, whole)
-    cut_back(speed, prompts)
+    cut_back(speed, count_matching(speed, islice(_groups(jobs), prompts)))
     return list(islice(jobs, done, None))
+
+
+def _groups(jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
+    """What tells a prompt's rows from others, in the order of the plan."""
+    for job in jobs:
+        for prompt in job.prompts:
+            yield _of(job) | {"prompt": prompt.id}
+
+
+def _expected(jobs: Iterable[Job], n: int) -> Iterator[dict[str, Any]]:
+    """The same of every sample."""
+    for group in _groups(jobs):
+        for sample in range(n):
+            yield group | {"sample": sample}
+
+
+def _of(job: Job) -> dict[str, Any]:
+    return {
+        "pair": job.pair.name,
+        "task": job.task,
+        "method": job.setting.method,
+        "setting": job.setting.label,
+    }
 
 
 def _prompts(plan: Plan) -> int:
@@ -99,8 +127,7 @@ def _prompts(plan: Plan) -> int:
 def _write(run: Run, done: Done) -> None:
     """Speed first: a run that is killed in between has the more of it, and cuts it back."""
     job = done.job
-    of = {"pair": job.pair.name, "task": job.task, "method": job.setting.method}
-    of["setting"] = job.setting.label
+    of = _of(job)
     # Prompts are answered together: each has its share of the time.
     seconds = round(done.seconds / len(done.rows), 6)
     append(

@@ -1,0 +1,58 @@
+"""The lock of an output: one process at a time may write to it.
+
+It is a lock of the operating system on a file beside the output. The system releases it when the
+process ends, however it ends, so a lock file that is left behind holds nobody up.
+"""
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from baco.errors import BacoError
+
+log = logging.getLogger("baco")
+
+NAME = ".lock"
+# How a file system answers that has no locks, as some shared ones.
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+
+
+@contextmanager
+def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
+    """Hold an output for writing. It is not reentrant: a second lock in this process fails too.
+
+    Args:
+        output: a directory, locked by ``.lock`` in it, or a file, there or not yet, locked by
+            ``NAME.lock`` beside it; the latter is removed again.
+        wait: seconds to wait for another process that holds it.
+
+    Raises:
+        BacoError: another process holds it, or the lock file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    is_folder = output.is_dir()
+    path = output / NAME if is_folder else output.with_name(output.name + NAME)
+    lock = FileLock(path, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BacoError(
+            f"another process writes to {output}: wait until it has ended, or choose another output"
+        ) from error
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise BacoError(f"cannot write {path}: {error.strerror}") from error
+        log.warning(
+            "%s has no locks (%s): do not start a second run on it", path.parent, error.strerror
+        )
+    try:
+        yield
+    finally:
+        if not is_folder:
+            # While it is held: whoever opened this very file learns from its lost name to retry.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        lock.release()

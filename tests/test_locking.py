@@ -1,0 +1,204 @@
+"""One process at a time writes to an output, and the next one checks what it finds."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from baco.cli import run
+from baco.demo.recipe import Recipe
+from baco.demo.train import train
+from baco.evaluation.store import Run
+from baco.evaluation.sweep import resume
+from baco.locking import locked
+from tests.test_sweep import drawn, small_plan
+
+DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
+WAIT_SECONDS = 200
+
+
+def jsonl_command(prompts: Path, out: Path) -> list[str]:
+    return ["generate", "--jsonl", str(prompts), "-o", str(out), *DRAWS]
+
+
+def batch_command(prompts: Path, out: Path) -> list[str]:
+    return ["batch", str(prompts), str(out), *DRAWS]
+
+
+def sweep_command(prompts: Path, out: Path) -> list[str]:
+    chosen = ["--task", str(prompts), "-r", "P-Punc:0.4", "-n", "2", "--max-tokens", "12"]
+    return ["sweep", "--out", str(out), *chosen, "--workers", "1", "--no-score"]
+
+
+def score_command(prompts: Path, out: Path) -> list[str]:
+    if not out.joinpath("run.json").exists():
+        assert run(sweep_command(prompts, out)) == 0
+    return ["score", str(out), "--metric", "distinct_1", "--workers", "1"]
+
+
+COMMANDS = {
+    "generate": jsonl_command,
+    "batch": batch_command,
+    "sweep": sweep_command,
+    "score": score_command,
+}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    rows = [{"prompt": f"Suggest a hobby for day {day}", "id": day} for day in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def wait_until(enough: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while not enough():
+        assert time.monotonic() < until
+        assert process.poll() is None, "it ended before it was stopped"
+        time.sleep(0.002)
+
+
+@contextmanager
+def another_process_holds(output: Path) -> "Iterator[subprocess.Popen[str]]":
+    code = (
+        "import sys, time; from pathlib import Path; from baco.locking import locked\n"
+        f"with locked(Path({str(output)!r})): print('held', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_second_command_is_refused_until_the_first_is_killed(
+    name: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if name != "generate":
+        out.mkdir()
+    command = COMMANDS[name](prompts, out)
+    capsys.readouterr()
+    with another_process_holds(out) as process:
+        assert run(command) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert f"another process writes to {out}: wait until it has ended" in told.err
+        assert told.err.count("\n") == 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run(command) == 0
+
+
+def test_two_runs_on_one_output_make_every_line_once(prompts: Path, tmp_path: Path) -> None:
+    """Two real commands: the second is refused, the first is killed, a third ends the work."""
+    out = tmp_path / "out.jsonl"
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(f'{{"prompt": "Suggest hobby {i}", "id": {i}}}\n' for i in range(60)))
+    slow = "import sys; from baco.cli import jsonl, run; jsonl.ANSWERS_A_WRITE = 2; sys.exit(run("
+    command = [sys.executable, "-c", f"{slow}{jsonl_command(many, out)!r}))"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
+    partial = tmp_path / "out.jsonl.partial"
+    wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 3, first)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.poll() is None, "it ended before it was stopped"
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "another process writes" in second.stderr
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert run(jsonl_command(many, out)) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == list(range(60))
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_curves_measured_at_once_are_all_kept(tmp_path: Path) -> None:
+    out, prompt = tmp_path / "curves.json", tmp_path / "in.txt"
+    prompt.write_text("Suggest a hobby\n")
+    quick = ["--prompts", str(prompt), "-n", "2", "--max-tokens", "3", "-o", str(out)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "baco", "calibrate", "-r", router, *quick],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for router in ("H", "Rand")
+    ]
+    for process in running:
+        _, told = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 0, told
+    assert {"H", "Rand"} <= json.loads(out.read_text())["curves"].keys()
+
+
+def test_a_calibration_of_another_pair_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "curves.json"
+    out.write_text('{"pair": "qwen", "curves": {}}')
+    assert run(["calibrate", "-r", "H", "-o", str(out)]) == 2
+    assert "holds the calibration of qwen" in capsys.readouterr().err
+    assert out.read_text() == '{"pair": "qwen", "curves": {}}'
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with locked(tmp_path / "work"), pytest.raises(ValueError, match="another process writes"):
+        train(tmp_path, progress=False, table=False, recipe=Recipe())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: [lines[0], lines[1], lines[2].replace(b"day 1", b"day 7"), *lines[3:]],
+        lambda lines: [lines[0], lines[1], b"\0" * len(lines[2]) + b"\n", *lines[3:]],
+        lambda lines: [lines[0], lines[1], lines[2], lines[2], *lines[3:], *lines[1:]],
+        lambda lines: [*lines, b"{}\n", b"left over"],
+    ],
+    ids=["swapped", "another prompt", "zeros", "doubled", "too many"],
+)
+def test_lines_that_are_not_the_answers_to_their_prompts_are_answered_again(
+    spoil: Callable[[list[bytes]], list[bytes]],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from baco.cli import jsonl
+
+    monkeypatch.setattr(jsonl, "ANSWERS_A_WRITE", 2)  # one prompt a write
+    whole, spoilt = tmp_path / "whole.jsonl", tmp_path / "spoilt.jsonl"
+    with monkeypatch.context() as context:
+        context.setattr(jsonl, "_finish", lambda partial, out: None)
+        assert run(jsonl_command(prompts, whole)) == 0
+    lines = (tmp_path / "whole.jsonl.partial").read_bytes().splitlines(keepends=True)
+    (tmp_path / "spoilt.jsonl.partial").write_bytes(b"".join(spoil(list(lines))))
+    assert run(jsonl_command(prompts, spoilt)) == 0
+    assert spoilt.read_bytes() == b"".join(lines[1:])
+
+
+def test_samples_and_scores_that_are_not_the_plans_are_made_again(tmp_path: Path) -> None:
+    plan = small_plan()
+    made = drawn(plan, tmp_path / "run")
+    assert run(["score", str(made.path), "--metric", "distinct_1", "--workers", "1"]) == 0
+    files = [made.path / "samples.jsonl", made.score_file("distinct_1")]
+    whole = [file.read_bytes() for file in files]
+    for file, data in zip(files, whole, strict=True):
+        lines = data.splitlines(keepends=True)
+        file.write_bytes(b"".join([*lines[:7], lines[8], lines[7], *lines[9:]]))
+    assert len(resume(Run.open(made.path), plan)) == len(plan.settings) - 1
+    drawn(plan, made.path)
+    assert run(["score", str(made.path), "--metric", "distinct_1", "--workers", "1"]) == 0
+    assert [file.read_bytes() for file in files] == whole
