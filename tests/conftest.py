@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         deadline=None,
         derandomize=True,
         print_blob=True,
-        max_examples=fuzzing.budget(settings.default.max_examples),
+        max_examples=fuzzing.budget(settings.get_profile("default").max_examples),
     )
     settings.load_profile("baco")
 

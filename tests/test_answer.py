@@ -1,6 +1,8 @@
 """From prompts to text: two renderings, stop strings, characters that are never cut, pairs."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.pairs import PairFolder
 from tests.test_vocabulary import byte_level
 
 BYTE_LEVEL = byte_level()
+Words = list[tuple[str, Any]]  # each with its source
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +45,137 @@ def read(text: str, **options: Any) -> tuple[str, bool, int]:
     return shown, False, answer.tokens
 
 
-@given(st.text(alphabet="ab ü夏🌊\n.é", max_size=30))
-def test_pieces_join_to_the_text_and_no_character_is_cut(text: str) -> None:
-    assert read(text)[0] == text.lstrip(" ")
+def tell(words: Words, **options: Any) -> tuple[str, bool]:
+    """Push words with their sources until the answer ends; its text, and whether a stop was met."""
+    answer = AnswerText(BYTE_LEVEL, **options)
+    for text, source in words:
+        for token in BYTE_LEVEL(text, add_special_tokens=False)["input_ids"]:
+            if answer.push(token, source)[1]:
+                return answer.text, True
+    answer.close()
+    return answer.text, False
+
+
+@given(st.text(alphabet="ab ü夏🌊\n.é", max_size=30), st.booleans())
+def test_pieces_join_to_the_text_and_no_character_is_cut(text: str, joined: bool) -> None:
+    assert read(text, joining_space=joined)[0] == (text.removeprefix(" ") if joined else text)
+
+
+def test_only_the_joining_space_is_removed_where_there_is_one(llama: Baco, demo: Baco) -> None:
+    code = "        return x\n    y"
+    assert read(code)[0] == code
+    assert read(code, joining_space=True)[0] == code[1:]
+    # ChatML ends in a new line; the demo pair's template ends in a role token.
+    assert not llama.pair.renderer.render("Hello").joining_space
+    assert demo.pair.renderer.render("Hello").joining_space
+    assert not demo.pair.renderer.raw("Hello").joining_space
+    same = replace(demo.pair.renderer, base_template="aligned")
+    assert same.render("Hello").joining_space
+
+
+def test_indentation_is_kept_streamed_and_whole(llama: Baco, demo: Baco) -> None:
+    """Answers forced to begin with spaces: by a new line before them, and by a joining space."""
+    for baco, lost in ((llama, 0), (demo, 1)):
+        (space,) = baco.pair.tokenizer(" ", add_special_tokens=False)["input_ids"]
+        asked: dict[str, Any] = {"router": "Aligned", "max_tokens": 4, "seed": 1}
+        chunks = list(baco.stream("Hello", logit_bias={space: 100}, **asked))
+        whole = chunks[-1].completion
+        assert whole is not None
+        assert whole.text == " " * (4 - lost)
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        (raw,) = set(whole.token_ids)
+        assert raw == space
 
 
 @given(st.text(alphabet="abEND \n", max_size=40))
 def test_a_stop_string_ends_the_answer_and_is_never_shown(text: str) -> None:
     shown, stopped, _ = read(text, stops=("END", "aab"))
-    body = text.lstrip(" ")
-    cuts = [at for stop in ("END", "aab") if (at := body.find(stop)) >= 0]
+    cuts = [at for stop in ("END", "aab") if (at := text.find(stop)) >= 0]
     assert stopped == bool(cuts)
-    assert shown == (body[: min(cuts)] if cuts else body)
+    assert shown == (text[: min(cuts)] if cuts else text)
 
 
-def test_the_bases_next_turn_is_cut_off_only_at_a_lines_start() -> None:
-    assert read("Go to Naxos.\n\nQuestion: and", opening="Question:")[:2] == ("Go to Naxos.", True)
-    kept = "The Question: is open."
-    assert read(kept, opening="Question:")[:2] == (kept, False)
+OPENING = "Question:"
+
+
+def by_hand(words: Words) -> int | None:
+    """Where the base opens a next turn in a text, and so where the text before it ends."""
+    text = "".join(word for word, _ in words)
+    wrote = [source for word, source in words for _ in word]
+    for found in re.finditer(rf"(?:^|(?<=\n))[ \t]*({OPENING})", text):
+        if wrote[found.start(1)] == "base":
+            return len(text[: found.start()].rstrip())
+    return None
+
+
+WORDS = ("Question", ":", "Question:", "Quest", "ion:", "\n", "\nQ", "uestion", " ", "\t", "x", "Q")
+
+
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("base", "aligned")))))
+def test_a_turn_is_cut_off_where_the_base_wrote_its_first_character(words: Words) -> None:
+    text, cut = "".join(word for word, _ in words), by_hand(words)
+    assert tell(words, opening=OPENING) == (text[:cut], cut is not None)
+
+
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("base", "aligned")))))
+def test_text_is_held_back_only_while_the_base_may_be_opening_a_turn(words: Words) -> None:
+    answer = AnswerText(BYTE_LEVEL, opening=OPENING)
+    for count, (word, source) in enumerate(words, 1):
+        for token in BYTE_LEVEL(word, add_special_tokens=False)["input_ids"]:
+            if answer.push(token, source)[1]:
+                return
+        told = "".join(word for word, _ in words[:count])
+        # Whatever a turn opened from here on may cut off: white space, and a turn begun.
+        least = len(told.rstrip())
+        for length in range(1, len(OPENING)):
+            begun = [*words[:count], (OPENING[length:], "aligned")]
+            if told.endswith(OPENING[:length]) and (cut := by_hand(begun)) is not None:
+                least = min(least, cut)
+        assert answer.text == told[:least]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([("Go to Naxos.", "aligned"), ("\n\nQuestion", "base"), (":", "aligned")], "Go to Naxos."),
+        ([("Naxos.", "base"), ("\n", "aligned"), ("  Question:", "base")], "Naxos."),
+        ([("The Question: is open.", "base")], None),
+        ([("Naxos.\n", "base"), ("Question: why?", "aligned")], None),
+        ([("Question: why?", "aligned")], None),
+        ([("Question: why?", "base")], ""),
+    ],
+)
+def test_the_bases_next_turn_is_told_from_a_line_like_it(words: Words, text: str | None) -> None:
+    whole = "".join(word for word, _ in words)
+    assert tell(words, opening=OPENING) == (whole if text is None else text, text is not None)
+
+
+def test_an_answer_that_goes_on_in_a_line_opens_no_turn_there() -> None:
+    words: Words = [("Question:", "base"), ("\nQuestion:", "base")]
+    assert tell(words, opening=OPENING, starts_line=False) == ("Question:", True)
+
+
+@pytest.mark.parametrize("router", ["Punc", "P-Punc:0.8", "Base"])
+def test_answers_end_where_the_base_opened_a_turn(demo: Baco, router: str) -> None:
+    """Under Punc the colon is the aligned model's; a line that it begins itself is left alone."""
+    renderer = replace(demo.pair.renderer)
+    renderer.turn_opening = None
+    running_on = replace(demo, pair=replace(demo.pair, renderer=renderer))
+    asked: dict[str, Any] = {"router": router, "n": 80, "seed": 1, "max_tokens": 80}
+    colons = set()
+    for whole, cut in zip(
+        running_on.generate("Recommend a summer destination", **asked),
+        demo.generate("Recommend a summer destination", **asked),
+        strict=True,
+    ):
+        words = [(piece.text, piece.source) for piece in whole.pieces]
+        end = by_hand(words)
+        assert cut.text == whole.text[:end]
+        assert cut.finish_reason == ("stop" if end is not None else whole.finish_reason)
+        if end is not None:
+            texts = [demo.pair.spelling(token).decode() for token in whole.token_ids]
+            colons.add(whole.sources[texts.index(":", len(cut.token_ids))])
+    assert router == "P-Punc:0.8" or colons == {"base" if router == "Base" else "aligned"}
 
 
 def test_tokens_beyond_a_cut_are_dropped() -> None:

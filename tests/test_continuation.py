@@ -60,7 +60,7 @@ def test_both_prompts_end_in_the_very_text_and_tokens_of_the_prefill(
 ) -> None:
     both = RENDERERS[family]
     prompt = both.render([QUESTION, begun(prefill)])
-    assert prompt.continues
+    assert not prompt.joining_space
     for text, ids, tokenizer in (
         (prompt.base_text, prompt.base_ids, both.base_tokenizer),
         (prompt.aligned_text, prompt.aligned_ids, both.aligned_tokenizer),

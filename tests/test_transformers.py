@@ -209,6 +209,62 @@ def test_beams_share_their_history(demo: Baco) -> None:
     assert made[0].tolist() != made[1].tolist()
 
 
+@pytest.fixture(scope="module")
+def twins(demo: Baco) -> Baco:
+    """The demo pair with the base's weights in both halves: both open next turns."""
+    aligned = replace(demo.pair.aligned, model=demo.pair.base.model)
+    return replace(demo, pair=replace(demo.pair, aligned=aligned))
+
+
+@pytest.mark.parametrize(
+    ("router", "settings", "begun"),
+    [
+        ("Rand:0.5", {"do_sample": True, "num_return_sequences": 24}, ""),
+        (
+            "Rand:0.5",
+            {
+                "do_sample": True,
+                "num_return_sequences": 16,
+                "max_new_tokens": 6,
+                "use_cache": False,
+            },
+            " I would go to Rome.\n",
+        ),
+        ("Punc", {"do_sample": True, "num_return_sequences": 24}, " I see.\nQuestion: is it"),
+        ("Punc", {"do_sample": False, "num_beams": 6, "num_return_sequences": 6}, " Go."),
+        ("Base", {"do_sample": False, "prompt_lookup_num_tokens": 3}, " Go."),
+    ],
+)
+def test_answers_end_where_the_base_opened_a_turn(
+    twins: Baco, router: str, settings: dict[str, Any], begun: str
+) -> None:
+    """Whoever wrote the rest of the opening; what the aligned half begins alike goes on."""
+    tokenizer = twins.pair.tokenizer
+    model = as_transformers(twins, router, seed=1)
+    batch = encoded(twins, SHORT)
+    more = torch.tensor([tokenizer.encode(begun, add_special_tokens=False)], dtype=torch.int64)
+    prompt = torch.cat([batch["input_ids"], more], dim=1)
+    width = prompt.shape[1]
+    asked = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 40, **settings}
+    torch.manual_seed(0)
+    rows = model.generate(prompt, **asked)
+    by_base = model.sources(rows, torch.ones_like(rows), prompt_length=width, seed=1)
+    opening, seen = tokenizer.convert_tokens_to_ids(["Question", ":"]), set()
+    for row, based in zip(rows.tolist(), by_base.tolist(), strict=True):
+        for at in range(width, len(row) - 1):
+            if row[at : at + 2] == opening and tokenizer.decode(row[at - 1]).endswith("\n"):
+                ended = set(row[at + 2 :]) <= {tokenizer.pad_token_id}
+                assert ended == based[at - 1]
+                seen.add(ended)
+    assert seen == ({True, False} if router == "Rand:0.5" else {True})
+
+
+def test_raw_text_has_no_turns(twins: Baco) -> None:
+    prompt = twins.pair.tokenizer("I would go.\nQuestion", return_tensors="pt").input_ids
+    rows = as_transformers(twins, "Base").generate(prompt, max_new_tokens=8, do_sample=False)
+    assert rows.shape[1] == prompt.shape[1] + 8
+
+
 def test_streamers_see_the_answer_as_it_grows(
     demo: Baco, capsys: pytest.CaptureFixture[str]
 ) -> None:

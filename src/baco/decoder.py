@@ -15,7 +15,7 @@ from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
 from baco.prompts import Conversation, Prompt
-from baco.routing.routers import Router
+from baco.routing.routers import Router, Source
 from baco.routing.select import Switch
 from baco.text import AnswerText
 
@@ -54,9 +54,14 @@ class Decoder:
         explain: bool = False,
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
+        mixed: bool = False,
         **sampling: Any,
     ) -> int:
         """Queue n samples of a prompt; arguments as for :meth:`baco.api.Baco.stream_batch`.
+
+        Args:
+            mixed: every token is both models', whatever its source says, so that a next turn
+                counts as the base model's wherever it is opened.
 
         Returns:
             A ticket: ``Chunk.prompt`` of what comes of it.
@@ -67,7 +72,8 @@ class Decoder:
         rendered = self.pair.renderer.render(
             prompt, system, template_args=template_args, continue_final=continue_final
         )
-        return self._submit(rendered, False, router, switch, explain, sampling)
+        openers: tuple[Source, ...] = ("base", "aligned") if mixed else ("base",)
+        return self._submit(rendered, openers, router, switch, explain, sampling)
 
     def submit_text(
         self,
@@ -84,12 +90,12 @@ class Decoder:
         """
         if not isinstance(text, str):
             self._check_known("prompt", text)
-        return self._submit(self.pair.renderer.raw(text), True, router, switch, explain, sampling)
+        return self._submit(self.pair.renderer.raw(text), (), router, switch, explain, sampling)
 
     def _submit(
         self,
         prompt: Prompt,
-        raw: bool,
+        openers: tuple[Source, ...],
         router: Router,
         switch: Switch,
         explain: bool,
@@ -107,10 +113,16 @@ class Decoder:
         self._next += 1
         self._tickets[ticket] = answers
         started = time.perf_counter()
-        opening = None if raw else self.pair.renderer.turn_opening
+        only = router.only  # a source that never writes opens nothing
+        opening = self.pair.renderer.turn_opening if only is None or only in openers else None
         for answer in answers:
             text = AnswerText(
-                self.pair.tokenizer, params.stop, opening, spaced=raw or prompt.continues
+                self.pair.tokenizer,
+                params.stop,
+                opening,
+                openers=openers,
+                starts_line=prompt.joining_space or prompt.base_text.rstrip(" \t").endswith("\n"),
+                joining_space=prompt.joining_space,
             )
             self._growing[answer] = _Growing(text, started)
         return ticket

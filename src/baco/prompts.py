@@ -52,15 +52,15 @@ class Prompt:
     Attributes:
         base_ids, aligned_ids: token ids.
         base_text, aligned_text: what they spell.
-        continues: the prompt ends with the beginning of the answer, so that all white space which
-            follows is the answer's own.
+        joining_space: a space that the answer begins with only joins it to the prompt, and is no
+            part of its text. Never so where the prompt ends with the beginning of the answer.
     """
 
     base_ids: tuple[int, ...]
     aligned_ids: tuple[int, ...]
     base_text: str
     aligned_text: str
-    continues: bool = False
+    joining_space: bool = False
 
 
 def conversation(
@@ -204,12 +204,14 @@ class Renderer:
             return self._continued(messages, variables)
         aligned_text = self._aligned_text(messages, variables)
         aligned_ids = _encode(self.aligned_tokenizer, aligned_text, special=False)
+        spaced = aligned_text[-1:].isspace()
         if self.base_template == SAME_PROMPT:
-            return Prompt(aligned_ids, aligned_ids, aligned_text, aligned_text)
-        lead = "\n" if aligned_text[-1:].isspace() else ""
-        base_text = self._base_text(messages, lead, variables)
+            return Prompt(
+                aligned_ids, aligned_ids, aligned_text, aligned_text, joining_space=not spaced
+            )
+        base_text = self._base_text(messages, "\n" if spaced else "", variables)
         base_ids = _encode(self.base_tokenizer, base_text, special=True)
-        return Prompt(base_ids, aligned_ids, base_text, aligned_text)
+        return Prompt(base_ids, aligned_ids, base_text, aligned_text, joining_space=not spaced)
 
     def _continued(self, messages: list[dict[str, str]], variables: dict[str, Any]) -> Prompt:
         """Both renderings of a conversation that ends with the beginning of the answer."""
@@ -221,14 +223,14 @@ class Renderer:
             *_encode_inside(self.aligned_tokenizer, begun),
         )
         if self.base_template == SAME_PROMPT:
-            return Prompt(aligned_ids, aligned_ids, head + begun, head + begun, continues=True)
+            return Prompt(aligned_ids, aligned_ids, head + begun, head + begun)
         lead = "" if begun[0].isspace() and not head[-1:].isspace() else "\n"
         base_head = self._base_text(messages[:-1], lead, variables)
         base_ids = (
             *_encode(self.base_tokenizer, base_head, special=True),
             *_encode_inside(self.base_tokenizer, begun),
         )
-        return Prompt(base_ids, aligned_ids, base_head + begun, head + begun, continues=True)
+        return Prompt(base_ids, aligned_ids, base_head + begun, head + begun)
 
     def _before_prefill(
         self, messages: list[dict[str, str]], variables: dict[str, Any]

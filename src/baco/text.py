@@ -29,21 +29,26 @@ def name_of(spelled: bytes) -> str:
 class AnswerText:
     """The text of one growing answer.
 
-    Text is handed out once it is certain to stay: whole characters, and nothing that may turn out
-    to be the beginning of a stop string or the white space in front of one.
+    Text is handed out once it is certain to stay: whole characters, nothing that may turn out to be
+    the beginning of a stop string, and no white space that a turn of the base model may follow.
 
     Attributes:
         tokenizer: of the aligned half.
         stops: strings that end the answer; what follows from there on is cut off.
-        opening: the base model's opening of the next turn, which ends the answer too where it
-            stands at a line's start.
-        spaced: the answer carries on a text, so that a space it begins with is its own.
+        opening: how the base model opens a next turn. The answer also ends at an opening that is
+            first on its line and whose first character one of the openers wrote; white space
+            before it is cut off too.
+        openers: the sources that may open a turn.
+        starts_line: the answer begins where a line begins, so that a turn may be opened there.
+        joining_space: a space that the answer begins with joins it to its prompt and is removed.
     """
 
     tokenizer: Any
     stops: Sequence[str] = ()
     opening: str | None = None
-    spaced: bool = False
+    openers: Sequence[Source] = ("base",)
+    starts_line: bool = True
+    joining_space: bool = False
     pieces: list[Piece] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
     _length: int = 0
@@ -84,12 +89,11 @@ class AnswerText:
 
     def _take(self, new: str, source: Source) -> tuple[list[Piece], bool]:
         self._last_source = source
-        if not (self._started or self.spaced):
-            # The space that joins an answer to its prompt is no part of the answer.
-            new = new.lstrip(" ")
+        if new and not self._started:
+            self._started = True
+            new = new.removeprefix(" ") if self.joining_space else new
         if not new:
             return [], False
-        self._started = True
         self._length += len(new)
         self._held.append(Piece(new, source))
         held = self._held_text()
@@ -105,25 +109,43 @@ class AnswerText:
 
     def _find_stop(self, held: str) -> int | None:
         cuts = [at for stop in self.stops if (at := held.find(stop)) >= 0]
-        if self.opening is not None:
-            at = held.find("\n" + self.opening)
-            if at >= 0:
-                cuts.append(len(held[:at].rstrip()))
-            elif not self.pieces and held.startswith(self.opening):
-                cuts.append(0)
+        if self.opening is not None and self.openers:
+            at = held.find(self.opening)
+            while at >= 0:
+                if self._opens_turn(held, at):
+                    cuts.append(len(held[:at].rstrip()))
+                    break
+                at = held.find(self.opening, at + 1)
         return min(cuts, default=None)
 
     def _certain(self, held: str) -> int:
-        """How much of the held text no later token can turn into part of a stop string."""
+        """How much of the held text no later token can cut off."""
         certain = len(held)
         for stop in self.stops:
             certain = min(certain, len(held) - _overlap(held, stop))
-        if self.opening is not None:
-            at_line = len(held) - _overlap(held, "\n" + self.opening)
-            if not self.pieces and self.opening.startswith(held):
-                at_line = 0
-            certain = min(certain, len(held[:at_line].rstrip()))
+        if self.opening is not None and self.openers:
+            certain = min(certain, len(held.rstrip()))
+            for length in range(1, min(len(held) + 1, len(self.opening))):
+                at = len(held) - length
+                if held.endswith(self.opening[:length]) and self._opens_turn(held, at):
+                    certain = min(certain, len(held[:at].rstrip()))
         return certain
+
+    def _opens_turn(self, held: str, at: int) -> bool:
+        """Is a character of the held text first on its line, and written by an opener?
+
+        White space that ends the text is always held, so that a line's start is in the held text.
+        """
+        before = held[:at].rstrip(" \t")
+        first = before.endswith("\n") if before else self.starts_line and not self.pieces
+        return first and self._source_at(at) in self.openers
+
+    def _source_at(self, at: int) -> Source:
+        for piece in self._held:
+            if at < len(piece.text):
+                return piece.source
+            at -= len(piece.text)
+        raise IndexError(at)
 
     def _release(self, length: int) -> list[Piece]:
         """Hand out the first ``length`` characters of the held text."""

@@ -18,6 +18,7 @@ class PairCache(Cache):
         base_mask, aligned_mask: 1 where a column is read, 0 where it is padding; int64 [B, T'].
         source: which half says the token after a column of the aligned half, True for base;
             bool [B, T]. Within a prompt it says nothing.
+        ids: the aligned half's columns, int64 [B, T].
     """
 
     def __init__(self, base_config: Any, aligned_config: Any) -> None:
@@ -26,6 +27,24 @@ class PairCache(Cache):
         self.aligned = DynamicCache(config=aligned_config)
         self.base_mask = self.aligned_mask = torch.ones(0, 0, dtype=torch.int64)
         self.source = torch.zeros(0, 0, dtype=torch.bool)
+        self.ids = torch.zeros(0, 0, dtype=torch.int64)
+
+    def append(self, ids: Tensor, source: Tensor) -> None:
+        """Keep the new columns' ids and sources, [B, k] each."""
+        if self.batch_size:
+            ids, source = torch.cat([self.ids, ids], 1), torch.cat([self.source, source], 1)
+        self.ids, self.source = ids, source
+
+    def sources_of(self, ids: Tensor, row: int) -> Tensor:
+        """The sources after each column of a text [T] that a row of this cache holds: bool [T].
+
+        Several rows hold it only where they were repeated or are beams; it is ``row`` then, if
+        that is among them.
+        """
+        held = (self.ids[:, : len(ids)] == ids).all(dim=1)
+        if not (row < len(held) and held[row]):
+            row = int(held.nonzero()[0, 0])
+        return self.source[row, : len(ids)]
 
     @property
     def is_compileable(self) -> bool:
@@ -48,14 +67,14 @@ class PairCache(Cache):
         kept = self.source.shape[1] - abs(tokens_to_remove)
         self.base_mask = self.base_mask[:, : self.base_mask.shape[1] - abs(tokens_to_remove)]
         self.aligned_mask = self.aligned_mask[:, :kept]
-        self.source = self.source[:, :kept]
+        self.source, self.ids = self.source[:, :kept], self.ids[:, :kept]
 
     def reset(self) -> None:
         """Forget everything."""
         self.base.reset()
         self.aligned.reset()
         self.base_mask, self.aligned_mask = self.base_mask[:0, :0], self.aligned_mask[:0, :0]
-        self.source = self.source[:0, :0]
+        self.source, self.ids = self.source[:0, :0], self.ids[:0, :0]
 
     def activate_past_recording(self) -> None:
         """Keep what sliding windows would drop, so that ``crop`` can go back."""
@@ -84,4 +103,4 @@ class PairCache(Cache):
     def _rows(self, indices: Tensor) -> None:
         self.base_mask = self.base_mask[indices]
         self.aligned_mask = self.aligned_mask[indices]
-        self.source = self.source[indices]
+        self.source, self.ids = self.source[indices], self.ids[indices]

@@ -17,7 +17,6 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -27,6 +26,7 @@ from baco.hf.cache import PairCache
 from baco.hf.chat import ChatReader
 from baco.hf.config import BacoConfig, config_of
 from baco.hf.layout import Layout
+from baco.hf.next_turn import NextTurn
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
 from baco.routing.routers import Router
@@ -83,8 +83,9 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """`transformers`' own ``generate``; the answer begins where ``inputs`` end.
 
-        An answer also ends where the base half opens its next turn (``Question:`` on a new line);
-        like any stop string of `transformers`, the opening is part of what is returned.
+        An answer to a chat prompt also ends where the base half opens its next turn (``Question:``
+        on a new line, the first letter the base's); like any stop string of `transformers`, the
+        opening is part of what is returned.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
@@ -96,10 +97,31 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         kwargs.setdefault("seed", self._coin_seed())
         opening = self.pair.renderer.turn_opening
         if opening and self.reader is not None and self.router.only != "aligned":
-            next_turn = StopStringCriteria(self.pair.tokenizer, ["\n" + opening])
+            mask = self._prompt_mask(ids, kwargs.get("attention_mask"))
+            routing = {name: kwargs[name] for name in ("prompt_length", "seed")}
+            cache = kwargs.get("past_key_values")
+            next_turn = NextTurn(self, opening, ids, mask, routing, cache)
             given = kwargs.get("stopping_criteria") or ()
             kwargs["stopping_criteria"] = StoppingCriteriaList([*given, next_turn])
         return super().generate(inputs, generation_config, **kwargs)
+
+    def _prompt_mask(self, ids: Tensor, given: Tensor | None) -> Tensor:
+        """The prompts' mask; where none is given, what `transformers` takes for it."""
+        pad = self.generation_config.pad_token_id
+        if given is not None:
+            return given
+        return torch.ones_like(ids) if pad in self.pair.end_ids or pad is None else ids.ne(pad)
+
+    @torch.no_grad()
+    def sources(
+        self, input_ids: Tensor, attention_mask: Tensor, *, prompt_length: int, seed: int
+    ) -> Tensor:
+        """Which half says the token after each column, True for the base: bool [B, T].
+
+        Arguments as for :meth:`forward`; within prompts it says nothing.
+        """
+        layout = self._layout(input_ids, attention_mask, prompt_length)
+        return self._route(layout, None, 1, seed)[1]
 
     def new_cache(self) -> PairCache:
         """An empty ``past_key_values`` for this pair."""
@@ -159,22 +181,29 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 "or new_cache()"
             )
         input_ids = input_ids.to(self.pair.aligned.device)
-        base_rows = self.base_half.get_input_embeddings().num_embeddings
         if cache is None or cache.get_seq_length() == 0:
-            layout = Layout.of_prompts(
-                input_ids,
-                attention_mask,
-                reader=self.reader,
-                prompt_length=prompt_length,
-                base_rows=base_rows,
-            )
+            layout = self._layout(input_ids, attention_mask, prompt_length)
         else:
-            layout = Layout.continued(input_ids, cache, base_rows)
+            layout = Layout.continued(input_ids, cache, self._base_rows)
         logits, source = self._route(layout, cache, logits_to_keep, self._coin_seed(seed))
         if cache is not None:
             cache.base_mask, cache.aligned_mask = layout.base_mask, layout.aligned_mask
-            cache.source = torch.cat([cache.source, source], 1) if cache.batch_size else source
+            cache.append(input_ids, source)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    @property
+    def _base_rows(self) -> int:
+        rows: int = self.base_half.get_input_embeddings().num_embeddings
+        return rows
+
+    def _layout(self, ids: Tensor, mask: Tensor | None, prompt_length: int | None) -> Layout:
+        return Layout.of_prompts(
+            ids,
+            mask,
+            reader=self.reader,
+            prompt_length=prompt_length,
+            base_rows=self._base_rows,
+        )
 
     def _route(
         self, layout: Layout, cache: PairCache | None, keep: int, seed: int

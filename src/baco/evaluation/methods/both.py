@@ -41,6 +41,8 @@ def decode(
     sampling: Mapping[str, Any],
     spelling: str,
     choose: Choose,
+    *,
+    mixed: bool = False,
 ) -> list[list[Completion]]:
     """The n samples of every prompt, every token drawn from what `choose` makes of both rows.
 
@@ -50,6 +52,7 @@ def decode(
         sampling: fields of :class:`baco.SamplingParams`, n and seed too.
         spelling: what the samples say their router is.
         choose: see :data:`baco.engine.verdict.Choose`.
+        mixed: tokens are both models', whatever their sources say.
 
     Raises:
         BacoError: a prompt that does not fit the context window.
@@ -57,7 +60,7 @@ def decode(
     engine = Engine(baco.pair, max_rows=baco.max_rows, speculate=False, choose=choose)
     decoder = Decoder(baco.pair, engine)
     for prompt in prompts:
-        decoder.submit(prompt.messages, router=Unasked(spelling), **sampling)
+        decoder.submit(prompt.messages, router=Unasked(spelling), mixed=mixed, **sampling)
     done: list[list[Completion]] = [[] for _ in prompts]
     while decoder.busy:
         for chunk in decoder.step():

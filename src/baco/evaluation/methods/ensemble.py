@@ -50,7 +50,7 @@ class Ensemble:
     ) -> list[list[Answer]]:
         sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
         mixture = Mixture(baco.pair, setting.options["mixed"], setting.options["weight"])
-        rows = decode(baco, prompts, sampling, setting.label, mixture.choose)
+        rows = decode(baco, prompts, sampling, setting.label, mixture.choose, mixed=True)
         # No token is one model's alone, so there are no sources to tell.
         return [[Answer(c.text, len(c.token_ids), c.finish_reason) for c in row] for row in rows]
 
