@@ -36,7 +36,7 @@ from baco.bench.weights import made, speaks_demo
 from baco.calibration import open_prompts
 from baco.known import KnownPair, find_pair
 from baco.routing.registry import router as parse
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 
 
 @dataclass(frozen=True, slots=True)

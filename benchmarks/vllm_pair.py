@@ -71,7 +71,7 @@ def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) ->
 
     from baco.backends.described import describe_pair
     from baco.known import find_pair
-    from baco.routing.routers import HALVES
+    from baco.routing.rules import HALVES
 
     known = find_pair(pair)
     described = describe_pair(known, dict.fromkeys(HALVES, "vLLM"))

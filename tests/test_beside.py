@@ -14,7 +14,7 @@ from baco.completion import Completion
 from baco.engine.beside import Beside
 from baco.engine.engine import Engine
 from baco.engine.enough import Enough
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
 from tests.test_engine import told
 from tests.test_recorded import PROMPT, ROUTERS

@@ -119,7 +119,8 @@ def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, serve
 def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
     halves: Baco, demo: Baco
 ) -> None:
-    from baco.routing.registry import _custom, register_router
+    from baco.routing.registry import register_router
+    from baco.routing.rules import RULES
 
     register_router("Flat", lambda signals, gamma: signals.base.softmax(-1).std(-1) < gamma)
     try:
@@ -127,7 +128,7 @@ def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
         assert told(halves, PROMPT, "Flat:0.012", temperature=0) == expected
         assert {"base", "aligned"} == set(expected[0][1])
     finally:
-        del _custom["Flat"]
+        del RULES["Flat"]
 
 
 def alike(mine: Counter[str], expected: Counter[str]) -> float:

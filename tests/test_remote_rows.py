@@ -20,7 +20,7 @@ from baco.backends.remote.table import Table
 from baco.backends.remote.view import Law, Pen, Span, View
 from baco.backends.remote.wire import Names, Row
 from baco.engine.sequence import Request
-from baco.routing.routers import LOGIT_RULES
+from baco.routing.rules import gap
 from baco.routing.signals import Signals, entropy
 from baco.sampling import SamplingParams
 from baco.vocabulary import Vocabulary
@@ -62,7 +62,6 @@ def test_entropies_and_their_differences_lie_between_their_bounds(
             best = filled[half].exp()
             assert float(best.sum()) == pytest.approx(1, abs=1e-4)
             assert float(best.max()) == pytest.approx(float(rows[half].exp().max()), abs=1e-5)
-    gap = LOGIT_RULES["Gap"].decide
     low_gap = Signals(narrow[0], wide[1], table.words)
     high_gap = Signals(wide[0], narrow[1], table.words)
     real = float(entropy(rows[:1]) - entropy(rows[1:]))

@@ -134,14 +134,15 @@ def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
 
 
 def test_a_rule_that_may_look_at_anything_is_refused(server: Served) -> None:
-    from baco.routing.registry import _custom, register_router
+    from baco.routing.registry import register_router
+    from baco.routing.rules import RULES
 
     register_router("Spread", lambda signals: signals.base.std(dim=-1) > 3)
     try:
         with remote(server.url) as halves, pytest.raises(BacoError, match="whole rows"):
             halves.generate(PROMPT, router="Spread")
     finally:
-        del _custom["Spread"]
+        del RULES["Spread"]
 
 
 def failing(status: int, headers: dict[str, str]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baco import BacoError, register_router, router
 from baco.routing import registry
+from baco.routing.rules import RULES
 from baco.routing.select import NOTHING, select
 from baco.routing.signals import Signals
 from baco.vocabulary import Role, Vocabulary
@@ -148,11 +149,11 @@ def test_the_order_of_names_does_not_matter() -> None:
         ("Punc:0.4", "takes no threshold"),
         ("Base:0.4", "takes no threshold"),
         ("Base-P:0.4", "stands alone"),
-        ("Role:verb=base", "is no argument"),
-        ("Role:name=both", "is no argument"),
+        ("Role:verb=base", "is not an argument"),
+        ("Role:name=both", "is not an argument"),
         ("P:0.3,name=base", "belongs to Role"),
-        ("P:0.3,predict=me", "is no argument"),
-        ("Aligned:predict=either", "takes a threshold at most"),
+        ("P:0.3,predict=me", "is not an argument"),
+        ("Aligned:predict=either", "takes no arguments"),
     ],
 )
 def test_a_wrong_spelling_is_refused_in_one_line(spelling: str, message: str) -> None:
@@ -169,13 +170,15 @@ def own_router() -> Iterator[str]:
 
     register_router("Differ", flat)
     yield "Differ"
-    del registry._custom["Differ"]
+    del RULES["Differ"]
 
 
 def test_a_users_own_router_can_be_written_wherever_a_spelling_is(own_router: str) -> None:
     assert decide("Differ:0.9", rows(1, 2), rows(1, 3)) == [False, True]
     assert router("Differ:0.9").spelling == "Differ:0.9"
-    assert registry.catalogue()[-1].sentence.startswith("base where the two models'")
+    entry = next(entry for entry in registry.catalogue() if entry.name == "Differ")
+    assert entry.sentence.startswith("base where the two models'")
+    assert entry.example == "Differ:0.5"
     with pytest.raises(BacoError, match="needs a threshold"):
         router("Differ")
 
@@ -191,7 +194,7 @@ def test_a_class_can_be_a_router_and_bad_names_and_signatures_are_refused() -> N
     try:
         assert decide("Always", rows(1, 6)) == [True, True]
     finally:
-        del registry._custom["Always"]
+        del RULES["Always"]
     for name, rule in (("P", Always), ("a b", Always), ("Three", lambda a, b, c: a)):
         with pytest.raises(BacoError, match="router"):
             register_router(name, rule)

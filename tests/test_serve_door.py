@@ -16,7 +16,7 @@ import torch
 
 from baco import Baco, register_router
 from baco.cli import run
-from baco.routing import registry
+from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, served, wait_for
 
@@ -160,7 +160,7 @@ def poison() -> Iterator[None]:
     try:
         yield
     finally:
-        del registry._custom["Poison"]
+        del RULES["Poison"]
 
 
 def test_a_poisoned_request_is_a_500_and_its_neighbours_never_notice(server: Served) -> None:

@@ -12,7 +12,8 @@ from baco import Baco
 from baco.completion import Chunk
 from baco.decoder import Decoder
 from baco.errors import BacoError
-from baco.routing.routers import Custom, Router
+from baco.routing.routers import Router, Rule
+from baco.routing.rules import LogitRule
 from baco.serve.answering import unless_gone
 from baco.serve.driver import ClosedError, Driver, QueueFullError
 from baco.serve.errors import ClientGoneError
@@ -125,7 +126,7 @@ def poisoned(innocent_steps: int) -> Router:
             raise BrokenError("the poison works")
         return signals.max_base < 2
 
-    return Custom("Poisoned", decide, None)
+    return Rule(LogitRule("Poisoned", decide, "breaks", threshold=False))
 
 
 def poison(driver: Driver, innocent_steps: int) -> Told:

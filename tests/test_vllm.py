@@ -18,7 +18,7 @@ from baco.backends.vllm.options import PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
 from baco.known import find_pair
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 
 WIDTH, BLOCK = 64, 8
 

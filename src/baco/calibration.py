@@ -35,9 +35,8 @@ from baco.errors import BacoError
 from baco.locking import locked
 from baco.packing import weights
 from baco.pair import Pair
-from baco.routing.registry import needs_threshold
+from baco.routing.registry import logit_rule_of
 from baco.routing.registry import router as parse
-from baco.routing.routers import LOGIT_RULES
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -52,17 +51,6 @@ _WORD = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
     r"|[^\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
-
-_PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-# Thresholds to measure, from where the base speaks least to where it speaks most.
-GRIDS: dict[str, tuple[float, ...]] = {
-    "P": _PROBABILITIES,
-    "Rand": _PROBABILITIES,
-    "Nudging": _PROBABILITIES[::-1],
-    "H": _NATS[::-1],
-    "Gap": (*_NATS[:0:-1], 0.0, -0.1, -0.25, -0.5, -1.0),
-}
 
 
 def isotonic(values: Sequence[float]) -> tuple[float, ...]:
@@ -287,20 +275,23 @@ def calibrate(
 
 
 def grid_of(router: str) -> tuple[float, ...]:
-    """The thresholds that calibration measures a router at, the least base first.
+    """The thresholds that calibration measures a router at, the lowest base share first.
 
     Raises:
-        BacoError: a router that has no threshold, or one of the user's own.
+        BacoError: a router that has no threshold, or whose rule names no grid.
     """
-    if ":" in router or not needs_threshold(router):
+    rule = logit_rule_of(router)
+    if ":" in router or rule is None or not rule.threshold:
         raise BacoError(
             f"router {router!r} cannot be calibrated: give one that takes a threshold, without it, "
             "such as P-Punc"
         )
-    rule = next((name for name in router.split("-") if name in LOGIT_RULES), None)
-    if rule is None:
-        raise BacoError(f"router {router!r} is your own: its range of thresholds is not known")
-    return GRIDS[rule]
+    if not rule.grid:
+        raise BacoError(
+            f"router {router!r} cannot be calibrated: its rule {rule.name} names no thresholds to "
+            "measure at; give it a grid, as in register_router(…, grid=(0, 0.25, 0.5, 0.75, 1))"
+        )
+    return rule.grid
 
 
 def _base_share(answers: "Sequence[Sequence[Completion]]") -> float:

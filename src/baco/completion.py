@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from baco.engine.sequence import FinishReason, Why
 from baco.errors import BacoError
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.text import Piece
 
 

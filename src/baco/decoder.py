@@ -15,7 +15,8 @@ from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
 from baco.prompts import Conversation, Prompt
-from baco.routing.routers import Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.text import AnswerText
 

@@ -25,7 +25,7 @@ from baco.lean import prepare
 from baco.packing import pack
 from baco.precision import by_half
 from baco.prompts import BASE_TEMPLATE, Renderer, template_source
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 from baco.sampling import SamplingParams
 from baco.tokens import spell
 from baco.vocabulary import Vocabulary, load_words

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from baco.errors import BacoError
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 
 QUANTIZE = ("int8", "int4")
 # Weights that share a scale in 4 bits; small, so that small models have whole groups too.

@@ -14,17 +14,12 @@ from torch import Tensor
 from baco.half import Half
 from baco.pair import Pair
 from baco.prompts import Prompt
+from baco.routing.registry import CONSTANTS, catalogue, logit_rule_of
 from baco.routing.registry import router as parse
+from baco.routing.rules import PROBABILITY_SWEEP
 from baco.routing.signals import Signals
 from baco.vocabulary import Role
 
-# The routers whose base share is told, and γ for each logit rule among them; Rand's is γ itself.
-ROUTERS = ("P", "H", "Gap", "Punc", "FC", "P-Punc", "H-Punc", "P-FC", "H-FC", "P-Punc-FC")
-THRESHOLDS: dict[str, tuple[float, ...]] = {
-    "P": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
-    "H": (0.5, 1.0, 1.5, 2.0, 3.0),
-    "Gap": (0.0, 0.25, 0.5, 1.0, 2.0),
-}
 # A token that the base model does not own has probability 0 under it: as surprising as this, nats.
 _SURPRISE = 30.0
 
@@ -87,12 +82,16 @@ class Reading:
 
 
 def routers() -> Iterator[str]:
-    """The spellings whose base share is told."""
-    for name in ROUTERS:
-        gammas = THRESHOLDS.get(name.split("-")[0], ())
-        yield from (f"{name}:{gamma:g}" for gamma in gammas)
-        if not gammas:
+    """The spellings whose base share is told: of every listed router that looks at the models.
+
+    A rule that tosses a coin has γ for its base share.
+    """
+    for name in (entry.name for entry in catalogue() if entry.name not in CONSTANTS):
+        rule = logit_rule_of(name)
+        if rule is None or not rule.threshold:
             yield name
+        elif rule.models:
+            yield from (f"{name}:{gamma:g}" for gamma in rule.sweep or PROBABILITY_SWEEP)
 
 
 def sources_along(pair: Pair, signals: Signals, wanted: Tensor, answer: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from baco.noise import COIN, GUMBEL_MAX, GUMBEL_MIN, gumbel_of, noise_keys, unif
 from baco.pair import Pair
 from baco.prompts import Prompt
 from baco.reading import rows as read_rows
-from baco.routing.routers import Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import Source
 from baco.routing.select import NOTHING, select
 from baco.sampling import SamplingParams
 

@@ -8,7 +8,7 @@ from baco.bench.contestants import Paired, Run, Task
 from baco.engine.stats import Stats
 from baco.pair import Pair
 from baco.reading import Reading
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 
 
 @dataclass(frozen=True, slots=True)

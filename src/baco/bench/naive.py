@@ -16,7 +16,8 @@ from baco.half import Half
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
 from baco.prompts import Prompt
-from baco.routing.routers import HALVES, Router
+from baco.routing.routers import Router
+from baco.routing.rules import HALVES
 from baco.routing.select import NOTHING, select
 from baco.sampling import SamplingParams
 

@@ -24,7 +24,7 @@ from baco.drawing import DrawTable, draw
 from baco.errors import BacoError
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 from baco.routing.select import NOTHING, select
 
 # Log-probabilities that such servers return at most.

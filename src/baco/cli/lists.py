@@ -11,7 +11,8 @@ from baco.cli.options import AsJson
 
 def routers(as_json: AsJson = False) -> None:
     """List the routers: how each is written and what it does."""
-    from baco.routing.registry import catalogue
+    from baco.routing.registry import catalogue, names
+    from baco.routing.rules import ContentRule, LogitRule
 
     if as_json:
         print_json([asdict(entry) for entry in catalogue()])
@@ -21,9 +22,9 @@ def routers(as_json: AsJson = False) -> None:
         table.add_row(entry.name, entry.example, entry.sentence)
     out().print(table, soft_wrap=False)
     out().print(
-        "Content rules (Punc, FC, Role) combine with one logit rule (P, H, Gap, Rand, Nudging), "
-        "as in H-Punc-FC:1.5. predict=aligned or predict=either after a comma says whose most "
-        "likely token the content rules look at."
+        f"Content rules ({', '.join(names(ContentRule))}) combine with one logit rule "
+        f"({', '.join(names(LogitRule))}), as in H-Punc-FC:1.5. predict=aligned or "
+        "predict=either after a comma says whose most likely token the content rules look at."
     )
 
 

@@ -10,7 +10,8 @@ from baco.drawing import DrawTable
 from baco.engine.sequence import Sequence
 from baco.engine.speculation import MOST_AHEAD
 from baco.noise import noise_keys
-from baco.routing.routers import HALVES, Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import HALVES, Source
 from baco.routing.select import NOTHING, Switch
 from baco.transfer import tensor_on
 

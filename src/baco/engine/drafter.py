@@ -16,7 +16,7 @@ from baco.engine.sequence import Sequence as Answer
 from baco.engine.speculation import MOST_AHEAD, PLAIN, Plan, Planner, Record
 from baco.engine.verdict import Positions
 from baco.noise import gumbel_of
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.transfer import tensor_on
 
 # Drafts from continuations end where the chance that all of them stand falls below this.

@@ -27,7 +27,7 @@ from baco.errors import BacoError
 from baco.half import Half
 from baco.memory import cache_bytes
 from baco.pair import Pair
-from baco.routing.routers import HALVES, Source
+from baco.routing.rules import HALVES, Source
 from baco.routing.signals import Signals
 from baco.transfer import tensor_on
 

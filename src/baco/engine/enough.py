@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 
 # Less than this share of the rounds lately is seldom.
 _SELDOM = 0.1

@@ -14,7 +14,7 @@ from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.engine.store import SlotStore, Store
 from baco.half import Half
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.transfer import tensor_on
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baco.routing.routers import Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from baco.drawing import draw, penalise
 from baco.engine.batch import Batch
 from baco.noise import COIN, uniform
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.routing.select import Standing, follow, speakable
 from baco.routing.signals import Signals
 from baco.transfer import tensor_on

@@ -11,7 +11,8 @@ from baco.decoder import Decoder
 from baco.errors import BacoError
 from baco.prompts import Conversation
 from baco.routing.registry import catalogue
-from baco.routing.routers import Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 from baco.serve.errors import UnknownModelError

@@ -9,7 +9,7 @@ from itertools import groupby
 from baco.completion import Chunk, Completion, Token
 from baco.engine.sequence import Why
 from baco.pair import Pair
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.serve.replies import (
     ChatLogprobs,
     Provenance,

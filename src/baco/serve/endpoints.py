@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from baco.api import Baco
 from baco.completion import Chunk
 from baco.half import UNBOUNDED
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 from baco.serve import errors
 from baco.serve.answering import Answers, unless_gone
 from baco.serve.asking import Asking, Question

@@ -11,11 +11,12 @@ from starlette.concurrency import run_in_threadpool
 
 from baco import __version__
 from baco.api import Baco
-from baco.calibration import Calibration, distinct_2, grid_of, open_prompts
+from baco.calibration import Calibration, distinct_2, open_prompts
 from baco.errors import BacoError
 from baco.known import DEMO
-from baco.routing.registry import catalogue, needs_threshold
+from baco.routing.registry import catalogue, logit_rule_of, needs_threshold, rules
 from baco.routing.registry import router as parse
+from baco.routing.rules import ContentRule, LogitRule
 from baco.serve.asking import Asking
 from baco.serve.endpoints import ERRORS
 from baco.serve.protocol import DiversityRequest
@@ -84,6 +85,7 @@ class Playground:
             marks = [step / DIAL_STEPS for step in range(DIAL_STEPS + 1)]
             dial = [(mark, curve.at_diversity(mark)) for mark in marks]
         middle = self._calibration.threshold(name) if curve is not None else _gamma(example)
+        rule = rules().get(name)
         return RouterEntry(
             name=name,
             example=example,
@@ -93,6 +95,9 @@ class Playground:
             high=high,
             default=middle if takes else None,
             dial=dial,
+            page=(rule.page or None) if isinstance(rule, LogitRule) else None,
+            compares=rule.compares if isinstance(rule, LogitRule) else None,
+            keeps=rule.page if isinstance(rule, ContentRule) else None,
         )
 
 
@@ -136,11 +141,10 @@ def _embedding_distance(texts: list[str]) -> float:
 
 def _range(name: str) -> tuple[float | None, float | None]:
     """γ from where the base speaks least to most, as calibration would try it."""
-    try:
-        grid = grid_of(name)
-    except BacoError:  # a user's own
+    rule = logit_rule_of(name)
+    if rule is None or not rule.grid:
         return None, None
-    return min(grid), max(grid)
+    return min(rule.grid), max(rule.grid)
 
 
 def _gamma(example: str) -> float | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from baco.engine.sequence import FinishReason
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 
 T = TypeVar("T")
 # Left out where it is None, as OpenAI leaves it out; elsewhere None is told as null.
@@ -193,6 +193,9 @@ class RouterEntry(BaseModel):
         low, high: range in which its threshold makes a difference; null where nothing bounds it.
         default: γ at the middle of the dial, else of the example.
         dial: the calibration as [diversity in 0 … 1, γ], diversity rising; null without one.
+        page: a sentence about a logit rule, with {gamma} or {percent} in it.
+        compares: the quantity that a logit rule compares with γ, and its side when base speaks.
+        keeps: what a content rule keeps for aligned: of one word, and of all.
     """
 
     name: str
@@ -203,6 +206,9 @@ class RouterEntry(BaseModel):
     high: float | None
     default: float | None
     dial: list[tuple[float, float]] | None
+    page: str | None = None
+    compares: tuple[str, Literal["below", "above"]] | None = None
+    keeps: tuple[str, str] | None = None
 
 
 class Limits(BaseModel):

@@ -15,7 +15,7 @@ from baco.backends.described import Described
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.serve.choices import by_id, finite
 from baco.serve.driver import Driver
 from baco.serve.replies import Provenance, TextChoice, TextLogprobs

@@ -15,6 +15,12 @@ export interface RouterEntry {
   default: number | null;
   /** The calibration: [diversity in 0…1, γ], diversity rising; null where none was made. */
   dial: [number, number][] | null;
+  /** A sentence about a logit rule, with {gamma} or {percent} in it. */
+  page: string | null;
+  /** The quantity that a logit rule compares with γ, and where it lies when base speaks. */
+  compares: ["max_base" | "entropy_base" | string, "below" | "above"] | null;
+  /** What a content rule keeps for aligned: of one word, and of all. */
+  keeps: [string, string] | null;
 }
 
 export interface Info {

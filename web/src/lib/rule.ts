@@ -1,40 +1,49 @@
-/** What a router does, in a sentence with its threshold. */
+/** What a router does, in a sentence with its threshold. The server knows the rules. */
 
 import type { RouterEntry } from "./api";
 import { familyOf, thresholdOf } from "./dial";
-import { KEPT, percent } from "./why";
 
-function opening(rule: string, gamma: number): string | null {
-  switch (rule) {
-    case "P":
-      return `Base speaks where it is unsure: where its best guess has less than ${percent(gamma)}.`;
-    case "H":
-      return `Base speaks where it sees many ways on: where its entropy is above ${gamma} nats.`;
-    case "Gap":
-      return (
-        "Base speaks where alignment took diversity away: where its entropy is more than " +
-        `${gamma} nats above the aligned model’s.`
-      );
-    case "Rand":
-      return `Base speaks ${percent(gamma)} of the time, by chance, whatever the models think.`;
-    case "Nudging":
-      return `Aligned speaks where base is unsure: where base’s best guess has less than ${percent(gamma)}.`;
-    default:
-      return null;
-  }
+const rules = new Map<string, RouterEntry>();
+
+/** Take the server's rules in. */
+export function setRules(entries: readonly RouterEntry[]): void {
+  for (const entry of entries) rules.set(entry.name, entry);
 }
 
-/** The router's rule for newcomers; the catalogue's sentence where the page knows no better. */
-export function sentenceOf(router: string, entry: RouterEntry | undefined): string {
-  const rules = familyOf(router).split("-");
-  const gamma = thresholdOf(router);
-  if (rules[0] === "Base") return "Only the base model speaks.";
-  if (rules[0] === "Aligned") return "Only the aligned model speaks.";
-  const locks = rules.flatMap((rule) => KEPT[rule]?.all ?? []);
-  const logit = rules.filter((rule) => !(rule in KEPT));
-  const open = logit.length === 1 && gamma !== null ? opening(logit[0]!, gamma) : null;
-  const kept = locks.join(" and ");
-  if (open) return kept ? `${open} Aligned keeps ${kept}.` : open;
-  if (!logit.length) return `Base speaks, but aligned keeps ${kept}.`;
-  return entry ? `${router}: ${entry.sentence}.` : `${router}: as the link spells it.`;
+/** The rules of a spelling: the logit rule, if it has one, and the content rules. */
+export function rulesOf(router: string): { logit: RouterEntry | null; contents: RouterEntry[] } {
+  const named = familyOf(router)
+    .split("-")
+    .flatMap((name) => rules.get(name) ?? []);
+  return {
+    logit: named.find((rule) => !rule.keeps) ?? null,
+    contents: named.filter((rule) => rule.keeps),
+  };
+}
+
+export function percent(share: number): string {
+  const value = share * 100;
+  if (value > 0 && value < 0.1) return "under 0.1%";
+  const digits = value < 10 || value > 99 ? 1 : 0; // near the ends, tenths tell apart
+  return `${Number(value.toFixed(digits))}%`;
+}
+
+/** A logit rule's sentence; its entry in the catalogue where it has none of its own. */
+export function opening(rule: RouterEntry, gamma: number | null): string {
+  if (!rule.page || gamma === null) return `${rule.name}: ${rule.sentence}.`;
+  return rule.page.replaceAll("{percent}", percent(gamma)).replaceAll("{gamma}", String(gamma));
+}
+
+/** The router's rule for newcomers. */
+export function sentenceOf(router: string): string {
+  const family = familyOf(router);
+  if (family === "Base") return "Only the base model speaks.";
+  if (family === "Aligned") return "Only the aligned model speaks.";
+  const { logit, contents } = rulesOf(router);
+  const kept = contents.map((rule) => rule.keeps![1]).join(" and ");
+  if (logit) {
+    const open = opening(logit, thresholdOf(router));
+    return kept ? `${open} Aligned keeps ${kept}.` : open;
+  }
+  return kept ? `Base speaks, but aligned keeps ${kept}.` : `${router}: as the link spells it.`;
 }

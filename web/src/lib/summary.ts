@@ -1,7 +1,7 @@
 /** How a run goes, in a sentence for people who hear the page. */
 
 import type { Column, Run } from "./run.svelte";
-import { percent } from "./why";
+import { percent } from "./rule";
 
 export function summary(run: Run): string {
   const n = run.settings.n;

@@ -1,7 +1,8 @@
 /** Why a word came from where it came from, in a sentence. */
 
-import type { Source, Token } from "./api";
+import type { RouterEntry, Source, Token } from "./api";
 import { familyOf, thresholdOf } from "./dial";
+import { opening, percent, rulesOf } from "./rule";
 
 export interface Why {
   /** Probability of the word under each model: the product over its tokens; null if not told. */
@@ -9,23 +10,6 @@ export interface Why {
   aligned: number | null;
   reason: string;
   signals: string;
-}
-
-/** What the content rules keep for the aligned model: of one word, and of all. */
-export const KEPT: Record<string, { one: string; all: string }> = {
-  Punc: {
-    one: "punctuation, format or end of text",
-    all: "punctuation, line breaks and the end of text",
-  },
-  FC: { one: "a function word", all: "function words (the, of, and, …)" },
-  Role: { one: "of a role that Role keeps for aligned", all: "the roles that the table gives it" },
-};
-
-export function percent(share: number): string {
-  const value = share * 100;
-  if (value > 0 && value < 0.1) return "under 0.1%";
-  const digits = value < 10 || value > 99 ? 1 : 0; // near the ends, tenths tell apart
-  return `${Number(value.toFixed(digits))}%`;
 }
 
 /** How a guess reads in a sentence: white space and end of text have no letters of their own. */
@@ -61,60 +45,56 @@ function reasonOf(token: Token | undefined, source: Source, router: string): str
   if (!token.asked) {
     return `Inside a word: a model speaks whole words, so ${source} went on without the router.`;
   }
-  const chosen = `So ${token.wanted} speaks.`;
-  if (family === "Rand") {
-    return `Rand draws: base with probability ${thresholdOf(router)}. ${chosen}`;
-  }
-  if (family === "Nudging") {
-    return `${confidence(token, thresholdOf(router)!)} Nudging lets the aligned model help where base is unsure. ${chosen}`;
-  }
   const predicted = router.includes("predict=")
     ? "the predicted token"
     : `the base model’s best guess, ${quoted(token.predicted)},`;
-  return `${ruleOf(token, family.split("-"), thresholdOf(router), predicted)} ${chosen}`;
-}
-
-function confidence(token: Token, gamma: number): string {
-  const sure = token.max_base! >= gamma;
-  return (
-    `The base model is ${sure ? "sure" : "unsure"}: its best guess has ` +
-    `${percent(token.max_base!)}, ${sure ? "not below" : "below"} γ = ${percent(gamma)}.`
-  );
+  return `${ruleOf(token, router, predicted)} So ${token.wanted} speaks.`;
 }
 
 /** The rule that decided: a lock where the logit rule alone would have let base speak. */
-function ruleOf(token: Token, rules: string[], gamma: number | null, predicted: string): string {
-  const locks = rules.filter((rule) => rule in KEPT);
-  const open = opens(token, rules, gamma);
-  if (open && token.wanted === "aligned" && locks.length) return locked(locks, predicted);
-  if (rules.includes("P")) return confidence(token, gamma!);
-  if (rules.includes("H")) {
-    const above = token.entropy_base! > gamma!;
+function ruleOf(token: Token, router: string, predicted: string): string {
+  const { logit, contents } = rulesOf(router);
+  const gamma = thresholdOf(router);
+  if (token.wanted === "aligned" && contents.length && opens(token, logit, gamma)) {
+    return locked(contents, predicted);
+  }
+  if (logit?.compares && gamma !== null) return comparison(token, logit.compares[0], gamma);
+  if (logit) {
+    const lock = contents.map((rule) => rule.name).join("-");
+    const or = lock && token.wanted === "aligned" ? ` Or ${lock} locks this word.` : "";
+    return opening(logit, gamma) + or;
+  }
+  if (contents.length) return `No rule keeps ${predicted} for aligned.`;
+  return `The rule ${familyOf(router)} named ${token.wanted}.`;
+}
+
+function comparison(token: Token, quantity: string, gamma: number): string {
+  if (quantity === "max_base") {
+    const sure = token.max_base! >= gamma;
     return (
-      `The base model ${above ? "sees many ways on" : "sees few ways on"}: its entropy is ` +
-      `${token.entropy_base!.toFixed(2)} nats, ${above ? "above" : "not above"} γ = ${gamma}.`
+      `The base model is ${sure ? "sure" : "unsure"}: its best guess has ` +
+      `${percent(token.max_base!)}, ${sure ? "not below" : "below"} γ = ${percent(gamma)}.`
     );
   }
-  if (rules.includes("Gap")) {
-    if (token.wanted === "base") {
-      return `The base model’s entropy is more than γ = ${gamma} nats above the aligned model’s.`;
-    }
-    const lock = locks.length ? `, or ${locks.join("-")} locks this word` : "";
-    return `The base model’s entropy is not γ = ${gamma} nats above the aligned model’s${lock}.`;
-  }
-  if (locks.length) return `No rule keeps ${predicted} for aligned.`;
-  return `The rule ${rules.join("-")} named ${token.wanted}.`;
+  const above = token.entropy_base! > gamma;
+  return (
+    `The base model ${above ? "sees many ways on" : "sees few ways on"}: its entropy is ` +
+    `${token.entropy_base!.toFixed(2)} nats, ${above ? "above" : "not above"} γ = ${gamma}.`
+  );
 }
 
-/** Would the logit rule alone have let base speak? */
-function opens(token: Token, rules: string[], gamma: number | null): boolean {
-  if (rules.includes("P")) return token.max_base! < gamma!;
-  if (rules.includes("H")) return token.entropy_base! > gamma!;
-  return !rules.includes("Gap");
+/** Would the logit rule alone surely have let base speak? */
+function opens(token: Token, logit: RouterEntry | null, gamma: number | null): boolean {
+  if (!logit) return true;
+  if (!logit.compares || gamma === null) return false;
+  const [quantity, side] = logit.compares;
+  const value = quantity === "max_base" ? token.max_base! : token.entropy_base!;
+  return side === "below" ? value < gamma : value >= gamma;
 }
 
-function locked(locks: string[], predicted: string): string {
-  const kinds = locks.map((lock) => KEPT[lock]!.one).join(" or ");
+function locked(locks: readonly RouterEntry[], predicted: string): string {
+  const kinds = locks.map((lock) => lock.keeps![0]).join(" or ");
   const verb = locks.length > 1 ? "lock" : "locks";
-  return `${locks.join(" and ")} ${verb} this word to aligned: ${predicted} is ${kinds}.`;
+  const names = locks.map((lock) => lock.name).join(" and ");
+  return `${names} ${verb} this word to aligned: ${predicted} is ${kinds}.`;
 }

@@ -15,7 +15,7 @@ from baco.engine.sequence import FinishReason, Sequence, Why
 from baco.engine.speculation import Record
 from baco.errors import BacoError, UpstreamError
 from baco.pair import Pair
-from baco.routing.routers import HALVES, Source
+from baco.routing.rules import HALVES, Source
 from baco.routing.select import NOTHING
 
 # A span's two calls cost about as much as so many tokens that a server decodes one by one.

@@ -20,7 +20,7 @@ from baco.engine.sequence import Request
 from baco.errors import BacoError, UpstreamError
 from baco.known import KnownPair
 from baco.pair import Pair
-from baco.routing.routers import HALVES, Source
+from baco.routing.rules import HALVES, Source
 
 log = logging.getLogger("baco")
 

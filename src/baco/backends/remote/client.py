@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from baco.errors import BacoError, UpstreamError
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 
 log = logging.getLogger("baco")
 

@@ -12,7 +12,7 @@ from baco.backends.remote.half import RemoteHalf
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 
 log = logging.getLogger("baco")
 

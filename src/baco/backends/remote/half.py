@@ -10,7 +10,7 @@ from typing import Any
 from baco.backends.remote.client import MalformedError, Server
 from baco.backends.remote.wire import Names, Row, ShapeError, Told
 from baco.errors import UpstreamError
-from baco.routing.routers import Source
+from baco.routing.rules import Source
 from baco.sampling import SamplingParams
 
 # Most likely tokens that are asked for where no entropy is in question: of what a half says, and of

@@ -14,13 +14,12 @@ from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.noise import COIN, noise_keys, uniform
 from baco.pair import Pair
-from baco.routing.routers import LOGIT_RULES, Router, Rule, Source
+from baco.routing.routers import Router, Rule
+from baco.routing.rules import Source
 from baco.routing.select import NOTHING, Standing, follow, speakable
 from baco.routing.signals import Signals
 
 OTHER: dict[Source, Source] = {"base": "aligned", "aligned": "base"}
-_OF_ENTROPY = ("H", "Gap")
-_OF_NOTHING = ("Rand",)
 
 
 def figure(router: Router) -> str:
@@ -29,11 +28,14 @@ def figure(router: Router) -> str:
     """
     if router.only is not None:
         return "nothing"
-    if not isinstance(router, Rule) or (router.logit and router.logit not in LOGIT_RULES):
+    if not isinstance(router, Rule):
         return "all"
-    if router.logit in _OF_ENTROPY:
-        return "entropy"
-    return "top" if router.logit is None or router.logit in _OF_NOTHING else "max"
+    kinds = {name.split("_")[0] for name in router.quantities - {"coin"}}
+    if not kinds <= {"entropy", "max", "top"}:
+        return "all"
+    if "entropy" in kinds:
+        return "entropy" if router.logit is not None and router.logit.monotone else "all"
+    return "max" if "max" in kinds else "top"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from baco.backends.vllm.starting import first_line
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.pair import Pair
-from baco.routing.routers import HALVES, Custom
+from baco.routing.registry import portable
+from baco.routing.rules import HALVES
 from baco.sampling import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:
@@ -154,10 +155,10 @@ class VllmEngine:
 
     def add(self, request: Request) -> list[Sequence]:
         self.backend.capabilities.check(request)
-        if isinstance(request.router, Custom):
+        if not portable(request.router):
             raise BacoError(
-                f"router {request.router.spelling} is one of your own: the vllm backend runs the "
-                "built-in ones"
+                f"router {request.router.spelling} exists in this process only: the vllm backend "
+                "runs built-in rules and those of installed packages"
             )
         room = self._room(request)
         made = [

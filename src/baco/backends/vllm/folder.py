@@ -17,7 +17,7 @@ from baco.checkpoint import Placement, find_device, is_adapter, load_adapter, lo
 from baco.errors import BacoError
 from baco.known import KnownPair
 from baco.pair import Pair
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 
 
 def export_pair(

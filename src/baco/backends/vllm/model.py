@@ -13,7 +13,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_regist
 from vllm.sequence import IntermediateTensors
 from vllm.transformers_utils.config import get_config
 
-from baco.routing.routers import HALVES, Source
+from baco.routing.rules import HALVES, Source
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
-from baco.routing.registry import router
-from baco.routing.routers import Custom, Router
+from baco.routing.registry import portable, router
+from baco.routing.routers import Router
 from baco.routing.select import Switch
 
 PREFIX = "baco_"
@@ -173,8 +173,9 @@ def _router(spelling: object, threshold: object) -> Router:
     if not isinstance(spelling, str):
         raise BacoError(f"{PREFIX}router is {spelling!r}: give a spelling such as P-Punc:0.4")
     made = router(spelling, None if threshold is None else float(threshold))
-    if isinstance(made, Custom):
+    if not portable(made):
         raise BacoError(
-            f"router {spelling!r} is one of your own: vLLM's processes know the built-in ones only"
+            f"router {spelling!r} exists in this process only: vLLM's processes know built-in "
+            "rules and those of installed packages"
         )
     return made

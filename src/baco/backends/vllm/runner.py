@@ -22,7 +22,7 @@ from baco.backends.vllm.rows import Law, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
 from baco.engine.verdict import Positions
-from baco.routing.routers import HALVES, Source
+from baco.routing.rules import HALVES, Source
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -18,7 +18,7 @@ from baco.errors import BacoError
 from baco.known import KnownPair
 from baco.memory import cache_bytes
 from baco.pair import Pair
-from baco.routing.routers import HALVES
+from baco.routing.rules import HALVES
 from baco.vocabulary import load_words
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from baco.backends.vllm.options import PairOptions
-from baco.routing.routers import HALVES, Router, Source
+from baco.routing.routers import Router
+from baco.routing.rules import HALVES, Source
 from baco.routing.select import Switch
 
 

@@ -16,7 +16,8 @@ from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.verdict import Choose
 from baco.evaluation.records import Prompt
-from baco.routing.routers import BOTH, Source
+from baco.routing.routers import BOTH
+from baco.routing.rules import Source
 from baco.routing.signals import Signals
 
 if TYPE_CHECKING:

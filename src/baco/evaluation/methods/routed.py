@@ -1,29 +1,16 @@
 """Every router, over a grid of thresholds; Nudging is one of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
-from baco.routing.registry import catalogue, family, needs_threshold
+from baco.routing.registry import CONSTANTS, catalogue, family, logit_rule_of, needs_threshold
 from baco.routing.registry import router as parse
+from baco.routing.rules import PROBABILITY_SWEEP
 
 if TYPE_CHECKING:
     from baco import Baco
-
-# Thresholds of every logit rule, from nearly always aligned to nearly always base or the other way
-# round; closest together where a model is least sure, for there a step moves most words.
-THRESHOLDS: Mapping[str, Sequence[float]] = {
-    "P": (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9),
-    "H": (0.5, 1.0, 1.6, 2.3, 2.8, 3.3, 4.0),  # nats
-    "Gap": (0.2, 0.7, 1.2, 1.8, 2.4, 2.9, 3.5),  # nats
-    "Rand": (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
-    "Nudging": (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9),
-}
-# Single models are methods of their own; a combination of both content rules is none of the
-# catalogue's examples.
-_NOT_SWEPT = ("Base", "Aligned")
-_BESIDE = ("Punc-FC",)
 
 
 class Routed:
@@ -33,8 +20,9 @@ class Routed:
     help = "every router over a grid of thresholds, Nudging included"
 
     def settings(self, grid: Grid) -> list[Setting]:
-        examples = [line.example for line in catalogue() if line.name not in _NOT_SWEPT]
-        spellings = [e if not needs_threshold(e) else family(e) for e in (*examples, *_BESIDE)]
+        # Single models are methods of their own.
+        examples = [line.example for line in catalogue() if line.name not in CONSTANTS]
+        spellings = [e if not needs_threshold(e) else family(e) for e in examples]
         return [setting for spelling in spellings for setting in self.of(spelling, grid)]
 
     def of(self, spelling: str, grid: Grid) -> list[Setting]:
@@ -62,6 +50,6 @@ def _setting(name: str, spelling: str, value: float | None) -> Setting:
 
 
 def _thresholds(name: str) -> Sequence[float]:
-    """Of a combination those of its logit rule; of a user's own rule those of a probability."""
-    rule = next((rule for rule in name.split("-") if rule in THRESHOLDS), "P")
-    return THRESHOLDS[rule]
+    """Those of the logit rule; of one that names none those of a probability."""
+    rule = logit_rule_of(name)
+    return (rule.sweep if rule else ()) or PROBABILITY_SWEEP
