@@ -6,8 +6,8 @@ its range of γ, and remembers the curve for the pair. The dial runs from 0, the
 diversity, to 1, the most that this router gives this pair; in between it is linear in diversity.
 
 Diversity here is distinct-2 of a prompt's pooled samples (Li et al. 2016): distinct pairs of
-neighbouring words / all of them, in [0, 1], averaged over prompts. In scripts written without
-spaces a word is a character.
+neighbouring words / all of them, in [0, 1], averaged over prompts. What a word is in each script,
+`baco.segmentation` says.
 
 A pair in one folder (base/ and aligned/) may bring its curves along, in calibration.json beside the
 two. What a user measures goes to the user's own cache (or BACO_HOME), under a fingerprint of the
@@ -18,11 +18,9 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,20 +35,16 @@ from baco.packing import weights
 from baco.pair import Pair
 from baco.routing.registry import logit_rule_of
 from baco.routing.registry import router as parse
+from baco.segmentation import distinct
 
 if TYPE_CHECKING:
     from baco.api import Baco
     from baco.completion import Completion
 
 MIDDLE = 0.5
+
 # Another process holds a calibration for as long as it takes to write one.
 SECONDS_TO_KEEP = 60
-
-# Thai, Lao, Burmese, Khmer; kana, CJK ideographs.
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-    r"|[^\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
 
 
 def isotonic(values: Sequence[float]) -> tuple[float, ...]:
@@ -226,8 +220,7 @@ def open_prompts() -> list[str]:
 
 def distinct_2(texts: Sequence[str]) -> float:
     """Distinct / all pairs of neighbouring words over the texts, in [0, 1]; 0 without any pair."""
-    bigrams = [pair for text in texts for pair in pairwise(_WORD.findall(text.lower()))]
-    return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+    return distinct(texts, 2)
 
 
 def calibrate(

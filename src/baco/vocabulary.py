@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
+from baco.segmentation import is_unspaced
 from baco.tokens import Spelled, spell
 
 ENGLISH = "english"
@@ -179,29 +180,6 @@ def _lower(word: str) -> str:
 
 # --- word starts ----------------------------------------------------------------------------------
 
-# Scripts written without spaces, as ranges of code points (Unicode blocks).
-_NO_SPACES = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x0F00, 0x109F),  # Tibetan, Myanmar
-    (0x1780, 0x17FF),  # Khmer
-    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
-    (0x1A00, 0x1AAF),  # Buginese, Tai Tham
-    (0x1B00, 0x1B7F),  # Balinese
-    (0x2E80, 0x312F),  # radicals, kana, Bopomofo
-    (0x3190, 0x31FF),  # Kanbun, Bopomofo and kana extensions
-    (0x3400, 0x4DBF),  # Han
-    (0x4E00, 0x9FFF),
-    (0xA000, 0xA4CF),  # Yi
-    (0xA980, 0xA9FF),  # Javanese, Myanmar extension
-    (0xAA60, 0xAA7F),
-    (0xAA80, 0xAADF),  # Tai Viet
-    (0xF900, 0xFAFF),
-    (0xFF66, 0xFF9F),  # half-width katakana
-    (0x116D0, 0x116FF),  # Myanmar extension
-    (0x1AFF0, 0x1B16F),
-    (0x20000, 0x3FFFD),
-)
-
 
 @cache
 def character_starts_word(character: str) -> bool:
@@ -216,7 +194,7 @@ def character_starts_word(character: str) -> bool:
         return False
     if character.isspace() or category[0] in "PS" or category in ("Cc", "Cn"):
         return True
-    return any(low <= code <= high for low, high in _NO_SPACES)
+    return is_unspaced(character)
 
 
 def starts_word(token: Spelled) -> bool:

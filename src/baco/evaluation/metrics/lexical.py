@@ -9,27 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
-from baco.evaluation.metrics.words import bare_words, spaced, words
+from baco.segmentation import bare_words, spaced, words
 
 # Size of the vocabulary that words are thought to be drawn from: that of English BERT.
 VOCABULARY = 30_522
 
 Gram = tuple[str, ...]
-
-
-def distinct(texts: Sequence[str], order: int) -> float:
-    """Distinct n-grams over all n-grams of the pooled samples (Li et al. 2016, distinct-n).
-
-    Range 0 to 1, higher is more diverse; 0 without any n-gram. Cost: linear in words.
-    """
-    found: set[Gram] = set()
-    total = 0
-    for text in texts:
-        said = words(text)
-        grams = list(zip(*(said[start:] for start in range(order)), strict=False))
-        found.update(grams)
-        total += len(grams)
-    return len(found) / total if total else 0.0
 
 
 def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int = VOCABULARY) -> float:

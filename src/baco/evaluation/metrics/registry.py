@@ -25,6 +25,7 @@ from baco.evaluation.metrics.protocols import (
 )
 from baco.evaluation.metrics.reference import reference_model
 from baco.evaluation.metrics.reward import reward_model
+from baco.segmentation import distinct
 
 Figures = Sequence[float | None]
 Compute = Callable[[Prompts, Answers], Figures]
@@ -197,9 +198,9 @@ def _rewarding(given: str | Reward | None) -> Reward:
 
 
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], Built]] = {
-    "distinct_1": lambda _: _of_texts(partial(lexical.distinct, order=1)),
-    "distinct_2": lambda _: _of_texts(partial(lexical.distinct, order=2)),
-    "distinct_3": lambda _: _of_texts(partial(lexical.distinct, order=3)),
+    "distinct_1": lambda _: _of_texts(partial(distinct, order=1)),
+    "distinct_2": lambda _: _of_texts(partial(distinct, order=2)),
+    "distinct_3": lambda _: _of_texts(partial(distinct, order=3)),
     "ead": lambda _: _of_texts(lexical.expectation_adjusted_distinct),
     "self_bleu": lambda _: _of_texts(lexical.self_bleu, "sacrebleu"),
     "self_rouge_l": lambda _: _of_texts(lexical.self_rouge_l, "rapidfuzz"),
