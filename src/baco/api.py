@@ -1,5 +1,6 @@
 """`Baco`: a pair, ready to answer. Every front end stands on `Baco.stream_batch`."""
 
+import datetime
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from baco import backends, calibration
+from baco import backends, calibration, templates
 from baco.backends.protocol import Backend, Capabilities
 from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
@@ -17,7 +18,7 @@ from baco.half import Half, compile_halves
 from baco.known import DEMO, KnownPair, find_pair
 from baco.memory import cache_bytes
 from baco.pair import Pair, load_draft, load_pair
-from baco.prompts import Conversation
+from baco.prompts import Conversation, check_template_args
 from baco.routing.registry import family, needs_threshold
 from baco.routing.registry import router as parse
 from baco.routing.routers import Router
@@ -65,6 +66,8 @@ class Baco:
         draft: str | None = None,
         backend: str = backends.LOCAL,
         compile: bool = False,
+        date: str | datetime.date | None = None,
+        template_args: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -79,6 +82,10 @@ class Baco:
             compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`, and
                 :mod:`baco.recorded` on a CUDA device); answers are the same tokens up to
                 floating-point ties.
+            date: what templates that read the clock take for today, as YYYY-MM-DD, so that their
+                prompts are the same on another day; by default the day of each prompt.
+            template_args: further variables for the templates, such as ``enable_thinking``, over
+                the pair's own.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.
@@ -100,12 +107,16 @@ class Baco:
         if max_rows < 1:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
         backends.check_name(backend)
+        day = None if date is None else templates.check_date(date)
+        arguments = check_template_args(template_args or {})
+        templates.start()
         if backend != backends.LOCAL:
             if memory is not None or draft is not None or compile:
                 raise BacoError(
                     f"memory, draft and compile are of the local backend, not of {backend}"
                 )
             there, engines = backends.connect(backend, known, max_rows, options)
+            there.renderer.set_defaults(day, arguments)
             return cls(there, max_rows, backend=engines)
         for option, home in _ELSEWHERE.items():
             if option in options:
@@ -113,6 +124,7 @@ class Baco:
         if memory is not None:
             cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
         pair = load_pair(known, **options)
+        pair.renderer.set_defaults(day, arguments)
         drafting = None
         if draft is not None:
             drafting = load_draft(

@@ -26,6 +26,7 @@ class Completion:
         seed: together with this seed.
         seconds: from the start of the call to the end of this answer.
         error: what ended it, where a backend elsewhere failed; what it had until then is kept.
+        date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
     """
 
     sample: int
@@ -40,6 +41,7 @@ class Completion:
     seconds: float
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
     error: str | None = None
+    date: str | None = None
 
     @property
     def base_share(self) -> float:

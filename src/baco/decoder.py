@@ -27,6 +27,7 @@ class _Growing:
 
     text: AnswerText
     started: float
+    date: str | None
     told: int = 0
 
 
@@ -125,7 +126,7 @@ class Decoder:
                 starts_line=prompt.joining_space or prompt.base_text.rstrip(" \t").endswith("\n"),
                 joining_space=prompt.joining_space,
             )
-            self._growing[answer] = _Growing(text, started)
+            self._growing[answer] = _Growing(text, started, prompt.date)
         return ticket
 
     def step(self) -> list[Chunk]:
@@ -192,7 +193,7 @@ class Decoder:
         completion = None
         if answer.finish_reason is not None:
             seconds = time.perf_counter() - growing.started
-            completion = _complete(answer, text, seconds)
+            completion = _complete(answer, growing, seconds)
             del self._growing[answer]
             siblings = self._tickets[answer.request.index]
             siblings.remove(answer)
@@ -220,20 +221,21 @@ class Decoder:
         ]
 
 
-def _complete(answer: Sequence, text: AnswerText, seconds: float) -> Completion:
+def _complete(answer: Sequence, growing: _Growing, seconds: float) -> Completion:
     assert answer.finish_reason is not None
     assert answer.request.params.seed is not None
     return Completion(
         sample=answer.sample,
-        text=text.text,
+        text=growing.text.text,
         token_ids=tuple(answer.tokens),
         sources=tuple(answer.sources),
         logprobs=tuple(answer.logprobs),
         finish_reason=answer.finish_reason,
-        pieces=tuple(text.pieces),
+        pieces=tuple(growing.text.pieces),
         router=answer.request.router.spelling,
         seed=answer.request.params.seed,
         seconds=seconds,
         top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
         error=answer.error,
+        date=growing.date,
     )

@@ -24,7 +24,7 @@ from baco.known import KnownPair
 from baco.lean import prepare
 from baco.packing import pack
 from baco.precision import by_half
-from baco.prompts import BASE_TEMPLATE, Renderer, template_source
+from baco.prompts import BASE_TEMPLATE, Renderer
 from baco.routing.rules import HALVES
 from baco.sampling import SamplingParams
 from baco.tokens import spell
@@ -150,8 +150,8 @@ def make_pair(
         renderer=Renderer(
             base.tokenizer,
             aligned.tokenizer,
-            BASE_TEMPLATE if base_template is None else base_template_source(base_template),
-            None if chat_template is None else template_source(chat_template),
+            BASE_TEMPLATE if base_template is None else base_template,
+            chat_template,
             chat_options or {},
         ),
         end_ids=end_ids,
@@ -167,11 +167,6 @@ def _unknown(tokenizer: Any, aligned_tokenizer: Any, width: int) -> Tensor:
     unknown = torch.ones(width, dtype=torch.bool)
     unknown[sorted(known)] = False
     return unknown
-
-
-def base_template_source(template: str) -> str:
-    """``aligned`` as it is; else the Jinja text or the file that holds it."""
-    return template if template == "aligned" else template_source(template)
 
 
 def load_pair(

@@ -8,15 +8,16 @@ A conversation that ends with an assistant's message is continued: both renderin
 of that message, in the same tokens, and without an end mark.
 """
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from baco.errors import BacoError, UnfitPairError
+from baco.templates import Rendering, Template, TemplateFailedError, one_line, today
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
@@ -38,7 +39,14 @@ SAME_PROMPT = "aligned"
 
 
 # Variables of a template that its caller does not choose.
-RESERVED = ("messages", "add_generation_prompt", "continue_final_message", "answer_lead")
+RESERVED = (
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "answer_lead",
+    "chat_template",
+    "tokenize",
+)
 
 # Marks the end of a message that is continued. Templates trim white space around a message, not
 # inside it, so the mark also keeps the spaces that the message ends with.
@@ -54,6 +62,7 @@ class Prompt:
         base_text, aligned_text: what they spell.
         joining_space: a space that the answer begins with only joins it to the prompt, and is no
             part of its text. Never so where the prompt ends with the beginning of the answer.
+        date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
     """
 
     base_ids: tuple[int, ...]
@@ -61,6 +70,7 @@ class Prompt:
     base_text: str
     aligned_text: str
     joining_space: bool = False
+    date: str | None = None
 
 
 def conversation(
@@ -105,7 +115,21 @@ def conversation(
         raise BacoError("the conversation has no message of role 'user': give one to answer")
     if not questions[-1].strip():
         raise BacoError("the prompt is empty: give some text to answer")
+    for index, message in enumerate(messages):
+        check_characters(f"message {index}", message["content"])
     return messages
+
+
+def check_characters(name: str, text: str) -> None:
+    """BacoError where a text holds half a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise BacoError(
+            f"{name} holds half a surrogate pair ({half!a}), which is no character: give Unicode "
+            "text"
+        ) from error
 
 
 def _message(index: int, message: object) -> dict[str, str]:
@@ -133,6 +157,12 @@ def check_template_args(given: Mapping[str, Any]) -> Mapping[str, Any]:
             )
         if name in RESERVED:
             raise BacoError(f"template argument {name}: BACo sets this one itself; leave it out")
+        try:
+            json.dumps(given[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BacoError(
+                f"template argument {name} is {type(given[name]).__name__}: give what JSON can hold"
+            ) from error
     return given
 
 
@@ -146,9 +176,10 @@ def template_source(template: str) -> str:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise BacoError(
-            f"template {template!r} is neither Jinja text nor a readable file ({error.strerror})"
+            f"template {template!r} is neither Jinja text nor a readable file ({reason})"
         ) from error
 
 
@@ -158,10 +189,13 @@ class Renderer:
 
     Attributes:
         base_tokenizer, aligned_tokenizer: each half's own.
-        base_template: Jinja text over ``messages``, ``add_generation_prompt`` and ``answer_lead``
-            (empty, or a new line where the answer is to start without a space); or SAME_PROMPT.
-        aligned_template: Jinja text in place of the aligned tokenizer's chat template.
+        base_template: Jinja text, or a file of it, over ``messages``, ``add_generation_prompt`` and
+            ``answer_lead`` (empty, or a new line where the answer is to start without a space); or
+            SAME_PROMPT. A file is replaced by its text.
+        aligned_template: the same in place of the aligned tokenizer's chat template; or the name of
+            one of its templates, where it has several.
         chat_options: further variables for the templates, such as ``enable_thinking``.
+        date: what templates take for today, as YYYY-MM-DD; None: the day of each rendering.
         turn_opening: what the base model writes where it goes on with the next turn by itself.
     """
 
@@ -170,16 +204,26 @@ class Renderer:
     base_template: str = BASE_TEMPLATE
     aligned_template: str | None = None
     chat_options: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
     turn_opening: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self._chat: Template | None = None
+        if self.aligned_template is not None:
+            given = self.aligned_template
+            named = _by_name(getattr(self.aligned_tokenizer, "chat_template", None))
+            source = named[given] if given in named else _chat_source(given)
+            self.aligned_template = source
+            self._chat = Template("chat", source, f"the chat template {_shown(given)}")
         if self.base_template != SAME_PROMPT:
-            environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-            try:
-                self._base = environment.from_string(self.base_template)
-            except jinja2.TemplateError as error:
-                raise BacoError(f"base template is not valid Jinja: {error}") from error
+            given, self.base_template = self.base_template, template_source(self.base_template)
+            self._base = Template("base", self.base_template, f"the base template {_shown(given)}")
             self.turn_opening = self._find_turn_opening()
+
+    def set_defaults(self, date: str | None, template_args: Mapping[str, Any]) -> None:
+        """Take a date and template arguments for every prompt from now on, over the pair's own."""
+        self.date = date
+        self.chat_options = {**self.chat_options, **template_args}
 
     def render(
         self,
@@ -200,41 +244,199 @@ class Renderer:
         """
         messages = conversation(prompt, system, continue_final)
         variables = {**self.chat_options, **check_template_args(template_args or {})}
+        one = _Rendering(self, variables, self.date or today())
+        begun = ""
         if messages[-1]["role"] == "assistant":
-            return self._continued(messages, variables)
-        aligned_text = self._aligned_text(messages, variables)
-        aligned_ids = _encode(self.aligned_tokenizer, aligned_text, special=False)
-        spaced = aligned_text[-1:].isspace()
-        if self.base_template == SAME_PROMPT:
-            return Prompt(
-                aligned_ids, aligned_ids, aligned_text, aligned_text, joining_space=not spaced
-            )
-        base_text = self._base_text(messages, "\n" if spaced else "", variables)
-        base_ids = _encode(self.base_tokenizer, base_text, special=True)
-        return Prompt(base_ids, aligned_ids, base_text, aligned_text, joining_space=not spaced)
-
-    def _continued(self, messages: list[dict[str, str]], variables: dict[str, Any]) -> Prompt:
-        """Both renderings of a conversation that ends with the beginning of the answer."""
-        head, begun = self._before_prefill(messages, variables)
+            aligned_head, begun = one.before_prefill(messages)
+            messages = messages[:-1]
+        else:
+            aligned_head = one.aligned(messages)
         # The prefill is tokenised by itself, as its tokens would have come from the models: so they
         # are the same in both prompts.
-        aligned_ids = (
-            *_encode(self.aligned_tokenizer, head, special=False),
-            *_encode_inside(self.aligned_tokenizer, begun),
+        aligned_ids = _encode(self.aligned_tokenizer, aligned_head, special=False)
+        aligned_ids += _encode_inside(self.aligned_tokenizer, begun)
+        base_ids, base_head, spaced = aligned_ids, aligned_head, aligned_head[-1].isspace()
+        if self.base_template != SAME_PROMPT:
+            joined = not spaced and (not begun or begun[0].isspace())
+            base_head = one.base(messages, "" if joined else "\n")
+            base_ids = _encode(self.base_tokenizer, base_head, special=True)
+            base_ids += _encode_inside(self.base_tokenizer, begun)
+        return Prompt(
+            base_ids,
+            aligned_ids,
+            base_head + begun,
+            aligned_head + begun,
+            joining_space=not begun and not spaced,
+            date=one.day if one.reads_clock else None,
         )
-        if self.base_template == SAME_PROMPT:
-            return Prompt(aligned_ids, aligned_ids, head + begun, head + begun)
-        lead = "" if begun[0].isspace() and not head[-1:].isspace() else "\n"
-        base_head = self._base_text(messages[:-1], lead, variables)
-        base_ids = (
-            *_encode(self.base_tokenizer, base_head, special=True),
-            *_encode_inside(self.base_tokenizer, begun),
-        )
-        return Prompt(base_ids, aligned_ids, base_head + begun, head + begun)
 
-    def _before_prefill(
-        self, messages: list[dict[str, str]], variables: dict[str, Any]
-    ) -> tuple[str, str]:
+    def raw(self, text: str | tuple[int, ...]) -> Prompt:
+        """A text to be continued, or its token ids, read by both halves as it is.
+
+        Raises:
+            BacoError: an empty text.
+        """
+        if not text:
+            raise BacoError("the prompt is empty: give some text to continue")
+        if not isinstance(text, str):
+            spelled = self.aligned_tokenizer.decode(text)
+            return Prompt(text, text, spelled, spelled)
+        check_characters("the prompt", text)
+        return Prompt(
+            _encode(self.base_tokenizer, text, special=True),
+            _encode(self.aligned_tokenizer, text, special=True),
+            text,
+            text,
+        )
+
+    def chat_template(self) -> Template:
+        """The aligned model's; errors as for `chat_template_of`."""
+        # Read anew each time: a tokenizer's template may be set after it is loaded.
+        return self._chat or chat_template_of(self.aligned_tokenizer)
+
+    def _find_turn_opening(self) -> str | None:
+        """What the template puts between an answer and the next question, such as ``Question:``."""
+        answer, question = "ANSWERED", "ASKED"
+        turns = [
+            {"role": "user", "content": "FIRST"},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": question},
+        ]
+        text = _Rendering(self, dict(self.chat_options), self.date or today()).base(turns, "")
+        between = text.partition(answer)[2].partition(question)[0].strip()
+        return between.splitlines()[-1].strip() if between else None
+
+
+def chat_template_of(tokenizer: Any) -> Template:
+    """A tokenizer's own chat template.
+
+    Raises:
+        UnfitPairError: it has none.
+        BacoError: it has several, of which none is the default.
+    """
+    own = getattr(tokenizer, "chat_template", None)
+    model = getattr(tokenizer, "name_or_path", "") or "the aligned model"
+    if own is None:
+        raise UnfitPairError(
+            f"{model} has no chat template: give one with chat_template (--chat-template), "
+            "as Jinja text or a file"
+        )
+    if not isinstance(own, str):
+        own = _default_template(_by_name(own), model)
+    return Template("chat", own, f"the chat template of {model}")
+
+
+def render_chat(
+    template: Template,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    day: str,
+    ask: bool,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> Rendering:
+    """Messages as a chat template writes them for its tokenizer.
+
+    Args:
+        template: the tokenizer's own or another.
+        tokenizer: whose special tokens the template may name.
+        messages: of a conversation.
+        day: what the template takes for today.
+        ask: end with what asks for an answer.
+        variables: further ones.
+
+    Raises:
+        BacoError: the template fails.
+    """
+    special = getattr(tokenizer, "special_tokens_map", {})
+    # `transformers` sets these two as well, and templates count on it.
+    unset = {"tools": None, "documents": None}
+    given = {"messages": messages, "add_generation_prompt": ask}
+    return template.render({**unset, **special, **variables, **given}, day)
+
+
+def _chat_source(template: str) -> str:
+    """A chat template itself, or the file that holds it, or several by name in JSON.
+
+    Raises:
+        BacoError: a file that cannot be read, or of several templates none is the default.
+    """
+    source = template_source(template)
+    try:
+        several = json.loads(source)
+    except (ValueError, RecursionError):
+        return source
+    named = _by_name(several)
+    return _default_template(named, template) if named else source
+
+
+def _by_name(several: Any) -> Mapping[str, str]:
+    """Templates by name, as files and tokenizers keep them; nothing where these are none."""
+    if isinstance(several, Mapping):
+        return several
+    try:
+        return {entry["name"]: entry["template"] for entry in several}
+    except (TypeError, KeyError):
+        return {}
+
+
+def _default_template(named: Mapping[str, str], place: str) -> str:
+    if "default" not in named:
+        raise BacoError(
+            f"{place} has several chat templates ({', '.join(map(str, named))}) and none is the "
+            "default: choose one with chat_template (--chat-template)"
+        )
+    return named["default"]
+
+
+def _shown(template: str) -> str:
+    """What to call a template that a user gave: its file or name, if it is that."""
+    return "given" if "{" in template or "\n" in template else template
+
+
+@dataclass
+class _Rendering:
+    """One conversation being rendered.
+
+    Attributes:
+        renderer: whose templates are rendered,
+        variables: with these,
+        day: on this day.
+        reads_clock: a template has asked for the day.
+    """
+
+    renderer: Renderer
+    variables: Mapping[str, Any]
+    day: str
+    reads_clock: bool = False
+
+    def aligned(self, messages: Sequence[Message], *, ask: bool = True) -> str:
+        """What the aligned model reads; ``ask`` for an answer at its end.
+
+        Raises:
+            BacoError: there is no template, or it fails.
+        """
+        template, tokenizer = self.renderer.chat_template(), self.renderer.aligned_tokenizer
+        made = render_chat(
+            template, tokenizer, messages, day=self.day, ask=ask, variables=self.variables
+        )
+        return self._text(made)
+
+    def base(self, messages: Sequence[Message], answer_lead: str) -> str:
+        """What the base model reads.
+
+        Raises:
+            BacoError: the template fails.
+        """
+        variables = {**self.variables, "messages": messages, "add_generation_prompt": True}
+        variables |= {"answer_lead": answer_lead}
+        return self._text(self.renderer._base.render(variables, self.day))
+
+    def _text(self, made: Rendering) -> str:
+        self.reads_clock |= made.reads_clock
+        return made.text
+
+    def before_prefill(self, messages: Sequence[Message]) -> tuple[str, str]:
         """The aligned prompt in two parts, split in front of the last message.
 
         The space that joins an answer to its prompt, where there is one, comes with the second.
@@ -248,20 +450,15 @@ class Renderer:
         *before, last = messages
         prefill = last["content"]
         marked = [*before, {**last, "content": prefill + _END_OF_PREFILL}]
+        asking = found = None
+        with contextlib.suppress(TemplateFailedError):
+            asking = self.aligned(before)
+        text = ""
         try:
-            asking = self._aligned_text(before, variables)
-        except UnfitPairError:
-            raise
-        except BacoError:
-            asking = None
-        try:
-            text, found, _ = self._aligned_text(marked, variables, ask=False).rpartition(
-                _END_OF_PREFILL
-            )
-        except BacoError:
+            text, found, _ = self.aligned(marked, ask=False).rpartition(_END_OF_PREFILL)
+        except TemplateFailedError:
             if asking is None:
                 raise
-            found = text = ""
         kept = prefill if text.endswith(prefill) else prefill.lstrip()
         usable = found and text.endswith(kept)
         if usable and asking is not None:
@@ -275,83 +472,25 @@ class Renderer:
             return (head[:-1], " " + prefill) if joined else (head, prefill)
         if asking is None:
             raise BacoError(
-                "the aligned model's chat template can neither be asked for an answer to this "
-                "conversation nor continue its last message"
+                f"{self.renderer.chat_template().name} can neither ask for an answer to this "
+                "conversation nor continue its last message: end it with a user's message"
             )
         return asking, prefill if asking[-1:].isspace() else " " + prefill
-
-    def raw(self, text: str | tuple[int, ...]) -> Prompt:
-        """A text to be continued, or its token ids, read by both halves as it is.
-
-        Raises:
-            BacoError: an empty text.
-        """
-        if not text:
-            raise BacoError("the prompt is empty: give some text to continue")
-        if not isinstance(text, str):
-            spelled = self.aligned_tokenizer.decode(text)
-            return Prompt(text, text, spelled, spelled)
-        return Prompt(
-            _encode(self.base_tokenizer, text, special=True),
-            _encode(self.aligned_tokenizer, text, special=True),
-            text,
-            text,
-        )
-
-    def _aligned_text(
-        self, messages: list[dict[str, str]], variables: dict[str, Any], *, ask: bool = True
-    ) -> str:
-        template = self.aligned_template or getattr(self.aligned_tokenizer, "chat_template", None)
-        if template is None:
-            raise UnfitPairError(
-                "the aligned model has no chat template: give one with chat_template "
-                "(--chat-template), as Jinja text or a file"
-            )
-        try:
-            text: str = self.aligned_tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.aligned_template,
-                tokenize=False,
-                add_generation_prompt=ask,
-                **variables,
-            )
-        except jinja2.TemplateError as error:
-            raise BacoError(
-                f"the aligned model's chat template refuses this conversation: {error}"
-            ) from error
-        return text
-
-    def _base_text(
-        self, messages: list[dict[str, str]], answer_lead: str, variables: dict[str, Any]
-    ) -> str:
-        try:
-            return self._base.render(
-                {
-                    **variables,
-                    "messages": messages,
-                    "add_generation_prompt": True,
-                    "answer_lead": answer_lead,
-                }
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise BacoError(f"the base template fails on this conversation: {error}") from error
-
-    def _find_turn_opening(self) -> str | None:
-        """What the template puts between an answer and the next question, such as ``Question:``."""
-        answer, question = "ANSWERED", "ASKED"
-        turns = [
-            {"role": "user", "content": "FIRST"},
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": question},
-        ]
-        text = self._base_text(turns, "", dict(self.chat_options))
-        between = text.partition(answer)[2].partition(question)[0].strip()
-        return between.splitlines()[-1].strip() if between else None
 
 
 def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
     """Token ids of a text; ``special`` lets the tokenizer open it with its own mark (BOS)."""
-    ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise BacoError(
+            f"the tokenizer of {name} fails on this prompt: {type(error).__name__}"
+            f"{one_line(str(error))}; change the prompt, or repair the tokenizer's files"
+        ) from error
     end = getattr(tokenizer, "eos_token_id", None)
     if special and len(ids) > 1 and ids[-1] == end:
         ids = ids[:-1]  # some tokenizers close a text too: then there is nothing to continue
@@ -364,6 +503,8 @@ def _encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
     SentencePiece puts a space before a text; so it is tokenised behind a line break, which is then
     taken off. Where the break melts into a token of the text, there is no such space.
     """
+    if not text:
+        return ()
     line_break = _encode(tokenizer, "\n", special=False)
     ids = _encode(tokenizer, "\n" + text, special=False)
     if ids[: len(line_break)] == line_break:

@@ -29,7 +29,7 @@ def record(
         "weights": baco.pair.held,
         "router": first.router,
         "seed": first.seed,
-        "params": params(baco, settings),
+        "params": params(baco, settings) | ({"date": first.date} if first.date else {}),
         "samples": [
             {
                 "text": c.text,
@@ -56,4 +56,6 @@ def params(baco: "Baco", settings: Mapping[str, Any]) -> dict[str, Any]:
     beside = {name: settings[name] for name in ("system", "switch")}
     sampling = {name: value for name, value in settings.items() if name not in beside}
     every = asdict(baco.pair.defaults.updated(sampling)) | beside
+    if arguments := baco.pair.renderer.chat_options:
+        every["template_args"] = dict(arguments)
     return {name: value for name, value in every.items() if name not in ("seed", "logprobs")}

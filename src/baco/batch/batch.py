@@ -12,6 +12,7 @@ from baco.batch.output import Output, begin
 from baco.batch.replica import Advance, Copy, Facts, Made, Order, Replica, facts
 from baco.batch.rows import Row
 from baco.sampling import SamplingParams
+from baco.templates import today
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -70,10 +71,14 @@ class Batch:
             "rows_a_shard": self.size,
             "shards": self.form,
         }
+        inputs = list(dict.fromkeys(row.path for row in self.rows))
+        more: dict[str, Any] = {"inputs": inputs, "made": made}
+        if told.dated:
+            asked["date"] = self.copy.load.get("date")
+            more["date"] = asked["date"] or today()
         seed = SamplingParams(seed=self.settings.get("seed")).seeded().seed
         assert seed is not None
-        inputs = list(dict.fromkeys(row.path for row in self.rows))
-        manifest = begin(path, asked, seed, {"inputs": inputs, "made": made})
+        manifest = begin(path, asked, seed, more)
         output = Output(path, self.form, len(self.rows), self.size)
         decoded = {**self.settings, "seed": manifest["seed"], "router": told.router}
         return Order(self.copy, output, manifest, decoded)

@@ -57,6 +57,7 @@ class Facts:
         fingerprint: of :func:`baco.calibration.fingerprint`.
         router: the spelling with its threshold.
         params: of :func:`baco.record.params`.
+        dated: a template writes the date into a prompt.
     """
 
     pair: str
@@ -64,6 +65,7 @@ class Facts:
     fingerprint: str
     router: str
     params: dict[str, Any]
+    dated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +121,27 @@ def facts(
     from baco.calibration import fingerprint
 
     spelling = spell(baco).spelling
-    check_fit(baco, rows, settings["system"])
+    dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
-    return Facts(pair.name, pair.held, fingerprint(pair), spelling, params(baco, settings))
+    return Facts(pair.name, pair.held, fingerprint(pair), spelling, params(baco, settings), dated)
 
 
-def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> None:
+def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
     """Render every prompt and hold it to both context windows.
+
+    Returns:
+        Whether a template writes the date into any of them.
 
     Raises:
         BacoError: one cannot be rendered or is too long, with its line.
     """
+    dated = False
     for row in rows:
         try:
             prompt = baco.pair.renderer.render(row.prompt, system)
         except BacoError as error:
             raise BacoError(f"{row.where}: {error}") from error
+        dated |= prompt.date is not None
         halves = ((baco.pair.base, prompt.base_ids), (baco.pair.aligned, prompt.aligned_ids))
         for half, ids in halves:
             if len(ids) >= half.context:
@@ -142,6 +149,7 @@ def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> None:
                     f"{row.where}: {len(ids)} tokens, as {half.name} reads them; its context "
                     f"window is {half.context}: shorten the prompt"
                 )
+    return dated
 
 
 class Replica:
@@ -169,6 +177,7 @@ class Replica:
         """
         started, output = time.perf_counter(), self.order.output
         baco = self.baco
+        baco.pair.renderer.date = self.order.manifest.get("date")
         if output.file(shard).exists():
             return Made(shard, len(rows) * self.order.settings["n"], 0, 0.0)
         with output.attempt(shard):

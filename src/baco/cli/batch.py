@@ -90,6 +90,8 @@ def batch(
     engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer files of prompts into a directory of shards.
@@ -132,6 +134,8 @@ def batch(
             "engine": opt.engine_arguments(engine),
             "base_template": base_template,
             "chat_template": chat_template,
+            "template_args": opt.template_arguments(template_arg),
+            "date": opt.day(date),
         }
     )
     from baco.batch.batch import Batch
@@ -213,6 +217,8 @@ def _make(batch: "Batch", order: "Order", place: "Place") -> int:
 
 def _told(order: "Order", made: int, as_json: bool) -> None:
     output = order.output
+    if (date := order.manifest.get("date")) is not None:
+        note(f"the prompts hold the date {date}")
     if as_json:
         shards = len(output.shards())
         told = {"out": str(output.path), "rows": output.rows, "shards": shards, "made": made}

@@ -55,6 +55,8 @@ def calibrate(
     memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
 ) -> None:
     """Measure a router over its range of γ; from then on --diversity 0 … 1 is a dial for the pair.
 
@@ -83,9 +85,12 @@ def calibrate(
         memory=memory,
         base_template=base_template,
         chat_template=chat_template,
+        template_args=opt.template_arguments(template_arg),
+        date=opt.day(date),
     )
     if output is not None:
         Calibration.in_file(baco.pair, output)  # refused before hours of measuring
+    opt.take_today(baco)
     console = err()
     columns = (TextColumn(router), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

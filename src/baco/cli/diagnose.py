@@ -39,6 +39,8 @@ def diagnose(
     memory: opt.Memory = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
 ) -> None:
     """Tell where two models agree and part, what routers would do, and whether the pair is good."""
     from baco.diagnose import ANSWERERS, check_prompts
@@ -59,7 +61,10 @@ def diagnose(
             memory=memory,
             base_template=base_template,
             chat_template=chat_template,
+            template_args=opt.template_arguments(template_arg),
+            date=opt.day(date),
         )
+        opt.take_today(baco)
         asked = asked or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(asked[0])
     except UnfitPairError as error:

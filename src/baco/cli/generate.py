@@ -60,6 +60,8 @@ def generate(
     engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
 ) -> None:
     """Draw n answers to a prompt, every word coloured by the model it came from."""
     if (jsonl is None) != (output is None):
@@ -115,6 +117,8 @@ def generate(
         engine=opt.engine_arguments(engine),
         base_template=base_template,
         chat_template=chat_template,
+        template_args=opt.template_arguments(template_arg),
+        date=opt.day(date),
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
@@ -124,6 +128,7 @@ def generate(
 
         answer_all(baco, rows, output, chosen, settings, opt.given(loaded))
     elif text is not None:
+        opt.take_today(baco, text, system)
         _answer(baco, text, chosen, settings, compare=compare, as_json=as_json, svg=svg)
 
 

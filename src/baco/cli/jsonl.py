@@ -80,7 +80,8 @@ def answer_all(
         BacoError: an ``out`` that cannot be written, rows of other settings, or a prompt that does
             not fit.
     """
-    _check_fit(baco, rows, settings)
+    renderer = baco.pair.renderer
+    dated = _check_fit(baco, rows, settings)
     prompts = json.dumps([(row.prompt, row.kept) for row in rows])
     told = {
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
@@ -90,11 +91,14 @@ def answer_all(
         "seed": settings.get("seed"),
         **params(baco, settings),
         **(more or {}),
+        **({"date": renderer.date} if dated else {}),
     }
     group = max(1, ANSWERS_A_WRITE // settings["n"])
     partial = out.with_name(out.name + ".partial")
     try:
-        done, seed = _resume(partial, told, group, rows)
+        done, seed, renderer.date = _resume(partial, told, group, rows)
+        if renderer.date is not None:
+            note(f"the prompts hold the date {renderer.date}")
         with partial.open("a", encoding="utf-8") as file:
             _answer_rest(baco, rows, done, group, file, router, settings | {"seed": seed})
         _finish(partial, out)
@@ -103,13 +107,19 @@ def answer_all(
     note(f"{len(rows)} prompts answered in {out}")
 
 
-def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> None:
-    """Fail before the first answer where a later prompt is too long or cannot be rendered."""
+def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> bool:
+    """Fail before the first answer where a later prompt is too long or cannot be rendered.
+
+    Returns:
+        Whether a template writes the date into any prompt.
+    """
+    dated = False
     for row in rows:
         try:
             prompt = baco.pair.renderer.render(row.prompt, settings["system"])
         except BacoError as error:
             raise BacoError(f"line {row.line} of the prompts: {error}") from error
+        dated |= prompt.date is not None
         halves = ((baco.pair.base, prompt.base_ids), (baco.pair.aligned, prompt.aligned_ids))
         for half, ids in halves:
             if len(ids) >= half.context:
@@ -117,13 +127,17 @@ def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> N
                     f"line {row.line} of the prompts: {len(ids)} tokens, as {half.name} reads "
                     f"them; its context window is {half.context}: shorten the prompt"
                 )
+    return dated
 
 
 def _resume(
     partial: Path, told: dict[str, Any], group: int, rows: Sequence[Row]
-) -> tuple[int, int]:
-    """How many rows are answered, whole batches of them, and their seed; the rest is taken off."""
+) -> tuple[int, int, str | None]:
+    """How many rows are answered, whole batches of them, their seed, and the date in their prompts,
+    where there is one; the rest is taken off.
+    """
     from baco.sampling import SamplingParams
+    from baco.templates import today
 
     told = json.loads(json.dumps(told))
     data = partial.read_bytes() if partial.exists() else b""
@@ -131,8 +145,10 @@ def _resume(
     if not head:
         seed = SamplingParams(seed=told["seed"]).seeded().seed
         assert seed is not None
-        partial.write_text(json.dumps({"settings": told, "seed": seed}) + "\n", encoding="utf-8")
-        return 0, seed
+        date = told["date"] or today() if "date" in told else None
+        kept = {"settings": told, "seed": seed} | ({} if date is None else {"date": date})
+        partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        return 0, seed, date
     try:
         begun = json.loads(head)
         settings, seed = begun["settings"], int(begun["seed"])
@@ -155,7 +171,7 @@ def _resume(
     done = good if good == len(rows) else good // group * group
     with partial.open("rb+") as file:
         file.truncate(len(head) + 1 + sum(len(line) + 1 for line in written[:done]))
-    return done, seed
+    return done, seed, begun.get("date")
 
 
 def _is_answered(row: Row, line: bytes, n: int) -> bool:

@@ -13,6 +13,7 @@ from baco.cli.console import note
 
 if TYPE_CHECKING:
     from baco import Baco
+    from baco.prompts import Conversation
 
 PairName = Annotated[
     str | None,
@@ -97,6 +98,22 @@ BaseTemplate = Annotated[
 ChatTemplate = Annotated[
     str | None,
     typer.Option("--chat-template", help="Jinja text or file of the aligned model's prompt."),
+]
+TemplateArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        help="A variable of the templates, as enable_thinking=false; may be given again.",
+    ),
+]
+Date = Annotated[
+    str | None,
+    typer.Option(
+        "--date",
+        metavar="YYYY-MM-DD",
+        help="The date in prompts whose template reads the clock; by default today.",
+    ),
 ]
 RouterSpelling = Annotated[
     str | None,
@@ -186,23 +203,76 @@ def load(pair: str | None, base: str | None, aligned: str | None, **options: Any
 
 
 def engine_arguments(given: list[str] | None) -> dict[str, Any] | None:
-    """What ``--engine`` says; values as JSON where they are that, else as text.
+    """The values of ``--engine``; errors as for `named_values`."""
+    return named_values("--engine", given, "tensor_parallel_size=2")
+
+
+def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
+    """The values of ``--template-arg``.
+
+    Raises:
+        BacoError: as for `named_values`, or a name that is no variable of a template.
+    """
+    from baco.prompts import check_template_args
+
+    named = named_values("--template-arg", given, "enable_thinking=false")
+    check_template_args(named or {})
+    return named
+
+
+def day(given: str | None) -> str | None:
+    """The day of ``--date``.
+
+    Raises:
+        BacoError: it is none.
+    """
+    from baco.templates import check_date
+
+    return None if given is None else check_date(given)
+
+
+def named_values(option: str, given: list[str] | None, example: str) -> dict[str, Any] | None:
+    """Values by name: as JSON where they are that, else as text; None where none is given.
 
     Raises:
         BacoError: one without a name or a value.
     """
     if not given:
         return None
-    told: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not name or not equals:
-            raise BacoError(f"--engine {each}: give NAME=VALUE, as in tensor_parallel_size=2")
+            raise BacoError(f"{option} {each}: give NAME=VALUE, as in {example}")
         try:
-            told[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            told[name.replace("-", "_")] = value
-    return told
+            named[name.replace("-", "_")] = json.loads(value)
+        except (ValueError, RecursionError):
+            named[name.replace("-", "_")] = value
+    return named
+
+
+def take_today(baco: "Baco", prompt: "Conversation" = "Hello", system: str | None = None) -> None:
+    """Take today for the date of all prompts, and say so where a template reads the clock.
+
+    Nothing changes where ``--date`` gave one.
+    """
+    from baco.templates import today
+
+    if baco.pair.renderer.date is not None:
+        return
+    baco.pair.renderer.date = today()
+    if date := date_in_prompts(baco, prompt, system):
+        note(f"the prompt holds today's date: --date {date} repeats the answer")
+
+
+def date_in_prompts(
+    baco: "Baco", prompt: "Conversation" = "Hello", system: str | None = None
+) -> str | None:
+    """The date that a template writes into a prompt; None where none reads the clock."""
+    try:
+        return baco.pair.renderer.render(prompt, system).date
+    except BacoError:
+        return None  # whoever answers the prompt reports it
 
 
 def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:

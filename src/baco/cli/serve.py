@@ -76,6 +76,8 @@ def serve(
     engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
 ) -> None:
     """Serve a pair behind OpenAI's API, with a page at / that shows who wrote which word.
 
@@ -123,7 +125,12 @@ def serve(
         engine=opt.engine_arguments(engine),
         base_template=base_template,
         chat_template=chat_template,
+        template_args=opt.template_arguments(template_arg),
+        date=opt.day(date),
     )
+    today = opt.date_in_prompts(loaded)
+    if today is not None and loaded.pair.renderer.date is None:
+        note(f"prompts hold the date of their day, today {today}: --date {today} holds on to it")
     app = create_app(loaded, settings)
     log_to_streams()
     address, taken = bound.getsockname()[:2]

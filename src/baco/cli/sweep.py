@@ -88,6 +88,8 @@ def sweep(
     compile: opt.Compile = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw every method's samples on every task, and measure their diversity and quality.
@@ -114,6 +116,8 @@ def sweep(
             "compile": compile,
             "base_template": base_template,
             "chat_template": chat_template,
+            "template_args": opt.template_arguments(template_arg),
+            "date": opt.day(date),
         }
     )
     sampling = opt.given(

@@ -18,6 +18,7 @@ from baco.evaluation.tasks import Task
 from baco.evaluation.workers import cores
 from baco.known import find_pair
 from baco.sampling import SamplingParams
+from baco.templates import today
 
 # Answers that are decoded together between two writes.
 ANSWERS_A_JOB = 400
@@ -124,7 +125,8 @@ class Plan:
                         yield Job(pair, task.name, setting, asked, draw)
 
     def config(self, command: str = "") -> dict[str, Any]:
-        """What run.json says: the plan, and under ``made`` who carries it out.
+        """What run.json says: the plan, and under ``made`` who carries it out, and the day on which
+        it was begun, which stays the date in prompts when a run goes on.
 
         Args:
             command: what was typed; empty where the run was begun from Python.
@@ -137,7 +139,7 @@ class Plan:
             "seed": self.seed,
             "sampling": dict(self.sampling),
             "prompts_a_job": self.prompts_a_job,
-            "made": {"command": command, **made()},
+            "made": {"command": command, "date": today(), **made()},
         }
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,12 @@ def resume(run: Run, plan: Plan) -> list[Job]:
         done += 1
     cut_back(samples, whole)
     cut_back(speed, count_matching(speed, islice(_groups(jobs), prompts)))
-    return list(islice(jobs, done, None))
+    # A template that reads the clock reads the day on which the run was begun.
+    day = {"date": run.config["made"]["date"]} if "date" in run.config["made"] else {}
+    return [
+        replace(job, pair=replace(job.pair, options={**day, **job.pair.options}))
+        for job in islice(jobs, done, None)
+    ]
 
 
 def _groups(jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,8 @@ def chat(
     engine: opt.EngineArguments = None,
     base_template: opt.BaseTemplate = None,
     chat_template: opt.ChatTemplate = None,
+    template_arg: opt.TemplateArguments = None,
+    date: opt.Date = None,
 ) -> None:
     """Talk to a pair; every word is coloured by the model it came from. /help lists commands.
 
@@ -72,10 +74,14 @@ def chat(
         engine=opt.engine_arguments(engine),
         base_template=base_template,
         chat_template=chat_template,
+        template_args=opt.template_arguments(template_arg),
+        date=opt.day(date),
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
     settings["seed"] = baco.pair.defaults.updated({"seed": seed}).seeded().seed
+
+    opt.take_today(baco, system=system)
 
     from baco.cli.chat.conversation import Conversation
     from baco.cli.chat.session import Session

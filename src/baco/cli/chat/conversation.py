@@ -42,6 +42,7 @@ class Turn:
         router: its spelling,
         settings: and the keywords of ``Baco.stream`` that gave the answers; ``seed`` is among them.
         chosen: the sample that the conversation goes on with.
+        date: the day that a template wrote into the prompt, if any.
     """
 
     question: str
@@ -49,6 +50,7 @@ class Turn:
     router: str
     settings: Mapping[str, Any]
     chosen: int = 0
+    date: str | None = None
 
     @property
     def answer(self) -> Answer:
@@ -139,7 +141,8 @@ class Conversation:
         begun = [i for i, answer in enumerate(answers) if i in done or answer.pieces]
         if not begun:
             return None
-        turn = Turn(question, answers, self.router.spelling, dict(settings), begun[0])
+        date = next((completion.date for completion in done.values()), None)
+        turn = Turn(question, answers, self.router.spelling, dict(settings), begun[0], date)
         self.turns.append(turn)
         return turn
 

@@ -54,7 +54,8 @@ def _turn(conversation: Conversation, turn: Turn) -> dict[str, Any]:
         "question": turn.question,
         "router": turn.router,
         "seed": turn.settings["seed"],
-        "params": params(conversation.baco, turn.settings),
+        "params": params(conversation.baco, turn.settings)
+        | ({} if turn.date is None else {"date": turn.date}),
         "chosen": turn.chosen,
         "samples": [_sample(answer) for answer in turn.answers],
     }

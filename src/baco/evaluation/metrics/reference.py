@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from baco.errors import BacoError
 from baco.evaluation.metrics.loading import batches, load, origin, read_model, window
-from baco.evaluation.metrics.protocols import Answers, Prompts
+from baco.evaluation.metrics.protocols import Answers, MetricUnavailable, Prompts
+from baco.prompts import chat_template_of, render_chat
+from baco.templates import today
 
 MODEL = "openai-community/gpt2-large"  # Holtzman et al. 2020, and many after them
 TOKENS = 2048  # in a batch, padding included; a row of logits each
@@ -44,9 +47,7 @@ class ReferenceModel:
 
     def _before(self, prompt: Any) -> list[int]:
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                list(prompt.messages), tokenize=False, add_generation_prompt=True
-            )
+            text = self._render(list(prompt.messages))
         else:
             text = "".join(f"{message['content']}\n" for message in prompt.messages)
         ids = self._ids(text)
@@ -54,6 +55,16 @@ class ReferenceModel:
         if start is None:
             start = self.tokenizer.eos_token_id  # what comes before a text, to a model without one
         return ids if start is None or ids[:1] == [start] else [start, *ids]
+
+    def _render(self, messages: list[Mapping[str, str]]) -> str:
+        try:
+            template = chat_template_of(self.tokenizer)
+            return render_chat(template, self.tokenizer, messages, day=today(), ask=True).text
+        except BacoError as error:
+            raise MetricUnavailable(
+                f"the reference model {self.made_by['model']!r} cannot read this conversation "
+                f"({error}): name another for 'reference'"
+            ) from error
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

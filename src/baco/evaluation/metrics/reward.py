@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from baco.errors import BacoError
 from baco.evaluation.metrics.classifier import Classifier
 from baco.evaluation.metrics.loading import Memory, origin
 from baco.evaluation.metrics.protocols import Answers, MetricUnavailable, Prompts
+from baco.prompts import chat_template_of, render_chat
+from baco.templates import today
 
 MODEL = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"  # NoveltyBench's
 # Rewards of MODEL at which its rating rises by one, from 1 to 10 (NoveltyBench).
@@ -53,11 +56,11 @@ class RewardModel:
         ]
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        from jinja2 import TemplateError
-
+        tokenizer = self.classifier.tokenizer
         try:
-            return str(self.classifier.tokenizer.apply_chat_template(messages, tokenize=False))
-        except (TemplateError, ValueError) as error:
+            template = chat_template_of(tokenizer)
+            return render_chat(template, tokenizer, messages, day=today(), ask=False).text
+        except BacoError as error:
             raise MetricUnavailable(
                 f"the reward model {self.made_by['model']!r} cannot read this conversation "
                 f"({error}): name another for 'reward'"

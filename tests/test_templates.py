@@ -1,0 +1,500 @@
+"""Templates are rendered as `transformers` renders them, within bounds, and fail in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import BacoError, templates
+from baco.cli import run
+from baco.prompts import BASE_TEMPLATE, Renderer
+from baco.templates import Template
+from tests.chat_templates import FAMILIES, NO_SYSTEM
+from tests.fuzzing import budget
+from tests.pairs import train_tokenizer, wrapped
+
+DAY = "2025-03-31"
+QUESTION = {"role": "user", "content": "Where should I go?"}
+BACKEND = train_tokenizer()
+CONVERSATIONS = [
+    [QUESTION],
+    [{"role": "system", "content": " Be brief.\n"}, QUESTION],
+    [QUESTION, {"role": "assistant", "content": "<think>\nx\n</think>\n\nThere."}, QUESTION],
+]
+# What a template may do to the process that renders it.
+ENDLESS = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}"
+    "{% endfor %}",
+    "a slow expression": "{{ 'a' in (['b' * 9999] * 99999)|join }}" * 99,
+    "a doubled list": "{% set ns = namespace(x=[0]) %}{% for i in range(9999) %}"
+    "{% set ns.x = ns.x + [i] * 999 %}{{ ns.x|sort|length }}{% endfor %}",
+}
+HUGE = {
+    "multiplied": "{{ 'x' * 10**9 }}",
+    "centred": "{{ 'x'.center(10**9) }}",
+    "filled": "{{ '%1000000000d' % 1 }}",
+    "formatted": "{{ '{:1000000000}'.format(1) }}",
+    "indented": "{{ 'x'|indent(10**9, true) }}",
+    "tabs": "{{ ('\t' * 10**6).expandtabs(10**6) }}",
+    "replaced": "{{ ('x' * 10**6).replace('x', 'y' * 10**6) }}",
+    "a list": "{{ [0] * 10**9 }}",
+    "a doubled text": "{% set ns = namespace(x='x') %}{% for i in range(99) %}"
+    "{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "long output": "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+}
+FAILING = {
+    "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "a large range": ("{% for i in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
+    "nothing's length": ("{% if tools|length > 0 %}x{% endif %}", "TypeError: object of type"),
+    "a number in a text": ("{{ 'a' + messages|length }}", "TypeError: can only concatenate str"),
+    "internals": ("{{ ''.__class__.__mro__ }}", "SecurityError: access to attribute"),
+    "division": ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+    "a missing entry": ("{{ messages[7].content.x }}", "UndefinedError"),
+    "a missing filter": ("{{ 1|nope }}", "is not valid Jinja: line 1: No filter named 'nope'."),
+    "open braces": ("{{ 1", "is not valid Jinja: line 1"),
+    "nested brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
+    "large numbers": ("{{ 10**5000 }}", "ValueError: Exceeds the limit"),
+    "nothing": ("{# nothing #}", "renders this conversation as an empty text"),
+    "a format": ("{{ 'x' % 1 }}", "TypeError: not all arguments converted"),
+    "a module": ("{% include 'x' %}", "TypeError: no loader for this environment"),
+}
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short time for what takes for ever."""
+    monkeypatch.setattr(templates, "SECONDS", 0.1)
+
+
+def renderer(template: Any = FAMILIES["chatml"], **options: Any) -> Renderer:
+    aligned = wrapped(BACKEND, aligned=True)
+    aligned.chat_template = template
+    aligned.bos_token = "<|endoftext|>"
+    return Renderer(wrapped(BACKEND, aligned=False), aligned, **options)
+
+
+def text(source: str, kind: templates.Kind = "chat", **variables: Any) -> str:
+    given = {"messages": [QUESTION], "tools": None, **variables}
+    return Template(kind, source, "the template").render(given, DAY).text
+
+
+def refused(source: str, kind: templates.Kind = "chat", **variables: Any) -> str:
+    with pytest.raises(BacoError) as caught:
+        text(source, kind, **variables)
+    message = str(caught.value)
+    assert message.startswith("the template ")
+    assert "\n" not in message
+    assert len(message) < 2 * templates.LONGEST_MESSAGE
+    return message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_chat_templates_render_as_transformers_renders_them(
+    family: str, messages: list[dict[str, str]]
+) -> None:
+    if family in NO_SYSTEM and messages[0]["role"] == "system":
+        return
+    both = renderer(FAMILIES[family])
+    for options in ({}, {"enable_thinking": False, "date_string": "today"}):
+        theirs = both.aligned_tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **options
+        )
+        assert both.render(messages, template_args=options).aligned_text == theirs
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ {'b': 'é<', 'a': [1, none]}|tojson }} {{ {'a': 1}|tojson(indent=2, sort_keys=true) }}",
+        "{% generation %}{% set x = 1 %}{{ messages[0].content }}{% endgeneration %}{{ x }}",
+        "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}\n"
+        "{% if i == 5 %}{% break %}{% endif %}{% endfor %}",
+        "  {% if true %}\n  x\n  {% endif %}\n y",
+        "{{ strftime_now is defined }}{{ tools is none }}{{ documents is none }}{{ nothing }}",
+        "{% set ns = namespace(self=1, b=2) %}{{ ns.self + ns.b }}{{ dict(a=1) }}",
+        "{{ dict.fromkeys(['a'], 0) }}{{ bos_token }}{{ eos_token }}{{ pad_token }}",
+    ],
+)
+def test_what_templates_may_use_is_what_transformers_gives_them(source: str) -> None:
+    both = renderer(source)
+    theirs = both.aligned_tokenizer.apply_chat_template(
+        [QUESTION], tokenize=False, add_generation_prompt=True
+    )
+    assert both.render([QUESTION]).aligned_text == theirs
+
+
+@pytest.mark.parametrize("kind", ["chat", "base"])
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_time_is_bounded(hurried: None, kind: templates.Kind, source: str) -> None:
+    assert "takes longer than 0.1 seconds of computing" in refused(source, kind)
+    assert text("still here", kind) == "still here"
+
+
+@pytest.mark.parametrize("source", HUGE.values(), ids=HUGE)
+def test_memory_and_length_are_bounded(source: str) -> None:
+    message = refused(source)
+    bounds = ("needs more than 512 MiB", "writes more than 16,777,216 char", "takes longer than 2")
+    assert any(f"the template {bound}" in message for bound in bounds)
+    assert "(--chat-template, chat_template=)" in message
+
+
+def test_length_is_bounded_where_there_is_memory_for_it() -> None:
+    longest = templates.CHARACTERS
+    assert len(text("{{ 'x' * n }}", n=longest)) == longest
+    assert "writes more than 16,777,216 characters" in refused("{{ 'x' * n }}", n=longest + 1)
+
+
+@pytest.mark.parametrize("kind", ["chat", "base"])
+@pytest.mark.parametrize(("source", "told"), FAILING.values(), ids=FAILING)
+def test_any_error_in_a_template_is_one_line(kind: templates.Kind, source: str, told: str) -> None:
+    message = refused(source, kind)
+    assert told in message
+    assert f"give another (--{kind}-template, {kind}_template=)" in message
+
+
+def test_what_a_template_says_of_a_conversation_is_told_on_one_line() -> None:
+    said = "Roles must\n alternate"
+    assert refused("{{ raise_exception(x) }}", x=said) == (
+        "the template refuses this conversation: Roles must alternate"
+    )
+    # Beyond 300 characters a message is left out.
+    assert refused("{{ raise_exception(x * 101) }}", x="why") == (
+        "the template refuses this conversation"
+    )
+    assert refused("{{ {}[x * 101] }}", "base", x="why").startswith(
+        "the template fails on this conversation: UndefinedError; correct it"
+    )
+
+
+def test_a_failure_keeps_its_traceback() -> None:
+    with pytest.raises(BacoError) as caught:
+        text("{{ 1 / 0 }}")
+    assert "ZeroDivisionError" in str(caught.value.__cause__)
+    assert 'File "<template>", line 1' in str(caught.value.__cause__)
+
+
+def test_a_template_that_ends_its_process_is_told_so() -> None:
+    # A crash of the interpreter itself, which Jinja's sandbox has allowed before.
+    process = templates._Process()
+    with pytest.raises(templates._EndedError) as caught:
+        process.ask(b"no JSON at all")
+    assert caught.value.code == 1
+    assert str(templates._EndedError(-signal.SIGSEGV)) == "SIGSEGV"
+    process.end()
+
+
+def test_many_threads_render_at_once(hurried: None) -> None:
+    def one(index: int) -> str:
+        if index % 10 == 3:
+            return refused(ENDLESS["nested loops"])
+        return text("{{ index }}", index=index)
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(one, range(30)))
+    assert [t for i, t in enumerate(told) if i % 10 != 3] == [
+        str(i) for i in range(30) if i % 10 != 3
+    ]
+    assert all("takes longer" in t for t in told[3::10])
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    text("x")
+    assert templates._process._process is not None
+    templates._process._process.kill()
+    assert text("y") == "y"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+def test_an_interrupted_rendering_leaves_no_reply_behind() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            text(ENDLESS["nested loops"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert text("{{ 1 }}") == "1"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_renders_by_itself_and_leaves_its_parents_alone() -> None:
+    program = """
+import os
+from baco.templates import Template
+def text(x): return Template("chat", "{{ x }}", "t").render({"x": x}, "2025-01-01").text
+text("before")
+child = os.fork()
+for x in range(200):
+    assert text(x) == str(x)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    assert text("after") == "after"
+    print("well")
+else:
+    os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+def test_the_process_ends_with_the_one_that_asks() -> None:
+    program = """
+import os, signal
+from baco import templates
+templates.Template("chat", "x", "t").render({}, "2025-01-01")
+print(templates._process._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    for _ in range(1000):
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        threading.Event().wait(0.02)
+    pytest.fail("it is still there")
+
+
+def test_chance_in_a_template_is_the_same_each_time() -> None:
+    source = "{{ range(1000)|list|random }} {{ lipsum() }}"
+    first = text(source)
+    templates._process.end()
+    assert text(source) == first
+
+
+# --- which template, and how it is named ----------------------------------------------------------
+
+
+def test_errors_name_the_model_or_the_file(tmp_path: Path) -> None:
+    both = renderer("{{ 1 / 0 }}")
+    both.aligned_tokenizer.name_or_path = "org/chat-model"
+    with pytest.raises(BacoError, match=r"^the chat template of org/chat-model fails on this"):
+        both.render("Hi")
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ 1 / 0 }}")
+    with pytest.raises(BacoError, match=rf"^the chat template {file} fails on this conversation"):
+        renderer(aligned_template=str(file)).render("Hi")
+    with pytest.raises(BacoError, match=rf"^the base template {file} fails on this conversation"):
+        renderer(base_template=str(file)).render("Hi")
+    with pytest.raises(BacoError, match=r"^the chat template given fails on this conversation"):
+        renderer(aligned_template="{{ 1 / 0 }}").render("Hi")
+
+
+def test_of_several_templates_the_default_is_taken_or_one_by_name() -> None:
+    several = {"default": "D {{ eos_token }}", "rag": "R {{ eos_token }}"}
+    assert renderer(several).render("Hi").aligned_text == "D <|im_end|>"
+    assert renderer(several, aligned_template="rag").render("Hi").aligned_text == "R <|im_end|>"
+    del several["default"]
+    with pytest.raises(BacoError, match=r"several chat templates \(rag\) and none is the default"):
+        renderer(several).render("Hi")
+
+
+def test_a_file_of_several_templates_is_read_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "templates.json"
+    file.write_text('[{"name":"rag","template":"x"},{"name":"tool_use","template":"y"}]')
+    with pytest.raises(BacoError, match=r"templates.json has several chat templates \(rag, tool_"):
+        renderer(aligned_template=str(file))
+    file.write_text('[{"name":"default","template":"x"}]')
+    assert renderer(aligned_template=str(file)).render("Hi").aligned_text == "x"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ none|length }}", "fails on this conversation: TypeError"),
+        (FAILING["a number in a text"][0], "fails on this conversation: TypeError"),
+        (ENDLESS["nested loops"], "takes longer than 0.1 seconds"),
+        (HUGE["centred"], "needs more than 512 MiB of memory"),
+        ("{{ raise_exception('no system role') }}", "refuses this conversation: no system role"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line_and_ends_with_2(
+    hurried: None, source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(source)
+    for option in ("--chat-template", "--base-template"):
+        assert run(["generate", "hi", option, str(file), "--max-tokens", "1"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"template {file} " in error
+        assert message in error
+
+
+# --- what a tokenizer may raise -------------------------------------------------------------------
+
+
+class Failing:
+    """A tokenizer that raises what it is given."""
+
+    name_or_path = "org/broken"
+    chat_template = "{{ messages[0].content }}"
+    eos_token_id = None
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise self.error
+
+
+class PanicException(BaseException):
+    """What the tokenizers library raises where it panics."""
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("TextInputSequence must be str\nreally"), PanicException("no entry found")]
+)
+def test_an_error_of_a_tokenizer_is_one_line(error: BaseException) -> None:
+    told = " ".join(str(error).split())
+    with pytest.raises(BacoError) as caught:
+        Renderer(Failing(error), Failing(error)).render("Hi")
+    assert str(caught.value) == (
+        f"the tokenizer of org/broken fails on this prompt: {type(error).__name__}: {told}; "
+        "change the prompt, or repair the tokenizer's files"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Renderer(Failing(KeyboardInterrupt()), Failing(KeyboardInterrupt())).render("Hi")
+
+
+def test_half_a_surrogate_pair_is_refused_before_any_tokenizer_sees_it() -> None:
+    both = renderer()
+    for prompt in ("a\ud83d", [QUESTION, {"role": "assistant", "content": "\ud83d"}]):
+        with pytest.raises(BacoError, match=r"message \d holds half a surrogate pair \('.ud83d'\)"):
+            both.render(prompt)
+    with pytest.raises(BacoError, match="the prompt holds half a surrogate pair"):
+        both.raw("a\ud83d")
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def test_arguments_reach_both_templates_and_go_over_the_pairs_own() -> None:
+    source = "{{ tone|default('-') }}{{ pitch|default('-') }}"
+    both = renderer(source, base_template=source, chat_options={"tone": "a", "pitch": "b"})
+    assert both.render("Hi").aligned_text == both.render("Hi").base_text == "ab"
+    prompt = both.render("Hi", template_args={"tone": "c"})
+    assert prompt.aligned_text == prompt.base_text == "cb"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("enable-thinking", True, "give the name of a variable"),
+        ("", True, "give the name of a variable"),
+        ("messages", [], "BACo sets this one itself"),
+        ("add_generation_prompt", False, "BACo sets this one itself"),
+        ("tone", object(), "is object: give what JSON can hold"),
+    ],
+)
+def test_arguments_that_are_none_are_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(BacoError, match=message):
+        renderer().render("Hi", template_args={name: value})
+
+
+# --- fuzzing --------------------------------------------------------------------------------------
+
+WORDS = (
+    *("{{", "}}", "{%", "%}", "{%-", "-%}", "{#", "#}", " ", "\n", "x", "夏", '"', "'", "(", ")"),
+    *("[", "]", "{", "}", "|", "~", "+", "-", "*", "**", "/", "//", "%", ",", ".", ":", "=", "=="),
+    *(
+        "for m in messages",
+        "endfor",
+        "if",
+        "else",
+        "endif",
+        "set",
+        "macro f(x)",
+        "endmacro",
+        "f(1)",
+    ),
+    *("messages", "message", "m", "role", "content", "loop", "loop.index0", "namespace(a=1)"),
+    *("range(3)", "range(99999)", "10", "0", "none", "true", "is defined", "in", "not", "and"),
+    *("trim", "length", "join", "tojson", "list", "sort", "center(99)", "format", "replace", "int"),
+    *("random", "map(attribute='content')", "selectattr('role')", "batch(2)", "items", "first"),
+    *("raise_exception('no')", "strftime_now('%Y')", "__class__", "eos_token", "tools", "caller()"),
+    *("split('o')", "strip()", "upper()", "format_map({})", "call f(1)", "endcall", "filter upper"),
+    *(
+        "endfilter",
+        "generation",
+        "endgeneration",
+        "include 'x'",
+        "import 'x' as y",
+        "raw",
+        "endraw",
+    ),
+)
+SNIPPETS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    "{% if add_generation_prompt %}assistant:{% endif %}",
+    "{{ messages[-1]['content'] }}",
+    "{% set ns = namespace(x=0) %}",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m.content|trim }}",
+    "{{ ns.x }}",
+)
+pieces = st.lists(st.sampled_from(WORDS + SNIPPETS) | st.text(max_size=3), max_size=12)
+sources = pieces.map("".join)
+balanced = st.lists(
+    st.sampled_from(SNIPPETS[:4])
+    | st.lists(st.sampled_from(WORDS[8:]), min_size=1, max_size=5).map(
+        lambda words: "{{ " + " ".join(words) + " }}"
+    ),
+    max_size=5,
+).map("".join)
+roles = st.sampled_from(["system", "user", "assistant"])
+conversations = st.lists(
+    st.fixed_dictionaries({"role": roles, "content": st.text(max_size=20)}), max_size=4
+) | st.text(max_size=20)
+values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers())
+BOTH = renderer()
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    usual, templates.SECONDS = templates.SECONDS, 0.5
+    yield
+    templates.SECONDS = usual
+
+
+@settings(max_examples=budget(300), deadline=None)
+@given(
+    sources | balanced,
+    sources | balanced | st.just(BASE_TEMPLATE),
+    conversations,
+    st.dictionaries(st.sampled_from(["x", "tools", "enable_thinking", "messages"]), values),
+)
+def test_any_template_gives_a_rendering_or_an_error_of_one_line(
+    quick: None, chat: str, base: str, prompt: Any, arguments: dict[str, Any]
+) -> None:
+    BOTH.aligned_tokenizer.chat_template = chat
+    try:
+        both = Renderer(BOTH.base_tokenizer, BOTH.aligned_tokenizer, "{#" + "#}" + base)
+        rendered = both.render(prompt, template_args=arguments)
+    except BacoError as error:
+        told = str(error)
+    else:
+        told = "a rendering"
+        assert rendered.aligned_text
+        assert rendered.base_text
+        assert rendered.base_ids
+        assert rendered.aligned_ids
+    assert len(told.splitlines()) == 1
