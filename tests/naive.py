@@ -4,13 +4,14 @@ Written from the design's words and from nothing of the engine, to hold the engi
 for the noise, Python for the rules. It is slow on purpose.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-Rule = Callable[[torch.Tensor, torch.Tensor, int], bool]  # (base row, aligned row, token of coin)
 MASK = 0xFFFFFFFF
 
 
@@ -20,6 +21,21 @@ def mix(x: int) -> int:
     x ^= x >> 15
     x = x * 0x846CA68B & MASK
     return x ^ x >> 16
+
+
+def coin_word(stream: str) -> int:
+    return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=4).digest(), "big") | 2**31
+
+
+def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
+    told = json.dumps([[one["role"], one["content"]] for one in messages])
+    return hashlib.blake2b(told.encode("ascii"), digest_size=16).digest()
+
+
+def prompt_seed(seed: int, digest: bytes) -> int:
+    """The seed of one prompt's draws: BLAKE2b of its digest under the seed as key."""
+    mixed = hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") % 2**63
 
 
 def uniform(seed: int, sample: int, position: int, token: int) -> float:
@@ -44,6 +60,7 @@ def decode(
     aligned_prompt: tuple[int, ...],
     rule: Callable[[torch.Tensor, torch.Tensor, float], bool],
     *,
+    digest: bytes,
     seed: int,
     sample: int,
     temperature: float,
@@ -52,7 +69,7 @@ def decode(
     whole_words: bool = True,
 ) -> tuple[list[int], list[str]]:
     """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin)."""
-    vocabulary = pair.vocabulary
+    vocabulary, seed = pair.vocabulary, prompt_seed(seed, digest)
     tokens: list[int] = []
     sources: list[str] = []
     while len(tokens) < max_tokens and not (tokens and tokens[-1] in pair.end_ids):
@@ -60,7 +77,7 @@ def decode(
             "base": pair.base.score([*base_prompt, *tokens])[-1],
             "aligned": pair.aligned.score([*aligned_prompt, *tokens])[-1],
         }
-        coin = uniform(seed, sample, len(tokens), MASK)
+        coin = uniform(seed, sample, len(tokens), coin_word("router"))
         wanted = "base" if rule(rows["base"], rows["aligned"], coin) else "aligned"
         source, masked = wanted, False
         if tokens and whole_words:

@@ -19,6 +19,7 @@ import pytest
 
 from baco import Baco
 from baco.cli import run
+from baco.seeds import NOISE_VERSION
 from tests.pairs import PairFolder
 
 PROMPT = "Recommend a summer destination"
@@ -202,7 +203,7 @@ def test_a_run_of_other_settings_is_not_mixed_in(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    head = {"settings": {"router": "P:0.1"}, "seed": 5}
+    head = {"settings": {"router": "P:0.1", "noise": NOISE_VERSION}, "seed": 5}
     (tmp_path / "out.jsonl.partial").write_text(json.dumps(head) + "\n")
     assert run(answer_file(prompts, out)) == 2
     assert "was begun with other settings" in capsys.readouterr().err

@@ -86,7 +86,13 @@ def deep(random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPa
 def request(baco: Baco, prompt: str = PROMPT, **sampling: Any) -> Request:
     rendered = baco.pair.renderer.render(prompt)
     params = baco.pair.defaults.updated({"seed": 1, **sampling})
-    return Request(rendered.base_ids, rendered.aligned_ids, params, baco.router("Rand:0.5"))
+    return Request(
+        rendered.base_ids,
+        rendered.aligned_ids,
+        params,
+        baco.router("Rand:0.5"),
+        digest=rendered.digest,
+    )
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from baco.evaluation.methods.verbalized import parse
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import load_task
 from baco.routing.registry import catalogue
-from tests.naive import uniform
+from tests import naive
 
 FULL, QUICK = Grid("full", 4), Grid("quick", 4)
 DRAW = Draw(4, 11, {"max_tokens": 24})
@@ -80,7 +80,8 @@ def test_a_routers_grid_reaches_the_aligned_model_and_goes_far_from_it(
         sum(a.text == b for a, b in zip(chain.from_iterable(rows), alone, strict=True))
         for rows in (answer(demo, setting, prompts, DRAW) for setting in (grid[0], grid[-1]))
     ]
-    assert max(same) == len(alone)
+    # A coin names the base now and then at any threshold above 0.
+    assert max(same) >= (len(alone) // 2 if router == "Rand" else len(alone))
     assert min(same) <= len(alone) // 4
 
 
@@ -183,9 +184,10 @@ def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Pr
     )
     mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
     logp = mix.logprobs(*rows)[0].double()
+    seed = naive.prompt_seed(42, naive.chat_digest(prompts[0].messages))
     for sample, one in enumerate(said):
         noise = torch.tensor(
-            [-math.log(-math.log(uniform(42, sample, 0, token))) for token in range(len(logp))]
+            [-math.log(-math.log(naive.uniform(seed, sample, 0, t))) for t in range(len(logp))]
         )
         token = int((logp + noise).argmax())
         assert demo.pair.tokenizer.decode([token]).lstrip(" ") == one.text

@@ -49,7 +49,9 @@ def stores(engine: Engine) -> list[SlotStore]:
 def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
     prompt = baco.pair.renderer.render(TEXT[:length])
     params = baco.pair.defaults.updated(sampling)
-    return Request(prompt.base_ids, prompt.aligned_ids, params, baco.router(router))
+    return Request(
+        prompt.base_ids, prompt.aligned_ids, params, baco.router(router), digest=prompt.digest
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])

@@ -93,7 +93,13 @@ def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
     engine = Engine(recorded.pair, memory="1GiB")
     prompt = recorded.pair.renderer.render(PROMPT)
     params = recorded.pair.defaults.updated({"n": 3, "seed": 1, "max_tokens": 150})
-    asked = Request(prompt.base_ids, prompt.aligned_ids, params, recorded.router("Rand:0.5"))
+    asked = Request(
+        prompt.base_ids,
+        prompt.aligned_ids,
+        params,
+        recorded.router("Rand:0.5"),
+        digest=prompt.digest,
+    )
     engine.add(asked)
     engine.step()
     sizes = {name: 3 * store.cache.columns for name, store in stores(engine).items()}

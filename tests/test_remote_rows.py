@@ -162,7 +162,7 @@ def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(d
     masked, free = Pen("base", True), Pen("base", False)
     for min_p in (0.0, 0.1):
         params = SamplingParams(seed=1, min_p=min_p, logit_bias=((start, 0.0),))
-        law = Law(demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5")), 0)
+        law = Law(demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5"), digest=b""), 0)
         assert law.may_say(start, masked)
         assert law.may_say(inside, free)
         assert not law.may_say(inside, masked)
@@ -191,7 +191,7 @@ def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p
     if min_p:
         exact[exact < exact.max() + math.log(min_p)] = -math.inf
     chance = exact.softmax(-1)
-    draws = Draws(SamplingParams(seed=5, min_p=min_p), 0)
+    draws = Draws(SamplingParams(min_p=min_p), 0, noise_seed=5)
     known = told(row, 20)
 
     async def drawn(half: RemoteHalf) -> list[int]:

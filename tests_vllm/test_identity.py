@@ -194,7 +194,7 @@ def offline(folder: str) -> tuple[str, str]:
     """What vLLM's own class says of a pair directory, and by whom."""
     pair = read_pair(Path(folder))
     read = pair.renderer.render(PROMPTS[0])
-    ids, arguments, salt = pair_prompt(read.base_ids, read.aligned_ids)
+    ids, arguments, salt = pair_prompt(read.base_ids, read.aligned_ids, read.digest)
     # Else vLLM's own process would outlive this one.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams

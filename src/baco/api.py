@@ -188,6 +188,7 @@ class Baco:
         switch: Switch = "word",
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
+        digests: Sequence[bytes] | None = None,
         **sampling: Any,
     ) -> list[list[Completion]]:
         """The n samples of every prompt; arguments as for :meth:`stream_batch`."""
@@ -199,6 +200,7 @@ class Baco:
             switch=switch,
             template_args=template_args,
             continue_final=continue_final,
+            digests=digests,
             **sampling,
         ):
             if chunk.completion is not None:
@@ -236,6 +238,7 @@ class Baco:
         switch: Switch = "word",
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
+        digests: Sequence[bytes] | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """Draw n samples of every prompt, and yield their text with its sources as it grows.
@@ -251,6 +254,9 @@ class Baco:
             template_args: further variables for the templates, such as ``enable_thinking``.
             continue_final: None, or whether the last message is an assistant's, to be continued;
                 a conversation that is not so is refused.
+            digests: one for every prompt, to key its draws in place of the prompt's own: prompts
+                of one digest share their noise. By default prompts draw independently, and equal
+                prompts give equal answers.
             sampling: fields of :class:`SamplingParams`; the others are the pair's own.
 
         Raises:
@@ -261,8 +267,9 @@ class Baco:
         decoder, chosen = self.decoder(), self.router(router)
         # One seed for all prompts, also where the caller leaves it to chance.
         seed = self.pair.defaults.updated(sampling).seeded().seed
+        keys = digests if digests is not None else [None] * len(prompts)
         try:
-            for prompt in prompts:
+            for prompt, digest in zip(prompts, keys, strict=True):
                 decoder.submit(
                     prompt,
                     router=chosen,
@@ -270,6 +277,7 @@ class Baco:
                     switch=switch,
                     template_args=template_args,
                     continue_final=continue_final,
+                    digest=digest,
                     **sampling | {"seed": seed},
                 )
         except BacoError:

@@ -6,7 +6,7 @@ the engine appends into text with its sources.
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baco.backends.protocol import TokenEngine
@@ -57,6 +57,7 @@ class Decoder:
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
         mixed: bool = False,
+        digest: bytes | None = None,
         **sampling: Any,
     ) -> int:
         """Queue n samples of a prompt; arguments as for :meth:`baco.api.Baco.stream_batch`.
@@ -64,6 +65,7 @@ class Decoder:
         Args:
             mixed: every token is both models', whatever its source says, so that a next turn
                 counts as the base model's wherever it is opened.
+            digest: keys the draws in place of the prompt's own.
 
         Returns:
             A ticket: ``Chunk.prompt`` of what comes of it.
@@ -74,6 +76,8 @@ class Decoder:
         rendered = self.pair.renderer.render(
             prompt, system, template_args=template_args, continue_final=continue_final
         )
+        if digest is not None:
+            rendered = replace(rendered, digest=digest)
         openers: tuple[Source, ...] = ("base", "aligned") if mixed else ("base",)
         return self._submit(rendered, openers, router, switch, explain, sampling)
 
@@ -109,7 +113,14 @@ class Decoder:
         self._check_known("logit_bias", (token for token, _ in params.logit_bias))
         ticket = self._next
         request = Request(
-            prompt.base_ids, prompt.aligned_ids, params, router, switch, ticket, explain
+            prompt.base_ids,
+            prompt.aligned_ids,
+            params,
+            router,
+            switch,
+            ticket,
+            explain,
+            digest=prompt.digest,
         )
         answers = self.engine.add(request)
         self._next += 1

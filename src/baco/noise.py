@@ -1,10 +1,12 @@
-"""The replayable noise: a pure function of (seed, sample, position, token), no generator, no state.
+"""The replayable noise: a pure function of (seed, prompt, sample, position, token), without state.
 
-It knows numbers only. The same noise is added whichever model speaks and in whatever batch a row
-happens to stand, so that a draw cannot depend on either.
+It knows numbers only; seed and prompt come as one number, see :mod:`baco.seeds`. The same noise is
+added whichever model writes and whatever batch a row is in, so a draw depends on neither.
 """
 
+import hashlib
 import math
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Coins that routers toss. Every further use of coins has a stream name of its own.
+ROUTER = "router"
+
 _WORD = 0xFFFFFFFF
 # A uniform is an odd multiple of 2**-24, exact in float32 and never 0 or 1, so that the Gumbel
 # noise made of it lies between these two bounds.
 GUMBEL_MAX = 24 * math.log(2)
 GUMBEL_MIN = -math.log(24 * math.log(2))
-# The "token" whose uniform decides for routers that toss a coin (no vocabulary is that large).
-COIN = _WORD
 # The hash is spelled once, for tensors, for arrays of 32-bit words and for plain numbers.
 _Whole = TypeVar("_Whole", int, Tensor, NDArray[Any])
 
@@ -33,7 +36,10 @@ def _mix(x: _Whole) -> _Whole:
 
 
 def noise_keys(seed: Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """The two 32-bit words that stand for (seed, sample, position): int64 [..., 2]."""
+    """The two 32-bit words that stand for (seed, sample, position): int64 [..., 2].
+
+    ``seed`` is the prompt's own, made by :func:`baco.seeds.noise_seed`.
+    """
     low, high = seed & _WORD, (seed >> 32) & _WORD
     if seed.device.type != "cpu":
         return torch.stack(_words(low, high, sample, position), dim=-1)
@@ -70,8 +76,19 @@ def uniform(keys: Tensor, token: Tensor) -> Tensor:
 
 
 def gumbel(keys: Tensor, token: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32, a pure function of (seed, sample, position, token id)."""
+    """Standard Gumbel noise, float32: ``keys`` [..., 2] and ``token`` ids [...] broadcast."""
     return uniform(keys, token).log_().neg_().log_().neg_()
+
+
+def coin(keys: Tensor, stream: str) -> Tensor:
+    """Uniforms in (0, 1), float32 [...], for ``keys`` [..., 2]; streams are independent."""
+    return uniform(keys, torch.full_like(keys[..., 0], _stream_word(stream)))
+
+
+@cache
+def _stream_word(stream: str) -> int:
+    """What takes a token's place for a stream of coins: no vocabulary reaches 2**31 tokens."""
+    return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=4).digest()) | 1 << 31
 
 
 def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:

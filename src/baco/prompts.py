@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from baco.errors import BacoError, UnfitPairError
+from baco.seeds import chat_digest, text_digest
 from baco.templates import Rendering, Template, TemplateFailedError, one_line, today
 
 Message = Mapping[str, str]
@@ -60,6 +61,7 @@ class Prompt:
     Attributes:
         base_ids, aligned_ids: token ids.
         base_text, aligned_text: what they spell.
+        digest: what its draws are keyed by, see :mod:`baco.seeds`.
         joining_space: a space that the answer begins with only joins it to the prompt, and is no
             part of its text. Never so where the prompt ends with the beginning of the answer.
         date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
@@ -69,6 +71,7 @@ class Prompt:
     aligned_ids: tuple[int, ...]
     base_text: str
     aligned_text: str
+    digest: bytes
     joining_space: bool = False
     date: str | None = None
 
@@ -243,6 +246,7 @@ class Renderer:
             BacoError: bad messages, a missing chat template, a template that fails.
         """
         messages = conversation(prompt, system, continue_final)
+        digest = chat_digest(messages)
         variables = {**self.chat_options, **check_template_args(template_args or {})}
         one = _Rendering(self, variables, self.date or today())
         begun = ""
@@ -266,6 +270,7 @@ class Renderer:
             aligned_ids,
             base_head + begun,
             aligned_head + begun,
+            digest,
             joining_space=not begun and not spaced,
             date=one.day if one.reads_clock else None,
         )
@@ -280,13 +285,14 @@ class Renderer:
             raise BacoError("the prompt is empty: give some text to continue")
         if not isinstance(text, str):
             spelled = self.aligned_tokenizer.decode(text)
-            return Prompt(text, text, spelled, spelled)
+            return Prompt(text, text, spelled, spelled, text_digest(spelled))
         check_characters("the prompt", text)
         return Prompt(
             _encode(self.base_tokenizer, text, special=True),
             _encode(self.aligned_tokenizer, text, special=True),
             text,
             text,
+            text_digest(text),
         )
 
     def chat_template(self) -> Template:

@@ -12,6 +12,7 @@ from baco.batch.output import Output, begin
 from baco.batch.replica import Advance, Copy, Facts, Made, Order, Replica, facts
 from baco.batch.rows import Row
 from baco.sampling import SamplingParams
+from baco.seeds import NOISE_VERSION
 from baco.templates import today
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Batch:
             "threads": self.copy.threads,
             "router": told.router,
             "seed": self.settings.get("seed"),
+            "noise": NOISE_VERSION,
             **told.params,
             "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
             "rows": len(self.rows),

@@ -22,6 +22,7 @@ from baco.errors import BacoError
 from baco.evaluation.store import write_whole
 from baco.locking import NAME as LOCK
 from baco.locking import locked
+from baco.seeds import check_version
 
 FORMAT = 1
 # Readers of a folder of Parquet leave out what begins with an underscore.
@@ -185,6 +186,7 @@ def begin(
 def _continued(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest that is there; BacoError where its settings are others than ``settings``."""
     begun = read_manifest(path)
+    check_version(begun["settings"].get("noise"), path)
     names = settings.keys() | begun["settings"].keys()
     differing = sorted(n for n in names if settings.get(n) != begun["settings"].get(n))
     if differing:

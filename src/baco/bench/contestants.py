@@ -123,7 +123,9 @@ class Paired:
         watch = Stopwatch(self.pair.aligned.device)
         engine = Engine(self.pair, max_rows=task.params.n, speculate=self.speculate)
         prompt, params = task.prompt, task.params
-        request = Request(prompt.base_ids, prompt.aligned_ids, params, task.router)
+        request = Request(
+            prompt.base_ids, prompt.aligned_ids, params, task.router, digest=prompt.digest
+        )
         rows = engine.add(request)
         while engine.busy:
             engine.step()

@@ -20,7 +20,14 @@ from baco.completion import Completion
 from baco.decoder import Decoder
 from baco.drawing import DrawTable, draw
 from baco.engine.engine import Engine
-from baco.noise import COIN, GUMBEL_MAX, GUMBEL_MIN, gumbel_of, noise_keys, uniform
+from baco.noise import (
+    GUMBEL_MAX,
+    GUMBEL_MIN,
+    ROUTER,
+    coin,
+    gumbel_of,
+    noise_keys,
+)
 from baco.pair import Pair
 from baco.prompts import Prompt
 from baco.reading import rows as read_rows
@@ -28,6 +35,7 @@ from baco.routing.routers import Router
 from baco.routing.rules import Source
 from baco.routing.select import NOTHING, select
 from baco.sampling import SamplingParams
+from baco.seeds import noise_seed
 
 # How often a row is shaken, and by how many standard deviations of the rounding.
 SHAKES, DEVIATIONS = 1000, 2.0
@@ -131,7 +139,8 @@ def compare(
         prompt = pair.renderer.render(prompts[key[0]])
         truth = {half: rows[at] for half, rows in _rows(exact, prompt, plain[key]).items()}
         shaken = _shaken(truth, report.rounding)
-        place = _Place(exact, router, pair.defaults.updated(sampling), plain[key], at)
+        seed = noise_seed(plain[key].seed, prompt.digest)
+        place = _Place(exact, router, pair.defaults.updated(sampling), plain[key], at, seed)
         report.partings.append(_parting(key, place, truth, fast[key], place.decide(shaken)))
     return report
 
@@ -161,13 +170,14 @@ class _Place:
     params: SamplingParams
     answer: Completion
     at: int
+    noise_seed: int
 
     def decide(self, rows: dict[str, Tensor]) -> list[tuple[int, Source]]:
         """The token and source of each of K rows, [K, V] of each half."""
         count, before = len(rows["base"]), self.at - 1
         previous = self.answer.token_ids[before] if self.at else NOTHING
         active = self.at > 0 and self.answer.sources[before] == "base"
-        seed, sample = torch.tensor(self.answer.seed), torch.tensor(self.answer.sample)
+        seed, sample = torch.tensor(self.noise_seed), torch.tensor(self.answer.sample)
         keys = noise_keys(seed, sample, torch.tensor(self.at)).expand(count, 2)
         logits, base = select(
             rows["base"],
@@ -177,7 +187,7 @@ class _Place:
             router=self.router,
             vocabulary=self.pair.vocabulary,
             banned=self.pair.banned,
-            coin=uniform(keys, torch.full((count,), COIN)),
+            coin=coin(keys, ROUTER),
         )
         tokens = draw(logits, DrawTable.of([self.params] * count, "cpu"), keys)
         sources: list[Source] = ["base" if one else "aligned" for one in base.tolist()]
@@ -188,7 +198,7 @@ class _Place:
         logit, heat = float(row[token]), self.params.temperature
         if heat == 0:
             return logit
-        return logit / heat + gumbel_of(self.answer.seed, self.answer.sample, self.at, token)
+        return logit / heat + gumbel_of(self.noise_seed, self.answer.sample, self.at, token)
 
 
 def _parting(

@@ -41,7 +41,7 @@ def long_prompt(pair: Pair, task: Task) -> LongPrompt:
     engine = Engine(pair, max_rows=ANSWERS)
     counted = {half: _counting(store) for half, store in engine.stats.stores.items()}
     started = time.perf_counter()
-    engine.add(Request(base, aligned, params, task.router))
+    engine.add(Request(base, aligned, params, task.router, digest=task.prompt.digest))
     engine.step()
     first = time.perf_counter() - started
     while engine.busy:

@@ -13,13 +13,14 @@ from transformers import DynamicCache
 
 from baco.drawing import DrawTable, draw
 from baco.half import Half
-from baco.noise import COIN, noise_keys, uniform
+from baco.noise import ROUTER, coin, noise_keys
 from baco.pair import Pair
 from baco.prompts import Prompt
 from baco.routing.routers import Router
 from baco.routing.rules import HALVES
 from baco.routing.select import NOTHING, select
 from baco.sampling import SamplingParams
+from baco.seeds import noise_seed
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def decode(
     vocabulary, banned = pair.vocabulary.to(device), pair.banned.to(device)
     table = DrawTable.of([params] * params.n, device)
     sample = torch.arange(params.n, device=device)
-    seed = torch.full_like(sample, params.seed or 0)
+    seed = torch.full_like(sample, noise_seed(params.seed or 0, prompt.digest))
     previous = torch.full_like(sample, NOTHING)
     active = torch.zeros_like(sample, dtype=torch.bool)
     halves = {"base": pair.base, "aligned": pair.aligned}
@@ -71,7 +72,7 @@ def decode(
             router=router,
             vocabulary=vocabulary,
             banned=banned,
-            coin=uniform(keys, torch.full_like(sample, COIN)),
+            coin=coin(keys, ROUTER),
         )
         previous = draw(table.bias(logits), table, keys)
         unread = dict.fromkeys(HALVES, previous[:, None])

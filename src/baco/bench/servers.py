@@ -22,10 +22,11 @@ from torch import Tensor
 from baco.bench.contestants import Run, Stopwatch, Task, checked
 from baco.drawing import DrawTable, draw
 from baco.errors import BacoError
-from baco.noise import COIN, noise_keys, uniform
+from baco.noise import ROUTER, coin, noise_keys
 from baco.pair import Pair
 from baco.routing.rules import HALVES
 from baco.routing.select import NOTHING, select
+from baco.seeds import noise_seed
 
 # Log-probabilities that such servers return at most.
 _MOST = 20
@@ -68,11 +69,10 @@ class Http:
         texts = {"base": list(task.prompt.base_ids), "aligned": list(task.prompt.aligned_ids)}
         previous, active = torch.tensor([NOTHING]), torch.tensor([False])
         tokens, sources, first = list[int](), list[str](), 0.0
+        seed = noise_seed(params.seed or 0, task.prompt.digest)
         for at in range(params.max_tokens):
             base, aligned = ask(self._row, HALVES, (texts[half] for half in HALVES))
-            keys = noise_keys(
-                torch.tensor([params.seed]), torch.tensor([sample]), torch.tensor([at])
-            )
+            keys = noise_keys(torch.tensor([seed]), torch.tensor([sample]), torch.tensor([at]))
             logits, active = select(
                 base,
                 aligned,
@@ -81,7 +81,7 @@ class Http:
                 router=task.router,
                 vocabulary=self.pair.vocabulary,
                 banned=self.pair.banned,
-                coin=uniform(keys, torch.tensor([COIN])),
+                coin=coin(keys, ROUTER),
             )
             if not bool(logits.isfinite().any()):
                 # No word start among the few tokens that a server tells: say what it would say.

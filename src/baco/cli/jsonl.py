@@ -22,6 +22,7 @@ from baco.cli.console import note
 from baco.cli.progress import answering
 from baco.locking import locked
 from baco.record import params, record
+from baco.seeds import NOISE_VERSION, check_version
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
@@ -89,6 +90,7 @@ def answer_all(
         "weights": baco.pair.held,
         "router": router.spelling,
         "seed": settings.get("seed"),
+        "noise": NOISE_VERSION,
         **params(baco, settings),
         **(more or {}),
         **({"date": renderer.date} if dated else {}),
@@ -155,6 +157,7 @@ def _resume(
         names = settings.keys() | told.keys()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BacoError(f"{partial} was not begun by this command: move it away") from error
+    check_version(settings.get("noise"), partial)
     differing = sorted(n for n in names if settings.get(n) != told.get(n))
     if differing:
         raise BacoError(

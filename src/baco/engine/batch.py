@@ -52,7 +52,7 @@ class Batch:
         self.rows = rows
         params = [row.request.params for row in rows]
         self.draws = DrawTable.of(params, self.device)
-        identity = [(p.seed, row.sample) for p, row in zip(params, rows, strict=True)]
+        identity = [(row.request.noise_seed, row.sample) for row in rows]
         self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
         self.needed: list[Source] = [

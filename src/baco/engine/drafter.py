@@ -138,7 +138,7 @@ class Drafter:
             most += 1
 
         def noise(ahead: int, token: int) -> float:
-            return gumbel_of(params.seed or 0, row.sample, at + ahead, token)
+            return gumbel_of(request.noise_seed, row.sample, at + ahead, token)
 
         return self._shared(request).draft(row.tokens, most, noise, params.temperature)
 

@@ -7,6 +7,7 @@ from baco.routing.routers import Router
 from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
+from baco.seeds import noise_seed
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -22,6 +23,8 @@ class Request:
         switch: ``word``, or ``token`` to let sources change inside words.
         index: which of the caller's prompts this is.
         explain: also tell why each token has its source; both halves then read every token.
+        digest: of the prompt, see :mod:`baco.seeds`.
+        noise_seed: of this prompt's draws.
     """
 
     base_ids: tuple[int, ...]
@@ -31,6 +34,11 @@ class Request:
     switch: Switch = "word"
     index: int = 0
     explain: bool = False
+    digest: bytes = field(kw_only=True)
+    noise_seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_seed", noise_seed(self.params.seed or 0, self.digest))
 
     def ids(self, half: str) -> tuple[int, ...]:
         """The prompt as a half reads it; a draft model reads the aligned one's."""

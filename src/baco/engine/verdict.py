@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baco.drawing import draw, penalise
 from baco.engine.batch import Batch
-from baco.noise import COIN, uniform
+from baco.noise import ROUTER, coin
 from baco.routing.rules import Source
 from baco.routing.select import Standing, follow, speakable
 from baco.routing.signals import Signals
@@ -226,7 +226,7 @@ class Law:
 
 
 def _toss(round_: Round) -> Tensor:
-    return uniform(round_.keys, torch.full_like(round_.keys[:, 0], COIN))
+    return coin(round_.keys, ROUTER)
 
 
 def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:

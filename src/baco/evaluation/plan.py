@@ -18,6 +18,7 @@ from baco.evaluation.tasks import Task
 from baco.evaluation.workers import cores
 from baco.known import find_pair
 from baco.sampling import SamplingParams
+from baco.seeds import NOISE_VERSION
 from baco.templates import today
 
 # Answers that are decoded together between two writes.
@@ -137,6 +138,7 @@ class Plan:
             "settings": [asdict(setting) for setting in self.settings],
             "n": self.n,
             "seed": self.seed,
+            "noise": NOISE_VERSION,
             "sampling": dict(self.sampling),
             "prompts_a_job": self.prompts_a_job,
             "made": {"command": command, "date": today(), **made()},

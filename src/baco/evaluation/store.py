@@ -24,6 +24,7 @@ from baco.errors import BacoError
 from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
 from baco.locking import NAME as LOCK
 from baco.locking import locked
+from baco.seeds import check_version
 
 T = TypeVar("T")
 
@@ -172,6 +173,7 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
 def _continued(path: Path, config: Mapping[str, Any]) -> Run:
     """The run that is there; BacoError where it has other settings than ``config``."""
     run = Run.open(path)
+    check_version(run.config.get("noise"), path)
     names = (config.keys() | run.config.keys()) - {"made"}
     differing = sorted(n for n in names if config.get(n) != run.config.get(n))
     if differing:

@@ -1,10 +1,46 @@
 """What a pair has read of a batch of answers: the two halves' caches and who spoke."""
 
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What keys the coins of a batch's rows, beside the seed.
+
+    Rows of one prompt, such as ``num_return_sequences`` makes, are its samples in their order.
+
+    Attributes:
+        digests: each row's prompt, the ids after its padding.
+        samples: each row's number among the rows of its prompt.
+        start: column of the aligned half in which each row's answer begins, int64 [B].
+    """
+
+    digests: tuple[bytes, ...]
+    samples: tuple[int, ...]
+    start: Tensor
+
+    @classmethod
+    def of(cls, digests: Sequence[bytes], start: Tensor) -> Self:
+        """Number the rows of every prompt."""
+        seen = Counter[bytes]()
+        samples = []
+        for digest in digests:
+            samples.append(seen[digest])
+            seen[digest] += 1
+        return cls(tuple(digests), tuple(samples), start)
+
+    def rows(self, indices: Tensor) -> "Keys":
+        """The keys of some rows."""
+        kept = indices.tolist()
+        digests, samples = ((column[i] for i in kept) for column in (self.digests, self.samples))
+        return Keys(tuple(digests), tuple(samples), self.start[indices])
 
 
 class PairCache(Cache):
@@ -19,6 +55,7 @@ class PairCache(Cache):
         source: which half says the token after a column of the aligned half, True for base;
             bool [B, T]. Within a prompt it says nothing.
         ids: the aligned half's columns, int64 [B, T].
+        keys: what the rows' coins are keyed by. They stay in their places when beams change theirs.
     """
 
     def __init__(self, base_config: Any, aligned_config: Any) -> None:
@@ -28,6 +65,7 @@ class PairCache(Cache):
         self.base_mask = self.aligned_mask = torch.ones(0, 0, dtype=torch.int64)
         self.source = torch.zeros(0, 0, dtype=torch.bool)
         self.ids = torch.zeros(0, 0, dtype=torch.int64)
+        self.keys = Keys((), (), torch.zeros(0, dtype=torch.int64))
 
     def append(self, ids: Tensor, source: Tensor) -> None:
         """Keep the new columns' ids and sources, [B, k] each."""
@@ -75,6 +113,7 @@ class PairCache(Cache):
         self.aligned.reset()
         self.base_mask, self.aligned_mask = self.base_mask[:0, :0], self.aligned_mask[:0, :0]
         self.source, self.ids = self.source[:0, :0], self.ids[:0, :0]
+        self.keys = Keys((), (), self.keys.start[:0])
 
     def activate_past_recording(self) -> None:
         """Keep what sliding windows would drop, so that ``crop`` can go back."""
@@ -92,13 +131,16 @@ class PairCache(Cache):
         self.base.batch_select_indices(indices)
         self.aligned.batch_select_indices(indices)
         self._rows(indices)
+        self.keys = self.keys.rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row ``repeats`` times, side by side."""
         self.base.batch_repeat_interleave(repeats)
         self.aligned.batch_repeat_interleave(repeats)
-        rows = torch.arange(self.batch_size, device=self.source.device)
-        self._rows(rows.repeat_interleave(repeats))
+        rows = torch.arange(self.batch_size, device=self.source.device).repeat_interleave(repeats)
+        self._rows(rows)
+        repeated = self.keys.rows(rows)
+        self.keys = Keys.of(repeated.digests, repeated.start)
 
     def _rows(self, indices: Tensor) -> None:
         self.base_mask = self.base_mask[indices]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.hf.cache import PairCache
+from baco.hf.cache import Keys, PairCache
 from baco.hf.chat import BasePrompt, ChatReader
+from baco.seeds import ids_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Layout:
             earlier.
         first: the first new column whose row of logits is the router's, in any row of the batch.
         active: the half that spoke last, True for base, bool [B].
+        keys: what the rows' coins are keyed by.
         seen: columns of the aligned half that were read before.
     """
 
@@ -36,6 +38,7 @@ class Layout:
     start: Tensor
     first: int
     active: Tensor
+    keys: Keys
     seen: int = 0
 
     @classmethod
@@ -51,6 +54,7 @@ class Layout:
             start=torch.full_like(ids[:, 0], -seen),
             first=0,
             active=cache.source[:, -1],
+            keys=cache.keys,
             seen=seen,
         )
 
@@ -85,7 +89,7 @@ class Layout:
         else:
             rows = zip(own, own_mask, strict=True)
             found = reader.read([row[: int(kept.sum())].tolist() for row, kept in rows])
-        base, base_mask, start = [], [], []
+        base, base_mask, start, digests = [], [], [], []
         for row, kept, prompt in zip(own, own_mask, found, strict=True):
             skip = ids.shape[1] - len(row)
             if prompt is None:
@@ -99,14 +103,17 @@ class Layout:
             base.append(torch.cat([base_prompt, _known(row[before:], base_rows)]))
             base_mask.append(torch.cat([before_base, kept[before:]]))
             start.append(skip + before)
+            digests.append(ids_digest(row[:before].tolist()))
+        starts = torch.tensor(start, device=ids.device)
         return cls(
             aligned_ids=ids,
             base_ids=_flush_right(base),
             aligned_mask=mask,
             base_mask=_flush_right(base_mask),
-            start=torch.tensor(start, device=ids.device),
+            start=starts,
             first=min(start) - 1,
             active=torch.zeros(len(start), dtype=torch.bool, device=ids.device),
+            keys=Keys.of(digests, starts),
         )
 
 

@@ -22,15 +22,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from baco.errors import BacoError
 from baco.half import Half
-from baco.hf.cache import PairCache
+from baco.hf.cache import Keys, PairCache
 from baco.hf.chat import ChatReader
 from baco.hf.config import BacoConfig, config_of
 from baco.hf.layout import Layout
 from baco.hf.next_turn import NextTurn
-from baco.noise import COIN, noise_keys, uniform
+from baco.noise import ROUTER, coin, noise_keys
 from baco.pair import Pair
 from baco.routing.routers import Router
 from baco.routing.select import NOTHING, select
+from baco.seeds import noise_seed
 
 # The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
 # token can still be added up and compared; e**-10000 is 0 in every floating-point format.
@@ -188,6 +189,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         logits, source = self._route(layout, cache, logits_to_keep, self._coin_seed(seed))
         if cache is not None:
             cache.base_mask, cache.aligned_mask = layout.base_mask, layout.aligned_mask
+            cache.keys = layout.keys
             cache.append(input_ids, source)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
@@ -214,7 +216,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         routed = columns - layout.first  # columns from the first whose row is the router's
         base, logits = self._rows(layout, cache, routed, max(routed, keep or columns))
         source = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-        active = layout.active
+        active, toss = layout.active, _Coins(seed, layout.keys)
         for step, column in enumerate(range(layout.first, columns)):
             # The token after column `start` - 1 is the answer's first: it has no previous one.
             opening, answering = layout.start - 1 == column, layout.start - 1 <= column
@@ -227,7 +229,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 router=self.router,
                 vocabulary=self.vocabulary,
                 banned=self.banned,
-                coin=_coins(seed, layout.seen + column, ids),
+                coin=toss(layout.seen + column + 1),
             )
             logits[:, row] = torch.where(answering[:, None], mixed, logits[:, row])
             active = torch.where(answering, said_by, active)
@@ -293,11 +295,18 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         raise BacoError("a pair is not a checkpoint of its own: save or load its two halves")
 
 
-def _coins(seed: int, column: int, ids: Tensor) -> Tensor:
-    """One uniform per row for a random router, a function of seed, row and column: [B]."""
-    rows = torch.arange(len(ids), device=ids.device)
-    keys = noise_keys(torch.full_like(rows, seed), rows, torch.full_like(rows, column))
-    return uniform(keys, torch.full_like(rows, COIN))
+class _Coins:
+    """The coins of a batch's rows, keyed by seed, prompt, sample and position."""
+
+    def __init__(self, seed: int, keys: Keys) -> None:
+        device = keys.start.device
+        self._start = keys.start
+        self._seed = torch.tensor([noise_seed(seed, one) for one in keys.digests], device=device)
+        self._sample = torch.tensor(keys.samples, device=device)
+
+    def __call__(self, column: int) -> Tensor:
+        """One uniform a row for the token in a column of the aligned half, float32 [B]."""
+        return coin(noise_keys(self._seed, self._sample, column - self._start), ROUTER)
 
 
 def _check_forward(half: Half) -> None:

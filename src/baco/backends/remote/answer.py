@@ -87,7 +87,7 @@ class Answer:
         self._totals, self._tell = totals, tell
         request = sequence.request
         self._law = Law(pair, request, sequence.sample)
-        self._draws = Draws(request.params, sequence.sample)
+        self._draws = Draws(request.params, sequence.sample, request.noise_seed)
         self._record = Record()
         self._tokens: list[int] = []
         self._sources: list[Source] = []

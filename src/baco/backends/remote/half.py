@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baco.backends.remote.client import MalformedError, Server
@@ -61,14 +61,16 @@ class Draws:
     Attributes:
         params: temperature, truncation and bias.
         sample: its number.
+        noise_seed: of the prompt's draws.
     """
 
     params: SamplingParams
     sample: int
+    noise_seed: int
 
     def seed(self, position: int, attempt: int = 0) -> int:
-        """A seed for one call: samples, positions and attempts draw apart."""
-        key = f"{self.params.seed}/{self.sample}/{position}/{attempt}".encode()
+        """A seed for one call: prompts, samples, positions and attempts draw apart."""
+        key = f"{self.noise_seed}/{self.sample}/{position}/{attempt}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) >> 1
 
     def fields(self, obeys: frozenset[str], forbidden: Sequence[int] = ()) -> dict[str, Any]:
@@ -198,7 +200,7 @@ class RemoteHalf:
         forbidden: list[int],
     ) -> list[int]:
         """What may not be said and is likelier than all that may: min_p counts from the latter."""
-        cold = Draws(draws.params.updated({"temperature": 0}), draws.sample)
+        cold = replace(draws, params=draws.params.updated({"temperature": 0}))
         forbidden = list(forbidden)
         for _ in range(_MOST_DRAWS):
             asked = cold.fields(self.ability.obeys, forbidden)

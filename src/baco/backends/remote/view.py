@@ -12,7 +12,7 @@ from baco.backends.remote.table import Table
 from baco.backends.remote.wire import Row
 from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
-from baco.noise import COIN, noise_keys, uniform
+from baco.noise import ROUTER, coin, noise_keys
 from baco.pair import Pair
 from baco.routing.routers import Router, Rule
 from baco.routing.rules import Source
@@ -150,10 +150,10 @@ class View:
         return torch.tensor([NOTHING if one == NOTHING else column[one] for one in before])
 
     def _coins(self) -> Tensor:
-        count, seed = len(self._span.tokens), self._law.request.params.seed or 0
+        count, seed = len(self._span.tokens), self._law.request.noise_seed
         at = torch.arange(count) + self._span.position
         keys = noise_keys(torch.full((count,), seed), torch.full((count,), self._law.sample), at)
-        return uniform(keys, torch.full((count,), COIN))
+        return coin(keys, ROUTER)
 
     def source(self, at: int, active: Source) -> Pen | None:
         """Whose a position is; None where the half that was not asked may have a say in it.

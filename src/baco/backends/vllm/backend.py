@@ -31,7 +31,7 @@ log = logging.getLogger("baco")
 # What vLLM tells at a position unless it is started with more.
 _TOP_LOGPROBS = 20
 CAPABILITIES = Capabilities("vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS)
-# vLLM's draws of one seed are alike for every request: samples of one prompt need seeds apart.
+# vLLM's draws of one seed are alike for every request: prompts and samples need seeds apart.
 _SEED_STEP = 0x9E3779B97F4A7C15
 
 
@@ -80,7 +80,7 @@ class VllmBackend:
             BacoError: what vLLM has against it.
         """
         request = sequence.request
-        ids, arguments, salt = pair_prompt(request.base_ids, request.aligned_ids)
+        ids, arguments, salt = pair_prompt(request.base_ids, request.aligned_ids, request.digest)
         arguments |= {
             f"{PREFIX}router": request.router.spelling,
             f"{PREFIX}switch": request.switch,
@@ -249,7 +249,6 @@ def _sampling(
     from vllm import SamplingParams as TheirParams
     from vllm.sampling_params import RequestOutputKind
 
-    assert params.seed is not None
     return TheirParams(
         temperature=params.temperature,
         top_k=params.top_k,
@@ -259,7 +258,7 @@ def _sampling(
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         logit_bias=dict(params.logit_bias) or None,
-        seed=(params.seed + sequence.sample * _SEED_STEP) % (MAX_SEED + 1),
+        seed=(sequence.request.noise_seed + sequence.sample * _SEED_STEP) % (MAX_SEED + 1),
         max_tokens=sequence.limit,
         logprobs=params.logprobs or 0,
         stop_token_ids=sorted(ends),

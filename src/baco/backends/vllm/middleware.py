@@ -12,6 +12,8 @@ from baco.backends.vllm.folder import read_pair
 from baco.backends.vllm.options import Limits, pair_prompt
 from baco.errors import BacoError
 from baco.pair import Pair
+from baco.sampling import MAX_SEED
+from baco.seeds import noise_seed
 
 _PATH = "/v1/chat/completions"
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -70,10 +72,14 @@ class TwoPrompts:
         if not isinstance(mine, dict) or "baco_base_prompt_ids" in mine:
             return body
         prompt = self._known().renderer.render(asked["messages"])
-        ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids)
+        ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
         theirs = asked.get("kv_transfer_params")
         asked["kv_transfer_params"] = {**(theirs or {}), "prompt_token_ids": ids}
         asked["vllm_xargs"] = {**mine, **arguments}
+        seed = asked.get("seed")
+        if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED:
+            # vLLM's draws of one seed are alike for every prompt.
+            asked["seed"] = noise_seed(seed, prompt.digest)
         asked["cache_salt"] = f"{asked.get('cache_salt') or ''}{salt}"
         return json.dumps(asked).encode()
 

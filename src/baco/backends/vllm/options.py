@@ -51,6 +51,7 @@ class PairOptions:
         router: names the source at every boundary.
         switch: ``word`` or ``token``.
         seed, sample: of the coins that random routers toss.
+        digest: of the prompt, keys the coins; None: the aligned half's token ids do.
     """
 
     base_ids: tuple[int, ...] | None
@@ -59,6 +60,7 @@ class PairOptions:
     switch: Switch
     seed: int
     sample: int
+    digest: bytes | None = None
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any] | None) -> Self:
@@ -72,7 +74,16 @@ class PairOptions:
             for name, value in (arguments or {}).items()
             if name.startswith(PREFIX)
         }
-        known = ("base_prompt_ids", "fill", "router", "threshold", "switch", "seed", "sample")
+        known = (
+            "base_prompt_ids",
+            "fill",
+            "router",
+            "threshold",
+            "switch",
+            "seed",
+            "sample",
+            "digest",
+        )
         for name in given:
             if name not in known:
                 raise BacoError(
@@ -89,6 +100,7 @@ class PairOptions:
             switch,
             _whole("seed", given.get("seed", 0)),
             _whole("sample", given.get("sample", 0)),
+            _digest(given.get("digest")),
         )
 
     def check_prompt(self, length: int, vocabulary: int) -> None:
@@ -112,9 +124,13 @@ class PairOptions:
 
 
 def pair_prompt(
-    base_ids: Sequence[int], aligned_ids: Sequence[int]
+    base_ids: Sequence[int], aligned_ids: Sequence[int], digest: bytes | None = None
 ) -> tuple[list[int], dict[str, Any], str]:
     """What vLLM is given for a prompt that the two halves read differently.
+
+    Args:
+        base_ids, aligned_ids: the prompt as each half reads it.
+        digest: of the prompt, that coins are keyed by; None: the aligned half's token ids are.
 
     Returns:
         (token ids, extra arguments, cache salt). The salt keeps vLLM's prefix cache from taking
@@ -123,7 +139,12 @@ def pair_prompt(
     fill = max(0, len(base_ids) - len(aligned_ids))
     # A token that is in the prompt anyway, so that penalties see nothing new.
     ids = [aligned_ids[0]] * fill + list(aligned_ids)
-    arguments: dict[str, Any] = {f"{PREFIX}base_prompt_ids": list(base_ids), f"{PREFIX}fill": fill}
+    arguments: dict[str, Any] = {
+        f"{PREFIX}base_prompt_ids": list(base_ids),
+        f"{PREFIX}fill": fill,
+    }
+    if digest is not None:
+        arguments[f"{PREFIX}digest"] = digest.hex()
     told = json.dumps([list(base_ids), fill]).encode()
     return ids, arguments, hashlib.sha256(told).hexdigest()
 
@@ -161,6 +182,14 @@ def _whole(name: str, given: object) -> int:
     if isinstance(whole, bool) or not isinstance(whole, int) or not 0 <= whole < 2**63:
         raise BacoError(f"{PREFIX}{name} is {given!r}: give a whole number from 0")
     return whole
+
+
+def _digest(given: object) -> bytes | None:
+    if given is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):
+        return bytes.fromhex(given)  # type: ignore[arg-type]
+    raise BacoError(f"{PREFIX}digest is {given!r}: give the prompt's digest in hexadecimal digits")
 
 
 def _router(spelling: object, threshold: object) -> Router:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baco.backends.vllm.table import RequestTable
 from baco.engine.verdict import Positions, chain
-from baco.noise import COIN, noise_keys, uniform
+from baco.noise import ROUTER, coin, noise_keys
 from baco.routing.routers import Router
 from baco.routing.select import NOTHING, Standing, Switch, speakable
 from baco.routing.signals import Signals
@@ -82,4 +82,4 @@ class Rows:
     def _toss(self, slot: Tensor) -> Tensor:
         seed, sample = self.table.identity[slot].unbind(1)
         keys = noise_keys(seed, sample, self.position + 1 - self.table.prompt[slot])
-        return uniform(keys, torch.full_like(keys[:, 0], COIN))
+        return coin(keys, ROUTER)

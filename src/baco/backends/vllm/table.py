@@ -11,6 +11,7 @@ from baco.backends.vllm.options import PairOptions
 from baco.routing.routers import Router
 from baco.routing.rules import HALVES, Source
 from baco.routing.select import Switch
+from baco.seeds import ids_digest, noise_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class RequestTable:
         offset: tokens that each half does not read, int64 [S].
         prompt: tokens before the answer, int64 [S].
         spoke: who said the token at every position, bool [S, width + 1], True for the base.
-        identity: seed and sample of the coins, int64 [S, 2].
+        identity: the prompt's noise seed and the sample, of the coins, int64 [S, 2].
     """
 
     width: int
@@ -79,7 +80,8 @@ class RequestTable:
         self.prompt[slot] = len(prompt)
         for half, offset in offsets.items():
             self.offset[half][slot] = offset
-        identity = torch.tensor([options.seed, options.sample])
+        digest = options.digest or ids_digest(prompt[options.fill :])
+        identity = torch.tensor([noise_seed(options.seed, digest), options.sample])
         self.identity[slot] = identity.to(self.device, non_blocking=True)
 
     def drop(self, request: str) -> None:

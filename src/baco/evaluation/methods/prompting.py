@@ -50,7 +50,9 @@ class SystemPrompt:
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
         asked = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
-        return sampled(baco, "Aligned", asked, draw.n, draw.seed, _sampling(draw, setting))
+        seed = draw.apart(self.name)
+        sampling = _sampling(draw, setting)
+        return sampled(baco, "Aligned", asked, draw.n, seed, sampling, prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Paraphrase:
                 for prompt, texts in zip(prompts, wordings, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = sampled(baco, "Aligned", asked, 1, seed, _sampling(draw, setting))
+            told = sampled(baco, "Aligned", asked, 1, seed, _sampling(draw, setting), prompts)
             rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
         return rows
 
@@ -90,7 +92,7 @@ class Paraphrase:
             for prompt in bare
         ]
         seed = draw.apart(self.name, "wordings")
-        told = sampled(baco, "Aligned", asked, draw.n, seed, draw.sampling) if asked else []
+        told = sampled(baco, "Aligned", asked, draw.n, seed, draw.sampling, bare) if asked else []
         made = {
             prompt.id: tuple(dict.fromkeys(a.text.strip() for a in row if a.text.strip()))
             for prompt, row in zip(bare, told, strict=True)
@@ -122,7 +124,7 @@ class Regeneration:
                 for prompt, row in zip(prompts, rows, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = sampled(baco, "Aligned", asked, 1, seed, sampling)
+            told = sampled(baco, "Aligned", asked, 1, seed, sampling, prompts)
             rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
         return rows
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from baco.evaluation.records import Prompt, Setting, Source
 from baco.prompts import Message
 from baco.sampling import MAX_SEED
+from baco.seeds import chat_digest
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
@@ -49,8 +50,9 @@ class Draw:
     def apart(self, *words: object) -> int:
         """A seed of its own for one part of a method's draws, made of this one.
 
-        Draws of the same seed and sample share their noise, so that two of them agree as often as
-        they can: samples of one prompt that come from several calls must not.
+        A method that rewords its prompts still keys its draws by the task's prompt, see `sampled`,
+        and draws apart from other methods. Draws of the same seed, prompt and sample share their
+        noise, so samples that come from several calls need seeds of their own.
         """
         told = " ".join(map(str, (self.seed, *words))).encode()
         return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest()) & MAX_SEED
@@ -100,9 +102,17 @@ def sampled(
     n: int,
     seed: int,
     sampling: Mapping[str, Any],
+    prompts: Sequence[Prompt] | None = None,
 ) -> list[list[Answer]]:
-    """n samples of every conversation by a router, one model alone included."""
-    rows = baco.generate_batch(conversations, router=router, n=n, seed=seed, **sampling)
+    """n samples of every conversation by a router, one model alone included.
+
+    Args:
+        prompts: the task's, where conversations are made of them: they key the draws.
+    """
+    digests = None if prompts is None else [chat_digest(prompt.messages) for prompt in prompts]
+    rows = baco.generate_batch(
+        conversations, router=router, n=n, seed=seed, digests=digests, **sampling
+    )
     return [[Answer.of(completion) for completion in row] for row in rows]
 
 

@@ -52,7 +52,8 @@ class Verbalized:
             asked = [with_system(prompts[index].messages, system) for index in due]
             if not asked:
                 break
-            told = sampled(baco, "Aligned", asked, 1, draw.apart(self.name, call), sampling)
+            seed, own = draw.apart(self.name, call), [prompts[index] for index in due]
+            told = sampled(baco, "Aligned", asked, 1, seed, sampling, own)
             for index, (answer,) in zip(due, told, strict=True):
                 rows[index] += _answers(baco, answer)
         return [row[: draw.n] for row in rows]

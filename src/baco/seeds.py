@@ -1,0 +1,62 @@
+"""What the noise is keyed by: the user's seed and the prompt's digest, mixed into one seed.
+
+Different prompts draw independently; equal prompts draw equal answers. It imports neither torch nor
+numpy, so that commands that draw nothing start quickly.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from baco.errors import BacoError
+
+# Goes up whenever the same seed gives other answers than before. 1: draws were keyed by seed,
+# sample, position and token; 2: by the prompt too.
+NOISE_VERSION = 2
+
+_LARGEST = 2**63 - 1  # seeds are int64 in tensors
+
+
+def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
+    """A conversation's digest: of the role and the text of every message, and of nothing else."""
+    told = json.dumps([[message["role"], message["content"]] for message in messages])
+    return _digest(told.encode())
+
+
+def text_digest(text: str) -> bytes:
+    """A raw text's digest: of its UTF-8 bytes."""
+    return _digest(text.encode("utf-8", "surrogatepass"))
+
+
+def ids_digest(ids: Iterable[int]) -> bytes:
+    """The digest of token ids whose text is not at hand."""
+    return _digest(b"".join(token.to_bytes(8, "little") for token in ids))
+
+
+def _digest(told: bytes) -> bytes:
+    return hashlib.blake2b(told, digest_size=16).digest()
+
+
+def noise_seed(seed: int, digest: bytes) -> int:
+    """The seed of one prompt's draws, 0 … 2**63 - 1: of the user's seed and the prompt's digest."""
+    mixed = hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") & _LARGEST
+
+
+def check_version(begun: object, output: Path) -> None:
+    """Check that an unfinished output can be continued with the same draws.
+
+    Args:
+        begun: the version of the noise that its manifest names; None where it names none.
+        output: the file or folder.
+
+    Raises:
+        BacoError: another version.
+    """
+    if begun != NOISE_VERSION:
+        raise BacoError(
+            f"{output} was begun with version {1 if begun is None else begun} of the noise and "
+            f"this BACo draws with version {NOISE_VERSION}, so its answers cannot be continued: "
+            "remove it, choose another output, or finish it with the BACo that began it"
+        )
