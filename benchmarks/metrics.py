@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from baco.demo.world import aligned_examples
-from baco.evaluation.metrics import LEXICAL, metric
+from baco.evaluation.metrics import metric, names
 from baco.evaluation.plan import machine
 from baco.evaluation.records import Prompt
 
 PROMPTS, SAMPLES, MORE = 100, 10, 8
+LEXICAL = names("lexical")
 METRICS = (*LEXICAL, "embedding_distance", "vendi")
 RUN = "a run, all lexical"
 LIBRARIES = ("torch", "sacrebleu", "rapidfuzz", "sentence-transformers")

@@ -20,11 +20,13 @@ from baco.evaluation.frontier import (
     normalised,
     pareto_front,
 )
-from baco.evaluation.metrics import LEXICAL, QUALITY, SEMANTIC
+from baco.evaluation.metrics import names as metric_names
 
 PLANE = arrays(
     np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(0, 1, width=16)
 )
+LEXICAL, SEMANTIC = metric_names("lexical"), metric_names("semantic")
+QUALITY = metric_names("quality")
 PARTS = {"lexical": ("distinct_1",), "semantic": ("vendi",)}
 SPACE = ("distinct_1", "reward")
 

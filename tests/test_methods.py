@@ -9,7 +9,7 @@ import torch
 
 from baco import Baco
 from baco.errors import BacoError
-from baco.evaluation.methods import METHODS, Draw, Grid, answer, select_settings
+from baco.evaluation.methods import Draw, Grid, answer, methods, select_settings
 from baco.evaluation.methods.ensemble import Mixture
 from baco.evaluation.methods.prompting import AGAIN, with_system
 from baco.evaluation.methods.verbalized import parse
@@ -20,7 +20,7 @@ from tests import naive
 
 FULL, QUICK = Grid("full", 4), Grid("quick", 4)
 DRAW = Draw(4, 11, {"max_tokens": 24})
-OFFLINE = [name for name in METHODS if name != "judge"]
+OFFLINE = [name for name in methods() if name != "judge"]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def prompts() -> tuple[Prompt, ...]:
 
 
 def first(name: str) -> Setting:
-    return METHODS[name].settings(QUICK)[0]
+    return methods()[name].settings(QUICK)[0]
 
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_a_method_gives_n_samples_and_the_same_ones_again(
     demo: Baco, prompts: tuple[Prompt, ...], name: str
 ) -> None:
-    setting = METHODS[name].settings(QUICK)[-1]
+    setting = methods()[name].settings(QUICK)[-1]
     rows = answer(demo, setting, prompts, DRAW)
     assert [len(row) for row in rows] == [4, 4]
     assert rows == answer(demo, setting, prompts, DRAW)
@@ -55,7 +55,7 @@ def test_labels_are_unique_in_a_method_and_a_full_grid_holds_the_quick_one() -> 
 
 
 def test_every_router_of_the_catalogue_is_swept() -> None:
-    swept = {setting.method for setting in METHODS["routers"].settings(FULL)}
+    swept = {setting.method for setting in methods()["routers"].settings(FULL)}
     assert {entry.name for entry in catalogue()} - {"Base", "Aligned"} <= swept
     assert "Nudging" in swept
 
@@ -110,7 +110,7 @@ def test_a_router_gives_what_baco_gives(demo: Baco, prompts: tuple[Prompt, ...])
 def test_mixing_takes_m_answers_of_base_and_the_rest_of_aligned(
     demo: Baco, prompts: tuple[Prompt, ...]
 ) -> None:
-    settings = METHODS["mixing"].settings(FULL)
+    settings = methods()["mixing"].settings(FULL)
     assert [s.value for s in settings] == [0, 1, 2, 3, 4]
     points = [answer(demo, setting, prompts, DRAW) for setting in settings]
     for share, rows in enumerate(points):
@@ -174,7 +174,7 @@ def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
 
 def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
     """The first token of every sample is the argmax of mixed log-probabilities plus the noise."""
-    setting = METHODS["ensemble"].settings(FULL)[2]
+    setting = methods()["ensemble"].settings(FULL)[2]
     draw = Draw(3, 42, {"temperature": 1.0, "min_p": 0.0, "max_tokens": 1})
     said = answer(demo, setting, prompts[:1], draw)[0]
     prompt = demo.pair.renderer.render(prompts[0].messages)
@@ -248,7 +248,7 @@ def test_regeneration_forgets_the_oldest_where_the_window_ends(
     spy: Spy, prompts: tuple[Prompt, ...]
 ) -> None:
     draw = Draw(14, 1, {"max_tokens": 96, "temperature": 2.0, "min_p": 0.0})
-    setting = METHODS["regeneration"].settings(FULL)[-1]
+    setting = methods()["regeneration"].settings(FULL)[-1]
     answer(spy, setting, prompts[:1], draw)  # type: ignore[arg-type]
     chats = [chat for chat, _ in spy.asked]
     assert all(chat[0]["content"] == prompts[0].text for chat in chats)

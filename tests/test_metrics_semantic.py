@@ -26,17 +26,13 @@ from numpy.typing import NDArray
 from baco import BacoError
 from baco.demo.world import Question, aligned_examples
 from baco.evaluation.metrics import (
-    DIVERSITY,
-    LEXICAL,
-    METRICS,
-    QUALITY,
-    SEMANTIC,
     Equivalence,
     Metric,
     MetricUnavailable,
     Reward,
     entry,
     metric,
+    names,
     semantic,
 )
 from baco.evaluation.metrics.demo import DemoJudge
@@ -282,17 +278,24 @@ def test_the_demo_judge_refuses_what_its_world_did_not_ask() -> None:
 
 
 def test_there_are_eleven_of_diversity_two_of_quality_and_utility() -> None:
-    assert LEXICAL == ("distinct_1", "distinct_2", "distinct_3", "ead", "self_bleu", "self_rouge_l")
-    assert SEMANTIC == (
+    assert names("lexical") == (
+        "distinct_1",
+        "distinct_2",
+        "distinct_3",
+        "ead",
+        "self_bleu",
+        "self_rouge_l",
+    )
+    assert names("semantic") == (
         "embedding_distance",
         "vendi",
         "nli_diversity",
         "semantic_entropy",
         "distinct_k",
     )
-    assert QUALITY == ("reward", "perplexity")
-    assert (*LEXICAL, *SEMANTIC, *QUALITY, "utility_k") == METRICS
-    assert len(DIVERSITY) == 11
+    assert names("quality") == ("reward", "perplexity")
+    assert names() == (*names("lexical"), *names("semantic"), *names("quality"), "utility_k")
+    assert len(names("lexical", "semantic")) == 11
 
 
 def test_an_unknown_metric_or_model_is_told_with_what_there_is() -> None:
@@ -302,7 +305,7 @@ def test_an_unknown_metric_or_model_is_told_with_what_there_is() -> None:
         metric("distinct_1", embeddings="x")
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if entry(name).needs == 2])
+@pytest.mark.parametrize("name", [name for name in names() if entry(name).needs == 2])
 def test_one_sample_is_too_few_where_samples_are_compared(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -317,7 +320,7 @@ def test_a_metric_that_cannot_run_is_a_fault_of_one_line() -> None:
 
 
 def test_every_metric_says_what_it_was_made_by() -> None:
-    for name in (*LEXICAL, "vendi"):
+    for name in (*names("lexical"), "vendi"):
         assert metric(name).made_by
     made_by = metric("utility_k", equivalence="demo", reward="demo").made_by
     assert made_by["equivalence judge"] == made_by["reward judge"] == "demo world"

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from baco.errors import BacoError
+from baco.plugins import plugins
 
 if TYPE_CHECKING:
     from baco.backends.protocol import Backend
@@ -16,11 +17,20 @@ if TYPE_CHECKING:
     from baco.pair import Pair
 
 LOCAL = "local"
-# Each module has ``connect(known, **options) -> (Pair, Backend)``.
+# Each module has ``connect(known, **options) -> (Pair, Backend)``; an entry point names such a
+# function.
 _HOMES = {"remote": "baco.backends.remote", "vllm": "baco.backends.vllm"}
-NAMES = (LOCAL, *_HOMES)
 # Of commands of many prompts: a cluster (`baco.cluster`) of replicas with backends of their own.
 RAY = "ray"
+
+
+def names() -> tuple[str, ...]:
+    """The backends of one pair, those of installed packages (``baco.backends``) included.
+
+    Raises:
+        BacoError: an installed package's backend cannot be loaded.
+    """
+    return (LOCAL, *_HOMES, *plugins("backends"))
 
 
 def check_name(name: str) -> None:
@@ -28,10 +38,10 @@ def check_name(name: str) -> None:
     if name == RAY:
         raise BacoError(
             "backend ray is a whole cluster of pairs: give it to 'baco batch' or 'baco sweep'; "
-            f"here use one of {', '.join(NAMES)}"
+            f"here use one of {', '.join(names())}"
         )
-    if name not in NAMES:
-        raise BacoError(f"unknown backend {name!r}: use one of {', '.join(NAMES)}")
+    if name not in names():
+        raise BacoError(f"unknown backend {name!r}: use one of {', '.join(names())}")
 
 
 def connect(
@@ -40,7 +50,7 @@ def connect(
     """Reach a backend that is not this process.
 
     Args:
-        name: of `NAMES`, but not ``local``.
+        name: one of :func:`names`, but not ``local``.
         known: where the pair's tokenizers and configurations are.
         max_rows: answers decoded at once, where that is for this process to say.
         options: the backend's own.
@@ -49,7 +59,7 @@ def connect(
         BacoError: an option it does not take, a package it needs, or what the backend itself says.
     """
     try:
-        reach = import_module(_HOMES[name]).connect
+        reach = import_module(_HOMES[name]).connect if name in _HOMES else plugins("backends")[name]
     except ImportError as error:
         raise BacoError(
             f"the {name} backend needs {error.name}: install it with pip install 'baco[{name}]'"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from baco import BacoError
-from baco.backends import NAMES, RAY
+from baco.backends import RAY
+from baco.backends import names as backends
 from baco.cli import options as opt
 from baco.cli.cluster import Address, named_cluster
 from baco.cli.console import note, print_json
@@ -166,10 +167,10 @@ def batch(
 def _check_place(
     backend: str, replica: str, address: str | None, workers: int | None, gpus: float
 ) -> None:
-    if backend not in (*NAMES, RAY):
-        raise BacoError(f"unknown backend {backend!r}: use one of {', '.join((*NAMES, RAY))}")
-    if replica not in NAMES:
-        raise BacoError(f"unknown replica {replica!r}: use one of {', '.join(NAMES)}")
+    if backend not in (*backends(), RAY):
+        raise BacoError(f"unknown backend {backend!r}: use one of {', '.join((*backends(), RAY))}")
+    if replica not in backends():
+        raise BacoError(f"unknown replica {replica!r}: use one of {', '.join(backends())}")
     if backend != RAY and (address, workers, replica, gpus) != (None, None, "local", 1):
         raise BacoError(
             "--address, --workers, --replica and --gpus-per-worker are of a cluster: "

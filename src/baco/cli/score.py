@@ -57,7 +57,7 @@ def models(given: Sequence[str]) -> dict[str, str]:
     Raises:
         BacoError: something else, or no such role.
     """
-    from baco.evaluation.metrics.registry import ROLES
+    from baco.evaluation.metrics import ROLES
 
     named: dict[str, str] = {}
     for told in given:

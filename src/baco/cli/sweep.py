@@ -98,7 +98,7 @@ def sweep(
     it had never been stopped. Everything is kept in the run's directory; 'baco report' draws it.
     """
     from baco.evaluation.methods import Grid, select_settings
-    from baco.evaluation.metrics import METRICS
+    from baco.evaluation.metrics import names
     from baco.evaluation.plan import PairSpec, Plan
     from baco.evaluation.score import check_metrics, check_verifiable
     from baco.evaluation.store import begin
@@ -130,7 +130,7 @@ def sweep(
     pairs = [PairSpec(name, loading) for name in pair or ["demo"]]
     Plan(pairs, [], settings, n, seed, sampling).check()
     if scoring:
-        check_metrics(metric or METRICS, n)
+        check_metrics(metric or names(), n)
     count = processes(workers if cluster is None else None, pairs)
     tasks = [load_task(name, limit) for name in task or ["demo"]]
     if scoring:

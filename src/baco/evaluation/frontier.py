@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from baco.evaluation.metrics.registry import LEXICAL, QUALITY, SEMANTIC
+from baco.evaluation.metrics import names
 from baco.evaluation.plane import Floats, coverage, normalised, pareto_front
 
 __all__ = [
@@ -33,7 +33,7 @@ Space = tuple[str, str]  # (diversity, quality): a sub-space
 Indicator = Literal["coverage", "dominance"]
 Part = str | Space  # "lexical", "semantic", "overall", or one sub-space
 
-PARTS: Mapping[str, Sequence[str]] = {"lexical": LEXICAL, "semantic": SEMANTIC}
+KINDS: tuple[Literal["lexical", "semantic"], ...] = ("lexical", "semantic")
 OVERALL = "overall"
 
 
@@ -213,8 +213,8 @@ class Indicators:
 
 def indicators(
     measured: Sequence[Measured],
-    parts: Mapping[str, Sequence[str]] = PARTS,
-    quality: Sequence[str] = QUALITY,
+    parts: Mapping[str, Sequence[str]] | None = None,
+    quality: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Indicators:
@@ -228,11 +228,14 @@ def indicators(
 
     Args:
         measured: one for each task.
-        parts: diversity metrics in groups; ``overall`` is the mean of the groups' means.
-        quality: quality metrics.
+        parts: diversity metrics in groups; ``overall`` is the mean of the groups' means. By default
+            all lexical and all semantic ones.
+        quality: quality metrics, by default all.
         resamples: bootstrap resamples of prompts.
         seed: of the resamples.
     """
+    parts = {kind: names(kind) for kind in KINDS} if parts is None else parts
+    quality = names("quality") if quality is None else quality
     methods = tuple(dict.fromkeys(name for task in measured for name in task.methods))
     wanted = [(d, q) for group in parts.values() for d in group for q in quality]
     draws: dict[tuple[Indicator, str, Space], Floats] = {}
@@ -252,13 +255,13 @@ def indicators(
 
 
 def _points(
-    task: Measured, names: set[str], resamples: int, generator: np.random.Generator
+    task: Measured, metrics: set[str], resamples: int, generator: np.random.Generator
 ) -> dict[str, Floats]:
     """Normalised means of every available metric, [1 + resamples, settings]."""
     count = len(task.prompts)
     drawn = Resamples.of(count, resamples, generator).counts
     weights = np.concatenate([np.ones((1, count)), drawn]) / count
-    found = {name: task.figures(name) for name in sorted(names)}
+    found = {name: task.figures(name) for name in sorted(metrics)}
     return {
         name: normalised(weights @ figures.T)
         for name, figures in found.items()

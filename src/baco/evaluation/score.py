@@ -12,7 +12,8 @@ from itertools import chain, groupby
 from typing import Any
 
 from baco.errors import BacoError
-from baco.evaluation.metrics import METRICS, Entry, Metric, MetricUnavailable, entry, metric
+from baco.evaluation.metrics import Entry, Metric, MetricUnavailable, entry, metric
+from baco.evaluation.metrics import names as metric_names
 from baco.evaluation.records import Group
 from baco.evaluation.store import (
     Run,
@@ -42,7 +43,7 @@ class Wanted:
     """A metric to be scored, and by which models in each task.
 
     Attributes:
-        name: one of ``METRICS``, or ``accuracy``.
+        name: of a metric, or ``accuracy``.
         models: keywords of :func:`baco.evaluation.metrics.metric`, by task.
         verifiers: the verifier of every task that has one.
     """
@@ -92,7 +93,7 @@ def wanted(run: Run, names: Sequence[str], models: Mapping[str, str]) -> list[Wa
         for name, task in tasks.items()
     }
     verifiers = {name: task["verifier"] for name, task in tasks.items() if task["verifier"]}
-    chosen = list(dict.fromkeys(names)) or [*METRICS, *([ACCURACY] if verifiers else [])]
+    chosen = list(dict.fromkeys(names)) or [*metric_names(), *([ACCURACY] if verifiers else [])]
     check_metrics(chosen, run.config["n"])
     check_verifiable(chosen, verifiers)
     return [Wanted(name, judged, verifiers) for name in chosen]

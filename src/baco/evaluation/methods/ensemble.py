@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baco.engine.verdict import Choice, Law, Round
 from baco.evaluation.methods.both import decode
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
@@ -31,6 +31,7 @@ class Ensemble:
     """Mixed distributions over a grid of the base's weight w."""
 
     name = "ensemble"
+    family: Family = "ensemble"
     help = "both models' distributions mixed at every token: of probabilities, and of logits"
 
     def settings(self, grid: Grid) -> list[Setting]:

@@ -20,7 +20,7 @@ from baco.engine.sequence import Sequence as Row
 from baco.engine.verdict import Choice, Law, Round, by_standing
 from baco.errors import BacoError
 from baco.evaluation.methods.both import decode
-from baco.evaluation.methods.protocol import Answer, Draw, Grid
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
@@ -55,6 +55,7 @@ class Judge:
     url: str | None = None
     model: str | None = None
     name: str = "judge"
+    family: Family = "BACo"
     help: str = (
         "an external model picks the source of every word (needs --judge-url, --judge-model)"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Mixing:
     """m of n samples from base, for every m; at the pair's own sampling."""
 
     name = "mixing"
+    family: Family = "mixing"
     help = "m of the n samples from base, the others from aligned, for every m"
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 from baco.prompts import Message
 
@@ -41,6 +41,7 @@ class SystemPrompt:
     """A system prompt that asks for diversity."""
 
     name: str = "system-prompt"
+    family: Family = "prompting"
     help: str = "the aligned model under a system prompt that asks for diversity"
 
     def settings(self, grid: Grid) -> list[Setting]:
@@ -63,6 +64,7 @@ class Paraphrase:
     """
 
     name: str = "paraphrase"
+    family: Family = "prompting"
     help: str = "the aligned model, every sample from another wording of the prompt"
 
     def settings(self, grid: Grid) -> list[Setting]:
@@ -108,6 +110,7 @@ class Regeneration:
     """
 
     name: str = "regeneration"
+    family: Family = "prompting"
     help: str = "the aligned model, asked again and again for a different answer in one chat"
 
     def settings(self, grid: Grid) -> list[Setting]:

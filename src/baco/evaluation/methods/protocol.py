@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from baco.evaluation.records import Prompt, Setting, Source
 from baco.prompts import Message
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from baco import Baco, Completion
 
 Preset = Literal["quick", "full"]
+Family = Literal["base", "aligned", "Nudging", "prompting", "ensemble", "mixing", "BACo", "other"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,15 @@ class Method(Protocol):
     Attributes:
         name: as a user types it.
         help: a sentence for lists.
+        family: of the report's headline table, where rivals compete: see ``FAMILIES``.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def help(self) -> str: ...
+    @property
+    def family(self) -> Family: ...
 
     def settings(self, grid: Grid) -> list[Setting]:
         """Its operating points; their options must be plain JSON."""

@@ -2,51 +2,96 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from baco.errors import BacoError
 from baco.evaluation.methods.ensemble import Ensemble
 from baco.evaluation.methods.judge import Judge
 from baco.evaluation.methods.mixing import Mixing
 from baco.evaluation.methods.prompting import Paraphrase, Regeneration, SystemPrompt
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, Method
+from baco.evaluation.methods.protocol import FAMILIES, Answer, Draw, Grid, Method
 from baco.evaluation.methods.routed import Routed
 from baco.evaluation.methods.single import Single
 from baco.evaluation.methods.verbalized import Verbalized
 from baco.evaluation.records import Prompt, Setting
+from baco.plugins import plugins
 
 if TYPE_CHECKING:
     from baco import Baco
 
+MethodT = TypeVar("MethodT", bound=Method)
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(method: MethodT) -> MethodT:
+    """Make a method known by its name.
+
+    Raises:
+        BacoError: a name that is taken, or an unknown family.
+    """
+    if method.name in _METHODS or method.name == ALL:
+        raise BacoError(f"method name {method.name!r} is taken: choose another")
+    if method.family not in FAMILIES:
+        raise BacoError(
+            f"method {method.name!r} is of family {method.family!r}: use one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    _METHODS[method.name] = method
+    return method
+
+
+ALL = "all"
+JUDGE = "judge"  # takes part only where a judge is named
 _ROUTED = Routed()
-METHODS: Mapping[str, Method] = {
-    method.name: method
-    for method in (
-        Single("base"),
-        Single("aligned"),
-        _ROUTED,
-        Mixing(),
-        Ensemble(),
-        Paraphrase(),
-        Regeneration(),
-        Verbalized(),
-        SystemPrompt(),
-        Judge(),
-    )
-}
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": tuple(name for name in METHODS if name != "judge"),
-    "prompting": ("paraphrase", "regeneration", "verbalized", "system-prompt"),
-}
+for _method in (
+    Single("base"),
+    Single("aligned"),
+    _ROUTED,
+    Mixing(),
+    Ensemble(),
+    Paraphrase(),
+    Regeneration(),
+    Verbalized(),
+    SystemPrompt(),
+    Judge(),
+):
+    register_method(_method)
+
+
+def methods() -> Mapping[str, Method]:
+    """Every method by its name; those of installed packages and the user's own included.
+
+    Raises:
+        BacoError: an installed package's method cannot be loaded.
+    """
+    for name, part in plugins("methods").items():
+        if name not in _METHODS:
+            made = part() if isinstance(part, type) else part
+            if made.name != name:
+                raise BacoError(
+                    f"entry point {name!r} in baco.methods is a method of name {made.name!r}: give "
+                    "both one name"
+                )
+            register_method(made)
+    return _METHODS
+
+
+def groups() -> Mapping[str, tuple[str, ...]]:
+    """Names that stand for several methods."""
+    families: dict[str, list[str]] = {}
+    for name, method in methods().items():
+        families.setdefault(method.family, []).append(name)
+    every = tuple(name for name in methods() if name != JUDGE)
+    return {ALL: every, "prompting": tuple(families["prompting"])}
 
 
 def select_settings(
-    methods: Sequence[str], routers: Sequence[str], grid: Grid, judge: Judge | None = None
+    names: Sequence[str], routers: Sequence[str], grid: Grid, judge: Judge | None = None
 ) -> list[Setting]:
     """The settings of the methods and routers that a user names, each once, in design order.
 
     Args:
-        methods: names of ``METHODS`` or ``GROUPS``; with no routers either, all.
+        names: methods, or groups of them; with no routers either, all.
         routers: spellings; one without its threshold is swept.
         grid: how many points.
         judge: where the judge is; it takes part by itself where that is said.
@@ -54,29 +99,28 @@ def select_settings(
     Raises:
         BacoError: no such method or router.
     """
-    names = [name for asked in methods for name in _named(asked)]
-    if not methods and not routers:
-        names = list(GROUPS["all"])
+    chosen = [name for asked in names for name in _named(asked)]
+    if not names and not routers:
+        chosen = list(groups()[ALL])
     if judge is not None:
-        names.append("judge")
+        chosen.append(JUDGE)
     found: list[Setting] = []
-    for name in METHODS:
-        if name == Routed.name and name not in names:
+    for name, method in methods().items():
+        if name == Routed.name and name not in chosen:
             found += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
-        if name in names:
-            method = judge if name == "judge" and judge is not None else METHODS[name]
-            found += method.settings(grid)
+        if name in chosen:
+            found += (judge if name == JUDGE and judge is not None else method).settings(grid)
             if name == Routed.name:
                 found += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
     return list({(setting.method, setting.label): setting for setting in found}.values())
 
 
 def _named(asked: str) -> tuple[str, ...]:
-    if asked in GROUPS:
-        return GROUPS[asked]
-    if asked in METHODS:
+    if asked in groups():
+        return groups()[asked]
+    if asked in methods():
         return (asked,)
-    known = [*METHODS, *GROUPS]
+    known = [*methods(), *groups()]
     near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5) or known
     raise BacoError(
         f"unknown method {asked!r}: use {', '.join(near)}; a single router is named by --router"
@@ -87,6 +131,6 @@ def answer(
     baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
 ) -> list[list[Answer]]:
     """What the setting's method says: `draw.n` samples of every prompt."""
-    rows = METHODS[setting.options["kind"]].answer(baco, setting, prompts, draw)
+    rows = methods()[setting.options["kind"]].answer(baco, setting, prompts, draw)
     assert all(len(row) == draw.n for row in rows), f"{setting.label} gave other than n samples"
     return rows

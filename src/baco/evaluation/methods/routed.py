@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.registry import CONSTANTS, catalogue, family, logit_rule_of, needs_threshold
 from baco.routing.registry import router as parse
@@ -17,6 +17,7 @@ class Routed:
     """BACo itself: the router picks who speaks, at the pair's own sampling."""
 
     name = "routers"
+    family: Family = "BACo"
     help = "every router over a grid of thresholds, Nudging included"
 
     def settings(self, grid: Grid) -> list[Setting]:

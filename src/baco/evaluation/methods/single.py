@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting, Source
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Single:
     @property
     def help(self) -> str:
         return f"the {self.source} model alone over temperature, top-p and min-p"
+
+    @property
+    def family(self) -> Family:
+        return self.source
 
     def settings(self, grid: Grid) -> list[Setting]:
         return list(self._settings(grid))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from baco.evaluation.methods.prompting import over_temperatures, with_system
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, sampled
+from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Verbalized:
     """The paper's VS-Standard, k answers a call."""
 
     name: str = "verbalized"
+    family: Family = "prompting"
     help: str = "the aligned model names several answers a call (Verbalized Sampling)"
 
     def settings(self, grid: Grid) -> list[Setting]:

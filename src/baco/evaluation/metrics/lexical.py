@@ -7,9 +7,11 @@ figure is the same. An empty sample has no words and no n-grams.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import combinations
 
-from baco.segmentation import bare_words, spaced, words
+from baco.evaluation.metrics.registry import register_metric
+from baco.segmentation import bare_words, distinct, spaced, words
 
 # Size of the vocabulary that words are thought to be drawn from: that of English BERT.
 VOCABULARY = 30_522
@@ -17,6 +19,15 @@ VOCABULARY = 30_522
 Gram = tuple[str, ...]
 
 
+for _order in (1, 2, 3):
+    register_metric(
+        f"distinct_{_order}",
+        kind="lexical",
+        help=f"distinct {_order}-grams over all {_order}-grams of the pooled samples",
+    )(partial(distinct, order=_order))
+
+
+@register_metric("ead", kind="lexical")
 def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int = VOCABULARY) -> float:
     """Distinct words over how many to expect if as many were drawn evenly from a vocabulary.
 
@@ -33,6 +44,7 @@ def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int = VOCABU
     return len(set(said)) / expected
 
 
+@register_metric("self_bleu", kind="lexical", needs=2, libraries=("sacrebleu",))
 def self_bleu(texts: Sequence[str]) -> float:
     """One minus the mean BLEU-4 of each sample against all the others (Zhu et al. 2018, Texygen).
 
@@ -103,6 +115,7 @@ def _bleu(
     return min(1.0, float(found.score) / 100)
 
 
+@register_metric("self_rouge_l", kind="lexical", needs=2, libraries=("rapidfuzz",))
 def self_rouge_l(texts: Sequence[str]) -> float:
     """One minus the mean ROUGE-L F1 of every two samples (Lin 2004).
 

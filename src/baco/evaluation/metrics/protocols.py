@@ -25,7 +25,7 @@ class Metric(Protocol):
     """One figure for all answers to one prompt; higher is better.
 
     Attributes:
-        name: as in ``METRICS``.
+        name: as a user types it.
         kind: lexical or semantic (both diversity), quality, or utility.
         higher_is_better: always True: similarities are turned into one minus, perplexity into its
             negative logarithm.

@@ -1,13 +1,18 @@
 """Quality of the answers to a prompt, and utility, which is quality of what is new."""
 
 import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts, Reward
 from baco.evaluation.metrics.reference import ReferenceModel
+from baco.evaluation.metrics.registry import ROLES, Built, register_metric
 
 PATIENCE = 0.8  # NoveltyBench's chance that a reader wants one more answer
 
 
+@register_metric("reward", kind="quality", models=("reward",))
 def reward(judge: Reward, prompts: Prompts, answers: Answers) -> list[float]:
     """Mean reward of the samples under a reward model.
 
@@ -17,6 +22,7 @@ def reward(judge: Reward, prompts: Prompts, answers: Answers) -> list[float]:
     return [math.fsum(row) / len(row) for row in judge.rewards(prompts, answers)]
 
 
+@register_metric("perplexity", kind="quality", models=("reference",))
 def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> list[float | None]:
     """Negative log-perplexity per token of the samples, given the prompt, under a reference model.
 
@@ -32,6 +38,15 @@ def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> lis
     return figures
 
 
+def _utility(models: Mapping[str, Any]) -> Built:
+    judge, rewards = (ROLES[role](models.get(role)) for role in ("equivalence", "reward"))
+    rewards.ratings([])  # refused now, not after a night of scoring, if its scale is not known
+    made_by = {f"equivalence {key}": value for key, value in judge.made_by.items()}
+    made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
+    return made_by, partial(utility_k, judge, rewards)
+
+
+@register_metric("utility_k", kind="utility", models=("equivalence", "reward"), build=_utility)
 def utility_k(
     judge: Equivalence,
     rewards: Reward,

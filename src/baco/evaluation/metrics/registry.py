@@ -1,17 +1,16 @@
-"""The metrics by name, and what each is made of."""
+"""The metrics by name. A metric is registered where it is defined: add a file, and nothing else."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from baco.errors import BacoError
-from baco.evaluation.metrics import lexical, quality, semantic
 from baco.evaluation.metrics.demo import DEMO, DemoJudge
-from baco.evaluation.metrics.embedding import Embedder, embedder
-from baco.evaluation.metrics.equivalence import Entailment, similarity_classifier
+from baco.evaluation.metrics.embedding import embedder
+from baco.evaluation.metrics.equivalence import similarity_classifier
 from baco.evaluation.metrics.loading import require
 from baco.evaluation.metrics.nli import nli
 from baco.evaluation.metrics.protocols import (
@@ -25,10 +24,12 @@ from baco.evaluation.metrics.protocols import (
 )
 from baco.evaluation.metrics.reference import reference_model
 from baco.evaluation.metrics.reward import reward_model
-from baco.segmentation import distinct
+from baco.plugins import plugins
 
 Figures = Sequence[float | None]
 Compute = Callable[[Prompts, Answers], Figures]
+Function = TypeVar("Function", bound=Callable[..., Any])
+Built = tuple[Mapping[str, str], Compute]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,56 +58,145 @@ class Figure:
         return list(self.compute(prompts, answers))
 
 
+def _equivalence(given: str | Equivalence | None) -> Equivalence:
+    if given == DEMO:
+        return DemoJudge()
+    return similarity_classifier(given) if given is None or isinstance(given, str) else given
+
+
+def _reward(given: str | Reward | None) -> Reward:
+    if given == DEMO:
+        return DemoJudge()
+    return reward_model(given) if given is None or isinstance(given, str) else given
+
+
+# The models that metrics use, by role: how one is loaded from an id, a folder, or None for the
+# default.
+ROLES: Mapping[str, Callable[[Any], Any]] = {
+    "embedding": embedder,
+    "nli": nli,
+    "equivalence": _equivalence,
+    "reward": _reward,
+    "reference": reference_model,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the catalogue.
+    """What is registered of a metric.
 
     Attributes:
         name, kind: see :class:`Metric`.
         needs: the least number of samples a prompt must have.
         models: the roles it needs a model for: keywords of :func:`metric`.
+        help: one sentence.
+        build: from the user's models by role to the figure.
     """
 
     name: str
     kind: Kind
     needs: int
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...]
+    help: str
+    build: Callable[[Mapping[str, Any]], Built] = field(repr=False)
 
 
-CATALOGUE = (
-    Entry("distinct_1", "lexical", 1),
-    Entry("distinct_2", "lexical", 1),
-    Entry("distinct_3", "lexical", 1),
-    Entry("ead", "lexical", 1),
-    Entry("self_bleu", "lexical", 2),
-    Entry("self_rouge_l", "lexical", 2),
-    Entry("embedding_distance", "semantic", 2, ("embedding",)),
-    Entry("vendi", "semantic", 2, ("embedding",)),
-    Entry("nli_diversity", "semantic", 2, ("nli",)),
-    Entry("semantic_entropy", "semantic", 2, ("nli", "equivalence")),
-    Entry("distinct_k", "semantic", 2, ("equivalence",)),
-    Entry("reward", "quality", 1, ("reward",)),
-    Entry("perplexity", "quality", 1, ("reference",)),
-    Entry("utility_k", "utility", 1, ("equivalence", "reward")),
-)
-METRICS = tuple(entry.name for entry in CATALOGUE)
-LEXICAL = tuple(entry.name for entry in CATALOGUE if entry.kind == "lexical")
-SEMANTIC = tuple(entry.name for entry in CATALOGUE if entry.kind == "semantic")
-DIVERSITY = LEXICAL + SEMANTIC
-QUALITY = tuple(entry.name for entry in CATALOGUE if entry.kind == "quality")
-UTILITY = "utility_k"
+_ENTRIES: dict[str, Entry] = {}
+_PLACES: tuple[Kind, ...] = ("lexical", "semantic", "quality", "utility")
+
+
+def register_metric(
+    name: str,
+    *,
+    kind: Kind,
+    needs: int = 1,
+    models: Sequence[str] = (),
+    libraries: Sequence[str] = (),
+    help: str = "",
+    build: Callable[[Mapping[str, Any]], Built] | None = None,
+) -> Callable[[Function], Function]:
+    """Register a metric under a name; decorates the function that computes it.
+
+    Without models the function takes the samples of one prompt and returns its figure. With models
+    it takes them first, in the order of their roles, then ``prompts`` if it names them, then the
+    answers [prompts][samples], and returns a figure for each prompt. Higher must be better.
+
+    Args:
+        name: as a user types it.
+        kind: ``lexical`` or ``semantic`` (diversity), ``quality``, or ``utility``.
+        needs: the least number of samples a prompt must have.
+        models: roles, of ``ROLES``, that it needs a model for.
+        libraries: packages it imports, for the record.
+        help: one sentence; by default the first line of the function's docstring.
+        build: for a metric that picks its models itself: from the user's models by role to what it
+            is made of and the function of prompts and answers.
+
+    Raises:
+        BacoError: a name that is taken, an unknown kind or role.
+    """
+    if name in _ENTRIES:
+        raise BacoError(f"metric name {name!r} is taken: choose another")
+    if kind not in _PLACES:
+        raise BacoError(f"metric {name!r} is of kind {kind!r}: use one of {', '.join(_PLACES)}")
+    if strange := [role for role in models if role not in ROLES]:
+        raise BacoError(f"metric {name!r} needs unknown role {strange[0]!r}: use {_listed(ROLES)}")
+
+    def register(function: Function) -> Function:
+        def of_samples(_: Mapping[str, Any]) -> Built:
+            made_by = require(*libraries) if libraries else {"baco": version("baco")}
+            return made_by, lambda _, answers: [function(row) for row in answers]
+
+        def of_models(given: Mapping[str, Any]) -> Built:
+            loaded = {role: ROLES[role](given.get(role)) for role in models}
+            made_by = {
+                (key if len(loaded) == 1 else f"{role} {key}"): value
+                for role, model in loaded.items()
+                for key, value in model.made_by.items()
+            }
+            judges = tuple(loaded.values())
+            if "prompts" in inspect.signature(function).parameters:
+                return made_by, lambda prompts, answers: function(*judges, prompts, answers)
+            return made_by, lambda _, answers: function(*judges, answers)
+
+        sentence = help or (function.__doc__ or "").strip().partition("\n")[0]
+        make = build or (of_models if models else of_samples)
+        _ENTRIES[name] = Entry(name, kind, needs, tuple(models), sentence, make)
+        return function
+
+    return register
+
+
+def entries() -> dict[str, Entry]:
+    """Every metric by its name, by kind; those of installed packages and the user's own included.
+
+    Raises:
+        BacoError: an installed package's metric cannot be loaded.
+    """
+    for name, part in plugins("metrics").items():
+        if name in _ENTRIES:
+            continue
+        if not callable(part):
+            raise BacoError(f"entry point {name!r} in baco.metrics is {part!r}: give a function")
+        register_metric(name, kind="lexical")(part)
+    order = sorted(_ENTRIES.values(), key=lambda entry: _PLACES.index(entry.kind))
+    return {entry.name: entry for entry in order}
+
+
+def names(*kinds: Kind) -> tuple[str, ...]:
+    """The metrics of some kinds, of all where none is given."""
+    return tuple(name for name, entry in entries().items() if not kinds or entry.kind in kinds)
 
 
 def entry(name: str) -> Entry:
-    """The catalogue's line of a metric.
+    """What is registered of a metric.
 
     Raises:
         BacoError: no such metric, with the nearest names.
     """
-    for line in CATALOGUE:
-        if line.name == name:
-            return line
-    near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0.5) or METRICS
+    known = entries()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     raise BacoError(f"unknown metric {name!r}: use {', '.join(near)}")
 
 
@@ -114,7 +204,7 @@ def metric(name: str, **models: Any) -> Metric:
     """The metric of a name, ready to score: its models are loaded, once in a process.
 
     Args:
-        name: one of ``METRICS``.
+        name: one of :func:`names`.
         models: by role, a hub id or folder instead of the default:
             ``embedding``, ``nli``, ``equivalence`` (distinct_k, semantic_entropy, utility_k),
             ``reward`` (reward, utility_k) and ``reference`` (perplexity). ``equivalence`` and
@@ -126,90 +216,15 @@ def metric(name: str, **models: Any) -> Metric:
         BacoError: no such metric or role.
         MetricUnavailable: a library or model is missing.
     """
-    line = entry(name)
-    if strange := sorted(models.keys() - ROLES):
-        raise BacoError(f"unknown model role {strange[0]!r}: use {', '.join(sorted(ROLES))}")
+    known = entry(name)
+    if strange := sorted(models.keys() - ROLES.keys()):
+        raise BacoError(f"unknown model role {strange[0]!r}: use {_listed(ROLES)}")
     try:
-        made_by, compute = _BUILDERS[name](models)
+        made_by, compute = known.build(models)
     except MetricUnavailable as error:
         raise MetricUnavailable(f"{name} is unavailable: {error}") from error
-    return Figure(name, line.kind, line.needs, made_by, compute)
+    return Figure(name, known.kind, known.needs, made_by, compute)
 
 
-Built = tuple[Mapping[str, str], Compute]
-ROLES = frozenset(role for line in CATALOGUE for role in line.models)
-
-
-def _of_texts(figure: Callable[[Sequence[str]], float], *libraries: str) -> Built:
-    """A figure of a prompt's samples alone, for many prompts."""
-    made_by = require(*libraries) if libraries else {"baco": version("baco")}
-    return made_by, lambda _, answers: [figure(row) for row in answers]
-
-
-def _embedded(figure: Callable[[Embedder, Answers], Figures], models: Mapping[str, Any]) -> Built:
-    model = embedder(models.get("embedding"))
-    return model.made_by, lambda _, answers: figure(model, answers)
-
-
-def _nli_diversity(models: Mapping[str, Any]) -> Built:
-    model = nli(models.get("nli"))
-    return model.made_by, lambda _, answers: semantic.nli_diversity(model, answers)
-
-
-def _semantic_entropy(models: Mapping[str, Any]) -> Built:
-    given = models.get("equivalence")
-    judge = _equivalence(given) if given is not None else Entailment(nli(models.get("nli")))
-    return judge.made_by, partial(semantic.semantic_entropy, judge)
-
-
-def _distinct_k(models: Mapping[str, Any]) -> Built:
-    judge = _equivalence(models.get("equivalence"))
-    return judge.made_by, partial(semantic.distinct_k, judge)
-
-
-def _reward(models: Mapping[str, Any]) -> Built:
-    judge = _rewarding(models.get("reward"))
-    return judge.made_by, partial(quality.reward, judge)
-
-
-def _perplexity(models: Mapping[str, Any]) -> Built:
-    model = reference_model(models.get("reference"))
-    return model.made_by, partial(quality.perplexity, model)
-
-
-def _utility_k(models: Mapping[str, Any]) -> Built:
-    judge, rewards = _equivalence(models.get("equivalence")), _rewarding(models.get("reward"))
-    rewards.ratings([])  # says now, not after a night of scoring, that nobody knows its scale
-    made_by = {f"equivalence {key}": value for key, value in judge.made_by.items()}
-    made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
-    return made_by, partial(quality.utility_k, judge, rewards)
-
-
-def _equivalence(given: str | Equivalence | None) -> Equivalence:
-    if given == DEMO:
-        return DemoJudge()
-    return similarity_classifier(given) if given is None or isinstance(given, str) else given
-
-
-def _rewarding(given: str | Reward | None) -> Reward:
-    if given == DEMO:
-        return DemoJudge()
-    return reward_model(given) if given is None or isinstance(given, str) else given
-
-
-_BUILDERS: dict[str, Callable[[Mapping[str, Any]], Built]] = {
-    "distinct_1": lambda _: _of_texts(partial(distinct, order=1)),
-    "distinct_2": lambda _: _of_texts(partial(distinct, order=2)),
-    "distinct_3": lambda _: _of_texts(partial(distinct, order=3)),
-    "ead": lambda _: _of_texts(lexical.expectation_adjusted_distinct),
-    "self_bleu": lambda _: _of_texts(lexical.self_bleu, "sacrebleu"),
-    "self_rouge_l": lambda _: _of_texts(lexical.self_rouge_l, "rapidfuzz"),
-    "embedding_distance": partial(_embedded, semantic.embedding_distance),
-    "vendi": partial(_embedded, semantic.vendi),
-    "nli_diversity": _nli_diversity,
-    "semantic_entropy": _semantic_entropy,
-    "distinct_k": _distinct_k,
-    "reward": _reward,
-    "perplexity": _perplexity,
-    "utility_k": _utility_k,
-}
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names))

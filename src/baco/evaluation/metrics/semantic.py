@@ -6,14 +6,18 @@ the model or judge it stands on, the prompts where that one reads them, and all 
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
 from baco.evaluation.metrics.embedding import Embedder, Floats
-from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli
+from baco.evaluation.metrics.equivalence import Entailment
+from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli, nli
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts
+from baco.evaluation.metrics.registry import ROLES, Built, register_metric
 
 # Whose answers are embedded together: enough for full batches, few enough to hold their vectors.
 PROMPTS_AT_ONCE = 50
@@ -31,6 +35,7 @@ def _cosines(embedder: Embedder, answers: Answers) -> Iterator[Floats]:
             start += len(row)
 
 
+@register_metric("embedding_distance", kind="semantic", needs=2, models=("embedding",))
 def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
     """Mean cosine distance of every two samples' sentence embeddings (Reimers and Gurevych 2019).
 
@@ -44,6 +49,7 @@ def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
     return figures
 
 
+@register_metric("vendi", kind="semantic", needs=2, models=("embedding",))
 def vendi(embedder: Embedder, answers: Answers) -> list[float]:
     """Vendi score: how many unlike samples these amount to (Friedman and Dieng 2023).
 
@@ -60,7 +66,8 @@ def vendi(embedder: Embedder, answers: Answers) -> list[float]:
     return figures
 
 
-def nli_diversity(nli: Nli, answers: Answers) -> list[float]:
+@register_metric("nli_diversity", kind="semantic", needs=2, models=("nli",))
+def nli_diversity(model: Nli, answers: Answers) -> list[float]:
     """How much every two samples contradict rather than entail each other.
 
     Mean over ordered pairs of the probability of the likeliest class: plus where that is
@@ -70,13 +77,27 @@ def nli_diversity(nli: Nli, answers: Answers) -> list[float]:
     reads n (n − 1) pairs a prompt.
     """
     pairs = [list(permutations(row, 2)) for row in answers]
-    found = nli.judge([pair for row in pairs for pair in row])
+    found = model.judge([pair for row in pairs for pair in row])
     signs = np.zeros(len(LABELS))
     signs[CONTRADICTION], signs[ENTAILMENT] = 1.0, -1.0
     scores = iter(signs[found.argmax(axis=1)] * found.max(axis=1))
     return [math.fsum(next(scores) for _ in row) / len(row) for row in pairs]
 
 
+def _by_entailment(models: Mapping[str, Any]) -> Built:
+    """The classes of a judge that the user names, else of answers that entail each other."""
+    given = models.get("equivalence")
+    judge = ROLES["equivalence"](given) if given is not None else Entailment(nli(models.get("nli")))
+    return judge.made_by, partial(semantic_entropy, judge)
+
+
+@register_metric(
+    "semantic_entropy",
+    kind="semantic",
+    needs=2,
+    models=("nli", "equivalence"),
+    build=_by_entailment,
+)
 def semantic_entropy(judge: Equivalence, prompts: Prompts, answers: Answers) -> list[float]:
     """Entropy in nats of the samples' shares of the classes of equal meaning.
 
@@ -92,6 +113,7 @@ def semantic_entropy(judge: Equivalence, prompts: Prompts, answers: Answers) -> 
     return figures
 
 
+@register_metric("distinct_k", kind="semantic", needs=2, models=("equivalence",))
 def distinct_k(judge: Equivalence, prompts: Prompts, answers: Answers) -> list[float]:
     """Number of classes of equivalent samples (NoveltyBench, Zhang et al. 2025, distinct_k).
 

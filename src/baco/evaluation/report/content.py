@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from baco.evaluation.metrics.registry import METRICS
+from baco.evaluation.metrics import names
 from baco.evaluation.report.sections import Sections
 from baco.evaluation.report.standing import Standing
 from baco.evaluation.report.verdict import Verdict, ranking
@@ -97,7 +97,7 @@ def _facts(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
 
 def _metrics(run: Run) -> list[str]:
     known = run.metrics()
-    return [name for name in METRICS if name in known] + [n for n in known if n not in METRICS]
+    return [name for name in names() if name in known] + [n for n in known if n not in names()]
 
 
 def _left_out(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _left_out(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
             where = f"{one.pair}, {task.task}"
             found += [
                 (name, f"not scored on {where}, so its sub-spaces are left out there")
-                for name in METRICS
+                for name in names()
                 if name in run.metrics() and name not in task.measured.metrics
             ]
             if task.missing:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError
+from baco.evaluation.methods.protocol import Family
 from baco.evaluation.report import page, plots
 from baco.evaluation.report.content import content, markdown
 from baco.evaluation.report.drawings import coverage_rows, draw
 from baco.evaluation.report.examples import choose, collect
-from baco.evaluation.report.families import Family, family, looks
+from baco.evaluation.report.families import family, looks
 from baco.evaluation.report.gather import Findings, by_pair, gather
 from baco.evaluation.report.sections import sections
 from baco.evaluation.report.standing import Standing, standing

@@ -1,18 +1,16 @@
 """Which family a method belongs to, and how it looks in every plot.
 
 The paper's headline table has one row a family. Base and aligned have the project's two colours
-(Okabe and Ito 2008, safe for colour-blind readers); no two methods hang on colour alone, since
-members of a family differ in shape and every curve can be read off a table too.
+(Okabe and Ito 2008, safe for colour-blind readers); no method is known by its colour alone:
+members of a family differ in shape, and every curve is in a table too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Family = Literal["base", "aligned", "Nudging", "prompting", "ensemble", "mixing", "BACo"]
-FAMILIES: tuple[Family, ...] = (
-    "base", "aligned", "Nudging", "prompting", "ensemble", "mixing", "BACo",
-)  # fmt: skip
+from baco.evaluation.methods import methods
+from baco.evaluation.methods.protocol import Family
+
 TITLES: dict[Family, str] = {
     "base": "base alone",
     "aligned": "aligned alone",
@@ -21,6 +19,7 @@ TITLES: dict[Family, str] = {
     "ensemble": "ensemble",
     "mixing": "mixing whole answers",
     "BACo": "BACo",
+    "other": "other methods",
 }
 
 # On white paper and on a dark screen: the same hues, lighter where the ground is dark.
@@ -32,6 +31,7 @@ LIGHT: dict[Family, str] = {
     "ensemble": "#7F6A3F",
     "mixing": "#B88700",
     "BACo": "#00825E",
+    "other": "#5A6470",
 }
 DARK: dict[Family, str] = {
     "base": "#F28A3C",
@@ -41,6 +41,7 @@ DARK: dict[Family, str] = {
     "ensemble": "#BFA878",
     "mixing": "#E8BF4A",
     "BACo": "#35C79B",
+    "other": "#A9B4C0",
 }
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 
@@ -55,23 +56,16 @@ class Look:
     shape: str
 
 
-# What a setting's options call the method that made it (`baco.evaluation.methods`).
-_OF_KIND: dict[str, Family] = {
-    "base": "base",
-    "aligned": "aligned",
-    "routers": "BACo",
-    "judge": "BACo",
-    "mixing": "mixing",
-    "ensemble": "ensemble",
-}
-
-
 def family(method: str, kind: str) -> Family:
-    """The family of a method: `P-Punc` of kind `routers` is BACo, and what only prompts, prompting.
+    """The family of a run's method, made by a method of name ``kind`` (`baco.evaluation.methods`).
 
     Nudging is a rule for picking the source like any other, and a family of its own: it is a rival.
+    A method of a package that is no longer installed is an ``other``.
     """
-    return "Nudging" if method == "Nudging" else _OF_KIND.get(kind, "prompting")
+    if method == "Nudging":
+        return "Nudging"
+    known = methods().get(kind)
+    return known.family if known is not None else "other"
 
 
 def looks(families: Mapping[str, Family]) -> dict[str, Look]:

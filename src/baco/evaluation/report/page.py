@@ -11,9 +11,10 @@ from importlib import resources
 from typing import Any
 
 from baco import __version__
+from baco.evaluation.methods.protocol import Family
 from baco.evaluation.report import plots
 from baco.evaluation.report.examples import Examples
-from baco.evaluation.report.families import Family, Look
+from baco.evaluation.report.families import Look
 from baco.evaluation.report.gather import Findings
 from baco.evaluation.report.standing import Standing, balanced, spaces
 

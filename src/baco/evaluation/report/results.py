@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from baco.evaluation.frontier import Estimate, Indicator, Resamples, indicators, interval
-from baco.evaluation.report.families import TITLES, Family
+from baco.evaluation.methods.protocol import Family
+from baco.evaluation.report.families import TITLES
 from baco.evaluation.report.gather import Findings
 from baco.evaluation.report.paper import reference
 from baco.evaluation.report.standing import ANY, PARTS, SINGLES, Standing, balanced
@@ -46,7 +47,9 @@ def _headline_rows(standing: Standing) -> Iterator[tuple[str, Family]]:
             yield family + ANY, family
             if f"{family}, temperature" in standing.families:
                 yield f"{family}, temperature", family
-    others: tuple[Family, ...] = ("Nudging", "prompting", "ensemble", "mixing", "BACo")
+    others: tuple[Family, ...] = (
+        "Nudging", "prompting", "ensemble", "mixing", "other", "BACo",
+    )  # fmt: skip
     for family in others:
         name = standing.best(family)
         if name is not None:

@@ -21,8 +21,8 @@ from baco.evaluation.frontier import (
     normalised,
     pareto_front,
 )
+from baco.evaluation.methods.protocol import Family
 from baco.evaluation.plane import coverage
-from baco.evaluation.report.families import Family
 from baco.evaluation.report.gather import Findings, Key
 
 ANY = ", any sampling"
@@ -83,14 +83,14 @@ class Standing:
         found = [family + ANY for family in SINGLES if family + ANY in self.pooled.methods]
         if "aligned, temperature" in self.families:
             found.insert(1, "aligned, temperature")
-        others: tuple[Family, ...] = ("Nudging", "mixing", "ensemble", "prompting")
+        others: tuple[Family, ...] = ("Nudging", "mixing", "ensemble", "prompting", "other")
         return found + [name for name in map(self.best, others) if name is not None]
 
     @property
     def main(self) -> list[str]:
         """The methods that stand out in plots: the best of every family, BACo first."""
         families: tuple[Family, ...] = (
-            "BACo", "base", "aligned", "Nudging", "mixing", "ensemble", "prompting",
+            "BACo", "base", "aligned", "Nudging", "mixing", "ensemble", "prompting", "other",
         )  # fmt: skip
         return [name for name in map(self.best, families) if name is not None]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from baco.errors import BacoError
 from baco.evaluation.records import Prompt
 from baco.evaluation.tasks import rows, world
 from baco.evaluation.tasks.fields import Fields
+from baco.plugins import plugins
 
 HUB = "hub:"
 
@@ -56,19 +58,35 @@ class Task:
 
 @cache
 def task_files() -> Mapping[str, TaskFile]:
-    """Every task that has a name."""
-    files = [
-        file
+    """Every task that has a name; those of installed packages (``baco.tasks``) included.
+
+    Raises:
+        BacoError: an installed package's task cannot be read.
+    """
+    files = {
+        file.name.removesuffix(".toml"): file
         for file in resources.files("baco.evaluation.tasks").iterdir()
         if file.name.endswith(".toml")
-    ]
-    found = {}
-    for file in sorted(files, key=lambda file: file.name):
-        told = tomllib.loads(file.read_text(encoding="utf-8"))
-        name = file.name.removesuffix(".toml")
-        fields = Fields(**told.pop("fields", {}))
-        found[name] = TaskFile(name=name, fields=fields, **told)
+    }
+    found = {name: _read(name, files[name]) for name in sorted(files)}
+    for name, part in plugins("tasks").items():
+        if name in found:
+            raise BacoError(f"entry point {name!r} in baco.tasks: that task is built in")
+        found[name] = _read(name, Path(part))
     return found
+
+
+def _read(name: str, file: Path | Traversable) -> TaskFile:
+    """The task of a TOML file.
+
+    Raises:
+        BacoError: a file that cannot be read or is not a task.
+    """
+    try:
+        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+        return TaskFile(name=name, fields=Fields(**entries.pop("fields", {})), **entries)
+    except (OSError, ValueError, TypeError) as error:
+        raise BacoError(f"task {name!r}: {file} is not a task file: {error}") from error
 
 
 def load_task(spelling: str, limit: int | None = None) -> Task:

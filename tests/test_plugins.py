@@ -1,0 +1,218 @@
+"""A package with one part of each kind, and every place that finds them."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from baco.cli import run
+from baco.evaluation.methods import registry as methods
+from baco.evaluation.metrics import registry as metrics
+from baco.evaluation.tasks.catalogue import task_files
+from baco.plugins import plugins
+from baco.routing.rules import RULES
+
+SOURCE = '''
+"""One part of each kind."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from baco.evaluation.methods.protocol import sampled
+from baco.evaluation.metrics import register_metric
+from baco.evaluation.records import Setting
+from baco.routing.rules import logit_rule
+
+TASK = Path(__file__).with_name("riddles.toml")
+
+
+@logit_rule("Margin", low=0, high=1, grid=(0.0, 0.5, 1.0), sweep=(0.4,), example=0.4)
+def margin(signals, gamma):
+    """base where its two likeliest tokens are within the threshold of each other"""
+    top = signals.base.softmax(-1).topk(2, dim=-1).values
+    return top[:, 0] - top[:, 1] < gamma
+
+
+@register_metric("shouting", kind="lexical")
+def shouting(texts):
+    """share of samples that end with an exclamation mark"""
+    return sum(text.rstrip().endswith("!") for text in texts) / len(texts)
+
+
+class Greeting:
+    """The aligned model, greeted first."""
+
+    name = "greeting"
+    help = "the aligned model, greeted first"
+    family = "prompting"
+
+    def settings(self, grid):
+        return [Setting("greeting", "greeting", None, {"kind": "greeting"})]
+
+    def answer(self, baco, setting, prompts, draw):
+        asked = [[{"role": "system", "content": "Hello."}, *p.messages] for p in prompts]
+        return sampled(baco, "Aligned", asked, draw.n, draw.seed, draw.sampling)
+
+
+def connect(known, greeting="none"):
+    from baco import BacoError
+
+    raise BacoError(f"the nowhere backend has no models (greeting {greeting})")
+'''
+ENTRY_POINTS = """
+[baco.routers]
+Margin = riddles:margin
+[baco.metrics]
+shouting = riddles:shouting
+[baco.methods]
+greeting = riddles:Greeting
+[baco.tasks]
+riddles = riddles:TASK
+[baco.backends]
+nowhere = riddles:connect
+"""
+TASK = """
+help = "two riddles"
+max_tokens = 12
+[source]
+published = "nowhere"
+"""
+
+
+def install(folder: Path, name: str, entry_points: str) -> Path:
+    """Write what pip leaves of a package."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    return folder
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """The packages of a folder are installed, for as long as this lasts."""
+    registries: list[dict[str, Any]] = [
+        cast(Any, RULES),
+        cast(Any, metrics._ENTRIES),
+        cast(Any, methods._METHODS),
+    ]
+    before = [dict(registered) for registered in registries]
+    sys.path.insert(0, str(folder))
+    plugins.cache_clear()
+    task_files.cache_clear()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("riddles", None)
+        plugins.cache_clear()
+        task_files.cache_clear()
+        for registered, had in zip(registries, before, strict=True):
+            registered.clear()
+            registered.update(had)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of the module path with the package in it."""
+    folder = install(tmp_path_factory.mktemp("site"), "riddles", ENTRY_POINTS)
+    (folder / "riddles.py").write_text(SOURCE, encoding="utf-8")
+    (folder / "riddles.toml").write_text(TASK, encoding="utf-8")
+    (folder / "prompts.jsonl").write_text(
+        '{"prompt": "Recommend a gift."}\n{"prompt": "What hobby should I start?"}\n'
+    )
+    with importable(folder):
+        yield folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``command(*arguments, code=0)``: what ``baco ARGUMENTS`` prints."""
+
+    def call(*arguments: str | Path, code: int = 0) -> str:
+        capsys.readouterr()
+        got = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert got == code, printed.err
+        return printed.out if code == 0 else printed.err
+
+    return call
+
+
+def test_a_packages_router_is_listed_generated_and_diagnosed(
+    site: Path, command: Callable[..., str]
+) -> None:
+    listed = json.loads(command("routers", "--json"))
+    assert {"Margin"} <= {entry["name"] for entry in listed}
+    answer = json.loads(
+        command("generate", "Recommend a gift.", "-r", "margin-punc:0.4", "--json", "-s", "1")
+    )
+    assert answer["router"] == "Margin-Punc:0.4"
+    found = json.loads(
+        command("diagnose", "--json", "--prompts", site / "prompts.jsonl", "--max-tokens", "8")
+    )
+    assert "Margin:0.4" in found["base_share"]
+
+
+def test_a_packages_router_is_calibrated_once_and_used_by_the_dial(
+    site: Path, tmp_path: Path, command: Callable[..., str]
+) -> None:
+    out = tmp_path / "calibration.json"
+    command(
+        "calibrate", "--router", "Margin", "--prompts", site / "prompts.jsonl",
+        "--max-tokens", "8", "--samples", "2", "--output", out,
+    )  # fmt: skip
+    assert json.loads(out.read_text())["curves"]["Margin"]["thresholds"] == [0.0, 0.5, 1.0]
+
+
+def test_a_sweep_and_its_report_use_a_packages_task_methods_and_metrics(
+    site: Path, tmp_path: Path, command: Callable[..., str]
+) -> None:
+    run = tmp_path / "run"
+    command(
+        "sweep", "--task", f"riddles={site / 'prompts.jsonl'}", "--method", "greeting",
+        "--router", "Margin", "--metric", "shouting", "-n", "2", "--workers", "1", "--out", run,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run / "scores" / "shouting.jsonl").open()]
+    assert {row["setting"] for row in rows} == {"greeting", "Margin:0.4"}
+    assert {row["task"] for row in rows} == {"riddles"}
+    command("report", run)
+    assert "greeting" in (run / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_packages_backend_is_reached_and_its_refusal_is_one_line(
+    site: Path, command: Callable[..., str]
+) -> None:
+    refused = command("generate", "Hi", "--backend", "nowhere", code=2)
+    assert "the nowhere backend has no models" in refused
+    assert "Traceback" not in refused
+    unknown = command("generate", "Hi", "--backend", "elsewhere", code=2)
+    assert "nowhere" in unknown
+
+
+def test_a_package_that_cannot_be_loaded_is_named_in_one_line(
+    tmp_path: Path, command: Callable[..., str]
+) -> None:
+    install(tmp_path, "broken", "[baco.routers]\nOdd = missing_module:odd\n")
+    with importable(tmp_path):
+        refused = command("routers", code=2)
+    assert "broken brings 'Odd' in baco.routers" in refused
+    assert "missing_module" in refused
+    assert refused.count("\n") == 1
+
+
+def test_importing_baco_loads_no_plugin(site: Path) -> None:
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    script = textwrap.dedent("""
+        import sys, baco
+        assert "riddles" not in sys.modules and "importlib.metadata" not in sys.modules
+    """)
+    subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, check=True
+    )
