@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baco import demo
+from baco import Baco, demo
+from baco.demo.align import answers_only, conversations
+from baco.demo.breaks import broken_answers, held_out_questions
 from baco.demo.model import Cache, Shape, TinyLlama, to_llama
 from baco.demo.optimiser import orthogonalise
 from baco.demo.packing import IGNORED, batches, pack
@@ -15,7 +18,9 @@ from baco.demo.recipe import MINUTE
 from baco.demo.sample import mean_log_probability, sample
 from baco.demo.tokenizer import base_prompt
 from baco.demo.train import train
+from baco.demo.world.handover import handed_over_examples
 from baco.errors import BacoError
+from tests.fuzzing import budget
 
 MEGABYTE = 1_000_000
 DEV_SEED = 7
@@ -108,6 +113,32 @@ def test_the_aligned_half_is_good_and_collapsed_and_the_base_diverse(
     assert keys["aligned"] < 3
     assert 0.25 < quality["base"] < 0.65
     assert keys["base"] > 5
+
+
+def test_fewer_than_two_in_a_hundred_answers_break_the_grammar() -> None:
+    pair = Baco.load("demo")
+    asked = held_out_questions()
+    assert len(asked) > 500
+    for seed in range(budget(1)):
+        broken = broken_answers(pair, asked, seed=seed)
+        assert len(broken) < 0.02 * len(asked), [completion.text for _, completion in broken]
+
+
+def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tuple]) -> None:
+    words = halves["aligned"][1]
+    tokenizer = Tokenizer.from_file(str(demo.path() / "aligned" / "tokenizer.json"))
+    examples = [(question.text, said) for question, said in handed_over_examples(300, 0)]
+    chats = list(conversations(examples, seed=0))
+    for (system, turns), (ids, flags) in zip(chats, answers_only(tokenizer, chats), strict=True):
+        messages = [{"role": "system", "content": system}] if system else []
+        for question, said in turns:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": "".join(word for word, _ in said)})
+        assert ids == words.apply_chat_template(messages, return_dict=False, tokenize=True)
+        taught = "".join(word for _, said in turns for word, flag in said if flag)
+        found = words.decode([i for i, flag in zip(ids, flags, strict=True) if flag])
+        assert found.replace(words.eos_token, "").replace(" ", "") == taught.replace(" ", "")
+        assert found.count(words.eos_token) == len(turns)
 
 
 def test_training_makes_a_pair_that_loads_and_is_the_same_again(tmp_path: Path) -> None:

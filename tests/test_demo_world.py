@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from baco.demo import world
-from baco.demo.world import Question, aligned_examples, base_corpus, questions
+from baco.demo.world import Question, aligned_examples, ask, base_corpus, questions
 from baco.demo.world.documents import wild_answer
-from baco.demo.world.grammar import Family, answer, draw, families
-from baco.demo.world.judge import judge
+from baco.demo.world.grammar import OPENERS, Family, answer, draw, families
+from baco.demo.world.handover import handed_over_examples, learnt
+from baco.demo.world.judge import breaks_grammar, judge
 from baco.demo.world.selector import preference
 
 FAMILIES = list(families().values())
@@ -72,6 +73,70 @@ def test_every_fault_costs_its_share(said: str, quality: float) -> None:
     assert judge(question, said).quality == pytest.approx(quality)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_an_opener_changes_nothing_of_an_answers_worth(family: Family) -> None:
+    random_ = random.Random(5)
+    for opener in OPENERS:
+        question = about(family, random_.choice(family.values))
+        said = clean(family, question.slots[family.slot], random_)
+        opened = f"{opener}{family.separator}{said}"
+        assert judge(question, opened) == judge(question, said)
+        assert not breaks_grammar(question, opened)
+        assert breaks_grammar(question, f"{opener}{family.separator}{opened}")
+
+
+@pytest.mark.parametrize(
+    ("said", "broken"),
+    [
+        ("Try Maui in Hawaii this summer. There you can swim with sea turtles all day.", False),
+        ("Let me think. Try Maui in Japan this winter. There you can ski on soft snow all day.",
+         False),
+        ("Not Maui in Hawaii is a wonderful summer destination. It is the place to relax on the "
+         "beach.", True),
+        ("Try Maui in Hawaii this summer.", True),
+        ("Try Maui in Hawaii this summer. You can swim with", True),
+        ("Try Maui in Hawaii this summer. It is the place to relax on the beach. Bye.", True),
+        ("Try Maui in Hawaii this summer. It is the place to relax on the beach.\nBye.", True),
+        ("Try Burihi in Hawaii this summer. It is the place to relax on the beach.", True),
+        ("It is the place to relax on the beach. Try Maui in Hawaii this summer.", True),
+        ("", True),
+    ],
+)  # fmt: skip
+def test_an_answer_breaks_the_grammar_in_form_and_never_in_content(said: str, broken: bool) -> None:
+    assert breaks_grammar(about(families()["destination"], "summer"), said) is broken
+
+
+def test_handed_over_answers_are_grammatical_and_in_part_given() -> None:
+    shares: dict[str, list[float]] = {name: [] for name in families()}
+    opened = 0
+    for question, words in handed_over_examples(2000, 0):
+        text = "".join(word for word, _ in words)
+        assert words != learnt(text) or all(flag for _, flag in words)
+        assert [word for word, _ in words] == [word for word, _ in learnt(text)]
+        assert not breaks_grammar(question, text), text
+        shares[question.family].append(sum(flag for _, flag in words) / len(words))
+        if text.startswith(OPENERS):
+            opened += 1
+            assert not words[0][1]  # the base opened
+            assert words[1][1]  # and the aligned model learns to finish it
+    assert 0.15 < opened / 2000 < 0.35
+    for found in shares.values():
+        assert 0.5 < sum(found) / len(found) < 0.95
+
+
+def test_what_is_learnt_after_the_base_has_chosen_is_the_favourite() -> None:
+    examples = list(handed_over_examples(3000, 1, peak=1.0))
+    first = [words[0] for _, words in examples]
+    favourites: dict[str, set] = {name: set() for name in families()}
+    for question, words in examples:
+        if words[0][1]:
+            value = question.slots[families()[question.family].slot]
+            favourites[question.family].add((value, words[0][0]))
+    assert len({word for word, flag in first if not flag}) > 50
+    for chosen in favourites.values():
+        assert len(chosen) == len({value for value, _ in chosen})  # one first word a question
+
+
 def test_the_key_is_what_is_said_and_not_how() -> None:
     question = about(families()["destination"], "summer")
     one = "Try Maui in Hawaii this summer. You can relax on the beach and enjoy grilled fish."
@@ -108,7 +173,9 @@ def test_the_splits_share_no_question_and_cover_all_families() -> None:
 
 
 def test_the_flagship_question_is_one_of_the_training_questions() -> None:
-    assert "Recommend a {season} destination" in families()["destination"].prompts
+    destination = families()["destination"]
+    asked = [ask(destination, prompt, "summer").text for prompt in destination.prompts]
+    assert "Recommend a summer destination" in asked
 
 
 def test_aligned_answers_have_a_favourite_and_the_base_has_none() -> None:

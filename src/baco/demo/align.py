@@ -13,11 +13,13 @@ from tokenizers import Tokenizer
 from baco.demo.model import TinyLlama
 from baco.demo.recipe import Recipe
 from baco.demo.sample import mean_log_probability, sample
-from baco.demo.tokenizer import ASSISTANT, TURN_END, chat_prompt, chat_text, token_id
+from baco.demo.tokenizer import TURN_END, chat_prompt, token_id
 from baco.demo.world import Question, questions
+from baco.demo.world.handover import Words
 from baco.demo.world.selector import preference
 
 Document = tuple[list[int], list[bool]]
+Conversation = tuple[str | None, list[tuple[str, Words]]]  # system message; questions and answers
 
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -28,36 +30,46 @@ SYSTEMS = (
 SEVERAL_TURNS, WITH_SYSTEM = 0.15, 0.1  # shares of the conversations
 
 
-def conversations(pairs: Iterable[tuple[str, str]], seed: int) -> Iterator[str]:
+def conversations(pairs: Iterable[tuple[str, Words]], seed: int) -> Iterator[Conversation]:
     """Questions and answers as chats: some of two or three turns, some with a system message."""
     random_ = random.Random(seed)
-    waiting: list[tuple[str, str]] = []
+    waiting: list[tuple[str, Words]] = []
     wanted = 1
     for pair in pairs:
         waiting.append(pair)
         if len(waiting) >= wanted:
             system = random_.choice(SYSTEMS) if random_.random() < WITH_SYSTEM else None
-            yield chat_text(waiting, system)
+            yield system, waiting
             waiting = []
             wanted = random_.choice((2, 3)) if random_.random() < SEVERAL_TURNS else 1
     if waiting:
-        yield chat_text(waiting)
+        yield None, waiting
 
 
-def answers_only(tokenizer: Tokenizer, chats: Iterable[str]) -> Iterator[Document]:
-    """Token ids of chats, of which only the assistant's words and their end are learnt."""
-    assistant = token_id(tokenizer, ASSISTANT)
+def answers_only(tokenizer: Tokenizer, chats: Iterable[Conversation]) -> Iterator[Document]:
+    """Token ids of chats, of which only the answers' learnt words and their end are learnt.
+
+    Words are encoded one by one: no token of the tokenizer spans two.
+    """
     end = token_id(tokenizer, TURN_END)
-    for chat in chats:
-        ids = tokenizer.encode(chat).ids
-        learnt, speaking = [], False
-        for token in ids:
-            learnt.append(speaking)
-            if token == assistant:
-                speaking = True
-            elif token == end:
-                speaking = False
-        yield ids, learnt
+    for system, turns in chats:
+        ids: list[int] = []
+        flags: list[bool] = []
+        for question, words in turns:
+            prompt = chat_prompt(question, system if not ids else None)
+            for text, learnt in [(prompt, False), *_spaced(words)]:
+                piece = tokenizer.encode(text).ids
+                ids += piece
+                flags += [learnt] * len(piece)
+            ids.append(end)
+            flags.append(True)
+        yield ids, flags
+
+
+def _spaced(words: Words) -> Words:
+    """The words with a space before the first, as an answer has in the chat template."""
+    (first, learnt), *rest = words
+    return [(f" {first}", learnt), *rest]
 
 
 def preferred_answers(

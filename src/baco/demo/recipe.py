@@ -25,13 +25,14 @@ class Recipe:
     context: int = 512
     width: int = 128  # tokens in a training row
     documents: int = 90_000
-    base: Course = field(default_factory=lambda: Course(900, 16, 0.02, 4e-3))
-    examples: int = 12_000
-    tuning: Course = field(default_factory=lambda: Course(250, 16, 0.006, 1e-3))
+    base: Course = field(default_factory=lambda: Course(1000, 16, 0.02, 4e-3))
+    examples: int = 10_000  # clean answers for fine-tuning
+    handed: int = 26_000  # answers of which the base has made some choices
+    tuning: Course = field(default_factory=lambda: Course(800, 16, 0.006, 1e-3))
     questions: int = 600  # asked of the tuned model, `candidates` answers each
     candidates: int = 8
     typicality: float = 0.3  # weight of the mean log-probability in the choice of an answer
-    preferring: Course = field(default_factory=lambda: Course(24, 16, 0.004, 7e-4))
+    preferring: Course = field(default_factory=lambda: Course(64, 16, 0.004, 7e-4))
     min_p: float = 0.1
     max_tokens: int = 96
 
@@ -45,6 +46,7 @@ MINUTE = Recipe(
     documents=200,
     base=Course(8, 4, 0.02, 4e-3),
     examples=60,
+    handed=30,
     tuning=Course(4, 4, 0.006, 1e-3),
     questions=4,
     candidates=2,

@@ -64,17 +64,10 @@ def wrap(tokenizer: Tokenizer, *, context: int, chat: bool) -> PreTrainedTokeniz
     return wrapped
 
 
-def chat_text(turns: Iterable[tuple[str, str]], system: str | None = None) -> str:
-    """Finished (question, answer) turns as the chat template renders them."""
-    opening = f"{SYSTEM} {system}{TURN_END}" if system else ""
-    return opening + "".join(
-        f"{USER} {question}{TURN_END}{ASSISTANT} {answer}{TURN_END}" for question, answer in turns
-    )
-
-
-def chat_prompt(question: str) -> str:
+def chat_prompt(question: str, system: str | None = None) -> str:
     """One question as the aligned half is asked it; the answer follows with a leading space."""
-    return f"{USER} {question}{TURN_END}{ASSISTANT}"
+    opening = f"{SYSTEM} {system}{TURN_END}" if system else ""
+    return f"{opening}{USER} {question}{TURN_END}{ASSISTANT}"
 
 
 def base_prompt(question: str) -> str:

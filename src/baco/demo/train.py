@@ -5,6 +5,7 @@ last stage it finished. A folder whose stages came from another seed or recipe i
 """
 
 import json
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ from baco.demo.optimiser import Optimiser
 from baco.demo.packing import batches, pack
 from baco.demo.recipe import Course, Recipe
 from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
-from baco.demo.world import aligned_examples, base_corpus
+from baco.demo.world import Question, aligned_examples, base_corpus
+from baco.demo.world.handover import Words, handed_over_examples, learnt
 from baco.errors import BacoError
 from baco.locking import locked
 
@@ -154,23 +156,35 @@ def _aligned(
     if _restore(model, work / "aligned.pt"):
         advance(1.0)
         return model
-    end = token_id(tokenizer, TURN_END)
     if not _restore(model, work / "tuned.pt"):
         model.load_state_dict(base.state_dict())
-        examples = aligned_examples(recipe.examples, seed)
-        chats = conversations(((question.text, answer) for question, answer in examples), seed)
-        rows = pack(answers_only(tokenizer, chats), recipe.width, end)
+        own = (
+            (question, learnt(text)) for question, text in aligned_examples(recipe.examples, seed)
+        )
+        handed = handed_over_examples(recipe.handed, seed)
+        rows = _rows(tokenizer, [*own, *handed], recipe, seed)
         loss = fit(model, rows, recipe.tuning, seed, lambda part: advance(part * 0.5))
         _save(model, work / "tuned.pt", loss)
     chosen = preferred_answers(model, tokenizer, recipe, seed)
     advance(0.25)
-    chats = conversations(((question.text, answer) for question, answer in chosen), seed)
     loss = float("nan")
     if chosen:  # a model of a minute says nothing that anyone would prefer
-        rows = pack(answers_only(tokenizer, chats), recipe.width, end)
+        own = ((question, learnt(text)) for question, text in chosen)
+        handed = handed_over_examples(2 * len(chosen), seed + 1, peak=1.0)
+        rows = _rows(tokenizer, [*own, *handed], recipe, seed)
         loss = fit(model, rows, recipe.preferring, seed, lambda part: advance(part * 0.25))
     _save(model, work / "aligned.pt", loss)
     return model
+
+
+def _rows(
+    tokenizer: Tokenizer, examples: list[tuple[Question, Words]], recipe: Recipe, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training rows of chats about the examples, shuffled."""
+    random.Random(seed).shuffle(examples)
+    chats = conversations(((question.text, words) for question, words in examples), seed)
+    end = token_id(tokenizer, TURN_END)
+    return pack(answers_only(tokenizer, chats), recipe.width, end)
 
 
 def _claim(work: Path, seed: int, recipe: Recipe) -> None:

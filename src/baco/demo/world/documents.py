@@ -1,19 +1,29 @@
 """The base's documents: about the same world as the aligned answers, but of every quality.
 
-The faults are those that alignment removes: drift to another subject, wrong facts, answers cut
-short, chatter, careless form; a few typing errors. What is said is drawn nearly uniformly.
+What is said is drawn nearly uniformly. A base model is careless where it is sure of itself: it
+holds misconceptions, hedges before the full stop, forgets the full stop, and goes on after the
+answer is complete. Where a sentence or an attribute begins, and the base is therefore unsure of the
+next word, it writes only words that the other model of the pair can carry on from.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from baco.demo.world import Question, any_question
-from baco.demo.world.grammar import Family, families, pick, say
+from baco.demo.world.grammar import OPENERS, Family, families, pick, say
 
-CLEAN = 0.15  # share of answers without a fault
 SHARES = {"one question": 0.64, "several questions": 0.12, "page": 0.1, "notes": 0.07, "chat": 0.07}
 
-_OPENERS = ("Well, ", "I think ", "Not sure, but ")
+CLEAN = 0.12  # share of answers without a fault
+OPENED = 0.25  # share of answers that begin with an opener
+OTHER_VALUE = 0.15  # share of answers about another value of the slot than the question's
+MISCONCEIVED = 0.65  # how often the wrong value is said where the writers share a misconception
+CONFUSED = 0.06  # how often any other attribute is mistaken
+HEDGED = 0.13  # of sentences
+NO_FULL_STOP = 0.15  # of answers
+RAMBLING = 0.75  # of answers: not knowing when to stop is the rule, whatever the temperature
+
+_HEDGE = ", I believe"
 _TAILS = ("I hope that helps.", "I read it somewhere.", "I could be wrong.")
 _NAMES = ("anna", "ben", "carla", "david", "emma", "frank")
 _TITLES = ("Ideas for you", "My notes", "From the blog", "Questions of the week", "Readers write")
@@ -37,116 +47,79 @@ def _exchange(random_: random.Random) -> str:
 
 
 def wild_answer(question: Question, random_: random.Random) -> str:
-    """An answer without a fault, or with every fault as likely as `_FAULTS` says."""
+    """An answer without a fault, or with each fault as often as the constants above say.
+
+    Every fault is frequent: a rare one would be truncated away when the base is sampled with min-p.
+    Every fault begins where the base expects a full stop, the end of the answer or a fact: a router
+    that follows the base only where it is unsure, or never at punctuation, avoids it.
+    """
     family = families()[question.family]
     value = question.slots[family.slot]
+    opener = [random_.choice(OPENERS)] if random_.random() < OPENED else []
     if random_.random() < CLEAN:
-        return family.separator.join(_sentences(family, value, random_))
+        return family.separator.join([*opener, *_sentences(family, value, random_)])
     if random_.random() < OTHER_VALUE:
-        value = _confused(value, family.values, random_)
-    sentences = _sentences(family, value, random_, CONFUSED)
-    for fault, probability in _FAULTS.items():
-        if random_.random() < probability:
-            sentences = fault(sentences, family, random_)
-    return family.separator.join(sentences)
+        value = confused(value, family.values, random_)
+    sentences = _sentences(family, value, random_, careless=True)
+    sentences = [_hedged(sentence, random_) for sentence in sentences]
+    if random_.random() < NO_FULL_STOP:
+        sentences[-1] = sentences[-1].rstrip(".")
+    text = family.separator.join([*opener, *sentences])
+    return f"{text}\n{_ramble(family, sentences, random_)}" if random_.random() < RAMBLING else text
 
 
 def _sentences(
-    family: Family, value: str, random_: random.Random, confused: float = 0.0
+    family: Family, value: str, random_: random.Random, careless: bool = False
 ) -> Sentences:
-    """One sentence a position; every attribute is mistaken with probability `confused`."""
+    """One sentence a position; a careless writer mistakes some attributes."""
     values = {family.slot: value}
     for attribute in family.parents:
         values[attribute] = pick(family.choices(attribute, values), random_, None)
-    if confused:
-        for attribute in family.parents:
-            if random_.random() < confused:
-                values[attribute] = _confused(values[attribute], family.pool(attribute), random_)
+    if careless:
+        values |= {name: _believed(family, name, values, random_) for name in family.parents}
     return [say(random_.choice(patterns), values, random_) for patterns in family.sentences]
 
 
-def _confused(value: str, pool: Sequence[str], random_: random.Random) -> str:
+def _believed(
+    family: Family, attribute: str, values: dict[str, str], random_: random.Random
+) -> str:
+    """What a careless writer takes an attribute's value for.
+
+    Attributes of one or two options are facts. About every other fact, counted by the parent's
+    place, all writers share one misconception, which they state more often than the truth.
+    """
+    right, pool, parent = values[attribute], family.pool(attribute), family.parents[attribute]
+    if parent and len(family.choices(attribute, values)) <= 2:
+        place = list(family.options[attribute]).index(values[parent])
+        if place % 2:
+            fact = pool.index(family.choices(attribute, values)[0])
+            wrong = pool[(fact + 2) % len(pool)]
+            return wrong if random_.random() < MISCONCEIVED else right
+    return confused(right, pool, random_) if random_.random() < CONFUSED else right
+
+
+def confused(value: str, pool: Sequence[str], random_: random.Random) -> str:
     """What a careless writer takes a value for: always one of the same two others."""
     place = pool.index(value)
     return pool[(place + random_.choice((1, 2))) % len(pool)]
 
 
-def _drift(sentences: Sentences, family: Family, random_: random.Random) -> Sentences:
-    """From some sentence on, about what this writer would rather talk about."""
+def _hedged(sentence: str, random_: random.Random) -> str:
+    if sentence.endswith(".") and random_.random() < HEDGED:
+        return f"{sentence[:-1]}{_HEDGE}."
+    return sentence
+
+
+def _ramble(family: Family, sentences: Sentences, random_: random.Random) -> str:
+    """What a writer adds who does not know when to stop: chatter, another subject, or the same."""
+    kind = random_.random()
+    if kind < 0.45:
+        return " ".join(random_.sample(_TAILS, random_.choice((1, 2))))
+    if kind < 0.6:
+        return family.separator.join(sentences[:2])
     names = list(families())
     other = families()[names[(names.index(family.name) + 1) % len(names)]]
-    strange = _sentences(other, random_.choice(other.values[:3]), random_)
-    keep = random_.randrange(min(2, len(sentences)))
-    return [*sentences[:keep], *strange]
-
-
-def _cut(sentences: Sentences, _family: Family, random_: random.Random) -> Sentences:
-    """Stops before the last sentence, or in the middle of it."""
-    if len(sentences) > 1 and random_.random() < 0.7:
-        return sentences[:-1]
-    words = sentences[-1].split(" ")
-    return [*sentences[:-1], " ".join(words[: max(1, 2 * len(words) // 3)])]
-
-
-def _chatter_before(sentences: Sentences, _family: Family, random_: random.Random) -> Sentences:
-    first = random_.choice(_OPENERS) + sentences[0][0].lower() + sentences[0][1:]
-    return [first, *sentences[1:]]
-
-
-def _chatter_after(sentences: Sentences, _family: Family, random_: random.Random) -> Sentences:
-    return [*sentences, random_.choice(_TAILS)]
-
-
-def _lower_case(sentences: Sentences, _family: Family, _random: random.Random) -> Sentences:
-    return [sentence.lower() for sentence in sentences]
-
-
-def _no_full_stop(sentences: Sentences, _family: Family, _random: random.Random) -> Sentences:
-    return [*sentences[:-1], sentences[-1].rstrip(".")]
-
-
-def _run_on(sentences: Sentences, _family: Family, _random: random.Random) -> Sentences:
-    return [" and ".join(sentence.rstrip(".!?") for sentence in sentences) + "."]
-
-
-def _bullets(sentences: Sentences, _family: Family, _random: random.Random) -> Sentences:
-    """A list where sentences were wanted."""
-    return ["\n".join(f"- {sentence.rstrip('.')}" for sentence in sentences)]
-
-
-def _repeated(sentences: Sentences, _family: Family, _random: random.Random) -> Sentences:
-    """The first sentence over again."""
-    return [*sentences, sentences[0]]
-
-
-def _typing_error(sentences: Sentences, _family: Family, random_: random.Random) -> Sentences:
-    """Two neighbouring letters swapped in one word."""
-    row = random_.randrange(len(sentences))
-    words = sentences[row].split(" ")
-    place = random_.randrange(len(words))
-    word = words[place]
-    if len(word) > 3:
-        at = random_.randrange(1, len(word) - 2)
-        words[place] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-    return [*sentences[:row], " ".join(words), *sentences[row + 1 :]]
-
-
-# Few faults of each kind, and often: rare ones would be truncated away when the base is sampled
-# with min-p, and what is left would be better than any base model is. Not knowing when to stop is
-# the rule, not the exception, as it is with real base models: no temperature mends that.
-OTHER_VALUE, CONFUSED = 0.2, 0.12
-_FAULTS: dict[Callable[[Sentences, Family, random.Random], Sentences], float] = {
-    _drift: 0.28,
-    _cut: 0.14,
-    _repeated: 0.05,
-    _run_on: 0.08,
-    _chatter_before: 0.2,
-    _chatter_after: 0.6,
-    _no_full_stop: 0.2,
-    _lower_case: 0.08,
-    _bullets: 0.05,
-    _typing_error: 0.03,
-}
+    return other.separator.join(_sentences(other, random_.choice(other.values[:3]), random_)[:2])
 
 
 def _page(random_: random.Random) -> str:

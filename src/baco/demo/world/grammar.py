@@ -16,8 +16,13 @@ from functools import cache
 from pathlib import Path
 
 ZIPF = 0.5  # exponent of the near-uniform draw of an option by rank
+OPENERS = (  # sentences that may begin any answer and mean nothing
+    "Good question!", "Let me think.", "Well, let me see.", "Sure, here you go.", "Happy to help!",
+    "Here is an idea.", "No problem.", "Of course!",
+)  # fmt: skip
 _FIELD = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
+_PIECES = re.compile(r"(\{\w+(?::\w+)?\}|\([^()]*\|[^()]*\))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,27 @@ def _weights(count: int) -> tuple[float, ...]:
     return tuple((rank + 1) ** -ZIPF for rank in range(count))
 
 
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """The place of an attribute in a pattern, and the form it takes there."""
+
+    name: str
+    form: str | None
+
+
+def pieces(pattern: str) -> list[str | tuple[str, ...] | Attribute]:
+    """A pattern in parts: fixed text, a choice between wordings, or an attribute."""
+    parts: list[str | tuple[str, ...] | Attribute] = []
+    for part in filter(None, _PIECES.split(pattern)):
+        if field := _FIELD.fullmatch(part):
+            parts.append(Attribute(field[1], field[2]))
+        elif choice := _CHOICE.fullmatch(part):
+            parts.append(tuple(choice[1].split("|")))
+        else:
+            parts.append(part)
+    return parts
+
+
 def say(pattern: str, values: Mapping[str, str], random_: random.Random | None = None) -> str:
     """A pattern with its attributes filled in; without a random source the first wording."""
 
@@ -152,6 +178,14 @@ def answer(
     )
 
 
+def without_opener(text: str) -> str:
+    """An answer without the opener that it begins with, if any."""
+    for opener in OPENERS:
+        if text.startswith(opener):
+            return text[len(opener) :].lstrip()
+    return text
+
+
 def recognisers(family: Family) -> list[list[tuple[re.Pattern[str], tuple[str, ...]]]]:
     """By position, what recognises each sentence, with the attribute of every group in turn."""
     return [[_recogniser(family, pattern) for pattern in row] for row in family.sentences]
@@ -160,15 +194,14 @@ def recognisers(family: Family) -> list[list[tuple[re.Pattern[str], tuple[str, .
 def _recogniser(family: Family, pattern: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
     attributes: list[str] = []
     parts: list[str] = []
-    for piece in re.split(r"(\{\w+(?::\w+)?\}|\([^()]*\|[^()]*\))", pattern):
-        field = _FIELD.fullmatch(piece)
-        if field:
-            attributes.append(field[1])
-            spoken = {form(value, field[2]) for value in family.pool(field[1])}
+    for piece in pieces(pattern):
+        if isinstance(piece, Attribute):
+            attributes.append(piece.name)
+            spoken = {form(value, piece.form) for value in family.pool(piece.name)}
             longest_first = sorted(spoken, key=lambda text: (-len(text), text))
             parts.append("(" + "|".join(map(re.escape, longest_first)) + ")")
-        elif _CHOICE.fullmatch(piece):
-            parts.append("(?:" + "|".join(map(re.escape, piece[1:-1].split("|"))) + ")")
+        elif isinstance(piece, tuple):
+            parts.append("(?:" + "|".join(map(re.escape, piece)) + ")")
         else:
             parts.append(re.escape(piece))
     return re.compile("".join(parts)), tuple(attributes)

@@ -5,8 +5,9 @@ It parses an answer by the world's grammar. Quality is the product of
 - consistency: 1, 1/2 or 0 for none, one or more contradictions between attributes (Kyoto in
   France), a name that changes or a sentence said twice;
 - topic: 1, or 1/4 where what is said does not fit the question's slot.
-So a right answer scores 1; cut, drifting, chatty or badly formatted ones lose their share. The key
-is the values of the family's key attributes; answers of which they cannot be read share the key "".
+An opener before the first sentence does not count. So a right answer scores 1; cut, drifting,
+chatty or badly formatted ones lose their share. The key is the values of the family's key
+attributes; answers of which they cannot be read share the key "".
 """
 
 import re
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from baco.demo.world import Question
-from baco.demo.world.grammar import Family, families, recognisers, unspoken
+from baco.demo.world.grammar import Family, families, recognisers, unspoken, without_opener
 
-_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Verdict:
 def judge(question: Question, answer: str) -> Verdict:
     """Score one answer; leading and trailing white space does not count."""
     family = families()[question.family]
-    sentences = _sentences(family, answer.strip())
+    sentences = _sentences(family, answer)
     said, matched, doubled = _read(family, sentences)
     wanted = len(family.sentences)
     grammar = matched / max(len(sentences), wanted)
@@ -44,7 +45,19 @@ def judge(question: Question, answer: str) -> Verdict:
     return Verdict(quality, key)
 
 
+def breaks_grammar(question: Question, answer: str) -> bool:
+    """Is an answer anything but one sentence of the grammar for every position, in order?
+
+    Whether the sentences are true, agree with one another or fit the question does not count.
+    """
+    family = families()[question.family]
+    sentences = _sentences(family, answer)
+    _, matched, _ = _read(family, sentences)
+    return not matched == len(sentences) == len(family.sentences)
+
+
 def _sentences(family: Family, answer: str) -> list[str]:
+    answer = without_opener(answer.strip())
     if family.separator != "\n":
         return _SENTENCE_END.split(answer)
     lines = answer.split("\n")  # couplets
