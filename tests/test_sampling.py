@@ -134,6 +134,7 @@ def test_truncation_keeps_what_transformers_keeps(
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"stop": [""]}, "stop is"),
         ({"stop": 3}, "stop is 3"),
+        ({"stop": ["a", "\ud83d"]}, "stop holds half a surrogate pair"),
         ({"logprobs": 65_537}, "logprobs is 65537"),
         ({"temprature": 1}, "unknown sampling parameter 'temprature'"),
     ],

@@ -68,7 +68,7 @@ def test_token_ids_are_as_good_as_the_text_they_spell(server: Served, demo: Baco
     [
         ([2048], "prompt names token 2048: the vocabulary has 2048 tokens"),
         ([-1], "prompt.0 is -1"),
-        ([1, "a"], "prompt.0 is 1: input should be a valid string"),
+        ([1, "a"], "prompt.1 is 'a': input should be a valid integer"),
         ([True], "prompt.0 is True"),
         ([[1], []], "prompt.1 is []"),
         ([], "prompt is []"),

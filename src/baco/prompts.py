@@ -19,6 +19,7 @@ from typing import Any
 from baco.errors import BacoError, UnfitPairError
 from baco.seeds import chat_digest, text_digest
 from baco.templates import Rendering, Template, TemplateFailedError, one_line, today
+from baco.utf8 import check_characters
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
@@ -121,18 +122,6 @@ def conversation(
     for index, message in enumerate(messages):
         check_characters(f"message {index}", message["content"])
     return messages
-
-
-def check_characters(name: str, text: str) -> None:
-    """BacoError where a text holds half a surrogate pair, which no tokenizer reads."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise BacoError(
-            f"{name} holds half a surrogate pair ({half!a}), which is no character: give Unicode "
-            "text"
-        ) from error
 
 
 def _message(index: int, message: object) -> dict[str, str]:

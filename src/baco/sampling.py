@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from baco.errors import BacoError
+from baco.utf8 import check_characters
 
 MAX_SEED = 2**63 - 1
 MOST_LOGPROBS = 2**16
@@ -54,6 +55,8 @@ class SamplingParams:
         if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
             raise BacoError(f"stop is {self.stop!r}: give a string or a list of non-empty strings")
         object.__setattr__(self, "stop", tuple(stop))
+        for text in stop:
+            check_characters("stop", text)
         _whole("n", self.n, 1, 65_536)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)

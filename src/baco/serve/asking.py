@@ -1,21 +1,20 @@
 """From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
 from baco.api import Baco
 from baco.decoder import Decoder
 from baco.errors import BacoError
-from baco.prompts import Conversation
+from baco.prompts import Conversation, check_template_args, conversation
 from baco.routing.registry import catalogue
 from baco.routing.routers import Router
 from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
-from baco.serve.errors import UnknownModelError
+from baco.serve.errors import UnknownModelError, shown
 from baco.serve.protocol import Asked, ChatRequest, CompletionRequest, Message
 from baco.serve.scoring import Scoring
 from baco.serve.settings import Settings
@@ -44,7 +43,7 @@ class Question:
         prompts: conversations, or texts and token ids that both halves continue as they are
             (``raw``).
         params: seeded, so that every prompt can be decoded again.
-        explain, switch, router: see :meth:`Decoder.submit`.
+        explain, switch, router, template_args, continue_final: see :meth:`Decoder.submit`.
     """
 
     prompts: tuple[Conversation | TokenIds, ...]
@@ -53,18 +52,26 @@ class Question:
     router: Router
     switch: Switch
     explain: bool
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    continue_final: bool | None = None
 
     def submit(self, prompt: int, decoder: Decoder) -> int:
         """Hand one of the prompts to a decoder; its ticket."""
-        names = [field.name for field in dataclasses.fields(self.params)]
+        names = [one.name for one in fields(self.params)]
         options: dict[str, Any] = {
             "router": self.router,
             "switch": self.switch,
             "explain": self.explain,
             **{name: getattr(self.params, name) for name in names},
         }
-        submit: Callable[..., int] = decoder.submit_text if self.raw else decoder.submit
-        return submit(self.prompts[prompt], **options)
+        if self.raw:
+            return decoder.submit_text(self.prompts[prompt], **options)  # type: ignore[arg-type]
+        return decoder.submit(
+            self.prompts[prompt],  # type: ignore[arg-type]
+            template_args=self.template_args,
+            continue_final=self.continue_final,
+            **options,
+        )
 
 
 class Asking:
@@ -112,18 +119,29 @@ class Asking:
         Raises:
             BacoError, UnknownModelError: a value that is out of its range or of this server's.
         """
-        _agree(body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens")
-        if body.top_logprobs is not None and not body.logprobs:
+        longest = _agree(
+            body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens"
+        )
+        if longest == 0:
+            raise BacoError("max_tokens is 0: give at least 1, or -1 for as many as there is room")
+        if body.top_logprobs and not body.logprobs:
             raise BacoError("top_logprobs needs logprobs: true")
         logprobs = body.top_logprobs or 0 if body.logprobs else None
-        longest = body.max_completion_tokens or body.max_tokens
-        conversation = [_message(message) for message in body.messages]
-        return self._question(body, (conversation,), False, longest, logprobs)
+        continue_final = _continues(body)
+        messages = [_message(message) for message in body.messages]
+        conversation(messages, continue_final=continue_final)
+        made = self._question(body, (messages,), False, longest, logprobs)
+        template_args = check_template_args(body.chat_template_kwargs or {})
+        return replace(made, template_args=template_args, continue_final=continue_final)
 
     def completion(self, body: CompletionRequest) -> Question:
         """What texts to be continued ask; errors as for `chat`."""
         if body.max_tokens == 0 or body.echo_from is not None:
             raise BacoError("max_tokens 0 and echo_from go with echo: true")
+        if body.best_of not in (None, body.n or self._baco.pair.defaults.n):
+            raise BacoError(
+                f"best_of is {shown(body.best_of)}: no answer is chosen here; ask for n answers"
+            )
         self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
         return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
 
@@ -147,6 +165,7 @@ class Asking:
         self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
         prompts = _prompts(body.prompt)
         self._limit("the number of prompts", len(prompts), self._settings.max_n)
+        self._check_ids(prompts)
         made = Scoring(
             tuple(self.ids(prompt, half) for prompt in prompts),
             half,
@@ -175,19 +194,24 @@ class Asking:
     ) -> Question:
         if body.stream_options is not None and not body.stream:
             raise BacoError("stream_options goes with stream: true")
+        # Before `SamplingParams`, whose own bounds are wider than this server's.
+        n = body.n or self._baco.pair.defaults.n
+        self._limit("the number of answers", n, self._settings.max_n)
+        self._limit("the number of answers", n * len(prompts), self._settings.max_n)
+        self._check_ids(prompts)
         given = {name: getattr(body, name) for name in _SAME}
-        given |= {"max_tokens": longest, "logprobs": logprobs}
+        given |= {"max_tokens": self._longest(longest), "logprobs": logprobs}
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop
+        if body.seed == -1:
+            given["seed"] = None
+        if body.top_k == -1:
+            given["top_k"] = 0
         if body.logit_bias:
             given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
-        defaults = self._baco.pair.defaults
-        if longest is None:
-            given["max_tokens"] = min(defaults.max_tokens, self._settings.max_tokens)
-        params = defaults.updated(
+            self._check_known("logit_bias", given["logit_bias"])
+        params = self._baco.pair.defaults.updated(
             {name: value for name, value in given.items() if value is not None}
         )
-        self._limit("max_tokens", params.max_tokens, self._settings.max_tokens)
-        self._limit("the number of answers", params.n * len(prompts), self._settings.max_n)
         return Question(
             prompts,
             raw,
@@ -209,9 +233,29 @@ class Asking:
             )
         return chosen
 
+    def _longest(self, asked: int | None) -> int:
+        """How long an answer may be; one ends at the end of the context in any case."""
+        most = self._settings.max_tokens
+        if asked is None:
+            return min(self._baco.pair.defaults.max_tokens, most)
+        self._limit("max_tokens", asked, most)
+        return most if asked == -1 else asked
+
     def _limit(self, name: str, asked: int, most: int) -> None:
         if asked > most:
-            raise BacoError(f"{name} is {asked}: this server gives at most {most}")
+            raise BacoError(f"{name} is {shown(asked)}: this server gives at most {most}")
+
+    def _check_ids(self, prompts: tuple[Conversation | TokenIds, ...]) -> None:
+        """Before any prompt is decoded: one that is wrong refuses the whole request."""
+        for prompt in prompts:
+            if isinstance(prompt, tuple):
+                self._check_known("prompt", prompt)
+
+    def _check_known(self, name: str, tokens: Iterable[int]) -> None:
+        size = self._baco.pair.vocabulary.size
+        for token in tokens:
+            if token >= size:
+                raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
 
 
 def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str | TokenIds, ...]:
@@ -224,13 +268,41 @@ def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str 
     return tuple(one if isinstance(one, str) else tuple(one) for one in several)
 
 
-def _agree(one: int | None, other: int | None, name: str, other_name: str) -> None:
+def _agree(one: int | None, other: int | None, name: str, other_name: str) -> int | None:
     if one is not None and other is not None and one != other:
-        raise BacoError(f"{name} is {one} and {other_name} is {other}: give one of them")
+        raise BacoError(
+            f"{name} is {shown(one)} and {other_name} is {shown(other)}: give one of them"
+        )
+    return other if one is None else one
+
+
+def _continues(body: ChatRequest) -> bool | None:
+    """Does a request say whether its last message is to be continued?
+
+    Raises:
+        BacoError: it says both, or what does not hold.
+    """
+    told, asks = body.continue_final_message, body.add_generation_prompt
+    if told and asks:
+        raise BacoError(
+            "continue_final_message and add_generation_prompt are both true: give one of them"
+        )
+    *others, last = body.messages
+    if any(message.prefix for message in others) or (last.prefix and last.role != "assistant"):
+        raise BacoError("prefix is true: only a last message of role 'assistant' is continued")
+    if asks is not None and asks != (last.role != "assistant"):
+        raise BacoError(
+            "add_generation_prompt is true, but a last message of role 'assistant' is continued: "
+            "end the conversation with a message of role 'user'"
+            if asks
+            else "add_generation_prompt is false: end the conversation with a message of role "
+            "'assistant', which is continued"
+        )
+    return told if told is not None else last.prefix
 
 
 def _message(message: Message) -> dict[str, str]:
-    content = message.content
+    content = message.content or ""
     if not isinstance(content, str):
         content = "".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role

@@ -1,22 +1,23 @@
 """Errors as OpenAI's API tells them, so that clients raise the exceptions they have for them."""
 
-import logging
+import json
+import reprlib
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from baco.errors import BacoError, UpstreamError
 from baco.serve.driver import ClosedError, QueueFullError
-from baco.serve.protocol import REFUSED
-
-log = logging.getLogger("baco.serve")
 
 RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = 499  # nginx's: nobody reads it but the access log
+MOST_SHOWN = 80
+_REFUSED = "baco_refused"
 # What OpenAI calls an error of a status; other 4xx are invalid_request_error, 5xx server_error.
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -68,9 +69,17 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
 def problem(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Problem:
-    """A problem of the type that OpenAI gives a status."""
+    """A problem of the type that OpenAI gives a status; its message is made printable, one line."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return Problem(message=message, type=kind, param=param, code=code)
+    param = None if param is None else _printable(_cut(param))
+    return Problem(message=_printable(message), type=kind, param=param, code=code)
+
+
+def _printable(text: str) -> str:
+    """Line breaks, control characters and lone surrogates as escapes: clients print messages."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def response(status: int, told: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -107,40 +116,61 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {
-        404: f"there is no {request.url.path} here",
-        405: f"{request.url.path} takes no {request.method}",
-    }
+    # Not request.url, which cannot be had where the Host header is not a host.
+    path = _cut(request.scope["path"])
+    messages = {404: f"there is no {path} here", 405: f"{path} takes no {request.method}"}
     message = messages.get(error.status_code, str(error.detail))
+    if error.status_code == 400 and error.__cause__ is not None:
+        message = f"the body cannot be read as JSON: {_fault(error.__cause__)}"
     told = problem(error.status_code, message)
     return response(error.status_code, told, dict(error.headers or {}))
 
 
+def _fault(error: BaseException) -> str:
+    """What is wrong with a body that a JSON parser gave up on."""
+    match error:
+        case UnicodeDecodeError():
+            return "it is not valid UTF-8"
+        case RecursionError():
+            return "it is nested too deeply"
+        case json.JSONDecodeError():
+            return error.msg
+        case _:
+            return "it holds a number of too many digits"
+
+
+def refused(fault: str, field: str) -> PydanticCustomError:
+    """An error of a validator, with its own words.
+
+    Args:
+        fault: what is wrong, as what follows a field's name in a sentence.
+        field: its name, from the part of the body on that the validator checks.
+    """
+    return PydanticCustomError(_REFUSED, "{fault}", {"fault": fault, "field": field})
+
+
 async def _on_invalid(_: Request, error: Exception) -> Response:
-    """One line on the first thing that is wrong; what is not supported is said to be so."""
+    """One line on the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
-    # Of a value that may be of several types, the one that it came furthest as tells most.
-    first = max(error.errors(), key=_nearness)
+    first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:] if _is_place(part)]
-    name = ".".join(place)
-    if first["type"] == "json_invalid":
-        return response(400, problem(400, f"the body is no JSON: {first['ctx']['error']}"))
-    if place and place[0] in REFUSED:
-        return response(400, problem(400, f"{place[0]} {REFUSED[place[0]]}", param=place[0]))
-    if first["type"] == "extra_forbidden":
-        message = f"{name} is no parameter of this endpoint: leave it out"
-    elif not place:
+    name, kind = ".".join(place), first["type"]
+    if kind == _REFUSED:
+        name = ".".join([*place, first["ctx"]["field"]]).strip(".")
+        message = f"{name} {first['ctx']['fault']}".strip()
+    elif kind == "json_invalid":
+        message = f"the body cannot be read as JSON: {first['ctx']['error']}"
+    elif kind == "extra_forbidden":
+        *around, extra = first["loc"][1:]
+        name = ".".join([*(str(part) for part in around if _is_place(part)), _cut(str(extra))])
+        message = f"{name} is not a parameter of this endpoint: leave it out"
+    elif not name:
         message = "give a JSON object, with Content-Type application/json"
-    elif first["type"] == "missing":
+    elif kind == "missing":
         message = f"{name} is missing"
     else:
-        message = f"{name} is {_shown(first.get('input'))}: {first['msg'].lower()}"
+        message = f"{name} is {shown(first.get('input'))}: {first['msg'].lower()}"
     return response(400, problem(400, message, param=name or None))
-
-
-def _nearness(found: Any) -> tuple[int, bool]:
-    """How far a value came as one of its types: how deep, and whether the type itself was right."""
-    return len(found["loc"]), not found["type"].endswith("_type")
 
 
 def _is_place(part: int | str) -> bool:
@@ -148,6 +178,15 @@ def _is_place(part: int | str) -> bool:
     return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = MOST_SHOWN
+_short.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value as an error repeats it: on one line, and not all of it where it is long."""
+    return _cut(_short.repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"

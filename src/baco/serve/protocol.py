@@ -1,89 +1,210 @@
 """What clients may send: requests of OpenAI's API that a pair can answer, and BACo's own fields.
 
-Values are checked without conversion. What would change the answer and is not supported is refused,
-as is any field that no API knows; fields that change no answer are taken and have no effect.
+Values are checked without conversion, but for 1.0, which counts as 1. ``null`` always means: not
+given. What would change the answer and is not supported is refused, as is any field that no client
+is known to send; fields of other servers that change no answer are accepted (`baco.serve.fields`).
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from baco.routing.select import Switch
-from baco.sampling import MAX_SEED, MOST_LOGPROBS
+from baco.sampling import MAX_SEED
+from baco.serve import fields
+from baco.serve.errors import refused, shown
+from baco.serve.fields import Foreign
+from baco.utf8 import fault_of
 
 MOST_STOPS = 16
-MOST_PROMPTS = 1024
-TEXT_ONLY = "is not supported: this server answers in plain text; leave it out"
+MOST_TEXTS = 1024
+MOST_LEVELS = 32
 
-# Fields of OpenAI's API that would change the answer, and why they are refused.
-REFUSED = {
-    "response_format": "is not supported but for {'type': 'text'}: BACo holds no answer to a "
-    "grammar; leave it out and ask for the format in the prompt",
-    "tools": "is not supported: BACo calls no tools; leave it out",
-    "tool_choice": "is not supported: BACo calls no tools; leave it out",
-    "functions": "is not supported: BACo calls no functions; leave it out",
-    "function_call": "is not supported: BACo calls no functions; leave it out",
-    "audio": TEXT_ONLY,
-    "modalities": TEXT_ONLY,
-    "prediction": "is not supported: BACo drafts by itself; leave it out",
-    "web_search_options": "is not supported: BACo searches nowhere; leave it out",
-    "reasoning_effort": "is not supported: the chat template decides; leave it out",
-    "verbosity": "is not supported: say so in the prompt; leave it out",
-    "suffix": "is not supported: BACo only continues texts",
-    "best_of": "is not supported: ask for n answers and choose yourself",
-}
 
-_Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+def _integer(value: Any) -> Any:
+    """1.0 as 1: the numbers of some clients are all floating-point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _one_or_several(value: Any) -> str:
+    """As which of two types a value is checked, so that an error speaks of that one alone.
+
+    The names are not identifiers, which tells them from the names of fields in an error's place.
+    """
+    return "several texts" if isinstance(value, list) else "one text"
+
+
+def _kind_of_prompt(value: Any) -> str:
+    """The same for prompts, which may be token ids as well."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "lists of ids"
+    if isinstance(value, list) and value and isinstance(value[0], int | float):
+        return "token ids"
+    return _one_or_several(value)
+
+
+_Whole = Annotated[int, BeforeValidator(_integer)]
+_Count = Annotated[_Whole, Field(ge=1)]
+_Length = Annotated[_Whole, Field(ge=-1)]  # -1 is as long as there is room
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 _Spelling = Annotated[str, Field(max_length=1000)]  # errors repeat it
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
-_Several = Field(min_length=1, max_length=MOST_PROMPTS)
-_Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+def _described(schema: dict[str, Any], model: type["Strict"]) -> None:
+    """Add to a JSON schema what `Strict` drops before fields are checked."""
+    schema["additionalProperties"] = {"type": "null"}
+    for name, entry in model.foreign.items():
+        values = {} if entry.accepted is None else {"enum": [*entry.accepted, None]}
+        schema["properties"][name] = values | {"description": f"Without effect: {entry.reason}."}
 
 
 class Strict(BaseModel):
-    """A request or a part of one."""
+    """A request or a part of one.
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    Attributes:
+        foreign: fields of other servers, by name.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_described
+    )
+    foreign: ClassVar[Mapping[str, Foreign]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_meaningless(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name, value in given.items():
+            entry = cls.foreign.get(name)
+            if entry is not None and not entry.accepts(value):
+                reason = f"this is not supported; {entry.reason}"
+                raise refused(f"is {shown(value)}: {reason}", name)
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and name not in cls.foreign
+        }
+
+
+class Body(Strict):
+    """A whole request.
+
+    Attributes:
+        aliases: other names of fields, as other servers have them.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        _refuse_unreadable(given)
+        if not isinstance(given, dict):
+            return given
+        own = {name: value for name, value in given.items() if name not in cls.aliases}
+        for alias, name in cls.aliases.items():
+            value, known = given.get(alias), own.get(name)
+            if value is None:
+                continue
+            if known is not None and known != value:
+                raise refused(
+                    f"is {shown(value)} and {name} is {shown(known)}: give one of them", alias
+                )
+            own[name] = value
+        return own
+
+
+def _refuse_unreadable(body: Any) -> None:
+    """Refuse texts that are not valid Unicode, names of fields included, and endless nesting."""
+    left: list[tuple[tuple[Any, ...], Any]] = [((), body)]
+    while left:
+        place, value = left.pop()
+        if len(place) > MOST_LEVELS:
+            raise refused(f"is nested too deeply: at most {MOST_LEVELS} levels", str(place[0]))
+        if isinstance(value, str):
+            _refuse_half_characters(value, place)
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                _refuse_half_characters(name, place)
+                left.append(((*place, name), inner))
+        elif isinstance(value, list):
+            texts = (str, list, dict)  # not the numbers: a prompt of token ids may have many
+            left += [((*place, at), one) for at, one in enumerate(value) if isinstance(one, texts)]
+
+
+def _refuse_half_characters(text: str, place: tuple[Any, ...]) -> None:
+    fault = fault_of(text)
+    if fault is not None:
+        where = ".".join(map(str, place))
+        raise refused(fault if where else f"the body {fault}", where)
 
 
 class StreamOptions(Strict):
     """How a stream is told."""
 
+    foreign = fields.by_name(fields.STREAM)
+
     include_usage: bool | None = Field(None, description="A last chunk says what was counted.")
-    include_obfuscation: bool | None = Field(None, description="Without effect.")
-
-
-class PlainText(Strict):
-    """The one format there is."""
-
-    type: Literal["text"]
 
 
 class TextPart(Strict):
     """A part of a message."""
 
+    foreign = fields.by_name(fields.PART)
+
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, given: Any) -> Any:
+        kind = given.get("type") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise refused(f"is {shown(kind)}: the models read parts of type 'text' alone", "type")
+        return given
+
 
 class Message(Strict):
-    """A turn of a conversation; what clients send back of an answer's other fields is empty."""
+    """A turn of a conversation."""
+
+    foreign = fields.by_name(fields.MESSAGE)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = Field(None, description="Without effect.")
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: _Nothing | None = None
-    annotations: _Nothing | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("one text")] | Annotated[list[TextPart], Tag("several texts")],
+            Discriminator(_one_or_several),
+        ]
+        | None
+    ) = Field(None, description="Only an assistant's may be left out: it is empty then.")
+    prefix: bool | None = Field(
+        None, description="true goes with a last message of the assistant, which is continued."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_silence(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise refused("is missing", "content")
+        return self
 
 
-class Asked(Strict):
-    """What both endpoints take. null is as good as nothing: the pair's own value holds."""
+class Asked(Body):
+    """What both endpoints take; what is left out is as the pair has it."""
+
+    aliases = fields.ALIASES
 
     model: _Spelling = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
     router: _Spelling | None = Field(
@@ -92,77 +213,81 @@ class Asked(Strict):
     switch: Switch | None = Field(None, description="Where the source may change: word (default).")
     explain: bool | None = Field(None, description="Tell of every token why it has its source.")
     n: _Count | None = Field(None, description="Answers to each prompt, 1 by default.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Annotated[_Whole, Field(ge=-1, le=MAX_SEED)] | None = Field(
+        None, description="-1 is as good as none."
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    top_k: Annotated[_Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
+        None, description="0 and -1 keep all tokens."
+    )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    max_tokens: _Count | None = None
-    stop: _NonEmpty | Annotated[list[_NonEmpty], Field(max_length=MOST_STOPS)] | None = None
+    max_tokens: _Length | None = Field(None, description="-1 is as many as there is room for.")
+    stop: (
+        Annotated[
+            Annotated[_NonEmpty, Tag("one text")]
+            | Annotated[list[_NonEmpty], Field(max_length=MOST_STOPS), Tag("several texts")],
+            Discriminator(_one_or_several),
+        ]
+        | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Without effect.")
 
 
 class ChatRequest(Asked):
     """A conversation to be answered."""
 
+    foreign = fields.by_name(fields.COMMON, fields.CHAT)
+
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: _Count | None = None
+    max_completion_tokens: _Length | None = Field(None, description="Another name of max_tokens.")
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: PlainText | None = None
-    tools: _Nothing | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="Without effect.")
-    functions: _Nothing | None = None
-    function_call: Literal["none", "auto"] | None = None
-    modalities: list[Literal["text"]] | None = None
-    audio: None = None
-    prediction: None = None
-    web_search_options: None = None
-    reasoning_effort: None = None
-    verbosity: None = None
-    metadata: dict[str, str] | None = Field(None, description="Without effect.")
-    store: bool | None = Field(None, description="Without effect: nothing is stored.")
-    service_tier: str | None = Field(None, description="Without effect.")
-    safety_identifier: str | None = Field(None, description="Without effect.")
-    prompt_cache_key: str | None = Field(None, description="Without effect.")
+    top_logprobs: Annotated[_Whole, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Further variables of the templates, such as enable_thinking."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Is the last message the assistant's? It is continued then, in any case."
+    )
+    add_generation_prompt: bool | None = Field(None, description="The opposite.")
 
 
 class CompletionRequest(Asked):
     """Texts, or their token ids, to be continued; both halves read them as they are."""
 
-    prompt: (
-        _NonEmpty
-        | Annotated[list[_NonEmpty], _Several]
-        | _TokenIds
-        | Annotated[list[_TokenIds], _Several]
+    foreign = fields.by_name(fields.COMMON, fields.COMPLETION)
+
+    prompt: Annotated[
+        Annotated[_NonEmpty, Tag("one text")]
+        | Annotated[list[_NonEmpty], Field(min_length=1), Tag("several texts")]
+        | Annotated[_TokenIds, Tag("token ids")]
+        | Annotated[list[_TokenIds], Tag("lists of ids")],
+        Discriminator(_kind_of_prompt),
+    ]
+    max_tokens: _Length | None = Field(
+        None, description="-1 is as many as there is room for; 0 goes with echo."
     )
-    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
-        None, description="0 goes with echo."
-    )
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[_Whole, Field(ge=0)] | None = None
     echo: bool | None = Field(
         None,
         description="With logprobs and max_tokens 0: tell how likely one half finds the prompt.",
     )
-    echo_from: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+    echo_from: Annotated[_Whole, Field(ge=0)] | None = Field(
         None, description="With echo: leave out the prompt's tokens before this one."
     )
     return_token_ids: bool | None = Field(None, description="Also tell the tokens' ids.")
     return_tokens_as_token_ids: bool | None = Field(
         None, description="Name tokens token_id:7 in logprobs, end tokens included."
     )
-    suffix: Literal[""] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: _Count | None = Field(None, description="Without effect: only n may stand here.")
 
 
-class DiversityRequest(Strict):
+class DiversityRequest(Body):
     """Answers to one prompt."""
 
-    texts: Annotated[list[str], _Several]
+    texts: Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
