@@ -23,7 +23,7 @@ from baco.backends.vllm.table import RequestTable
 from baco.batch.output import begin as begin_batch
 from baco.cli import run
 from baco.evaluation import store
-from baco.evaluation.methods import METHODS, Draw, Grid, answer
+from baco.evaluation.methods import Draw, Grid, answer, methods
 from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.records import Prompt
 from baco.evaluation.tasks import load_task
@@ -258,7 +258,7 @@ def test_a_method_that_rewords_its_prompts_keys_draws_by_the_tasks_prompt_and_it
             return demo.generate_batch(prompts, **options)
 
     prompts = [Prompt(str(i), tuple(user(text))) for i, text in enumerate(ASKED[:2])]
-    method = METHODS[name]
+    method = methods()[name]
     spy: Any = Spy()
     answer(spy, method.settings(Grid("quick", 2))[0], prompts, Draw(2, 7, {"max_tokens": 8}))
     own = [chat_digest(prompt.messages) for prompt in prompts]
@@ -296,7 +296,7 @@ def test_a_batch_and_a_run_begun_with_other_noise_are_refused(tmp_path: Path) ->
         begin_batch(tmp_path / "old batch", asked | {"noise": NOISE_VERSION}, 5, {})
 
     task = replace(load_task("demo"), prompts=(Prompt("1", tuple(user("Hello"))),))
-    plan = Plan([PairSpec("demo")], [task], METHODS["aligned"].settings(Grid("quick", 2)), 2, 1)
+    plan = Plan([PairSpec("demo")], [task], methods()["aligned"].settings(Grid("quick", 2)), 2, 1)
     config = plan.config()
     assert config["noise"] == NOISE_VERSION
     store.begin(tmp_path / "run", config, {task.name: task.prompts})
