@@ -4,6 +4,7 @@ import pytest
 
 from baco.hf.chat import ChatReader
 from baco.prompts import Renderer
+from tests.chat_templates import FAMILIES
 from tests.pairs import train_tokenizer, wrapped
 
 Conversation = list[dict[str, str]]
@@ -114,3 +115,38 @@ def test_anything_else_is_raw_text(name: str) -> None:
 def test_without_a_template_everything_is_raw_text() -> None:
     both = renderer(None)
     assert ChatReader(both).read([(1, 2, 3)]) == [None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("begun", ["Go there", "Go th", "Go there, "])
+def test_a_begun_answer_is_the_bases_too(family: str, begun: str) -> None:
+    both = renderer(FAMILIES[family])
+    question = CONVERSATIONS[0]
+    messages = [*question, {"role": "assistant", "content": begun}]
+    prompt = both.render(messages)
+    (found,) = ChatReader(both).read([prompt.aligned_ids])
+    assert found is not None
+    asking = both.render(question)
+    assert found.ids == asking.base_ids
+    if (
+        family != "mistral nemo"
+    ):  # whose base prompt ends otherwise before an answer without a space
+        assert found.ids + prompt.aligned_ids[found.start :] == prompt.base_ids
+
+
+def test_a_date_that_the_pair_is_given_does_not_hide_todays() -> None:
+    """Callers render with the tokenizer, which takes the day of the call."""
+    both = renderer(TEMPLATES["dated"])
+    for conversation in CONVERSATIONS:
+        ids = tuple(
+            both.aligned_tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_dict=False
+            )
+        )
+        both.date = None
+        expected = both.render(conversation)
+        for day in ("2025-03-31", None):
+            both.date = day
+            (found,) = ChatReader(both).read([ids])
+            assert found is not None
+            assert found.ids == expected.base_ids

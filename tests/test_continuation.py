@@ -1,5 +1,7 @@
 """A last assistant message is continued: both models read its text, and the answer goes on."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baco import Baco, BacoError
+from baco.cli import run
 from baco.prompts import Prompt, Renderer
 from tests.chat_templates import (
     DEEPSEEK_R1,
@@ -169,3 +172,29 @@ def test_an_answer_that_is_cut_short_goes_on_as_it_would_have(demo: Baco, router
         (rest,) = demo.generate([question, begun(beginning)], continue_final=True, **settings)
         assert (beginning + rest.text).startswith(whole.text)
         assert rest.text[0] == " "
+
+
+@pytest.mark.parametrize("command", ["generate", "batch"])
+def test_files_of_prompts_may_hold_begun_answers(demo: Baco, command: str, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Recommend a summer destination"}, begun("You could")]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": messages}) + "\n")
+    settings = ["-r", "P-Punc:0.4", "-s", "3", "--max-tokens", "12", "-n", "2"]
+    if command == "generate":
+        out = tmp_path / "out.jsonl"
+        assert run(["generate", "--jsonl", str(file), "-o", str(out), *settings]) == 0
+    else:
+        out = tmp_path / "out" / "rows-000000000-000000000.jsonl"
+        assert run(["batch", str(file), str(out.parent), *settings]) == 0
+    record = json.loads(out.read_text())
+    assert record["prompt"] == messages
+    expected = demo.generate(messages, router="P-Punc:0.4", seed=3, max_tokens=12, n=2)
+    assert [s["text"] for s in record["samples"]] == [answer.text for answer in expected]
+    assert not any(answer.text.startswith("You could") for answer in expected)
+
+
+def test_a_stream_of_a_begun_answer_is_its_whole(demo: Baco) -> None:
+    messages = [{"role": "user", "content": "Recommend a summer destination"}, begun("You could ")]
+    chunks = list(demo.stream(messages, router="P-Punc:0.4", seed=3, max_tokens=12))
+    assert chunks[-1].completion is not None
+    assert "".join(chunk.text for chunk in chunks) == chunks[-1].completion.text

@@ -80,6 +80,16 @@ def test_so_they_are_whatever_else_is_asked(
         assert told(halves, STORY, router, temperature=0, **sampling) == expected
 
 
+def test_a_begun_answer_goes_on_as_in_this_process(halves: Baco, demo: Baco) -> None:
+    begun: Any = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": "You could go"},
+    ]
+    for router in ("P-Punc:0.4", "Base"):
+        expected = told(demo, begun, router, temperature=0, continue_final=True)
+        assert told(halves, begun, router, temperature=0) == expected
+
+
 def test_log_probabilities_are_the_sources_own(halves: Baco, demo: Baco) -> None:
     asked: dict[str, Any] = {"router": "P-Punc:0.4", "temperature": 0, "logprobs": 3}
     (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)

@@ -34,12 +34,15 @@ ROUTERS = ("Base", "Aligned", "P:0.4", "P-Punc:0.4", "H-FC:1.0", "Nudging:0.3")
 TOKENS = 24
 
 
-def encoded(baco: Baco, *conversations: Conversation) -> dict[str, torch.Tensor]:
+def encoded(
+    baco: Baco, *conversations: Conversation, continued: bool = False
+) -> dict[str, torch.Tensor]:
     """The conversations as the aligned half's chat template renders them, padded on the left."""
     tokenizer = baco.pair.tokenizer
     batch = tokenizer.apply_chat_template(
         list(conversations),
-        add_generation_prompt=True,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
         padding=True,
         padding_side="left",
         return_dict=True,
@@ -79,6 +82,18 @@ def test_greedy_answers_are_those_of_baco(demo: Baco, router: str) -> None:
         assert got == list(expected.token_ids)
         said = made.past_key_values.source[row, start : start + count].tolist()
         assert said == [source == "base" for source in expected.sources]
+
+
+@pytest.mark.parametrize("router", ["Base", "Aligned", "P:0.4", "P-Punc:0.6"])
+def test_a_begun_answer_goes_on_as_with_baco(demo: Baco, router: str) -> None:
+    begun = [{"role": "assistant", "content": text} for text in ("You could go", "Vis")]
+    conversations = [[*SHORT, begun[0]], [*LONG, begun[1]]]
+    batch = encoded(demo, *conversations, continued=True)
+    made = as_transformers(demo, router).generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+    for row, conversation in enumerate(conversations):
+        [expected] = demo.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
+        got = made[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
+        assert got == list(expected.token_ids)
 
 
 @pytest.mark.parametrize("router", ["Base", "P:0.4", "P-Punc:0.6", "H:2.0"])

@@ -1,6 +1,8 @@
 """What of the vLLM backend needs no vLLM: pair folders, a request's options, each half's lane."""
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from baco import Baco, BacoError
 from baco.backends.vllm import versions
 from baco.backends.vllm.folder import export_pair, read_pair
 from baco.backends.vllm.lanes import Lane, Step
-from baco.backends.vllm.options import PairOptions, pair_prompt
+from baco.backends.vllm.middleware import TwoPrompts
+from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
 from baco.known import find_pair
@@ -53,6 +56,45 @@ def test_what_a_request_says_is_read() -> None:
     assert options.router.spelling == "P:0.3"
     options.check_prompt(len(ids), 10)
     assert salt != pair_prompt([1, 2, 3, 4, 6], [7, 8, 9])[2]
+
+
+def test_the_middleware_renders_what_a_chat_asks_of_its_templates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(find_pair("demo"), name="toned")
+    export_pair(known, tmp_path / "pair", copy=True)
+    chat = "{{ tone }}" + Baco.load("demo").pair.tokenizer.chat_template
+    (tmp_path / "pair" / "aligned" / "chat_template.jinja").write_text(chat)
+    monkeypatch.setattr(Limits, "here", replace(Limits.here, folder=tmp_path / "pair"))
+    renderer = read_pair(tmp_path / "pair").renderer
+    messages = [
+        {"role": "user", "content": "Recommend a book"},
+        {"role": "assistant", "content": "You could"},
+    ]
+    asked = {"messages": messages, "chat_template_kwargs": {"tone": "Kindly. "}}
+    sent, received = [], []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        received.append(json.loads((await receive())["body"]))
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    def post(body: dict[str, Any]) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        asyncio.run(TwoPrompts(app)(scope, receive, send))
+
+    post(asked)
+    expected = renderer.render(messages, template_args={"tone": "Kindly. "})
+    ids, arguments, _ = pair_prompt(expected.base_ids, expected.aligned_ids, expected.digest)
+    assert received[0]["kv_transfer_params"]["prompt_token_ids"] == ids
+    assert received[0]["vllm_xargs"].items() >= arguments.items()
+    post(asked | {"continue_final_message": False})
+    assert sent[0]["status"] == 400
+    assert b"continue_final_message is false, but a last message" in sent[1]["body"]
 
 
 @pytest.mark.parametrize(

@@ -224,12 +224,14 @@ class Renderer:
         *,
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
+        day: str | None = None,
     ) -> Prompt:
         """Both renderings of a conversation.
 
         Args:
             prompt, system, continue_final: see :func:`conversation`.
             template_args: further variables for the templates, over the pair's own.
+            day: what templates take for today, as YYYY-MM-DD, in place of ``date``.
 
         Raises:
             BacoError: bad messages, a missing chat template, a template that fails.
@@ -237,7 +239,7 @@ class Renderer:
         messages = conversation(prompt, system, continue_final)
         digest = chat_digest(messages)
         variables = {**self.chat_options, **check_template_args(template_args or {})}
-        one = _Rendering(self, variables, self.date or today())
+        one = _Rendering(self, variables, day or self.date or today())
         begun = ""
         if messages[-1]["role"] == "assistant":
             aligned_head, begun = one.before_prefill(messages)

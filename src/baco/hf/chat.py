@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from baco.errors import BacoError
 from baco.prompts import Prompt, Renderer
+from baco.templates import today
 
 Message = dict[str, str]
 
@@ -28,7 +29,9 @@ class Frame:
         to_user: from the system message to the first question; None where there is no such message.
         to_answer: from a question to its answer.
         to_next: from an answer to the next question.
-        tail: after the last question, the generation prompt included.
+        tail: after the last question, where an answer is asked for,
+        to_begun: and where an answer is begun; None where that is the same.
+        day: the date in it.
     """
 
     head: str
@@ -36,9 +39,11 @@ class Frame:
     to_answer: str
     to_next: str
     tail: str
+    to_begun: str | None
+    day: str
 
     @classmethod
-    def of(cls, renderer: Renderer, *, system: bool) -> Self | None:
+    def of(cls, renderer: Renderer, day: str, *, system: bool) -> Self | None:
         """Learn the frame; None where the template does not lay a conversation out in order."""
         conversation = [
             {"role": "user", "content": FIRST},
@@ -49,7 +54,7 @@ class Frame:
         if system:
             conversation.insert(0, {"role": "system", "content": SYSTEM})
             words.insert(0, SYSTEM)
-        prompt = render(renderer, conversation)
+        prompt = render(renderer, conversation, day)
         if prompt is None:
             return None
         # Through token ids and back, since that is the way the prompts themselves come.
@@ -60,20 +65,37 @@ class Frame:
             if not found:
                 return None
             gaps.append(gap)
+        to_begun = None
+        begun = render(renderer, [*conversation, {"role": "assistant", "content": ANSWER}], day)
+        if begun is not None:
+            text = as_text(renderer.aligned_tokenizer, begun.aligned_ids)
+            before = text.rpartition(SECOND)[2].removesuffix(ANSWER)
+            if before.removesuffix(" ") != rest:  # a joining space is the answer's
+                to_begun = before
         return cls(
             head=gaps[0],
             to_user=gaps[1] if system else None,
             to_answer=gaps[-2],
             to_next=gaps[-1],
             tail=rest,
+            to_begun=to_begun,
+            day=day,
         )
 
-    def read(self, text: str) -> list[Message] | None:
-        """The conversation in ``text``, up to its last generation prompt."""
-        end = text.rfind(self.tail)
-        if not self.tail or not text.startswith(self.head) or end < len(self.head):
+    def read(self, text: str, end: str) -> tuple[list[Message], int] | None:
+        """The conversation in ``text``, up to its last question, and where its answer begins.
+
+        Args:
+            text: a rendering.
+            end: what stands between the two, `tail` or `to_begun`.
+        """
+        at = text.rfind(end)
+        if not end or not text.startswith(self.head) or at < len(self.head):
             return None
-        rest = text[len(self.head) : end]
+        conversation = self._messages(text[len(self.head) : at])
+        return None if conversation is None else (conversation, at + len(end))
+
+    def _messages(self, rest: str) -> list[Message] | None:
         conversation = []
         if self.to_user is not None:
             system, found, rest = rest.partition(self.to_user)
@@ -91,10 +113,10 @@ class Frame:
             conversation.append({"role": "assistant", "content": answer})
 
 
-def render(renderer: Renderer, conversation: list[Message]) -> Prompt | None:
+def render(renderer: Renderer, conversation: list[Message], day: str) -> Prompt | None:
     """Both renderings, or None where there is no template or it refuses this conversation."""
     try:
-        return renderer.render(conversation)
+        return renderer.render(conversation, day=day)
     except BacoError:
         return None
 
@@ -132,9 +154,16 @@ class ChatReader:
     renderer: Renderer
 
     def frames(self) -> list[Frame]:
-        """The template's frames, learnt anew each time: some templates write today's date."""
-        found = (Frame.of(self.renderer, system=system) for system in (False, True))
-        return [frame for frame in found if frame is not None]
+        """The template's frames, learnt anew each time: some templates write today's date.
+
+        Callers render with the tokenizer, which knows nothing of a date that the pair is given.
+        """
+        days = dict.fromkeys((self.renderer.date or today(), today()))
+        frames = []
+        for day in days:
+            found = [Frame.of(self.renderer, day, system=system) for system in (False, True)]
+            frames += [frame for frame in found if frame is not None]
+        return frames
 
     def read(self, rows: Sequence[Sequence[int]]) -> list[BasePrompt | None]:
         """The base half's prompt of every row; None where a row is no rendered conversation."""
@@ -148,8 +177,34 @@ class ChatReader:
     def _read(self, ids: tuple[int, ...], frames: list[Frame]) -> BasePrompt | None:
         text = as_text(self.renderer.aligned_tokenizer, ids)
         for frame in frames:
-            conversation = frame.read(text)
-            prompt = conversation and render(self.renderer, conversation)
+            asked = frame.read(text, frame.tail)
+            begun = None if frame.to_begun is None else frame.read(text, frame.to_begun)
+            # What asks for an answer may be the beginning of what stands before one, or the end.
+            if begun is not None and (asked is None or begun[1] > asked[1]):
+                found = self._begun(ids, text, frame, *begun)
+                if found is not None:
+                    return found
+            prompt = asked and render(self.renderer, asked[0], frame.day)
             if prompt and ids[: len(prompt.aligned_ids)] == prompt.aligned_ids:
                 return BasePrompt(prompt.base_ids, start=len(prompt.aligned_ids))
         return None
+
+    def _begun(
+        self,
+        ids: tuple[int, ...],
+        text: str,
+        frame: Frame,
+        conversation: list[Message],
+        start: int,
+    ) -> BasePrompt | None:
+        """The base half's prompt where the answer begins behind more than what asks for it, such as
+        empty thoughts.
+        """
+        asking = render(self.renderer, conversation, frame.day)
+        answered = [*conversation, {"role": "assistant", "content": ANSWER}]
+        begun = render(self.renderer, answered, frame.day)
+        if asking is None or begun is None or begun.aligned_text != text[:start] + ANSWER:
+            return None
+        tokenizer = self.renderer.aligned_tokenizer
+        head = tuple(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
+        return BasePrompt(asking.base_ids, start=len(head)) if ids[: len(head)] == head else None

@@ -73,8 +73,8 @@ class Layout:
         Args:
             ids, mask: int64 [B, T]; padding may stand on either side.
             reader: finds the base half's prompts; None where it reads the ids as they are.
-            prompt_length: columns before the answers of rows that are raw text; by default the
-                first token alone, so that all of a text is scored as one answer.
+            prompt_length: columns before the answers. By default an answer begins behind its
+                conversation, and behind the first token of raw text, which is scored as one answer.
             base_rows: token ids that the base half knows.
 
         Raises:
@@ -100,10 +100,12 @@ class Layout:
                 before = prompt.start
                 base_prompt = torch.tensor(prompt.ids, dtype=ids.dtype, device=ids.device)
                 before_base = torch.ones_like(base_prompt)
+            # Behind the conversation a prompt may hold the beginning of the answer.
+            begins = before if prompt_length is None else max(before, prompt_length - skip)
             base.append(torch.cat([base_prompt, _known(row[before:], base_rows)]))
             base_mask.append(torch.cat([before_base, kept[before:]]))
-            start.append(skip + before)
-            digests.append(ids_digest(row[:before].tolist()))
+            start.append(skip + begins)
+            digests.append(ids_digest(row[:begins].tolist()))
         starts = torch.tensor(start, device=ids.device)
         return cls(
             aligned_ids=ids,

@@ -4,7 +4,9 @@ twice, as BACo renders them, before vLLM reads the request.
 Without it both halves of a pair read the aligned half's chat template.
 """
 
+import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from baco.sampling import MAX_SEED
 from baco.seeds import noise_seed
 
 _PATH = "/v1/chat/completions"
+_OF_TEMPLATES = ("chat_template_kwargs", "continue_final_message")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -30,6 +33,7 @@ class TwoPrompts:
     def __init__(self, app: Any) -> None:
         self.app = app
         self._pair: Pair | None = None
+        self._reading = threading.Lock()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Change the body of a chat completion; all else passes."""
@@ -44,7 +48,7 @@ class TwoPrompts:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         try:
-            changed = self._changed(body)
+            changed = await asyncio.to_thread(self._changed, body)
         except BacoError as error:
             await _refuse(send, str(error))
             return
@@ -71,7 +75,12 @@ class TwoPrompts:
         mine = asked.get("vllm_xargs") or {}
         if not isinstance(mine, dict) or "baco_base_prompt_ids" in mine:
             return body
-        prompt = self._known().renderer.render(asked["messages"])
+        variables, continued = (asked.get(name) for name in _OF_TEMPLATES)
+        if not isinstance(variables, dict | None) or not isinstance(continued, bool | None):
+            return body
+        prompt = self._known().renderer.render(
+            asked["messages"], template_args=variables, continue_final=continued
+        )
         ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
         theirs = asked.get("kv_transfer_params")
         asked["kv_transfer_params"] = {**(theirs or {}), "prompt_token_ids": ids}
@@ -84,11 +93,12 @@ class TwoPrompts:
         return json.dumps(asked).encode()
 
     def _known(self) -> Pair:
-        if self._pair is None:
-            if Limits.here.folder is None:
-                raise BacoError("this vLLM serves no pair: leave out BACo's middleware")
-            self._pair = read_pair(Limits.here.folder)
-        return self._pair
+        with self._reading:
+            if self._pair is None:
+                if Limits.here.folder is None:
+                    raise BacoError("this vLLM serves no pair: leave out BACo's middleware")
+                self._pair = read_pair(Limits.here.folder)
+            return self._pair
 
 
 async def _refuse(send: Send, told: str) -> None:
