@@ -206,20 +206,12 @@ def test_a_batch_goes_on_with_its_first_date(
 
 
 def test_a_sweep_goes_on_with_the_day_it_was_begun(
-    clock: str, on: Callable[[str], None], tmp_path: Path
+    on: Callable[[str], None], tmp_path: Path
 ) -> None:
-    sweep = ["sweep", "-o", str(tmp_path / "run"), "-r", "P-Punc:0.4", "-n", "2", "--limit", "3"]
-    sweep += [
-        "--max-tokens",
-        "12",
-        "--temperature",
-        "2",
-        "--no-score",
-        "--chat-template",
-        clock,
-        "--workers",
-        "1",
-    ]
+    asked = "{{ 'Recommend a gift' if strftime_now('%A') == 'Monday' else messages[-1].content }}"
+    template = f"Question: {asked}\nAnswer:{{{{ answer_lead }}}}"
+    sweep = ["sweep", "-o", str(tmp_path / "run"), "-r", "Base", "-n", "2", "--limit", "3"]
+    sweep += ["--max-tokens", "12", "--no-score", "--base-template", template, "--workers", "1"]
     on(DAY)
     assert run(sweep) == 0
     samples = tmp_path / "run" / "samples.jsonl"
