@@ -26,6 +26,8 @@ class Recipe:
     width: int = 128  # tokens in a training row
     documents: int = 90_000
     base: Course = field(default_factory=lambda: Course(1000, 16, 0.02, 4e-3))
+    # Larger batches at low rates: what the base is unsure of comes out near the text's own shares.
+    settling: Course = field(default_factory=lambda: Course(150, 32, 0.004, 8e-4))
     examples: int = 10_000  # clean answers for fine-tuning
     handed: int = 26_000  # answers of which the base has made some choices
     tuning: Course = field(default_factory=lambda: Course(800, 16, 0.006, 1e-3))
@@ -45,6 +47,7 @@ MINUTE = Recipe(
     inner=64,
     documents=200,
     base=Course(8, 4, 0.02, 4e-3),
+    settling=Course(2, 8, 0.004, 8e-4),
     examples=60,
     handed=30,
     tuning=Course(4, 4, 0.006, 1e-3),

@@ -144,7 +144,9 @@ def _base(
             ids = [*tokenizer.encode(document).ids, end]
             yield ids, [True] * len(ids)
 
-    loss = fit(model, pack(documents(), recipe.width, end), recipe.base, seed, advance)
+    rows = pack(documents(), recipe.width, end)
+    fit(model, rows, recipe.base, seed, lambda part: advance(part * 0.75))
+    loss = fit(model, rows, recipe.settling, seed + 1, lambda part: advance(part * 0.25))
     _save(model, work / "base.pt", loss)
     return model
 
