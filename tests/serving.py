@@ -13,7 +13,7 @@ import httpx
 import uvicorn
 
 from baco import Baco
-from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.serve.app import create_app
 from baco.serve.driver import Driver
 from baco.serve.settings import Settings
@@ -63,7 +63,7 @@ class Served:
     def rounds(self) -> int:
         """Steps that its decoder has decoded anything in."""
         assert self.driver._decoder is not None
-        assert isinstance(self.driver._decoder.engine, Engine)
+        assert isinstance(self.driver._decoder.engine, IsolatingEngine)
         return self.driver._decoder.engine.stats.rounds
 
     def settles(self) -> None:

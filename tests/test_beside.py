@@ -14,6 +14,7 @@ from baco.completion import Completion
 from baco.engine.beside import Beside
 from baco.engine.engine import Engine
 from baco.engine.enough import Enough
+from baco.engine.isolation import IsolatingEngine
 from baco.routing.rules import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
 from tests.test_engine import told
@@ -49,8 +50,8 @@ def decode(
     baco: Baco, cuda: Cuda, *, always: bool = False, **settings: Any
 ) -> tuple[list[Completion], Engine, Counted]:
     decoder = baco.decoder()
-    engine = decoder.engine
-    assert isinstance(engine, Engine)
+    assert isinstance(decoder.engine, IsolatingEngine)
+    engine = decoder.engine.engine
     assert engine._beside is None  # on a CPU
     assert engine._reader.stays(("base", "aligned"))
     beside = engine._beside = Counted(CUDA, cuda, Lane())

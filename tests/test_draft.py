@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from baco import Baco, BacoError, Completion
 from baco.demo import path as demo_folder
-from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.engine.speculation import Size
 from baco.engine.stats import Stats
 from tests.pairs import SIZE, PairFolder
@@ -29,7 +29,7 @@ def decoded(baco: Baco, prompt: str, router: str, **settings: Any) -> tuple[list
     found: list[Completion] = []
     while decoder.busy:
         found += [c.completion for c in decoder.step() if c.completion is not None]
-    assert isinstance(decoder.engine, Engine)
+    assert isinstance(decoder.engine, IsolatingEngine)
     return told(sorted(found, key=lambda c: c.sample)), decoder.engine.stats
 
 

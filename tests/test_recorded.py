@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baco import Baco
 from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request
 from baco.engine.store import SlotStore
 from baco.half import Legible
@@ -33,7 +34,7 @@ def forwards(baco: Baco, prompt: str, **settings: Any) -> int:
     decoder.submit(prompt, **settings)
     while decoder.busy:
         decoder.step()
-    assert isinstance(decoder.engine, Engine)
+    assert isinstance(decoder.engine, IsolatingEngine)
     return sum(decoder.engine.stats.forwards.values()) - 2
 
 

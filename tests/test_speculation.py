@@ -14,6 +14,7 @@ from baco.decoder import Decoder
 from baco.engine.ahead import Run
 from baco.engine.continuations import Continuations
 from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.engine.speculation import PLAIN, Cost, Plan, Planner, Record
 from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES
@@ -124,7 +125,7 @@ def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
             "Recommend a summer destination", router=demo.router("P-Punc:0.15"), n=4, seed=seed
         )
     longest = max(len(tokens) for rows in answers(decoder).values() for tokens, _ in rows)
-    assert isinstance(decoder.engine, Engine)
+    assert isinstance(decoder.engine, IsolatingEngine)
     stats = decoder.engine.stats
     assert stats.rounds < 0.6 * longest
     assert stats.accepted > 0.5 * stats.drafted > 0
@@ -138,7 +139,7 @@ def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
         for seed in range(4):
             decoder.submit("Tell me a story", router=demo.router("P-Punc:0.4"), seed=seed)
             told.update({seed: next(iter(answers(decoder).values()))})
-        assert isinstance(decoder.engine, Engine)
+        assert isinstance(decoder.engine, IsolatingEngine)
         return decoder.engine.stats.forwards["aligned"], dict(told)
 
     told: dict[int, Told] = {}
@@ -153,7 +154,7 @@ def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit(PROMPTS[0], router=demo.router("Aligned"), n=2, seed=1)
     answers(decoder)
-    assert isinstance(decoder.engine, Engine)
+    assert isinstance(decoder.engine, IsolatingEngine)
     assert decoder.engine.stats.forwards["base"] == 0
 
 

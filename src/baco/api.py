@@ -4,6 +4,7 @@ import datetime
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,6 +14,7 @@ from baco.backends.protocol import Backend, Capabilities
 from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.errors import BacoError
 from baco.half import Half, compile_halves
 from baco.known import DEMO, KnownPair, find_pair
@@ -301,8 +303,10 @@ class Baco:
         """A decoder that takes requests while it decodes, for servers and other loops."""
         if self.backend is not None:
             return Decoder(self.pair, self.backend.engine())
-        engine = Engine(self.pair, max_rows=self.max_rows, memory=self.memory, draft=self.draft)
-        return Decoder(self.pair, engine)
+        make = partial(
+            Engine, self.pair, max_rows=self.max_rows, memory=self.memory, draft=self.draft
+        )
+        return Decoder(self.pair, IsolatingEngine(make))
 
 
 def _run(decoder: Decoder) -> Iterator[Any]:

@@ -28,6 +28,7 @@ import platformdirs
 import torch
 
 from baco.backends.described import Described
+from baco.completion import check_whole
 from baco.curve import Curve
 from baco.errors import BacoError
 from baco.locking import locked
@@ -256,6 +257,7 @@ def calibrate(
         answers = baco.generate_batch(
             prompts, router=spelling, n=samples, seed=seed, max_tokens=max_tokens
         )
+        check_whole([completion for samples in answers for completion in samples])
         advance()
         return _base_share(answers), _mean_distinct_2(answers)
 

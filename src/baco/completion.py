@@ -1,6 +1,6 @@
 """What comes back: one answer with its provenance, and the chunks it arrives in."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from baco.engine.sequence import FinishReason, Why
@@ -64,6 +64,27 @@ def check_whole(completions: Collection[Completion]) -> None:
     broken = [one.error for one in completions if one.error is not None]
     if broken:
         raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
+
+
+def check_group(rows: Sequence[Sequence[Completion]], *, again: bool) -> str | None:
+    """What broke off among prompts that were decoded together: the first error; None where nothing.
+
+    A prompt whose answers broke off in this process breaks off again, however often it is decoded.
+    So it is kept with its error, and the others with their answers.
+
+    Args:
+        rows: the samples of every prompt.
+        again: what broke off may be whole when it is decoded again, as with servers.
+
+    Raises:
+        BacoError: something is to be decoded again, or all of several prompts broke off: then it
+            is not the prompts.
+    """
+    errors = [next((one.error for one in row if one.error is not None), None) for row in rows]
+    broken = [error for error in errors if error is not None]
+    if broken and (again or len(broken) == len(rows) > 1):
+        check_whole([one for row in rows for one in row])
+    return next(iter(broken), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ A decoder is owned by one thread. It renders prompts, hands token ids to the eng
 the engine appends into text with its sources.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,15 @@ from typing import Any
 from baco.backends.protocol import TokenEngine
 from baco.completion import Chunk, Completion, Token
 from baco.engine.sequence import Request, Sequence
-from baco.errors import BacoError
+from baco.errors import BacoError, failure
 from baco.pair import Pair
 from baco.prompts import Conversation, Prompt
 from baco.routing.routers import Router
 from baco.routing.rules import Source
 from baco.routing.select import Switch
-from baco.text import AnswerText
+from baco.text import AnswerText, Piece
+
+log = logging.getLogger("baco")
 
 
 @dataclass(slots=True)
@@ -142,7 +145,7 @@ class Decoder:
 
     def step(self) -> list[Chunk]:
         """One step of the engine; a chunk for every answer that grew."""
-        return [self._tell(answer) for answer in self.engine.step() if answer in self._growing]
+        return [self._told(answer) for answer in self.engine.step() if answer in self._growing]
 
     def cancel(self, ticket: int) -> None:
         """Give a request up: its rows leave the batch at the next step; nothing more comes of it.
@@ -187,6 +190,16 @@ class Decoder:
             if not 0 <= token < size:
                 raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
 
+    def _told(self, answer: Sequence) -> Chunk:
+        """What is new of an answer; one whose text cannot be told ends alone."""
+        try:
+            return self._tell(answer)
+        except Exception as error:
+            log.error("an answer cannot be told: %r", error, exc_info=error)
+            self.engine.stop(answer, self._growing[answer].told)
+            answer.finish_reason, answer.error = "error", failure(error)
+            return self._chunk(answer, (), ())
+
     def _tell(self, answer: Sequence) -> Chunk:
         growing = self._growing[answer]
         text, pieces = growing.text, []
@@ -201,23 +214,22 @@ class Decoder:
             if answer.finish_reason is not None:
                 pieces += text.close()
         growing.told = len(answer.tokens)
+        return self._chunk(answer, tuple(pieces), tuple(tokens))
+
+    def _chunk(
+        self, answer: Sequence, pieces: tuple[Piece, ...], tokens: tuple[Token, ...]
+    ) -> Chunk:
+        """A chunk with what is new; the last one of an answer has its completion."""
         completion = None
         if answer.finish_reason is not None:
-            seconds = time.perf_counter() - growing.started
-            completion = _complete(answer, growing, seconds)
-            del self._growing[answer]
+            growing = self._growing.pop(answer)
+            completion = _complete(answer, growing, time.perf_counter() - growing.started)
             siblings = self._tickets[answer.request.index]
             siblings.remove(answer)
             if not siblings:
                 del self._tickets[answer.request.index]
-        return Chunk(
-            answer.request.index,
-            answer.sample,
-            tuple(pieces),
-            tuple(tokens),
-            answer.finish_reason,
-            completion,
-        )
+        ticket, sample = answer.request.index, answer.sample
+        return Chunk(ticket, sample, pieces, tokens, answer.finish_reason, completion)
 
     def _tokens(self, answer: Sequence, new: Iterable[int]) -> list[Token]:
         return [

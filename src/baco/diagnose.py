@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from baco.completion import check_whole
 from baco.errors import BacoError
 from baco.pair import Pair
 from baco.prompts import Prompt
@@ -115,6 +116,7 @@ def diagnose(
     for answerer in ANSWERERS:
         started = time.perf_counter()
         answers[answerer] = baco.generate_batch(prompts, router=answerer, **options)
+        check_whole([completion for samples_ in answers[answerer] for completion in samples_])
         tokens = sum(len(c.token_ids) for samples_ in answers[answerer] for c in samples_)
         pace[answerer] = (time.perf_counter() - started) / max(tokens, 1)
         advance()

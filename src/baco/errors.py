@@ -1,4 +1,4 @@
-"""The one error a user can cause."""
+"""The one error a user can cause, and how others are told."""
 
 
 class BacoError(ValueError):
@@ -12,5 +12,16 @@ class UnfitPairError(BacoError):
     """Two models that cannot be a pair as they are: to ``baco diagnose`` this is a verdict."""
 
 
+class AnswerError(RuntimeError):
+    """An answer broke off in this process, told in one line; a server answers 500."""
+
+
 class UpstreamError(RuntimeError):
     """A server that decodes for this process failed, told in one line; a server answers 502."""
+
+
+def failure(error: Exception) -> str:
+    """What is told of an error that ended an answer; only its kind where nobody foresaw it."""
+    if isinstance(error, BacoError):
+        return str(error)
+    return f"decoding this prompt failed ({type(error).__name__}); the log says more"

@@ -61,6 +61,7 @@ def schema() -> Any:
             ("base_share", pa.float64()),
             ("switches", pa.int32()),
             ("finish_reason", text),
+            ("error", text),
         ]
     )
     return pa.schema(

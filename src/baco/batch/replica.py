@@ -93,12 +93,16 @@ class Made:
         shard: its rows.
         answers: in it.
         tokens, seconds: it took; none where it was there already.
+        broken: how many prompts have answers that broke off,
+        error: and of the first of them, which and why.
     """
 
     shard: range
     answers: int
     tokens: int
     seconds: float
+    broken: int = 0
+    error: str = ""
 
 
 def facts(
@@ -181,16 +185,19 @@ class Replica:
         if output.file(shard).exists():
             return Made(shard, len(rows) * self.order.settings["n"], 0, 0.0)
         with output.attempt(shard):
-            records, answers, tokens = [], 0, 0
+            records, answers, tokens, broken = [], 0, 0, list[str]()
             for number, (row, completions) in zip(
                 shard, self._answered(baco, rows, advance), strict=True
             ):
+                if (error := next((c.error for c in completions if c.error), None)) is not None:
+                    broken.append(f"{row.where}: {error}")
                 told = record(row.prompt, baco, self._sampling, completions)
                 records.append({"row": number, "id": row.kept.get("id", number), **told})
                 answers += len(completions)
                 tokens += sum(len(c.token_ids) for c in completions)
             output.write(shard, records)
-        return Made(shard, answers, tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Made(shard, answers, tokens, seconds, len(broken), "".join(broken[:1]))
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -200,17 +207,20 @@ class Replica:
         self, baco: "Baco", rows: Sequence[Row], advance: Advance
     ) -> Iterator[tuple[Row, list[Any]]]:
         """Every row with its samples; the shard is decoded as a whole, in the same company."""
+        from baco.completion import check_group
+
         samples: list[list[Any]] = [[] for _ in rows]
         prompts = [row.prompt for row in rows]
         for chunk in baco.stream_batch(prompts, **self.order.settings):
             if chunk.completion is not None:
-                if chunk.completion.error is not None:
+                if chunk.completion.error is not None and baco.backend is not None:
                     raise BacoError(
                         f"{rows[chunk.prompt].where}: its answer broke off: "
                         f"{chunk.completion.error}; the same command goes on where it was"
                     )
                 samples[chunk.prompt].append(chunk.completion)
                 advance(1, len(chunk.completion.token_ids))
+        check_group(samples, again=False)
         for row, completions in zip(rows, samples, strict=True):
             yield row, sorted(completions, key=lambda completion: completion.sample)
 

@@ -56,7 +56,12 @@ class Replicas:
                 if row["error"]:
                     raise BacoError(row["error"])
                 made = Made(
-                    range(row["start"], row["stop"]), row["answers"], row["tokens"], row["seconds"]
+                    range(row["start"], row["stop"]),
+                    row["answers"],
+                    row["tokens"],
+                    row["seconds"],
+                    row["broken"],
+                    row["first_broken"],
                 )
                 advance(made.answers, made.tokens)
                 yield made
@@ -178,6 +183,8 @@ class _Actor:
             "answers": [made.answers],
             "tokens": [made.tokens],
             "seconds": [made.seconds],
+            "broken": [made.broken],
+            "first_broken": [made.error],
             "error": [error],
         }
 

@@ -19,7 +19,7 @@ from baco.cli.progress import answering
 
 if TYPE_CHECKING:
     from baco.batch.batch import Batch, Place
-    from baco.batch.replica import Order
+    from baco.batch.replica import Made, Order
 
 
 def batch(
@@ -161,7 +161,12 @@ def batch(
     with _place(cluster if backend == RAY else None) as place:
         order = _begin(asked, place, out, command)
         made = _make(asked, order, place)
-    _told(order, made, as_json)
+    _told(order, len(made), as_json)
+    if broken := [one for one in made if one.broken]:
+        raise BacoError(
+            f"answers to {sum(one.broken for one in broken)} of {order.output.rows} prompts broke "
+            f"off; they have the finish_reason 'error'. The first, {broken[0].error}"
+        )
 
 
 def _check_place(
@@ -200,20 +205,20 @@ def _begin(batch: "Batch", place: "Place", out: Path, command: str) -> "Order":
     return batch.order(out, place.look(batch), {"command": command, **made()})
 
 
-def _make(batch: "Batch", order: "Order", place: "Place") -> int:
-    """Make what is missing, with a bar; the number of shards made."""
+def _make(batch: "Batch", order: "Order", place: "Place") -> "list[Made]":
+    """Make what is missing, with a bar; the shards made, in order."""
     from baco.batch.batch import carry_out
 
-    total, made = len(batch.rows), 0
+    total = len(batch.rows)
+    made: list[Made] = []
     with answering("prompts", total) as bar:
         bar.skip(total - sum(len(shard) for shard in order.output.missing()))
 
         def advance(answers: int, tokens: int) -> None:
             bar.advance(answers / batch.settings["n"], tokens)
 
-        for _ in carry_out(batch, order, place, advance):
-            made += 1
-    return made
+        made += carry_out(batch, order, place, advance)
+    return sorted(made, key=lambda one: one.shard.start)
 
 
 def _told(order: "Order", made: int, as_json: bool) -> None:

@@ -103,10 +103,16 @@ def answer_all(
             note(f"the prompts hold the date {renderer.date}")
         with partial.open("a", encoding="utf-8") as file:
             _answer_rest(baco, rows, done, group, file, router, settings | {"seed": seed})
-        _finish(partial, out)
+        broken = _finish(partial, out)
     except OSError as error:
         raise BacoError(f"cannot write {partial}: {error.strerror}") from error
     note(f"{len(rows)} prompts answered in {out}")
+    if broken:
+        first = next(s["error"] for s in json.loads(broken[0][1])["samples"] if "error" in s)
+        raise BacoError(
+            f"answers to {len(broken)} of {len(rows)} prompts broke off; they have the "
+            f"finish_reason 'error' in {out}. The first, {rows[broken[0][0]].where}: {first}"
+        )
 
 
 def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> bool:
@@ -197,7 +203,7 @@ def _answer_rest(
     router: Any,
     settings: dict[str, Any],
 ) -> None:
-    from baco.completion import check_whole
+    from baco.completion import check_group
 
     n = settings["n"]
     with answering("prompts", len(rows)) as bar:
@@ -208,8 +214,8 @@ def _answer_rest(
             for place, completion in _completions(baco, batch, router, settings):
                 samples[place].append(completion)
                 bar.advance(1 / n, len(completion.token_ids))
+            check_group(samples, again=baco.backend is not None)
             for row, completions in zip(batch, samples, strict=True):
-                check_whole(completions)  # a run that is started again draws the batch anew
                 completions.sort(key=lambda completion: completion.sample)
                 made = row.kept | record(row.prompt, baco, settings, completions)
                 file.write(json.dumps(made, ensure_ascii=False) + "\n")
@@ -227,14 +233,22 @@ def _completions(
             yield chunk.prompt, chunk.completion
 
 
-def _finish(partial: Path, out: Path) -> None:
-    """Leave the settings' line off and put the rows in their place in one step."""
+def _finish(partial: Path, out: Path) -> list[tuple[int, bytes]]:
+    """Leave the settings' line off and put the rows in their place in one step.
+
+    Returns:
+        The rows with answers that broke off, with their numbers.
+    """
+    broken = []
     ready = out.with_name(out.name + ".ready")
     with partial.open("rb") as source, ready.open("wb") as target:
         next(source)
-        for line in source:
+        for number, line in enumerate(source):
             target.write(line)
+            if b'"finish_reason": "error"' in line:
+                broken.append((number, line))
         target.flush()
         os.fsync(target.fileno())
     ready.replace(out)
     partial.unlink()
+    return broken

@@ -21,6 +21,7 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from baco.api import Baco
+from baco.completion import check_whole
 from baco.demo.memory import keep_memory
 from baco.demo.world import Question, questions
 from baco.demo.world.judge import judge
@@ -164,6 +165,7 @@ def _answer(setting: Setting) -> tuple[Point, list[list[list[Scored]]]]:
             temperature=setting.temperature,
             min_p=setting.min_p,
         )
+        check_whole([completion for row in completions for completion in row])
         answers = [
             [score(question, completion.text) for completion in row]
             for question, row in zip(_Worker.asked, completions, strict=True)

@@ -5,6 +5,7 @@ sequences join and leave at every step, each at its own length.
 """
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -127,6 +128,9 @@ class Engine:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
+        for head in self._waiting:
+            with suppress(ValueError):
+                head.sequences.remove(sequence)
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
@@ -191,8 +195,6 @@ class Engine:
         going, read = len(self._batch), 0
         while self._waiting and len(self._batch) < self.max_rows:
             head = self._waiting[0]
-            while head.sequences and head.sequences[0].finish_reason:
-                head.sequences.popleft()
             if not head.sequences:
                 self._waiting.popleft()
                 continue

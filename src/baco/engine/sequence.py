@@ -1,7 +1,7 @@
 """One answer while it grows: its prompt's two token lists, its tokens, their sources."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from baco.routing.routers import Router
 from baco.routing.rules import Source
@@ -91,7 +91,23 @@ class Sequence:
     finish_reason: FinishReason | None = None
     error: str | None = None
 
+    @property
+    def _columns(self) -> tuple[list[Any], ...]:
+        return self.tokens, self.sources, self.logprobs, self.top_logprobs, self.why
+
+    @property
+    def whole(self) -> int:
+        """How many tokens have all that is kept of a token."""
+        tops, why = self.request.params.logprobs, self.request.explain
+        kept = (True, True, True, bool(tops), why)
+        return min(len(one) for one, asked in zip(self._columns, kept, strict=True) if asked)
+
     def cut(self, tokens: int) -> None:
         """Keep only the first ``tokens`` tokens."""
-        for column in (self.tokens, self.sources, self.logprobs, self.top_logprobs, self.why):
+        for column in self._columns:
             del column[tokens:]
+
+    def extend(self, other: "Sequence", known: int) -> None:
+        """Append what another sequence of the same sample has after its first ``known`` tokens."""
+        for mine, theirs in zip(self._columns, other._columns, strict=True):
+            mine.extend(theirs[known:])

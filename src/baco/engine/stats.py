@@ -24,6 +24,11 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
 
+    def carry_on(self, past: "Stats") -> None:
+        """Count on from another engine's totals; forwards are counted by their stores."""
+        self.rounds, self.tokens = past.rounds, dict(past.tokens)
+        self.drafted, self.accepted = past.drafted, past.accepted
+
     @property
     def forwards(self) -> dict[str, int]:
         """How often each half ran, prompts included."""

@@ -46,7 +46,7 @@ def append(
             row.sources.append("base" if numbers[most + ahead] else "aligned")
             row.logprobs.append(logprobs[at][ahead])
             wanted = row.request.params.logprobs
-            if tops is not None and wanted is not None:
+            if tops is not None and wanted:
                 row.top_logprobs.append(dict(tops[first[at] + ahead][:wanted]))
             if whys is not None and row.request.explain:
                 row.why.append(whys[first[at] + ahead])

@@ -11,7 +11,8 @@ from fastapi import Request
 
 from baco.completion import Chunk
 from baco.decoder import Decoder
-from baco.errors import UpstreamError
+from baco.engine.isolation import IsolatingEngine
+from baco.errors import AnswerError, UpstreamError
 from baco.serve.asking import Question
 from baco.serve.driver import Driver
 from baco.serve.errors import ClientGoneError
@@ -47,7 +48,7 @@ class Answers:
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout
         self._told: asyncio.Queue[tuple[int, Chunk | Exception | _Accepted]] = asyncio.Queue()
-        self._accepted: set[int] = set()
+        self._broken_off: type[Exception] = UpstreamError
         self._jobs = [
             Job(partial(self._submit, index), partial(self._deliver, index))
             for index in range(len(question.prompts))
@@ -76,6 +77,7 @@ class Answers:
         Raises:
             TimeoutError: the time is over.
             UpstreamError: a server that decodes an answer failed.
+            AnswerError: an answer broke off in this process.
             Exception: what else ended an answer.
         """
         n = self.question.params.n
@@ -84,7 +86,7 @@ class Answers:
             prompt, chunk = await self._next()
             assert isinstance(chunk, Chunk)
             if chunk.completion is not None and chunk.completion.error is not None:
-                raise UpstreamError(chunk.completion.error)
+                raise self._broken_off(chunk.completion.error)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
 
@@ -96,10 +98,10 @@ class Answers:
         return prompt, told
 
     def _submit(self, index: int, decoder: Decoder) -> int:
+        if isinstance(decoder.engine, IsolatingEngine):
+            self._broken_off = AnswerError
         ticket = self.question.submit(index, decoder)
-        if index not in self._accepted:  # a replay submits again
-            self._accepted.add(index)
-            self._deliver(index, _Accepted(decoder.prompt_tokens(ticket)))
+        self._deliver(index, _Accepted(decoder.prompt_tokens(ticket)))
         return ticket
 
     def _deliver(self, index: int, told: Chunk | Exception | _Accepted) -> None:

@@ -1,13 +1,11 @@
 """The one thread that owns the decoder: it admits, steps and cancels what other threads ask for.
 
-It knows nothing of HTTP. A step that raises leaves the batch unknown: the decoder is thrown away,
-and the jobs that were in it are halved and each half decoded again on a decoder of its own, down to
-a job that raises alone. That one is told so; the others never notice but by the time it takes.
+It knows nothing of HTTP. A prompt that breaks a step ends alone: the decoder's engine sees to that.
+Where the decoder itself fails, all its jobs end, and the next one gets another decoder.
 """
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from typing import TypeVar
 
 from baco.completion import Chunk
 from baco.decoder import Decoder
-from baco.serve.job import Job, ReplayError
+from baco.serve.job import Job
 
 log = logging.getLogger("baco.serve")
 
@@ -64,8 +62,6 @@ class Driver:
     _closing: bool = field(default=False, init=False)
     _decoder: Decoder | None = field(default=None, init=False)
     _jobs: dict[int, Job] = field(default_factory=dict, init=False)
-    _suspects: deque[list[Job]] = field(default_factory=deque, init=False)
-    _late: list[Job] = field(default_factory=list, init=False)
     _past: Load = field(default_factory=Load, init=False)
     _stopped: bool = field(default=False, init=False)
     _calls: int = field(default=0, init=False)
@@ -142,12 +138,10 @@ class Driver:
 
     def _run(self) -> None:
         while not self._stopped:
-            if not self._asked.empty() or not (self._busy or self._suspects):
+            if not self._asked.empty() or not self._busy:
                 self._asked.get()()
-            elif self._busy:
-                self._step()
             else:
-                self._try_next()
+                self._step()
             self._measure()
 
     @property
@@ -159,7 +153,7 @@ class Driver:
         try:
             chunks = self._decoder.step()
         except Exception as error:
-            self._isolate(error)
+            self._give_up_decoder(error)
             return
         for chunk in chunks:
             self._tell(chunk)
@@ -168,26 +162,10 @@ class Driver:
             if not self._decoder.holds(ticket):
                 self._forget(self._jobs[ticket])
 
-    def _isolate(self, error: Exception) -> None:
+    def _give_up_decoder(self, error: Exception) -> None:
+        """End all jobs of a decoder that failed."""
+        log.error("the decoder failed", exc_info=error)
         jobs = list(self._jobs.values())
-        self._drop_decoder()
-        if len(jobs) == 1:
-            log.error("a request failed alone in its batch", exc_info=error)
-            self._end(jobs[0], error)
-            return
-        log.warning("a step of %d requests failed (%r): looking for the one", len(jobs), error)
-        half = len(jobs) // 2
-        self._suspects.extendleft(group for group in (jobs[half:], jobs[:half]) if group)
-
-    def _try_next(self) -> None:
-        """The next suspects have a decoder to themselves; behind the last come the newcomers."""
-        group = self._suspects.popleft()
-        if not self._suspects:
-            group, self._late = group + self._late, []
-        for job in group:
-            self._admit(job)
-
-    def _drop_decoder(self) -> None:
         self._measure()
         self._past = Load(drafted=self.load.drafted, accepted=self.load.accepted)
         assert self._decoder is not None
@@ -196,20 +174,14 @@ class Driver:
         except Exception:
             log.exception("the failed decoder could not be closed")
         self._decoder = None
-        for job in self._jobs.values():
-            job.ticket = None
         self._jobs.clear()
+        for job in jobs:
+            job.ticket = None
+            self._end(job, error)
 
     def _take(self, job: Job) -> None:
-        if self._suspects:
-            self._late.append(job)
-        else:
-            self._admit(job)
-
-    def _admit(self, job: Job) -> None:
         if job not in self._open:
             return
-        job.rewind()
         try:
             if self._decoder is None:
                 self._decoder = self.make()
@@ -238,9 +210,7 @@ class Driver:
         if job is None:
             return
         try:
-            job.tell(chunk)
-        except ReplayError as error:
-            self._end(job, error)
+            job.deliver(chunk)
         except Exception:
             log.exception("nobody takes an answer any more")
             self._give_up(job)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from baco.errors import BacoError, UpstreamError
+from baco.errors import AnswerError, BacoError, UpstreamError
 from baco.serve.driver import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
@@ -59,6 +59,8 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
             status, message = 503, "the server is shutting down: ask another, or try again later"
         case UpstreamError():
             status, message = 502, str(error)
+        case AnswerError():
+            status, message = 500, str(error)
         case TimeoutError():
             status, message = 504, "the answer took longer than this server lets a request take"
         case _:
@@ -98,6 +100,7 @@ def install(app: FastAPI) -> None:
         ClosedError,
         TimeoutError,
         UpstreamError,
+        AnswerError,
     )
     for foreseen in foreseen_errors:
         app.add_exception_handler(foreseen, _on_foreseen)

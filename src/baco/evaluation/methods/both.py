@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from baco.completion import Completion
+from baco.completion import Completion, check_whole
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.verdict import Choose
@@ -48,7 +48,7 @@ def decode(
     """The n samples of every prompt, every token drawn from what `choose` makes of both rows.
 
     Args:
-        baco: the pair, and how many rows go at once.
+        baco: the pair, how many rows go at once, and the memory they may take.
         prompts: ``request.index`` of the engine's rows is a prompt's place among them.
         sampling: fields of :class:`baco.SamplingParams`, n and seed too.
         spelling: what the samples say their router is.
@@ -56,9 +56,11 @@ def decode(
         mixed: tokens are both models', whatever their sources say.
 
     Raises:
-        BacoError: a prompt that does not fit the context window.
+        BacoError: a prompt that does not fit the context window, or an answer that broke off.
     """
-    engine = Engine(baco.pair, max_rows=baco.max_rows, speculate=False, choose=choose)
+    engine = Engine(
+        baco.pair, max_rows=baco.max_rows, memory=baco.memory, speculate=False, choose=choose
+    )
     decoder = Decoder(baco.pair, engine)
     for prompt in prompts:
         decoder.submit(prompt.messages, router=Unasked(spelling), mixed=mixed, **sampling)
@@ -66,5 +68,6 @@ def decode(
     while decoder.busy:
         for chunk in decoder.step():
             if chunk.completion is not None:
+                check_whole([chunk.completion])
                 done[chunk.prompt].append(chunk.completion)
     return [sorted(samples, key=lambda completion: completion.sample) for samples in done]

@@ -1,0 +1,302 @@
+"""A prompt that breaks a step ends alone; no other loses work, whichever front end asked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco, BacoError, Completion
+from baco.cli import run
+from baco.completion import check_group
+from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
+from baco.engine.sequence import Request, Sequence
+from baco.engine.verdict import Law
+from tests.fuzzing import budget
+
+GOOD = [f"Recommend a {word} destination" for word in ("summer", "winter", "quiet", "sunny")]
+BAD = "Tell me about poison"
+ROUTER = "P-Punc:0.4"
+SETTINGS: dict[str, Any] = {"router": ROUTER, "n": 2, "seed": 5, "max_tokens": 12}
+
+
+class BrokenError(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Every step fails in which a prompt about poison has an answer of so many tokens."""
+    after = {"tokens": 0}
+    judge = Law.judge
+
+    def judged(law: Law, round_: Any, signals: Any) -> Any:
+        for row in round_.batch.rows:
+            if is_poisoned(row) and len(row.tokens) >= after["tokens"]:
+                raise BrokenError("the poison works")
+        return judge(law, round_, signals)
+
+    monkeypatch.setattr(Law, "judge", judged)
+    return after
+
+
+MARK: list[bytes] = []
+
+
+def is_poisoned(row: Sequence) -> bool:
+    return row.request.digest in MARK
+
+
+@pytest.fixture(autouse=True)
+def marked(demo: Baco) -> Iterator[None]:
+    MARK[:] = [demo.pair.renderer.render(BAD).digest]
+    yield
+    MARK.clear()
+
+
+def whole(rows: list[list[Completion]]) -> list[list[tuple[str, Any, Any]]]:
+    return [[(one.text, one.token_ids, one.sources) for one in row] for row in rows]
+
+
+@pytest.mark.parametrize("tokens", [0, 5])
+def test_the_other_prompts_of_a_batch_get_the_answers_they_get_without_it(
+    demo: Baco, poison: dict[str, int], tokens: int
+) -> None:
+    expected = demo.generate_batch(GOOD, **SETTINGS)
+    poison["tokens"] = tokens
+    asked = [*GOOD[:2], BAD, *GOOD[2:]]
+    rows = demo.generate_batch(asked, **SETTINGS)
+    broken = rows.pop(2)
+    assert whole(rows) == whole(expected)
+    assert [one.finish_reason for one in broken] == ["error"] * 2
+    assert all("BrokenError" in str(one.error) for one in broken)
+    assert all(len(one.token_ids) >= tokens for one in broken)
+
+
+def test_what_was_told_of_an_answer_is_told_once_though_it_is_decoded_again(
+    demo: Baco, poison: dict[str, int]
+) -> None:
+    expected = demo.generate_batch(GOOD, **SETTINGS)
+    poison["tokens"] = 6
+    told: dict[tuple[int, int], list[int]] = {}
+    texts: dict[tuple[int, int], str] = {}
+    for chunk in demo.stream_batch([*GOOD, BAD], **SETTINGS):
+        place = chunk.prompt, chunk.sample
+        told.setdefault(place, []).extend(token.id for token in chunk.tokens)
+        texts[place] = texts.get(place, "") + chunk.text
+    for prompt, row in enumerate(expected):
+        for one in row:
+            assert told[prompt, one.sample] == list(one.token_ids)
+            assert texts[prompt, one.sample] == one.text
+
+
+def test_several_prompts_that_break_steps_are_all_found(demo: Baco, poison: dict[str, int]) -> None:
+    expected = demo.generate_batch(GOOD, **SETTINGS)
+    poison["tokens"] = 2
+    rows = demo.generate_batch([BAD, *GOOD[:3], BAD, BAD, GOOD[3]], **SETTINGS)
+    assert [[one.finish_reason for one in rows[at]] for at in (0, 4, 5)] == [["error"] * 2] * 3
+    assert whole([*rows[1:4], rows[6]]) == whole(expected)
+
+
+@settings(max_examples=budget(12), deadline=None)
+@given(st.data())
+def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
+    demo: Baco, data: st.DataObject
+) -> None:
+    """Whatever is submitted, cancelled or stepped in whatever order."""
+    steps, lengths = data.draw(st.integers(0, 4)), {"tokens": data.draw(st.integers(0, 6))}
+    judge = Law.judge
+
+    def judged(law: Law, round_: Any, signals: Any) -> Any:
+        for row in round_.batch.rows:
+            if is_poisoned(row) and len(row.tokens) >= lengths["tokens"]:
+                raise BrokenError
+        return judge(law, round_, signals)
+
+    router = demo.router(ROUTER)
+    expected = {prompt: [one.text for one in demo.generate(prompt, **SETTINGS)] for prompt in GOOD}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Law, "judge", judged)
+        decoder = demo.decoder()
+        prompts: dict[int, str] = {}
+        texts: dict[tuple[int, int], str] = {}
+        cancelled: set[int] = set()
+
+        def step() -> None:
+            for chunk in decoder.step():
+                place = chunk.prompt, chunk.sample
+                assert chunk.prompt not in cancelled
+                texts[place] = texts.get(place, "") + chunk.text
+                if chunk.completion is not None and prompts[chunk.prompt] != BAD:
+                    assert chunk.completion.error is None
+                    assert texts[place] == expected[prompts[chunk.prompt]][chunk.sample]
+
+        options = {name: value for name, value in SETTINGS.items() if name != "router"}
+        for prompt in data.draw(st.permutations([*GOOD, BAD, BAD])):
+            prompts[decoder.submit(prompt, router=router, **options)] = prompt
+            for _ in range(steps):
+                step()
+            if data.draw(st.integers(0, 5)) == 0:
+                given = data.draw(st.sampled_from(sorted(prompts)))
+                if decoder.holds(given):
+                    cancelled.add(given)
+                    decoder.cancel(given)
+        while decoder.busy:
+            step()
+        assert decoder.waiting == decoder.running == 0
+        assert not any(decoder.holds(ticket) for ticket in prompts)
+
+
+def test_an_engine_that_fails_without_a_request_is_an_error_of_the_caller(demo: Baco) -> None:
+    class Failing(Engine):
+        def step(self) -> list[Sequence]:
+            raise BrokenError
+
+    engine = IsolatingEngine(lambda: Failing(demo.pair))
+    with pytest.raises(BrokenError):
+        engine.step()
+
+
+def test_an_answer_that_cannot_be_told_ends_alone(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baco.text import AnswerText
+
+    push, expected = AnswerText.push, demo.generate_batch(GOOD, **SETTINGS)
+    victim = expected[1][0].token_ids[3]
+
+    def pushed(text: AnswerText, token: int, source: Any) -> Any:
+        if token == victim:
+            raise BrokenError
+        return push(text, token, source)
+
+    monkeypatch.setattr(AnswerText, "push", pushed)
+    rows = demo.generate_batch(GOOD, **SETTINGS)
+    for row, before in zip(rows, expected, strict=True):
+        for one, unbroken in zip(row, before, strict=True):
+            if victim in unbroken.token_ids:
+                assert one.finish_reason == "error" and "BrokenError" in str(one.error)
+                assert unbroken.text.startswith(one.text)
+            else:
+                assert one.text == unbroken.text
+
+
+def prompt_file(path: Path, prompts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+def drawn(lines: str) -> list[list[tuple[str, str]]]:
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return [[(s["text"], s["finish_reason"]) for s in row["samples"]] for row in rows]
+
+
+OPTIONS = ["-n", "2", "-r", ROUTER, "-s", "5", "--max-tokens", "12"]
+
+
+def test_a_file_of_prompts_keeps_the_answers_to_the_others(
+    poison: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison["tokens"] = 3
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    asked = prompt_file(tmp_path / "in.jsonl", GOOD)
+    assert run(["generate", "--jsonl", str(asked), "-o", str(good), *OPTIONS]) == 0
+    asked = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
+    capsys.readouterr()
+    assert run(["generate", "--jsonl", str(asked), "-o", str(bad), *OPTIONS]) == 2
+    told = capsys.readouterr().err
+    assert "answers to 1 of 5 prompts broke off" in told and "line 3" in told
+    assert "Traceback" not in told
+    rows = drawn(bad.read_text())
+    assert [reason for _, reason in rows.pop(2)] == ["error"] * 2
+    assert rows == drawn(good.read_text())
+    assert not (tmp_path / "bad.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_batch_keeps_the_answers_to_the_others(
+    poison: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    poison["tokens"] = 3
+    asked = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
+    out = tmp_path / "out"
+    options = [*OPTIONS, "--shard-rows", "3", "--format", form]
+    assert run(["batch", str(asked), str(out), *options]) == 2
+    told = capsys.readouterr().err
+    assert "answers to 1 of 5 prompts broke off" in told and "line 3" in told
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        files = sorted(out.glob("*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    else:
+        files = sorted(out.glob("*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len(files) == 2
+    reasons = [[sample["finish_reason"] for sample in row["samples"]] for row in rows]
+    assert [("error" in some) for some in reasons] == [False, False, True, False, False]
+    assert "BrokenError" in rows[2]["samples"][0]["error"]
+
+
+def test_where_every_prompt_of_several_breaks_off_nothing_is_written(
+    poison: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then it is not the prompts: the run stops, to be continued."""
+    asked, out = prompt_file(tmp_path / "in.jsonl", [BAD, BAD]), tmp_path / "out.jsonl"
+    assert run(["generate", "--jsonl", str(asked), "-o", str(out), *OPTIONS]) == 2
+    assert "4 of 4 answers broke off" in capsys.readouterr().err
+    assert not out.exists()
+    assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
+
+
+def test_what_servers_break_off_is_decoded_again(demo: Baco, poison: dict[str, int]) -> None:
+    rows = demo.generate_batch([GOOD[0], BAD], **SETTINGS)
+    assert "BrokenError" in str(check_group(rows, again=False))
+    with pytest.raises(BacoError, match="2 of 4 answers broke off"):
+        check_group(rows, again=True)
+    assert check_group(rows[:1], again=True) is None
+
+
+def test_one_prompt_that_breaks_ends_the_command_in_one_line(
+    poison: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--json"]):
+        assert run(["generate", BAD, *OPTIONS, *more]) == 2
+        told = capsys.readouterr().err
+        assert "BrokenError" in told and "Traceback" not in told
+
+
+def test_a_waiting_sample_that_is_stopped_is_never_decoded(demo: Baco) -> None:
+    """Wherever it waits: also behind samples of its own request that go on."""
+    prompt = demo.pair.renderer.render(GOOD[0])
+    params = demo.pair.defaults.updated({"n": 6, "seed": 1, "max_tokens": 6})
+    engine = Engine(demo.pair, max_rows=2)
+    router = demo.router(ROUTER)
+    request = Request(prompt.base_ids, prompt.aligned_ids, params, router, digest=prompt.digest)
+    sequences = engine.add(request)
+    engine.step()
+    for stopped in (sequences[3], sequences[5]):
+        engine.stop(stopped, 0)
+    assert engine.waiting == 2
+    while engine.busy:
+        engine.step()
+    assert [bool(one.tokens) for one in sequences] == [True, True, True, False, True, False]
+
+
+def test_logprobs_of_none_beside_logprobs_of_some_are_no_error(demo: Baco) -> None:
+    """A sample that asks for no most likely tokens has none, whoever is decoded with it."""
+    decoder = demo.decoder()
+    router = demo.router(ROUTER)
+    first = decoder.submit(GOOD[0], router=router, seed=1, logprobs=0, max_tokens=12)
+    decoder.submit(GOOD[1], router=router, seed=1, logprobs=2, max_tokens=3)
+    done = {}
+    while decoder.busy:
+        for chunk in decoder.step():
+            if chunk.completion is not None:
+                done[chunk.prompt] = chunk.completion
+    assert done[first].error is None
+    assert done[first].top_logprobs is None
