@@ -155,13 +155,22 @@ def test_an_answer_that_goes_on_in_a_line_opens_no_turn_there() -> None:
     assert tell(words, opening=OPENING, starts_line=False) == ("Question:", True)
 
 
-@pytest.mark.parametrize("router", ["Punc", "P-Punc:0.8", "Base"])
+# Line breaks are the base's, so that it opens turns; the colon of an opening is the aligned model's.
+MARKS_ALIGNED = "Role:punctuation=aligned," + ",".join(
+    f"{role}=base" for role in ("format", "function", "number", "name", "opinion", "content")
+)
+
+
+@pytest.mark.parametrize("router", [MARKS_ALIGNED, "Punc", "P-Punc:0.8", "Base"])
 def test_answers_end_where_the_base_opened_a_turn(demo: Baco, router: str) -> None:
-    """Under Punc the colon is the aligned model's; a line that it begins itself is left alone."""
+    """The colon may be the aligned model's; a line that it begins itself is left alone."""
     renderer = replace(demo.pair.renderer)
     renderer.turn_opening = None
     running_on = replace(demo, pair=replace(demo.pair, renderer=renderer))
     asked: dict[str, Any] = {"router": router, "n": 80, "seed": 1, "max_tokens": 80}
+    if router == MARKS_ALIGNED:  # a colon more often than the aligned model would write one
+        colon = demo.pair.tokenizer.convert_tokens_to_ids(":")
+        asked["logit_bias"] = {colon: 8.0}
     colons = set()
     for whole, cut in zip(
         running_on.generate("Recommend a summer destination", **asked),
@@ -175,7 +184,8 @@ def test_answers_end_where_the_base_opened_a_turn(demo: Baco, router: str) -> No
         if end is not None:
             texts = [demo.pair.spelling(token).decode() for token in whole.token_ids]
             colons.add(whole.sources[texts.index(":", len(cut.token_ids))])
-    assert router == "P-Punc:0.8" or colons == {"base" if router == "Base" else "aligned"}
+    if router in (MARKS_ALIGNED, "Base"):
+        assert colons == {"base" if router == "Base" else "aligned"}
 
 
 def test_tokens_beyond_a_cut_are_dropped() -> None:

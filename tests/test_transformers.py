@@ -226,15 +226,20 @@ def test_beams_share_their_history(demo: Baco) -> None:
 
 @pytest.fixture(scope="module")
 def twins(demo: Baco) -> Baco:
-    """The demo pair with the base's weights in both halves: both open next turns."""
+    """The demo pair with the base's weights in both halves, and "Answer:" for a turn's opening.
+
+    Either half opens that turn after every question.
+    """
     aligned = replace(demo.pair.aligned, model=demo.pair.base.model)
-    return replace(demo, pair=replace(demo.pair, aligned=aligned))
+    renderer = replace(demo.pair.renderer)
+    renderer.turn_opening = "Answer:"
+    return replace(demo, pair=replace(demo.pair, aligned=aligned, renderer=renderer))
 
 
 @pytest.mark.parametrize(
     ("router", "settings", "begun"),
     [
-        ("Rand:0.5", {"do_sample": True, "num_return_sequences": 48}, ""),
+        ("Rand:0.5", {"do_sample": True, "num_return_sequences": 48}, " Go.\nQuestion: Where?"),
         (
             "Rand:0.5",
             {
@@ -243,11 +248,11 @@ def twins(demo: Baco) -> Baco:
                 "max_new_tokens": 6,
                 "use_cache": False,
             },
-            " I would go to Rome.\n",
+            " I would go to Rome.\nQuestion: Where?\n",
         ),
         ("Punc", {"do_sample": True, "num_return_sequences": 24}, " I see.\nQuestion: is it"),
-        ("Punc", {"do_sample": False, "num_beams": 6, "num_return_sequences": 6}, " Go."),
-        ("Base", {"do_sample": False, "prompt_lookup_num_tokens": 3}, " Go."),
+        ("Punc", {"do_sample": False, "num_beams": 6, "num_return_sequences": 6}, " Go.\nQuestion: "),
+        ("Base", {"do_sample": False, "prompt_lookup_num_tokens": 3}, " Go.\nQuestion: Where?"),
     ],
 )
 def test_answers_end_where_the_base_opened_a_turn(
@@ -264,7 +269,7 @@ def test_answers_end_where_the_base_opened_a_turn(
     torch.manual_seed(0)
     rows = model.generate(prompt, **asked)
     by_base = model.sources(rows, torch.ones_like(rows), prompt_length=width, seed=1)
-    opening, seen = tokenizer.convert_tokens_to_ids(["Question", ":"]), set()
+    opening, seen = tokenizer.convert_tokens_to_ids(["Answer", ":"]), set()
     for row, based in zip(rows.tolist(), by_base.tolist(), strict=True):
         for at in range(width, len(row) - 1):
             if at + 2 == width + asked["max_new_tokens"]:
@@ -277,7 +282,8 @@ def test_answers_end_where_the_base_opened_a_turn(
 
 
 def test_raw_text_has_no_turns(twins: Baco) -> None:
-    prompt = twins.pair.tokenizer("I would go.\nQuestion", return_tensors="pt").input_ids
+    text = "Question: Tell me a story about a fox.\nAnswer"
+    prompt = twins.pair.tokenizer(text, return_tensors="pt").input_ids
     rows = as_transformers(twins, "Base").generate(prompt, max_new_tokens=8, do_sample=False)
     assert rows.shape[1] == prompt.shape[1] + 8
 
