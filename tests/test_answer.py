@@ -155,7 +155,7 @@ def test_an_answer_that_goes_on_in_a_line_opens_no_turn_there() -> None:
     assert tell(words, opening=OPENING, starts_line=False) == ("Question:", True)
 
 
-# Line breaks are the base's, so that it opens turns; the colon of an opening is the aligned model's.
+# Line breaks are the base's, so that it opens turns; an opening's colon is the aligned model's.
 MARKS_ALIGNED = "Role:punctuation=aligned," + ",".join(
     f"{role}=base" for role in ("format", "function", "number", "name", "opinion", "content")
 )

@@ -251,7 +251,11 @@ def twins(demo: Baco) -> Baco:
             " I would go to Rome.\nQuestion: Where?\n",
         ),
         ("Punc", {"do_sample": True, "num_return_sequences": 24}, " I see.\nQuestion: is it"),
-        ("Punc", {"do_sample": False, "num_beams": 6, "num_return_sequences": 6}, " Go.\nQuestion: "),
+        (
+            "Punc",
+            {"do_sample": False, "num_beams": 6, "num_return_sequences": 6},
+            " Go.\nQuestion: ",
+        ),
         ("Base", {"do_sample": False, "prompt_lookup_num_tokens": 3}, " Go.\nQuestion: Where?"),
     ],
 )
