@@ -52,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if times < 1:
         raise pytest.UsageError(f"--fuzz is {times}: give a whole number from 1 on")
     fuzzing.times = times
+    if config.option.timeout is None:  # of one test
+        config.option.timeout = times * float(config.getini("timeout"))
     settings.register_profile(
         "baco",
         deadline=None,

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from baco import Baco, BacoError, templates
 from baco.cli import run
 from baco.evaluation.plan import PairSpec, Plan
 from tests.pairs import CHAT_TEMPLATE
+from tests.serving import chat, events, served
 
 CLOCK = "{{ strftime_now('%d %b %Y, %H:%M:%S') }} " + CHAT_TEMPLATE
 BASE_CLOCK = "{{ strftime_now('%A') }}: {{ messages[-1].content }} ->"
@@ -224,6 +226,23 @@ def test_a_sweep_goes_on_with_the_day_it_was_begun(
     sweep[2] = str(tmp_path / "other")
     assert run(sweep) == 0
     assert (tmp_path / "other" / "samples.jsonl").read_bytes() != whole
+
+
+def test_a_server_takes_the_date_of_each_request_and_says_it(on: Callable[[str], None]) -> None:
+    with served(Baco.load("demo", chat_template=CLOCK)) as server:
+        for day in (DAY, NEXT):
+            on(day)
+            reply = server.ask(max_tokens=3).json()["choices"][0]
+            assert reply["baco"]["date"] == day
+            *_, last = events(server.ask(max_tokens=3, stream=True))
+            assert last["choices"][0]["baco"]["date"] == day
+    with served(Baco.load("demo", chat_template=CLOCK, date=DAY)) as server:
+        assert server.ask(max_tokens=3).json()["choices"][0]["baco"]["date"] == DAY
+
+
+def test_a_server_says_nothing_of_a_date_that_no_template_reads(server: str) -> None:
+    reply = httpx.post(f"{server}/v1/chat/completions", json=chat(max_tokens=3), timeout=60)
+    assert "date" not in reply.json()["choices"][0]["baco"]
 
 
 # --- template arguments on the command line -------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baco import BacoError, templates
+from baco import Baco, BacoError, templates
 from baco.cli import run
-from baco.prompts import BASE_TEMPLATE, Renderer
+from baco.prompts import Renderer
 from baco.templates import Template
 from tests.chat_templates import FAMILIES, NO_SYSTEM
 from tests.fuzzing import budget
 from tests.pairs import train_tokenizer, wrapped
+from tests.serving import served
 
 DAY = "2025-03-31"
 QUESTION = {"role": "user", "content": "Where should I go?"}
@@ -338,6 +339,26 @@ def test_the_command_line_says_it_in_one_line_and_ends_with_2(
         assert message in error
 
 
+@pytest.mark.parametrize("option", ["chat_template", "base_template"])
+def test_a_server_refuses_what_a_template_cannot_render_and_serves_on(
+    hurried: None, option: str
+) -> None:
+    bad = "{% if 'loop' in messages[-1].content %}" + ENDLESS["nested loops"] + "{% endif %}"
+    bad += "{% if 'fail' in messages[-1].content %}{{ 1 / 0 }}{% endif %}"
+    named = option.replace("_", " ")
+    options: dict[str, Any] = {option: bad + "{{ messages[-1].content }}"}
+    with served(Baco.load("demo", **options)) as server:
+        for prompt, told in (("loop", "takes longer than 0.1 seconds"), ("fail", "ZeroDivision")):
+            for stream in (False, True):
+                reply = server.ask(prompt=prompt, stream=stream)
+                assert reply.status_code == 400
+                error = reply.json()["error"]
+                assert error["type"] == "invalid_request_error"
+                assert error["message"].startswith(f"the {named} given ")
+                assert told in error["message"]
+        assert server.ask(max_tokens=2).status_code == 200
+
+
 # --- what a tokenizer may raise -------------------------------------------------------------------
 
 
@@ -411,84 +432,122 @@ def test_arguments_that_are_none_are_refused(name: str, value: object, message: 
 
 # --- fuzzing --------------------------------------------------------------------------------------
 
+VALUES = (
+    *("messages", "m", "m.content", "m['role']", "messages[-1]['content']", "messages[0]", "loop"),
+    *("x", "f(1)", "tools", "bos_token", "nothing", "ns", "loop.index0", "add_generation_prompt"),
+    *("0", "7", "-1", "10**9", "1.5", "none", "true", "'a'", "'%s'", "'夏'", "''", "[]", "{}"),
+    *("{'a': 1}", "range(5)", "range(99999)", "strftime_now('%d %b %Y')", "namespace(a=1)"),
+    *("raise_exception('no')", "''.__class__", "dict(a=1)", "cycler(1)", "caller()", "self", "f"),
+)
+OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "not in", "and", "or")
+FILTERS = (
+    *(
+        "trim",
+        "length",
+        "join",
+        "tojson",
+        "list",
+        "sort",
+        "center(99)",
+        "format(1)",
+        "int",
+        "upper",
+    ),
+    *("replace('a', 'b')", "random", "map(attribute='content')", "selectattr('role')", "batch(2)"),
+    *("items", "first", "last", "indent(9)", "wordwrap(3)", "string", "default('d')", "xmlattr"),
+    *("groupby('role')", "sum", "min", "reverse", "unique", "urlize", "slice(3)", "truncate(3)"),
+)
+METHODS = (
+    *("content", "role", "split('a')", "strip()", "center(9)", "format(1)", "format_map({})"),
+    *(
+        "append(1)",
+        "pop()",
+        "items()",
+        "keys()",
+        "encode()",
+        "__class__",
+        "mro()",
+        "index0",
+        "upper",
+    ),
+    *("startswith('a')", "expandtabs(99)", "zfill(9)", "replace('', 'x')", "get('a')", "join([])"),
+)
+TESTS = ("defined", "none", "string", "mapping", "iterable", "odd", "sameas(1)", "undefined")
+
+
+def joined(*parts: Any) -> st.SearchStrategy[str]:
+    """The parts' texts, one behind the other."""
+    fixed = (st.just(part) if isinstance(part, str) else part for part in parts)
+    return st.tuples(*fixed).map("".join)
+
+
+expressions = st.recursive(
+    st.sampled_from(VALUES),
+    lambda inner: st.one_of(
+        joined("(", inner, " ", st.sampled_from(OPERATORS), " ", inner, ")"),
+        joined("(", inner, "|", st.sampled_from(FILTERS), ")"),
+        joined("(", inner, ").", st.sampled_from(METHODS)),
+        joined("(", inner, " is ", st.sampled_from(TESTS), ")"),
+        joined(inner, "[", inner, "]"),
+        joined("(", inner, " if ", inner, " else ", inner, ")"),
+    ),
+    max_leaves=4,
+)
+statements = st.recursive(
+    st.text(max_size=3) | joined("{{ ", expressions, " }}") | st.just("{{ messages[0].content }}"),
+    lambda inner: st.one_of(
+        joined("{% for m in messages %}", inner, "{% endfor %}"),
+        joined("{% for m in ", expressions, " %}", inner, "{% else %}", inner, "{% endfor %}"),
+        joined("{% if ", expressions, " %}", inner, "{% else %}", inner, "{% endif %}"),
+        joined("{% set x = ", expressions, " %}", inner),
+        joined("{% set ns = namespace(x=", expressions, ") %}", inner),
+        joined("{% set x %}", inner, "{% endset %}", inner),
+        joined("{% macro f(x) %}", inner, "{% endmacro %}", inner),
+        joined("{% call f(1) %}", inner, "{% endcall %}"),
+        joined("{% filter ", st.sampled_from(FILTERS), " %}", inner, "{% endfilter %}"),
+        joined("{% generation %}", inner, "{% endgeneration %}"),
+        joined(inner, inner),
+    ),
+    max_leaves=5,
+)
+MARKS = ("{{", "}}", "{%", "%}", "{%-", "-%}", "{#", "#}", '"', "'", "(", ")", "|", "\n", " ", "\\")
 WORDS = (
-    *("{{", "}}", "{%", "%}", "{%-", "-%}", "{#", "#}", " ", "\n", "x", "夏", '"', "'", "(", ")"),
-    *("[", "]", "{", "}", "|", "~", "+", "-", "*", "**", "/", "//", "%", ",", ".", ":", "=", "=="),
-    *(
-        "for m in messages",
-        "endfor",
-        "if",
-        "else",
-        "endif",
-        "set",
-        "macro f(x)",
-        "endmacro",
-        "f(1)",
-    ),
-    *("messages", "message", "m", "role", "content", "loop", "loop.index0", "namespace(a=1)"),
-    *("range(3)", "range(99999)", "10", "0", "none", "true", "is defined", "in", "not", "and"),
-    *("trim", "length", "join", "tojson", "list", "sort", "center(99)", "format", "replace", "int"),
-    *("random", "map(attribute='content')", "selectattr('role')", "batch(2)", "items", "first"),
-    *("raise_exception('no')", "strftime_now('%Y')", "__class__", "eos_token", "tools", "caller()"),
-    *("split('o')", "strip()", "upper()", "format_map({})", "call f(1)", "endcall", "filter upper"),
-    *(
-        "endfilter",
-        "generation",
-        "endgeneration",
-        "include 'x'",
-        "import 'x' as y",
-        "raw",
-        "endraw",
-    ),
+    "for m in messages",
+    "endfor",
+    "if",
+    "endif",
+    "set",
+    "macro f(x)",
+    "endmacro",
+    "include 'x'",
 )
-SNIPPETS = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-    "{% if add_generation_prompt %}assistant:{% endif %}",
-    "{{ messages[-1]['content'] }}",
-    "{% set ns = namespace(x=0) %}",
-    "{% for m in messages %}",
-    "{% endfor %}",
-    "{{ m.content|trim }}",
-    "{{ ns.x }}",
+soups = st.lists(st.sampled_from(MARKS + WORDS + VALUES) | st.text(max_size=2), max_size=9).map(
+    "".join
 )
-pieces = st.lists(st.sampled_from(WORDS + SNIPPETS) | st.text(max_size=3), max_size=12)
-sources = pieces.map("".join)
-balanced = st.lists(
-    st.sampled_from(SNIPPETS[:4])
-    | st.lists(st.sampled_from(WORDS[8:]), min_size=1, max_size=5).map(
-        lambda words: "{{ " + " ".join(words) + " }}"
-    ),
-    max_size=5,
-).map("".join)
-roles = st.sampled_from(["system", "user", "assistant"])
-conversations = st.lists(
-    st.fixed_dictionaries({"role": roles, "content": st.text(max_size=20)}), max_size=4
-) | st.text(max_size=20)
+sources = statements | statements | soups
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text(max_size=20)}
+)
+begun = st.fixed_dictionaries({"role": st.just("assistant"), "content": st.text(max_size=9)})
+conversations = st.tuples(st.lists(message, max_size=3), st.lists(begun, max_size=1)).map(
+    lambda parts: [*parts[0], QUESTION, *parts[1]]
+)
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers())
+arguments = st.dictionaries(st.sampled_from(["x", "tools", "bos_token", "enable_thinking"]), values)
 BOTH = renderer()
 
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
-    usual, templates.SECONDS = templates.SECONDS, 0.5
+    usual, templates.SECONDS = templates.SECONDS, 0.3
     yield
     templates.SECONDS = usual
 
 
-@settings(max_examples=budget(300), deadline=None)
-@given(
-    sources | balanced,
-    sources | balanced | st.just(BASE_TEMPLATE),
-    conversations,
-    st.dictionaries(st.sampled_from(["x", "tools", "enable_thinking", "messages"]), values),
-)
-def test_any_template_gives_a_rendering_or_an_error_of_one_line(
-    quick: None, chat: str, base: str, prompt: Any, arguments: dict[str, Any]
-) -> None:
-    BOTH.aligned_tokenizer.chat_template = chat
+def rendered_or_refused(both: Callable[[], Renderer], *prompt: Any, **options: Any) -> None:
+    """A rendering with text and tokens for both models, or a BacoError of one line."""
     try:
-        both = Renderer(BOTH.base_tokenizer, BOTH.aligned_tokenizer, "{#" + "#}" + base)
-        rendered = both.render(prompt, template_args=arguments)
+        rendered = both().render(*prompt, **options)
     except BacoError as error:
         told = str(error)
     else:
@@ -498,3 +557,29 @@ def test_any_template_gives_a_rendering_or_an_error_of_one_line(
         assert rendered.base_ids
         assert rendered.aligned_ids
     assert len(told.splitlines()) == 1
+
+
+@settings(max_examples=budget(250))
+@given(sources, conversations, arguments)
+def test_any_chat_template_gives_a_rendering_or_an_error_of_one_line(
+    quick: None, source: str, messages: Any, arguments: dict[str, Any]
+) -> None:
+    BOTH.aligned_tokenizer.chat_template = source
+    rendered_or_refused(lambda: BOTH, messages, template_args=arguments)
+
+
+@settings(max_examples=budget(150))
+@given(sources, conversations, arguments)
+def test_any_base_template_gives_a_rendering_or_an_error_of_one_line(
+    quick: None, source: str, messages: Any, arguments: dict[str, Any]
+) -> None:
+    chat = FAMILIES["chatml"]
+    # A source without a brace would be taken for a file's name.
+    rendered_or_refused(
+        lambda: renderer(chat, base_template="{##}" + source), messages, template_args=arguments
+    )
+
+
+@given(st.lists(message | st.from_type(type(None)) | st.integers()) | st.text())
+def test_any_conversation_gives_a_rendering_or_an_error_of_one_line(messages: Any) -> None:
+    rendered_or_refused(renderer, messages)

@@ -169,7 +169,7 @@ def stretches(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
 def _settle(told: Provenance, completion: Completion) -> None:
     """What is only certain at the end: a stop string may have cut off tokens that were counted."""
     told.base_share, told.switches = round(completion.base_share, 4), completion.switches
-    told.router, told.seed = completion.router, completion.seed
+    told.router, told.seed, told.date = completion.router, completion.seed, completion.date
 
 
 def finite(logprob: float) -> float:

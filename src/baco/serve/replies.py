@@ -35,6 +35,7 @@ class Provenance(BaseModel):
         switches: how often the source changed from one token to the next so far.
         why: of every new token, if asked.
         router, seed: what gives the answer again; on whole answers and the last chunk of one.
+        date: the day that a template wrote into the prompt, which gives it again too.
     """
 
     sources: list[tuple[str, Source]]
@@ -43,6 +44,7 @@ class Provenance(BaseModel):
     why: Maybe[list[WhyToken]] = None
     router: Maybe[str] = None
     seed: Maybe[int] = None
+    date: Maybe[str] = None
 
 
 class Usage(BaseModel):
