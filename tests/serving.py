@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import uvicorn
 
 from baco import Baco
 from baco.engine.isolation import IsolatingEngine
 from baco.serve.app import create_app
+from baco.serve.connections import Connections
 from baco.serve.driver import Driver
+from baco.serve.server import Server, bind
 from baco.serve.settings import Settings
 
 PROMPT = "Recommend a summer destination"
@@ -38,6 +43,8 @@ class Served:
 
     url: str
     driver: Driver
+    connections: Connections
+    server: Server
     records: _Records = field(repr=False)
 
     @property
@@ -97,14 +104,44 @@ def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
     access = logging.getLogger("baco.access")
     access.setLevel(logging.INFO)
     access.addHandler(records)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    bound = bind("127.0.0.1", port)
+    started = threading.Event()
+    server = Server(app, 0, started.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
-    wait_for(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    assert started.wait(WAIT)
+    port = bound.getsockname()[1]
     try:
-        yield Served(f"http://127.0.0.1:{port}", app.state.driver, records)
+        state = app.state
+        yield Served(f"http://127.0.0.1:{port}", state.driver, state.connections, server, records)
     finally:
         server.should_exit = True
         thread.join()
         access.removeHandler(records)
+
+
+@contextmanager
+def process(*options: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+    """``baco serve`` as people start it, on a free port.
+
+    Args:
+        options: of the command.
+        files: that the process may open (``ulimit -n``).
+    """
+    command = [sys.executable, "-c", "from baco.cli import main; main()", "serve", "--port", "0"]
+    limited = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"] if files else []
+    running = subprocess.Popen(
+        [*limited, *command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"BACO_API_KEY": "one two"},
+    )
+    assert running.stderr is not None
+    try:
+        lines = iter(running.stderr.readline, "")
+        found = next(match for line in lines if (match := re.search(r"http://\S+", line)))
+        yield running, found[0]
+    finally:
+        running.kill()
+        running.wait()

@@ -1,12 +1,8 @@
 """Who is let in, what is counted and logged, and how a server ends."""
 
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +14,7 @@ from baco import Baco, register_router
 from baco.cli import run
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
-from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, served, wait_for
+from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, process, served, wait_for
 
 KEYS = ("first-key", "second-key")
 
@@ -49,6 +45,21 @@ def test_with_keys_only_who_has_one_is_let_in(demo: Baco) -> None:
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/page/favicon.svg"])
+def test_head_is_answered_as_get_without_the_body(server: Served, path: str) -> None:
+    before = len(server.log())
+    with server.client as client:
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == got.status_code
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert head.content == b""
+        assert client.head("/v1/chat/completions").status_code == 405
+        assert client.get("/health").status_code == 200  # the connection is still in step
+    wait_for(lambda: len(server.log()) == before + 4)
+    methods = [entry["method"] for entry in server.log()[before:]]
+    assert sorted(methods) == ["GET", "GET", "HEAD", "HEAD"]
 
 
 def test_other_origins_pages_may_call_only_where_they_are_named(server: Served, demo: Baco) -> None:
@@ -181,27 +192,6 @@ def test_a_poisoned_request_is_a_500_and_its_neighbours_never_notice(server: Ser
         body = chat(router="Poison", stream=True)
         with client.stream("POST", "/v1/chat/completions", json=body) as broken_stream:
             assert list(events(broken_stream))[-1]["error"]["type"] == "server_error"
-
-
-@contextmanager
-def process(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """``baco serve`` as people start it, on a free port."""
-    command = "from baco.cli import main; main()"
-    running = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", "--port", "0", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"BACO_API_KEY": "one two"},
-    )
-    assert running.stderr is not None
-    try:
-        lines = iter(running.stderr.readline, "")
-        found = next(match for line in lines if (match := re.search(r"http://\S+", line)))
-        yield running, found[0]
-    finally:
-        running.kill()
-        running.wait()
 
 
 def stream_of(client: httpx.Client, n: int) -> Iterator[str]:

@@ -53,6 +53,53 @@ def serve(
     max_body: Annotated[
         int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
     ] = 2**20,
+    header_timeout: Annotated[
+        float,
+        typer.Option("--header-timeout", min=0.001, help="Seconds for a request's header."),
+    ] = 10.0,
+    body_timeout: Annotated[
+        float,
+        typer.Option(
+            "--body-timeout",
+            min=0.001,
+            help="Seconds for a request's body, and for a client to take what is sent.",
+        ),
+    ] = 60.0,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-connections",
+            min=1,
+            show_default="what ulimit -n leaves",
+            help="Connections open at once.",
+        ),
+    ] = None,
+    max_incomplete: Annotated[
+        int | None,
+        typer.Option(
+            "--max-incomplete",
+            min=1,
+            show_default="half of those, at most 1024",
+            help="Connections whose request may be incomplete.",
+        ),
+    ] = None,
+    max_incomplete_per_address: Annotated[
+        int | None,
+        typer.Option(
+            "--max-incomplete-per-address",
+            min=1,
+            show_default="no bound",
+            help="The same for one address; it does not hold for trusted proxies.",
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            show_default="127.0.0.1 and ::1",
+            help="Address or network whose X-Forwarded-For is believed; may be given again.",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take.")
     ] = 600.0,
@@ -86,8 +133,8 @@ def serve(
     try:
         from baco.serve.app import create_app
         from baco.serve.door import log_to_streams
-        from baco.serve.server import bind, run
-        from baco.serve.settings import Settings
+        from baco.serve.server import Server, bind
+        from baco.serve.settings import LOOPBACK, Settings
     except ImportError as error:
         raise BacoError(
             f"the server needs {error.name}: install it with pip install 'baco[serve]'"
@@ -104,6 +151,12 @@ def serve(
         max_body=max_body,
         timeout=timeout,
         log_prompts=log_prompts,
+        header_timeout=header_timeout,
+        body_timeout=body_timeout,
+        max_connections=max_connections,
+        max_incomplete=max_incomplete,
+        max_incomplete_per_address=max_incomplete_per_address,
+        trusted_proxies=tuple(trusted_proxy or LOOPBACK),
     )
     bound = bind(host, port)  # before two models are loaded for an address that is taken
     loaded = opt.load(
@@ -137,4 +190,5 @@ def serve(
     if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
         note(f"whoever reaches port {taken} may use it: set {KEY_VARIABLE} to ask for a key")
     shown = f"[{address}]" if ":" in address else address
-    run(app, bound, grace, lambda: note(f"{loaded.pair.name} at http://{shown}:{taken}"))
+    ready = f"{loaded.pair.name} at http://{shown}:{taken}"
+    Server(app, grace, lambda: note(ready)).run(sockets=[bound])

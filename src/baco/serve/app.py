@@ -14,6 +14,7 @@ from baco import __version__
 from baco.api import Baco
 from baco.serve import errors
 from baco.serve.asking import Asking
+from baco.serve.connections import Connections
 from baco.serve.door import Gate, Ledger
 from baco.serve.driver import Driver
 from baco.serve.endpoints import ERRORS, Endpoints
@@ -30,8 +31,9 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
         BacoError: the pair has no default router.
     """
     settings = settings or Settings()
+    connections = Connections(settings)
     driver = Driver(baco.decoder, settings.max_open)
-    asking, metrics = Asking(baco, settings), Metrics(driver)
+    asking, metrics = Asking(baco, settings), Metrics(driver, connections)
     baco.pair.spelling(0)  # reads the whole vocabulary: now, rather than while others wait
 
     @asynccontextmanager
@@ -49,9 +51,9 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.driver = driver
+    app.state.driver, app.state.connections = driver, connections
     errors.install(app)
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Gate, settings=settings, connections=connections)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from baco.completion import Chunk, Completion
+from baco.serve.connections import Connections
 from baco.serve.driver import Driver
 
 _SHARES = tuple(tenth / 10 for tenth in range(11))
@@ -24,9 +25,10 @@ _SPEEDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 class Metrics:
     """Counts what a server does; reads what its driver knows when it is scraped."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, connections: Connections) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(_DriverCollector(driver))
+        registry.register(_ConnectionsCollector(connections))
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "baco_requests", "Requests that have ended.", ["path", "status"], registry=registry
@@ -101,3 +103,24 @@ class _DriverCollector(Collector):
             yield GaugeMetricFamily(name, help_, value)
         yield CounterMetricFamily("baco_drafted_tokens", "Tokens drafted.", load.drafted)
         yield CounterMetricFamily("baco_accepted_tokens", "Drafts that stood.", load.accepted)
+
+
+class _ConnectionsCollector(Collector):
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        open_ones = GaugeMetricFamily(
+            "baco_connections", "Open connections, by what they wait for.", labels=["phase"]
+        )
+        for phase, count in self._connections.counts().items():
+            open_ones.add_metric([phase], count)
+        yield open_ones
+        closed = CounterMetricFamily(
+            "baco_connections_closed",
+            "Connections that the server closed for a time limit or to make room.",
+            labels=["reason"],
+        )
+        for reason, count in sorted(self._connections.closed.items()):
+            closed.add_metric([reason], count)
+        yield closed

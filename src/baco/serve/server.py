@@ -1,22 +1,27 @@
 """The process: a socket, uvicorn on it, and an end that lets running requests finish."""
 
+import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from baco.errors import BacoError
+from baco.serve.connections import Connection, Connections
 from baco.serve.driver import Driver
 
 log = logging.getLogger("baco.serve")
 
 # Seconds that clients have to take what was written before the process ends.
 LAST_BYTES = 5
+# Seconds before another connection is accepted where one could not be.
+ACCEPT_AGAIN = 0.1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,34 +45,89 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(app: FastAPI, bound: socket.socket, grace: float, started: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then take no new requests and let the open ones finish.
+class Server(uvicorn.Server):
+    """Serves an app until SIGTERM or SIGINT, then takes no new requests and lets the open ones end.
 
     A second signal ends at once.
 
     Args:
         app: made by `create_app`.
-        bound: where to listen.
         grace: seconds that open requests have after the signal.
         started: called once requests are taken.
     """
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_BYTES
-    )
-    _Server(config, app.state.driver, grace, started).run(sockets=[bound])
 
-
-class _Server(uvicorn.Server):
-    def __init__(
-        self, config: uvicorn.Config, driver: Driver, grace: float, started: Callable[[], None]
-    ) -> None:
+    def __init__(self, app: FastAPI, grace: float, started: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            forwarded_allow_ips=list(app.state.connections.settings.trusted_proxies),
+            timeout_graceful_shutdown=LAST_BYTES,
+        )
         super().__init__(config)
-        self._driver, self._grace, self._tell_started = driver, grace, started
+        self._driver: Driver = app.state.driver
+        self._connections: Connections = app.state.connections
+        self._grace, self._tell_started = grace, started
         self._signalled: float | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Unlike uvicorn's own, accepts connections only where there is room for them."""
+        await super().startup(sockets=[])
+        for listener in sockets or []:
+            listener.setblocking(False)
+            listener.listen(self.config.backlog)
+            self._start(self._accept(listener))
         self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listener)
+            except OSError as error:
+                # The client has gone, or a library has opened more files than were left for it.
+                log.warning("cannot accept a connection (%s)", error.strerror)
+                self._connections.shed()
+                await asyncio.sleep(ACCEPT_AGAIN)
+                continue
+            try:
+                await self._connections.room()
+            except asyncio.CancelledError:
+                accepted.close()
+                raise
+            connection = Connection(
+                self._connections,
+                address[0],
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+            )
+            self._connections.accept(connection)
+            self._start(self._connect(connection, accepted))
+            await asyncio.sleep(0)  # connections that are there go first
+
+    async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: connection, accepted)
+        except OSError:
+            accepted.close()
+            self._connections.left(connection)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def handle_exit(self, _: int, __: FrameType | None) -> None:
         """Unlike uvicorn's own, goes on listening, so that newcomers are told to go elsewhere."""
