@@ -153,6 +153,24 @@ def _model(config: PreTrainedConfig, seed: int, peak: float) -> PreTrainedModel:
     return model
 
 
+def save_byte_fallback_pair(folder: Path) -> PairFolder:
+    """A pair that spells as Llama 2, and mostly in bytes that are no character."""
+    from tests.kinds import llama
+
+    tokenizer = llama(clean_up_tokenization_spaces=False)
+    shape = _shape(len(tokenizer)) | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    config = LlamaConfig(**shape, tie_word_embeddings=False)
+    for name, seed in (("base", 0), ("aligned", 1)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.save_pretrained(folder / name)
+        if name == "aligned":
+            tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+        tokenizer.save_pretrained(folder / name)
+    return PairFolder(folder / "base", folder / "aligned")
+
+
 def save_pair(
     folder: Path,
     architecture: str = "llama",

@@ -40,7 +40,7 @@ def read(text: str, **options: Any) -> tuple[str, bool, int]:
         assert "\ufffd" not in shown
         if stopped:
             return shown, True, answer.tokens
-    shown += "".join(piece.text for piece in answer.close())
+    shown += "".join(piece.text for piece in answer.close()[0])
     assert shown == answer.text
     return shown, False, answer.tokens
 
@@ -52,8 +52,8 @@ def tell(words: Words, **options: Any) -> tuple[str, bool]:
         for token in BYTE_LEVEL(text, add_special_tokens=False)["input_ids"]:
             if answer.push(token, source)[1]:
                 return answer.text, True
-    answer.close()
-    return answer.text, False
+    _, stopped = answer.close()
+    return answer.text, stopped
 
 
 @given(st.text(alphabet="ab ü夏🌊\n.é", max_size=30), st.booleans())
@@ -90,9 +90,9 @@ def test_indentation_is_kept_streamed_and_whole(llama: Baco, demo: Baco) -> None
 @given(st.text(alphabet="abEND \n", max_size=40))
 def test_a_stop_string_ends_the_answer_and_is_never_shown(text: str) -> None:
     shown, stopped, _ = read(text, stops=("END", "aab"))
-    cuts = [at for stop in ("END", "aab") if (at := text.find(stop)) >= 0]
-    assert stopped == bool(cuts)
-    assert shown == (text[: min(cuts)] if cuts else text)
+    ends = [(at + 3, at) for stop in ("END", "aab") if (at := text.find(stop)) >= 0]
+    assert stopped == bool(ends)
+    assert shown == (text[: min(ends)[1]] if ends else text)
 
 
 OPENING = "Question:"

@@ -95,6 +95,7 @@ class Token:
         id: its id; `Pair.spelling` tells its text.
         source: the model it came from.
         logprob: under its source, in nats, of the raw distribution.
+        offset: where its text begins in the answer's text, in characters.
         top_logprobs: the most likely tokens (id → nats) of the source there, if asked.
         why: what the router saw there, if asked.
     """
@@ -102,6 +103,7 @@ class Token:
     id: int
     source: Source
     logprob: float
+    offset: int
     top_logprobs: Mapping[int, float] | None = None
     why: Why | None = None
 
@@ -114,8 +116,8 @@ class Chunk:
         prompt: which of the prompts, from 0; the ticket that `Decoder.submit` gave.
         sample: which of its samples, from 0.
         pieces: new text with its sources; may be empty, where a character is unfinished.
-        tokens: the new tokens, one or several. What a stop string cut off in an earlier chunk is
-            only missing in the completion.
+        tokens: the new tokens, none or several. Like text they are held back while a stop string
+            may still cut them off, so that those of all chunks are the completion's.
         finish_reason: set on the last chunk of a sample,
         completion: and so is the whole answer.
     """

@@ -19,19 +19,21 @@ from baco.prompts import Conversation, Prompt
 from baco.routing.routers import Router
 from baco.routing.rules import Source
 from baco.routing.select import Switch
-from baco.text import AnswerText, Piece
+from baco.text import AnswerText
 
 log = logging.getLogger("baco")
 
 
 @dataclass(slots=True)
 class _Growing:
-    """An answer in progress and how much of it has been told."""
+    """An answer in progress: tokens read of it, pieces and tokens handed out."""
 
     text: AnswerText
     started: float
     date: str | None
-    told: int = 0
+    read: int = 0
+    pieces: int = 0
+    tokens: int = 0
 
 
 @dataclass
@@ -144,8 +146,10 @@ class Decoder:
         return ticket
 
     def step(self) -> list[Chunk]:
-        """One step of the engine; a chunk for every answer that grew."""
-        return [self._told(answer) for answer in self.engine.step() if answer in self._growing]
+        """One step of the engine; a chunk for every answer of which there is anything new."""
+        grown = [answer for answer in self.engine.step() if answer in self._growing]
+        chunks = map(self._told, grown)
+        return [chunk for chunk in chunks if chunk.tokens or chunk.pieces or chunk.finish_reason]
 
     def cancel(self, ticket: int) -> None:
         """Give a request up: its rows leave the batch at the next step; nothing more comes of it.
@@ -192,38 +196,38 @@ class Decoder:
 
     def _told(self, answer: Sequence) -> Chunk:
         """What is new of an answer; one whose text cannot be told ends alone."""
+        text = self._growing[answer].text
         try:
-            return self._tell(answer)
+            stopped = self._read(answer)
         except Exception as error:
             log.error("an answer cannot be told: %r", error, exc_info=error)
-            self.engine.stop(answer, self._growing[answer].told)
+            self.engine.stop(answer, text.tokens)
             answer.finish_reason, answer.error = "error", failure(error)
-            return self._chunk(answer, (), ())
-
-    def _tell(self, answer: Sequence) -> Chunk:
-        growing = self._growing[answer]
-        text, pieces = growing.text, []
-        tokens = self._tokens(answer, range(growing.told, len(answer.tokens)))
-        for token in tokens:
-            new, stopped = text.push(token.id, token.source)
-            pieces += new
+        else:
             if stopped:
                 self.engine.stop(answer, text.tokens)
-                break
-        else:
-            if answer.finish_reason is not None:
-                pieces += text.close()
-        growing.told = len(answer.tokens)
-        return self._chunk(answer, tuple(pieces), tuple(tokens))
+        return self._chunk(answer)
 
-    def _chunk(
-        self, answer: Sequence, pieces: tuple[Piece, ...], tokens: tuple[Token, ...]
-    ) -> Chunk:
+    def _read(self, answer: Sequence) -> bool:
+        """Take an answer's new tokens into its text; whether the text ends in front of some."""
+        growing = self._growing[answer]
+        text, new = growing.text, slice(growing.read, None)
+        growing.read = len(answer.tokens)
+        for token, source in zip(answer.tokens[new], answer.sources[new], strict=True):
+            if text.push(token, source)[1]:
+                return True
+        return answer.finish_reason is not None and text.close()[1]
+
+    def _chunk(self, answer: Sequence) -> Chunk:
         """A chunk with what is new; the last one of an answer has its completion."""
+        growing = self._growing[answer]
+        pieces = tuple(growing.text.pieces[growing.pieces :])
+        tokens = self._tokens(answer, growing)
+        growing.pieces, growing.tokens = growing.pieces + len(pieces), growing.tokens + len(tokens)
         completion = None
         if answer.finish_reason is not None:
-            growing = self._growing.pop(answer)
             completion = _complete(answer, growing, time.perf_counter() - growing.started)
+            del self._growing[answer]
             siblings = self._tickets[answer.request.index]
             siblings.remove(answer)
             if not siblings:
@@ -231,17 +235,18 @@ class Decoder:
         ticket, sample = answer.request.index, answer.sample
         return Chunk(ticket, sample, pieces, tokens, answer.finish_reason, completion)
 
-    def _tokens(self, answer: Sequence, new: Iterable[int]) -> list[Token]:
-        return [
+    def _tokens(self, answer: Sequence, growing: _Growing) -> tuple[Token, ...]:
+        return tuple(
             Token(
                 answer.tokens[at],
                 answer.sources[at],
                 answer.logprobs[at],
+                growing.text.offsets[at],
                 answer.top_logprobs[at] if answer.top_logprobs else None,
                 answer.why[at] if answer.why else None,
             )
-            for at in new
-        ]
+            for at in range(growing.tokens, growing.text.tokens)
+        )
 
 
 def _complete(answer: Sequence, growing: _Growing, seconds: float) -> Completion:

@@ -1,11 +1,10 @@
-"""From token ids to text, one token at a time: no character is cut, stop strings are found."""
+"""The text of an answer while it grows: its sources, stop strings, and what may be handed out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
+from baco.detokenizer import Detokenizer
 from baco.routing.rules import Source
 
 
@@ -29,8 +28,9 @@ def name_of(spelled: bytes) -> str:
 class AnswerText:
     """The text of one growing answer.
 
-    Text is handed out once it is certain to stay: whole characters, nothing that may turn out to be
-    the beginning of a stop string, and no white space that a turn of the base model may follow.
+    Text and tokens are handed out once they are certain to stay: whole characters, nothing that may
+    turn out to be the beginning of a stop string, and no white space that a turn of the base model
+    may follow. A token is part of the answer if its text begins in what is left of the text.
 
     Attributes:
         tokenizer: of the aligned half.
@@ -41,6 +41,8 @@ class AnswerText:
         openers: the sources that may open a turn.
         starts_line: the answer begins where a line begins, so that a turn may be opened there.
         joining_space: a space that the answer begins with joins it to its prompt and is removed.
+        pieces: what has been handed out, each stretch with its source.
+        offsets: where the text of each token begins, for tokens whose text is known.
     """
 
     tokenizer: Any
@@ -50,80 +52,82 @@ class AnswerText:
     starts_line: bool = True
     joining_space: bool = False
     pieces: list[Piece] = field(default_factory=list)
-    _starts: list[int] = field(default_factory=list)
-    _length: int = 0
+    offsets: list[int] = field(default_factory=list)
+    _sources: list[Source] = field(default_factory=list)
     _held: list[Piece] = field(default_factory=list)
-    _started: bool = False
+    _length: int = 0  # of all text, held or handed out
+    _given: int = 0  # of what has been handed out
+    _tokens: int = 0
 
     def __post_init__(self) -> None:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        self._stream: _Decoder = _Fast(backend) if backend is not None else _Slow(self.tokenizer)
-        self._last_source: Source = "aligned"
+        self._detokenizer = Detokenizer(self.tokenizer)
+        if not self.openers:
+            self.opening = None
 
     @property
     def text(self) -> str:
         """What has been handed out so far."""
         return "".join(piece.text for piece in self.pieces)
 
-    def push(self, token: int, source: Source) -> tuple[list[Piece], bool]:
-        """Take a token in; the pieces that are now certain, and whether a stop string was met."""
-        self._starts.append(self._length)
-        return self._take(self._stream.step(token), source)
-
     @property
     def tokens(self) -> int:
-        """How many of the tokens reach into the text: fewer than were pushed where it was cut."""
-        length = len(self.text)
-        return sum(start < length for start in self._starts)
+        """How many tokens are certain to stay; once the answer has ended, how many it has."""
+        while self._tokens < len(self.offsets) and self.offsets[self._tokens] < self._given:
+            self._tokens += 1
+        return self._tokens
 
-    def close(self) -> list[Piece]:
-        """The answer has ended by itself: the pieces that were still held back."""
-        rest = self._stream.rest()
-        if rest and self._starts:
-            pieces, stopped = self._take(rest, self._last_source)
-            if stopped:
-                return pieces
-        else:
-            pieces = []
-        return pieces + self._release(len(self._held_text()))
+    def push(self, token: int, source: Source) -> tuple[list[Piece], bool]:
+        """Take a token in; the pieces that are now certain, and whether the answer ends here."""
+        self._sources.append(source)
+        return self._take(self._detokenizer.push(token))
 
-    def _take(self, new: str, source: Source) -> tuple[list[Piece], bool]:
-        self._last_source = source
-        if new and not self._started:
-            self._started = True
-            new = new.removeprefix(" ") if self.joining_space else new
-        if not new:
+    def close(self) -> tuple[list[Piece], bool]:
+        """The tokens have ended: what was still held back, and whether a stop string was in it."""
+        pieces, stopped = self._take(self._detokenizer.close())
+        if not stopped:
+            pieces += self._release(self._length - self._given)
+            self._tokens = len(self.offsets)
+        return pieces, stopped
+
+    def _take(self, texts: Iterable[str]) -> tuple[list[Piece], bool]:
+        for spelled in texts:
+            source = self._sources[len(self.offsets)]
+            self.offsets.append(self._length)
+            text = spelled
+            if spelled and self.joining_space:
+                self.joining_space = False
+                text = spelled.removeprefix(" ")
+            if text:
+                self._length += len(text)
+                self._held.append(Piece(text, source))
+        if not self._held:
             return [], False
-        self._length += len(new)
-        self._held.append(Piece(new, source))
-        held = self._held_text()
+        if not self.stops and self.opening is None:
+            return self._release(self._length - self._given), False
+        held = "".join(piece.text for piece in self._held)
         cut = self._find_stop(held)
         if cut is not None:
-            pieces = self._release(cut)
-            self._held.clear()
-            return pieces, True
+            return self._release(cut), True
         return self._release(self._certain(held)), False
 
-    def _held_text(self) -> str:
-        return "".join(piece.text for piece in self._held)
-
     def _find_stop(self, held: str) -> int | None:
-        cuts = [at for stop in self.stops if (at := held.find(stop)) >= 0]
-        if self.opening is not None and self.openers:
+        """Where the held text is to be cut: in front of the stop that is complete first."""
+        found = [(at + len(stop), at) for stop in self.stops if (at := held.find(stop)) >= 0]
+        if self.opening is not None:
             at = held.find(self.opening)
             while at >= 0:
                 if self._opens_turn(held, at):
-                    cuts.append(len(held[:at].rstrip()))
+                    found.append((at + len(self.opening), len(held[:at].rstrip())))
                     break
                 at = held.find(self.opening, at + 1)
-        return min(cuts, default=None)
+        return min(found)[1] if found else None
 
     def _certain(self, held: str) -> int:
         """How much of the held text no later token can cut off."""
         certain = len(held)
         for stop in self.stops:
             certain = min(certain, len(held) - _overlap(held, stop))
-        if self.opening is not None and self.openers:
+        if self.opening is not None:
             certain = min(certain, len(held.rstrip()))
             for length in range(1, min(len(held) + 1, len(self.opening))):
                 at = len(held) - length
@@ -157,6 +161,7 @@ class AnswerText:
             released.append(Piece(now, piece.source))
             if later:
                 self._held.insert(0, Piece(later, piece.source))
+            self._given += len(now)
         self.pieces += released
         return released
 
@@ -165,51 +170,3 @@ def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
-
-
-class _Decoder(Protocol):
-    def step(self, token: int) -> str: ...
-
-    def rest(self) -> str: ...
-
-
-class _Fast:
-    """Incremental decoding by the ``tokenizers`` library."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._given = 0
-
-    def step(self, token: int) -> str:
-        self._ids.append(token)
-        new = self._stream.step(self._backend, token) or ""
-        self._given += len(new)
-        return new
-
-    def rest(self) -> str:
-        """What was never given out: an unfinished character at the end shows as U+FFFD."""
-        whole: str = self._backend.decode(self._ids, skip_special_tokens=True)
-        return whole[self._given :]
-
-
-class _Slow:
-    """The same for a tokenizer that has no backend of that library."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._given = 0
-
-    def step(self, token: int) -> str:
-        self._ids.append(token)
-        whole = self.rest()
-        if whole.endswith("\ufffd"):
-            return ""
-        self._given += len(whole)
-        return whole
-
-    def rest(self) -> str:
-        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return whole[self._given :]

@@ -87,7 +87,7 @@ def _reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, str], 
     if backend is None:
         return _slow_reader(tokenizer, vocabulary)
     model = backend.model
-    parts = list(_parts(backend.pre_tokenizer if backend.decoder is None else backend.decoder))
+    parts = list(parts_of(backend.pre_tokenizer if backend.decoder is None else backend.decoder))
     by_type = {part["type"]: part for part in parts}
     if "ByteLevel" in by_type:
         return _byte_level
@@ -118,7 +118,7 @@ def _slow_reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, s
     )
 
 
-def _parts(component: Any) -> Iterator[dict[str, Any]]:
+def parts_of(component: Any) -> Iterator[dict[str, Any]]:
     """The state of a decoder or pre-tokenizer, and of those inside it."""
     if component is None:
         return
@@ -127,7 +127,7 @@ def _parts(component: Any) -> Iterator[dict[str, Any]]:
     state: dict[str, Any] = component if is_state else json.loads(component.__getstate__())
     yield state
     for inner in state.get("decoders") or state.get("pretokenizers") or []:
-        yield from _parts(inner)
+        yield from parts_of(inner)
 
 
 @cache

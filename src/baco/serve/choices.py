@@ -34,7 +34,8 @@ class Choice:
         prompt: its prompt's token ids, for who asked for ids.
         named: name tokens by their ids in the older endpoint's log-probabilities, where end tokens
             then stand too.
-        tokens, base, switches: counted so far.
+        tokens: so far.
+        base, switches: counted so far.
         why: of the tokens so far, if asked.
         completion: the answer, once it has ended.
     """
@@ -43,18 +44,16 @@ class Choice:
     explain: bool = False
     prompt: tuple[int, ...] | None = None
     named: bool = False
-    tokens: int = 0
+    tokens: list[Token] = field(default_factory=list)
     base: int = 0
     switches: int = 0
     why: list[WhyToken] = field(default_factory=list)
     completion: Completion | None = None
     _last: Source | None = None
-    _offset: int = 0
 
     def __post_init__(self) -> None:
         # A token may end inside a character, which is then told with the token that completes it.
-        decoder = codecs.getincrementaldecoder("utf-8")
-        self._spell, self._measure = decoder("replace").decode, decoder("replace").decode
+        self._spell = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def take(self, chunk: Chunk) -> Provenance:
         """Count a chunk in; what it brings, and how the answer stands with it."""
@@ -62,10 +61,10 @@ class Choice:
             self.base += token.source == "base"
             self.switches += self._last not in (None, token.source)
             self._last = token.source
-        self.tokens += len(chunk.tokens)
+        self.tokens += chunk.tokens
         told = Provenance(
             sources=stretches(chunk.pieces),
-            base_share=round(self.base / self.tokens, 4) if self.tokens else 0.0,
+            base_share=round(self.base / len(self.tokens), 4) if self.tokens else 0.0,
             switches=self.switches,
         )
         if self.explain:
@@ -81,7 +80,7 @@ class Choice:
         assert self.completion is not None
         told = Provenance(sources=stretches(self.completion.pieces), base_share=0, switches=0)
         if self.explain:
-            told.why = self.why[: len(self.completion.token_ids)]
+            told.why = self.why
         _settle(told, self.completion)
         return told
 
@@ -131,8 +130,7 @@ class Choice:
             told.tokens.append(self._called(token.id))
             told.token_logprobs.append(finite(token.logprob))
             told.top_logprobs.append(self._table(token.top_logprobs or {}))
-            told.text_offset.append(self._offset)
-            self._offset += 0 if ends else len(self._measure(self.pair.spelling(token.id)))
+            told.text_offset.append(token.offset)
         return told
 
     def _table(self, top: Mapping[int, float]) -> dict[str, float]:
@@ -151,13 +149,6 @@ def by_id(token: int) -> str:
     return f"token_id:{token}"
 
 
-def tokens_of(completion: Completion) -> list[Token]:
-    """The tokens that an answer kept."""
-    tops = completion.top_logprobs or (None,) * len(completion.token_ids)
-    columns = (completion.token_ids, completion.sources, completion.logprobs, tops)
-    return [Token(*row) for row in zip(*columns, strict=True)]
-
-
 def stretches(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
     """Pieces, neighbours of one source as one."""
     return [
@@ -167,7 +158,7 @@ def stretches(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
 
 
 def _settle(told: Provenance, completion: Completion) -> None:
-    """What is only certain at the end: a stop string may have cut off tokens that were counted."""
+    """What is told of whole answers only, and their own counts."""
     told.base_share, told.switches = round(completion.base_share, 4), completion.switches
     told.router, told.seed, told.date = completion.router, completion.seed, completion.date
 

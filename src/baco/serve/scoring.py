@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from baco.backends.described import Described
+from baco.detokenizer import Detokenizer
 from baco.errors import BacoError
 from baco.half import Half
 from baco.pair import Pair
@@ -128,13 +129,13 @@ class Scoring:
         def called(token: int) -> str:
             return by_id(token) if self.named else name_of(pair.spelling(token))
 
-        texts = [pair.spelling(token).decode(errors="replace") for token in shown]
+        texts = _texts(pair, shown)
         offsets = [0]
         for one in texts[:-1]:
             offsets.append(offsets[-1] + len(one))
         return TextChoice(
             index=index,
-            text=pair.tokenizer.decode(shown),
+            text="".join(texts),
             logprobs=TextLogprobs(
                 tokens=[called(token) for token in shown],
                 token_logprobs=[None if one is None else finite(one) for one in scored.logprobs],
@@ -149,3 +150,19 @@ class Scoring:
             token_ids=[] if self.ids else None,
             baco=Provenance(sources=[], base_share=0, switches=0),
         )
+
+
+def _texts(pair: Pair, tokens: Sequence[int]) -> list[str]:
+    """The text of each token, special ones by their names; they join to what the ids decode to."""
+    texts, ordinary = list[str](), Detokenizer(pair.tokenizer)
+    for token in tokens:
+        if pair.vocabulary.special[token]:
+            texts += [*ordinary.close(), pair.spelling(token).decode()]
+            ordinary = Detokenizer(pair.tokenizer)
+        else:
+            texts += ordinary.push(token)
+    texts += ordinary.close()
+    if "".join(texts) != pair.tokenizer.decode(tokens):  # which takes the first space off
+        first = next((index for index, text in enumerate(texts) if text), 0)
+        texts[first] = texts[first].removeprefix(" ")
+    return texts

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from baco.completion import Chunk
-from baco.serve.choices import Choice, tokens_of
+from baco.serve.choices import Choice
 from baco.serve.replies import (
     AnswerMessage,
     ChatChoice,
@@ -77,11 +77,10 @@ class ChatShape:
 
     def _whole(self, index: int, choice: Choice) -> ChatChoice:
         assert choice.completion is not None
-        tokens = tokens_of(choice.completion)
         return ChatChoice(
             index=index,
             message=AnswerMessage(content=choice.completion.text),
-            logprobs=choice.chat_logprobs(tokens) if self._logprobs else None,
+            logprobs=choice.chat_logprobs(choice.tokens) if self._logprobs else None,
             finish_reason=choice.completion.finish_reason,
             baco=choice.whole(),
         )
@@ -97,7 +96,7 @@ class TextShape:
         return None
 
     def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
-        first = choice.tokens == len(chunk.tokens)
+        first = len(choice.tokens) == len(chunk.tokens)
         part = TextChoice(
             index=index,
             text=chunk.text,
@@ -125,11 +124,10 @@ class TextShape:
 
     def _whole(self, index: int, choice: Choice) -> TextChoice:
         assert choice.completion is not None
-        tokens = tokens_of(choice.completion)
         return TextChoice(
             index=index,
             text=choice.completion.text,
-            logprobs=choice.text_logprobs(tokens) if self._logprobs else None,
+            logprobs=choice.text_logprobs(choice.tokens) if self._logprobs else None,
             finish_reason=choice.completion.finish_reason,
             prompt_token_ids=self._prompt(choice),
             token_ids=self._ids(choice, choice.completion.token_ids),

@@ -99,12 +99,17 @@ def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
             f"{server.called} says tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
             "model is of another pair"
         )
-    spelled = pair.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    if greedy.text and greedy.text.strip() != spelled:
+    spelled = _legible(pair.tokenizer.decode(ids, skip_special_tokens=True))
+    if greedy.text and (said := _legible(greedy.text)) != spelled:
         raise BacoError(
-            f"{server.called} spells tokens {ids[:_GREEDY]} as {greedy.text.strip()[:40]!r}, the "
+            f"{server.called} spells tokens {ids[:_GREEDY]} as {said[:40]!r}, the "
             f"pair {pair.name} as {spelled[:40]!r}: its model is of another pair"
         )
+
+
+def _legible(text: str) -> str:
+    """A text without what servers spell differently: unfinished characters and outer spaces."""
+    return text.replace("\ufffd", "").strip()
 
 
 @dataclass

@@ -1,0 +1,182 @@
+"""A stream and a whole reply agree in every field, whatever ends the answers."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from baco import Baco
+from tests.fuzzing import budget
+from tests.pairs import save_byte_fallback_pair
+from tests.serving import PROMPT, Served, served, wait_for
+
+ASKED: dict[str, Any] = {"n": 3, "max_tokens": 16, "temperature": 1.2}
+ROUTERS = ("P-Punc:0.6", "Punc", "Rand:0.5", "Base", "Aligned")
+
+
+@pytest.fixture(scope="module", params=["demo", "byte fallback"])
+def server(
+    request: pytest.FixtureRequest, demo: Baco, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    baco = demo
+    if request.param != "demo":
+        folder = save_byte_fallback_pair(tmp_path_factory.mktemp("bytes"))
+        baco = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
+    with served(baco) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+def stop_strings(draw: random.Random, texts: list[str]) -> list[str]:
+    """Up to four stretches of the answers: inside words and tokens, across them, at their ends."""
+    stops = []
+    for _ in range(draw.randrange(5)):
+        text = draw.choice([text for text in texts if text] or ["x"])
+        at = draw.randrange(len(text))
+        stops.append(text[at : at + draw.choice((1, 2, 3, 5, 9))])
+    return stops
+
+
+def counted(server: Served) -> dict[str, float]:
+    names = [f'baco_tokens_total{{source="{source}"}}' for source in ("base", "aligned")]
+    return {name: server.metric(name) for name in names}
+
+
+def merged(stretches: list[Any]) -> list[tuple[str, str]]:
+    """Stretches of text with their sources, neighbours of one source as one."""
+    joined: list[tuple[str, str]] = []
+    for text, source in stretches:
+        if joined and joined[-1][1] == source:
+            joined[-1] = (joined[-1][0] + text, source)
+        else:
+            joined.append((text, source))
+    return joined
+
+
+def provenance(choices: list[Any]) -> dict[str, Any]:
+    """BACo's own fields of a choice, of all its chunks together."""
+    told = [choice.model_extra["baco"] for choice in choices if "baco" in choice.model_extra]
+    joined: dict[str, Any] = {
+        name: told[-1][name] for name in ("base_share", "switches", "router", "seed")
+    }
+    joined["sources"] = merged([stretch for one in told for stretch in one["sources"]])
+    joined["why"] = [why for one in told for why in one.get("why", [])]
+    return joined
+
+
+def chat_choice(choices: list[Any]) -> dict[str, Any]:
+    """A chat choice's fields, from one whole choice or from its chunks."""
+    parts = [getattr(choice, "message", None) or choice.delta for choice in choices]
+    logprobs = [choice.logprobs for choice in choices if choice.logprobs is not None]
+    return {
+        "text": "".join(part.content or "" for part in parts),
+        "logprobs": [token.model_dump() for one in logprobs for token in one.content],
+        "finish_reason": choices[-1].finish_reason,
+        **provenance(choices),
+    }
+
+
+def text_choice(choices: list[Any]) -> dict[str, Any]:
+    """A text choice's fields, from one whole choice or from its chunks."""
+    extra = [choice.model_extra for choice in choices]
+    columns = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {
+        "text": "".join(choice.text for choice in choices),
+        **{
+            name: [value for choice in choices for value in getattr(choice.logprobs, name)]
+            for name in columns
+        },
+        "finish_reason": choices[-1].finish_reason,
+        "token_ids": [token for one in extra for token in one["token_ids"]],
+        "prompt_token_ids": [one["prompt_token_ids"] for one in extra if "prompt_token_ids" in one],
+        **provenance(choices),
+    }
+
+
+def logged(server: Served, count: int) -> list[dict[str, Any]]:
+    """What the access log has of answers, once it has that many entries of them."""
+    wait_for(lambda: sum("tokens" in entry for entry in server.log()) >= count)
+    return [entry for entry in server.log() if "tokens" in entry]
+
+
+def agree(streamed: Any, whole: Any) -> None:
+    """Equal, but for the last digits of sums that other batches round differently."""
+    assert type(streamed) is type(whole)
+    if isinstance(whole, dict):
+        assert streamed.keys() == whole.keys()
+        for name in whole:
+            agree(streamed[name], whole[name])
+    elif isinstance(whole, list | tuple):
+        assert len(streamed) == len(whole)
+        for one, other in zip(streamed, whole, strict=True):
+            agree(one, other)
+    elif isinstance(whole, float):
+        assert streamed == pytest.approx(whole, abs=1e-3)
+    else:
+        assert streamed == whole
+
+
+def check(server: Served, create: Any, read: Any, asked: dict[str, Any]) -> list[str]:
+    """Ask for the same answers whole and as a stream, and compare all that is told; their texts."""
+    earlier, before = len(logged(server, 0)), counted(server)
+    whole = create(**asked)
+    between = counted(server)
+    chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
+    after = counted(server)
+    once, streamed = logged(server, earlier + 2)[-2:]
+    assert chunks[-1].usage == whole.usage
+    said = {name: between[name] - before[name] for name in before}
+    assert {name: after[name] - between[name] for name in before} == said
+    assert sum(said.values()) == whole.usage.completion_tokens == once["tokens"]
+    for name in ("tokens", "base_share", "prompt_tokens"):
+        assert streamed[name] == once[name]
+    for index, choice in enumerate(whole.choices):
+        own = [c for chunk in chunks for c in chunk.choices if c.index == index]
+        agree(read(own), read([choice]))
+    return [read([choice])["text"] for choice in whole.choices]
+
+
+def test_a_chat_stream_is_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
+    create, asked = client.chat.completions.create, {**ASKED, "logprobs": True, "top_logprobs": 2}
+    asked |= {"model": "baco", "messages": [{"role": "user", "content": PROMPT}]}
+    extra = {"router": "P-Punc:0.6", "explain": True}
+    texts = check(server, create, chat_choice, asked | {"seed": 1, "extra_body": extra})
+    for seed in range(budget(6)):
+        draw = random.Random(seed)
+        extra = {"router": draw.choice(ROUTERS), "explain": draw.random() < 0.5}
+        stop = stop_strings(draw, texts)
+        check(server, create, chat_choice, asked | {"seed": 1, "stop": stop, "extra_body": extra})
+
+
+def test_a_text_stream_is_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
+    create, asked = client.completions.create, {**ASKED, "model": "baco", "logprobs": 2}
+    asked |= {"prompt": ["For dinner, I", "Question: "]}
+    extra: dict[str, Any] = {"router": "P-Punc:0.6", "return_token_ids": True}
+    texts = check(server, create, text_choice, asked | {"seed": 1, "extra_body": extra})
+    for seed in range(budget(6)):
+        draw = random.Random(seed)
+        extra |= {"router": draw.choice(ROUTERS), "return_tokens_as_token_ids": seed % 2 == 0}
+        stop = stop_strings(draw, texts)
+        check(server, create, text_choice, asked | {"seed": 1, "stop": stop, "extra_body": extra})
+
+
+def test_a_tokens_text_begins_where_its_offset_says(client: openai.OpenAI) -> None:
+    reply = client.completions.create(
+        **ASKED, model="baco", prompt="For dinner, I", seed=1, logprobs=0, stop=["e", ". "]
+    )
+    for choice in reply.choices:
+        assert choice.logprobs is not None
+        offsets, names = choice.logprobs.text_offset, choice.logprobs.tokens
+        assert offsets is not None
+        assert names is not None
+        assert len(offsets) == len(names)
+        for at, name in zip(offsets, names, strict=True):
+            assert at < len(choice.text)
+            if not name.startswith(("bytes:", "<0x")) and "\ufffd" not in choice.text:
+                assert choice.text[at:].startswith(name) or name.startswith(choice.text[at:])
