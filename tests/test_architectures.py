@@ -91,6 +91,15 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     ),
     "ALiBi": ("Bloom", {"n_layer": 2, "n_head": 4}),
+    "a window inside the model": (
+        "GPTNeo",
+        {
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 16,
+        },
+    ),
 }
 
 # A state that stays inside the model.

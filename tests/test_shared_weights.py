@@ -1,6 +1,7 @@
 """A base model and a PEFT adapter over it are a pair on one set of weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,16 +26,28 @@ def folders(
 
     def save(architecture: str) -> dict[str, Any]:
         if architecture not in made:
-            folder, base = tmp_path_factory.mktemp("adapter"), random_pair(architecture).base
-            torch.manual_seed(0)
-            targets = ["q_proj", "v_proj", "down_proj"]
-            lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
-            get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
-            AutoTokenizer.from_pretrained(random_pair(architecture).aligned).save_pretrained(folder)
-            made[architecture] = {"base": str(base), "aligned": str(folder)}
+            folder = tmp_path_factory.mktemp("adapter")
+            made[architecture] = save_adapter(random_pair(architecture), folder)
         return made[architecture]
 
     return save
+
+
+def save_adapter(pair: PairFolder, folder: Path, **options: Any) -> dict[str, Any]:
+    """An adapter over a pair's base, with its aligned tokenizer; where that has more tokens than
+    the base has embeddings, the adapter brings them.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(pair.aligned)
+    model = AutoModelForCausalLM.from_pretrained(pair.base)
+    lora: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    torch.manual_seed(0)
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer))
+        lora["modules_to_save"] = ["embed_tokens", "lm_head"]
+    adapted = get_peft_model(model, LoraConfig(**lora | options, init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"base": str(pair.base), "aligned": str(folder)}
 
 
 def storages(*models: Any) -> dict[int, int]:
@@ -78,6 +91,43 @@ def test_each_half_is_exactly_the_model_it_stands_for(
         assert torch.equal(pair.base.score(IDS), own)
         assert torch.equal(pair.aligned.score(IDS), other)
     assert (own - other).abs().max() > 0.1
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "embeddings of its own": {},
+    "embeddings as they were, with more rows": {"modules_to_save": None},
+    "some tokens trained": {"modules_to_save": None, "trainable_token_indices": [398, 399]},
+    "low rank over embeddings": {
+        "modules_to_save": None,
+        "target_modules": ["q_proj", "embed_tokens", "lm_head"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_may_bring_tokens_that_the_base_model_does_not_have(
+    random_pair: Callable[..., PairFolder], tmp_path: Path, kind: str
+) -> None:
+    where = save_adapter(random_pair("olmo2"), tmp_path, **ADAPTERS[kind])
+    ids = [*IDS[:5], 398, 7, 399, 9]
+    base = AutoModelForCausalLM.from_pretrained(where["base"]).eval()
+    read = torch.tensor([[397 if token >= 398 else token for token in ids]])  # as its end of text
+    with torch.inference_mode():
+        own = base(read).logits[0]
+        base.resize_token_embeddings(400, mean_resizing=False)
+        adapted = PeftModel.from_pretrained(base, where["aligned"]).eval()
+        other = adapted(torch.tensor([ids])).logits[0]
+    baco = Baco.load(**where, dtype="float32", packed=False)
+    pair = baco.pair
+    assert (pair.base.rows, pair.aligned.rows) == (398, 400)
+    assert torch.allclose(pair.base.score(ids)[:, :398], own, atol=1e-5)
+    assert bool(pair.base.score(ids)[:, 398:].isneginf().all())
+    assert torch.allclose(pair.aligned.score(ids), other, atol=1e-5)
+    answers = [
+        each.generate(PROMPTS[0], router="Rand:0.5", n=2, seed=3, max_tokens=12)
+        for each in (baco, Baco.load(**where, dtype="float32"))
+    ]
+    assert [told(one) for one in answers[0]] == [told(one) for one in answers[1]]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

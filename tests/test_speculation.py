@@ -218,10 +218,13 @@ def test_drafting_stops_where_it_does_not_pay() -> None:
     sure, unsure = Record(0.9), Record(0.02)
     for record, chance in ((sure, 0.95), (unsure, 0.05)):
         record.ahead = dict.fromkeys(record.ahead, chance)
-    assert planner.plan([unsure], [4], ("base", "aligned"), 0.1).steps == 0
-    assert planner.plan([sure], [8], ("base", "aligned"), 0.1).steps > 3
-    ahead = planner.plan([sure], [0], ("base", "aligned"), 0.9)
+    both, room = ("base", "aligned"), {"base": 100, "aligned": 100}
+    assert planner.plan([unsure], [4], both, 0.1, room).steps == 0
+    assert planner.plan([sure], [8], both, 0.1, room).steps > 3
+    ahead = planner.plan([sure], [0], both, 0.9, room)
     assert (ahead.runner, ahead.steps > 2) == ("base", True)
+    # Where one of the two has room for no more than two drafts, no more are made.
+    assert planner.plan([sure], [0], both, 0.9, room | {"aligned": 2}).steps == 2
 
 
 @pytest.mark.parametrize(("rows", "every"), [(1, 1), (16, 5)])

@@ -1,5 +1,6 @@
 """One model as ``transformers`` loads it: tokenizer, weights in their place, adapter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,19 +140,33 @@ def is_adapter(name: str) -> bool:
 def load_adapter(model: Any, name: str) -> Any:
     """A model with a PEFT adapter over it; the model's weights are held once.
 
+    Where the adapter was trained with more tokens, the model's embeddings get their rows.
+
     Raises:
         BacoError: PEFT is not installed, or the adapter does not fit.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, load_peft_weights
     except ImportError as error:
         raise BacoError(
             f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
         ) from error
     try:
+        rows = _embedded(load_peft_weights(name, device="cpu"), model)
+        if rows > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(rows, mean_resizing=False)
         return PeftModel.from_pretrained(model, name).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BacoError(f"cannot put the adapter {name} over the base: {_line(error)}") from error
+
+
+def _embedded(weights: Mapping[str, torch.Tensor], model: Any) -> int:
+    """How many tokens an adapter has its own embeddings of a model for; 0 where it has none."""
+    embedding = model.get_input_embeddings()
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    own = [table for name, table in weights.items() if f".{path}." in name and table.dim() == 2]
+    width = embedding.weight.shape[1]
+    return max((len(table) for table in own if table.shape[1] == width), default=0)
 
 
 def _comes_quantized(name: str) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from baco.compiled import Compiled
+from baco.context import context_of, text_config
 from baco.engine.cache import SlotCache
-from baco.engine.masks import Masked, MaskForm
+from baco.engine.long_rope import LongRopeStore
+from baco.engine.masks import Masked, MaskForm, has_own_window
 from baco.engine.native import NativeStore
 from baco.engine.reread import RereadStore
+from baco.engine.rope import LongRope
 from baco.engine.speculation import Size
 from baco.engine.store import Forward, SlotStore, Store
+from baco.errors import BacoError
 from baco.lean import Lean
 from baco.packing import weights
 from baco.recorded import Recorded
@@ -25,8 +29,8 @@ from baco.recorded import Recorded
 log = logging.getLogger("baco")
 progress = logging.getLogger("baco.compiling")
 
-# The context window of a model that names none.
-UNBOUNDED = 2**30
+# Token ids that a message names.
+_NAMED = 5
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Half:
         bare: run a PEFT model without its adapter, as the base half that shares its weights.
         width: V, rows of logits are cut or filled up to the pair's common vocabulary.
         unknown: bool [V], ids this half does not have.
+        first_rows: of its embedding, where an adapter that is not its own added rows.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Half:
     bare: bool = False
     width: int = 0
     unknown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    first_rows: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,19 +70,64 @@ class Half:
             numbers = f"{bits:.1f} bits a weight, {numbers} sums"
         return f"{numbers} on {self.device}"
 
-    @property
+    @cached_property
     def context(self) -> int:
-        """Context window in tokens; UNBOUNDED where the model names none."""
-        config = self.model.config.get_text_config()
-        names = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
-        return next((int(v) for n in names if (v := getattr(config, n, None))), UNBOUNDED)
+        """Context window in tokens; `baco.context.UNBOUNDED` where nothing limits it."""
+        return context_of(self.model.config, self.model)
+
+    @cached_property
+    def long_rope(self) -> LongRope | None:
+        """The rotary embeddings whose factors depend on the length of a text, if it has such."""
+        return LongRope.of(self.model)
+
+    def check_prompt(self, name: str, ids: Collection[int], context: float = math.inf) -> None:
+        """Refuse a prompt that the model cannot read, or that leaves no room for an answer.
+
+        Args:
+            name: ``base`` or ``aligned``, for the message.
+            ids: the prompt.
+            context: of the model, where it is shorter than its own.
+
+        Raises:
+            BacoError: the prompt fills the context window, or has a token without an embedding.
+        """
+        self.check_length(name, len(ids), context)
+        missing = self.without_embedding.intersection(ids) if self.without_embedding else ()
+        if missing:
+            raise BacoError(
+                f"the prompt, as the {name} model reads it, has tokens without an embedding: "
+                f"{self.spelled(missing)}; the model has {self.rows} rows, so leave them out"
+            )
+
+    def check_length(self, name: str, length: int, context: float = math.inf) -> None:
+        """The first half of `check_prompt`, for a prompt of this many tokens."""
+        context = min(context, self.context)
+        if length >= context:
+            raise BacoError(
+                f"prompt of {length} tokens, as the {name} model reads it: its context window "
+                f"is {context}; shorten the prompt"
+            )
+
+    @cached_property
+    def without_embedding(self) -> frozenset[int]:
+        """Ids that its own tokenizer has and the model has no embedding for."""
+        ids = self.tokenizer.get_vocab().values()
+        return frozenset(token for token in ids if token >= self.rows)
+
+    def spelled(self, ids: Collection[int]) -> str:
+        """Some token ids and their names, for a message."""
+        some = sorted(ids)[:_NAMED]
+        names = zip(some, self.tokenizer.convert_ids_to_tokens(some), strict=True)
+        more = [f"{len(ids) - len(some)} more"] if len(ids) > len(some) else []
+        return ", ".join([*(f"{token} {name!r}" for token, name in names), *more])
 
     @cached_property
     def size(self) -> Size:
         """What a forward reads and multiplies; embeddings that are only looked up do not count."""
         sizes = [(size, stored) for _, size, stored in weights(self.model)]
-        config = self.model.config.get_text_config()
-        looked_up = 0 if config.tie_word_embeddings else self._rows * config.hidden_size
+        config = text_config(self.model.config)
+        tied = getattr(config, "tie_word_embeddings", True)
+        looked_up = 0 if tied else self.rows * config.hidden_size
         parameters, stored = (sum(column) for column in zip(*sizes, strict=True))
         share = 1 - looked_up / max(1, parameters)
         layers = int(getattr(config, "num_hidden_layers", 1))
@@ -98,7 +149,7 @@ class Half:
 
     def fit(self, logits: Tensor) -> Tensor:
         """Raw logits [..., any] on the common vocabulary: float32 [..., V], -inf where unknown."""
-        logits = logits[..., : self.width].float()
+        logits = logits[..., : min(self.width, self.first_rows or self.width)].float()
         missing = self.width - logits.shape[-1]
         if missing > 0:
             logits = torch.nn.functional.pad(logits, (0, missing), value=-math.inf)
@@ -127,14 +178,18 @@ class Half:
 
         Only the other half says such a token, a turn's mark of its own say.
         """
-        if self._rows >= self.width:
+        if self.rows >= self.width:
             return ids
-        return ids.where(ids < self._rows, min(self.end_ids, default=0))
+        return ids.where(ids < self.rows, self._known_end)
 
     @cached_property
-    def _rows(self) -> int:
+    def _known_end(self) -> int:
+        return min((end for end in self.end_ids if end < self.rows), default=0)
+
+    @cached_property
+    def rows(self) -> int:
         """How many tokens the model has an embedding for."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return embedding_rows(self.model) if self.first_rows is None else self.first_rows
 
     @property
     def rewinds(self) -> bool:
@@ -147,10 +202,15 @@ class Half:
         if isinstance(forward, Legible) and isinstance(forward.forward, Recorded):
             return forward.forward.store(forward)
         if forward is not None:
-            lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
-            return SlotStore(forward, shares=lean)
+            return self._batched(forward)
         runner = _Runner(self)
         return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
+
+    def _batched(self, forward: Forward) -> Store:
+        if self.long_rope is not None:
+            return LongRopeStore(forward, self.long_rope)
+        lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
+        return SlotStore(forward, shares=lean)
 
     def compile(self) -> str | None:
         """Decode without Python in the forward, where that can be: compiled for a CPU
@@ -189,7 +249,7 @@ class Half:
         reads its mask or its positions another way must not decode wrongly in silence.
         """
         for candidate in self._forwards():
-            if self._reads_right(SlotStore(candidate)):
+            if self._reads_right(self._batched(candidate)):
                 return candidate
         return None
 
@@ -197,12 +257,15 @@ class Half:
     @torch.inference_mode()
     def _state_is_apart(self) -> bool:
         """Does the model hand its state out, so that rows can take turns? Tried out too."""
-        apart = self._reads_right(NativeStore(_Runner(self)))
-        how = (
-            "does not take a batch of rows of different lengths: its rows are decoded one by one"
-            if apart
-            else "keeps its state to itself: its texts are read anew, one by one, at every token"
-        )
+        apart = self.long_rope is None and self._reads_right(NativeStore(_Runner(self)))
+        anew = "its texts are read anew, one by one, at every token"
+        if apart:
+            how = "takes no batch of rows of different lengths: its rows are decoded one by one"
+        elif self.long_rope is None:
+            how = f"keeps its state to itself: {anew}"
+        else:
+            length = self.long_rope.original_length
+            how = f"has other rotary factors beyond {length} tokens: {anew}"
         log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
         return apart
 
@@ -226,10 +289,11 @@ class Half:
         lean = Lean.of(self.model)
         if lean is not None:
             yield Legible(self, lean)
-        form = MaskForm.of(self.model.config)
-        if form is not None:
-            for candidate in (form, replace(form, mapping=not form.mapping)):
-                yield Masked(_Runner(self), candidate, self.context)
+        form, rope = MaskForm.of(self.model.config), self.long_rope
+        if form is None or has_own_window(self.model) or (rope is not None and not rope.modules):
+            return
+        for candidate in (form, replace(form, mapping=not form.mapping)):
+            yield Masked(_Runner(self), candidate, self.context, rope)
 
 
 class _Runner:
@@ -252,6 +316,15 @@ class Legible:
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         return self.forward(self.half.legible(tokens), cache, keep)
+
+
+def embedding_rows(model: Any) -> int:
+    """How many tokens a model has an embedding for; an adapter may be wrapped around it."""
+    module = model.get_input_embeddings()
+    while not hasattr(module, "num_embeddings"):
+        wrapped = hasattr(module, "get_base_layer")
+        module = module.get_base_layer() if wrapped else module.original_module
+    return int(module.num_embeddings)
 
 
 def compile_halves(halves: Iterable[Half]) -> None:

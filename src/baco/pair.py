@@ -1,5 +1,6 @@
 """A base model and its aligned sibling: loading both, and checking that they fit."""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ from baco.checkpoint import (
     placements,
 )
 from baco.errors import BacoError, UnfitPairError
-from baco.half import Half
+from baco.half import Half, embedding_rows
 from baco.known import KnownPair
 from baco.lean import prepare
 from baco.packing import pack
 from baco.precision import by_half
-from baco.prompts import BASE_TEMPLATE, Renderer
+from baco.prompts import BASE_TEMPLATE, Prompt, Renderer
 from baco.routing.rules import HALVES
 from baco.sampling import SamplingParams
 from baco.tokens import spell
@@ -69,6 +70,11 @@ class Pair:
         A special token's are its name.
         """
         return self._spellings.get(token, b"")
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that one of the halves cannot read; see :meth:`Half.check_prompt`."""
+        self.base.check_prompt("base", prompt.base_ids)
+        self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
     @property
     def held(self) -> dict[str, str]:
@@ -141,7 +147,7 @@ def make_pair(
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
     banned = vocabulary.special.clone()
     banned[sorted(end_ids)] = False
-    return Pair(
+    pair = Pair(
         name=name,
         base=base.on(width, _unknown(base.tokenizer, aligned.tokenizer, width)),
         aligned=aligned.on(width, torch.zeros(width, dtype=torch.bool)),
@@ -158,6 +164,49 @@ def make_pair(
         banned=banned,
         defaults=defaults or SamplingParams(),
     )
+    check_embeddings(pair)
+    return pair
+
+
+def check_embeddings(pair: Pair) -> None:
+    """Refuse a half with tokens that it will read and has no embedding for, naming them.
+
+    These are ordinary tokens and those of its own prompts. Other special tokens may lack one: the
+    tokenizers of Gemma 3's smallest models have a token for images that the models do not have.
+
+    Raises:
+        UnfitPairError: there are such tokens.
+    """
+    for name in HALVES:
+        half: Half = getattr(pair, name)
+        if not half.without_embedding:
+            continue
+        added = {*half.tokenizer.added_tokens_decoder, *half.tokenizer.all_special_ids}
+        read = half.without_embedding - added
+        for conversation in _CONVERSATIONS:
+            with contextlib.suppress(BacoError):  # some templates refuse some conversations
+                prompt = pair.renderer.render(conversation)
+                ids = prompt.base_ids if name == "base" else prompt.aligned_ids
+                read |= half.without_embedding.intersection(ids)
+        if read:
+            needed = max(read) + 1
+            raise UnfitPairError(
+                f"{half.name} has {half.rows} rows of embeddings and reads tokens beyond them: "
+                f"{half.spelled(read)}; give the model that its tokenizer and template are made "
+                f"for, with at least {needed} rows, or a template without these tokens"
+            )
+
+
+# What templates are tried with: their marks stand around each kind of message.
+_CONVERSATIONS = tuple(
+    [
+        *({"role": "system", "content": "Be brief."} for _ in range(system)),
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+        {"role": "user", "content": "When?"},
+    ]
+    for system in (0, 1)
+)
 
 
 def _unknown(tokenizer: Any, aligned_tokenizer: Any, width: int) -> Tensor:
@@ -230,10 +279,12 @@ def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -
             )
         aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
         check_vocabularies(base_tokenizer, aligned_tokenizer)
-        model = load_adapter(load_model(known.base, placed["base"]), known.aligned)
+        model = load_model(known.base, placed["base"])
+        rows = embedding_rows(model)
+        model = load_adapter(model, known.aligned)
         if packed:
             pack(model)
-        base = Half(known.base, model, base_tokenizer, bare=True)
+        base = Half(known.base, model, base_tokenizer, bare=True, first_rows=rows)
         return base, Half(known.aligned, model, aligned_tokenizer)
     # Tokenizers first: a pair that does not fit should not cost the loading of two models.
     aligned_tokenizer = load_tokenizer(known.aligned)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
 
 from baco.checkpoint import load_tokenizer
+from baco.context import context_of, text_config
 from baco.errors import BacoError
 from baco.half import Half
 from baco.known import KnownPair
@@ -27,6 +29,14 @@ class Described(Half):
     @property
     def held(self) -> str:
         return f"by {self.where}"
+
+    @cached_property
+    def rows(self) -> int:
+        return int(text_config(self.model.config).vocab_size)
+
+    @cached_property
+    def context(self) -> int:
+        return context_of(self.model.config)
 
 
 @dataclass(frozen=True, slots=True)

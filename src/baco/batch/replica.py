@@ -137,22 +137,16 @@ def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
         Whether a template writes the date into any of them.
 
     Raises:
-        BacoError: one cannot be rendered or is too long, with its line.
+        BacoError: one cannot be rendered or read, with its line.
     """
     dated = False
     for row in rows:
         try:
             prompt = baco.pair.renderer.render(row.prompt, system)
+            baco.pair.check_prompt(prompt)
         except BacoError as error:
             raise BacoError(f"{row.where}: {error}") from error
         dated |= prompt.date is not None
-        halves = ((baco.pair.base, prompt.base_ids), (baco.pair.aligned, prompt.aligned_ids))
-        for half, ids in halves:
-            if len(ids) >= half.context:
-                raise BacoError(
-                    f"{row.where}: {len(ids)} tokens, as {half.name} reads them; its context "
-                    f"window is {half.context}: shorten the prompt"
-                )
     return dated
 
 

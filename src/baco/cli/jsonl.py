@@ -116,7 +116,7 @@ def answer_all(
 
 
 def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> bool:
-    """Fail before the first answer where a later prompt is too long or cannot be rendered.
+    """Fail before the first answer where a later prompt cannot be rendered or read.
 
     Returns:
         Whether a template writes the date into any prompt.
@@ -125,16 +125,10 @@ def _check_fit(baco: "Baco", rows: Sequence[Row], settings: dict[str, Any]) -> b
     for row in rows:
         try:
             prompt = baco.pair.renderer.render(row.prompt, settings["system"])
+            baco.pair.check_prompt(prompt)
         except BacoError as error:
             raise BacoError(f"line {row.line} of the prompts: {error}") from error
         dated |= prompt.date is not None
-        halves = ((baco.pair.base, prompt.base_ids), (baco.pair.aligned, prompt.aligned_ids))
-        for half, ids in halves:
-            if len(ids) >= half.context:
-                raise BacoError(
-                    f"line {row.line} of the prompts: {len(ids)} tokens, as {half.name} reads "
-                    f"them; its context window is {half.context}: shorten the prompt"
-                )
     return dated
 
 

@@ -38,6 +38,7 @@ class Plan:
         width: columns of the cache that take part.
         behind: the shared prompts that rows go on from; those rows' columns count from their end.
         before: tokens of its shared prompt for each row, int64 [B]; None where none has any.
+        long: the row is read with the long factors of a rotary embedding that has such, [B].
     """
 
     lengths: list[int]
@@ -45,6 +46,7 @@ class Plan:
     width: int
     behind: Sequence[Group] = ()
     before: Tensor | None = None
+    long: Sequence[bool] = ()
     _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
     @classmethod

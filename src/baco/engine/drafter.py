@@ -87,15 +87,18 @@ class Drafter:
         if self._planner is None or self._paused:
             self._paused = max(0, self._paused - 1)
             return self._known(self._guesses)
-        self._guesses = [self._guess(row) for row in rows]
+        room = {name: self._reader.room(name) for name in self._reader.stores}
+        most = min(room[half] for half in self._reader.needed())
+        self._guesses = [self._guess(row, most) for row in rows]
         plan = self._planner.plan(
             [self._record(row) for row in rows],
             [len(guess) for guess in self._guesses],
             self._reader.needed(),
             self._base_share(),
+            room,
         )
         if plan.runner is not None:
-            return self._run_ahead(plan)
+            return self._run_ahead(plan, min(MOST_AHEAD, most, room[plan.runner]))
         if plan == PLAIN:
             self._paused = len(rows) // _ROWS_A_PAUSE
         return self._known([guess[: plan.steps] for guess in self._guesses])
@@ -130,11 +133,14 @@ class Drafter:
         token = draw(logits, self._batch.draws, self._batch.keys()[:, 0])
         return dict(zip(self._batch.rows, token.tolist(), strict=True))
 
-    def _guess(self, row: Answer) -> list[int]:
-        """What continuations draft for a row, as far as there is a chance that it stands."""
+    def _guess(self, row: Answer, room: int) -> list[int]:
+        """What continuations draft for a row, up to ``room`` tokens, as far as there is a chance
+        that it stands.
+        """
         request, at = row.request, len(row.tokens)
         params, chance, most = request.params, self._record(row).known, 0
-        while most < min(MOST_AHEAD, row.limit - at - 1) and chance ** (most + 1) > _LEAST_CHANCE:
+        bound = min(MOST_AHEAD, room, row.limit - at - 1)
+        while most < bound and chance ** (most + 1) > _LEAST_CHANCE:
             most += 1
 
         def noise(ahead: int, token: int) -> float:
@@ -151,8 +157,8 @@ class Drafter:
         positions = Positions.of([count + 1 for count in counts], drafted.view(len(drafts), most))
         return Draft(positions, counts)
 
-    def _run_ahead(self, plan: Plan) -> Draft:
-        """Let one half, or the draft model, speak alone for some tokens.
+    def _run_ahead(self, plan: Plan, most: int) -> Draft:
+        """Let one half, or the draft model, speak alone for some tokens, at most ``most``.
 
         On a CPU it stops as soon as what it is unsure of makes one more draft a bad bargain; on
         other devices that would mean to wait for it at every token.
@@ -166,7 +172,7 @@ class Drafter:
         fresh = torch.empty(len(batch), 0, dtype=torch.int64, device=batch.device)
         if looks and all(row in self._beyond for row in batch.rows):
             self._start(run)
-        while len(run.tokens) < (MOST_AHEAD if looks else plan.steps):
+        while len(run.tokens) < (most if looks else plan.steps):
             if run.tokens:
                 if looks and not self._planner.worth_a_step(run, needed):
                     break

@@ -181,12 +181,7 @@ class Engine:
     def _room(self, request: Request) -> int:
         needed = {half: self._reader.halves[half] for half in HALVES if request.needs(half)}
         for name, half in needed.items():
-            length = len(request.ids(name))
-            if length >= half.context:
-                raise BacoError(
-                    f"prompt of {length} tokens, as the {name} model reads it: its context window "
-                    f"is {half.context}; shorten the prompt"
-                )
+            half.check_prompt(name, request.ids(name))
         return min(half.context - len(request.ids(name)) for name, half in needed.items())
 
     def _admit(self) -> None:

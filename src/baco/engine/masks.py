@@ -1,12 +1,15 @@
 """A batch of rows of different lengths through a ``transformers`` model, by 4-D masks."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from baco.context import text_config
 from baco.engine.cache import Plan, SlotCache
+from baco.engine.rope import LongRope
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class MaskForm:
     @classmethod
     def of(cls, config: Any) -> Self | None:
         """Read off a model's configuration; None where its attention is of another kind."""
-        text = config.get_text_config()
+        text = text_config(config)
         implementation = getattr(text, "_attn_implementation", None)
         window = getattr(text, "sliding_window", None)
         layers = getattr(text, "layer_types", None)
@@ -57,6 +60,19 @@ class MaskForm:
         return made if self.mapping else made[self.kinds[0]]
 
 
+def has_own_window(model: Any) -> bool:
+    """Does a layer of a model keep a table of what each position sees, with a window in it?
+
+    GPT-Neo's local layers do. They read the table at places counted from the longest row's end, so
+    no mask of ours gives a shorter row its own window.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    tables = [table for table in decoder.buffers() if table.dtype in (torch.bool, torch.uint8)]
+    square = [table for table in tables if table.dim() > 1 and table.shape[-1] == table.shape[-2]]
+    # Without a window the last position sees the first one.
+    return any(not bool(table[..., -1, 0].all()) for table in square)
+
+
 @dataclass(frozen=True, slots=True)
 class Masked:
     """A model's own forward over the rows of a cache.
@@ -65,22 +81,25 @@ class Masked:
         model: called as ``transformers`` calls a causal LM.
         form: of its masks.
         context: tokens its positions go up to.
+        rope: its rotary embeddings, where their factors depend on a text's length.
     """
 
     model: Any
     form: MaskForm
     context: int = 2**30
+    rope: LongRope | None = None
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         plan, device = cache.plan, self.model.device
-        output = self.model(
-            input_ids=tokens.to(device),
-            # Padding may stand beyond what a table of positions holds.
-            position_ids=plan.columns.clamp(max=self.context - 1).to(device),
-            attention_mask=self.form.masks(plan, device, self.model.dtype),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with self.rope.per_row(plan.long) if self.rope else nullcontext():
+            output = self.model(
+                input_ids=tokens.to(device),
+                # Padding may stand beyond what a table of positions holds.
+                position_ids=plan.columns.clamp(max=self.context - 1).to(device),
+                attention_mask=self.form.masks(plan, device, self.model.dtype),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         logits: Tensor = output.logits[:, -keep:]
         return logits

@@ -45,11 +45,12 @@ class Reader:
 
     def prefill(self, request: Request) -> dict[str, Any]:
         """Read a request's prompt with every half that needs it, once for all its samples."""
-        # All but the last token: that one is read in the first step, as every later token is.
+        # All but the last token: that one is read in the first step, as every later token is. A
+        # draft model whose context window is too short for a prompt drafts nothing for it.
         return {
             name: store.prefill(request.ids(name)[:-1], request.params.n)
             for name, store in self.stores.items()
-            if request.needs(name)
+            if request.needs(name) and len(request.ids(name)) <= self.halves[name].context
         }
 
     def copied(self, name: str, request: Request) -> int:
@@ -94,6 +95,19 @@ class Reader:
         rows = self._batch.rows
         kept = [len(row.request.ids(name)) + len(row.tokens) + more for row in rows]
         self.stores[name].rewind(kept)
+
+    def room(self, name: str) -> int:
+        """How many tokens a model can read beyond those of every row: up to the end of its context
+        window, and in each row with one set of rotary factors.
+        """
+        model = self.halves[name]
+        rows = (row for row in self._batch.rows if row.request.needs(name))
+        lengths = [len(row.request.ids(name)) + len(row.tokens) for row in rows]
+        ends = [model.context - length for length in lengths]
+        if model.long_rope is not None:
+            changes = (model.long_rope.original_length - length for length in lengths)
+            ends += [change for change in changes if change >= 0]
+        return min(ends, default=model.context)
 
     def order(self, draft: "Draft") -> tuple[Source, Source | None]:
         """Which half is read first, and which only if the first does not decide the round.

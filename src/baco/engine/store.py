@@ -29,9 +29,15 @@ class Store(Protocol):
     """
 
     rewinds: bool
-    lengths: list[int]
-    forwards: int
-    tokens: int
+
+    @property
+    def lengths(self) -> list[int]: ...
+
+    @property
+    def forwards(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
 
     def prefill(self, ids: Sequence[int], samples: int = 1) -> Any:
         """Read a prompt once; the result can be admitted as any number of rows, ``samples`` in
@@ -93,24 +99,35 @@ class SlotStore:
     def shares(self, tokens: int, samples: int) -> bool:
         return self._shares and pays(tokens, samples)
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> Prefix:
+    def prefill(self, ids: Sequence[int], samples: int = 1, *, long: bool = False) -> Prefix:
         cache = SlotCache(1, len(ids))
         for start in range(0, len(ids), PREFILL_PIECE):
             piece = torch.tensor([list(ids[start : start + PREFILL_PIECE])])
-            self._forward(cache, Plan.of([start], [piece.shape[1]], piece.shape[1]), piece, 1)
+            plan = Plan.of([start], [piece.shape[1]], piece.shape[1])
+            plan.long = [long]
+            self._forward(cache, plan, piece, 1)
         return Prefix(cache, len(ids), self.shares(len(ids), samples))
 
     def admit(self, prefix: Prefix | None, count: int) -> None:
         prefix = prefix or Prefix(SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
-        own = 0 if prefix.shared else prefix.length
-        self.cache.reserve(last, max([*self._own(), own]) + 1)
-        for mine, theirs in zip(self._layers_like(prefix.cache), prefix.cache.layers, strict=True):
-            mine.keys[first:last, :, :own] = theirs.keys[:, :, :own]
-            mine.values[first:last, :, :own] = theirs.values[:, :, :own]
+        self._copy(prefix, slice(first, last), last)
         self.lengths += [prefix.length] * count
         self._shared += [prefix if prefix.shared else None] * count
         self._behind = None
+
+    def replace(self, row: int, prefix: Prefix) -> None:
+        """Let a row hold what was read into ``prefix`` in the place of what it holds."""
+        self._copy(prefix, slice(row, row + 1), len(self.lengths))
+        self.lengths[row] = prefix.length
+
+    def _copy(self, prefix: Prefix, rows: slice, count: int) -> None:
+        """Copy a prompt, unless it is shared, into some of ``count`` rows."""
+        own = 0 if prefix.shared else prefix.length
+        self.cache.reserve(count, max([*self._own(), own]) + 1)
+        for mine, theirs in zip(self._layers_like(prefix.cache), prefix.cache.layers, strict=True):
+            mine.keys[rows, :, :own] = theirs.keys[:, :, :own]
+            mine.values[rows, :, :own] = theirs.values[:, :, :own]
 
     def _own(self) -> list[int]:
         """Tokens of each row in its own columns."""
@@ -140,8 +157,11 @@ class SlotStore:
         if not order and not self.stays:
             self.cache = SlotCache(0, 0)  # an idle server holds no table of its busiest hour
 
-    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+    def read(
+        self, tokens: Tensor, counts: Sequence[int], keep: int, *, long: Sequence[bool] = ()
+    ) -> Tensor:
         plan = Plan.of(self._own(), counts, tokens.shape[1])
+        plan.long = long
         plan.behind, plan.before = self._prompts()
         self.cache.reserve(len(self.lengths), plan.width)
         logits = self._forward(self.cache, plan, tokens, keep)

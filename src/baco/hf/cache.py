@@ -54,8 +54,10 @@ class PairCache(Cache):
         base_mask, aligned_mask: 1 where a column is read, 0 where it is padding; int64 [B, T'].
         source: which half says the token after a column of the aligned half, True for base;
             bool [B, T]. Within a prompt it says nothing.
-        ids: the aligned half's columns, int64 [B, T].
+        ids, base_ids: the two halves' columns, int64 [B, T] and [B, T'].
         keys: what the rows' coins are keyed by. They stay in their places when beams change theirs.
+        base_long, aligned_long: rows that a half has read with the long factors of its rotary
+            embeddings, bool [B].
     """
 
     def __init__(self, base_config: Any, aligned_config: Any) -> None:
@@ -64,14 +66,19 @@ class PairCache(Cache):
         self.aligned = DynamicCache(config=aligned_config)
         self.base_mask = self.aligned_mask = torch.ones(0, 0, dtype=torch.int64)
         self.source = torch.zeros(0, 0, dtype=torch.bool)
-        self.ids = torch.zeros(0, 0, dtype=torch.int64)
+        self.ids = self.base_ids = torch.zeros(0, 0, dtype=torch.int64)
         self.keys = Keys((), (), torch.zeros(0, dtype=torch.int64))
+        self.base_long = self.aligned_long = torch.zeros(0, dtype=torch.bool)
 
-    def append(self, ids: Tensor, source: Tensor) -> None:
-        """Keep the new columns' ids and sources, [B, k] each."""
+    def append(self, ids: Tensor, base_ids: Tensor, source: Tensor) -> None:
+        """Keep the new columns' ids, [B, k] and [B, k'], and sources, [B, k]."""
         if self.batch_size:
             ids, source = torch.cat([self.ids, ids], 1), torch.cat([self.source, source], 1)
-        self.ids, self.source = ids, source
+            base_ids = torch.cat([self.base_ids, base_ids], 1)
+        self.ids, self.base_ids, self.source = ids, base_ids, source
+        for name in ("base_long", "aligned_long"):
+            if len(getattr(self, name)) == 0:  # the router never names this half
+                setattr(self, name, torch.zeros(len(ids), dtype=torch.bool))
 
     def sources_of(self, ids: Tensor, row: int) -> Tensor:
         """The sources after each column of a text [T] that a row of this cache holds: bool [T].
@@ -103,7 +110,9 @@ class PairCache(Cache):
         self.base.crop(tokens_to_remove)
         self.aligned.crop(tokens_to_remove)
         kept = self.source.shape[1] - abs(tokens_to_remove)
-        self.base_mask = self.base_mask[:, : self.base_mask.shape[1] - abs(tokens_to_remove)]
+        kept_of_base = self.base_mask.shape[1] - abs(tokens_to_remove)
+        self.base_mask = self.base_mask[:, :kept_of_base]
+        self.base_ids = self.base_ids[:, :kept_of_base]
         self.aligned_mask = self.aligned_mask[:, :kept]
         self.source, self.ids = self.source[:, :kept], self.ids[:, :kept]
 
@@ -112,8 +121,10 @@ class PairCache(Cache):
         self.base.reset()
         self.aligned.reset()
         self.base_mask, self.aligned_mask = self.base_mask[:0, :0], self.aligned_mask[:0, :0]
-        self.source, self.ids = self.source[:0, :0], self.ids[:0, :0]
+        self.source = self.source[:0, :0]
+        self.ids, self.base_ids = self.ids[:0, :0], self.base_ids[:0, :0]
         self.keys = Keys((), (), self.keys.start[:0])
+        self.base_long, self.aligned_long = self.base_long[:0], self.aligned_long[:0]
 
     def activate_past_recording(self) -> None:
         """Keep what sliding windows would drop, so that ``crop`` can go back."""
@@ -145,4 +156,6 @@ class PairCache(Cache):
     def _rows(self, indices: Tensor) -> None:
         self.base_mask = self.base_mask[indices]
         self.aligned_mask = self.aligned_mask[indices]
-        self.source, self.ids = self.source[indices], self.ids[indices]
+        self.source = self.source[indices]
+        self.ids, self.base_ids = self.ids[indices], self.base_ids[indices]
+        self.base_long, self.aligned_long = self.base_long[indices], self.aligned_long[indices]

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from baco.context import text_config
 from baco.pair import Pair
 from baco.routing.routers import Router
 
@@ -19,7 +20,7 @@ def config_of(pair: Pair, router: Router) -> BacoConfig:
     settings: dict[str, Any] = {
         "vocab_size": pair.vocabulary.size,
         "max_position_embeddings": min(pair.base.context, pair.aligned.context),
-        "bos_token_id": pair.aligned.model.config.get_text_config().bos_token_id,
+        "bos_token_id": text_config(pair.aligned.model.config).bos_token_id,
         "eos_token_id": list(pair.end_ids),
         "pad_token_id": pair.tokenizer.pad_token_id,
         "tie_word_embeddings": False,

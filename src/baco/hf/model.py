@@ -5,7 +5,9 @@ loop of `transformers` draws from BACo's distribution. The draws themselves are 
 `torch.manual_seed` repeats them, the seed of `Baco.generate` does not.
 """
 
+import copy
 import inspect
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -20,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from baco.context import UNBOUNDED
 from baco.errors import BacoError
 from baco.half import Half
 from baco.hf.cache import Keys, PairCache
@@ -30,6 +34,7 @@ from baco.hf.next_turn import NextTurn
 from baco.noise import ROUTER, coin, noise_keys
 from baco.pair import Pair
 from baco.routing.routers import Router
+from baco.routing.rules import HALVES, Source
 from baco.routing.select import NOTHING, select
 from baco.seeds import noise_seed
 
@@ -37,6 +42,7 @@ from baco.seeds import noise_seed
 # token can still be added up and compared; e**-10000 is 0 in every floating-point format.
 IMPOSSIBLE = -1e4
 # What a half's forward must take.
+_USUAL_TOKENS = 20  # that `transformers` generates where nothing else is said
 NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
 
@@ -86,7 +92,11 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
 
         An answer to a chat prompt also ends where the base half opens its next turn (``Question:``
         on a new line, the first letter the base's); like any stop string of `transformers`, the
-        opening is part of what is returned.
+        opening is part of what is returned. All answers of a batch end where its longest row, as
+        either half reads it, reaches the end of a context window.
+
+        Raises:
+            BacoError: no prompt, or one that fits no context window.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
@@ -96,15 +106,36 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self.new_cache()
         kwargs.setdefault("prompt_length", ids.shape[1])
         kwargs.setdefault("seed", self._coin_seed())
+        mask = self._prompt_mask(ids, kwargs.get("attention_mask"))
+        room = self._room(ids, mask, kwargs.get("past_key_values"), kwargs["prompt_length"])
+        generation_config = _within(
+            room, ids.shape[1], generation_config, self.generation_config, kwargs
+        )
         opening = self.pair.renderer.turn_opening
         if opening and self.reader is not None and self.router.only != "aligned":
-            mask = self._prompt_mask(ids, kwargs.get("attention_mask"))
             routing = {name: kwargs[name] for name in ("prompt_length", "seed")}
             cache = kwargs.get("past_key_values")
             next_turn = NextTurn(self, opening, ids, mask, routing, cache)
             given = kwargs.get("stopping_criteria") or ()
             kwargs["stopping_criteria"] = StoppingCriteriaList([*given, next_turn])
         return super().generate(inputs, generation_config, **kwargs)
+
+    def _room(self, ids: Tensor, mask: Tensor, cache: PairCache | None, prompt_length: int) -> int:
+        """How many tokens every row of a batch can get before a context window ends."""
+        if cache is not None and cache.batch_size:
+            new = ids.shape[1] - cache.get_seq_length()
+            masks = {"base": cache.base_mask, "aligned": cache.aligned_mask}
+        else:
+            layout, new = self._layout(ids, mask, prompt_length), 0
+            masks = {"base": layout.base_mask, "aligned": layout.aligned_mask}
+        rooms = []
+        for name in HALVES:
+            if self.router.only in (None, name):
+                half: Half = getattr(self.pair, name)
+                length = int(masks[name].sum(dim=1).max()) + new
+                half.check_length(name, length)
+                rooms.append(half.context - length)
+        return min(rooms)
 
     def _prompt_mask(self, ids: Tensor, given: Tensor | None) -> Tensor:
         """The prompts' mask; where none is given, what `transformers` takes for it."""
@@ -190,12 +221,12 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is not None:
             cache.base_mask, cache.aligned_mask = layout.base_mask, layout.aligned_mask
             cache.keys = layout.keys
-            cache.append(input_ids, source)
+            cache.append(input_ids, layout.base_ids, source)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     @property
     def _base_rows(self) -> int:
-        rows: int = self.base_half.get_input_embeddings().num_embeddings
+        rows: int = self.pair.base.rows
         return rows
 
     def _layout(self, ids: Tensor, mask: Tensor | None, prompt_length: int | None) -> Layout:
@@ -244,34 +275,48 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         A half that the router never names is not run: the other's rows stand for its own, and
         where they do not reach (the base half's prompt may be the shorter one), zeros.
         """
-        only, pair = self.router.only, self.pair
-        base_cache, aligned_cache = (None, None) if cache is None else (cache.base, cache.aligned)
+        only = self.router.only
         if only != "base":
-            aligned = self._read(
-                pair.aligned, layout.aligned_ids, layout.aligned_mask, aligned_cache, wanted
-            )
+            aligned = self._read("aligned", layout, cache, wanted)
             if only == "aligned":
                 return aligned[:, -routed:], aligned
-        base = self._read(pair.base, layout.base_ids, layout.base_mask, base_cache, routed)
+        base = self._read("base", layout, cache, routed)
         if only == "base":
             aligned = base.new_zeros(len(base), wanted, base.shape[2])
             aligned[:, -routed:] = base
         return base, aligned
 
-    def _read(self, half: Half, ids: Tensor, mask: Tensor, cache: Any, keep: int) -> Tensor:
+    def _read(self, name: Source, layout: Layout, cache: PairCache | None, keep: int) -> Tensor:
         """One half over its new columns: its last ``keep`` rows, float32 [B, keep, V]."""
-        device = half.device
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        logits = half.run(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=keep,
-        ).logits
+        half: Half = getattr(self.pair, name)
+        ids: Tensor = getattr(layout, f"{name}_ids")
+        mask: Tensor = getattr(layout, f"{name}_mask")
+        held: Cache | None = getattr(cache, name) if cache is not None else None
+        device, rope, lengths = half.device, half.long_rope, mask.sum(dim=1).cpu()
+        if cache is None or not cache.batch_size:
+            half.check_length(name, int(lengths.max()) - 1)
+            if half.without_embedding:
+                half.check_prompt(name, ids[mask.bool()].unique().tolist())
+        long = lengths > (UNBOUNDED if rope is None else rope.original_length)
+        if cache is not None:
+            if cache.batch_size and not long.equal(getattr(cache, f"{name}_long")):
+                # Cached keys hold the factors of a text of another length: all is read again.
+                getattr(cache, name).reset()
+                ids = torch.cat([cache.base_ids if name == "base" else cache.ids, ids], dim=1)
+            setattr(cache, f"{name}_long", long)
+        # Drafts of assisted decoding may stand beyond the end of the context; they are not kept.
+        positions = (mask.cumsum(dim=1) - 1).clamp(0, half.context - 1)[:, -ids.shape[1] :]
+        with nullcontext() if rope is None else rope.per_row(long.tolist()):
+            logits = half.run(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=positions.to(device),
+                past_key_values=held,
+                use_cache=held is not None,
+                logits_to_keep=keep,
+            ).logits
         rows: Tensor = half.fit(logits[:, -keep:])
-        return rows.to(ids.device)
+        return rows.to(layout.aligned_ids.device)
 
     def _coin_seed(self, seed: int | None = None) -> int:
         """The seed given, this model's own, or a fresh one from torch's generator."""
@@ -293,6 +338,26 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
         """A pair is not a checkpoint."""
         raise BacoError("a pair is not a checkpoint of its own: save or load its two halves")
+
+
+def _within(
+    room: int, columns: int, given: GenerationConfig | None, usual: Any, kwargs: dict[str, Any]
+) -> GenerationConfig | None:
+    """What ``generate`` was given, in ``kwargs`` too, for no more than ``room`` new tokens."""
+    config = given or usual
+    new = kwargs.get("max_new_tokens", config.max_new_tokens)
+    longest = kwargs.get("max_length", config.max_length)
+    wanted = new if new is not None else _USUAL_TOKENS if longest is None else longest - columns
+    if wanted <= room:
+        return given
+    kwargs.pop("max_length", None)
+    if given is None:
+        kwargs["max_new_tokens"] = room
+        return None
+    kwargs.pop("max_new_tokens", None)
+    given = copy.deepcopy(given)
+    given.max_new_tokens, given.max_length = room, None
+    return given
 
 
 class _Coins:

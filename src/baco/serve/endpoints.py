@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from baco.api import Baco
 from baco.completion import Chunk
-from baco.half import UNBOUNDED
+from baco.context import UNBOUNDED
 from baco.routing.rules import HALVES
 from baco.serve import errors
 from baco.serve.answering import Answers, unless_gone

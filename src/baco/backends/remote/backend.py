@@ -158,13 +158,9 @@ class RemoteBackend:
         for half in needed:
             told = self.halves[half].ability.context
             context = min(getattr(self._pair, half).context, told or math.inf)
-            length = len(request.ids(half))
-            if length >= context:
-                raise BacoError(
-                    f"prompt of {length} tokens, as the {half} model reads it: its context window "
-                    f"is {context}; shorten the prompt"
-                )
-            rooms.append(int(context - length))
+            ids = request.ids(half)
+            getattr(self._pair, half).check_prompt(half, ids, context)
+            rooms.append(int(context - len(ids)))
         return min(rooms)
 
     def close(self) -> None:

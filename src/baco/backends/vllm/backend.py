@@ -233,12 +233,7 @@ class VllmEngine:
     def _room(self, request: Request) -> int:
         context: int = self.backend.llm.model_config.max_model_len
         for half in HALVES:
-            length = len(request.ids(half))
-            if length >= context:
-                raise BacoError(
-                    f"prompt of {length} tokens, as the {half} model reads it: its context window "
-                    f"is {context}; shorten the prompt"
-                )
+            getattr(self.backend.pair, half).check_prompt(half, request.ids(half), context)
         return context - max(len(request.ids(half)) for half in HALVES)
 
 
