@@ -240,6 +240,25 @@ def test_a_server_takes_the_date_of_each_request_and_says_it(on: Callable[[str],
         assert server.ask(max_tokens=3).json()["choices"][0]["baco"]["date"] == DAY
 
 
+def test_serve_says_that_a_template_reads_the_clock(
+    clock: str,
+    on: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("baco.serve.server.run", lambda *_: None)
+    monkeypatch.setattr("baco.serve.door.log_to_streams", lambda: None)
+    on(DAY)
+    for options, told in (
+        (["--chat-template", clock], True),
+        (["--chat-template", clock, "--date", DAY], False),
+        ([], False),
+    ):
+        assert run(["serve", "--port", "0", *options]) == 0
+        note = f"prompts hold the date of their day, today {DAY}: --date {DAY} holds on to it"
+        assert (note in capsys.readouterr().err) == told
+
+
 def test_a_server_says_nothing_of_a_date_that_no_template_reads(server: str) -> None:
     reply = httpx.post(f"{server}/v1/chat/completions", json=chat(max_tokens=3), timeout=60)
     assert "date" not in reply.json()["choices"][0]["baco"]

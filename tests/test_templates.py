@@ -149,6 +149,29 @@ def test_memory_and_length_are_bounded(source: str) -> None:
     assert "(--chat-template, chat_template=)" in message
 
 
+def test_bounds_hold_where_the_caller_ignores_and_blocks_signals() -> None:
+    program = """
+import signal
+from baco import templates
+signal.signal(signal.SIGPROF, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+templates.SECONDS = 0.1
+try:
+    templates.Template("chat", SOURCE, "t").render({}, "2025-01-01")
+except ValueError as error:
+    print(error)
+"""
+    program = program.replace("SOURCE", repr(ENDLESS["nested loops"]))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("t takes longer than 0.1 seconds"), done.stderr
+
+
+def test_memory_is_refused_at_once() -> None:
+    assert "needs more than 512 MiB of memory" in refused(HUGE["a list"])
+
+
 def test_length_is_bounded_where_there_is_memory_for_it() -> None:
     longest = templates.CHARACTERS
     assert len(text("{{ 'x' * n }}", n=longest)) == longest

@@ -5,6 +5,7 @@ holds the models, nor fill its memory. A request and its reply are one line of J
 standard input and output. Only the standard library and Jinja are imported: it starts quickly.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -167,6 +168,9 @@ def timer() -> Callable[[float], object]:
     Where the system can, these are seconds of computing: a busy machine does not shorten them.
     """
     if hasattr(signal, "setitimer"):
+        # Whoever started this process may ignore or block the signal, which is inherited.
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
         return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
     dump = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
 
@@ -180,13 +184,17 @@ def timer() -> Callable[[float], object]:
 
 
 def limit_memory(size: int) -> None:
-    """Bound this process's memory, where the system can."""
+    """Let this process take so many bytes more than it has now, where the system can."""
     try:
         import resource
     except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    with contextlib.suppress(OSError):  # what libraries that are preloaded have mapped, if it tells
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+        size += int(pages) * resource.getpagesize()
+    for name, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, size)):
+        with contextlib.suppress(OSError, ValueError):  # a lower limit holds already
+            resource.setrlimit(name, (limit, limit))
 
 
 def main() -> None:
