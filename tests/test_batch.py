@@ -180,6 +180,8 @@ def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_
     for row, told in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
         for sample, same in zip(row["samples"], told["samples"], strict=True):
             assert sample.pop("logprobs") == pytest.approx(same.pop("logprobs"), abs=1e-5)
+            # A column of every row; JSON has it only where there is an error.
+            assert sample.pop("error") is None
             assert sample == same
         assert json.loads(row["params"]) == told["params"]
         names = ("row", "id", "prompt", "pair", "weights", "router", "seed")

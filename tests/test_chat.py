@@ -235,7 +235,7 @@ def test_commands_complete_answers_are_picked_and_compared_and_errors_go_on(
     terminal.press("/rou")
     terminal.see("/router who speaks")
     terminal.press(TAB + " P-Punc-F")
-    terminal.see("P-Punc-FC:0.4 both content rules")
+    terminal.see("P-Punc-FC:0.4 Punc and FC keep")
     terminal.press(TAB + ENTER)
     terminal.see("router P-Punc-FC:0.4")
     terminal.press("/n 3" + ENTER + ASKED + ENTER)

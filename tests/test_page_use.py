@@ -148,7 +148,7 @@ def test_a_wrong_router_is_told_and_the_models_alone_still_write(
         assert all(seen.column("base")) and all(seen.column("aligned"))
         assert seen.column("baco") == []
         page.get_by_text("Router:").click()
-        page.get_by_role("radio", name="P-Punc Punc locks").check()
+        page.get_by_role("radio", name="P-Punc Punc keeps").check()
         expect(page.get_by_role("alert")).to_have_count(0)
         seen.settle()
         assert all(seen.column("baco"))

@@ -53,10 +53,16 @@ class _Elsewhere:
         """Where what is computed of its rows in this process is kept."""
         return torch.device("cpu")
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._refusal()
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise BacoError(
+        raise self._refusal()
+
+    def _refusal(self) -> BacoError:
+        return BacoError(
             f"{self.name} runs in {self.where}: what reads its weights needs --backend local"
         )
 
