@@ -197,7 +197,7 @@ def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_
         ('{"prompt": ""}\n', "line 1: the prompt is empty"),
         ('{"prompt": "x"}\n[]\n\n{"messages": []}\n', "line 2: give a JSON object"),
         ('{"prompt": "x"}\n[]\n\n{"messages": []}\n', "1 more bad: line 4"),
-        ('{"prompt": "x"}\n{"prompt": "' + "word " * 600 + '"}\n', "line 2: 6"),
+        ('{"prompt": "x"}\n{"prompt": "' + "word " * 600 + '"}\n', "line 2: prompt of 6"),
         ("\n", "holds no prompt"),
     ],
 )

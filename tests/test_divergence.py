@@ -12,7 +12,12 @@ from baco.bench.divergence import compare
 from baco.engine.engine import Engine
 from tests.pairs import PairFolder
 
-PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk."]
+PROMPTS = [
+    "What do you recommend for a rainy day?",
+    "Plan a walk.",
+    "Tell me a story.",
+    "Name a gift.",
+]
 SAMPLING: dict[str, Any] = {"n": 12, "seed": 3, "max_tokens": 40}
 
 
@@ -32,7 +37,7 @@ def test_every_parting_is_a_tie(pairs: tuple[Baco, Baco]) -> None:
     partings = []
     for router in ("P-Punc:0.6", "Rand:0.5", "H:1.5"):
         report = compare(rough.pair, exact.pair, PROMPTS, rough.router(router), **SAMPLING)
-        assert report.samples == 24
+        assert report.samples == 12 * len(PROMPTS)
         assert report.tokens > 300
         assert report.off["fast"] < 1.5 * report.off["plain"]
         partings += report.partings

@@ -3,7 +3,7 @@
 import copy
 import gc
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -346,7 +346,9 @@ def test_tables_outlive_one_engine_and_no_more(recorded: Baco) -> None:
         decoder.submit(PROMPT, **{**settings, "router": recorded.router("Aligned")})
         while decoder.busy:
             decoder.step()
-    caches = [stores(d.engine)["aligned"].cache for d in decoders]  # type: ignore[arg-type]
+    engines = [cast(IsolatingEngine, decoder.engine).engine for decoder in decoders]
+    caches = [stores(engine)["aligned"].cache for engine in engines]
+    del engines
     assert caches[0] is not caches[1]
     kept = caches[1]
     del decoders[0], decoder, caches[0]

@@ -169,7 +169,7 @@ def test_what_passes_is_tried_again(
         asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
         (mine,), (expected,) = halves.generate(STORY, **asked), demo.generate(STORY, **asked)
         assert (mine.token_ids, mine.error) == (expected.token_ids, None)
-        assert len(door.asked) - before > 5
+        assert len(door.asked) - before > 3
 
 
 def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) -> None:
