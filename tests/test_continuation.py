@@ -1,6 +1,7 @@
 """A last assistant message is continued: both models read its text, and the answer goes on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.chat_templates import (
     QWEN_3,
 )
 from tests.pairs import train_tokenizer, wrapped
+from tests.test_vocabulary import byte_level, sentencepiece, unigram
 
 QUESTION = {"role": "user", "content": "Where should I go?"}
 PREFILLS = [
@@ -105,6 +107,29 @@ def test_a_template_that_joins_without_a_space_has_none_in_the_base_prompt() -> 
     assert prompt.base_text.endswith("Answer:\nGo there")
 
 
+def test_a_template_that_joins_with_a_space_has_it_in_both_prompts() -> None:
+    both = renderer(MISTRAL)
+    prompt = both.render([QUESTION, begun("Go there")])
+    assert prompt.aligned_text.endswith("[/INST] Go there")
+    assert prompt.base_text.endswith("Answer: Go there")
+    own = tuple(both.aligned_tokenizer(" Go there", add_special_tokens=False)["input_ids"])
+    assert prompt.aligned_ids[-len(own) :] == prompt.base_ids[-len(own) :] == own
+
+
+@pytest.mark.parametrize("kind", [sentencepiece, unigram, byte_level])
+@pytest.mark.parametrize("prefill", ["the sea", "sea is w", " the", "the sea "])
+def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_inside(
+    kind: Callable[[], Any], prefill: str
+) -> None:
+    tokenizer = kind()
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    both = Renderer(tokenizer, tokenizer, aligned_template=template, base_template="aligned")
+    prompt = both.render([{"role": "user", "content": "the sea"}, begun(prefill)])
+    assert prompt.aligned_text == f"user: the sea assistant: {prefill}"
+    assert tokenizer.decode(prompt.aligned_ids).lstrip() == prompt.aligned_text
+
+
 def test_a_system_message_is_not_lost_beside_a_prefill() -> None:
     prompt = renderer(MISTRAL).render([QUESTION, begun("Go")], "Be brief.")
     assert "Be brief." in prompt.aligned_text
@@ -118,6 +143,8 @@ def test_a_message_that_a_template_would_change_is_read_as_it_is() -> None:
         .render([QUESTION, begun(prefill)])
         .aligned_text.endswith("<|im_start|>assistant\n" + prefill)
     )
+    trimmed = renderer(QWEN_3).render([QUESTION, begun("\n\n\nGo")])
+    assert trimmed.aligned_text.endswith("assistant\n<think>\n\n</think>\n\n\n\n\nGo")
     prompt = renderer(DEEPSEEK_R1).render([QUESTION, begun(prefill)])
     assert prompt.aligned_text.endswith(prefill)
     assert prompt.base_text.endswith(prefill)

@@ -84,7 +84,12 @@ def test_without_a_seed_one_is_told_that_gives_the_answer_again(server: Served) 
 
 @pytest.mark.parametrize(
     ("model", "router"),
-    [("baco/base", "Base"), ("baco/aligned", "Aligned"), ("baco/P-Punc:0.3", "P-Punc:0.3")],
+    [
+        ("baco/base", "Base"),
+        ("baco/ALIGNED", "Aligned"),
+        ("baco/P-Punc:0.3", "P-Punc:0.3"),
+        ("baco/p-PUNC:0.3", "P-Punc:0.3"),
+    ],
 )
 def test_the_models_name_may_name_the_router(
     server: Served, demo: Baco, model: str, router: str
@@ -92,6 +97,19 @@ def test_the_models_name_may_name_the_router(
     choice = server.ask(model=model, router=None, seed=3).json()["choices"][0]
     assert choice["message"]["content"] == demo.generate(PROMPT, router=router, seed=3)[0].text
     assert choice["baco"]["router"] == router
+
+
+def test_a_routers_case_does_not_matter_and_its_own_spelling_is_told(server: Served) -> None:
+    asked = {"model": "baco/p-punc:0.4", "seed": 3}
+    choices = [
+        server.ask(router=router, **asked).json()["choices"][0]
+        for router in ("P-Punc:0.4", "p-punc:.4", None)
+    ]
+    assert choices[0] == choices[1] == choices[2]
+    assert choices[0]["baco"]["router"] == "P-Punc:0.4"
+    with server.client as client:
+        assert client.get("/v1/models/baco/h-FC:1.5").status_code == 200
+        assert client.get("/v1/models/baco/no-rule").status_code == 404
 
 
 def test_every_model_that_is_listed_can_be_retrieved_and_asked(server: Served) -> None:

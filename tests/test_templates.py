@@ -149,6 +149,10 @@ def test_memory_and_length_are_bounded(source: str) -> None:
     assert "(--chat-template, chat_template=)" in message
 
 
+def test_memory_is_refused_at_once() -> None:
+    assert "needs more than 512 MiB of memory" in refused(HUGE["a list"])
+
+
 def test_length_is_bounded_where_there_is_memory_for_it() -> None:
     longest = templates.CHARACTERS
     assert len(text("{{ 'x' * n }}", n=longest)) == longest

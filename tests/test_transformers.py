@@ -86,14 +86,22 @@ def test_greedy_answers_are_those_of_baco(demo: Baco, router: str) -> None:
 
 @pytest.mark.parametrize("router", ["Base", "Aligned", "P:0.4", "P-Punc:0.6"])
 def test_a_begun_answer_goes_on_as_with_baco(demo: Baco, router: str) -> None:
-    begun = [{"role": "assistant", "content": text} for text in ("You could go", "Vis")]
-    conversations = [[*SHORT, begun[0]], [*LONG, begun[1]]]
+    conversations = [
+        [*before, {"role": "assistant", "content": text}]
+        for text in ("You could go", "Vis", "I", "The beach is", "How ab", "Why not try")
+        for before in (SHORT, LONG)
+    ]
     batch = encoded(demo, *conversations, continued=True)
-    made = as_transformers(demo, router).generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+    made = as_transformers(demo, router).generate(
+        **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
+    )
+    start = batch["input_ids"].shape[1]
     for row, conversation in enumerate(conversations):
         [expected] = demo.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
-        got = made[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
-        assert got == list(expected.token_ids)
+        count = len(expected.token_ids)
+        assert made.sequences[row, start : start + count].tolist() == list(expected.token_ids)
+        source = made.past_key_values.source[row, start - 1 : start - 1 + count].tolist()
+        assert source == [source == "base" for source in expected.sources]
 
 
 @pytest.mark.parametrize("router", ["Base", "P:0.4", "P-Punc:0.6", "H:2.0"])

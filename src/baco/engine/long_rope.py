@@ -95,5 +95,8 @@ class LongRopeStore:
         for text, length in zip(self._texts, lengths, strict=True):
             del text[length:]
 
+    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
+        self._slots.clean(going, ended)
+
     def bytes_per_token(self, prefix: tuple[Prefix, list[int]]) -> int:
         return self._slots.bytes_per_token(prefix[0])
