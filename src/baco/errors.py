@@ -25,3 +25,13 @@ def failure(error: Exception) -> str:
     if isinstance(error, BacoError):
         return str(error)
     return f"decoding this prompt failed ({type(error).__name__}); the log says more"
+
+
+def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False) -> BacoError:
+    """A prompt of so many tokens, or of ``more``, does not fit the context window of the base or
+    the aligned model.
+    """
+    return BacoError(
+        f"prompt of {'more than ' if more else ''}{tokens} tokens, as the {name} model reads it: "
+        f"its context window is {context}; shorten the prompt"
+    )

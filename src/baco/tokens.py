@@ -87,7 +87,9 @@ def _reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, str], 
     if backend is None:
         return _slow_reader(tokenizer, vocabulary)
     model = backend.model
-    parts = list(_parts(backend.pre_tokenizer if backend.decoder is None else backend.decoder))
+    parts = list(
+        component_states(backend.pre_tokenizer if backend.decoder is None else backend.decoder)
+    )
     by_type = {part["type"]: part for part in parts}
     if "ByteLevel" in by_type:
         return _byte_level
@@ -118,16 +120,17 @@ def _slow_reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, s
     )
 
 
-def _parts(component: Any) -> Iterator[dict[str, Any]]:
-    """The state of a decoder or pre-tokenizer, and of those inside it."""
+def component_states(component: Any) -> Iterator[dict[str, Any]]:
+    """The state of a normalizer, pre-tokenizer or decoder, and of those inside it."""
     if component is None:
         return
     # The component's own state: that of the whole backend would hold the vocabulary too.
     is_state = isinstance(component, dict)
     state: dict[str, Any] = component if is_state else json.loads(component.__getstate__())
     yield state
-    for inner in state.get("decoders") or state.get("pretokenizers") or []:
-        yield from _parts(inner)
+    several = (state.get(name) for name in ("normalizers", "pretokenizers", "decoders"))
+    for inner in next(filter(None, several), []):
+        yield from component_states(inner)
 
 
 @cache

@@ -24,6 +24,8 @@ _LEAST_CHANCE = 0.1
 # Where no draft paid, none is looked for in a round for every so many rows: looking costs the more
 # the more rows there are, and tells the more.
 _ROWS_A_PAUSE = 4
+# Tokens of prompts that are taken up in one round.
+_TAKEN_UP = 1024
 # Tokens of every row that the base share is taken from.
 _LATELY = 16
 
@@ -77,13 +79,16 @@ class Drafter:
         self._continuations: dict[Request, Continuations] = {}
         self._guesses: list[list[int]] = []
         self._paused = 0  # rounds to come
+        self._most = MOST_AHEAD  # drafts of a row in this round
         # Where all drafts of all rows stood: what the half that checked them would say next.
         self._beyond: dict[Answer, int] = {}
 
-    def draft(self) -> Draft:
-        """The draft of one round."""
-        rows = self._batch.rows
+    def draft(self, positions: int = MOST_AHEAD + 1) -> Draft:
+        """The draft of one round, of so many positions of each row at most."""
+        rows, self._most = self._batch.rows, min(MOST_AHEAD, positions - 1)
         self._guesses = [[]] * len(rows)
+        if self._planner is not None:
+            self._take_up_prompts()
         if self._planner is None or self._paused:
             self._paused = max(0, self._paused - 1)
             return self._known(self._guesses)
@@ -93,6 +98,7 @@ class Drafter:
             [len(guess) for guess in self._guesses],
             self._reader.needed(),
             self._base_share(),
+            self._most,
         )
         if plan.runner is not None:
             return self._run_ahead(plan)
@@ -134,7 +140,7 @@ class Drafter:
         """What continuations draft for a row, as far as there is a chance that it stands."""
         request, at = row.request, len(row.tokens)
         params, chance, most = request.params, self._record(row).known, 0
-        while most < min(MOST_AHEAD, row.limit - at - 1) and chance ** (most + 1) > _LEAST_CHANCE:
+        while most < min(self._most, row.limit - at - 1) and chance ** (most + 1) > _LEAST_CHANCE:
             most += 1
 
         def noise(ahead: int, token: int) -> float:
@@ -166,7 +172,7 @@ class Drafter:
         fresh = torch.empty(len(batch), 0, dtype=torch.int64, device=batch.device)
         if looks and all(row in self._beyond for row in batch.rows):
             self._start(run)
-        while len(run.tokens) < (MOST_AHEAD if looks else plan.steps):
+        while len(run.tokens) < (self._most if looks else plan.steps):
             if run.tokens:
                 if looks and not self._planner.worth_a_step(run, needed):
                     break
@@ -217,10 +223,15 @@ class Drafter:
         return self._records.setdefault(row, Record())
 
     def _shared(self, request: Request) -> Continuations:
-        if request not in self._continuations:
-            made = self._continuations[request] = Continuations()
-            made.learn(request.aligned_ids, len(request.aligned_ids))
-        return self._continuations[request]
+        return self._continuations.setdefault(request, Continuations())
+
+    def _take_up_prompts(self) -> None:
+        """Look for continuations in the rows' prompts, a bounded number of tokens a round."""
+        left = _TAKEN_UP
+        for request in self._batch.requests:
+            left -= self._shared(request).take_up(request.aligned_ids, left)
+            if left <= 0:
+                break
 
     def _base_share(self) -> float:
         lately = [source for row in self._batch.rows for source in row.sources[-_LATELY:]]

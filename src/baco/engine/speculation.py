@@ -178,6 +178,7 @@ class Planner:
         known: Sequence[int],
         halves: Collection[str],
         base_share: float,
+        most_ahead: int = MOST_AHEAD,
     ) -> Plan:
         """The plan of one round.
 
@@ -186,6 +187,7 @@ class Planner:
             known: how many tokens continuations can draft for each row.
             halves: the halves that any row needs.
             base_share: of what the rows said lately; the half that says more runs ahead.
+            most_ahead: drafts of a row, at most.
         """
         rows = len(records)
         best, most = PLAIN, rows / self._check(rows, halves)
@@ -197,7 +199,7 @@ class Planner:
             if rate > most:
                 best, most = Plan(None, steps), rate
         for runner in self._runners(halves, base_share):
-            for steps in range(2, MOST_AHEAD + 1):
+            for steps in range(2, most_ahead + 1):
                 # A half's own last draft is not read: no position is left to decide after it.
                 decided = steps if runner == "draft" else steps - 1
                 gain = sum(_expected(record.ahead[runner], decided) for record in records)

@@ -17,7 +17,7 @@ from baco.backends.remote.probe import probe
 from baco.backends.remote.view import figure
 from baco.backends.remote.wire import Names
 from baco.engine.sequence import Request
-from baco.errors import BacoError, UpstreamError
+from baco.errors import BacoError, UpstreamError, prompt_too_long
 from baco.known import KnownPair
 from baco.pair import Pair
 from baco.routing.rules import HALVES, Source
@@ -160,10 +160,7 @@ class RemoteBackend:
             context = min(getattr(self._pair, half).context, told or math.inf)
             length = len(request.ids(half))
             if length >= context:
-                raise BacoError(
-                    f"prompt of {length} tokens, as the {half} model reads it: its context window "
-                    f"is {context}; shorten the prompt"
-                )
+                raise prompt_too_long(length, half, int(context))
             rooms.append(int(context - length))
         return min(rooms)
 

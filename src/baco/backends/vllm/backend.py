@@ -16,7 +16,7 @@ from baco.backends.protocol import Capabilities
 from baco.backends.vllm.options import PREFIX, pair_prompt
 from baco.backends.vllm.starting import first_line
 from baco.engine.sequence import Request, Sequence
-from baco.errors import BacoError
+from baco.errors import BacoError, prompt_too_long
 from baco.pair import Pair
 from baco.routing.registry import portable
 from baco.routing.rules import HALVES
@@ -235,10 +235,7 @@ class VllmEngine:
         for half in HALVES:
             length = len(request.ids(half))
             if length >= context:
-                raise BacoError(
-                    f"prompt of {length} tokens, as the {half} model reads it: its context window "
-                    f"is {context}; shorten the prompt"
-                )
+                raise prompt_too_long(length, half, context)
         return context - max(len(request.ids(half)) for half in HALVES)
 
 
