@@ -246,7 +246,7 @@ def test_serve_says_that_a_template_reads_the_clock(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("baco.serve.server.run", lambda *_: None)
+    monkeypatch.setattr("baco.serve.server.Server.run", lambda *_, **__: None)
     monkeypatch.setattr("baco.serve.door.log_to_streams", lambda: None)
     on(DAY)
     for options, told in (
