@@ -469,7 +469,9 @@ def test_a_server_that_is_killed_and_comes_back_costs_time_and_no_answer(
                         ended[chunk.prompt].append(chunk.completion)
             for broken in ended[tickets[0]]:
                 assert broken.finish_reason == "error"
-                assert "failed 2 times" in broken.error
+                # Twice, unless another answer's failures had already shown that it is gone.
+                assert "the aligned server" in broken.error
+                assert "failed" in broken.error
             for whole in ended[tickets[1]]:
                 assert (whole.finish_reason, whole.error) == ("stop", None)
     finally:
