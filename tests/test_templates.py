@@ -398,6 +398,8 @@ class Failing:
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
+    decode = __call__
+
 
 class PanicException(BaseException):
     """What the tokenizers library raises where it panics."""
@@ -414,6 +416,8 @@ def test_an_error_of_a_tokenizer_is_one_line(error: BaseException) -> None:
         f"the tokenizer of org/broken fails on this prompt: {type(error).__name__}: {told}; "
         "change the prompt, or repair the tokenizer's files"
     )
+    with pytest.raises(BacoError, match="the tokenizer of org/broken fails on this prompt"):
+        Renderer(Failing(error), Failing(error)).raw((1, 2))
     with pytest.raises(KeyboardInterrupt):
         Renderer(Failing(KeyboardInterrupt()), Failing(KeyboardInterrupt())).render("Hi")
 

@@ -10,7 +10,7 @@ of that message, in the same tokens, and without an end mark.
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -275,7 +275,8 @@ class Renderer:
         if not text:
             raise BacoError("the prompt is empty: give some text to continue")
         if not isinstance(text, str):
-            spelled = self.aligned_tokenizer.decode(text)
+            with _tokenizing(self.aligned_tokenizer):
+                spelled = self.aligned_tokenizer.decode(text)
             return Prompt(text, text, spelled, spelled, text_digest(spelled))
         check_characters("the prompt", text)
         return Prompt(
@@ -475,12 +476,12 @@ class _Rendering:
         return asking, prefill if asking[-1:].isspace() else " " + prefill
 
 
-def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
-    """Token ids of a text; ``special`` lets the tokenizer open it with its own mark (BOS)."""
+@contextlib.contextmanager
+def _tokenizing(tokenizer: Any) -> Iterator[None]:
+    """Whatever a tokenizer raises is a BacoError, a panic of the tokenizers library included."""
     try:
-        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+        yield
     except BaseException as error:
-        # A panic of the tokenizers library is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
@@ -488,6 +489,12 @@ def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
             f"the tokenizer of {name} fails on this prompt: {type(error).__name__}"
             f"{one_line(str(error))}; change the prompt, or repair the tokenizer's files"
         ) from error
+
+
+def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
+    """Token ids of a text; ``special`` lets the tokenizer open it with its own mark (BOS)."""
+    with _tokenizing(tokenizer):
+        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
     end = getattr(tokenizer, "eos_token_id", None)
     if special and len(ids) > 1 and ids[-1] == end:
         ids = ids[:-1]  # some tokenizers close a text too: then there is nothing to continue

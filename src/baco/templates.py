@@ -4,7 +4,7 @@ A template comes with a downloaded model and may be wrong or hostile: it may loo
 gigabytes (``{{ "x" * 10**9 }}``), or recurse until the interpreter crashes. No hook inside Python
 bounds all of these, so templates are rendered in a process of their own
 (:mod:`baco.template_process`), which is started once, takes about 0.2 ms for a prompt, and is
-replaced when a template ends it. Any thread may call :func:`render`.
+replaced when a template ends it. Any thread may render.
 """
 
 import atexit
@@ -86,7 +86,8 @@ class Template:
                 told = f"ends the process that renders it ({error})"
             raise BacoError(self._told(told)) from None
         if "error" in reply:
-            raise self._failure(reply) from RenderingError(reply.get("traceback", ""))
+            traceback = reply.get("traceback")
+            raise self._failure(reply) from (traceback and RenderingError(traceback))
         text: str = reply["text"]
         if not text:
             raise TemplateFailedError(self._told("renders this conversation as an empty text"))
