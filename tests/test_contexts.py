@@ -9,10 +9,9 @@ from transformers import GenerationConfig, PreTrainedConfig, SuppressTokensLogit
 
 from baco import Baco, BacoError, as_transformers
 from baco.context import UNBOUNDED, context_of
-from baco.engine.speculation import Size
 from tests import fuzzing
 from tests.test_transformers import encoded
-from tests.tiny import CONTEXT, EVERY, save_tiny_pair, tiny_config, tiny_model
+from tests.tiny import CONTEXT, EVERY, drafting, save_tiny_pair, tiny_config, tiny_model
 
 PROMPTS = ["Plan a walk.", "Where should I go, when the sea is warm?"]
 # One of each way to have a limit; ``pytest --fuzz 2`` tries every architecture.
@@ -36,7 +35,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def test_answers_run_into_the_end_of_the_context_and_end_with_length(
     architecture: str, tmp_path: Path
 ) -> None:
-    baco = Baco.load(str(save_tiny_pair(tmp_path, architecture)), dtype="float32")
+    folder = save_tiny_pair(tmp_path, architecture)
+    baco = drafting(Baco.load(str(folder), dtype="float32"))
     contexts = (baco.pair.base.context, baco.pair.aligned.context)
     never = dict.fromkeys(baco.pair.end_ids, -100.0)
     settings: dict[str, Any] = {"seed": 3, "logit_bias": never, "router": "Rand:0.5"}
@@ -90,9 +90,7 @@ def test_a_draft_model_with_a_shorter_table_of_positions_drafts_what_it_can_read
     folder = save_tiny_pair(tmp_path / "pair", "gpt2")
     short = save_tiny_pair(tmp_path / "draft", "gpt2", n_positions=30) / "aligned"
     plain = Baco.load(str(folder), dtype="float32")
-    drafted = Baco.load(str(folder), dtype="float32", draft=str(short))
-    for half in (drafted.pair.base, drafted.pair.aligned):
-        half.__dict__["size"] = Size(80, 80 * 10**8, 80 * 10**8)  # so that drafts pay
+    drafted = drafting(Baco.load(str(folder), dtype="float32", draft=str(short)))
     settings: dict[str, Any] = {"router": "Aligned", "seed": 3, "max_tokens": CONTEXT}
     decoder = drafted.decoder()
     for prompt in PROMPTS:  # as the draft model reads them: 24 tokens, and 34

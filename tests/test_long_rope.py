@@ -17,12 +17,11 @@ from baco import Baco, BacoError, as_transformers
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.long_rope import LongRopeStore
-from baco.engine.speculation import Size
 from baco.engine.store import SlotStore
 from tests.fuzzing import budget
 from tests.test_engine import reference, rules, told, without_turn_cut
 from tests.test_transformers import answers, encoded
-from tests.tiny import save_tiny_pair
+from tests.tiny import drafting, save_tiny_pair
 
 ORIGINAL, TOKENS = 36, 16
 # As the two models read them: 16 and 24 tokens, 27 and 34, 67 and 74. So one answer stays below
@@ -63,9 +62,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Baco]:
             folder = save_tiny_pair(
                 tmp_path_factory.mktemp(kind), kind, **KINDS[kind], max_position_embeddings=128
             )
-            baco = loaded[kind] = without_turn_cut(Baco.load(str(folder), dtype="float32"))
-            for half in (baco.pair.base, baco.pair.aligned):
-                half.__dict__["size"] = Size(80, 80 * 10**8, 80 * 10**8)  # so that drafts pay
+            loaded[kind] = drafting(without_turn_cut(Baco.load(str(folder), dtype="float32")))
         return loaded[kind]
 
     return load
@@ -118,10 +115,14 @@ def test_a_row_is_read_again_once_when_it_grows_beyond_the_original_length(
     monkeypatch.setattr(SlotStore, "replace", counted)
     baco = pairs("phi3")
     never = dict.fromkeys(baco.pair.end_ids, -100.0)
-    settings: dict[str, Any] = {"n": 2, "seed": 5, "max_tokens": 30, "logit_bias": never}
-    decoded(baco, PROMPTS, "Rand:0.5", speculate=speculate, **settings)
-    # Two samples of two prompts, each by both models; the third prompt is long from the start.
-    assert again == [ORIGINAL] * 8
+    # With these seeds drafts that cross the original length are rejected, if there are such.
+    for seed in (2, 4, 11):
+        settings: dict[str, Any] = {"seed": seed, "max_tokens": 30, "logit_bias": never}
+        decoded(baco, PROMPTS[:2], "Rand:0.1", speculate=speculate, **settings)
+        assert again == [ORIGINAL] * 4  # each of the two texts, by each of the two models
+        again.clear()
+        decoded(baco, PROMPTS[2:], "Rand:0.1", speculate=speculate, **settings)
+        assert again == []  # it is long from the start
 
 
 @settings(max_examples=budget(15))
