@@ -160,7 +160,7 @@ def test_log_probabilities_are_the_sources_own(server: Served, demo: Baco) -> No
 def test_explain_tells_of_every_token_what_the_router_saw(server: Served) -> None:
     choice = server.ask(seed=5, explain=True, logprobs=True).json()["choices"][0]
     why = choice["baco"]["why"]
-    assert "".join(token["text"] for token in why).strip() == choice["message"]["content"]
+    assert "".join(token["text"] for token in why) == choice["message"]["content"]
     assert why[0]["asked"]
     for token, logprob in zip(why, choice["logprobs"]["content"], strict=False):
         assert math.log(token[token["source"]]) == pytest.approx(logprob["logprob"], abs=1e-3)

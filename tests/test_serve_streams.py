@@ -139,6 +139,9 @@ def check(server: Served, create: Any, read: Any, asked: dict[str, Any]) -> list
     for index, choice in enumerate(whole.choices):
         own = [c for chunk in chunks for c in chunk.choices if c.index == index]
         agree(read(own), read([choice]))
+        told = read([choice])
+        if told["why"]:  # a stop string may have cut off the end of the last token
+            assert "".join(token["text"] for token in told["why"]).startswith(told["text"])
     return [read([choice])["text"] for choice in whole.choices]
 
 

@@ -92,10 +92,12 @@ class Token:
     """One token of an answer with what is known of it.
 
     Attributes:
-        id: its id; `Pair.spelling` tells its text.
+        id: its id; `Pair.spelling` tells its bytes.
         source: the model it came from.
         logprob: under its source, in nats, of the raw distribution.
-        offset: where its text begins in the answer's text, in characters.
+        text: its part of the answer's text: the characters that it completes, without the joining
+            space. A stop string may have cut off the end of the last token's.
+        offset: where that begins in the answer's text, in characters.
         top_logprobs: the most likely tokens (id → nats) of the source there, if asked.
         why: what the router saw there, if asked.
     """
@@ -103,6 +105,7 @@ class Token:
     id: int
     source: Source
     logprob: float
+    text: str
     offset: int
     top_logprobs: Mapping[int, float] | None = None
     why: Why | None = None

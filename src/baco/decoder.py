@@ -241,6 +241,7 @@ class Decoder:
                 answer.tokens[at],
                 answer.sources[at],
                 answer.logprobs[at],
+                growing.text.texts[at],
                 growing.text.offsets[at],
                 answer.top_logprobs[at] if answer.top_logprobs else None,
                 answer.why[at] if answer.why else None,

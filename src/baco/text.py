@@ -42,7 +42,8 @@ class AnswerText:
         starts_line: the answer begins where a line begins, so that a turn may be opened there.
         joining_space: a space that the answer begins with joins it to its prompt and is removed.
         pieces: what has been handed out, each stretch with its source.
-        offsets: where the text of each token begins, for tokens whose text is known.
+        texts: of each token, as far as they are known; the end of the last may be cut off.
+        offsets: where these begin.
     """
 
     tokenizer: Any
@@ -52,6 +53,7 @@ class AnswerText:
     starts_line: bool = True
     joining_space: bool = False
     pieces: list[Piece] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     _sources: list[Source] = field(default_factory=list)
     _held: list[Piece] = field(default_factory=list)
@@ -97,6 +99,7 @@ class AnswerText:
             if spelled and self.joining_space:
                 self.joining_space = False
                 text = spelled.removeprefix(" ")
+            self.texts.append(text)
             if text:
                 self._length += len(text)
                 self._held.append(Piece(text, source))

@@ -1,6 +1,5 @@
 """From chunks to what OpenAI's API calls choices: texts, log-probabilities, provenance."""
 
-import codecs
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,10 +50,6 @@ class Choice:
     completion: Completion | None = None
     _last: Source | None = None
 
-    def __post_init__(self) -> None:
-        # A token may end inside a character, which is then told with the token that completes it.
-        self._spell = codecs.getincrementaldecoder("utf-8")("replace").decode
-
     def take(self, chunk: Chunk) -> Provenance:
         """Count a chunk in; what it brings, and how the answer stands with it."""
         for token in chunk.tokens:
@@ -85,12 +80,11 @@ class Choice:
         return told
 
     def _why(self, token: Token) -> WhyToken:
-        text = "" if self._special(token.id) else self._spell(self.pair.spelling(token.id))
         why = token.why
         if why is None:
-            return WhyToken(text=text, source=token.source)
+            return WhyToken(text=token.text, source=token.source)
         return WhyToken(
-            text=text,
+            text=token.text,
             source=token.source,
             base=math.exp(why.base_logprob),
             aligned=math.exp(why.aligned_logprob),
@@ -102,11 +96,9 @@ class Choice:
         )
 
     def _predicted(self, why: Why) -> str:
-        special = self._special(why.predicted)
-        return "" if special else self.pair.spelling(why.predicted).decode(errors="replace")
-
-    def _special(self, token: int) -> bool:
-        return bool(self.pair.vocabulary.special[token])
+        if self.pair.vocabulary.special[why.predicted]:
+            return ""
+        return self.pair.spelling(why.predicted).decode(errors="replace")
 
     def chat_logprobs(self, tokens: Iterable[Token]) -> ChatLogprobs:
         """Of new tokens, as chat choices tell them; without what ended the answer."""
