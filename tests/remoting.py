@@ -52,7 +52,7 @@ class Backing:
     """Hands requests on to a running server, as an application."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=60)
+        self._client = httpx.AsyncClient(base_url=url, timeout=240)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""

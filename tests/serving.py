@@ -15,8 +15,10 @@ from typing import Any
 
 import httpx
 
-from baco import Baco
+from baco import Baco, register_router
 from baco.engine.isolation import IsolatingEngine
+from baco.routing.rules import RULES
+from baco.routing.signals import Signals
 from baco.serve.app import create_app
 from baco.serve.connections import Connections
 from baco.serve.driver import Driver
@@ -25,7 +27,7 @@ from baco.serve.settings import Settings
 
 PROMPT = "Recommend a summer destination"
 ROUTER = "P-Punc:0.4"
-WAIT = 60
+WAIT = 240  # seconds: machines that run all tests at once are slow
 
 
 class _Records(logging.Handler):
@@ -121,14 +123,35 @@ def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
 
 
 @contextmanager
-def process(*options: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+def waiting_router(name: str) -> Iterator[threading.Event]:
+    """A router that decides nothing before an event."""
+    decides = threading.Event()
+
+    def decide(signals: Signals) -> Any:
+        assert decides.wait(WAIT)
+        return signals.max_base < 2
+
+    register_router(name, decide)
+    try:
+        yield decides
+    finally:
+        decides.set()
+        del RULES[name]
+
+
+@contextmanager
+def process(
+    *options: str, files: int | None = None, before: str = ""
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """``baco serve`` as people start it, on a free port.
 
     Args:
         options: of the command.
         files: that the process may open (``ulimit -n``).
+        before: what the process does first, as Python.
     """
-    command = [sys.executable, "-c", "from baco.cli import main; main()", "serve", "--port", "0"]
+    program = f"{before}\nfrom baco.cli import main; main()"
+    command = [sys.executable, "-c", program, "serve", "--port", "0"]
     limited = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"] if files else []
     running = subprocess.Popen(
         [*limited, *command, *options],

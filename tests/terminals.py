@@ -16,7 +16,7 @@ from typing import Self
 import pyte
 
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
-WAIT_SECONDS = 60
+WAIT_SECONDS = 240
 
 CTRL_C, CTRL_D, ENTER, UP, TAB = "\x03", "\x04", "\r", "\x1b[A", "\t"
 ALT_ENTER = "\x1b\r"

@@ -85,7 +85,7 @@ def report() -> dict[str, Any]:
     options = ["--quick", "--json", "-n", "1", "-n", "8", "--tokens", "16", "--gamma", "0.4"]
     options += ["--most-asked", "8"]
     done = subprocess.run(
-        [*BACO, "bench", *options], capture_output=True, text=True, timeout=120, check=False
+        [*BACO, "bench", *options], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)

@@ -29,7 +29,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 def call(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*BACO, *arguments], capture_output=True, text=True, input=stdin, timeout=120, check=False
+        [*BACO, *arguments], capture_output=True, text=True, input=stdin, timeout=280, check=False
     )
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
         stderr=subprocess.DEVNULL,
     )
     partial = tmp_path / "stopped.jsonl.partial"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not (partial.exists() and partial.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < until
         assert child.poll() is None, "it ended before it could be stopped"
@@ -306,7 +306,7 @@ def test_control_c_stops_without_a_traceback() -> None:
     assert child.stdout is not None
     assert child.stdout.readline()
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=240)
     assert child.returncode == 130
     assert "Traceback" not in told
     assert told.strip().endswith("interrupted")

@@ -50,7 +50,7 @@ def in_terminal(
             process.send_signal(signal.SIGINT)
             interrupt_at = None
     os.close(leader)
-    return received, process.wait(timeout=60)
+    return received, process.wait(timeout=240)
 
 
 def words(received: str) -> str:

@@ -260,7 +260,7 @@ def test_serve_says_that_a_template_reads_the_clock(
 
 
 def test_a_server_says_nothing_of_a_date_that_no_template_reads(server: str) -> None:
-    reply = httpx.post(f"{server}/v1/chat/completions", json=chat(max_tokens=3), timeout=60)
+    reply = httpx.post(f"{server}/v1/chat/completions", json=chat(max_tokens=3), timeout=240)
     assert "date" not in reply.json()["choices"][0]["baco"]
 
 

@@ -277,6 +277,8 @@ def test_whoever_goes_away_leaves_no_call_open(server: Served) -> None:
 
 def test_what_nobody_waits_for_is_not_written_on(server: Served) -> None:
     with remote(server.url) as halves:
+        backend: Any = halves.backend
+        places, free = backend._places, backend._places._value
         chunks = halves.stream(STORY, router=ROUTER, n=8, max_tokens=200)
         next(chunks)
         chunks.close()  # type: ignore[attr-defined]
@@ -284,7 +286,7 @@ def test_what_nobody_waits_for_is_not_written_on(server: Served) -> None:
         halves.stream(STORY, router=ROUTER, n=8, max_tokens=200)  # and never looked into
         with pytest.raises(BacoError, match="context window"):
             halves.generate_batch([STORY, "long " * 600], router=ROUTER, max_tokens=200)
-        time.sleep(0.1)
+        wait_for(lambda: places._value == free)
         asked = calls(halves)
         time.sleep(0.1)
         assert calls(halves) == asked

@@ -49,7 +49,7 @@ class Spoiler:
     """A server in front of another, one of whose answers is spoilt."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=60)
+        self._client = httpx.AsyncClient(base_url=url, timeout=240)
         self._known: dict[tuple[str, bytes], bytes] = {}
         self._spoilt: tuple[int, Any, int] | None = None
         self._calls = 0

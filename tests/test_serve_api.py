@@ -14,7 +14,17 @@ from baco import Baco
 from baco.demo.world import ask
 from baco.demo.world.grammar import families
 from baco.serve.playground import DEMO_PROMPTS
-from tests.serving import PROMPT, ROUTER, Served, chat, events, served, wait_for
+from tests.serving import (
+    PROMPT,
+    ROUTER,
+    WAIT,
+    Served,
+    chat,
+    events,
+    served,
+    wait_for,
+    waiting_router,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,12 @@ def test_without_a_seed_one_is_told_that_gives_the_answer_again(server: Served) 
 
 @pytest.mark.parametrize(
     ("model", "router"),
-    [("baco/base", "Base"), ("baco/aligned", "Aligned"), ("baco/P-Punc:0.3", "P-Punc:0.3")],
+    [
+        ("baco/base", "Base"),
+        ("baco/ALIGNED", "Aligned"),
+        ("baco/P-Punc:0.3", "P-Punc:0.3"),
+        ("baco/p-PUNC:0.3", "P-Punc:0.3"),
+    ],
 )
 def test_the_models_name_may_name_the_router(
     server: Served, demo: Baco, model: str, router: str
@@ -92,6 +107,19 @@ def test_the_models_name_may_name_the_router(
     choice = server.ask(model=model, router=None, seed=3).json()["choices"][0]
     assert choice["message"]["content"] == demo.generate(PROMPT, router=router, seed=3)[0].text
     assert choice["baco"]["router"] == router
+
+
+def test_a_routers_case_does_not_matter_and_its_own_spelling_is_told(server: Served) -> None:
+    asked = {"model": "baco/p-punc:0.4", "seed": 3}
+    choices = [
+        server.ask(router=router, **asked).json()["choices"][0]
+        for router in ("P-Punc:0.4", "p-punc:.4", None)
+    ]
+    assert choices[0] == choices[1] == choices[2]
+    assert choices[0]["baco"]["router"] == "P-Punc:0.4"
+    with server.client as client:
+        assert client.get("/v1/models/baco/h-FC:1.5").status_code == 200
+        assert client.get("/v1/models/baco/no-rule").status_code == 404
 
 
 def test_every_model_that_is_listed_can_be_retrieved_and_asked(server: Served) -> None:
@@ -360,8 +388,9 @@ def test_the_rows_of_a_client_that_goes_away_leave_within_a_step(demo: Baco, str
             with client.stream("POST", "/v1/chat/completions", json=body) as got:
                 next(events(got))
         else:
+            timeout = httpx.Timeout(WAIT, read=0.2)
             with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=body, timeout=0.2)
+                client.post("/v1/chat/completions", json=body, timeout=timeout)
         wait_for(server.log)
         rounds = server.rounds
         server.settles()
@@ -380,8 +409,13 @@ def test_concurrent_requests_share_the_batch(server: Served) -> None:
     before = server.rounds
     alone = [ask(seed) for seed in range(6)]
     one_by_one, before = server.rounds - before, server.rounds
-    with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(ask, range(6))) == alone
+    with waiting_router("Waits") as decides, ThreadPoolExecutor(7) as pool:
+        pool.submit(server.ask, router="Waits", max_tokens=1)
+        wait_for(lambda: server.driver.open == 1)
+        together = [pool.submit(ask, seed) for seed in range(6)]
+        wait_for(lambda: server.driver.open == 7)
+        decides.set()
+        assert [answer.result() for answer in together] == alone
     assert server.rounds - before < one_by_one / 2
 
 

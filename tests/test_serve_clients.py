@@ -143,7 +143,7 @@ def test_langchain_answers_and_streams(server: Served, demo: Baco) -> None:
         model=f"baco/{ROUTER}",
         seed=2,
         max_retries=0,
-        timeout=60,
+        timeout=240,
     )
     assert chat.invoke(PROMPT).content == expected(demo)[0]
     assert "".join(str(part.content) for part in chat.stream(PROMPT)) == expected(demo)[0]

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +15,18 @@ from baco import Baco, register_router
 from baco.cli import run
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
-from tests.serving import PROMPT, ROUTER, WAIT, Served, chat, events, process, served, wait_for
+from tests.serving import (
+    PROMPT,
+    ROUTER,
+    WAIT,
+    Served,
+    chat,
+    events,
+    process,
+    served,
+    wait_for,
+    waiting_router,
+)
 
 KEYS = ("first-key", "second-key")
 
@@ -128,9 +140,10 @@ def test_metrics_count_what_was_said(demo: Baco) -> None:
 
 
 def test_a_full_queue_says_when_to_try_again(demo: Baco) -> None:
-    body = chat(n=32, stream=True)
+    body = chat(router="Waits", stream=True)
     with (
         served(demo, max_open=1) as server,
+        waiting_router("Waits") as decides,
         server.client as client,
         client.stream("POST", "/v1/chat/completions", json=body) as open_one,
     ):
@@ -141,6 +154,7 @@ def test_a_full_queue_says_when_to_try_again(demo: Baco) -> None:
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
         assert refused.json()["error"]["type"] == "rate_limit_error"
+        decides.set()
         assert list(told)
         server.settles()
         assert server.ask(max_tokens=1).status_code == 200
@@ -194,21 +208,43 @@ def test_a_poisoned_request_is_a_500_and_its_neighbours_never_notice(server: Ser
             assert list(events(broken_stream))[-1]["error"]["type"] == "server_error"
 
 
-def stream_of(client: httpx.Client, n: int) -> Iterator[str]:
-    body = chat("Give me a four-sentence story about a dragon.", n=n, stream=True)
+WAITS = """
+import time
+from pathlib import Path
+from baco import register_router
+
+def decide(signals):
+    while not Path({path!r}).exists():
+        time.sleep(0.01)
+    return signals.max_base < 2
+
+register_router("Waits", decide)
+"""
+SLOW = """
+import time
+from baco import register_router
+register_router("Slow", lambda signals: time.sleep(0.5) or signals.max_base < 2)
+"""
+
+
+def stream_of(client: httpx.Client, router: str) -> Iterator[str]:
+    body = chat("Give me a four-sentence story about a dragon.", router=router, stream=True)
     with client.stream("POST", "/v1/chat/completions", json=body) as got:
         yield from got.iter_lines()
 
 
-def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones() -> None:
-    with process("--grace", str(WAIT)) as (running, url):
+def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(tmp_path: Path) -> None:
+    decides = tmp_path / "decides"
+    before = WAITS.format(path=str(decides))
+    with process("--grace", str(WAIT), before=before) as (running, url):
         with httpx.Client(base_url=url, headers=bearer("two"), timeout=WAIT) as client:
-            told = stream_of(client, 96)
+            told = stream_of(client, "Waits")
             next(told)
             running.send_signal(signal.SIGTERM)
-            wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+            wait_for(lambda: httpx.get(f"{url}/health", timeout=WAIT).status_code == 503)
             refused = client.post("/v1/chat/completions", json=chat())
             assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+            decides.touch()
             assert list(told)[-2:] == ["data: [DONE]", ""]
         assert running.wait(WAIT) == 0
         assert running.stdout is not None
@@ -217,9 +253,9 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones() -> None:
 
 
 def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
-    with process("--grace", "0") as (running, url):
+    with process("--grace", "0", before=SLOW) as (running, url):
         with httpx.Client(base_url=url, headers=bearer("one"), timeout=WAIT) as client:
-            told = stream_of(client, 96)
+            told = stream_of(client, "Slow")
             next(told)
             running.send_signal(signal.SIGTERM)
             last = [line for line in told if line][-1]
@@ -234,6 +270,7 @@ def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
         (["--host", "192.0.2.1"], {}, "cannot listen at 192.0.2.1:8000"),
         (["--api-key", ""], {}, "an API key is empty"),
         (["--port", "0", "--memory", "lots"], {}, "memory is 'lots'"),
+        (["--trusted-proxy", "nginx"], {}, "trusted proxy 'nginx': give an address"),
         ([], {"BACO_API_KEY": " "}, "BACO_API_KEY is empty"),
     ],
 )

@@ -1,6 +1,7 @@
 """The thread that owns the decoder: requests share it and never hurt each other."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,7 +22,7 @@ from baco.serve.job import Job
 
 PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
-WAIT = 60
+WAIT = 240
 
 Told = SimpleQueue[Chunk | Exception]
 
@@ -225,7 +226,14 @@ def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
 
 def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
     driver = Driver(demo.decoder, most=3)
-    told = ask(driver, demo, seed=1, n=64)
+    told: Told = SimpleQueue()
+
+    def decide(signals: Any) -> Any:
+        time.sleep(0.1)
+        return signals.max_base < 2
+
+    slow = Rule(LogitRule("Slow", decide, "takes its time", threshold=False))
+    driver.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), told.put)])
     told.get(timeout=WAIT)
     driver.close(grace=0)
     assert isinstance(last_error(told), ClosedError)

@@ -97,12 +97,16 @@ def test_null_is_as_good_as_nothing_anywhere(server: Served) -> None:
         assert ask(server, CHAT, stream=True, stream_options=options).status_code == 200
 
 
-def test_numbers_of_clients_without_integers_and_minus_one_are_read(
+def test_numbers_without_integers_empty_lists_and_minus_one_are_read(
     server: Served, demo: Baco
 ) -> None:
     plain = texts(ask(server, CHAT, n=2))
     assert texts(ask(server, CHAT, n=2.0, seed=3.0, max_tokens=12.0, top_k=-1)) == plain
     assert texts(ask(server, CHAT, n=2, top_k=-1.0)) == plain
+    assert texts(ask(server, CHAT, n=2, logit_bias=[])) == plain
+    refused = ask(server, CHAT, logit_bias=[[7, -100]]).json()["error"]
+    assert refused["message"].startswith("logit_bias is [[7, -100]]: give an object")
+    assert refused["param"] == "logit_bias"
     for wrong in ({"n": 1.5}, {"n": "1"}, {"n": True}, {"top_k": -2}, {"seed": -2}):
         assert ask(server, CHAT, **wrong).status_code == 400
     drawn = {ask(server, CHAT, seed=-1).json()["choices"][0]["baco"]["seed"] for _ in range(3)}

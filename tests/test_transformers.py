@@ -313,7 +313,7 @@ def test_streamers_see_the_answer_as_it_grows(
     model.generate(**settings, streamer=TextStreamer(tokenizer, **options))
     assert capsys.readouterr().out.strip() == expected.text.strip()
 
-    streamer = TextIteratorStreamer(tokenizer, timeout=60, **options)
+    streamer = TextIteratorStreamer(tokenizer, timeout=240, **options)
     thread = Thread(target=model.generate, kwargs={**settings, "streamer": streamer})
     thread.start()
     pieces = [piece for piece in streamer if piece]

@@ -15,7 +15,13 @@ from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 from baco.serve.errors import UnknownModelError, shown
-from baco.serve.protocol import Asked, ChatRequest, CompletionRequest, Message
+from baco.serve.protocol import (
+    MOST_SPELLING,
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+)
 from baco.serve.scoring import Scoring
 from baco.serve.settings import Settings
 
@@ -100,16 +106,15 @@ class Asking:
             UnknownModelError: no such model.
         """
         root, slash, spelling = model.partition("/")
-        if root != ROOT or bool(slash) != bool(spelling):
+        if root != ROOT or bool(slash) != bool(spelling) or len(model) > MOST_SPELLING:
             raise UnknownModelError(
-                f"there is no model {model!r} here: use {ROOT}, {ROOT}/base, {ROOT}/aligned or a "
-                f"router as in {ROOT}/P-Punc:0.4"
+                f"there is no model {shown(model)} here: use {ROOT}, {ROOT}/base, {ROOT}/aligned "
+                f"or a router as in {ROOT}/P-Punc:0.4"
             )
         if not slash:
             return self.default_router()
-        alone = {"base": "Base", "aligned": "Aligned"}
         try:
-            return self._routers(alone.get(spelling, spelling))
+            return self._routers(spelling)
         except BacoError as error:
             raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
 

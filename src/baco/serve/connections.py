@@ -56,7 +56,7 @@ class Connection(H11Protocol):
         super().__init__(**given)
         self.phase, self.address = Phase.HEADER, address
         self._room = room
-        self._received = False
+        self._received = self._lost = False
         self._deadline = self._room.deadline(self, self._expire)
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -67,6 +67,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost = True
         _cancel(self._deadline)
         _cancel(self._stalled)
         self._room.left(self)
@@ -117,7 +118,7 @@ class Connection(H11Protocol):
             self._enter(Phase.IDLE)
 
     def _enter(self, phase: Phase) -> None:
-        if phase is not self.phase:
+        if phase is not self.phase and not self._lost:
             before, self.phase = self.phase, phase
             _cancel(self._deadline)
             self._deadline = self._room.deadline(self, self._expire)

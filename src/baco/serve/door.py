@@ -173,7 +173,7 @@ class Gate:
                 return message
             if taken > self._most:
                 raise HTTPException(413, self._too_large())
-            if message["type"] == "http.disconnect":
+            if message["type"] == "http.disconnect" and scope["method"] == "POST":
                 raise HTTPException(errors.CLIENT_GONE, "")
             whole = not message.get("more_body")
             if whole and self._connections.crowded:

@@ -16,7 +16,7 @@ from baco.serve.driver import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = 499  # nginx's: nobody reads it but the access log
-MOST_SHOWN = 80
+MOST_SHOWN, MOST_TOLD = 80, 1000  # characters of a value and of a message
 _REFUSED = "baco_refused"
 # What OpenAI calls an error of a status; other 4xx are invalid_request_error, 5xx server_error.
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -71,10 +71,11 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
 def problem(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Problem:
-    """A problem of the type that OpenAI gives a status; its message is made printable, one line."""
+    """A problem of the type that OpenAI gives a status; its message is made one printable line."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    param = None if param is None else _printable(_cut(param))
-    return Problem(message=_printable(message), type=kind, param=param, code=code)
+    param = None if param is None else _printable(cut(param))
+    message = _printable(cut(message, MOST_TOLD))
+    return Problem(message=message, type=kind, param=param, code=code)
 
 
 def _printable(text: str) -> str:
@@ -120,7 +121,7 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not request.url, which cannot be had where the Host header is not a host.
-    path = _cut(request.scope["path"])
+    path = cut(request.scope["path"])
     messages = {404: f"there is no {path} here", 405: f"{path} takes no {request.method}"}
     message = messages.get(error.status_code, str(error.detail))
     if error.status_code == 400 and error.__cause__ is not None:
@@ -165,7 +166,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
         message = f"the body cannot be read as JSON: {first['ctx']['error']}"
     elif kind == "extra_forbidden":
         *around, extra = first["loc"][1:]
-        name = ".".join([*(str(part) for part in around if _is_place(part)), _cut(str(extra))])
+        name = ".".join([*(str(part) for part in around if _is_place(part)), cut(str(extra))])
         message = f"{name} is not a parameter of this endpoint: leave it out"
     elif not name:
         message = "give a JSON object, with Content-Type application/json"
@@ -188,8 +189,9 @@ _short.maxlevel = 3
 
 def shown(value: Any) -> str:
     """A value as an error repeats it: on one line, and not all of it where it is long."""
-    return _cut(_short.repr(value))
+    return cut(_short.repr(value))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    """A text as an error repeats it: not all of it where it is long."""
+    return text if len(text) <= most else text[: most - 1] + "…"

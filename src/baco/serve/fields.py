@@ -217,7 +217,8 @@ COMPLETION = (
 # Of a message of a conversation.
 MESSAGE = (
     Foreign(
-        "id name cache_control reasoning reasoning_content thinking created_at timestamp",
+        "id name cache_control reasoning reasoning_content reasoning_details thinking "
+        "thinking_blocks provider_specific_fields created_at createdAt timestamp weight",
         ANY,
         "no part of what the models read",
     ),

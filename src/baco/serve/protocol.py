@@ -21,18 +21,28 @@ from pydantic import (
 from baco.routing.select import Switch
 from baco.sampling import MAX_SEED
 from baco.serve import fields
-from baco.serve.errors import refused, shown
+from baco.serve.errors import cut, refused, shown
 from baco.serve.fields import Foreign
 from baco.utf8 import fault_of
 
 MOST_STOPS = 16
 MOST_TEXTS = 1024
 MOST_LEVELS = 32
+MOST_SPELLING = 300  # of a router: errors repeat it
 
 
 def _integer(value: Any) -> Any:
     """1.0 as 1: the numbers of some clients are all floating-point."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _mapping(value: Any) -> Any:
+    """An empty list as an empty object, for languages that do not tell these apart."""
+    if not isinstance(value, list):
+        return value
+    if value:
+        raise refused(f"is {shown(value)}: give an object, from token ids to numbers", "")
+    return {}
 
 
 def _one_or_several(value: Any) -> str:
@@ -57,7 +67,10 @@ _Count = Annotated[_Whole, Field(ge=1)]
 _Length = Annotated[_Whole, Field(ge=-1)]  # -1 is as long as there is room
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
-_Spelling = Annotated[str, Field(max_length=1000)]  # errors repeat it
+_Bias = dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]]
+_Nothing = Annotated[list[Any], Field(max_length=0)]
+_Biases = Annotated[_Bias, BeforeValidator(_mapping, json_schema_input_type=_Bias | _Nothing)]
+_Spelling = Annotated[str, Field(max_length=MOST_SPELLING)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 
@@ -133,7 +146,7 @@ def _refuse_unreadable(body: Any) -> None:
     while left:
         place, value = left.pop()
         if len(place) > MOST_LEVELS:
-            raise refused(f"is nested too deeply: at most {MOST_LEVELS} levels", str(place[0]))
+            raise refused(f"is nested too deeply: at most {MOST_LEVELS} levels", cut(str(place[0])))
         if isinstance(value, str):
             _refuse_half_characters(value, place)
         elif isinstance(value, dict):
@@ -148,7 +161,7 @@ def _refuse_unreadable(body: Any) -> None:
 def _refuse_half_characters(text: str, place: tuple[Any, ...]) -> None:
     fault = fault_of(text)
     if fault is not None:
-        where = ".".join(map(str, place))
+        where = ".".join(cut(str(part)) for part in place)
         raise refused(fault if where else f"the body {fault}", where)
 
 
@@ -225,7 +238,7 @@ class Asked(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: _Biases | None = None
     max_tokens: _Length | None = Field(None, description="-1 is as many as there is room for.")
     stop: (
         Annotated[
