@@ -7,7 +7,10 @@ import pytest
 from baco.cli import run as baco
 
 # What a model or a prompt may say; none of it may act in a page or break a table.
-EVIL = "</script><script>window.evil=1</script><img src=x onerror=window.evil=1> | `a` *b*"
+EVIL = (
+    "</script><script>window.evil=1</script><img src=x onerror=window.evil=1> | `a` *b* "
+    "\x1b[2J\x9b\ufffe"
+)
 
 
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:

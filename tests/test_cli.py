@@ -238,6 +238,7 @@ BAD: list[tuple[list[str], str]] = [
     (["calibrate", "--base-share", "1.5"], "base-share is 1.5"),
     (["calibrate", "--prompts", "no.txt"], "cannot read no.txt"),
     (["sing"], "see 'baco --help'"),
+    (["batch", "in.jsonl"], "missing argument OUT"),
 ]
 
 
@@ -321,7 +322,77 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
         assert f"Example: baco {command}" in " ".join(shown.split())
 
 
-def test_routers_and_pairs_are_listed_for_people_and_for_machines() -> None:
-    for command, name in (("routers", "P-Punc"), ("pairs", "qwen2.5-7b")):
-        assert name in call(command).stdout
-        assert name in [row["name"] for row in json.loads(call(command, "--json").stdout)]
+LISTS = {
+    "routers": "P-Punc",
+    "pairs": "qwen2.5-7b",
+    "tasks": "gsm8k",
+    "methods": "verbalized",
+    "metrics": "self_bleu",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_there_is_to_choose_from_is_listed_for_people_and_for_machines(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([name, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert LISTS[name] in [row["name"] for row in rows]
+    assert run([name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in rows:
+        [line] = [line for line in lines if line.split("  ")[0] == row["name"]]
+        copied = [row[k] for k in ("base", "aligned", "example", "help", "sentence") if k in row]
+        for text in copied if row["name"] != "demo" else []:
+            assert text in line
+        assert line == line.rstrip()
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_is_never_cut_on_a_terminal(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run([name, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run([name]) == 0
+    shown = ESCAPE.sub("", capsys.readouterr().out)
+    assert "…" not in shown
+    words = " ".join(shown.split())
+    for row in rows:
+        for key in ("name", "example", "base", "aligned") if row["name"] != "demo" else ("name",):
+            assert row.get(key, "") in shown  # what one wants to copy is in one piece
+        for key in ("help", "sentence"):
+            assert all(word in words for word in row.get(key, "").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [("p-punc:0.4", "P-Punc:0.4"), ("ALIGNED", "Aligned"), ("punc-FC-h:1.5", "H-Punc-FC:1.5")],
+)
+def test_a_routers_name_may_be_typed_in_any_case_and_is_shown_as_it_is_listed(
+    typed: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = ["generate", PROMPT, "-s", "1", "--max-tokens", "3"]
+    assert run([*draw, "-r", typed, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["router"] == shown
+    assert run([*draw, "-r", typed]) == 0
+    assert capsys.readouterr().err.endswith(f" · {shown}\n")
+
+
+def test_the_dial_and_comparisons_know_a_router_in_any_case(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    draw = ["generate", PROMPT, "-s", "1", "--max-tokens", "3"]
+    assert run([*draw, "-r", "punc-p", "-d", "0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["router"].startswith("P-Punc:")
+    assert run([*draw, "-r", "base", "--compare"]) == 2
+    assert "--compare shows Base anyway" in capsys.readouterr().err
+    prompts, curve = tmp_path / "in.txt", tmp_path / "curve.json"
+    prompts.write_text(PROMPT + "\n")
+    quick = ["--prompts", str(prompts), "-n", "2", "--max-tokens", "2", "-o", str(curve), "--json"]
+    assert run(["calibrate", "-r", "fc-RAND", *quick]) == 0
+    assert json.loads(capsys.readouterr().out)["router"].startswith("Rand-FC:")
+    assert "Rand-FC" in json.loads(curve.read_text())["curves"]

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from baco.characters import well_formed
 from baco.cli import run as baco
 from baco.evaluation.frontier import Estimate, Measured, indicators
 from baco.evaluation.records import Prompt
@@ -24,7 +26,7 @@ from baco.evaluation.report.standing import standing
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.report.verdict import ranking, verdict
 from baco.evaluation.store import Run
-from tests.report_runs import EVIL, made_run
+from tests.report_runs import EVIL, evil_run, made_run
 
 METRICS = ("distinct_1", "self_rouge_l", "distinct_k", "reward")
 
@@ -446,3 +448,14 @@ def test_shown_prompts_take_turns_by_category_and_fit_the_page() -> None:
     few = choose(prompts, 150, 10.0 * LONGEST)
     assert 1 <= len(few) < 5
     assert "29" in {prompt.id for prompt in few}
+
+
+def test_a_page_and_its_plots_are_well_formed_whatever_a_prompt_holds(tmp_path: Path) -> None:
+    report = evil_run(tmp_path) / "report"
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert well_formed(page) == page
+    assert "window.evil=1> | `a` *b* \\u001b[2J\ufffd\ufffd" in page
+    drawings = list((report / "plots").glob("*.svg"))
+    assert drawings
+    for drawing in drawings:
+        ElementTree.parse(drawing)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from baco.characters import well_formed
 from tests.report_runs import EVIL, evil_run, made_run
 
 
@@ -160,4 +161,4 @@ def test_what_prompts_and_models_say_is_shown_and_never_run(
 ) -> None:
     with opened(browser, evil_run(tmp_path) / "report/index.html") as page:
         assert page.evaluate("window.evil") is None
-        assert page.locator("#prompt-text").inner_text() == EVIL
+        assert page.locator("#prompt-text").inner_text() == well_formed(EVIL)

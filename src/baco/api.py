@@ -92,8 +92,9 @@ class Baco:
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.
             options: here see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
-                quantization_config, base_template, chat_template, function_words, and whatever
-                ``from_pretrained`` takes; elsewhere ``connect`` of the backend.
+                quantization_config, base_template, chat_template, function_words,
+                trust_remote_code, and whatever ``from_pretrained`` takes; elsewhere ``connect`` of
+                the backend.
 
         Raises:
             BacoError: a pair that cannot be found or loaded, or halves that do not fit.
@@ -130,7 +131,11 @@ class Baco:
         drafting = None
         if draft is not None:
             drafting = load_draft(
-                draft, pair, dtype=options.get("dtype"), packed=options.get("packed", True)
+                draft,
+                pair,
+                dtype=options.get("dtype"),
+                packed=options.get("packed", True),
+                trust_remote_code=options.get("trust_remote_code", False),
             )
         if compile:
             halves = (pair.base, pair.aligned, drafting)

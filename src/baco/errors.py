@@ -1,4 +1,6 @@
-"""The one error a user can cause, and how others are told."""
+"""The one error a user can cause, and others in one line."""
+
+import re
 
 
 class BacoError(ValueError):
@@ -25,3 +27,20 @@ def failure(error: Exception) -> str:
     if isinstance(error, BacoError):
         return str(error)
     return f"decoding this prompt failed ({type(error).__name__}); the log says more"
+
+
+# What torch says on a GPU and on a CPU.
+OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|allocate memory", re.IGNORECASE)
+# Longer messages of other libraries are reports, which do not fit into one line.
+MOST_CHARACTERS = 300
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's message joined to one line; only its type where it is long or says nothing.
+
+    The command line shows the whole of it with ``--debug``, Python as the error's cause.
+    """
+    message = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, LookupError | AttributeError | TypeError):
+        message = f"{type(error).__name__}: {message}"  # means nothing without it
+    return message if 0 < len(message) <= MOST_CHARACTERS else type(error).__name__

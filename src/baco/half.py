@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baco.checkpoint import explained
 from baco.compiled import Compiled
 from baco.context import context_of, text_config
 from baco.engine.cache import SlotCache
@@ -141,7 +142,8 @@ class Half:
         for place in places:
             ends = getattr(place, "eos_token_id", None)
             found |= set(ends if isinstance(ends, list | tuple) else [ends]) - {None}
-        return frozenset(int(end) for end in found)
+        with explained("the end tokens of", self.name):
+            return frozenset(int(end) for end in found)
 
     def on(self, width: int, unknown: Tensor) -> "Half":
         """The same half, its rows of logits on a vocabulary of ``width`` ids."""
@@ -272,7 +274,15 @@ class Half:
     def _reads_right(self, store: Store) -> bool:
         """Do two rows of different lengths in one cache read as they do alone?"""
         texts = [[1, 2, 3, 4, 5], [6, 7]]
-        alone = [self.score(text)[-1] for text in texts]
+        # The trial's own error says that this cache does not fit; one here, that no reading will.
+        with explained("the model", self.name):
+            alone = [self.score(text)[-1] for text in texts]
+        if any(bool(row.isnan().any()) for row in alone):
+            raise BacoError(
+                f"{self.name} reads a text to logits that are no numbers: its weights or its "
+                "config.json are damaged, or float16 is too narrow for it; fetch it again, or give "
+                "--dtype float32"
+            )
         try:
             for text in texts:
                 store.admit(store.prefill(text[:-1]), 1)

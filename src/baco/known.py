@@ -1,7 +1,6 @@
 """Pairs by short name: the table in ``pairs.toml``. No model is touched in here."""
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from baco.errors import BacoError
+from baco.model_files import read_object
+from baco.sampling import SamplingParams
 
 DEMO = "demo"
 
@@ -37,15 +38,32 @@ class KnownPair:
 
     @classmethod
     def in_folder(cls, folder: Path, name: str | None = None) -> Self:
-        """A pair kept in one folder: ``base/``, ``aligned/`` and, if there, ``baco.json``."""
-        note = folder / "baco.json"
-        told = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        """A pair kept in one folder: ``base/``, ``aligned/`` and, if there, ``baco.json``.
+
+        Raises:
+            BacoError: a ``baco.json`` that cannot be read, or that says what cannot be.
+        """
+        about = folder / "baco.json"
+        told = read_object(about) if about.is_file() else {}
+        for key, kind, expected in (
+            ("name", str, "a text"),
+            ("chat_options", dict, "an object"),
+            ("sampling", dict, "an object"),
+            ("dtype", str, "a text"),
+        ):
+            if not isinstance(told.get(key), kind | None):
+                raise BacoError(f"{about}: {key} is {told[key]!r}: give {expected} or leave it out")
+        sampling = told.get("sampling") or {}
+        try:
+            SamplingParams().updated(sampling)
+        except BacoError as error:
+            raise BacoError(f"{about}, sampling: {error}") from error
         return cls(
-            name or str(told.get("name", folder)),
+            name or told.get("name") or str(folder),
             str(folder / "base"),
             str(folder / "aligned"),
-            told.get("chat_options", {}),
-            told.get("sampling", {}),
+            told.get("chat_options") or {},
+            sampling,
             told.get("dtype"),
         )
 

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from baco.checkpoint import (
     Placement,
-    check_folder,
+    check_memory,
+    check_model,
+    explained,
     is_adapter,
     load_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     placements,
@@ -138,10 +141,12 @@ def make_pair(
     Raises:
         BacoError: the halves do not fit, a template or word list that cannot be read.
     """
-    check_vocabularies(base.tokenizer, aligned.tokenizer)
-    width = max(aligned.tokenizer.get_vocab().values()) + 1
     words = {} if function_words is None else {"function_words": load_words(function_words)}
-    vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, width, **words)
+    with explained("the tokenizer of", aligned.name):
+        check_vocabularies(base.tokenizer, aligned.tokenizer)
+        width = max(aligned.tokenizer.get_vocab().values()) + 1
+        vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, width, **words)
+        unknown = _unknown(base.tokenizer, aligned.tokenizer, width)
     end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < width)
     if not end_ids:
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
@@ -149,7 +154,7 @@ def make_pair(
     banned[sorted(end_ids)] = False
     pair = Pair(
         name=name,
-        base=base.on(width, _unknown(base.tokenizer, aligned.tokenizer, width)),
+        base=base.on(width, unknown),
         aligned=aligned.on(width, torch.zeros(width, dtype=torch.bool)),
         tokenizer=aligned.tokenizer,
         vocabulary=vocabulary,
@@ -228,6 +233,7 @@ def load_pair(
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
     packed: bool = True,
+    trust_remote_code: bool = False,
     **model_options: Any,
 ) -> Pair:
     """Load both halves with ``transformers`` and join them.
@@ -246,6 +252,8 @@ def load_pair(
         function_words: a word list by name, by file, or as words; English by default.
         packed: lay weights on a CPU out for its matrix kernels (:mod:`baco.packing`). Weights that
             are to be changed after loading must stay plain.
+        trust_remote_code: run the Python code that comes with a model, as some architectures need.
+            Nobody is asked; without it such a model is refused.
         model_options: handed to ``from_pretrained``: device_map, quantization_config, …
 
     Raises:
@@ -253,9 +261,10 @@ def load_pair(
     """
     if dtype is None:
         dtype = known.dtype
-    placed = placements(dtype, device, quantize, model_options)
+    placed = placements(dtype, device, quantize, model_options, trust_remote_code=trust_remote_code)
     for name in (known.base, known.aligned):
-        check_folder(name)
+        check_model(name)
+        check_memory(name)
     base, aligned = _load_halves(known, placed, packed)
     return make_pair(
         known.name,
@@ -270,14 +279,18 @@ def load_pair(
 
 
 def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -> tuple[Half, Half]:
-    base_tokenizer = load_tokenizer(known.base)
+    trust = placed["base"].trust_remote_code
+    load_config(known.base, trust_remote_code=trust)  # a tokenizer's error would not say so
+    base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust)
     if is_adapter(known.aligned):
         if placed["base"] != placed["aligned"]:
             raise BacoError(
                 f"{known.aligned} is an adapter over the base model's own weights: give one "
                 "device, dtype and quantize for both halves"
             )
-        aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
+        aligned_tokenizer = load_tokenizer(
+            known.aligned, fallback=base_tokenizer, trust_remote_code=trust
+        )
         check_vocabularies(base_tokenizer, aligned_tokenizer)
         model = load_model(known.base, placed["base"])
         rows = embedding_rows(model)
@@ -286,15 +299,17 @@ def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -
             pack(model)
         base = Half(known.base, model, base_tokenizer, bare=True, first_rows=rows)
         return base, Half(known.aligned, model, aligned_tokenizer)
+    load_config(known.aligned, trust_remote_code=trust)
     # Tokenizers first: a pair that does not fit should not cost the loading of two models.
-    aligned_tokenizer = load_tokenizer(known.aligned)
+    aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
     check_vocabularies(base_tokenizer, aligned_tokenizer)
     models = {}
     for half, name in (("base", known.base), ("aligned", known.aligned)):
         models[half] = load_model(name, placed[half])
         if packed:
             # Before the next one is loaded: what it came in makes room.
-            lay_out(models[half])
+            with explained("the model", name):
+                lay_out(models[half])
     return (
         Half(known.base, models["base"], base_tokenizer),
         Half(known.aligned, models["aligned"], aligned_tokenizer),
@@ -307,21 +322,31 @@ def lay_out(model: Any) -> None:
     pack(model)
 
 
-def load_draft(name: str, pair: Pair, *, dtype: Any = None, packed: bool = True) -> Half:
+def load_draft(
+    name: str,
+    pair: Pair,
+    *,
+    dtype: Any = None,
+    packed: bool = True,
+    trust_remote_code: bool = False,
+) -> Half:
     """Load a small model that drafts for a pair: it has the pair's vocabulary and the aligned
     half's device.
 
     Raises:
         BacoError: a model that cannot be loaded, of another vocabulary, or one that cannot draft.
     """
-    check_folder(name)
+    check_model(name)
+    check_memory(name)
     for half in (pair.base, pair.aligned):
         if not half.rewinds:
             raise BacoError(f"{half.name} cannot take back what it read, so nothing drafts for it")
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
     dtypes = by_half("dtype", dtype)
-    placement = Placement(pair.aligned.device, dtypes["aligned"])
+    placement = Placement(
+        pair.aligned.device, dtypes["aligned"], trust_remote_code=trust_remote_code
+    )
     model = load_model(name, placement)
     if packed:
         lay_out(model)

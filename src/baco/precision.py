@@ -3,7 +3,11 @@
 Knows devices and number formats; it knows nothing of models.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -67,6 +71,39 @@ def by_half(option: str, value: Any) -> dict[str, Any]:
                 f"base=VALUE,aligned=VALUE"
             )
     return {half: value.get(half) for half in HALVES}
+
+
+@contextmanager
+def without_torchao() -> Iterator[None]:
+    """Spare libraries the import of torchao, which takes longer than all other imports together.
+
+    Where it is installed, ``transformers`` imports it with all model code for a function that saves
+    quantised weights, and PEFT for a class that tells them. Where torchao has not been imported, no
+    weights are quantised by it, so a stand-in does in this block. Quantised weights import it.
+    """
+    if "torchao" in sys.modules:
+        yield
+        return
+
+    def saved(*arguments: Any) -> Any:
+        # The stand-in has long left sys.modules: this imports torchao.
+        return import_module(_SAVING).flatten_tensor_state_dict(*arguments)
+
+    stand_ins: dict[str, dict[str, Any]] = {
+        _SAVING: {"flatten_tensor_state_dict": saved},
+        "torchao.utils": {"TorchAOBaseTensor": type("TorchAOBaseTensor", (), {})},
+    }
+    for name, members in stand_ins.items():
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(members)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+_SAVING = "torchao.prototype.safetensors.safetensors_support"
 
 
 def quantization_config(quantize: str, device: torch.device) -> Any:

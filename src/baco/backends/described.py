@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from baco.checkpoint import load_tokenizer
+from baco.checkpoint import check_model, explained, load_config, load_tokenizer
 from baco.context import context_of, text_config
 from baco.errors import BacoError
 from baco.half import Half
@@ -78,24 +78,30 @@ def describe_pair(
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Pair:
     """A pair for routing, rendering and text; asking its halves for logits is refused.
 
     Args:
         known: where its tokenizers and configurations are.
         where: each half's weights are, for messages.
-        base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
+        base_template, chat_template, function_words, trust_remote_code: as for
+            :func:`baco.pair.load_pair`.
 
     Raises:
         BacoError: what cannot be found or read, or halves that do not fit.
     """
-    base_tokenizer = load_tokenizer(known.base)
-    base = _describe(known.base, where["base"], base_tokenizer)
-    aligned_tokenizer = load_tokenizer(known.aligned, fallback=base_tokenizer)
+    for name in (known.base, known.aligned):
+        check_model(name)
+    base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust_remote_code)
+    base = _describe(known.base, where["base"], base_tokenizer, trust_remote_code)
+    aligned_tokenizer = load_tokenizer(
+        known.aligned, fallback=base_tokenizer, trust_remote_code=trust_remote_code
+    )
     return make_pair(
         known.name,
         base,
-        _describe(known.aligned, where["aligned"], aligned_tokenizer),
+        _describe(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code),
         base_template=base_template,
         chat_template=chat_template,
         chat_options=dict(known.chat_options),
@@ -104,16 +110,13 @@ def describe_pair(
     )
 
 
-def _describe(name: str, where: str, tokenizer: Any) -> Described:
-    from transformers import AutoConfig, GenerationConfig
+def _describe(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> Described:
+    from transformers import GenerationConfig
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BacoError(f"cannot read the configuration of {name}: {told}") from error
-    try:
-        generation = GenerationConfig.from_pretrained(name)
-    except OSError:
-        generation = None  # it is optional: the model's configuration names the end token too
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    with explained("the generation settings of", name):
+        try:
+            generation = GenerationConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except OSError:
+            generation = None  # it is optional: the model's configuration names the end token too
     return Described(name, _Elsewhere(name, where, config, generation), tokenizer, where=where)

@@ -62,6 +62,8 @@ class Batch:
             "weights": told.weights,
             "backend": self.copy.load.get("backend", "local"),
             "draft": self.copy.load.get("draft"),
+            # Only where it is so: batches that were begun before there was a choice go on.
+            **({"trust_remote_code": True} if self.copy.load.get("trust_remote_code") else {}),
             "max_rows": self.copy.load["max_rows"],
             "threads": self.copy.threads,
             "router": told.router,

@@ -137,7 +137,9 @@ def main() -> None:
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=given.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        given.model, dtype=given.dtype, trust_remote_code=False
+    )
     model = model.to(given.device).eval()
     speaker = Speaker(model, texts=given.texts, rereads=given.rereads)
     # Named as TCP, so that asyncio sends small answers at once (TCP_NODELAY).

@@ -1,6 +1,7 @@
 """The command line: `baco COMMAND`. Thin: every command checks its input, calls the API, prints."""
 
-import re
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,20 +13,20 @@ from baco.cli.batch import batch
 from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.chat import chat
-from baco.cli.console import complain
+from baco.cli.console import Debug, OutputError, StandardOutput, complain, give_up_output
 from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
-from baco.cli.lists import pairs, routers
+from baco.cli.lists import methods, metrics, pairs, routers, tasks
 from baco.cli.pair import pair
 from baco.cli.report import report
 from baco.cli.score import score
 from baco.cli.serve import serve
 from baco.cli.sweep import sweep
+from baco.errors import OUT_OF_MEMORY, one_line
 
-INTERRUPTED = 130
-# How torch says it, on a GPU and on a CPU.
-_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|allocate memory", re.IGNORECASE)
+FAULT, UNEXPECTED, INTERRUPTED = 2, 1, 130
+_DEBUG = "--debug"
 
 app = typer.Typer(
     name="baco",
@@ -44,6 +45,9 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
     pairs: "baco pairs",
+    tasks: "baco tasks",
+    methods: "baco methods --json",
+    metrics: "baco metrics",
     diagnose: "baco diagnose --base Qwen/Qwen2.5-7B --aligned Qwen/Qwen2.5-7B-Instruct",
     calibrate: "baco calibrate --pair demo --router P-Punc --diversity 0.5",
     sweep: "baco sweep --pair demo --out runs/demo",
@@ -66,41 +70,97 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            _DEBUG,
+            envvar="BACO_DEBUG",
+            help="Show tracebacks, and what libraries log; may stand behind a command too.",
+        ),
+    ] = False,
 ) -> None:
-    pass
+    Debug.on = debug
 
 
 def main() -> None:
     """Run a command; every error a user can cause is one line and exit code 2."""
+    _open_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Fill the places of closed standard streams, else the next file that is opened takes one.
+
+    A library that writes to standard error would then write into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The original too: the size of the terminal is asked of it.
+        sys.stdout = sys.__stdout__ = StandardOutput.over(sys.stdout)  # type: ignore[misc]
 
 
 def run(arguments: list[str]) -> int:
     """The exit code of ``baco ARGUMENTS``."""
+    Debug.on = False
+    if sys.stdout is None:
+        complain("standard output is closed: send it to /dev/null where you do not want it")
+        return FAULT
+    code = _run(arguments)
     try:
-        code = app(arguments, prog_name="baco", standalone_mode=False, obj=arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        give_up_output()
+    except OutputError as error:
+        if code == 0:
+            complain(str(error), error)
+        give_up_output()
+        code = FAULT
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if _DEBUG in own:  # wherever it stands, it is an option of all commands
+        arguments = [_DEBUG, *(a for a in own if a != _DEBUG), *arguments[len(own) :]]
+    try:
+        code = app(
+            arguments,
+            prog_name="baco",
+            standalone_mode=False,
+            obj=[argument for argument in arguments if argument != _DEBUG],
+        )
     except typer.TyperException as error:
         if not error.format_message():
-            return 2  # no command: its help has been shown
+            return FAULT  # no command: its help has been shown
         command = next((a for a in arguments if not a.startswith("-")), "")
         known = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
         where = f"baco {command} --help" if command in known else "baco --help"
-        complain(f"{error.format_message().rstrip('.')}; see '{where}'")
-        return 2
+        complain(f"{error.format_message().rstrip('.')}; see '{where}'", error)
+        return FAULT
     except BacoError as error:
-        complain(str(error))
-        return 2
+        complain(str(error), error)
+        return FAULT
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        complain("out of memory: lower -n or --max-tokens, or use a smaller model or --dtype")
-        return 2
+    except Exception as error:
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+            told = "out of memory: lower -n or --max-tokens, or use a smaller model or --dtype"
+            complain(told, error)
+            return FAULT
+        kind, told = type(error).__name__, one_line(error)
+        what = told if told.startswith(kind) else f"{kind}: {told}"
+        complain(f"unexpected {what} (baco --debug shows where)", error)
+        return UNEXPECTED
     if code == INTERRUPTED:
         complain("interrupted")
     return code if isinstance(code, int) else 0

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from baco.cli.console import coloured, err, legend, out
+from baco.cli.console import coloured, err, legend, out, show, write
 from baco.cli.drawing import command_line, draw_svg
 from baco.text import Piece
 
@@ -90,10 +90,10 @@ class Show:
         try:
             for chunk in self._chunks():
                 self._take(chunk)
-                console.print(coloured(chunk.pieces), end="")
+                show(console, chunk.pieces)
         finally:
             if self.growing[0]:
-                console.print()
+                write("\n")
         err().print(self._figures())
 
     def _piped(self) -> None:
@@ -101,9 +101,9 @@ class Show:
         for chunk in self._chunks():
             self._take(chunk)
             while self.shown in self.done:
-                if self.shown:
-                    console.print()
-                console.print(self._answer(self.shown))
+                write(f"\n{self.shown + 1}. " if self.shown else "1. ")
+                show(console, self.growing[self.shown])
+                write("\n")
                 self.shown += 1
         err().print(self._figures())
 

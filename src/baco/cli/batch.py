@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 def batch(
     context: typer.Context,
-    inputs: Annotated[
+    paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Prompts: .jsonl, .parquet or .txt files, or folders of them.", metavar="IN..."
+            help="Prompts: .jsonl, .parquet or .txt files, or folders of them. The last path is "
+            "the directory of shards.",
+            metavar="IN... OUT",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The directory of shards.", metavar="OUT")],
     n: opt.Answers = 1,
     router: opt.RouterSpelling = None,
     diversity: opt.Diversity = None,
@@ -93,6 +94,7 @@ def batch(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer files of prompts into a directory of shards.
@@ -100,6 +102,11 @@ def batch(
     Stop it at any moment, or lose machines: the same command makes what is missing, and every row
     is the same byte for byte, whoever made it.
     """
+    *inputs, out = paths
+    if not inputs:
+        raise BacoError(
+            f"missing argument OUT: give prompts and a directory, as in baco batch {out} answers/"
+        )
     _check_place(backend, replica, address, workers, gpus_per_worker)
     for name, value in (("threads", threads), ("shard-rows", shard_rows), ("max-rows", max_rows)):
         if value is not None and value < 1:
@@ -137,6 +144,7 @@ def batch(
             "chat_template": chat_template,
             "template_args": opt.template_arguments(template_arg),
             "date": opt.day(date),
+            "trust_remote_code": trust_remote_code,
         }
     )
     from baco.batch.batch import Batch

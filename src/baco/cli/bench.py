@@ -1,6 +1,5 @@
 """``baco bench``: how fast paired decoding is, next to other ways, in one run on this machine."""
 
-import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -87,7 +86,7 @@ def bench(
     from baco.bench.weights import load
 
     settings = _settings(router, gamma, n, tokens, repeats, only, quick, most_asked)
-    _hush()
+    opt.hush()
     with _progress(steps(settings) + 1) as say:
         say("making and loading the pair")
         known = _pair(pair, base, aligned, body, random, dtype)
@@ -98,16 +97,6 @@ def bench(
         print_json(report)
     else:
         show(report)
-
-
-def _hush() -> None:
-    """Keep what other libraries say while they load off the terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _settings(

@@ -32,10 +32,9 @@ def show(report: Mapping[str, Any]) -> None:
         f"torch {machine['torch']}, transformers {machine['transformers']}",
         report["command"],
         sep="\n",
-        markup=False,
     )
     console.print(_race(report), soft_wrap=False)
-    console.print(_lines(report), markup=False)
+    console.print(_lines(report))
     if report.get("gammas"):
         console.print(_gammas(report["gammas"]), soft_wrap=False)
 

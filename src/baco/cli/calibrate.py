@@ -7,6 +7,7 @@ import typer
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from baco import BacoError
 from baco.cli import options as opt
@@ -57,6 +58,7 @@ def calibrate(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Measure a router over its range of γ; from then on --diversity 0 … 1 is a dial for the pair.
 
@@ -65,6 +67,7 @@ def calibrate(
     """
     from baco.calibration import MIDDLE, Calibration, check_writable, grid_of
     from baco.calibration import calibrate as measure
+    from baco.routing.registry import listed
 
     if diversity is not None and base_share is not None:
         raise BacoError("--diversity and --base-share each ask for a threshold: give one of them")
@@ -72,6 +75,7 @@ def calibrate(
         if value is not None and not 0 <= value <= 1:
             raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
     steps = len(grid_of(router)) + 1
+    router = listed(router)
     asked = None if prompts is None else read_prompts(prompts)
     check_writable(output)
     baco = opt.load(
@@ -87,6 +91,7 @@ def calibrate(
         chat_template=chat_template,
         template_args=opt.template_arguments(template_arg),
         date=opt.day(date),
+        trust_remote_code=trust_remote_code,
     )
     if output is not None:
         Calibration.in_file(baco.pair, output)  # refused before hours of measuring
@@ -115,7 +120,7 @@ def calibrate(
         print_json(_told(baco, router, gamma, curve))
         return
     wanted = f"base share {base_share:g}" if base_share is not None else f"diversity {dial:g}"
-    out().print(f"{wanted} on {baco.pair.name}: {router}:{gamma:g}")
+    out().print(Text(f"{wanted} on {baco.pair.name}: {router}:{gamma:g}"))
 
 
 def _told(baco: Any, router: str, gamma: float, curve: "Curve") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baco.cli.answers import distinct, share
-from baco.cli.console import coloured, err, legend, out
+from baco.cli.console import coloured, err, legend, out, show
 from baco.cli.drawing import command_line, draw_svg
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def _show(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> None:
     for spelling, completions in columns:
         console.print(Text(f"== {spelling}", style="bold"))
         for number, completion in enumerate(completions, 1):
-            console.print(Text.assemble((f"{number}. ", "bold"), coloured(completion.pieces)))
+            console.print(Text(f"{number}. ", style="bold"), end="")
+            show(console, completion.pieces)
+            console.print()
         console.print(Text(_summary(completions), style="dim"))
         console.print()
     if console.is_terminal:

@@ -41,6 +41,7 @@ def diagnose(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Tell where two models agree and part, what routers would do, and whether the pair is good."""
     from baco.diagnose import ANSWERERS, check_prompts
@@ -63,6 +64,7 @@ def diagnose(
             chat_template=chat_template,
             template_args=opt.template_arguments(template_arg),
             date=opt.day(date),
+            trust_remote_code=trust_remote_code,
         )
         opt.take_today(baco)
         asked = asked or default_prompts(baco)[:PROMPTS]
@@ -136,9 +138,9 @@ def _show(found: "Diagnosis") -> None:
         )
     )
     for reason in found.reasons:
-        console.print(f"- {reason}", markup=False)
+        console.print(f"- {reason}")
     for half, held in found.weights.items():
-        console.print(f"{half}: {held}", style="dim", markup=False)
+        console.print(f"{half}: {held}", style="dim")
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
@@ -147,7 +149,7 @@ def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
         print_json({"pair": pair, "verdict": "useless", "reasons": [reason]})
         return
     out().print(Text.assemble(("useless", _COLOURS["useless"]), " for BACo as it is"))
-    out().print(f"- {reason}", markup=False)
+    out().print(f"- {reason}")
 
 
 def _bar(share: float) -> str:

@@ -11,6 +11,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from baco import BacoError
+from baco.characters import well_formed
 from baco.known import DEMO
 
 WIDTH = 96
@@ -59,12 +60,14 @@ def draw_svg(path: Path, command: str, view: RenderableType) -> None:
         file=io.StringIO(),
         force_terminal=True,
         highlight=False,
+        markup=False,
+        emoji=False,
         color_system="truecolor",
         no_color=False,
     )
     console.print(Text(f"$ {command}\n", style="bold"))
     console.print(view)
-    drawing = console.export_svg(title="BACo", theme=PAPER)
+    drawing = well_formed(console.export_svg(title="BACo", theme=PAPER))
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -62,6 +62,7 @@ def generate(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Draw n answers to a prompt, every word coloured by the model it came from."""
     if (jsonl is None) != (output is None):
@@ -73,8 +74,6 @@ def generate(
         )
     if as_json and svg is not None:
         raise BacoError("give --json or --svg, not both")
-    if compare and router in ("Base", "Aligned"):
-        raise BacoError(f"--compare shows {router} anyway: give another router")
     for target in (svg, output):
         if target is not None and not target.absolute().parent.is_dir():
             raise BacoError(f"cannot write {target}: no such folder as {target.absolute().parent}")
@@ -92,6 +91,10 @@ def generate(
         }
     )
     opt.check(sampling, switch, router)
+    from baco.routing.registry import CONSTANTS, family
+
+    if compare and router is not None and (alone := family(router)) in CONSTANTS:
+        raise BacoError(f"--compare shows {alone} anyway: give another router")
     text = None if jsonl is not None else _prompt(prompt)
     rows = None
     if jsonl is not None and output is not None:
@@ -119,10 +122,15 @@ def generate(
         chat_template=chat_template,
         template_args=opt.template_arguments(template_arg),
         date=opt.day(date),
+        trust_remote_code=trust_remote_code,
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
-    loaded = {"base_template": base_template, "chat_template": chat_template}
+    loaded = {
+        "base_template": base_template,
+        "chat_template": chat_template,
+        "trust_remote_code": trust_remote_code,
+    }
     if rows is not None and output is not None:
         from baco.cli.jsonl import answer_all
 

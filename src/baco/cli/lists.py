@@ -1,12 +1,17 @@
-"""``baco routers`` and ``baco pairs``: what there is to choose from."""
+"""What there is to choose from: routers, pairs, tasks, methods and metrics."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from textwrap import fill, wrap
 
-from rich import box
-from rich.table import Table
+from rich.cells import cell_len
+from rich.text import Text
 
 from baco.cli.console import out, print_json
 from baco.cli.options import AsJson
+
+# A last column of sentences that is narrower than this is hard to read.
+NARROWEST = 24
 
 
 def routers(as_json: AsJson = False) -> None:
@@ -17,11 +22,9 @@ def routers(as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(entry) for entry in catalogue()])
         return
-    table = Table("router", "example", "which model speaks", box=box.SIMPLE)
-    for entry in catalogue():
-        table.add_row(entry.name, entry.example, entry.sentence)
-    out().print(table, soft_wrap=False)
-    out().print(
+    rows = [(entry.name, entry.example, entry.sentence) for entry in catalogue()]
+    _show(("router", "example", "which model writes the word"), rows)
+    _say(
         f"Content rules ({', '.join(names(ContentRule))}) combine with one logit rule "
         f"({', '.join(names(LogitRule))}), as in H-Punc-FC:1.5. predict=aligned or "
         "predict=either after a comma says whose most likely token the content rules look at."
@@ -30,13 +33,92 @@ def routers(as_json: AsJson = False) -> None:
 
 def pairs(as_json: AsJson = False) -> None:
     """List the pairs that have a short name."""
-    from baco.known import known_pairs
+    from baco.known import DEMO, known_pairs
 
     if as_json:
         print_json([{"name": p.name, "base": p.base, "aligned": p.aligned} for p in known_pairs()])
         return
-    table = Table("pair", "base", "aligned", box=box.SIMPLE)
-    for pair in known_pairs():
-        shown = ("embedded", "embedded") if pair.name == "demo" else (pair.base, pair.aligned)
-        table.add_row(pair.name, *shown)
-    out().print(table, soft_wrap=False)
+    rows = [
+        (pair.name, "embedded", "embedded")
+        if pair.name == DEMO
+        else (pair.name, pair.base, pair.aligned)
+        for pair in known_pairs()
+    ]
+    _show(("pair", "base", "aligned"), rows, prose=False)
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks of 'baco sweep': prompts that have a name."""
+    from baco.evaluation.tasks import task_files
+
+    found = task_files().values()
+    if as_json:
+        names = ("name", "help", "limit", "max_tokens", "verifier")
+        print_json(
+            [
+                {name: getattr(task, name) for name in names} | {"source": dict(task.source)}
+                for task in found
+            ]
+        )
+        return
+    _show(("task", "what it asks"), [(task.name, task.help) for task in found])
+    _say("A file of prompts (.jsonl, or .txt with one on each line) is a task too.")
+
+
+def methods(as_json: AsJson = False) -> None:
+    """List the methods of 'baco sweep': what turns a prompt into answers."""
+    from baco.evaluation.methods import groups, methods
+
+    found = methods().values()
+    if as_json:
+        print_json([{"name": m.name, "family": m.family, "help": m.help} for m in found])
+        return
+    _show(("method", "family", "what it does"), [(m.name, m.family, m.help) for m in found])
+    stand = [f"{name} stands for {', '.join(members)}" for name, members in groups().items()]
+    _say(f"{'; '.join(stand)}. --router names a single router.")
+
+
+def metrics(as_json: AsJson = False) -> None:
+    """List the metrics of 'baco sweep' and 'baco score'."""
+    from baco.evaluation.metrics import entries
+
+    found = entries().values()
+    if as_json:
+        names = ("name", "kind", "needs", "models", "help")
+        print_json([{name: getattr(metric, name) for name in names} for metric in found])
+        return
+    rows = [(m.name, m.kind, ", ".join(m.models) or "none", m.help) for m in found]
+    _show(("metric", "kind", "models", "what it measures"), rows)
+    _say("--model ROLE=ID_OR_FOLDER names another model for a role. Higher is always better.")
+
+
+def _show(headings: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = True) -> None:
+    """Rows of which nothing is cut, and no cell but a last one of prose is broken into lines.
+
+    In a pipe a row is a line. On a terminal that is too narrow the cells of a row stand below each
+    other.
+    """
+    console = out()
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    room = console.width - sum(width + 2 for width in widths[:-1])
+    if console.is_terminal and room < (min(widths[-1], NARROWEST) if prose else widths[-1]):
+        for first, *others in rows:
+            console.print(Text(first, style="bold"), soft_wrap=True)
+            for cell in others:
+                console.print(Text(f"  {cell}"), soft_wrap=True)
+        return
+    for place, row in enumerate((headings, *rows)):
+        beginning = "".join(
+            cell + " " * (width + 2 - cell_len(cell))
+            for cell, width in zip(row[:-1], widths[:-1], strict=True)
+        )
+        # Words of the lists are never so long that they would have to be broken.
+        last = wrap(row[-1], room) if console.is_terminal and prose else [row[-1]]
+        indent = "\n" + " " * cell_len(beginning)
+        style = "bold" if place == 0 else ""
+        console.print(Text(beginning + indent.join(last), style=style), soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    console = out()
+    console.print(Text("\n" + (fill(text, console.width) if console.is_terminal else text)))

@@ -3,13 +3,14 @@
 import atexit
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from baco import BacoError
-from baco.cli.console import note
+from baco.cli.console import Debug, note
 
 if TYPE_CHECKING:
     from baco import Baco
@@ -54,6 +55,13 @@ Compile = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option("--memory", help="For cached keys and values, as 2GiB or 40% of what is free."),
+]
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python code that a model comes with. Only for models that you trust.",
+    ),
 ]
 Backend = Annotated[
     str,
@@ -172,31 +180,39 @@ class _Notes(logging.Handler):
 
 
 def hush() -> None:
-    """Let libraries say only what a user can act on, and this one in notes."""
-    # What torchao has to say at its import is about other accelerators and of no use to a user.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Let libraries say only what a user can act on, and this one in notes.
 
-    from transformers.utils import logging as transformers_logging
-
+    Downloads keep their bars on a terminal, since they take long. ``--debug`` lets all be said.
+    """
     log = logging.getLogger("baco")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
         log.addHandler(_Notes())
         log.propagate = False
+    if Debug.on:
+        log.setLevel(logging.DEBUG)
+        return
     logging.getLogger("baco.compiling").setLevel(logging.INFO)
+    # What torchao has to say at its import is about other accelerators and of no use to a user.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    shows_downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # the hub's bars too
+    if shows_downloads:
+        enable_progress_bars()
 
 
 def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
     """The pair that a command's options name; the demo pair where they name none."""
     hush()
 
-    from transformers.utils import logging as transformers_logging
-
     from baco import Baco
 
-    if base is None and pair in (None, "demo"):
-        transformers_logging.disable_progress_bar()
     loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))
     atexit.register(loaded.close)
     return loaded
@@ -315,7 +331,7 @@ def spelled_router(baco: "Baco", router: str | None, diversity: float | None) ->
         return baco.router(router)
     from baco.api import DEFAULT_ROUTER
     from baco.calibration import Calibration
-    from baco.routing.registry import family
+    from baco.routing.registry import family, listed
     from baco.routing.registry import router as parse
 
     if not 0 <= diversity <= 1:
@@ -326,6 +342,7 @@ def spelled_router(baco: "Baco", router: str | None, diversity: float | None) ->
             f"--diversity and --router {spelling} both say how often the base speaks: "
             f"give --router {family(spelling)}, or leave out --diversity"
         )
+    spelling = listed(spelling)
     calibration = Calibration.load(baco.pair)
     if calibration is None or spelling not in calibration.curves:
         raise BacoError(

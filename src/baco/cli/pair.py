@@ -26,6 +26,7 @@ def export(
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the halves' files; they are linked to otherwise.")
     ] = False,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Write a pair as one folder that vLLM serves like a model: vllm serve DIR."""
     from baco.backends.vllm.folder import export_pair
@@ -39,6 +40,6 @@ def export(
         known = KnownPair(f"{base} + {aligned}", base, aligned)
     else:
         known = find_pair(name if name is not None else DEMO)
-    made = export_pair(known, directory, copy=copy)
+    made = export_pair(known, directory, copy=copy, trust_remote_code=bool(trust_remote_code))
     held = f" --dtype {known.dtype}" if known.dtype else ""
     note(f"{made.name}, {made.vocabulary.size} tokens; serve it: vllm serve {directory}{held}")

@@ -46,7 +46,7 @@ def report(
         return
     for verdict in made.verdicts:
         title = f"{verdict.pair}: " if len(made.verdicts) > 1 else ""
-        out().print(title + verdict.first, markup=False)
+        out().print(title + verdict.first)
         for line in verdict.lines:
-            out().print(f"  {line}", markup=False)
+            out().print(f"  {line}")
     note(f"report in {made.page}")

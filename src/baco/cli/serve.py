@@ -125,6 +125,7 @@ def serve(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Serve a pair behind OpenAI's API, with a page at / that shows who wrote which word.
 
@@ -180,6 +181,7 @@ def serve(
         chat_template=chat_template,
         template_args=opt.template_arguments(template_arg),
         date=opt.day(date),
+        trust_remote_code=trust_remote_code,
     )
     today = opt.date_in_prompts(loaded)
     if today is not None and loaded.pair.renderer.date is None:

@@ -90,6 +90,7 @@ def sweep(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw every method's samples on every task, and measure their diversity and quality.
@@ -118,6 +119,7 @@ def sweep(
             "chat_template": chat_template,
             "template_args": opt.template_arguments(template_arg),
             "date": opt.day(date),
+            "trust_remote_code": trust_remote_code,
         }
     )
     sampling = opt.given(
@@ -167,12 +169,9 @@ def _cluster(
 
 
 def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = None) -> None:
-    from transformers.utils import logging as transformers_logging
-
     from baco.evaluation import sweep as drawing
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    opt.hush()
     with answering("prompts × settings", sum(len(job.prompts) for job in plan.jobs())) as bar:
 
         def advance(prompts: int, tokens: int) -> None:

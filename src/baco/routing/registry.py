@@ -116,6 +116,18 @@ def family(spelling: str) -> str:
     return "-".join(listed.get(part.strip().casefold(), part) for part in parts)
 
 
+def listed(spelling: str) -> str:
+    """A router's name as it is listed, whatever case and order its parts are written in.
+
+    Raises:
+        BacoError: no such router.
+    """
+    if family(spelling) in CONSTANTS:
+        return family(spelling)
+    logit, contents = _sorted(spelling)
+    return Rule(logit, contents).family
+
+
 def logit_rule_of(spelling: str) -> LogitRule | None:
     """The logit rule of a spelling, with or without its arguments; None where it has none.
 

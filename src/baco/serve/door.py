@@ -5,18 +5,18 @@ Both are plain ASGI, so that a client's going away reaches the endpoints.
 
 import hashlib
 import hmac
-import json
 import logging
 import sys
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from baco.characters import escaped, json_line
 from baco.serve import errors
 from baco.serve.connections import Connections
 from baco.serve.metrics import Metrics
@@ -38,8 +38,8 @@ MOST_ADDRESS = 100
 
 def log_to_streams() -> None:
     """To standard output a line of JSON for every request, to standard error what goes wrong."""
-    lines, faults = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    faults.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    lines, faults = _AccessHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    faults.setFormatter(_Escaped("%(asctime)s %(levelname)s %(message)s"))
     # Whatever clients can bring about again and again must not fill the disk.
     faults.addFilter(RepeatFilter())
     for logger, handler in ((access, lines), (log, faults)):
@@ -50,6 +50,20 @@ def log_to_streams() -> None:
         library = logging.getLogger(name)
         library.addHandler(faults)
         library.propagate = False
+
+
+class _AccessHandler(logging.StreamHandler[TextIO]):
+    """Standard output, which may be a file on a full disk: the server goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        log.error("the access log cannot be written: %s", sys.exc_info()[1])
+
+
+class _Escaped(logging.Formatter):
+    """Control characters of clients' texts as escapes, since a terminal may show the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 class RepeatFilter(logging.Filter):
@@ -126,7 +140,7 @@ class Ledger:
             path = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(path, entry["status"]).inc()
             self._metrics.seconds.labels(path).observe(entry["seconds"])
-            access.info("%s", json.dumps(entry, ensure_ascii=False, default=str))
+            access.info("%s", json_line(entry, default=str))
 
 
 def _plain(scope: Scope) -> Scope:

@@ -43,6 +43,7 @@ def connect(
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Pair, "RemoteBackend"]:
     """A pair whose halves run on two servers.
 
@@ -55,7 +56,8 @@ def connect(
             server scores no prompt and takes one at a time, a call for each token of a span.
         timeout: seconds that one call may take.
         retries: of a call that meets 429, 5xx or no connection.
-        base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
+        base_template, chat_template, function_words, trust_remote_code: as for
+            :func:`baco.pair.load_pair`.
 
     Raises:
         BacoError: a server that is not there or cannot do it, or halves that do not fit.
@@ -77,6 +79,7 @@ def connect(
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
+        trust_remote_code=trust_remote_code,
     )
     return pair, RemoteBackend(pair, servers, models, concurrency)
 

@@ -19,6 +19,7 @@ def connect(
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
+    trust_remote_code: bool = False,
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     max_rows: int = 256,
@@ -31,7 +32,8 @@ def connect(
     Args:
         known: where the halves are; a folder that ``baco pair export`` wrote is taken as it is.
         dtype: of the weights; by default the pair's own, else vLLM's choice.
-        base_template, chat_template, function_words: as for :func:`baco.pair.load_pair`.
+        base_template, chat_template, function_words, trust_remote_code: as for
+            :func:`baco.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
         max_rows: answers decoded at once; more wait.
         cache: memory for keys and values, as for :func:`baco.memory.cache_bytes`; by default vLLM's
@@ -53,11 +55,13 @@ def connect(
         known,
         {"base_template": base_template, "chat_template": chat_template},
         function_words,
+        trust_remote_code,
         {
             "dtype": dtype or known.dtype or "auto",
             "tensor_parallel_size": tensor_parallel,
             "pipeline_parallel_size": pipeline_parallel,
             "max_num_seqs": max_rows,
+            "trust_remote_code": trust_remote_code,
             **dict(engine or {}),
         },
         cache,

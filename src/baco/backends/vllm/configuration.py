@@ -38,7 +38,12 @@ class PairConfiguration(VerifyAndUpdateConfig):
         # A half that reads fewer tokens than the batch has does not fit into a captured graph.
         vllm_config.model_config.enforce_eager = True
         model = vllm_config.model_config
-        Limits.of_pair(model.get_vocab_size(), model.max_model_len, Path(model.model))
+        Limits.of_pair(
+            model.get_vocab_size(),
+            model.max_model_len,
+            Path(model.model),
+            model.trust_remote_code,
+        )
 
 
 def _check_features(vllm_config: "VllmConfig") -> None:

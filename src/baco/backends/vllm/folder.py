@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from baco import hub
 from baco.backends.described import describe_pair
 from baco.backends.vllm.plugin import ARCHITECTURE
 from baco.calibration import Calibration
 from baco.checkpoint import Placement, find_device, is_adapter, load_adapter, load_model
-from baco.errors import BacoError
+from baco.errors import BacoError, one_line
 from baco.known import KnownPair
 from baco.pair import Pair
 from baco.routing.rules import HALVES
@@ -26,6 +27,7 @@ def export_pair(
     *,
     copy: bool = False,
     function_words: list[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Pair:
     """Write a pair to the folder ``out``, which must be empty or new.
 
@@ -34,6 +36,7 @@ def export_pair(
         out: the folder.
         copy: the halves' files, in place of linking to where they are.
         function_words: a word list in place of the English one.
+        trust_remote_code: run the Python code that comes with a model.
 
     Returns:
         The pair, without its weights.
@@ -43,13 +46,18 @@ def export_pair(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BacoError(f"{out} is not empty: export the pair to a new folder")
-    pair = describe_pair(known, dict.fromkeys(HALVES, "vLLM"), function_words=function_words)
+    pair = describe_pair(
+        known,
+        dict.fromkeys(HALVES, "vLLM"),
+        function_words=function_words,
+        trust_remote_code=trust_remote_code,
+    )
     out.mkdir(parents=True, exist_ok=True)
     for half, name in (("base", known.base), ("aligned", known.aligned)):
         if half == "aligned" and is_adapter(name):
-            _merge(known, pair, out / half)
+            _merge(known, pair, out / half, trust_remote_code)
         else:
-            _place(_folder(name), out / half, copy)
+            _place(_folder(name, trust_remote_code), out / half, copy)
     pair.tokenizer.save_pretrained(out)
     _write(out / "config.json", _config(pair, known.dtype))
     _write(out / "generation_config.json", {"eos_token_id": sorted(pair.end_ids)})
@@ -82,7 +90,7 @@ def _config(pair: Pair, dtype: str | None) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, trust_remote_code: bool) -> Path:
     """Where a model's files are; from the hub where it is no folder."""
     folder = Path(name)
     if folder.is_dir():
@@ -91,10 +99,11 @@ def _folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        kinds = ["*.json", "*.safetensors", "*.model", *(["*.py"] if trust_remote_code else [])]
+        with hub.reading(name):
+            return Path(snapshot_download(name, allow_patterns=kinds))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BacoError(f"cannot fetch the model {name}: {told}") from error
+        raise BacoError(f"cannot fetch the model {name}: {one_line(error)}") from error
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:
@@ -106,9 +115,10 @@ def _place(source: Path, target: Path, copy: bool) -> None:
         target.symlink_to(source, target_is_directory=True)
 
 
-def _merge(known: KnownPair, pair: Pair, target: Path) -> None:
+def _merge(known: KnownPair, pair: Pair, target: Path, trust_remote_code: bool) -> None:
     """Write the base model with the adapter in its weights."""
-    model = load_model(known.base, Placement(find_device("cpu"), known.dtype))
+    placement = Placement(find_device("cpu"), known.dtype, trust_remote_code=trust_remote_code)
+    model = load_model(known.base, placement)
     merged = load_adapter(model, known.aligned).merge_and_unload()
     merged.save_pretrained(target)
     pair.aligned.tokenizer.save_pretrained(target)
@@ -118,11 +128,12 @@ def _write(file: Path, told: dict[str, Any]) -> None:
     file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def read_pair(folder: Path) -> Pair:
+def read_pair(folder: Path, trust_remote_code: bool = False) -> Pair:
     """The pair of a folder that `export_pair` wrote, without its weights."""
     told = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
     return describe_pair(
         KnownPair.in_folder(folder),
         dict.fromkeys(HALVES, "vLLM"),
         function_words=told.get("function_words"),
+        trust_remote_code=trust_remote_code,
     )

@@ -97,7 +97,7 @@ class TwoPrompts:
             if self._pair is None:
                 if Limits.here.folder is None:
                     raise BacoError("this vLLM serves no pair: leave out BACo's middleware")
-                self._pair = read_pair(Limits.here.folder)
+                self._pair = read_pair(Limits.here.folder, Limits.here.trust_remote_code)
             return self._pair
 
 

@@ -25,17 +25,22 @@ DEFAULT_ROUTER = "P-Punc:0.4"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a pair's token ids and prompts may be, where this process serves one; its folder."""
+    """What a pair's token ids and prompts may be, where this process serves one; its folder, and
+    whether code that comes with it may run.
+    """
 
     vocabulary: int | None = None
     context: int | None = None
     folder: Path | None = None
+    trust_remote_code: bool = False
     here: ClassVar["Limits"]
 
     @classmethod
-    def of_pair(cls, vocabulary: int, context: int, folder: Path) -> None:
+    def of_pair(
+        cls, vocabulary: int, context: int, folder: Path, trust_remote_code: bool = False
+    ) -> None:
         """Take down what the pair of this process allows."""
-        cls.here = cls(vocabulary, context, folder)
+        cls.here = cls(vocabulary, context, folder, trust_remote_code)
 
 
 Limits.here = Limits()

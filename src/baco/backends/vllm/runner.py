@@ -48,7 +48,8 @@ class PairRunner(_Runner):
     def take_up_pair(self) -> None:
         """Make what a pair needs beside vLLM's own state."""
         self.table = RequestTable(self.max_model_len, self.device)
-        pair = read_pair(Path(self.model_config.model))
+        model = self.model_config
+        pair = read_pair(Path(model.model), model.trust_remote_code)
         self.law = Law(
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),

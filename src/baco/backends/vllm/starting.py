@@ -32,6 +32,7 @@ def start(
     known: KnownPair,
     templates: dict[str, Any],
     function_words: str | Iterable[str] | None,
+    trust_remote_code: bool,
     arguments: dict[str, Any],
     cache: int | float | str | None,
     ngram: int,
@@ -45,14 +46,18 @@ def start(
     if function_words is not None:
         words = sorted(load_words(function_words))
     pair = describe_pair(
-        known, dict.fromkeys(HALVES, "vLLM"), function_words=function_words, **templates
+        known,
+        dict.fromkeys(HALVES, "vLLM"),
+        function_words=function_words,
+        trust_remote_code=trust_remote_code,
+        **templates,
     )
     made = None
     folder = exported(known) if words is None else None
     if folder is None:
         made = TemporaryDirectory(prefix="baco-pair-")
         folder = Path(made.name)
-        export_pair(known, folder, function_words=words)
+        export_pair(known, folder, function_words=words, trust_remote_code=trust_remote_code)
     # Answers go to standard output: what vLLM has to say does not.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

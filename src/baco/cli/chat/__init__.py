@@ -38,6 +38,7 @@ def chat(
     chat_template: opt.ChatTemplate = None,
     template_arg: opt.TemplateArguments = None,
     date: opt.Date = None,
+    trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Talk to a pair; every word is coloured by the model it came from. /help lists commands.
 
@@ -76,6 +77,7 @@ def chat(
         chat_template=chat_template,
         template_args=opt.template_arguments(template_arg),
         date=opt.day(date),
+        trust_remote_code=trust_remote_code,
     )
     chosen = opt.spelled_router(baco, router, diversity)
     settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}

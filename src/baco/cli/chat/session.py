@@ -54,7 +54,7 @@ class Session:
             except BacoError as error:
                 if not self.interactive:
                     raise
-                complain(str(error))
+                complain(str(error), error)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise

@@ -55,7 +55,7 @@ def embedder(name: str | None = None) -> Embedder:
     return Embedder(made_by, load("embedding", place, _read))
 
 
-def _read(place: str) -> Any:
+def _read(place: str, *, trust_remote_code: bool) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(place)
+    return SentenceTransformer(place, trust_remote_code=trust_remote_code)

@@ -6,7 +6,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
+from baco import hub
+from baco.checkpoint import import_model_code
+from baco.errors import one_line
 from baco.evaluation.metrics.protocols import MetricUnavailable
+from baco.hub import NotHereError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -26,34 +30,48 @@ def require(*libraries: str) -> dict[str, str]:
     return {name: version(name) for name in libraries}
 
 
-# Why models could not be loaded, by role and name: a hub out of reach takes a minute to say so.
+# Why models could not be loaded, by role and name.
 _missing: dict[tuple[str, str], str] = {}
 
 
-def load(role: str, name: str, read: Callable[[str], V]) -> V:
+def load(role: str, name: str, read: Callable[..., V]) -> V:
     """What `read` makes of a model's hub id or folder.
+
+    Args:
+        role: of the model in a metric.
+        name: hub id or folder.
+        read: takes the name, and ``trust_remote_code``, which is False.
 
     Raises:
         MetricUnavailable: it is not there, or is no such model.
     """
     if (role, name) not in _missing:
         try:
-            return read(name)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            _missing[role, name] = reason
+            import_model_code()
+            with hub.reading(name):
+                return read(name, trust_remote_code=False)
+        except NotHereError as error:
+            _missing[role, name] = error.reason
+        except Exception as error:  # damaged files lead libraries to errors of all kinds
+            has_code = "trust_remote_code" in str(error)
+            _missing[role, name] = (
+                "it comes with Python code of its own, which no metric runs"
+                if has_code
+                else one_line(error)
+            )
     raise MetricUnavailable(
         f"the {role} model {name!r} cannot be loaded ({_missing[role, name]}): connect to the hub "
         f"once, or name another hub id or a folder for {role!r}"
     )
 
 
-def read_model(kind: Any, name: str) -> Any:
+def read_model(kind: Any, name: str, *, trust_remote_code: bool) -> Any:
     """A `transformers` model in evaluation mode, on the accelerators where there are any."""
     import torch
 
     where = {"device_map": "auto"} if torch.accelerator.is_available() else {}
-    return kind.from_pretrained(name, dtype="auto", **where).eval()
+    model = kind.from_pretrained(name, dtype="auto", trust_remote_code=trust_remote_code, **where)
+    return model.eval()
 
 
 def origin(name: str, model: Any) -> dict[str, str]:

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from baco import __version__
+from baco.characters import well_formed
 from baco.evaluation.methods.protocol import Family
 from baco.evaluation.report import plots
 from baco.evaluation.report.examples import Examples
@@ -88,7 +89,9 @@ def render(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     environment.globals["interval"] = _with_interval
     told = {
         "views": views,
@@ -109,10 +112,16 @@ def render(
     )
 
 
+def _shown(value: Any) -> Any:
+    """A value as the page may hold it; the page's own parts are that already."""
+    return well_formed(value) if type(value) is str else value
+
+
 def _with_interval(cell: str) -> Any:
     """A figure with its interval on a line of its own; anything else as it is."""
     from markupsafe import Markup
 
+    cell = well_formed(cell)
     match = re.fullmatch(r"(\S+) (\[\S+, \S+\])", cell)
     if match is None:
         return cell
@@ -122,6 +131,7 @@ def _with_interval(cell: str) -> Any:
 def _embedded(value: Any) -> str:
     """JSON that may stand in a script element whatever text it holds."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = well_formed(text)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

@@ -12,6 +12,7 @@ normalised over all points of the sub-space), `method`, `front` (is it on the jo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from baco.characters import well_formed_values
 from baco.evaluation.report.families import Look
 
 Row = dict[str, Any]
@@ -178,7 +179,7 @@ def finished(chart: Any, title: str | None = None) -> dict[str, Any]:
     if title:
         chart = chart.properties(title=title)
     spec: dict[str, Any] = chart.to_dict(validate=False)
-    return spec | {"config": paper(), "background": "white"}
+    return dict(well_formed_values(spec)) | {"config": paper(), "background": "white"}
 
 
 def paper() -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baco.errors import BacoError
+from baco import hub
+from baco.errors import BacoError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +89,20 @@ def from_hub(name: str, source: Mapping[str, Any]) -> Iterator[Row]:
     place = str(source["hub"])
     instead = f"connect to the hub once, or give a local copy as {name}=PATH (JSONL)"
     try:
-        rows = iter(
-            load_dataset(
-                place,
-                source.get("config"),
-                split=source.get("split", "test"),
-                streaming=bool(source.get("streaming", False)),
+        with hub.reading():
+            rows = iter(
+                load_dataset(
+                    place,
+                    source.get("config"),
+                    split=source.get("split", "test"),
+                    streaming=bool(source.get("streaming", False)),
+                )
             )
-        )
         yield from _wanted(place, rows, source.get("where", {}))
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, BacoError):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except BacoError:
+        raise
+    except Exception as error:  # whatever the library, and what it reads with, raises
+        reason = hub.out_of_reach() or one_line(error)
         raise BacoError(
             f"task {name!r} cannot be read from {place} ({reason}): {instead}"
         ) from error

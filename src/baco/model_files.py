@@ -1,0 +1,124 @@
+"""Are the files of a model whole? Libraries take some damage in silence, and name no file for some.
+
+It knows file formats; it knows nothing of what is in a configuration.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError, one_line
+
+# Small files that a tokenizer, a model or an adapter is described by.
+DESCRIPTIONS = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+INDEX = "*.index.json"
+WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin")
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a model's folder with a damaged file.
+
+    Descriptions are read, weights are held to the sizes that their headers give. A tokenizer's own
+    file is not read here, since reading it takes as long as loading it.
+
+    Raises:
+        BacoError: a file that is not whole, or a shard that is not there.
+    """
+    for name in DESCRIPTIONS:
+        if (folder / name).exists():
+            read_object(folder / name)
+    for path in sorted(folder.glob(INDEX)):
+        _check_shards(path)
+    for pattern in WEIGHTS:
+        for path in sorted(folder.glob(pattern)):
+            _check_weights(path)
+    for name in VOCABULARIES:
+        if (folder / name).exists():
+            _check_begin(folder / name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Has a model's folder a file with a vocabulary?"""
+    return any((folder / name).exists() for name in VOCABULARIES)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        BacoError: the file holds something else, or cannot be read.
+    """
+    _check_begin(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BacoError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BacoError(f"{path} is not JSON ({one_line(error)}): {_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise BacoError(f"{path} holds no JSON object: {_AGAIN}")
+    return value
+
+
+_AGAIN = "mend it or fetch it again"
+
+
+def _check_begin(path: Path) -> None:
+    """Refuse a file that is empty, or that only says where its contents are."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(POINTER))
+    except OSError as error:
+        raise BacoError(f"cannot read {path}: {error.strerror}") from error
+    if not begin:
+        raise BacoError(f"{path} is empty: fetch it again")
+    if begin == POINTER:
+        raise BacoError(
+            f"{path} is a pointer of Git LFS, not the file itself: run 'git lfs pull' in "
+            f"{path.parent}, or download the model again"
+        )
+
+
+def _check_weights(path: Path) -> None:
+    _check_begin(path)
+    if path.suffix != ".safetensors":
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BacoError(
+            f"{path} is damaged or cut off ({one_line(error)}): fetch it again"
+        ) from error
+
+
+def _check_shards(path: Path) -> None:
+    """Are all files there that the index of a sharded model names?"""
+    shards = read_object(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise BacoError(f"{path} has no weight_map from tensors to files: {_AGAIN}")
+    missing = sorted(name for name in set(shards.values()) if not (path.parent / name).is_file())
+    if missing:
+        raise BacoError(
+            f"{path.parent} has no {missing[0]}, which {path.name} names "
+            f"({len(missing)} of {len(set(shards.values()))} files are missing): fetch it again"
+        )
