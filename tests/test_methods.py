@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, groupby
 
 import pytest
@@ -191,6 +192,13 @@ def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Pr
         )
         token = int((logp + noise).argmax())
         assert demo.pair.tokenizer.decode([token]).lstrip(" ") == one.text
+
+
+def test_methods_that_read_both_models_keep_the_memory_limit(
+    demo: Baco, prompts: tuple[Prompt, ...]
+) -> None:
+    with pytest.raises(BacoError, match="lower max_tokens, shorten the prompt or raise memory"):
+        answer(replace(demo, memory=1000), first("ensemble"), prompts[:1], DRAW)
 
 
 def test_an_ensemble_does_not_hang_on_its_company(demo: Baco, prompts: tuple[Prompt, ...]) -> None:

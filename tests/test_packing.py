@@ -1,13 +1,18 @@
 """Packed weights are the same numbers, held once."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from baco import Baco
+from baco.calibration import fingerprint
 from baco.lookup import PackedEmbedding
 from baco.packing import PackedLinear, pack, rounded, weights
+from tests.pairs import PairFolder
 
 
 class Tied(nn.Module):
@@ -99,3 +104,23 @@ def test_an_embedding_with_more_to_it_is_left_as_it_is() -> None:
     pack(model)
     assert type(model.embed) is Scaled
     assert type(model.head) is nn.Linear
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma2"])
+def test_a_pairs_fingerprint_does_not_depend_on_how_its_weights_are_laid_out(
+    random_pair: Callable[..., PairFolder], architecture: str
+) -> None:
+    folder = random_pair(architecture, noise=0.3)
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    packed, plain = (
+        Baco.load(**where, dtype="float32", packed=packed).pair for packed in (True, False)
+    )
+    assert fingerprint(packed) == fingerprint(plain)
+    with torch.no_grad():
+        plain.aligned.model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
+    assert fingerprint(packed) != fingerprint(plain)
+
+
+def test_the_demo_pairs_fingerprint_does_not_depend_on_its_layout(demo: Baco) -> None:
+    """Its output is also its embedding; packed, it is held once or twice."""
+    assert fingerprint(demo.pair) == fingerprint(Baco.load("demo", packed=False).pair)

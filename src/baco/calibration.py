@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,8 +32,9 @@ from baco.backends.described import Described
 from baco.completion import check_whole
 from baco.curve import Curve
 from baco.errors import BacoError
+from baco.fusing import FUSED
 from baco.locking import locked
-from baco.packing import weights
+from baco.packing import own_weights
 from baco.pair import Pair
 from baco.routing.registry import logit_rule_of
 from baco.routing.registry import router as parse
@@ -195,7 +197,12 @@ def _own(pair: Pair) -> Path:
 
 @torch.inference_mode()
 def fingerprint(pair: Pair) -> str:
-    """Stands for the pair: names, configurations, templates, and a few numbers of every weight."""
+    """Stands for the pair: names, configurations, templates, and a few numbers of most weights.
+
+    It is the same however weights are laid out: layers that may be joined to another are left out,
+    and what is held twice counts once.
+    """
+    joined = {name for names in FUSED.values() for name in names[1:]}
     digest = hashlib.sha256()
     for half, template in (
         (pair.base, pair.renderer.base_template),
@@ -206,10 +213,20 @@ def fingerprint(pair: Pair) -> str:
         digest.update(f"{half.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         digest.update(str(template).encode())
         # Weights kept on disk have no numbers at hand, quantised ones need not take part in sums.
-        samples = [sample for sample, _, _ in weights(half.model) if len(sample)]
+        seen: set[int] = set()
+        samples = [
+            sample
+            for name, module in half.model.named_modules()
+            if name.rpartition(".")[2] not in joined
+            for sample, _, _ in own_weights(module, seen)
+            if len(sample)
+        ]
+        numbers = set[str]()
         for device in dict.fromkeys(sample.device for sample in samples):
             few = [sample.float() for sample in samples if sample.device == device]
-            digest.update(str(torch.cat(few).tolist()).encode())
+            values = iter(torch.cat(few).tolist())  # one wait a device
+            numbers |= {str(list(islice(values, len(sample)))) for sample in few}
+        digest.update(str(sorted(numbers)).encode())
     return digest.hexdigest()[:16]
 
 

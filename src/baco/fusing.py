@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from baco.packing import PackedLinear
 
+# The layers of a Llama-like block that read the same input, by the module that holds them.
+FUSED = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+
 
 class Part(nn.Module):
     """Some columns of a linear layer's output, in the place of the layer they once were.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from baco.blocks import Block, Layout, Linear, Norm, layout_of
 from baco.engine.cache import SlotCache, columns_for
 from baco.engine.prefixes import Group, attend_to_both
-from baco.fusing import Part, fuse
+from baco.fusing import FUSED, Part, fuse
 
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
 Inputs = tuple[Tensor, Tensor, tuple[Tensor, Tensor], list[Tensor], list[Tensor]]
@@ -29,8 +29,8 @@ def prepare(model: Any) -> None:
     if layout_of(model) is None:
         return
     for block in model.model.layers:
-        fuse(block.self_attn, ("q_proj", "k_proj", "v_proj"))
-        fuse(block.mlp, ("gate_proj", "up_proj"))
+        for part, names in FUSED.items():
+            fuse(getattr(block, part), names)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -172,15 +172,20 @@ def weights(model: Any) -> Iterator[tuple[Tensor, int, int]]:
     """Every weight of a model once, packed or not: its first numbers, its size, its bytes."""
     seen: set[int] = set()
     for module in model.modules():
-        if isinstance(module, PackedLinear):
-            size = module.shape.numel()
-            yield module.sample, size, size * module.dtype.itemsize
-        for weight in module.parameters(recurse=False):
-            if id(weight) not in seen:
-                seen.add(id(weight))
-                plain = type(weight.data) is Tensor and not weight.is_meta
-                few = weight.data.flatten()[:4] if plain else torch.empty(0)
-                yield few, weight.numel(), _stored(weight.data)
+        yield from own_weights(module, seen)
+
+
+def own_weights(module: nn.Module, seen: set[int]) -> Iterator[tuple[Tensor, int, int]]:
+    """As `weights`, of one module without those inside it; ``seen`` holds what was there before."""
+    if isinstance(module, PackedLinear):
+        size = module.shape.numel()
+        yield module.sample, size, size * module.dtype.itemsize
+    for weight in module.parameters(recurse=False):
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            plain = type(weight.data) is Tensor and not weight.is_meta
+            few = weight.data.flatten()[:4] if plain else torch.empty(0)
+            yield few, weight.numel(), _stored(weight.data)
 
 
 def _stored(weight: Tensor) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from baco.drawing import DrawTable
-from baco.engine.sequence import Sequence
+from baco.engine.sequence import Request, Sequence
 from baco.engine.speculation import MOST_AHEAD
 from baco.noise import noise_keys
 from baco.routing.routers import Router
@@ -15,6 +15,8 @@ from baco.routing.rules import HALVES, Source
 from baco.routing.select import NOTHING, Switch
 from baco.transfer import tensor_on
 
+# Tables of counts shrink where they have room for more than so many times the rows.
+_MOST_IDLE = 4
 # Positions of every row whose noise keys are made at once.
 _KEPT = 64
 
@@ -35,6 +37,7 @@ class Batch:
         self.device, self.width = device, width
         self._ahead = torch.arange(MOST_AHEAD + 1, device=device)
         self.rows: list[Sequence] = []
+        self._counts: TokenCounts | None = None  # where any row has penalties
         self._set([])
 
     def __len__(self) -> int:
@@ -42,11 +45,20 @@ class Batch:
 
     def admit(self, sequences: list[Sequence]) -> None:
         """Append rows."""
+        if self._counts is None and any(row.request.params.penalises for row in sequences):
+            self._counts = TokenCounts(self.device, self.width)
+            self._counts.admit(0, self.rows)
+        if self._counts is not None:
+            self._counts.admit(len(self.rows), sequences)
         self._set([*self.rows, *sequences])
 
     def reorder(self, order: Rows[int]) -> None:
         """Keep the rows ``order``, in that order."""
         self._set([self.rows[row] for row in order])
+        if not self.draws.any_penalty:
+            self._counts = None
+        elif self._counts is not None:
+            self._counts.reorder(order)
 
     def _set(self, rows: list[Sequence]) -> None:
         self.rows = rows
@@ -64,10 +76,6 @@ class Batch:
         self._every = torch.arange(len(rows), device=self.device)[:, None]
         self._since = [-_KEPT] * len(rows)  # tokens of each row when keys were last made
         self._keys: Tensor | None = None
-        self._said: Tensor | None = None
-        if self.draws.any_penalty:
-            self._prompted = {half: self._count_prompts(half) > 0 for half in HALVES}
-            self._said = self._count([row.tokens for row in rows])
 
     def previous(self) -> Tensor:
         """Last token of each answer, int64 [B]; NOTHING before the first."""
@@ -108,27 +116,86 @@ class Batch:
         Returns:
             The tokens of that half's prompt, bool [N, V], and how often the answer said each.
         """
-        assert self._said is not None
-        prompted = torch.where(
-            source[:, None], self._prompted["base"][row], self._prompted["aligned"][row]
-        )
-        said = torch.nn.functional.pad(self._said[row], (0, 1))
+        assert self._counts is not None
+        base, aligned = (self._counts.in_prompt[half][row] for half in HALVES)
+        prompted = torch.where(source[:, None], base, aligned)
+        said = torch.nn.functional.pad(self._counts.in_answer[row], (0, 1))
         said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
         return prompted, said[:, :-1]
 
     def hear(self, before: Rows[int]) -> None:
         """Take up what the rows have said since they had ``before`` tokens each."""
         self._keys = None
-        if self._said is not None:
-            each = zip(self.rows, before, strict=True)
-            self._said += self._count([row.tokens[had:] for row, had in each])
+        if self._counts is not None:
+            self._counts.add(0, self.rows, before)
 
-    def _count_prompts(self, half: Source) -> Tensor:
-        return self._count([row.request.ids(half) for row in self.rows])
 
-    def _count(self, texts: Rows[Rows[int]]) -> Tensor:
-        counts = torch.zeros(len(texts), self.width, dtype=torch.int32, device=self.device)
-        for row, text in enumerate(texts):
-            ids = tensor_on(self.device, list(text), torch.int64)
-            counts[row].scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
-        return counts
+class TokenCounts:
+    """What penalties look at, in tables of a row for each row of the batch.
+
+    Rows are counted when they join and as they grow, never again. Those without penalties stay
+    empty: nothing looks at them.
+
+    Attributes:
+        in_answer: how often the answer has each token, int32 [B or more, V].
+        in_prompt: by half, the tokens of the prompt as it reads it, bool [B or more, V].
+    """
+
+    def __init__(self, device: Any, width: int) -> None:
+        self.device, self.width = device, width
+        self.in_answer = torch.zeros(0, width, dtype=torch.int32, device=device)
+        self.in_prompt = {
+            half: torch.zeros(0, width, dtype=torch.bool, device=device) for half in HALVES
+        }
+
+    def admit(self, first: int, rows: Rows[Sequence]) -> None:
+        """Count rows that join, from row ``first`` on."""
+        self._reserve(first + len(rows))
+        like: dict[Request, int] = {}  # the first row of each prompt
+        for at, row in enumerate(rows, first):
+            self.in_answer[at] = 0
+            known = like.setdefault(row.request, at)
+            for half, table in self.in_prompt.items():
+                if known != at:
+                    table[at] = table[known]
+                    continue
+                table[at] = False
+                if row.request.params.penalises:
+                    ids = tensor_on(self.device, list(row.request.ids(half)), torch.int64)
+                    table[at].index_fill_(0, ids, True)
+        self.add(first, rows, [0] * len(rows))
+
+    def add(self, first: int, rows: Rows[Sequence], before: Rows[int]) -> None:
+        """Count what the answers of rows, from row ``first`` on, got since ``before`` tokens."""
+        each = enumerate(zip(rows, before, strict=True), first)
+        places = [
+            at * self.width + token
+            for at, (row, had) in each
+            if row.request.params.penalises
+            for token in row.tokens[had:]
+        ]
+        index = tensor_on(self.device, places, torch.int64)
+        self.in_answer.view(-1).scatter_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+
+    def reorder(self, order: Rows[int]) -> None:
+        """Keep the rows ``order``, in that order."""
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        if moved:
+            new, old = (list(column) for column in zip(*moved, strict=True))
+            for table in (self.in_answer, *self.in_prompt.values()):
+                table[new] = table[old]
+        if len(order) * _MOST_IDLE < len(self.in_answer):
+            self._resize(len(order))
+
+    def _reserve(self, rows: int) -> None:
+        if rows > len(self.in_answer):
+            self._resize(max(rows, len(self.in_answer) * 5 // 4))
+
+    def _resize(self, rows: int) -> None:
+        def resized(table: Tensor) -> Tensor:
+            made = table.new_zeros(rows, self.width)
+            made[: len(table)] = table[:rows]
+            return made
+
+        self.in_answer = resized(self.in_answer)
+        self.in_prompt = {half: resized(table) for half, table in self.in_prompt.items()}
