@@ -300,3 +300,60 @@ def test_logprobs_of_none_beside_logprobs_of_some_are_no_error(demo: Baco) -> No
                 done[chunk.prompt] = chunk.completion
     assert done[first].error is None
     assert done[first].top_logprobs is None
+
+
+def requests_of(demo: Baco, prompts: list[str], **sampling: Any) -> list[Request]:
+    made = []
+    for prompt in prompts:
+        rendered = demo.pair.renderer.render(prompt)
+        params = demo.pair.defaults.updated({"seed": 5, **sampling})
+        ids = rendered.base_ids, rendered.aligned_ids
+        made.append(Request(*ids, params, demo.router(ROUTER), digest=rendered.digest))
+    return made
+
+
+def test_who_comes_while_the_culprit_is_looked_for_does_not_keep_it_from_being_found(
+    demo: Baco, poison: dict[str, int]
+) -> None:
+    poison["tokens"] = 4
+    made = []
+
+    def make() -> Engine:
+        made.append(Engine(demo.pair, speculate=False))
+        return made[-1]
+
+    engine = IsolatingEngine(make)
+    bad, *good = requests_of(demo, [BAD, *GOOD], max_tokens=8)
+    (culprit,) = engine.add(bad)
+    sequences = [sequence for request in good for sequence in engine.add(request)]
+    while culprit.finish_reason is None:
+        engine.step()
+        (newcomer,) = requests_of(demo, GOOD[:1], max_tokens=8)
+        sequences += engine.add(newcomer)
+    assert len(made) <= 5  # 5 prompts are halved three times
+    while engine.busy:
+        engine.step()
+    assert culprit.finish_reason == "error"
+    assert {sequence.finish_reason for sequence in sequences} <= {"stop", "length"}
+    assert {len(sequence.tokens) for sequence in sequences} == {8}
+
+
+def test_samples_that_have_ended_are_not_decoded_again(demo: Baco, poison: dict[str, int]) -> None:
+    poison["tokens"] = 6
+    engine = IsolatingEngine(lambda: Engine(demo.pair, speculate=False))
+    good, bad = requests_of(demo, [GOOD[0], BAD], n=8, max_tokens=10)
+    known = {*(answers := engine.add(good)), *engine.add(bad)}
+    for _ in range(3):
+        engine.step()
+    ended = set(answers[::2])
+    for sequence in ended:
+        engine.stop(sequence, 2)
+    while engine.busy:
+        for sequence in engine.step():
+            assert sequence in known
+            assert sequence not in ended
+            if sequence.finish_reason is not None:
+                ended.add(sequence)
+    assert ended == known
+    assert [len(sequence.tokens) for sequence in answers] == [2, 10] * 4
+    assert {one.finish_reason for one in known if one.request is bad} == {"error"}

@@ -14,6 +14,10 @@ class UnfitPairError(BacoError):
     """Two models that cannot be a pair as they are: to ``baco diagnose`` this is a verdict."""
 
 
+class DamagedLogitsError(BacoError):
+    """A model's logits are NaN or infinite; a server answers 500."""
+
+
 class AnswerError(RuntimeError):
     """An answer broke off in this process, told in one line; a server answers 500."""
 

@@ -22,7 +22,7 @@ from baco.engine.reread import RereadStore
 from baco.engine.rope import LongRope
 from baco.engine.speculation import Size
 from baco.engine.store import Forward, SlotStore, Store
-from baco.errors import BacoError
+from baco.errors import BacoError, DamagedLogitsError
 from baco.lean import Lean
 from baco.packing import weights
 from baco.recorded import Recorded
@@ -159,15 +159,48 @@ class Half:
             logits = logits.masked_fill(self.unknown, -math.inf)
         return logits
 
+    def fit_checked(self, logits: Tensor) -> Tensor:
+        """As `fit`, checked as by `check`."""
+        rows = self.fit(logits)
+        self.check(rows.amax(dim=-1))
+        return rows
+
+    def check(self, greatest: Tensor) -> None:
+        """Check rows of logits by the greatest of each [...], for who waits for the device anyway.
+
+        Raises:
+            DamagedLogitsError: a row holds NaN, +inf or nothing but -inf.
+        """
+        if not bool(greatest.isfinite().all()):
+            raise DamagedLogitsError(self.damage)
+
+    @property
+    def damage(self) -> str:
+        """What to tell where its logits are NaN or infinite: why that may be, and what to do."""
+        held = str(self.model.dtype).removeprefix("torch.")
+        if getattr(self.model, "is_quantized", False):
+            advice = "quantised weights may be damaged: load it without --quantize"
+        elif self.model.dtype == torch.float16:
+            advice = "float16 overflows in some models: load it in bfloat16 or float32 (--dtype)"
+        elif self.model.dtype == torch.float32:
+            advice = "its weights may be damaged: download it again"
+        else:
+            advice = "its weights may be damaged: download it again, or try --dtype float32"
+        return f"the logits of {self.name} are NaN or infinite, held in {held}; {advice}"
+
     @cached_property
     def _some_unknown(self) -> bool:
         return bool(self.unknown.any())
 
     @torch.inference_mode()
     def score(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """One plain forward over a text: raw logits after each of its T ids, float32 [T, V]."""
+        """One plain forward over a text: raw logits after each of its T ids, float32 [T, V].
+
+        Raises:
+            DamagedLogitsError: logits are NaN or infinite.
+        """
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.device).reshape(1, -1)
-        return self.fit(self.run(input_ids=tokens, use_cache=False).logits[0])
+        return self.fit_checked(self.run(input_ids=tokens, use_cache=False).logits[0])
 
     def run(self, **inputs: Any) -> Any:
         """The model's own output for its own inputs, without its adapter where the half is bare."""

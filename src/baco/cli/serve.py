@@ -183,6 +183,7 @@ def serve(
         date=opt.day(date),
         trust_remote_code=trust_remote_code,
     )
+    loaded.decoder()  # a pair that cannot decode ends the command before anybody is served
     today = opt.date_in_prompts(loaded)
     if today is not None and loaded.pair.renderer.date is None:
         note(f"prompts hold the date of their day, today {today}: --date {today} holds on to it")

@@ -103,6 +103,10 @@ class Drafter:
             self._paused = len(rows) // _ROWS_A_PAUSE
         return self._known([guess[: plan.steps] for guess in self._guesses])
 
+    def pause(self) -> None:
+        """Draft nothing in the next round."""
+        self._paused = max(1, self._paused)
+
     def learn(self, draft: Draft, before: Sequence[int], agreed: Sequence[int]) -> None:
         """Take up what a round said, and remember how its drafts fared.
 

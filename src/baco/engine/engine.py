@@ -5,6 +5,7 @@ sequences join and leave at every step, each at its own length.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,7 @@ class Engine:
         self._memory = cache_bytes(memory, {half.device for half in halves.values()})
         self._token_bytes: dict[str, int] = {}  # of each half's cache, once a prompt was read
         self._waiting: deque[_Waiting] = deque()
+        self._doubted: set[Sequence] = set()  # rows that met damaged logits in the last step
         self.stats = Stats(self._reader.stores)
 
     def add(self, request: Request) -> list[Sequence]:
@@ -122,7 +124,7 @@ class Engine:
         draft = self._drafter.draft()
         round_ = Round(self._batch, draft.positions, draft.decided)
         verdict = self._law.judge(round_, self._read(draft, round_))
-        return self._commit(draft, verdict)
+        return self._commit(draft, round_, verdict)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
@@ -138,10 +140,12 @@ class Engine:
         nor on two devices: these work at once, and neither waits to hear of the other's rows.
         """
         first, second = self._reader.order(draft)
+        round_.read.append(first)
         both = self._apart or self._all_told or self._enough.seldom(first)
         if second is not None and both and self._beside:
             one, other = (partial(self._reader.rows, half, draft) for half in (first, second))
             rows, others = self._beside.both(one, other)
+            round_.read.append(second)
             return self._law.look(round_, rows, rows).heard(**{second: others})
         rows = self._reader.rows(first, draft)
         signals = self._law.look(round_, rows, rows)
@@ -149,6 +153,7 @@ class Engine:
             signals.known(first, draft.partition)
         if second is None or (not both and self._suffices(first, round_, signals)):
             return signals
+        round_.read.append(second)
         return signals.heard(**{second: self._reader.rows(second, draft)})
 
     @property
@@ -167,16 +172,45 @@ class Engine:
         self._enough.saw(half, enough)
         return enough
 
-    def _commit(self, draft: Draft, verdict: Verdict) -> list[Sequence]:
+    def _commit(self, draft: Draft, round_: Round, verdict: Verdict) -> list[Sequence]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""
         rows = list(self._batch.rows)
         before = [len(row.tokens) for row in rows]
-        agreed = append(rows, draft.positions, verdict, self.pair.end_ids)
+        matters = partial(self._matters, round_)
+        agreed, damage = append(rows, draft.positions, verdict, self.pair.end_ids, matters)
+        if damage or self._doubted:
+            self._doubt(round_, damage)
         self._batch.hear(before)
         self._reader.rewind()
+        if damage:
+            self._reader.clean(list(damage))
         self._drafter.learn(draft, before, agreed)
         self.stats.count(rows, before, draft.decided, agreed)
         return rows
+
+    def _matters(self, round_: Round, row: Sequence, whose: int) -> bool:
+        """Do damaged logits matter to a row, or are they those of a half that it does not need?"""
+        return any(row.request.needs(half) for half in round_.damaged(whose))
+
+    def _doubt(self, round_: Round, damage: Mapping[int, tuple[int, int]]) -> None:
+        """End rows whose next position has damaged logits.
+
+        Where a cache can be rolled back, their logits are read once more before that, without
+        drafts: the keys of a draft that overflows reach the positions before it, though masked.
+        """
+        doubted = set()
+        for at, (ahead, whose) in damage.items():
+            row = self._batch.rows[at]
+            if ahead or row.finish_reason is not None:
+                continue
+            if self._reader.rewinds and row not in self._doubted:
+                doubted.add(row)
+                continue
+            half = next(one for one in round_.damaged(whose) if row.request.needs(one))
+            row.finish_reason, row.error = "error", self._reader.halves[half].damage
+        self._doubted = doubted
+        if doubted:
+            self._drafter.pause()
 
     def _room(self, request: Request) -> int:
         needed = {half: self._reader.halves[half] for half in HALVES if request.needs(half)}

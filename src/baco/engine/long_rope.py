@@ -87,13 +87,19 @@ class LongRopeStore:
                 self._slots.replace(row, prefix)
             self._texts[row] += ids
         span = max(keep, *map(len, new))
-        padded = torch.tensor([[0] * (span - len(ids)) + list(ids) for ids in new])
+        fills = [list(ids[:1]) or [0] for ids in new]  # what another token says may be damaged
+        padded = torch.tensor(
+            [fill * (span - len(ids)) + list(ids) for fill, ids in zip(fills, new, strict=True)]
+        )
         return self._slots.read(padded, [len(ids) for ids in new], keep, long=self._long)
 
     def rewind(self, lengths: Sequence[int]) -> None:
         self._slots.rewind(lengths)
         for text, length in zip(self._texts, lengths, strict=True):
             del text[length:]
+
+    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
+        self._slots.clean(going, ended)
 
     def bytes_per_token(self, prefix: tuple[Prefix, list[int]]) -> int:
         return self._slots.bytes_per_token(prefix[0])

@@ -86,6 +86,9 @@ class NativeStore:
         if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
             raise ValueError("a model's own cache cannot be rewound")
 
+    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
+        """Rows have nothing in common."""
+
     def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
         return 0  # unknown: such a state need not grow with the text at all
 

@@ -90,6 +90,15 @@ class Reader:
         """Let a half forget what was drafted; all tokens of the rows stay."""
         self._keep(name, 0)
 
+    def clean(self, rows: Sequence[int]) -> None:
+        """Clear what damaged logits left in some rows: 0 × NaN in a masked column is NaN again.
+
+        Of a row that goes on all is cleared but what it has read; of one that has ended, all.
+        """
+        ended = [row for row in rows if self._batch.rows[row].finish_reason is not None]
+        for store in self.stores.values():
+            store.clean([row for row in rows if row not in ended], ended)
+
     def _keep(self, name: str, more: int) -> None:
         """Let a half forget all but the rows' tokens, and so many ``more``."""
         rows = self._batch.rows
@@ -168,17 +177,20 @@ class Reader:
 def _flush_right(
     pending: Sequence[Sequence[int]], drafted: Tensor, counts: Sequence[int], span: int
 ) -> Tensor:
-    """Rows of ``pending`` tokens and their first drafts, padded on the left: [B, span]."""
+    """Rows of ``pending`` tokens and their first drafts, padded on the left: [B, span].
+
+    Rows are padded with a token that they read anyway: what another one says may be damaged.
+    """
     most = max(counts)
     if most == 0:
-        own = [[0] * (span - len(row)) + list(row) for row in pending]
+        own = [_fill(row, span - len(row)) + list(row) for row in pending]
         return torch.tensor(own, dtype=torch.int64)
     if all(count == most for count in counts):
-        head = [[0] * (span - most - len(row)) + list(row) for row in pending]
+        head = [_fill(row, span - most - len(row)) + list(row) for row in pending]
         before = tensor_on(drafted.device, head, torch.int64)
         return torch.cat((before, drafted[:, :most]), dim=1)
     each = list(zip(pending, counts, strict=True))
-    head = [[0] * (span - count - len(row)) + [*row, *[0] * count] for row, count in each]
+    head = [[*_fill(row, span - count - len(row)), *row, *([0] * count)] for row, count in each]
     before = tensor_on(drafted.device, head, torch.int64)
     at = (
         torch.arange(span, device=drafted.device)
@@ -186,3 +198,7 @@ def _flush_right(
         + tensor_on(drafted.device, counts)[:, None]
     )
     return torch.where(at < 0, before, drafted.gather(1, at.clamp_min(0)))
+
+
+def _fill(row: Sequence[int], count: int) -> list[int]:
+    return list(row[:1] or [0]) * count

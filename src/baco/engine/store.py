@@ -61,6 +61,9 @@ class Store(Protocol):
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget what was read beyond ``lengths``, row by row."""
 
+    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
+        """Clear what rows that go on hold beyond what they have read, and all of ended ones."""
+
     def bytes_per_token(self, prefix: Any) -> int:
         """Memory that one more token of one row takes."""
 
@@ -172,6 +175,14 @@ class SlotStore:
     def rewind(self, lengths: Sequence[int]) -> None:
         # What lies beyond is never looked at and will be written over.
         self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
+
+    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
+        own = self._own()
+        kept = [(row, own[row]) for row in going] + [(row, 0) for row in ended]
+        for layer in (layer for layer in self.cache.layers if layer.is_initialized):
+            for row, columns in kept:
+                layer.keys[row, :, columns:] = 0
+                layer.values[row, :, columns:] = 0
 
     def bytes_per_token(self, prefix: Prefix) -> int:
         layers = [layer for layer in prefix.cache.layers if layer.is_initialized]

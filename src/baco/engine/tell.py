@@ -1,6 +1,6 @@
 """From a verdict's tensors to the sequences' lists: the one place where a round waits for them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,12 +11,22 @@ from baco.engine.verdict import Positions, Verdict
 
 
 def append(
-    rows: Sequence[Answer], positions: Positions, verdict: Verdict, ends: Collection[int]
-) -> list[int]:
-    """Append what stands to every row, up to its end token or its limit.
+    rows: Sequence[Answer],
+    positions: Positions,
+    verdict: Verdict,
+    ends: Collection[int],
+    matters: Callable[[Answer, int], bool],
+) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """Append what stands to every row, up to its end token, its limit or damaged logits.
+
+    Args:
+        rows, positions, verdict: of the round.
+        ends: tokens that end an answer.
+        matters: does damage matter to a row, by what `Verdict.damaged` has there?
 
     Returns:
-        How many drafts of each row stood.
+        How many drafts of each row stood, and by row the first position with damaged logits, and
+        what `Verdict.damaged` has there.
     """
     most = positions.most
     told = torch.cat(
@@ -24,6 +34,7 @@ def append(
             verdict.logprob.view(torch.int32).long(),  # bit by bit: one table, one wait
             verdict.token,
             verdict.source.long(),
+            verdict.damaged,
             verdict.stands[:, None],
             verdict.agreed[:, None],
         ),
@@ -36,9 +47,14 @@ def append(
         first.append(first[-1] + count)
     tops = _tops(rows, positions, verdict)
     whys = _whys(positions, verdict) if any(row.request.explain for row in rows) else None
-    agreed = []
+    agreed, damage = list[int](), dict[int, tuple[int, int]]()
     for at, (row, numbers) in enumerate(zip(rows, packed, strict=True)):
         stands, right = numbers[-2:]
+        for ahead, whose in enumerate(numbers[2 * most : 2 * most + positions.counts[at]]):
+            if whose and matters(row, whose):
+                damage[at] = ahead, whose
+                stands, right = min(stands, ahead), min(right, ahead)
+                break
         agreed.append(right)
         for ahead in range(stands):
             token = numbers[ahead]
@@ -56,7 +72,7 @@ def append(
                 row.finish_reason = "length"
             if row.finish_reason is not None:
                 break
-    return agreed
+    return agreed, damage
 
 
 def _tops(

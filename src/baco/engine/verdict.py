@@ -6,7 +6,7 @@ on which draft and draw agree, plus the first draw that does not.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from baco.drawing import draw, penalise
 from baco.engine.batch import Batch
 from baco.noise import ROUTER, coin
-from baco.routing.rules import Source
+from baco.routing.rules import HALVES, Source
 from baco.routing.select import Standing, follow, speakable
 from baco.routing.signals import Signals
 from baco.transfer import tensor_on
@@ -86,11 +86,17 @@ class Round:
         batch: the rows.
         positions: their next positions and drafts.
         drafts: how many drafted tokens of each row have a position that decides them.
+        read: the halves whose rows of logits were read; another's are stood in for by these.
     """
 
     batch: Batch
     positions: Positions
     drafts: list[int]
+    read: list[Source] = field(default_factory=list)
+
+    def damaged(self, whose: int) -> list[Source]:
+        """The halves that were read and that `Verdict.damaged` names by a number."""
+        return [half for at, half in enumerate(HALVES) if whose >> at & 1 and half in self.read]
 
     @cached_property
     def keys(self) -> Tensor:
@@ -118,6 +124,8 @@ class Verdict:
     Attributes:
         token, source: what plain decoding draws there; True for the base.
         logprob: of the token under its source, raw, in nats.
+        damaged: whose row of logits holds NaN, +inf or nothing but -inf: 1 the base's, 2 the
+            aligned model's, 3 both; else 0. int64.
         stands: how many tokens of each row are final, int64 [B], at least 1.
         agreed: how many of them were drafted so, int64 [B].
         signals: what the routers saw there, for who wants to know more.
@@ -128,6 +136,7 @@ class Verdict:
     token: Tensor
     source: Tensor
     logprob: Tensor
+    damaged: Tensor
     stands: Tensor
     agreed: Tensor
     signals: Signals
@@ -210,6 +219,7 @@ class Law:
             said,
             positions.table(source),
             positions.table(_logprob(signals, source, token)),
+            positions.table(_damaged(signals)),
             torch.minimum(agreed + 1, most),
             agreed,
             signals,
@@ -235,6 +245,11 @@ def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
     base = signals.base.gather(1, at)[:, 0] - signals.partition_base
     aligned = signals.aligned.gather(1, at)[:, 0] - signals.partition_aligned
     return torch.where(source, base, aligned)
+
+
+def _damaged(signals: Signals) -> Tensor:
+    """See :class:`Verdict`: int64 [N]. log Σ exp of such a row is not finite."""
+    return (~signals.partition_base.isfinite()).long() + 2 * ~signals.partition_aligned.isfinite()
 
 
 def chain(

@@ -316,6 +316,9 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 logits_to_keep=keep,
             ).logits
         rows: Tensor = half.fit(logits[:, -keep:])
+        # `transformers` waits for every step's tokens anyway. Padding may say what it likes.
+        told = mask[:, -rows.shape[1] :].bool().to(rows.device)
+        half.check(rows.amax(dim=-1)[told])
         return rows.to(layout.aligned_ids.device)
 
     def _coin_seed(self, seed: int | None = None) -> int:

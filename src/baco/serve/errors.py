@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from baco.errors import AnswerError, BacoError, UpstreamError
+from baco.errors import AnswerError, BacoError, DamagedLogitsError, UpstreamError
 from baco.serve.driver import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
@@ -49,6 +49,8 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
     """Status and body of what ended a request; what nobody foresaw is 500 and tells no details."""
     code = None
     match error:
+        case AnswerError() | DamagedLogitsError():
+            status, message = 500, str(error)
         case BacoError():
             status, message = 400, str(error)
         case UnknownModelError():
@@ -59,8 +61,6 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
             status, message = 503, "the server is shutting down: ask another, or try again later"
         case UpstreamError():
             status, message = 502, str(error)
-        case AnswerError():
-            status, message = 500, str(error)
         case TimeoutError():
             status, message = 504, "the answer took longer than this server lets a request take"
         case _:

@@ -63,9 +63,13 @@ def score(half: Half, ids: Sequence[int], first: int, top: int) -> Scored:
 
 
 def _rows(half: Half, tokens: Tensor, places: Tensor) -> Tensor:
-    """Log-probabilities after each of some places of a text [1, T]: float32 [P, V]."""
+    """Log-probabilities after each of some places of a text [1, T]: float32 [P, V].
+
+    Raises:
+        DamagedLogitsError: logits are NaN or infinite.
+    """
     output = half.run(input_ids=tokens, use_cache=False, logits_to_keep=places.to(tokens.device))
-    return half.fit(output.logits[0]).log_softmax(dim=-1)
+    return half.fit_checked(output.logits[0]).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ decoder's.
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -206,6 +207,9 @@ class VllmEngine:
         sequence.sources += ["base" if letter == "b" else "aligned" for letter in told[had:]]
         wanted = sequence.request.params.logprobs
         for token, each in zip(completion.token_ids, completion.logprobs or [], strict=True):
+            if not isfinite(each[token].logprob):
+                self._break_off(sequence, had)
+                return
             sequence.logprobs.append(each[token].logprob)
             if wanted:
                 ranked = sorted(each.items(), key=lambda item: item[1].rank or 0)
@@ -217,6 +221,16 @@ class VllmEngine:
             if drafts is not None:
                 self.stats.drafted += drafts.num_draft_tokens
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
+
+    def _break_off(self, sequence: Sequence, tokens: int) -> None:
+        """End a sequence whose logits are NaN or infinite; what it had before is kept."""
+        self.stop(sequence, tokens)
+        pair = self.backend.pair
+        sequence.finish_reason = "error"
+        sequence.error = (
+            f"the logits of {pair.base.name} or {pair.aligned.name} are NaN or infinite: its "
+            "weights may be damaged, or float16 overflows; try --dtype float32"
+        )
 
     @property
     def busy(self) -> bool:

@@ -62,6 +62,8 @@ class Rows:
         """The rows to draw from, float32 [R, V], by both halves' raw ones; remembers who spoke."""
         table, layout = self.table, self.layout
         base = base.masked_fill_(self.law.unknown, -torch.inf)
+        # NaN where either row is damaged, else 0: whatever is drawn there has no log-probability.
+        damage = base.amax(dim=-1) * 0 + aligned.amax(dim=-1) * 0
         slot = self.slot[layout.row]
         first = self.position == table.prompt[slot] - 1
         previous = torch.where(first, NOTHING, self.token)
@@ -72,7 +74,8 @@ class Rows:
         _, source, masked = chain(layout, standing, active)
         self._remember(slot, source)
         self.source = source
-        return speakable(base, aligned, source, masked, self.law.vocabulary, self.law.banned)
+        left = speakable(base, aligned, source, masked, self.law.vocabulary, self.law.banned)
+        return left.add_(damage[:, None])
 
     def _remember(self, slot: Tensor, source: Tensor) -> None:
         at = (slot, self.position + 1)

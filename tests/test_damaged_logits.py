@@ -1,0 +1,342 @@
+"""Logits that are NaN or infinite end the answers they belong to, in a line, and no others."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baco import Baco, BacoError, Completion, as_transformers
+from baco.backends.vllm.backend import VllmBackend, VllmEngine
+from baco.calibration import calibrate
+from baco.cli import run
+from baco.diagnose import diagnose
+from baco.engine.drafter import Drafter
+from baco.engine.sequence import Request, Sequence
+from baco.engine.speculation import Plan, Planner
+from baco.engine.verdict import _damaged
+from baco.errors import DamagedLogitsError
+from baco.evaluation.methods import Draw, Grid, answer, methods
+from baco.evaluation.records import Prompt
+from baco.routing.signals import Signals
+from baco.serve.scoring import score
+from tests.pairs import PairFolder
+from tests.serving import served
+
+GOOD = ["Plan a walk.", "What do you recommend for a rainy day?", "Tell me of the sea."]
+# A letter that no other prompt has.
+BAD = "Where is the Zoo of the town, and what is in it?"
+KINDS = ("llama", "llama, as in transformers", "gemma2")
+
+
+def damaged(folder: PairFolder, *, packed: bool, half: str, token: int | None = None) -> Baco:
+    """A pair one of whose models reads a token as NaN: by default one of `BAD` alone."""
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    baco = Baco.load(**where, dtype="float32", packed=packed)
+    # An output that shares the weights of the embedding would be damaged for every text.
+    token = own_token(baco) if token is None else token
+    embedding = getattr(baco.pair, half).model.get_input_embeddings()
+    read = embedding.forward
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = read(ids)
+        return found.masked_fill((ids == token)[..., None], math.nan)
+
+    embedding.forward = forward
+    return baco
+
+
+def own_token(baco: Baco) -> int:
+    """A token of `BAD` that the other prompts do not have."""
+    rendered = [baco.pair.renderer.render(prompt) for prompt in [*GOOD, BAD]]
+    *others, mine = [{*one.base_ids, *one.aligned_ids} for one in rendered]
+    return min(mine - set().union(*others))
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, random_pair: Callable[..., PairFolder]) -> PairFolder:
+    return random_pair(request.param.partition(",")[0], noise=0.3)
+
+
+@pytest.fixture
+def packed(request: pytest.FixtureRequest) -> bool:
+    return "transformers" not in str(request.node.callspec.params["folder"])
+
+
+def whole(rows: list[list[Completion]]) -> list[list[tuple[Any, Any]]]:
+    return [[(one.token_ids, one.sources) for one in row] for row in rows]
+
+
+@pytest.mark.parametrize("half", ["base", "aligned"])
+def test_only_the_affected_answers_end_and_rows_are_used_again_clean(
+    folder: PairFolder, packed: bool, half: str
+) -> None:
+    baco = damaged(folder, packed=packed, half=half)
+    healthy = Baco.load(
+        base=str(folder.base), aligned=str(folder.aligned), dtype="float32", packed=packed
+    )
+    # The token itself must not be drawn: it is read as NaN wherever it is.
+    bias = {own_token(baco): -100.0}
+    settings: dict[str, Any] = {"router": "P:0.5", "n": 3, "seed": 1, "logit_bias": bias}
+    expected = healthy.generate_batch(GOOD, max_tokens=12, **settings)
+    # Two rows, so that others take the places that damaged rows leave.
+    for rows in (2, 256):
+        baco.max_rows = rows
+        asked = [GOOD[0], BAD, *GOOD[1:], BAD]
+        found = baco.generate_batch(asked, max_tokens=12, **settings)
+        assert whole([found[0], found[2], found[3]]) == whole(expected)
+        for broken in (found[1], found[4]):
+            assert [one.finish_reason for one in broken] == ["error"] * 3
+            told = str(broken[0].error)
+            name = getattr(baco.pair, half).name
+            assert name in told and "NaN" in told and "float32" in told
+            assert all(math.isfinite(value) for one in broken for value in one.logprobs)
+
+
+@pytest.mark.parametrize("half", ["base", "aligned"])
+def test_a_model_that_is_not_needed_is_no_error(folder: PairFolder, half: str) -> None:
+    """Its rows are stood in for by the other's."""
+    baco = damaged(folder, packed=True, half=half)
+    other = "Aligned" if half == "base" else "Base"
+    settings: dict[str, Any] = {"n": 2, "seed": 1, "max_tokens": 8}
+    assert all(c.error is None for c in baco.generate(BAD, router=other, **settings))
+    alone = {"base": "Base", "aligned": "Aligned"}[half]
+    for completion in baco.generate(BAD, router=alone, **settings):
+        assert getattr(baco.pair, half).name in str(completion.error)
+
+
+def test_what_a_model_says_of_rows_that_do_not_need_it_is_no_error(
+    folder: PairFolder, packed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such rows are padding to it, which is token 0; no text here has that token."""
+    baco = damaged(folder, packed=packed, half="base", token=0)
+    decoder = baco.decoder()
+    for router in ("Aligned", "P:0.5"):
+        decoder.submit(GOOD[0], router=baco.router(router), seed=1, max_tokens=8)
+    done = []
+    while decoder.busy:
+        done += [chunk.completion for chunk in decoder.step() if chunk.completion is not None]
+    assert [completion.error for completion in done] == [None, None]
+    assert "failed" not in caplog.text
+
+
+def test_a_draft_that_is_rejected_leaves_no_damage(
+    folder: PairFolder, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Speculation stays lossless: plain decoding never reads such a draft."""
+    baco = damaged(folder, packed=packed, half="base")
+    token = own_token(baco)
+    settings: dict[str, Any] = {"router": "P:0.5", "n": 2, "seed": 1, "logit_bias": {token: -100.0}}
+    expected = whole(baco.generate_batch(GOOD, max_tokens=12, **settings))
+    tried = []
+
+    def guess(drafter: Drafter, row: Sequence, most: int) -> list[int]:
+        tried.append(row)
+        return [token] if min(most, len(row.tokens) % 2) else []
+
+    monkeypatch.setattr(Drafter, "_guess", guess)
+    monkeypatch.setattr(Planner, "plan", lambda *_: Plan(None, 1))
+    found = baco.generate_batch(GOOD, max_tokens=12, **settings)
+    assert tried
+    assert all(one.error is None for row in found for one in row)
+    assert whole(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "ends"),
+    [
+        ([0.0, 1.0, -math.inf], False),
+        ([3e38, -3e38, 0.0], False),
+        ([0.0, math.nan, 1.0], True),
+        ([0.0, math.inf, 1.0], True),
+        ([-math.inf] * 3, True),
+    ],
+)
+def test_which_rows_are_damaged(demo: Baco, row: list[float], ends: bool) -> None:
+    good, bad = torch.zeros(1, 3), torch.tensor([row])
+    vocabulary = demo.pair.vocabulary
+    assert _damaged(Signals(bad, good, vocabulary)).tolist() == [1 if ends else 0]
+    assert _damaged(Signals(good, bad, vocabulary)).tolist() == [2 if ends else 0]
+    assert _damaged(Signals(bad, bad, vocabulary)).tolist() == [3 if ends else 0]
+    if ends:
+        with pytest.raises(DamagedLogitsError):
+            demo.pair.base.check(bad.amax(-1))
+    else:
+        demo.pair.base.check(bad.amax(-1))
+
+
+def damaged_folder(source: PairFolder, target: Path) -> Path:
+    """The pair on disk with a weight of its aligned model's output that is NaN (case 03)."""
+    from safetensors.torch import load_file, save_file
+
+    for half in ("base", "aligned"):
+        (target / half).mkdir(parents=True)
+        for file in getattr(source, half).iterdir():
+            (target / half / file.name).write_bytes(file.read_bytes())
+    file = target / "aligned" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in ("lm_head.weight", "model.embed_tokens.weight") if name in weights)
+    weights[name][7] = math.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("command", ["generate", "batch", "calibrate", "serve", "diagnose"])
+def test_a_damaged_weight_is_one_line_at_load(
+    command: str,
+    random_pair: Callable[..., PairFolder],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair = damaged_folder(random_pair("llama", noise=0.3), tmp_path / "pair")
+    prompts = tmp_path / "in.jsonl"
+    prompts.write_text('{"prompt": "Plan a walk."}\n')
+    arguments = {
+        "generate": ["Plan a walk.", "-n", "2", "-r", "P-Punc:0.4", "-s", "1"],
+        "batch": [str(prompts), str(tmp_path / "out"), "-r", "P-Punc:0.4"],
+        "calibrate": ["-r", "P", "--output", str(tmp_path / "c.json")],
+        "serve": ["--port", "0"],
+        "diagnose": [],
+    }[command]
+    assert run([command, *arguments, "--pair", str(pair), "--dtype", "float32"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = [line for line in told.err.splitlines() if "NaN" in line]
+    assert str(pair / "aligned") in line and "download it again" in line
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "c.json").exists()
+    assert not list((tmp_path).glob("out/rows-*"))
+
+
+def test_what_to_do_depends_on_the_numbers_that_weights_are_held_in(
+    random_pair: Callable[..., PairFolder],
+) -> None:
+    folder = random_pair("llama", noise=0.3)
+    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    for dtype, advice in (
+        ("float16", "float16 overflows in some models: load it in bfloat16 or float32"),
+        ("bfloat16", "try --dtype float32"),
+        ("float32", "download it again"),
+    ):
+        told = Baco.load(**where, dtype=dtype, packed=False).pair.base.damage
+        assert advice in told and str(folder.base) in told and "\n" not in told
+
+
+@pytest.fixture
+def broken(random_pair: Callable[..., PairFolder]) -> Baco:
+    return damaged(random_pair("llama", noise=0.3), packed=True, half="base")
+
+
+def test_the_server_answers_with_an_error_and_serves_the_others(broken: Baco) -> None:
+    router = "P:0.5"
+    with served(broken) as server:
+        fields: dict[str, Any] = {"router": router, "seed": 1, "max_tokens": 8}
+        bad = server.ask(prompt=BAD, **fields)
+        assert bad.status_code == 500
+        assert "NaN" in bad.json()["error"]["message"]
+        assert bad.json()["error"]["type"] == "server_error"
+        good = server.ask(prompt=GOOD[0], **fields).json()["choices"][0]
+        [expected] = broken.generate(GOOD[0], **fields)
+        assert good["message"]["content"] == expected.text
+        ids = list(broken.pair.renderer.render(BAD).base_ids)
+        body = {"model": "baco/base", "prompt": ids, "echo": True, "max_tokens": 0, "logprobs": 1}
+        scored = server.client.post("/v1/completions", json=body)
+        assert scored.status_code == 500
+        assert "NaN" in scored.json()["error"]["message"]
+
+
+def test_scores_of_a_damaged_model_are_an_error(broken: Baco) -> None:
+    ids = broken.pair.renderer.render(BAD).base_ids
+    with pytest.raises(DamagedLogitsError):
+        score(broken.pair.base, ids, 1, 2)
+    with pytest.raises(DamagedLogitsError):
+        broken.pair.base.score(ids)
+
+
+def test_nothing_that_measures_takes_such_answers(broken: Baco) -> None:
+    with pytest.raises(BacoError, match="NaN"):
+        calibrate(broken, "P", [*GOOD, BAD], samples=2, max_tokens=4)
+    with pytest.raises(BacoError, match="NaN"):
+        diagnose(broken, [*GOOD, BAD], samples=1, max_tokens=4)
+    prompts = [
+        Prompt(str(at), ({"role": "user", "content": text},))
+        for at, text in enumerate([*GOOD, BAD])
+    ]
+    draw = Draw(2, 1, {"max_tokens": 4})
+    for name in ("base", "routers", "mixing", "ensemble"):
+        setting = methods()[name].settings(Grid("quick", 2))[1]
+        with pytest.raises(BacoError, match="NaN"):
+            answer(broken, setting, prompts, draw)
+
+
+def test_the_transformers_object_names_the_model(broken: Baco) -> None:
+    model = as_transformers(broken, "P:0.5")
+    tokenizer = broken.pair.tokenizer
+
+    def made(*prompts: str) -> Any:
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+        batch = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
+        return model.generate(**batch, max_new_tokens=4, do_sample=True)
+
+    assert len(made(*GOOD)) == len(GOOD)
+    with pytest.raises(DamagedLogitsError, match="NaN"):
+        made(BAD)
+
+
+def test_an_answer_of_vllm_without_finite_log_probabilities_ends_alone(demo: Baco) -> None:
+    class Probability:
+        def __init__(self, logprob: float) -> None:
+            self.logprob, self.rank = logprob, 1
+
+    class Output:
+        def __init__(self, tokens: list[int], logprobs: list[float]) -> None:
+            self.finished, self.token_ids = False, tokens
+            self.kv_transfer_params = {"baco_sources": "bab"}
+            each = zip(tokens, logprobs, strict=True)
+            self.logprobs = [{token: Probability(value)} for token, value in each]
+            self.outputs = [self]
+
+    aborted = []
+
+    class Llm:
+        def abort_request(self, names: list[str]) -> None:
+            aborted.extend(names)
+
+    llm: Any = Llm()
+    backend = VllmBackend(demo.pair, llm)
+    engine = VllmEngine(backend)
+    params = demo.pair.defaults.seeded()
+    request = Request((1,), (1,), params, demo.router("P:0.5"), digest=b"")
+    sequence = Sequence(request, 0, 9)
+    engine._names[sequence] = "baco-0"
+    backend._open["baco-0"] = (engine, sequence)
+    output: Any = Output([5, 6], [-1.0, -2.0])
+    engine._take(sequence, output)
+    assert sequence.tokens == [5, 6]
+    output = Output([7], [math.nan])
+    engine._take(sequence, output)
+    assert (sequence.tokens, sequence.sources) == ([5, 6], ["base", "aligned"])
+    assert sequence.finish_reason == "error" and "NaN" in str(sequence.error)
+    assert aborted == ["baco-0"]
+    assert not engine.busy
+
+
+def test_json_of_a_broken_answer_has_no_nan(
+    broken: Baco, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Baco, "load", lambda *_, **__: broken)
+    code = run(["generate", BAD, "--json", "-r", "P:0.5", "-s", "1", "--max-tokens", "4"])
+    told = capsys.readouterr()
+    assert code == 2 and "NaN" in told.err
+    if told.out:
+        json.loads(told.out, parse_constant=pytest.fail)
