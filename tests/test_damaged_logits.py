@@ -22,7 +22,6 @@ from baco.errors import DamagedLogitsError
 from baco.evaluation.methods import Draw, Grid, answer, methods
 from baco.evaluation.records import Prompt
 from baco.routing.signals import Signals
-from baco.serve.scoring import score
 from tests.pairs import PairFolder
 from tests.serving import served
 
@@ -250,8 +249,6 @@ def test_the_server_answers_with_an_error_and_serves_the_others(broken: Baco) ->
 
 def test_scores_of_a_damaged_model_are_an_error(broken: Baco) -> None:
     ids = broken.pair.renderer.render(BAD).base_ids
-    with pytest.raises(DamagedLogitsError):
-        score(broken.pair.base, ids, 1, 2)
     with pytest.raises(DamagedLogitsError):
         broken.pair.base.score(ids)
 

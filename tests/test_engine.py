@@ -20,6 +20,7 @@ from baco.routing.routers import Router
 from baco.vocabulary import Role
 from tests import naive
 from tests.fuzzing import budget
+from tests.live import needed
 from tests.pairs import ARCHITECTURES, PairFolder
 
 PROMPTS = [
@@ -367,17 +368,15 @@ def test_an_answer_that_memory_cannot_hold_is_refused(llama: Baco) -> None:
     engine = Engine(llama.pair, memory=1000)
     rendered = llama.pair.renderer.render(PROMPTS[0])
     params = llama.pair.defaults.seeded()
-    engine.add(
-        Request(
-            rendered.base_ids,
-            rendered.aligned_ids,
-            params,
-            llama.router("P:0.5"),
-            digest=rendered.digest,
-        )
+    request = Request(
+        rendered.base_ids,
+        rendered.aligned_ids,
+        params,
+        llama.router("P:0.5"),
+        digest=rendered.digest,
     )
     with pytest.raises(BacoError, match="lower max_tokens"):
-        engine.step()
+        engine.add(request)
 
 
 def test_rows_wait_where_memory_ends_and_answers_stay_the_same(llama: Baco) -> None:
@@ -393,15 +392,16 @@ def test_rows_wait_where_memory_ends_and_answers_stay_the_same(llama: Baco) -> N
         digest=rendered.digest,
     )
     answers, widest = {}, {}
-    for memory in (60_000, 2**30):
+    little = needed(Engine(llama.pair), request, 4)
+    for memory in (little, 2**30):
         engine = Engine(llama.pair, memory=memory)
         sequences = engine.add(request)
         widest[memory] = 0
         while engine.busy:
             widest[memory] = max(widest[memory], len(engine.step()))
         answers[memory] = [sequence.tokens for sequence in sequences]
-    assert widest[60_000] < 9 == widest[2**30]
-    assert answers[60_000] == answers[2**30]
+    assert widest[little] < 9 == widest[2**30]
+    assert answers[little] == answers[2**30]
 
 
 def test_repetition_penalty_is_the_one_of_transformers(

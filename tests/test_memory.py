@@ -1,56 +1,43 @@
 """Cached keys and values stay within the memory they were given, and within what answers need."""
 
 import math
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+import transformers
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError
 from baco.cli import run
 from baco.engine.cache import Plan, columns_for
 from baco.engine.engine import Engine
+from baco.engine.native import NativeStore, tensor_bytes
+from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.store import PREFILL_PIECE, SlotStore
+from baco.engine.store import CPU_PIECE, SlotStore
+from baco.half import Half
 from baco.memory import cache_bytes
 from baco.packing import weights
-from tests.pairs import PairFolder
+from baco.pair import lay_out
+from tests.fuzzing import budget
+from tests.live import Ledger, cache_tables, most_made, needed, record_positions, step_bytes
+from tests.pairs import ARCHITECTURES, PairFolder
+from tests.test_architectures import PLAIN, ROLLED_BACK, SHAPE
 
 CPU = torch.device("cpu")
 PROMPT = "What do you recommend for a rainy day?"
 
 
-class Ledger:
-    """Bytes of cache tensors that are alive, and the most there ever were."""
-
-    def __init__(self) -> None:
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-
-    def enter(self, tensor: torch.Tensor) -> None:
-        key = id(tensor)
-        self.alive[key] = tensor.numel() * tensor.element_size()
-        weakref.finalize(tensor, self.alive.pop, key)
-        self.peak = max(self.peak, sum(self.alive.values()))
-
-
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    """Every tensor of a cache is made by ``new_zeros``; what has four dimensions is one."""
-    found, make = Ledger(), torch.Tensor.new_zeros
-
-    def new_zeros(self: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
-        made = make(self, *size, **options)
-        if made.dim() == 4:
-            found.enter(made)
-        return made
-
-    monkeypatch.setattr(torch.Tensor, "new_zeros", new_zeros)
-    return found
+def ledger() -> Iterator[Ledger]:
+    with cache_tables() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +70,7 @@ def deep(random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPa
     return Baco.load(str(folder), dtype="float32")
 
 
-def request(baco: Baco, prompt: str = PROMPT, **sampling: Any) -> Request:
+def request(baco: Baco, prompt: str = PROMPT, explain: bool = False, **sampling: Any) -> Request:
     rendered = baco.pair.renderer.render(prompt)
     params = baco.pair.defaults.updated({"seed": 1, **sampling})
     return Request(
@@ -91,18 +78,9 @@ def request(baco: Baco, prompt: str = PROMPT, **sampling: Any) -> Request:
         rendered.aligned_ids,
         params,
         baco.router("Rand:0.5"),
+        explain=explain,
         digest=rendered.digest,
     )
-
-
-@torch.inference_mode()
-def per_token(engine: Engine) -> dict[str, int]:
-    """Bytes that a token of a row takes in each half."""
-    found = {}
-    for name, half in engine._reader.halves.items():
-        store = half.store()
-        found[name] = store.bytes_per_token(store.prefill([1, 2]))
-    return found
 
 
 def finish(engine: Engine) -> None:
@@ -140,15 +118,17 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     deep: Baco, ledger: Ledger
 ) -> None:
     engine = Engine(deep.pair)
-    each = per_token(engine)
+    each = {name: half.cache_size.token for name, half in engine._reader.halves.items()}
     asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
     tokens = {name: len(asked.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
     ledger.peak = 0
     sequences = engine.add(asked)
+    pieces = {name: math.ceil((count - 1) / CPU_PIECE) for name, count in tokens.items()}
     with torch.inference_mode():
-        engine._admit()
-    pieces = {name: math.ceil((count - 1) / PREFILL_PIECE) for name, count in tokens.items()}
+        while not engine.running:
+            engine._scheduler.schedule()
+    assert engine.running == 32
     assert engine.stats.forwards == pieces
     finish(engine)
     said = sum(len(sequence.tokens) for sequence in sequences)
@@ -170,12 +150,7 @@ def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: Ledger) -> None:
 
 
 def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: Ledger) -> None:
-    room = Engine(llama.pair, memory="1GiB")
-    one = room.add(request(llama, max_tokens=40))
-    room.step()
-    row, prompt = room._bytes(one), room._prompts(one[0].request)
-    memory = prompt + 3 * row
-    del room, one
+    memory = needed(Engine(llama.pair), request(llama, max_tokens=40), 3)
     engine = Engine(llama.pair, memory=memory)
     ledger.peak = 0
     asked = [request(llama, n=n, max_tokens=40, seed=n) for n in (2, 3, 1, 2)]
@@ -185,8 +160,7 @@ def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: Ledger) -> N
         joined += [s for s in engine.step() if s not in joined]
         assert engine.running <= 3
     assert joined == sequences
-    grown = 3 * row // 8  # of two halves' two layers' keys and values, one is copied at a time
-    assert ledger.peak <= memory + grown
+    assert ledger.peak <= memory
     generous = Engine(llama.pair, memory="1GiB")
     free = [sequence for each in asked for sequence in generous.add(each)]
     finish(generous)
@@ -241,15 +215,220 @@ def test_padding_takes_one_column_behind_all_rows_and_no_row_looks_there(
 
 def test_an_answer_that_memory_cannot_hold_is_refused_with_both_figures(llama: Baco) -> None:
     engine = Engine(llama.pair, memory=1000)
-    engine.add(request(llama))
     with pytest.raises(BacoError, match=r"need \d+\.\d MiB of cache and memory is 0\.0 MiB"):
-        engine.step()
+        engine.add(request(llama))
+
+
+def test_an_answer_that_memory_cannot_hold_hurts_no_other(llama: Baco) -> None:
+    small, large = request(llama, max_tokens=4), request(llama, max_tokens=200)
+    engine = Engine(llama.pair, memory=needed(Engine(llama.pair), small, 1))
+    [answer] = engine.add(small)
+    with pytest.raises(BacoError, match="raise memory"):
+        engine.add(large)
+    finish(engine)
+    assert answer.finish_reason
 
 
 def test_memory_reaches_the_engine_that_decodes(llama: Baco) -> None:
     from dataclasses import replace
 
-    (answer,) = replace(llama, memory=1000).generate(PROMPT, router="P:0.5")
-    assert answer.finish_reason == "error"
-    assert answer.error is not None
-    assert "raise memory" in answer.error
+    with pytest.raises(BacoError, match="raise memory"):
+        replace(llama, memory=1000).generate(PROMPT, router="P:0.5")
+
+
+def ids_of(tokens: int) -> tuple[int, ...]:
+    """Some text of so many tokens."""
+    return tuple(5 + index * 7 % 380 for index in range(tokens))
+
+
+def raw_request(baco: Baco, tokens: int, router: str, **sampling: Any) -> Request:
+    ids = ids_of(tokens)
+    params = baco.pair.defaults.updated({"seed": 1, **sampling})
+    return Request(ids, ids, params, baco.router(router), digest=b"")
+
+
+def test_a_prompt_of_one_token_does_not_lift_the_limit(llama: Baco) -> None:
+    long, one = request(llama, n=128, max_tokens=40), raw_request(llama, 1, "P:0.5", max_tokens=2)
+    engine = Engine(llama.pair, memory=needed(Engine(llama.pair), long, 3))
+    engine.add(one)
+    engine.step()
+    engine.add(long)
+    most = 0
+    for _ in range(8):
+        engine.step()
+        most = max(most, engine.running)
+    assert most == 3
+
+
+SIZED = {**ROLLED_BACK, **PLAIN} | {
+    "latent attention": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 16,
+        },
+    ),
+    "odd heads": ("Llama", {"head_dim": 10, "num_key_value_heads": 4}),
+    "shared keys": (
+        "Gemma3nText",
+        {
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 16,
+            "vocab_size_per_layer_input": 400,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "intermediate_size": [64] * 4,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "altup_num_inputs": 2,
+        },
+    ),
+}
+
+
+@pytest.fixture
+def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str, Any]], Half]:
+    """A half of an architecture, with random weights."""
+    tokenizer = AutoTokenizer.from_pretrained(random_pair("llama").base)
+
+    def make(name: str, changes: dict[str, Any]) -> Half:
+        config = getattr(transformers, f"{name}Config")(**{**SHAPE, **changes})
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        lay_out(model)
+        return Half(name, model, tokenizer).on(400, torch.zeros(400, dtype=torch.bool))
+
+    return make
+
+
+@pytest.mark.parametrize("case", [*SIZED, *ARCHITECTURES])
+def test_the_size_of_a_row_is_that_of_its_tensors(
+    make_half: Callable[..., Half], loaded_pair: Callable[..., Baco], case: str
+) -> None:
+    half = make_half(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
+    size, ids = half.cache_size, ids_of(120)
+    with torch.inference_mode(), cache_tables() as ledger:
+        for tokens in (1, 2, 60, 100):
+            store = half.store()
+            store.admit(store.prefill(ids[:tokens], 1), 2)
+            for token in ids[tokens : tokens + 5]:
+                store.read(torch.tensor([[token]] * 2), [1, 1], 1)
+            tables, layers = [], []
+            if isinstance(store, SlotStore):
+                assert store.held() == ledger.now == 2 * size.row(store.cache.columns)
+                layers = [layer for layer in store.cache.layers if layer.is_initialized]
+                tables = [table for layer in layers for table in (layer.keys, layer.values)]
+                assert max(table.nbytes for table in tables) == 2 * size.tensor(store.cache.columns)
+            else:
+                assert isinstance(store, NativeStore)
+                row = tensor_bytes(store.rows[0])
+                assert sum(row) <= size.row(tokens + 5) <= 2 * sum(row) + 2 * size.token
+                assert max(row) <= size.tensor(tokens + 5)
+            del store, tables, layers
+
+
+LENGTHS = st.one_of(st.just(1), st.integers(1, 12), st.integers(100, 180))
+ROUTERS = ("Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
+ASKED: st.SearchStrategy[dict[str, Any]] = st.builds(
+    dict,
+    tokens=LENGTHS,
+    router=st.sampled_from(ROUTERS),
+    n=st.integers(1, 5),
+    max_tokens=st.sampled_from([1, 3, 12, 70]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    presence_penalty=st.sampled_from([0.0, 0.5]),
+)
+SCORED: st.SearchStrategy[dict[str, Any]] = st.builds(
+    dict, tokens=st.integers(2, 200), half=st.sampled_from(["base", "aligned"])
+)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@settings(max_examples=budget(15))
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 3), st.one_of(ASKED, SCORED)), min_size=1, max_size=4),
+    share=st.floats(1.0, 3.0),
+    speculate=st.booleans(),
+    drafted=st.booleans(),
+    stopped=st.integers(0, 5),
+)
+def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
+    loaded_pair: Callable[..., Baco],
+    architecture: str,
+    asked: list[tuple[int, dict[str, Any]]],
+    share: float,
+    speculate: bool,
+    drafted: bool,
+    stopped: int,
+) -> None:
+    baco = loaded_pair(architecture, noise=0.3)
+    draft = baco.pair.aligned if drafted else None
+    make = partial(Engine, baco.pair, speculate=speculate, draft=draft)
+    requests = [(wait, raw_request(baco, **one)) for wait, one in asked if "router" in one]
+    alone = [needed(make(), one, 1) for _, one in requests]
+    limit = int(max([400_000, *alone]) * share)
+    with cache_tables() as ledger:
+        engine = make(memory=limit)
+        answers: list[Sequence] = []
+        texts: list[Scoring] = []
+        for wait, one in asked:
+            for _ in range(wait):
+                checked_step(engine, ledger, limit)
+            if "router" in one:
+                answers += engine.add(raw_request(baco, **one))
+            else:
+                text = Scoring(ids_of(one["tokens"]), one["half"], 0, 2)
+                with suppress(BacoError):  # it does not fit even alone
+                    engine.score(text)
+                    texts.append(text)
+        for answer in answers[stopped::3]:
+            engine.stop(answer, len(answer.tokens))
+        while engine.busy:
+            checked_step(engine, ledger, limit)
+    assert all(answer.finish_reason for answer in answers)
+    assert all(text.done for text in texts)
+
+
+def checked_step(engine: Engine, ledger: Ledger, limit: int) -> None:
+    ledger.peak = ledger.now
+    engine.step()
+    assert ledger.peak <= limit
+    if engine.running:
+        assert ledger.now + step_bytes(engine) <= limit
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"top_p": 0.9, "top_k": 50},
+        {"temperature": 2.0, "min_p": 0.0},
+        {"presence_penalty": 0.5, "repetition_penalty": 1.2},
+        {"logprobs": 5},
+    ],
+    ids=lambda sampling: "-".join(sampling) or "plain",
+)
+@pytest.mark.parametrize("pair", ["demo", "qwen3", "gemma2"])
+def test_a_step_makes_no_more_than_was_counted_for_it(
+    demo: Baco, loaded_pair: Callable[..., Baco], pair: str, sampling: dict[str, Any]
+) -> None:
+    baco = demo if pair == "demo" else loaded_pair(pair, noise=0.3)
+    asked = request(baco, "sea " * 70, n=12, max_tokens=24, explain=True, **sampling)
+    engine = Engine(baco.pair)
+    engine.add(asked)
+    assert most_made(engine.step) <= needed(engine, asked, 12)
+    positions = record_positions(engine)
+    for _ in range(4):
+        made = most_made(engine.step)
+        assert made <= step_bytes(engine, positions[-1])

@@ -18,6 +18,7 @@ from baco.half import Legible
 from baco.lean import Lean
 from baco.recorded import GraphRecorder, Recorded
 from tests.graphs import CUDA, Cuda, Lane, Races, lean_of, recording
+from tests.live import needed
 from tests.test_engine import told
 
 PROMPT = "What do you recommend for a rainy day?"
@@ -104,8 +105,7 @@ def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
     engine.add(asked)
     engine.step()
     sizes = {name: 3 * store.cache.columns for name, store in stores(engine).items()}
-    memory = sum(engine._token_bytes[name] * size for name, size in sizes.items())
-    memory += engine._prompts(asked)
+    memory = needed(engine, asked, 3)
     engine = Engine(recorded.pair, memory=memory)
     engine.add(asked)
     seen, before = set(), cuda.replays

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from baco import Baco
 from baco.completion import Chunk
-from baco.decoder import Decoder
+from baco.decoder import Decoder, Scored
 from baco.errors import BacoError
 from baco.routing.routers import Router, Rule
 from baco.routing.rules import LogitRule
@@ -24,7 +24,7 @@ PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
 WAIT = 240
 
-Told = SimpleQueue[Chunk | Exception]
+Told = SimpleQueue[Chunk | Scored | Exception]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def alone(demo: Baco, **sampling: Any) -> list[str]:
 def settle(driver: Driver) -> None:
     """Wait until the thread has done all it was asked before."""
     done: SimpleQueue[None] = SimpleQueue()
-    driver._asked.put(lambda: done.put(None))
+    driver._asked.put((0, lambda: done.put(None)))
     done.get(timeout=WAIT)
 
 
@@ -204,7 +204,7 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
 def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
     driver: Driver, demo: Baco
 ) -> None:
-    def gone(_: Chunk | Exception) -> None:
+    def gone(_: Chunk | Scored | Exception) -> None:
         raise RuntimeError("the loop is closed")
 
     router = demo.router(ROUTER)

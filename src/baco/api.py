@@ -15,6 +15,7 @@ from baco.completion import Chunk, Completion
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
+from baco.engine.scheduler import FEW_PIECES, MANY_PIECES
 from baco.errors import BacoError
 from baco.half import Half, compile_halves
 from baco.known import DEMO, KnownPair, find_pair
@@ -271,7 +272,7 @@ class Baco:
         """
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
-        decoder, chosen = self.decoder(), self.router(router)
+        decoder, chosen = self.decoder(pieces=MANY_PIECES), self.router(router)
         # One seed for all prompts, also where the caller leaves it to chance.
         seed = self.pair.defaults.updated(sampling).seeded().seed
         keys = digests if digests is not None else [None] * len(prompts)
@@ -304,12 +305,22 @@ class Baco:
         if self.backend is not None:
             self.backend.close()
 
-    def decoder(self) -> Decoder:
-        """A decoder that takes requests while it decodes, for servers and other loops."""
+    def decoder(self, *, pieces: int = FEW_PIECES) -> Decoder:
+        """A decoder that takes requests while it decodes, for servers and other loops.
+
+        Args:
+            pieces: of waiting prompts that are read between two steps: few where somebody waits for
+                the next token of an answer, many where all answers are wanted soon.
+        """
         if self.backend is not None:
             return Decoder(self.pair, self.backend.engine())
         make = partial(
-            Engine, self.pair, max_rows=self.max_rows, memory=self.memory, draft=self.draft
+            Engine,
+            self.pair,
+            max_rows=self.max_rows,
+            memory=self.memory,
+            draft=self.draft,
+            pieces=pieces,
         )
         return Decoder(self.pair, IsolatingEngine(make))
 

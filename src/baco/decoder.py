@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from baco.backends.protocol import TokenEngine
+from baco.backends.protocol import Scorer, TokenEngine
 from baco.completion import Chunk, Completion, Token
+from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError, failure
 from baco.pair import Pair
@@ -36,6 +37,33 @@ class _Growing:
     tokens: int = 0
 
 
+@dataclass(slots=True)
+class _Text:
+    """A text that is scored, and of how many of its tokens that has been told."""
+
+    scoring: Scoring
+    told: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What is new of a text that is scored.
+
+    Attributes:
+        prompt: its ticket.
+        logprobs: of its next tokens, in nats; None where nothing stands before one.
+        tops: the most likely tokens (id → nats) at their places.
+        done: is that all?
+        error: what scoring failed with.
+    """
+
+    prompt: int
+    logprobs: list[float | None]
+    tops: list[dict[int, float] | None]
+    done: bool
+    error: str | None = None
+
+
 @dataclass
 class Decoder:
     """Answers requests on one engine; they join and leave at every step.
@@ -49,6 +77,7 @@ class Decoder:
     engine: TokenEngine
     _growing: dict[Sequence, _Growing] = field(default_factory=dict)
     _tickets: dict[int, list[Sequence]] = field(default_factory=dict)
+    _texts: dict[int, _Text] = field(default_factory=dict)
     _next: int = 0
 
     def submit(
@@ -79,7 +108,11 @@ class Decoder:
             BacoError: at once, for any argument that is wrong or a prompt that does not fit.
         """
         rendered = self.pair.renderer.render(
-            prompt, system, template_args=template_args, continue_final=continue_final
+            prompt,
+            system,
+            template_args=template_args,
+            continue_final=continue_final,
+            limits=self.pair.limits(router, explain),
         )
         if digest is not None:
             rendered = replace(rendered, digest=digest)
@@ -101,7 +134,24 @@ class Decoder:
         """
         if not isinstance(text, str):
             self._check_known("prompt", text)
-        return self._submit(self.pair.renderer.raw(text), (), router, switch, explain, sampling)
+        prompt = self.pair.renderer.raw(text, limits=self.pair.limits(router, explain))
+        return self._submit(prompt, (), router, switch, explain, sampling)
+
+    def submit_rendered(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool,
+        router: Router,
+        switch: Switch = "word",
+        explain: bool = False,
+        **sampling: Any,
+    ) -> int:
+        """Queue n samples of a prompt that was rendered before, in any thread; ``raw`` where that
+        was not from a conversation. Else as `submit`.
+        """
+        openers: tuple[Source, ...] = () if raw else ("base",)
+        return self._submit(prompt, openers, router, switch, explain, sampling)
 
     def _submit(
         self,
@@ -145,6 +195,33 @@ class Decoder:
             self._growing[answer] = _Growing(text, started, prompt.date)
         return ticket
 
+    def submit_scoring(self, scoring: Scoring) -> int:
+        """Queue a text to be scored; its ticket is that of what `scored` gives.
+
+        Raises:
+            BacoError: this engine scores no texts, or there is no memory for this one.
+        """
+        if not isinstance(self.engine, Scorer):
+            raise BacoError("echo needs the weights in this process: serve with --backend local")
+        self.engine.score(scoring)
+        ticket = self._next
+        self._next += 1
+        self._texts[ticket] = _Text(scoring)
+        return ticket
+
+    def scored(self) -> list[Scored]:
+        """What is new of the texts that are scored."""
+        found = []
+        for ticket, text in list(self._texts.items()):
+            scoring, new = text.scoring, slice(text.told, None)
+            logprobs, tops = scoring.logprobs[new], scoring.tops[new]
+            if logprobs or scoring.done:
+                found.append(Scored(ticket, logprobs, tops, scoring.done, scoring.error))
+                text.told += len(logprobs)
+            if scoring.done:
+                del self._texts[ticket]
+        return found
+
     def step(self) -> list[Chunk]:
         """One step of the engine; a chunk for every answer of which there is anything new."""
         grown = [answer for answer in self.engine.step() if answer in self._growing]
@@ -156,18 +233,20 @@ class Decoder:
 
         A ticket that is unknown or whose answers have all ended is no error.
         """
+        if (text := self._texts.pop(ticket, None)) is not None and isinstance(self.engine, Scorer):
+            self.engine.stop_scoring(text.scoring)
         for answer in self._tickets.pop(ticket, []):
             if self._growing.pop(answer, None) is not None:
                 self.engine.stop(answer, len(answer.tokens))
 
     def close(self) -> None:
         """Give all requests up, so that no engine elsewhere goes on with what nobody waits for."""
-        for ticket in list(self._tickets):
+        for ticket in [*self._tickets, *self._texts]:
             self.cancel(ticket)
 
     def holds(self, ticket: int) -> bool:
-        """Has any answer of a request yet to end?"""
-        return ticket in self._tickets
+        """Has any answer of a request yet to end, or a text to be scored?"""
+        return ticket in self._tickets or ticket in self._texts
 
     def prompt_tokens(self, ticket: int) -> int:
         """Tokens of an open request's prompt, as the aligned model reads it."""

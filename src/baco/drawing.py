@@ -19,6 +19,9 @@ from baco.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel
 from baco.sampling import SamplingParams
 from baco.transfer import tensor_on
 
+# Bytes that drawing takes for each entry of the rows of logits, at most: sorted copies where top-p
+# is asked for, noise for every token where the temperature is high.
+DRAW_BYTES = 96
 _COLUMNS = {
     "temperature": torch.float32,
     "top_k": torch.int64,
@@ -193,6 +196,13 @@ def truncate(logits: Tensor, table: DrawTable) -> Tensor:
     return logits
 
 
+def most_drawn(device_type: str) -> int:
+    """Entries of rows of logits that are drawn from at once, on a kind of device; more are drawn
+    from in parts, so that a large vocabulary and many rows do not take memory in proportion.
+    """
+    return 2**21 if device_type == "cpu" else 2**24
+
+
 def draw(logits: Tensor, table: DrawTable, keys: Tensor) -> Tensor:
     """Draw one token per row: argmax of truncated logits / temperature + Gumbel noise.
 
@@ -204,6 +214,11 @@ def draw(logits: Tensor, table: DrawTable, keys: Tensor) -> Tensor:
     Returns:
         Token ids, int64 [B]. At temperature 0 the plain argmax.
     """
+    size, most = len(logits), max(1, most_drawn(logits.device.type) // logits.shape[-1])
+    if size > most:
+        parts = [slice(start, start + most) for start in range(0, size, most)]
+        row = torch.arange(size, device=logits.device)
+        return torch.cat([draw(logits[p], table.rows(row[p]), keys[p]) for p in parts])
     greedy = most_likely(logits)
     if not table.any_warm:
         return greedy

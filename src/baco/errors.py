@@ -48,3 +48,13 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, LookupError | AttributeError | TypeError):
         message = f"{type(error).__name__}: {message}"  # means nothing without it
     return message if 0 < len(message) <= MOST_CHARACTERS else type(error).__name__
+
+
+def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False) -> BacoError:
+    """A prompt of so many tokens, or of ``more``, does not fit the context window of the base or
+    the aligned model.
+    """
+    return BacoError(
+        f"prompt of {'more than ' if more else ''}{tokens} tokens, as the {name} model reads it: "
+        f"its context window is {context}; shorten the prompt"
+    )

@@ -1,6 +1,7 @@
 """One half of a pair: a causal language model, its tokenizer, and what it may be asked."""
 
 import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,15 +15,15 @@ from torch import Tensor
 from baco.checkpoint import explained
 from baco.compiled import Compiled
 from baco.context import context_of, text_config
-from baco.engine.cache import SlotCache
+from baco.engine.cache import CacheSize, SlotCache
 from baco.engine.long_rope import LongRopeStore
 from baco.engine.masks import Masked, MaskForm, has_own_window
 from baco.engine.native import NativeStore
 from baco.engine.reread import RereadStore
 from baco.engine.rope import LongRope
 from baco.engine.speculation import Size
-from baco.engine.store import Forward, SlotStore, Store
-from baco.errors import BacoError, DamagedLogitsError
+from baco.engine.store import Forward, SlotStore, Store, piece_for
+from baco.errors import BacoError, DamagedLogitsError, prompt_too_long
 from baco.lean import Lean
 from baco.packing import weights
 from baco.recorded import Recorded
@@ -32,6 +33,40 @@ progress = logging.getLogger("baco.compiling")
 
 # Token ids that a message names.
 _NAMED = 5
+# What configurations call the width of a layer, what is in the middle of it, and its heads.
+_HIDDEN = ("hidden_size", "d_model")
+_INNER = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff", "mlp_hidden_size")
+_HEADS = ("num_attention_heads",)
+# Tokens of a row up to which attention may keep the scores of all heads.
+_FEW = 32
+_CHOSEN = ("num_experts_per_tok", "moe_topk")
+# Bytes of a number while a forward works on it: sums are often taken in float32.
+_HELD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSize:
+    """About how many bytes a forward's own tensors take at most, without its logits.
+
+    Attributes:
+        token: for each token that is read.
+        few, many: for each of them and each token that it looks at, where few tokens of a row are
+            read and where many are.
+        repeated: for each row and each token that it looks at: keys and values laid out anew.
+        alone: rows are read one after the other.
+    """
+
+    token: int
+    few: int
+    many: int
+    repeated: int
+    alone: bool = False
+
+    def bytes(self, rows: int, span: int, columns: int) -> int:
+        """Of so many rows, of each of which ``span`` tokens are read that look at ``columns``."""
+        rows = min(rows, 1) if self.alone else rows
+        look = self.few if span <= _FEW else self.many
+        return rows * (span * (self.token + look * columns) + self.repeated * columns)
 
 
 @dataclass
@@ -104,10 +139,7 @@ class Half:
         """The first half of `check_prompt`, for a prompt of this many tokens."""
         context = min(context, self.context)
         if length >= context:
-            raise BacoError(
-                f"prompt of {length} tokens, as the {name} model reads it: its context window "
-                f"is {context}; shorten the prompt"
-            )
+            raise prompt_too_long(length, name, int(context))
 
     @cached_property
     def without_embedding(self) -> frozenset[int]:
@@ -227,6 +259,21 @@ class Half:
         return embedding_rows(self.model) if self.first_rows is None else self.first_rows
 
     @property
+    def piece(self) -> int:
+        """Tokens of a prompt that are read at once."""
+        return piece_for(self.device)
+
+    @property
+    def reads_in_pieces(self) -> bool:
+        """Can a prompt be read in pieces? Not by a state that takes one token at a time."""
+        return self._forward is not None or (self._state_is_apart and self._state_reads_on)
+
+    @property
+    def rows_of_logits(self) -> int:
+        """Entries of a row of logits as the model gives it."""
+        return max(self.width, self.rows)
+
+    @property
     def rewinds(self) -> bool:
         """Can its cache take back what was read, so that drafting costs no second reading?"""
         return self._forward is not None
@@ -239,13 +286,43 @@ class Half:
         if forward is not None:
             return self._batched(forward)
         runner = _Runner(self)
-        return NativeStore(runner) if self._state_is_apart else RereadStore(runner)
+        if not self._state_is_apart:
+            return RereadStore(runner)
+        return NativeStore(runner, self.piece if self._state_reads_on else None)
+
+    @cached_property
+    @torch.inference_mode()
+    def cache_size(self) -> CacheSize:
+        """What a row of its cache takes. Measured, as architectures keep very different things."""
+        if self._forward is not None:
+            return self._batched(self._forward).size()
+        return self.store().size()
+
+    @cached_property
+    def forward_size(self) -> ForwardSize:
+        """What a forward's own tensors take, estimated from the model's configuration."""
+        config = text_config(self.model.config)
+        hidden, inner, heads = (_most(config, names) for names in (_HIDDEN, _INNER, _HEADS))
+        width = _most(config, ("head_dim", "v_head_dim")) or hidden // max(1, heads)
+        inner = max(inner, _most(config, ("moe_intermediate_size",)) * _most(config, _CHOSEN))
+        token = _HELD * (12 * max(hidden, heads * width) + 4 * (inner or 4 * hidden))
+        scores = 4 * _HELD * heads  # as they are, scaled, masked, and their softmax
+        lean, alone = isinstance(self._forward, Legible), self._forward is None
+        if not lean:
+            eager = getattr(config, "_attn_implementation", None) != "sdpa"
+            many = few = scores if eager else 0 if alone else 2 * _HELD
+        else:
+            group = heads // max(1, _most(config, ("num_key_value_heads",)))
+            many = 2 * _HELD * (group + 1)  # the mask
+            few = max(many, scores)
+        repeated = 0 if lean else 2 * _HELD * heads * width
+        return ForwardSize(token, few, many, repeated, alone)
 
     def _batched(self, forward: Forward) -> Store:
         if self.long_rope is not None:
-            return LongRopeStore(forward, self.long_rope)
+            return LongRopeStore(forward, self.long_rope, piece=self.piece)
         lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
-        return SlotStore(forward, shares=lean)
+        return SlotStore(forward, shares=lean, piece=self.piece)
 
     def compile(self) -> str | None:
         """Decode without Python in the forward, where that can be: compiled for a CPU
@@ -304,6 +381,26 @@ class Half:
         log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
         return apart
 
+    @cached_property
+    @torch.inference_mode()
+    def _state_reads_on(self) -> bool:
+        """Does a state take several more tokens at a time? Some models begin anew instead."""
+        text = list(range(1, 8))
+        whole = self.fit(NativeStore(_Runner(self))._read({}, text)[0])[0]
+        try:
+            *_, last = NativeStore(_Runner(self), 3).after_each(text, 3)
+        except Exception as error:
+            log.debug("%s reads prompts whole: %s", self.name, error)
+            return False
+        share = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        return _close(whole, self.fit(last)[-1], share)
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Can the model be told of how many last tokens the logits are wanted?"""
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return "logits_to_keep" in inspect.signature(model.forward).parameters
+
     def _reads_right(self, store: Store) -> bool:
         """Do two rows of different lengths in one cache read as they do alone?"""
         texts = [[1, 2, 3, 4, 5], [6, 7]]
@@ -347,6 +444,8 @@ class _Runner:
         self.device, self.dtype = half.model.device, half.model.dtype
 
     def __call__(self, **inputs: Any) -> Any:
+        if not self._half.keeps:
+            inputs.pop("logits_to_keep", None)
         return self._half.run(**inputs)
 
 
@@ -386,3 +485,12 @@ def _close(a: Tensor, b: Tensor, share: float) -> bool:
     known = a > -math.inf
     spread = float(a[known].std()) + 1e-6
     return bool((a[known] - b[known]).abs().max() < share * spread)
+
+
+def _most(config: Any, names: Iterable[str]) -> int:
+    """The largest number that a configuration gives under any of some names, 0 for none."""
+    found: list[int] = [0]
+    for name in names:
+        value = getattr(config, name, None)
+        found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
+    return max(found)

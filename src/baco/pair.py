@@ -22,13 +22,15 @@ from baco.checkpoint import (
     load_tokenizer,
     placements,
 )
+from baco.encoder import Limit
 from baco.errors import BacoError, UnfitPairError
 from baco.half import Half, embedding_rows
 from baco.known import KnownPair
 from baco.lean import prepare
 from baco.packing import pack
 from baco.precision import by_half
-from baco.prompts import BASE_TEMPLATE, Prompt, Renderer
+from baco.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
+from baco.routing.routers import Router
 from baco.routing.rules import HALVES
 from baco.sampling import SamplingParams
 from baco.tokens import spell
@@ -83,6 +85,12 @@ class Pair:
     def held(self) -> dict[str, str]:
         """In which numbers each half's weights are held, and where."""
         return {half: getattr(self, half).held for half in HALVES}
+
+    def limits(self, router: Router, explain: bool = False) -> Limits:
+        """How long a prompt may be for an answer to follow, for each model that reads it."""
+        needed = HALVES if explain or router.only is None else (router.only,)
+        contexts = {name: getattr(self, name).context for name in needed}
+        return {name: Limit(name, context, context - 1) for name, context in contexts.items()}
 
     @cached_property
     def _spellings(self) -> dict[int, bytes]:

@@ -10,19 +10,23 @@ of that message, in the same tokens, and without an end mark.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from baco.errors import BacoError, UnfitPairError
+from baco.encoder import Encoder, Limit, no_pause, tokenizing
+from baco.errors import BacoError, UnfitPairError, prompt_too_long
 from baco.seeds import chat_digest, text_digest
-from baco.templates import Rendering, Template, TemplateFailedError, one_line, today
+from baco.templates import Rendering, Template, TemplateFailedError, today
 from baco.utf8 import check_characters
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
+# By the name of the model that a limit is for; no limit for a model that is not read.
+Limits = Mapping[str, Limit]
+NO_LIMITS: Limits = MappingProxyType({})
 
 ROLES = ("system", "user", "assistant")
 
@@ -200,6 +204,10 @@ class Renderer:
     turn_opening: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.encoders: dict[str, Encoder] = {
+            "base": Encoder(self.base_tokenizer),
+            "aligned": Encoder(self.aligned_tokenizer),
+        }
         self._chat: Template | None = None
         if self.aligned_template is not None:
             given = self.aligned_template
@@ -225,6 +233,8 @@ class Renderer:
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
         day: str | None = None,
+        limits: Limits = NO_LIMITS,
+        pause: Callable[[], None] = no_pause,
     ) -> Prompt:
         """Both renderings of a conversation.
 
@@ -232,9 +242,12 @@ class Renderer:
             prompt, system, continue_final: see :func:`conversation`.
             template_args: further variables for the templates, over the pair's own.
             day: what templates take for today, as YYYY-MM-DD, in place of ``date``.
+            limits: how long the prompt may be, as the models read it.
+            pause: called between pieces of work; what it raises ends the rendering.
 
         Raises:
-            BacoError: bad messages, a missing chat template, a template that fails.
+            BacoError: bad messages, a missing chat template, a template that fails, a prompt that
+                is too long.
         """
         messages = conversation(prompt, system, continue_final)
         digest = chat_digest(messages)
@@ -246,16 +259,20 @@ class Renderer:
             messages = messages[:-1]
         else:
             aligned_head = one.aligned(messages)
-        # The prefill is tokenised by itself, as its tokens would have come from the models: so they
-        # are the same in both prompts.
-        aligned_ids = _encode(self.aligned_tokenizer, aligned_head, special=False)
-        aligned_ids += _encode_inside(self.aligned_tokenizer, begun)
+
+        def encode(name: str, head: str, *, special: bool) -> tuple[int, ...]:
+            # The prefill is tokenised by itself, as its tokens would have come from the models: so
+            # they are the same in both prompts.
+            encoder, limit = self.encoders[name], limits.get(name)
+            ids = encoder.encode(head, special=special, limit=limit, pause=pause)
+            return ids + _encode_inside(encoder, begun, limit, pause, len(ids))
+
+        aligned_ids = encode("aligned", aligned_head, special=False)
         base_ids, base_head, spaced = aligned_ids, aligned_head, aligned_head[-1].isspace()
         if self.base_template != SAME_PROMPT:
             joined = not spaced and (not begun or begun[0].isspace())
             base_head = one.base(messages, "" if joined else "\n")
-            base_ids = _encode(self.base_tokenizer, base_head, special=True)
-            base_ids += _encode_inside(self.base_tokenizer, begun)
+            base_ids = encode("base", base_head, special=True)
         return Prompt(
             base_ids,
             aligned_ids,
@@ -266,26 +283,50 @@ class Renderer:
             date=one.day if one.reads_clock else None,
         )
 
-    def raw(self, text: str | tuple[int, ...]) -> Prompt:
+    def raw(
+        self,
+        text: str | tuple[int, ...],
+        *,
+        limits: Limits = NO_LIMITS,
+        pause: Callable[[], None] = no_pause,
+    ) -> Prompt:
         """A text to be continued, or its token ids, read by both halves as it is.
 
+        Args:
+            text: what to continue.
+            limits, pause: as for `render`.
+
         Raises:
-            BacoError: an empty text.
+            BacoError: an empty text, or one that is too long.
         """
+        aligned_ids, base_ids = (
+            self.read(text, name, limits=limits, pause=pause) for name in ("aligned", "base")
+        )
+        if isinstance(text, str):
+            spelled = text
+        else:
+            with tokenizing(self.aligned_tokenizer):
+                spelled = self.aligned_tokenizer.decode(text)
+        return Prompt(base_ids, aligned_ids, spelled, spelled, text_digest(spelled))
+
+    def read(
+        self,
+        text: str | tuple[int, ...],
+        name: str,
+        *,
+        limits: Limits = NO_LIMITS,
+        pause: Callable[[], None] = no_pause,
+    ) -> tuple[int, ...]:
+        """Token ids of a text, or ids as they are, for ``base`` or ``aligned``; else as `raw`."""
         if not text:
             raise BacoError("the prompt is empty: give some text to continue")
-        if not isinstance(text, str):
-            with _tokenizing(self.aligned_tokenizer):
-                spelled = self.aligned_tokenizer.decode(text)
-            return Prompt(text, text, spelled, spelled, text_digest(spelled))
-        check_characters("the prompt", text)
-        return Prompt(
-            _encode(self.base_tokenizer, text, special=True),
-            _encode(self.aligned_tokenizer, text, special=True),
-            text,
-            text,
-            text_digest(text),
-        )
+        limit = limits.get(name)
+        if isinstance(text, str):
+            check_characters("the prompt", text)
+            return self.encoders[name].encode(text, special=True, limit=limit, pause=pause)
+        if limit is not None and len(text) > limit.most:
+            raise prompt_too_long(len(text), limit.name, limit.context)
+        return text
 
     def chat_template(self) -> Template:
         """The aligned model's; errors as for `chat_template_of`."""
@@ -476,41 +517,19 @@ class _Rendering:
         return asking, prefill if asking[-1:].isspace() else " " + prefill
 
 
-@contextlib.contextmanager
-def _tokenizing(tokenizer: Any) -> Iterator[None]:
-    """Whatever a tokenizer raises is a BacoError, a panic of the tokenizers library included."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise BacoError(
-            f"the tokenizer of {name} fails on this prompt: {type(error).__name__}"
-            f"{one_line(str(error))}; change the prompt, or repair the tokenizer's files"
-        ) from error
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
-    """Token ids of a text; ``special`` lets the tokenizer open it with its own mark (BOS)."""
-    with _tokenizing(tokenizer):
-        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
-    end = getattr(tokenizer, "eos_token_id", None)
-    if special and len(ids) > 1 and ids[-1] == end:
-        ids = ids[:-1]  # some tokenizers close a text too: then there is nothing to continue
-    return tuple(ids)
-
-
-def _encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Token ids of a text that goes on with another.
+def _encode_inside(
+    encoder: Encoder, text: str, limit: Limit | None, pause: Callable[[], None], before: int
+) -> tuple[int, ...]:
+    """Token ids of a text that goes on with another, of ``before`` tokens.
 
     SentencePiece puts a space before a text; so it is tokenised behind a line break, which is then
     taken off. Where the break melts into a token of the text, there is no such space.
     """
     if not text:
         return ()
-    line_break = _encode(tokenizer, "\n", special=False)
-    ids = _encode(tokenizer, "\n" + text, special=False)
+    line_break = encoder.encode("\n", special=False)
+    before -= len(line_break)
+    ids = encoder.encode("\n" + text, special=False, limit=limit, pause=pause, before=before)
     if ids[: len(line_break)] == line_break:
         return ids[len(line_break) :]
-    return _encode(tokenizer, text, special=False)
+    return encoder.encode(text, special=False, pause=pause)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baco.engine.cache import Plan, SlotCache
-from baco.engine.store import Forward, SlotStore
+from baco.engine.store import PIECE, Forward, SlotStore
 from baco.lean import Lean
 
 log = logging.getLogger("baco")
@@ -143,7 +143,7 @@ class Recorded:
             cache = self._spare.pop()
         except IndexError:
             cache = SlotCache(0, 0)
-        store = SlotStore(forward, cache)
+        store = SlotStore(forward, cache, piece=PIECE)
         finalize(store, self._spare.append, cache).atexit = False
         return store
 

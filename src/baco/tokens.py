@@ -119,14 +119,15 @@ def _slow_reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, s
 
 
 def parts_of(component: Any) -> Iterator[dict[str, Any]]:
-    """The state of a decoder or pre-tokenizer, and of those inside it."""
+    """The state of a normalizer, pre-tokenizer or decoder, and of those inside it."""
     if component is None:
         return
     # The component's own state: that of the whole backend would hold the vocabulary too.
     is_state = isinstance(component, dict)
     state: dict[str, Any] = component if is_state else json.loads(component.__getstate__())
     yield state
-    for inner in state.get("decoders") or state.get("pretokenizers") or []:
+    several = (state.get(name) for name in ("normalizers", "pretokenizers", "decoders"))
+    for inner in next(filter(None, several), []):
         yield from parts_of(inner)
 
 

@@ -1,8 +1,9 @@
 """What a backend is: the engine that a decoder drives, and what it can keep of the laws."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 
@@ -81,6 +82,21 @@ class TokenEngine(Protocol):
     @property
     def running(self) -> int:
         """Sequences that are being decoded."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An engine that can also tell how likely a text is."""
+
+    def score(self, scoring: Scoring) -> None:
+        """Queue a text to be scored; `Scoring.done` says when it was.
+
+        Raises:
+            BacoError: a text that there is no memory for.
+        """
+
+    def stop_scoring(self, scoring: Scoring) -> None:
+        """Give a text up."""
 
 
 class Backend(Protocol):

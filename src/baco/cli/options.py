@@ -54,7 +54,9 @@ Compile = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", help="For cached keys and values, as 2GiB or 40% of what is free."),
+    typer.Option(
+        "--memory", help="For caches and a step's tensors, as 2GiB or 40% of what is free."
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool | None,

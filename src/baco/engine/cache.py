@@ -25,6 +25,40 @@ def columns_for(columns: int) -> int:
     return -(-columns // step) * step
 
 
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Bytes that one row of a model's cache takes.
+
+    Attributes:
+        fixed: whatever its length.
+        token: for each token of it.
+        tensor_fixed, tensor_token: the same of its largest tensor, which is there twice while the
+            cache grows.
+    """
+
+    fixed: int
+    token: int
+    tensor_fixed: int
+    tensor_token: int
+
+    @classmethod
+    def between(cls, one: Sequence[int], many: Sequence[int], tokens: int) -> Self:
+        """The size of a cache whose tensors take ``one`` bytes each with one token and ``many``
+        with so many ``tokens``, where it grows no faster than along a straight line.
+        """
+        token = max(0, -(-(sum(many) - sum(one)) // (tokens - 1)))
+        largest = -(-max(many, default=0) // tokens) if token else 0
+        return cls(max(0, sum(one) - token), token, max(one, default=0), largest)
+
+    def row(self, tokens: int) -> int:
+        """Bytes of a row of so many tokens; 0 for a row that is never read."""
+        return self.fixed + self.token * tokens if tokens else 0
+
+    def tensor(self, tokens: int) -> int:
+        """Bytes of the largest tensor of such a row."""
+        return self.tensor_fixed + self.tensor_token * tokens if tokens else 0
+
+
 @dataclass(slots=True)
 class Plan:
     """Where the tokens of one forward go.
@@ -73,6 +107,13 @@ class Plan:
         return self._slots[device, heads]
 
 
+def _resized(old: Tensor, rows: int, columns: int) -> Tensor:
+    new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
+    kept = old[:rows, :, :columns]
+    new[: kept.shape[0], :, : kept.shape[2]] = kept
+    return new
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer: [rows, heads, columns, width of a head] each."""
 
@@ -116,12 +157,9 @@ class SlotLayer(CacheLayerMixin):
         """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-            kept = old[:rows, :, :columns]
-            new[: kept.shape[0], :, : kept.shape[2]] = kept
-            setattr(self, name, new)
+        # One after the other: only one of them is there twice at a time.
+        self.keys = _resized(self.keys, rows, columns)
+        self.values = _resized(self.values, rows, columns)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         return self.cache.plan.width, 0
@@ -175,6 +213,17 @@ class SlotCache(Cache):
         rows, columns = max(rows, self.held[0]), max(columns, self.held[1])
         if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _LEAST_STEP:
             return
+        self._resize(rows, columns)
+
+    def shrink(self, rows: int, columns: int) -> None:
+        """Have room for just so many rows and columns, or for what there is if that is less."""
+        rows, columns = min(rows, self.rows), min(columns_for(columns), self.columns)
+        if self.held != (0, 0):
+            self.held = rows, columns
+        if (rows, columns) != (self.rows, self.columns):
+            self._resize(rows, columns)
+
+    def _resize(self, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns_for(columns)
         for layer in self.layers:
             layer.resize(self.rows, self.columns)

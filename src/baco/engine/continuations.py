@@ -17,6 +17,15 @@ class Continuations:
     """
 
     after: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
+    _taken_up: int = 0  # of the prompt
+
+    def take_up(self, prompt: Sequence[int], most: int) -> int:
+        """Take up so many more tokens of a prompt at most; how many they were."""
+        start = self._taken_up
+        stop = self._taken_up = min(len(prompt), start + most)
+        if stop > start:
+            self.learn(prompt[max(0, start - CONTEXTS[0]) : stop], stop - start)
+        return stop - start
 
     def learn(self, text: Sequence[int], new: int) -> None:
         """Take up the last ``new`` tokens of ``text``."""

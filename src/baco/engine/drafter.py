@@ -24,6 +24,8 @@ _LEAST_CHANCE = 0.1
 # Where no draft paid, none is looked for in a round for every so many rows: looking costs the more
 # the more rows there are, and tells the more.
 _ROWS_A_PAUSE = 4
+# Tokens of prompts that are taken up in one round.
+_TAKEN_UP = 1024
 # Tokens of every row that the base share is taken from.
 _LATELY = 16
 
@@ -80,14 +82,16 @@ class Drafter:
         # Where all drafts of all rows stood: what the half that checked them would say next.
         self._beyond: dict[Answer, int] = {}
 
-    def draft(self) -> Draft:
-        """The draft of one round."""
+    def draft(self, positions: int = MOST_AHEAD + 1) -> Draft:
+        """The draft of one round, of so many positions of each row at most."""
         rows = self._batch.rows
         self._guesses = [[]] * len(rows)
+        if self._planner is not None:
+            self._take_up_prompts()
         if self._planner is None or self._paused:
             self._paused = max(0, self._paused - 1)
             return self._known(self._guesses)
-        room = {name: self._reader.room(name) for name in self._reader.stores}
+        room = {name: min(positions - 1, self._reader.room(name)) for name in self._reader.stores}
         most = min(room[half] for half in self._reader.needed())
         self._guesses = [self._guess(row, most) for row in rows]
         plan = self._planner.plan(
@@ -227,10 +231,15 @@ class Drafter:
         return self._records.setdefault(row, Record())
 
     def _shared(self, request: Request) -> Continuations:
-        if request not in self._continuations:
-            made = self._continuations[request] = Continuations()
-            made.learn(request.aligned_ids, len(request.aligned_ids))
-        return self._continuations[request]
+        return self._continuations.setdefault(request, Continuations())
+
+    def _take_up_prompts(self) -> None:
+        """Look for continuations in the rows' prompts, a bounded number of tokens a round."""
+        left = _TAKEN_UP
+        for request in self._batch.requests:
+            left -= self._shared(request).take_up(request.aligned_ids, left)
+            if left <= 0:
+                break
 
     def _base_share(self) -> float:
         lately = [source for row in self._batch.rows for source in row.sources[-_LATELY:]]

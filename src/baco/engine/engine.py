@@ -4,45 +4,30 @@ It works on token ids; it knows nothing of text. Prompts are read once and share
 sequences join and leave at every step, each at its own length.
 """
 
-from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from baco.engine.batch import Batch
 from baco.engine.beside import Beside
-from baco.engine.cache import columns_for
+from baco.engine.budget import Budget
 from baco.engine.drafter import Draft, Drafter
 from baco.engine.enough import Enough
 from baco.engine.reader import Reader
+from baco.engine.scheduler import MANY_PIECES, Scheduler
+from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculation import MOST_AHEAD, priced
+from baco.engine.speculation import priced
 from baco.engine.stats import Stats
-from baco.engine.store import PREFILL_PIECE
 from baco.engine.tell import append
 from baco.engine.verdict import Choose, Law, Round, Verdict, route, settled
-from baco.errors import BacoError
 from baco.half import Half
 from baco.memory import cache_bytes
 from baco.pair import Pair
 from baco.routing.rules import HALVES, Source
 from baco.routing.signals import Signals
 from baco.transfer import tensor_on
-
-# Columns that a row may take beyond its tokens: what is drafted after its last, and padding.
-SPARE = MOST_AHEAD + 1
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A request of which some samples are not yet in the batch, and its prompt once read."""
-
-    sequences: deque[Sequence]
-    prefixes: dict[str, Any] | None = None
 
 
 class Engine:
@@ -55,6 +40,8 @@ class Engine:
         speculate: draft tokens where that pays; the answers are the same without.
         draft: a small model of the same vocabulary that drafts.
         choose: what a token is drawn from, and whose it is, where it is not for routers to say.
+        pieces: of prompts that are read between two steps: few where somebody waits for the next
+            token, many where all answers are wanted soon. Answers are the same.
     """
 
     def __init__(
@@ -66,8 +53,9 @@ class Engine:
         speculate: bool = True,
         draft: Half | None = None,
         choose: Choose = route,
+        pieces: int = MANY_PIECES,
     ) -> None:
-        self.pair, self.max_rows = pair, max_rows
+        self.pair = pair
         self._device = pair.aligned.device
         self._apart = pair.base.device != self._device
         self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device), choose)
@@ -84,31 +72,38 @@ class Engine:
         sizes = {name: half.size for name, half in halves.items()}
         planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
         self._drafter = Drafter(self._reader, self._batch, self._law.banned, planner)
-        self._memory = cache_bytes(memory, {half.device for half in halves.values()})
-        self._token_bytes: dict[str, int] = {}  # of each half's cache, once a prompt was read
-        self._waiting: deque[_Waiting] = deque()
+        held = cache_bytes(memory, {half.device for half in halves.values()})
+        piece = max(half.piece for half in halves.values())
+        budget = Budget(held, halves, pair.vocabulary.size, piece)
+        self._scheduler = Scheduler(self._reader, self._batch, budget, max_rows, pieces)
         self._doubted: set[Sequence] = set()  # rows that met damaged logits in the last step
         self.stats = Stats(self._reader.stores)
 
     def add(self, request: Request) -> list[Sequence]:
-        """Queue the n samples of a request; BacoError where its prompt fits no context window."""
-        room = self._room(request)
-        sequences = [
-            Sequence(request, sample, min(request.params.max_tokens, room))
-            for sample in range(request.params.n)
-        ]
-        self._waiting.append(_Waiting(deque(sequences)))
-        return sequences
+        """Queue the n samples of a request.
+
+        Raises:
+            BacoError: its prompt fits no context window, or memory cannot hold one answer.
+        """
+        return self._scheduler.add(request, self._room(request))
+
+    def score(self, scoring: Scoring) -> None:
+        """Queue a text to be scored; `Scoring.done` says when it was.
+
+        Raises:
+            BacoError: memory cannot hold it.
+        """
+        self._scheduler.score(scoring)
 
     @property
     def busy(self) -> bool:
-        """Is there anything left to decode?"""
-        return bool(self._waiting) or len(self._batch) > 0
+        """Is there anything left to do?"""
+        return self._scheduler.busy
 
     @property
     def waiting(self) -> int:
         """Sequences that have no row yet."""
-        return sum(len(head.sequences) for head in self._waiting)
+        return self._scheduler.waiting
 
     @property
     def running(self) -> int:
@@ -117,11 +112,15 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
-        """Append one or more tokens to every sequence in the batch; the sequences that got any."""
-        self._admit()
+        """Append one or more tokens to every sequence in the batch; the sequences that got any.
+
+        Before that, a bounded number of tokens of waiting prompts and texts are read.
+        """
+        self._scheduler.schedule()
         if not self._batch.rows:
             return []
-        draft = self._drafter.draft()
+        self._reader.catch_up(self._scheduler.budget.read_at_once(len(self._batch)))
+        draft = self._drafter.draft(self._scheduler.positions)
         round_ = Round(self._batch, draft.positions, draft.decided)
         verdict = self._law.judge(round_, self._read(draft, round_))
         return self._commit(draft, round_, verdict)
@@ -129,10 +128,12 @@ class Engine:
     def stop(self, sequence: Sequence, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         sequence.finish_reason = "stop"
+        self._scheduler.drop(sequence)
         sequence.cut(tokens)
-        for head in self._waiting:
-            with suppress(ValueError):
-                head.sequences.remove(sequence)
+
+    def stop_scoring(self, scoring: Scoring) -> None:
+        """Give a text up."""
+        self._scheduler.drop_text(scoring)
 
     def _read(self, draft: Draft, round_: Round) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
@@ -217,95 +218,3 @@ class Engine:
         for name, half in needed.items():
             half.check_prompt(name, request.ids(name))
         return min(half.context - len(request.ids(name)) for name, half in needed.items())
-
-    def _admit(self) -> None:
-        """Drop ended rows, then fill up from the queue, in order, as far as memory goes."""
-        self._compact()
-        going, read = len(self._batch), 0
-        while self._waiting and len(self._batch) < self.max_rows:
-            head = self._waiting[0]
-            if not head.sequences:
-                self._waiting.popleft()
-                continue
-            if head.prefixes is None:
-                if self._batch.rows and self._affordable(head) < 1:
-                    return
-                if going and read >= PREFILL_PIECE:
-                    return  # who is being answered does not wait for many new prompts at once
-                head.prefixes = self._prefill(head.sequences[0].request)
-                read += len(head.sequences[0].request.aligned_ids)
-            count = min(self._affordable(head), self.max_rows - len(self._batch))
-            if count < 1:
-                return
-            most = len(self._batch) + count
-            joined = [head.sequences.popleft() for _ in range(min(count, len(head.sequences)))]
-            self._hold([*self._batch.rows, *joined], most)
-            self._reader.admit(head.prefixes, len(joined))
-            self._batch.admit(joined)
-
-    def _prefill(self, request: Request) -> dict[str, Any]:
-        prefixes = self._reader.prefill(request)
-        for name, prefix in prefixes.items():
-            self._token_bytes[name] = self._reader.stores[name].bytes_per_token(prefix)
-        return prefixes
-
-    def _hold(self, rows: list[Sequence], most: int) -> None:
-        """Make room for rows at their longest, and for twice as many where memory has it."""
-        columns = {name: self._longest(rows, name) + SPARE for name in self._reader.stores}
-        self._reader.hold(min(most, 1 << (len(rows) - 1).bit_length()), columns)
-
-    def _affordable(self, head: _Waiting) -> int:
-        """How many rows like the head's next one memory has room for beside the batch's, each at
-        its longest; as many as there may be where a row's size is not known.
-        """
-        prompt = self._prompts(head.sequences[0].request)
-        row = self._bytes([*self._batch.rows, head.sequences[0]])
-        rows = (self._memory - prompt) // row if row else self.max_rows
-        if rows < 1 and not self._batch.rows:
-            raise BacoError(
-                f"one answer may need {(prompt + row) / 2**20:.1f} MiB of cache and memory is "
-                f"{self._memory / 2**20:.1f} MiB: lower max_tokens, shorten the prompt or raise "
-                "memory"
-            )
-        return rows - len(self._batch)
-
-    def _bytes(self, rows: list[Sequence]) -> int:
-        """What a row of the caches takes where the longest of some rows has its full length."""
-        taken = 0
-        for name, each in self._token_bytes.items():
-            longest = self._longest(rows, name)
-            taken += each * columns_for(longest + SPARE) if longest else 0
-        return taken
-
-    def _longest(self, rows: list[Sequence], name: str) -> int:
-        """Columns of the longest of some rows at its full length in a half's cache; 0 where it
-        reads none of them.
-        """
-        needed = (row for row in rows if row.request.needs(name))
-        own = (self._reader.copied(name, row.request) + row.limit for row in needed)
-        return max(own, default=0)
-
-    def _prompts(self, head: Request) -> int:
-        """What prompts take beside rows: the head's until all its samples run, shared ones while
-        any of theirs does.
-        """
-        running = {id(row.request): row.request for row in self._batch.rows}
-        return sum(
-            each * len(request.ids(name))
-            for request in ({id(head): head} | running).values()
-            for name, each in self._token_bytes.items()
-            if request.needs(name) and (request is head or not self._reader.copied(name, request))
-        )
-
-    def _compact(self) -> None:
-        rows = self._batch.rows
-        alive = [index for index, row in enumerate(rows) if row.finish_reason is None]
-        if len(alive) == len(rows):
-            return
-        # Rows from the end fill the holes, so that few are copied.
-        order = [index for index in alive if index < len(alive)]
-        tail = iter(index for index in alive if index >= len(alive))
-        filled = set(order)
-        order = [i if i in filled else next(tail) for i in range(len(alive))]
-        self._reader.reorder(order)
-        self._batch.reorder(order)

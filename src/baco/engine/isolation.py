@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from baco.engine.engine import Engine
+from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
 from baco.engine.stats import Stats
 from baco.errors import failure
@@ -35,6 +36,7 @@ class IsolatingEngine:
         # The engine's own sequences, where they are decoded again, to the callers'; and back.
         self._original: dict[Sequence, Sequence] = {}
         self._again: dict[Sequence, Sequence] = {}
+        self._texts: list[Scoring] = []  # that are not yet scored
         self._suspects: deque[list[Request]] = deque()
         self._late: list[Request] = []  # they came while suspects were tried
 
@@ -53,6 +55,16 @@ class IsolatingEngine:
             self._late.append(request)
         self._open[request] = list(made)
         return made
+
+    def score(self, scoring: Scoring) -> None:
+        """Queue a text to be scored; errors as for :meth:`Engine.score`."""
+        self.engine.score(scoring)
+        self._texts = [*(text for text in self._texts if not text.done), scoring]
+
+    def stop_scoring(self, scoring: Scoring) -> None:
+        """Give a text up."""
+        self.engine.stop_scoring(scoring)
+        self._texts = [text for text in self._texts if text is not scoring]
 
     def step(self) -> list[Sequence]:
         """One step; the sequences that got tokens or ended.
@@ -123,6 +135,10 @@ class IsolatingEngine:
         past = self.engine.stats
         self.engine = self._make()
         self.engine.stats.carry_on(past)
+        for text in self._texts:
+            if not text.done:
+                text.rewind()
+                self.engine.score(text)
         self._original.clear()
         self._again.clear()
         ended = []

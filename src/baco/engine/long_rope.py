@@ -4,14 +4,15 @@ Cached keys hold the factors that they were read with. So a row that grows beyon
 length is read again from its first token, once, with the long factors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from baco.engine.cache import CacheSize
 from baco.engine.prefixes import Prefix
 from baco.engine.rope import LongRope
-from baco.engine.store import Forward, SlotStore
+from baco.engine.store import CPU_PIECE, Forward, SlotStore, read_through
 
 
 class LongRopeStore:
@@ -20,12 +21,13 @@ class LongRopeStore:
     Args:
         forward: of the model; it reads row r with the long factors where its plan says so.
         rope: of the model.
+        piece: tokens of a prompt that are read at once.
     """
 
     rewinds = True
 
-    def __init__(self, forward: Forward, rope: LongRope) -> None:
-        self._slots, self._rope = SlotStore(forward), rope
+    def __init__(self, forward: Forward, rope: LongRope, *, piece: int = CPU_PIECE) -> None:
+        self._slots, self._rope = SlotStore(forward, piece=piece), rope
         self._texts: list[list[int]] = []  # what each row has read
         self._long: list[bool] = []  # the factors that its cached keys hold
 
@@ -44,9 +46,19 @@ class LongRopeStore:
     def shares(self, tokens: int, samples: int) -> bool:
         return self._slots.shares(tokens, samples)
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[Prefix, list[int]]:
+    def reading(
+        self, ids: Sequence[int], samples: int = 1
+    ) -> Generator[int, None, tuple[Prefix, list[int]]]:
         # The next token decides: no row of logits is wanted before it.
-        return self._slots.prefill(ids, samples, long=self._rope.is_long(len(ids) + 1)), list(ids)
+        long = self._rope.is_long(len(ids) + 1)
+        prefix = yield from self._slots.reading(ids, samples, long=long)
+        return prefix, list(ids)
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[Prefix, list[int]]:
+        return read_through(self.reading(ids, samples))
+
+    def after_each(self, ids: Sequence[int], piece: int) -> Iterator[Tensor]:
+        return self._slots.after_each(ids, piece, long=self._rope.is_long(len(ids) + 1))
 
     def admit(self, prefix: tuple[Prefix, list[int]] | None, count: int) -> None:
         read, text = prefix or (None, [])
@@ -101,5 +113,11 @@ class LongRopeStore:
     def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
         self._slots.clean(going, ended)
 
-    def bytes_per_token(self, prefix: tuple[Prefix, list[int]]) -> int:
-        return self._slots.bytes_per_token(prefix[0])
+    def size(self) -> CacheSize:
+        return self._slots.size()
+
+    def held(self) -> int:
+        return self._slots.held()
+
+    def shrink(self, columns: int) -> None:
+        self._slots.shrink(columns)

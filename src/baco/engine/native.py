@@ -4,12 +4,17 @@ For architectures whose state is not keys and values of every token (state-space
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from baco.engine.cache import CacheSize
+from baco.engine.store import read_through
+
+# Tokens after which a state is measured: beyond, it grows as it did up to there.
+_MEASURED = 64
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
@@ -44,13 +49,50 @@ def read_rows(
     return whole
 
 
+def tensor_bytes(state: Any) -> list[int]:
+    """Bytes of every tensor that is held anywhere in a state, each once.
+
+    What is only a part of a larger tensor holds all of it.
+    """
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            found[storage._cdata] = storage.nbytes()
+            return
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, dict):
+            inside: Iterator[Any] = iter(value.values())
+        elif isinstance(value, list | tuple):
+            inside = iter(value)
+        elif isinstance(value, type | torch.nn.Module) or not hasattr(value, "__dict__"):
+            return
+        else:
+            inside = iter(vars(value).values())
+        for part in inside:
+            look(part)
+
+    look(state)
+    return list(found.values())
+
+
 class NativeStore:
-    """The model's own cache, one a row, one forward a row, with the verbs of `Store`."""
+    """The model's own cache, one a row, one forward a row, with the verbs of `Store`.
+
+    Args:
+        model: of the rows.
+        piece: tokens of a prompt that are read at once; None for a model that reads no more than
+            one token on, and so reads a prompt whole.
+    """
 
     rewinds = False
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, piece: int | None = None) -> None:
+        self.model, self.piece = model, piece
         self.rows: list[dict[str, Any]] = []
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
@@ -58,8 +100,29 @@ class NativeStore:
     def shares(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
         return False
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[dict[str, Any], int]:  # noqa: ARG002
-        return (self._read({}, list(ids))[1] if ids else {}), len(ids)
+    def reading(
+        self,
+        ids: Sequence[int],
+        samples: int = 1,  # noqa: ARG002
+    ) -> Generator[int, None, tuple[dict[str, Any], int]]:
+        state: dict[str, Any] = {}
+        for piece in self._pieces(ids, self.piece):
+            state = self._read(state, piece)[1]
+            yield len(piece)
+        return state, len(ids)
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[dict[str, Any], int]:
+        return read_through(self.reading(ids, samples))
+
+    def after_each(self, ids: Sequence[int], piece: int) -> Iterator[Tensor]:
+        state: dict[str, Any] = {}
+        for own in self._pieces(ids, piece if self.piece else None):
+            logits, state = self._read(state, own, keep=len(own))
+            yield logits
+
+    def _pieces(self, ids: Sequence[int], piece: int | None) -> Iterator[list[int]]:
+        step = piece or max(1, len(ids))
+        return (list(ids[start : start + step]) for start in range(0, len(ids), step))
 
     def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
         state, length = prefix or ({}, 0)
@@ -77,7 +140,7 @@ class NativeStore:
         found = []
         for token in ids:  # such a state may take no more than one token at a time
             logits, self.rows[row] = self._read(self.rows[row], [token])
-            found.append(logits)
+            found.append(logits[-1])
         self.lengths[row] += len(ids)
         self.tokens += len(ids)
         return torch.stack(found[-keep:])
@@ -89,12 +152,24 @@ class NativeStore:
     def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
         """Rows have nothing in common."""
 
-    def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
-        return 0  # unknown: such a state need not grow with the text at all
+    def size(self) -> CacheSize:
+        one, many = (
+            tensor_bytes(read_through(self.reading([1] * tokens))[0]) for tokens in (1, _MEASURED)
+        )
+        return CacheSize.between(one, many, _MEASURED)
 
-    def _read(self, state: dict[str, Any], ids: list[int]) -> tuple[Tensor, dict[str, Any]]:
+    def held(self) -> int:
+        return 0
+
+    def shrink(self, columns: int) -> None:
+        """A state takes what its own text needs."""
+
+    def _read(
+        self, state: dict[str, Any], ids: list[int], keep: int = 1
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Read on: the logits after the last ``keep`` tokens, and the state after them."""
         tokens = torch.tensor([ids], device=self.model.device)
         self.forwards += 1
-        output = self.model(input_ids=tokens, use_cache=True, **state)
+        output = self.model(input_ids=tokens, use_cache=True, logits_to_keep=keep, **state)
         kept = {name: output[name] for name in _CACHE_NAMES if output.get(name) is not None}
-        return output.logits[0, -1], kept
+        return output.logits[0, -keep:], kept

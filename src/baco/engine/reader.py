@@ -3,7 +3,7 @@
 A half may lag behind: what it was not needed for it reads later, in one forward.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,15 +43,57 @@ class Reader:
         """The halves that any row needs."""
         return self._batch.needed
 
-    def prefill(self, request: Request) -> dict[str, Any]:
-        """Read a request's prompt with every half that needs it, once for all its samples."""
-        # All but the last token: that one is read in the first step, as every later token is. A
-        # draft model whose context window is too short for a prompt drafts nothing for it.
-        return {
-            name: store.prefill(request.ids(name)[:-1], request.params.n)
-            for name, store in self.stores.items()
-            if request.needs(name) and len(request.ids(name)) <= self.halves[name].context
-        }
+    def reading(self, request: Request) -> Generator[int, None, dict[str, Any]]:
+        """Read a request's prompt with every model that needs it, once for all its samples: yields
+        how many tokens each piece had, and returns what can be admitted.
+        """
+        prefixes = {}
+        for name in self.reads(request):
+            # The last token is read in the first step, as every later token is.
+            ids = request.ids(name)[:-1]
+            prefixes[name] = yield from self.stores[name].reading(ids, request.params.n)
+        return prefixes
+
+    def to_read(self, request: Request) -> int:
+        """Tokens that this reads, of all models together."""
+        return sum(len(request.ids(name)) - 1 for name in self.reads(request))
+
+    def reads(self, request: Request) -> list[str]:
+        """The models that read a request's prompt. A draft model whose context window is too short
+        for it drafts nothing for it.
+        """
+        return [
+            name
+            for name, model in self.halves.items()
+            if request.needs(name) and len(request.ids(name)) <= model.context
+        ]
+
+    def catch_up(self, most: int) -> None:
+        """Let models read on that were not needed for a while and have more than ``most`` tokens
+        left, so that no step has to read very many.
+        """
+        for name, store in self.stores.items():
+            context = self.halves[name].context
+            left = [
+                self._pending(name, row, store.lengths[at])[:-1]
+                if len(row.request.ids(name)) + len(row.tokens) <= context
+                else []
+                for at, row in enumerate(self._batch.rows)
+            ]
+            counts = [len(tokens) for tokens in left]
+            if sum(counts) > most:
+                nothing = torch.empty(len(left), 0, dtype=torch.int64)
+                tokens = _flush_right(left, nothing, [0] * len(left), max(counts))
+                store.read(tokens, counts, 1)
+
+    def held(self) -> dict[str, int]:
+        """Bytes of each model's tables, where they may have room for more than their rows need."""
+        return {name: store.held() for name, store in self.stores.items()}
+
+    def shrink(self, columns: Mapping[str, int]) -> None:
+        """Give back what tables hold beyond their rows, each of so many columns at most."""
+        for name, store in self.stores.items():
+            store.shrink(columns[name])
 
     def copied(self, name: str, request: Request) -> int:
         """Tokens of a request's prompt that a half copies for each of its samples: all or none."""

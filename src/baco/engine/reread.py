@@ -1,12 +1,14 @@
 """For models whose state is kept inside the model: the text so far is read anew at every token."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from baco.engine.cache import CacheSize
 from baco.engine.native import read_rows
+from baco.engine.store import read_through
 
 
 class RereadStore:
@@ -23,8 +25,19 @@ class RereadStore:
     def shares(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
         return False
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> list[int]:  # noqa: ARG002
+    def reading(
+        self,
+        ids: Sequence[int],
+        samples: int = 1,  # noqa: ARG002
+    ) -> Generator[int, None, list[int]]:
+        yield from ()
         return list(ids)
+
+    def prefill(self, ids: Sequence[int], samples: int = 1) -> list[int]:
+        return read_through(self.reading(ids, samples))
+
+    def after_each(self, ids: Sequence[int], piece: int) -> Iterator[Tensor]:  # noqa: ARG002
+        yield self._read(ids, len(ids))
 
     def admit(self, prefix: list[int] | None, count: int) -> None:
         self.texts += [list(prefix or []) for _ in range(count)]
@@ -41,10 +54,14 @@ class RereadStore:
 
     def _read_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
         self.texts[row] += ids
-        whole = torch.tensor([self.texts[row]], device=self.model.device)
-        self.forwards += 1
         self.tokens += len(ids)
-        logits: Tensor = self.model(input_ids=whole, use_cache=False).logits[0, -keep:]
+        return self._read(self.texts[row], keep)
+
+    def _read(self, ids: Sequence[int], keep: int) -> Tensor:
+        whole = torch.tensor([list(ids)], device=self.model.device)
+        self.forwards += 1
+        output = self.model(input_ids=whole, use_cache=False, logits_to_keep=keep)
+        logits: Tensor = output.logits[0, -keep:]
         return logits
 
     def rewind(self, lengths: Sequence[int]) -> None:
@@ -55,8 +72,14 @@ class RereadStore:
     def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
         """Rows have nothing in common."""
 
-    def bytes_per_token(self, prefix: Any) -> int:  # noqa: ARG002
+    def size(self) -> CacheSize:
+        return CacheSize(0, 0, 0, 0)
+
+    def held(self) -> int:
         return 0
+
+    def shrink(self, columns: int) -> None:
+        """Nothing is held."""
 
     def _measure(self) -> None:
         self.lengths = [len(text) for text in self.texts]

@@ -5,18 +5,37 @@
 know nothing of routers, draws or text.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from baco.engine.cache import Plan, SlotCache
+from baco.engine.cache import CacheSize, Plan, SlotCache
 from baco.engine.prefixes import Group, Prefix, grouped, pays
 from baco.transfer import tensor_on
 
-# A long prompt is read in pieces, so that the mask of one piece stays small.
-PREFILL_PIECE = 512
+T = TypeVar("T")
+
+# A prompt is read in pieces of so many tokens, and rows are decoded between two of them. They cost
+# about what a step of one row costs: a CPU multiplies while it reads the weights, and is soon busy
+# with that alone; a GPU reads some hundred tokens in the time that it reads the weights.
+CPU_PIECE, PIECE = 128, 512
+
+
+def piece_for(device: torch.device) -> int:
+    """Tokens of a piece on a device."""
+    return CPU_PIECE if device.type == "cpu" else PIECE
+
+
+def read_through(reading: Generator[int, None, T]) -> T:
+    """What a reading comes to, all its pieces read at once."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            done: T = end.value
+            return done
 
 
 class Store(Protocol):
@@ -39,9 +58,17 @@ class Store(Protocol):
     @property
     def tokens(self) -> int: ...
 
+    def reading(self, ids: Sequence[int], samples: int = 1) -> Generator[int, None, Any]:
+        """Read a prompt once, piece by piece: yields how many tokens each piece had. What it
+        returns can be admitted as any number of rows, ``samples`` in all.
+        """
+
     def prefill(self, ids: Sequence[int], samples: int = 1) -> Any:
-        """Read a prompt once; the result can be admitted as any number of rows, ``samples`` in
-        all.
+        """The same, all pieces at once."""
+
+    def after_each(self, ids: Sequence[int], piece: int) -> Iterator[Tensor]:
+        """Read a text beside all rows: the raw logits after each of its tokens, [T, width], in
+        pieces of so many tokens where the model can read on.
         """
 
     def shares(self, tokens: int, samples: int) -> bool:
@@ -64,8 +91,16 @@ class Store(Protocol):
     def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
         """Clear what rows that go on hold beyond what they have read, and all of ended ones."""
 
-    def bytes_per_token(self, prefix: Any) -> int:
-        """Memory that one more token of one row takes."""
+    def size(self) -> CacheSize:
+        """What a row takes, measured on a few tokens."""
+
+    def held(self) -> int:
+        """Bytes of its tables, which may have room for more rows, or longer ones, than there are;
+        0 where every row takes just what it needs.
+        """
+
+    def shrink(self, columns: int) -> None:
+        """Hold no more than its rows need, each of so many tokens of its own at most."""
 
 
 class Forward(Protocol):
@@ -84,14 +119,20 @@ class SlotStore:
         forward: of the model.
         cache: to go on with, where the forward wants tables that stay where they are.
         shares: it attends to a prompt that rows have in common where that lies.
+        piece: tokens of a prompt that are read at once.
     """
 
     rewinds = True
 
     def __init__(
-        self, forward: Forward, cache: SlotCache | None = None, *, shares: bool = False
+        self,
+        forward: Forward,
+        cache: SlotCache | None = None,
+        *,
+        shares: bool = False,
+        piece: int = CPU_PIECE,
     ) -> None:
-        self.forward = forward
+        self.forward, self.piece = forward, piece
         self.stays, self._shares = cache is not None, shares
         self.cache = SlotCache(0, 0) if cache is None else cache
         self.lengths: list[int] = []
@@ -102,14 +143,32 @@ class SlotStore:
     def shares(self, tokens: int, samples: int) -> bool:
         return self._shares and pays(tokens, samples)
 
-    def prefill(self, ids: Sequence[int], samples: int = 1, *, long: bool = False) -> Prefix:
+    def reading(
+        self, ids: Sequence[int], samples: int = 1, *, long: bool = False
+    ) -> Generator[int, None, Prefix]:
         cache = SlotCache(1, len(ids))
-        for start in range(0, len(ids), PREFILL_PIECE):
-            piece = torch.tensor([list(ids[start : start + PREFILL_PIECE])])
-            plan = Plan.of([start], [piece.shape[1]], piece.shape[1])
-            plan.long = [long]
-            self._forward(cache, plan, piece, 1)
+        for start in range(0, len(ids), self.piece):
+            own = ids[start : start + self.piece]
+            self._read_alone(cache, start, own, 1, long)
+            yield len(own)
         return Prefix(cache, len(ids), self.shares(len(ids), samples))
+
+    def prefill(self, ids: Sequence[int], samples: int = 1, *, long: bool = False) -> Prefix:
+        return read_through(self.reading(ids, samples, long=long))
+
+    def after_each(self, ids: Sequence[int], piece: int, *, long: bool = False) -> Iterator[Tensor]:
+        cache = SlotCache(1, len(ids))
+        for start in range(0, len(ids), piece):
+            own = ids[start : start + piece]
+            yield self._read_alone(cache, start, own, len(own), long)[0]
+
+    def _read_alone(
+        self, cache: SlotCache, start: int, ids: Sequence[int], keep: int, long: bool
+    ) -> Tensor:
+        """Read tokens of one row that has a cache to itself."""
+        plan = Plan.of([start], [len(ids)], len(ids))
+        plan.long = [long]
+        return self._forward(cache, plan, torch.tensor([list(ids)]), keep)
 
     def admit(self, prefix: Prefix | None, count: int) -> None:
         prefix = prefix or Prefix(SlotCache(0, 0), 0)
@@ -184,10 +243,18 @@ class SlotStore:
                 layer.keys[row, :, columns:] = 0
                 layer.values[row, :, columns:] = 0
 
-    def bytes_per_token(self, prefix: Prefix) -> int:
-        layers = [layer for layer in prefix.cache.layers if layer.is_initialized]
-        stores = [store for layer in layers for store in (layer.keys, layer.values)]
-        return sum(s.shape[1] * s.shape[3] * s.element_size() for s in stores)
+    def size(self) -> CacheSize:
+        layers = [layer for layer in self.prefill([1, 2]).cache.layers if layer.is_initialized]
+        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        each = [t.shape[1] * t.shape[3] * t.element_size() for t in tensors]
+        return CacheSize(0, sum(each), 0, max(each))
+
+    def held(self) -> int:
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def shrink(self, columns: int) -> None:
+        self.cache.shrink(len(self.lengths), columns)
 
     def _prompts(self) -> tuple[Sequence[Group], Tensor | None]:
         """The rows' shared prompts, and how many tokens of such stand before each row's own."""

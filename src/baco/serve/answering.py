@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -10,9 +11,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from baco.completion import Chunk
-from baco.decoder import Decoder
+from baco.decoder import Decoder, Scored
 from baco.engine.isolation import IsolatingEngine
 from baco.errors import AnswerError, UpstreamError
+from baco.pair import Pair
+from baco.prompts import Prompt
 from baco.serve.asking import Question
 from baco.serve.driver import Driver
 from baco.serve.errors import ClientGoneError
@@ -23,34 +26,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """A decoder has taken a prompt of so many tokens."""
-
-    prompt_tokens: int
+    """A decoder has taken a prompt."""
 
 
 class Answers:
     """The answers to one request, from when it is queued until they end or are given up.
 
     Args:
+        pair: renders the prompts.
         driver: decodes them.
         question: what is asked.
         timeout: seconds that all of it may take.
+
+    Attributes:
+        prompts: as the decoder has taken them, by their place in the request.
 
     Raises:
         QueueFullError, ClosedError: the driver does not take it.
     """
 
-    def __init__(self, driver: Driver, question: Question, timeout: float) -> None:
+    def __init__(self, pair: Pair, driver: Driver, question: Question, timeout: float) -> None:
         self.question = question
         self.started = time.perf_counter()
-        self.prompt_tokens = 0
-        self._driver = driver
+        self.prompts: dict[int, Prompt] = {}
+        self._pair, self._driver = pair, driver
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout
-        self._told: asyncio.Queue[tuple[int, Chunk | Exception | _Accepted]] = asyncio.Queue()
+        self._told: asyncio.Queue[tuple[int, Chunk | Scored | Exception | _Accepted]] = (
+            asyncio.Queue()
+        )
+        self._early: deque[tuple[int, Chunk | Scored]] = deque()
         self._broken_off: type[Exception] = UpstreamError
         self._jobs = [
-            Job(partial(self._submit, index), partial(self._deliver, index))
+            Job(
+                partial(self._submit, index),
+                partial(self._deliver, index),
+                partial(self._prepare, index),
+                question.size(index),
+                question.params.n,
+            )
             for index in range(len(question.prompts))
         ]
         driver.submit(self._jobs)
@@ -66,10 +80,22 @@ class Answers:
         Raises:
             Exception: what was wrong with one.
         """
-        for _ in self._jobs:
-            _, told = await self._next()
-            assert isinstance(told, _Accepted)
-            self.prompt_tokens += told.prompt_tokens
+        left = len(self._jobs)
+        while left:
+            prompt, told = await self._next()
+            if isinstance(told, _Accepted):
+                left -= 1
+            else:  # an answer to a prompt that was taken before the others
+                self._early.append((prompt, told))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, as the aligned model reads them."""
+        return sum(len(prompt.aligned_ids) for prompt in self.prompts.values())
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt of a choice, once the decoder has taken it."""
+        return self.prompts[index // self.question.params.n]
 
     async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
         """Every chunk with the index of its choice, until all answers have ended.
@@ -83,28 +109,31 @@ class Answers:
         n = self.question.params.n
         left = n * len(self._jobs)
         while left:
-            prompt, chunk = await self._next()
+            prompt, chunk = self._early.popleft() if self._early else await self._next()
             assert isinstance(chunk, Chunk)
             if chunk.completion is not None and chunk.completion.error is not None:
                 raise self._broken_off(chunk.completion.error)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
 
-    async def _next(self) -> tuple[int, Chunk | _Accepted]:
+    async def _next(self) -> tuple[int, Chunk | Scored | _Accepted]:
         async with asyncio.timeout_at(self._deadline):
             prompt, told = await self._told.get()
         if isinstance(told, Exception):
             raise told
         return prompt, told
 
+    def _prepare(self, index: int, pause: Callable[[], None]) -> None:
+        self.prompts[index] = self.question.render(index, self._pair, pause)
+
     def _submit(self, index: int, decoder: Decoder) -> int:
         if isinstance(decoder.engine, IsolatingEngine):
             self._broken_off = AnswerError
-        ticket = self.question.submit(index, decoder)
-        self._deliver(index, _Accepted(decoder.prompt_tokens(ticket)))
+        ticket = self.question.submit(self.prompts[index], decoder)
+        self._deliver(index, _Accepted())
         return ticket
 
-    def _deliver(self, index: int, told: Chunk | Exception | _Accepted) -> None:
+    def _deliver(self, index: int, told: Chunk | Scored | Exception | _Accepted) -> None:
         self._loop.call_soon_threadsafe(self._told.put_nowait, (index, told))
 
 

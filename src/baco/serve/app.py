@@ -34,7 +34,10 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     connections = Connections(settings)
     driver = Driver(baco.decoder, settings.max_open)
     asking, metrics = Asking(baco, settings), Metrics(driver, connections)
-    baco.pair.spelling(0)  # reads the whole vocabulary: now, rather than while others wait
+    # What reads the whole vocabulary is done now, rather than while others wait.
+    baco.pair.spelling(0)
+    for encoder in baco.pair.renderer.encoders.values():
+        encoder.prepare()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

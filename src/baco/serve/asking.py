@@ -1,17 +1,18 @@
 """From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
 from baco.api import Baco
+from baco.backends.described import Described
 from baco.decoder import Decoder
 from baco.errors import BacoError
-from baco.prompts import Conversation, check_template_args, conversation
+from baco.pair import Pair
+from baco.prompts import Conversation, Prompt, check_template_args, conversation
 from baco.routing.registry import catalogue
 from baco.routing.routers import Router
-from baco.routing.rules import Source
 from baco.routing.select import Switch
 from baco.sampling import SamplingParams
 from baco.serve.errors import UnknownModelError, shown
@@ -22,7 +23,7 @@ from baco.serve.protocol import (
     CompletionRequest,
     Message,
 )
-from baco.serve.scoring import Scoring
+from baco.serve.scoring import Echo
 from baco.serve.settings import Settings
 
 ROOT = "baco"
@@ -61,8 +62,38 @@ class Question:
     template_args: Mapping[str, Any] = field(default_factory=dict)
     continue_final: bool | None = None
 
-    def submit(self, prompt: int, decoder: Decoder) -> int:
-        """Hand one of the prompts to a decoder; its ticket."""
+    def size(self, index: int) -> int:
+        """Characters of one of the prompts, about; 0 for token ids."""
+        prompt = self.prompts[index]
+        if isinstance(prompt, tuple):
+            return 0
+        texts = [prompt] if isinstance(prompt, str) else [one["content"] for one in prompt]
+        return sum(map(len, texts))
+
+    def render(self, index: int, pair: Pair, pause: Callable[[], None]) -> Prompt:
+        """One of the prompts as both models read it, made in any thread.
+
+        Args:
+            index: which one.
+            pair: renders it.
+            pause: called between pieces of work; what it raises ends it.
+
+        Raises:
+            BacoError: a template that fails, or a prompt that is too long.
+        """
+        prompt, limits = self.prompts[index], pair.limits(self.router, self.explain)
+        if self.raw:
+            return pair.renderer.raw(prompt, limits=limits, pause=pause)  # type: ignore[arg-type]
+        return pair.renderer.render(
+            prompt,  # type: ignore[arg-type]
+            template_args=self.template_args,
+            continue_final=self.continue_final,
+            limits=limits,
+            pause=pause,
+        )
+
+    def submit(self, prompt: Prompt, decoder: Decoder) -> int:
+        """Hand a prompt that was rendered to a decoder; its ticket."""
         names = [one.name for one in fields(self.params)]
         options: dict[str, Any] = {
             "router": self.router,
@@ -70,14 +101,7 @@ class Question:
             "explain": self.explain,
             **{name: getattr(self.params, name) for name in names},
         }
-        if self.raw:
-            return decoder.submit_text(self.prompts[prompt], **options)  # type: ignore[arg-type]
-        return decoder.submit(
-            self.prompts[prompt],  # type: ignore[arg-type]
-            template_args=self.template_args,
-            continue_final=self.continue_final,
-            **options,
-        )
+        return decoder.submit_rendered(prompt, raw=self.raw, **options)
 
 
 class Asking:
@@ -150,7 +174,7 @@ class Asking:
         self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
         return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
 
-    def scoring(self, body: CompletionRequest) -> Scoring:
+    def echo(self, body: CompletionRequest) -> Echo:
         """What a request with ``echo`` asks.
 
         Raises:
@@ -171,23 +195,16 @@ class Asking:
         prompts = _prompts(body.prompt)
         self._limit("the number of prompts", len(prompts), self._settings.max_n)
         self._check_ids(prompts)
-        made = Scoring(
-            tuple(self.ids(prompt, half) for prompt in prompts),
+        if isinstance(self._baco.pair.base, Described):
+            raise BacoError("echo needs the weights in this process: serve with --backend local")
+        return Echo(
+            prompts,
             half,
             body.logprobs,
             body.echo_from or 0,
             bool(body.return_token_ids),
             bool(body.return_tokens_as_token_ids),
         )
-        made.check(self._baco.pair)
-        return made
-
-    def ids(self, prompt: str | TokenIds, half: Source = "aligned") -> TokenIds:
-        """A text's token ids as a half reads it; token ids as they are."""
-        if not isinstance(prompt, str):
-            return prompt
-        rendered = self._baco.pair.renderer.raw(prompt)
-        return rendered.base_ids if half == "base" else rendered.aligned_ids
 
     def _question(
         self,
@@ -256,11 +273,10 @@ class Asking:
             if isinstance(prompt, tuple):
                 self._check_known("prompt", prompt)
 
-    def _check_known(self, name: str, tokens: Iterable[int]) -> None:
-        size = self._baco.pair.vocabulary.size
-        for token in tokens:
-            if token >= size:
-                raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
+    def _check_known(self, name: str, tokens: Collection[int]) -> None:
+        size, largest = self._baco.pair.vocabulary.size, max(tokens, default=0)
+        if largest >= size:
+            raise BacoError(f"{name} names token {largest}: the vocabulary has {size} tokens")
 
 
 def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str | TokenIds, ...]:

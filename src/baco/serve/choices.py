@@ -8,6 +8,7 @@ from itertools import groupby
 from baco.completion import Chunk, Completion, Token
 from baco.engine.sequence import Why
 from baco.pair import Pair
+from baco.prompts import Prompt
 from baco.routing.rules import Source
 from baco.serve.replies import (
     ChatLogprobs,
@@ -30,23 +31,25 @@ class Choice:
     Attributes:
         pair: spells its tokens.
         explain: tell of every token why it has its source.
-        prompt: its prompt's token ids, for who asked for ids.
+        ids: tell token ids beside the text.
         named: name tokens by their ids in the older endpoint's log-probabilities, where end tokens
             then stand too.
         tokens: so far.
         base, switches: counted so far.
         why: of the tokens so far, if asked.
+        prompt: its prompt, once the decoder has taken that.
         completion: the answer, once it has ended.
     """
 
     pair: Pair
     explain: bool = False
-    prompt: tuple[int, ...] | None = None
+    ids: bool = False
     named: bool = False
     tokens: list[Token] = field(default_factory=list)
     base: int = 0
     switches: int = 0
     why: list[WhyToken] = field(default_factory=list)
+    prompt: Prompt | None = None
     completion: Completion | None = None
     _last: Source | None = None
 

@@ -1,5 +1,8 @@
 """The one thread that owns the decoder: it admits, steps and cancels what other threads ask for.
 
+Prompts are rendered and tokenised in threads of their own. Between two steps it takes up a bounded
+number of requests, so that neither many of them nor long ones keep running answers waiting.
+
 It knows nothing of HTTP. A prompt that breaks a step ends alone: the decoder's engine sees to that.
 Where the decoder itself fails, all its jobs end, and the next one gets another decoder.
 """
@@ -7,22 +10,30 @@ Where the decoder itself fails, all its jobs end, and the next one gets another 
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from baco.completion import Chunk
-from baco.decoder import Decoder
+from baco.decoder import Decoder, Scored
 from baco.serve.job import Job
 
 log = logging.getLogger("baco.serve")
 
-T = TypeVar("T")
+# Answers that are taken up, or given up, between two steps; one request may be of more.
+MOST_TAKEN = 64
+# Characters of a prompt that counts as long: these are prepared one after the other, apart from
+# the others.
+_LONG = 2**16
 
 
 class QueueFullError(Exception):
     """More prompts are open than the driver was told to hold."""
+
+
+class GivenUpError(Exception):
+    """A job was given up while it was prepared."""
 
 
 class ClosedError(Exception):
@@ -57,17 +68,22 @@ class Driver:
     make: Callable[[], Decoder]
     most: int
     load: Load = field(default_factory=Load, init=False)
-    _asked: SimpleQueue[Callable[[], None]] = field(default_factory=SimpleQueue, init=False)
+    # What is to be done in the decoder's thread, and how many answers it is about.
+    _asked: SimpleQueue[tuple[int, Callable[[], None]]] = field(
+        default_factory=SimpleQueue, init=False
+    )
     _open: set[Job] = field(default_factory=set, init=False)
     _closing: bool = field(default=False, init=False)
     _decoder: Decoder | None = field(default=None, init=False)
     _jobs: dict[int, Job] = field(default_factory=dict, init=False)
     _past: Load = field(default_factory=Load, init=False)
     _stopped: bool = field(default=False, init=False)
-    _calls: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
+        self._short, self._long = (
+            ThreadPoolExecutor(1, f"baco-{name}-prompts") for name in ("short", "long")
+        )
         self._thread = threading.Thread(target=self._run, name="baco-decoder", daemon=True)
         self._thread.start()
 
@@ -86,29 +102,16 @@ class Driver:
                 raise QueueFullError
             self._open.update(new)
         for job in new:
-            self._asked.put(lambda job=job: self._take(job))  # type: ignore[misc]
-
-    def call(self, work: Callable[[], T]) -> "Future[T]":
-        """Have something done in the decoder's thread, between two of its steps.
-
-        Raises:
-            QueueFullError: more would be open than may be.
-            ClosedError: the driver is being closed.
-        """
-        with self._changed:
-            if self._closing:
-                raise ClosedError
-            if self.open >= self.most:
-                raise QueueFullError
-            self._calls += 1
-        told: Future[T] = Future()
-        self._asked.put(lambda: self._do(work, told))
-        return told
+            if job.prepare is None:
+                self._ask(job, self._take)
+            else:
+                lane = self._long if job.size > _LONG else self._short
+                lane.submit(self._prepare, job)
 
     def cancel(self, job: Job) -> None:
         """Give a job up from any thread; its rows leave the batch before the next step."""
         if job in self._open:
-            self._asked.put(lambda: self._give_up(job))
+            self._ask(job, self._give_up)
 
     def drain(self) -> None:
         """Take no more jobs; the open ones go on."""
@@ -123,26 +126,62 @@ class Driver:
         self.drain()
         with self._changed:
             self._changed.wait_for(lambda: not self.open, grace)
-        self._asked.put(self._stop)
+        self._asked.put((0, self._stop))
         self._thread.join()
+        for lane in (self._short, self._long):
+            lane.shutdown(wait=False, cancel_futures=True)
 
     @property
     def open(self) -> int:
-        """Jobs and calls that have not ended."""
-        return len(self._open) + self._calls
+        """Jobs that have not ended."""
+        return len(self._open)
 
     @property
     def closing(self) -> bool:
         """Has it been told to take no more jobs?"""
         return self._closing
 
+    def _ask(self, job: Job, work: Callable[[Job], None]) -> None:
+        """Have something done for a job in the decoder's thread."""
+        self._asked.put((job.answers, partial(work, job)))
+
+    def _prepare(self, job: Job) -> None:
+        """Prepare a job, in a thread for that, and have it taken; what goes wrong ends it."""
+
+        def going_on() -> None:
+            if job not in self._open:
+                raise GivenUpError
+
+        assert job.prepare is not None
+        try:
+            going_on()
+            job.prepare(going_on)
+        except GivenUpError:
+            return
+        except Exception as error:
+            self._ask(job, partial(self._end, error=error))
+            return
+        self._ask(job, self._take)
+
     def _run(self) -> None:
         while not self._stopped:
-            if not self._asked.empty() or not self._busy:
-                self._asked.get()()
-            else:
+            self._take_up()
+            if self._busy:
                 self._step()
             self._measure()
+
+    def _take_up(self) -> None:
+        """Do what was asked, in order, but no more than a bounded amount; wait for something to do
+        where there is nothing.
+        """
+        taken = 0
+        while taken < MOST_TAKEN and not self._stopped:
+            try:
+                answers, work = self._asked.get(block=not self._busy and not taken)
+            except Empty:
+                return
+            work()
+            taken += max(1, answers)
 
     @property
     def _busy(self) -> bool:
@@ -155,10 +194,11 @@ class Driver:
         except Exception as error:
             self._give_up_decoder(error)
             return
-        for chunk in chunks:
+        told: list[Chunk | Scored] = [*chunks, *self._decoder.scored()]
+        for chunk in told:
             self._tell(chunk)
         # Only now: several answers to a prompt may end in one step.
-        for ticket in {chunk.prompt for chunk in chunks} & self._jobs.keys():
+        for ticket in {chunk.prompt for chunk in told} & self._jobs.keys():
             if not self._decoder.holds(ticket):
                 self._forget(self._jobs[ticket])
 
@@ -191,21 +231,11 @@ class Driver:
             return
         self._jobs[job.ticket] = job
 
-    def _do(self, work: Callable[[], T], told: "Future[T]") -> None:
-        if told.set_running_or_notify_cancel():
-            try:
-                told.set_result(work())
-            except Exception as error:
-                told.set_exception(error)
-        with self._changed:
-            self._calls -= 1
-            self._changed.notify_all()
-
     def _give_up(self, job: Job) -> None:
         if job in self._open:
             self._forget(job)
 
-    def _tell(self, chunk: Chunk) -> None:
+    def _tell(self, chunk: Chunk | Scored) -> None:
         job = self._jobs.get(chunk.prompt)
         if job is None:
             return
@@ -216,7 +246,9 @@ class Driver:
             self._give_up(job)
 
     def _end(self, job: Job, error: Exception) -> None:
-        self._give_up(job)
+        if job not in self._open:
+            return
+        self._forget(job)
         try:
             job.deliver(error)
         except Exception:

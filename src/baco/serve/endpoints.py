@@ -1,7 +1,8 @@
 """``/v1``: OpenAI's endpoints, on answers that a driver decodes."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,6 +30,7 @@ from baco.serve.replies import (
     TextReply,
     Usage,
 )
+from baco.serve.scoring import Scores
 from baco.serve.settings import Settings
 from baco.serve.shapes import ChatShape, Shape, TextShape
 
@@ -94,26 +96,25 @@ class Endpoints:
             Choice(
                 self._pair,
                 question.explain,
-                self._asking.ids(prompt) if body.return_token_ids else None,  # type: ignore[arg-type]
-                bool(body.return_tokens_as_token_ids),
+                ids=bool(body.return_token_ids),
+                named=bool(body.return_tokens_as_token_ids),
             )
-            for prompt in question.prompts
+            for _ in question.prompts
             for _ in range(question.params.n)
         ]
         shape = TextShape(body.model, logprobs)
         return await self._answer(request, body, question, shape, choices)
 
     async def _score(self, request: Request, body: CompletionRequest) -> Response:
-        scoring = self._asking.scoring(body)
-        read = sum(map(len, scoring.texts))
-        request.state.entry |= {"router": scoring.half.capitalize(), "prompt_tokens": read}
+        echo = self._asking.echo(body)
+        request.state.entry["router"] = echo.half.capitalize()
         if self._settings.log_prompts:
-            request.state.entry["prompts"] = scoring.texts
-        work = scoring.choices(self._pair, self._driver, self._settings.timeout)
-        choices = await unless_gone(request, work)
+            request.state.entry["prompts"] = echo.prompts
+        scores = Scores(self._pair, self._driver, echo, self._settings.timeout)
+        choices = await unless_gone(request, scores.choices())
+        read = request.state.entry["prompt_tokens"] = scores.tokens
         usage = Usage(prompt_tokens=read, completion_tokens=0, total_tokens=read)
-        reply = TextShape(body.model, True).told(choices, usage)
-        return Response(reply.model_dump_json(), media_type="application/json")
+        return await _json(TextShape(body.model, True), choices, usage)
 
     def _card(self, name: str) -> ModelCard:
         only = self._asking.router_of(name).only
@@ -132,14 +133,14 @@ class Endpoints:
     ) -> Response:
         entry = request.state.entry
         self._note(entry, body, question)
-        answers = Answers(self._driver, question, self._settings.timeout)
+        answers = Answers(self._pair, self._driver, question, self._settings.timeout)
         telling = Telling(answers, choices, self._metrics, entry)
         try:
             await unless_gone(request, telling.accepted())
             if not body.stream:
                 await unless_gone(request, telling.whole())
-                reply = shape.reply(choices, telling.usage())
-                return Response(reply.model_dump_json(), media_type="application/json")
+                whole = (shape.whole(index, choice) for index, choice in enumerate(choices))
+                return await _json(shape, whole, telling.usage())
         except BaseException:
             answers.cancel()
             raise
@@ -171,6 +172,8 @@ class Telling:
     async def accepted(self) -> None:
         """Wait until the decoder has taken all prompts."""
         await self._answers.accepted()
+        for index, choice in enumerate(self.choices):
+            choice.prompt = self._answers.prompt_of(index)
         self._metrics.prompt_tokens.inc(self._answers.prompt_tokens)
         self._entry["prompt_tokens"] = self._answers.prompt_tokens
 
@@ -220,6 +223,18 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._answers.cancel()
+
+
+async def _json(shape: Shape, choices: Iterable[BaseModel], usage: Usage) -> Response:
+    """A whole reply, written choice by choice: between two of them others have their turn."""
+    written = []
+    for choice in choices:
+        written.append(choice.model_dump_json())
+        await asyncio.sleep(0)
+    reply = shape.reply(usage).model_dump_json()
+    # No text can hold these characters: quotes are escaped in it.
+    reply = reply.replace('"choices":[]', f'"choices":[{",".join(written)}]', 1)
+    return Response(reply, media_type="application/json")
 
 
 async def _events(telling: Telling, shape: Shape, counted: bool) -> AsyncIterator[str]:

@@ -1,172 +1,208 @@
-"""``echo``: how likely one half of the pair finds a text, told with the text's own tokens.
+"""``echo``: how likely one model of the pair finds a text, token by token.
 
-One forward over the text, in the decoder's thread, between two of its steps. With it a server of a
-pair is a server of either half: who decodes elsewhere can ask what this half thinks of a span.
+The decoder's engine reads texts piece by piece between its steps, as it reads prompts. With it a
+server of a pair is a server of either model: who decodes elsewhere can ask how likely this model
+finds a span.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 
-import torch
-from torch import Tensor
-
-from baco.backends.described import Described
+from baco.completion import Chunk
+from baco.decoder import Decoder, Scored
 from baco.detokenizer import Detokenizer
-from baco.errors import BacoError
-from baco.half import Half
+from baco.encoder import Limit
+from baco.engine.scoring import Scoring
+from baco.errors import AnswerError, BacoError
 from baco.pair import Pair
+from baco.prompts import Limits
 from baco.routing.rules import Source
 from baco.serve.choices import by_id, finite
 from baco.serve.driver import Driver
+from baco.serve.job import Job
 from baco.serve.replies import Provenance, TextChoice, TextLogprobs
 from baco.text import name_of
 
-# Numbers of a block of logits that are held at once: 256 MiB.
-_MOST_NUMBERS = 2**26
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A text's tokens from some place on, as a half finds them.
-
-    Attributes:
-        logprobs: of the tokens, in nats; None where nothing stands before one.
-        tops: the most likely tokens (id → nats) at their places.
-    """
-
-    logprobs: list[float | None]
-    tops: list[dict[int, float] | None]
-
-
-@torch.inference_mode()
-def score(half: Half, ids: Sequence[int], first: int, top: int) -> Scored:
-    """Read a text once.
-
-    Args:
-        half: whose opinion it is.
-        ids: the text's T tokens.
-        first: the first token that is told of, below T.
-        top: how many most likely tokens to tell at each place.
-    """
-    told = Scored([None], [None]) if first == 0 else Scored([], [])
-    places = torch.arange(max(first, 1), len(ids))
-    tokens = torch.tensor([list(ids)], device=half.device)
-    for block in places.split(max(1, _MOST_NUMBERS // half.width)):
-        rows = _rows(half, tokens, block - 1)
-        said = tokens[0, block.to(half.device)]
-        told.logprobs.extend(rows.gather(1, said[:, None])[:, 0].tolist())
-        best = rows.topk(min(top, rows.shape[-1]), dim=-1)
-        each = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        told.tops.extend(dict(zip(*row, strict=True)) for row in each)
-    return told
-
-
-def _rows(half: Half, tokens: Tensor, places: Tensor) -> Tensor:
-    """Log-probabilities after each of some places of a text [1, T]: float32 [P, V].
-
-    Raises:
-        DamagedLogitsError: logits are NaN or infinite.
-    """
-    output = half.run(input_ids=tokens, use_cache=False, logits_to_keep=places.to(tokens.device))
-    return half.fit_checked(output.logits[0]).log_softmax(dim=-1)
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
+class Echo:
     """What a request with ``echo`` asks.
 
     Attributes:
-        texts: token ids.
-        half: whose opinion is asked.
+        prompts: texts or token ids.
+        half: the model that is to score them.
         top: most likely tokens at each place.
-        first: the first token of each text that is told of.
+        first: the first token of each prompt that is scored.
         ids: tell token ids beside the text.
         named: name tokens by their ids.
     """
 
-    texts: tuple[tuple[int, ...], ...]
+    prompts: tuple[str | TokenIds, ...]
     half: Source
     top: int
     first: int
     ids: bool
     named: bool
 
-    def check(self, pair: Pair) -> None:
-        """BacoError for what the half cannot read."""
-        half = getattr(pair, self.half)
-        if isinstance(half, Described):
-            raise BacoError("echo needs the weights in this process: serve with --backend local")
-        for text in self.texts:
-            if len(text) > half.context:
-                raise BacoError(
-                    f"prompt of {len(text)} tokens: the {self.half} model's context window is "
-                    f"{half.context}; shorten the prompt"
-                )
-            if self.first >= len(text):
-                raise BacoError(f"echo_from is {self.first}: the prompt has {len(text)} tokens")
-            for token in text:
-                if not 0 <= token < pair.vocabulary.size:
-                    raise BacoError(
-                        f"prompt names token {token}: the vocabulary has "
-                        f"{pair.vocabulary.size} tokens"
-                    )
+    def read(self, prompt: str | TokenIds, pair: Pair, pause: Callable[[], None]) -> TokenIds:
+        """A prompt's token ids as the model reads it, made in any thread.
 
-    async def choices(self, pair: Pair, driver: Driver, timeout: float) -> list[TextChoice]:
-        """One choice for every text.
+        Args:
+            prompt: a text, or its ids.
+            pair: has the tokenizer.
+            pause: called between pieces of work; what it raises ends it.
 
         Raises:
-            QueueFullError, ClosedError, TimeoutError: as for answers.
+            BacoError: a prompt that is empty, too long, or shorter than ``first``.
         """
-        async with asyncio.timeout(timeout):
-            asked = [driver.call(self._reading(pair, text)) for text in self.texts]
-            scored = await asyncio.gather(*map(asyncio.wrap_future, asked))
-        pairs = enumerate(zip(self.texts, scored, strict=True))
-        return [self._choice(pair, index, text, one) for index, (text, one) in pairs]
+        context = getattr(pair, self.half).context
+        limits: Limits = {self.half: Limit(self.half, context, context)}
+        ids = pair.renderer.read(prompt, self.half, limits=limits, pause=pause)
+        if self.first >= len(ids):
+            raise BacoError(f"echo_from is {self.first}: the prompt has {len(ids)} tokens")
+        return ids
 
-    def _reading(self, pair: Pair, text: tuple[int, ...]) -> Callable[[], Scored]:
-        return lambda: score(getattr(pair, self.half), text, self.first, self.top)
 
-    def _choice(self, pair: Pair, index: int, text: tuple[int, ...], scored: Scored) -> TextChoice:
-        shown = text[self.first :]
+@dataclass(slots=True)
+class _Text:
+    """One of the prompts, and what came of it so far.
 
-        def called(token: int) -> str:
-            return by_id(token) if self.named else name_of(pair.spelling(token))
+    Attributes:
+        pair: spells its tokens.
+        prompt: as it was asked.
+        ids: its tokens, once they are known.
+        logprobs: of its tokens so far.
+        texts: of these tokens, special ones by their names; the last may still be missing.
+    """
 
-        texts = _texts(pair, shown)
-        offsets = [0]
-        for one in texts[:-1]:
-            offsets.append(offsets[-1] + len(one))
+    pair: Pair
+    prompt: str | TokenIds
+    ids: TokenIds = ()
+    logprobs: TextLogprobs = field(
+        default_factory=lambda: TextLogprobs(
+            tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]
+        )
+    )
+    texts: list[str] = field(default_factory=list)
+    ordinary: Detokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ordinary = Detokenizer(self.pair.tokenizer)
+
+    def push(self, token: int) -> None:
+        """Spell the next token."""
+        if self.pair.vocabulary.special[token]:
+            self.texts += [*self.ordinary.close(), self.pair.spelling(token).decode()]
+            self.ordinary = Detokenizer(self.pair.tokenizer)
+        else:
+            self.texts += self.ordinary.push(token)
+
+    def close(self, first: int) -> None:
+        """No token follows; the texts join to what the tokens from ``first`` on decode to."""
+        self.texts += self.ordinary.close()
+        if "".join(self.texts) != self.pair.tokenizer.decode(self.ids[first:]):
+            # Decoding takes the first space off.
+            at = next((index for index, text in enumerate(self.texts) if text), 0)
+            self.texts[at] = self.texts[at].removeprefix(" ")
+        offsets = accumulate(map(len, self.texts), initial=0)
+        self.logprobs.text_offset = list(offsets)[:-1]
+
+
+class Scores:
+    """The scores of one request's prompts.
+
+    Args:
+        pair: tokenises and spells.
+        driver: of the decoder that scores.
+        echo: what is asked.
+        timeout: seconds that all of it may take.
+    """
+
+    def __init__(self, pair: Pair, driver: Driver, echo: Echo, timeout: float) -> None:
+        self._pair, self._driver, self._echo, self._timeout = pair, driver, echo, timeout
+        self._texts = [_Text(pair, prompt) for prompt in echo.prompts]
+        self._loop = asyncio.get_running_loop()
+        self._told: asyncio.Queue[tuple[_Text, Chunk | Scored | Exception]] = asyncio.Queue()
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts, once they are scored."""
+        return sum(len(text.ids) for text in self._texts)
+
+    async def choices(self) -> list[TextChoice]:
+        """One choice for every prompt.
+
+        Raises:
+            QueueFullError, ClosedError, TimeoutError, BacoError: as for answers.
+            AnswerError: a prompt could not be scored.
+        """
+        jobs = [
+            Job(
+                partial(self._submit, text),
+                partial(self._deliver, text),
+                partial(self._prepare, text),
+                len(text.prompt) if isinstance(text.prompt, str) else 0,
+            )
+            for text in self._texts
+        ]
+        self._driver.submit(jobs)
+        try:
+            async with asyncio.timeout(self._timeout):
+                left = len(jobs)
+                while left:
+                    text, scored = await self._told.get()
+                    left -= self._take(text, scored)
+        finally:
+            for job in jobs:
+                self._driver.cancel(job)
+        return [self._choice(index, text) for index, text in enumerate(self._texts)]
+
+    def _prepare(self, text: _Text, pause: Callable[[], None]) -> None:
+        text.ids = self._echo.read(text.prompt, self._pair, pause)
+
+    def _submit(self, text: _Text, decoder: Decoder) -> int:
+        echo = self._echo
+        return decoder.submit_scoring(Scoring(text.ids, echo.half, echo.first, echo.top))
+
+    def _deliver(self, text: _Text, told: Chunk | Scored | Exception) -> None:
+        self._loop.call_soon_threadsafe(self._told.put_nowait, (text, told))
+
+    def _take(self, text: _Text, scored: Chunk | Scored | Exception) -> bool:
+        """Take up the scores of some tokens; was that all?"""
+        if isinstance(scored, Exception):
+            raise scored
+        assert isinstance(scored, Scored)
+        if scored.error is not None:
+            raise AnswerError(scored.error)
+        told = text.logprobs
+        start = self._echo.first + len(told.tokens)
+        for token in text.ids[start : start + len(scored.logprobs)]:
+            told.tokens.append(self._called(token))
+            text.push(token)
+        told.token_logprobs += [None if one is None else finite(one) for one in scored.logprobs]
+        told.top_logprobs += [
+            None if top is None else {self._called(one): finite(top[one]) for one in top}
+            for top in scored.tops
+        ]
+        if scored.done:
+            text.close(self._echo.first)
+        return scored.done
+
+    def _called(self, token: int) -> str:
+        return by_id(token) if self._echo.named else name_of(self._pair.spelling(token))
+
+    def _choice(self, index: int, text: _Text) -> TextChoice:
         return TextChoice(
             index=index,
-            text="".join(texts),
-            logprobs=TextLogprobs(
-                tokens=[called(token) for token in shown],
-                token_logprobs=[None if one is None else finite(one) for one in scored.logprobs],
-                top_logprobs=[
-                    None if top is None else {called(one): finite(top[one]) for one in top}
-                    for top in scored.tops
-                ],
-                text_offset=offsets,
-            ),
+            text="".join(text.texts),
+            logprobs=text.logprobs,
             finish_reason="length",
-            prompt_token_ids=list(text) if self.ids else None,
-            token_ids=[] if self.ids else None,
+            prompt_token_ids=list(text.ids) if self._echo.ids else None,
+            token_ids=[] if self._echo.ids else None,
             baco=Provenance(sources=[], base_share=0, switches=0),
         )
-
-
-def _texts(pair: Pair, tokens: Sequence[int]) -> list[str]:
-    """The text of each token, special ones by their names; they join to what the ids decode to."""
-    texts, ordinary = list[str](), Detokenizer(pair.tokenizer)
-    for token in tokens:
-        if pair.vocabulary.special[token]:
-            texts += [*ordinary.close(), pair.spelling(token).decode()]
-            ordinary = Detokenizer(pair.tokenizer)
-        else:
-            texts += ordinary.push(token)
-    texts += ordinary.close()
-    if "".join(texts) != pair.tokenizer.decode(tokens):  # which takes the first space off
-        first = next((index for index, text in enumerate(texts) if text), 0)
-        texts[first] = texts[first].removeprefix(" ")
-    return texts

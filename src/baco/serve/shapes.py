@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from baco.completion import Chunk
 from baco.serve.choices import Choice
 from baco.serve.replies import (
@@ -34,8 +36,11 @@ class Shape(Protocol):
     def counted(self, usage: Usage) -> Reply:
         """A stream's last word, if asked."""
 
-    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
-        """All choices at once."""
+    def whole(self, index: int, choice: Choice) -> BaseModel:
+        """A choice that has ended."""
+
+    def reply(self, usage: Usage) -> Reply:
+        """What stands around all choices at once."""
 
 
 def _head(prefix: str, model: str) -> dict[str, Any]:
@@ -71,11 +76,10 @@ class ChatShape:
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> Reply:
         return ChatChunk(**self._head, choices=choices, usage=usage)
 
-    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
-        told = [self._whole(index, choice) for index, choice in enumerate(choices)]
-        return ChatReply(**self._head, choices=told, usage=usage)
+    def reply(self, usage: Usage) -> Reply:
+        return ChatReply(**self._head, choices=[], usage=usage)
 
-    def _whole(self, index: int, choice: Choice) -> ChatChoice:
+    def whole(self, index: int, choice: Choice) -> ChatChoice:
         assert choice.completion is not None
         return ChatChoice(
             index=index,
@@ -111,18 +115,13 @@ class TextShape:
     def counted(self, usage: Usage) -> Reply:
         return self._reply([], usage)
 
-    def reply(self, choices: list[Choice], usage: Usage) -> Reply:
-        told = [self._whole(index, choice) for index, choice in enumerate(choices)]
-        return self._reply(told, usage)
-
-    def told(self, choices: list[TextChoice], usage: Usage) -> Reply:
-        """Choices that were made elsewhere."""
-        return self._reply(choices, usage)
+    def reply(self, usage: Usage) -> Reply:
+        return self._reply([], usage)
 
     def _reply(self, choices: list[TextChoice], usage: Usage | None) -> Reply:
         return TextReply(**self._head, choices=choices, usage=usage)
 
-    def _whole(self, index: int, choice: Choice) -> TextChoice:
+    def whole(self, index: int, choice: Choice) -> TextChoice:
         assert choice.completion is not None
         return TextChoice(
             index=index,
@@ -135,7 +134,7 @@ class TextShape:
         )
 
     def _prompt(self, choice: Choice) -> list[int] | None:
-        return None if choice.prompt is None else list(choice.prompt)
+        return list(choice.prompt.aligned_ids) if choice.ids and choice.prompt else None
 
     def _ids(self, choice: Choice, ids: Iterable[int]) -> list[int] | None:
-        return None if choice.prompt is None else list(ids)
+        return list(ids) if choice.ids else None

@@ -1,0 +1,492 @@
+"""Running answers are not starved: between two steps a bounded amount of other work is done."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco
+from baco.completion import Chunk
+from baco.decoder import Decoder, Scored
+from baco.encoder import Encoder
+from baco.engine import store
+from baco.engine.engine import Engine
+from baco.engine.scoring import Scoring
+from baco.engine.sequence import Request
+from baco.engine.sequence import Sequence as Answer
+from baco.engine.store import SlotStore
+from baco.engine.verdict import Law
+from baco.serve.driver import MOST_TAKEN, Driver
+from baco.serve.endpoints import _json
+from baco.serve.job import Job
+from baco.serve.replies import Provenance, TextChoice, TextReply, Usage
+from baco.serve.shapes import TextShape
+from tests.fuzzing import budget
+from tests.serving import Served, events, served, wait_for
+from tests.test_serve_driver import WAIT
+
+PIECE = 8
+
+
+@dataclass
+class Watch:
+    """What an engine did, in order: ``read`` of so many tokens beside the rows, or a ``step``."""
+
+    found: list[tuple[str, int]] = field(default_factory=list)
+
+    def between_steps(self) -> list[list[int]]:
+        """Tokens of each piece that was read between two steps."""
+        spans: list[list[int]] = []
+        for what, tokens in self.found:
+            if what == "step":
+                spans.append([])
+            elif spans:
+                spans[-1].append(tokens)
+        return spans[:-1]
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    """Inside, prompts are read in pieces of PIECE tokens, and everything is noted."""
+    watch, read, judge = Watch(), SlotStore._read_alone, Law.judge
+
+    def read_alone(self: SlotStore, cache: Any, start: int, ids: Any, *others: Any) -> Any:
+        watch.found.append(("read", len(ids)))
+        return read(self, cache, start, ids, *others)
+
+    def judged(self: Law, round_: Any, signals: Any) -> Any:
+        watch.found.append(("step", len(round_.batch)))
+        return judge(self, round_, signals)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SlotStore, "_read_alone", read_alone)
+        patch.setattr(Law, "judge", judged)
+        patch.setattr(store, "CPU_PIECE", PIECE)
+        yield watch
+
+
+def ids_of(tokens: int, start: int = 5) -> tuple[int, ...]:
+    return tuple(5 + (start + index * 7) % 380 for index in range(tokens))
+
+
+def request(baco: Baco, tokens: int, **sampling: Any) -> Request:
+    ids = ids_of(tokens, tokens)
+    never = dict.fromkeys(baco.pair.end_ids, -100.0)
+    params = baco.pair.defaults.updated({"seed": 1, "logit_bias": never, **sampling})
+    return Request(ids, ids, params, baco.router("Rand:0.5"), digest=bytes([tokens % 256]))
+
+
+OTHERS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
+    st.one_of(
+        st.builds(dict, tokens=st.integers(1, 150), n=st.integers(1, 3)),
+        st.builds(dict, scored=st.integers(2, 150), half=st.sampled_from(["base", "aligned"])),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=budget(12))
+@given(others=OTHERS, rows=st.integers(1, 5))
+def test_between_two_steps_a_bounded_number_of_tokens_is_read(
+    loaded_pair: Callable[..., Baco], others: list[dict[str, Any]], rows: int
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    with watched() as watch:
+        engine = Engine(baco.pair, pieces=1)
+        running = engine.add(request(baco, 4, n=rows, max_tokens=60))
+        engine.step()
+        texts, answers = add_all(engine, baco, others)
+        while not all(answer.finish_reason for answer in running):
+            engine.step()
+        most = engine._scheduler.budget.read_at_once(rows + sum(o.get("n", 0) for o in others))
+        assert all(sum(pieces) < most + PIECE for pieces in watch.between_steps())
+        while engine.busy:
+            engine.step()
+    assert all(text.done and len(text.logprobs) == len(text.ids) for text in texts)
+    assert all(answer.finish_reason for answer in answers)
+
+
+def add_all(
+    engine: Engine, baco: Baco, others: list[dict[str, Any]]
+) -> tuple[list[Scoring], list[Answer]]:
+    texts, answers = [], []
+    for other in others:
+        if "scored" in other:
+            texts.append(Scoring(ids_of(other["scored"]), other["half"], 0, 2))
+            engine.score(texts[-1])
+        else:
+            answers += engine.add(request(baco, other["tokens"], n=other["n"], max_tokens=3))
+    return texts, answers
+
+
+def test_everything_that_waits_has_its_turn(loaded_pair: Callable[..., Baco]) -> None:
+    """One long prompt, short ones behind it, and a text: none waits until another is through."""
+    baco = loaded_pair("llama", noise=0.3)
+    with watched():
+        engine = Engine(baco.pair, pieces=1)
+        engine.add(request(baco, 4, max_tokens=200))
+        engine.step()
+        [long] = engine.add(request(baco, 220, max_tokens=2))
+        text = Scoring(ids_of(40), "base", 0, 1)
+        engine.score(text)
+        short = [engine.add(request(baco, 6, max_tokens=2))[0] for _ in range(3)]
+        while not (text.done and all(one.finish_reason for one in short)):
+            engine.step()
+            assert not long.tokens
+        while not long.finish_reason:
+            engine.step()
+
+
+def test_a_prompt_is_read_in_the_same_pieces_whatever_else_is_done(
+    loaded_pair: Callable[..., Baco],
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    asked = request(baco, 120, n=2, max_tokens=12)
+    answers = []
+    busy: list[dict[str, Any]] = [{"tokens": 90, "n": 2}, {"scored": 70, "half": "aligned"}]
+    for others in ([], busy):
+        with watched():
+            engine = Engine(baco.pair, pieces=1)
+            add_all(engine, baco, others)
+            answers.append(engine.add(asked))
+            while engine.busy:
+                engine.step()
+    one, other = ([(a.tokens, a.sources, a.logprobs) for a in each] for each in answers)
+    assert one == other
+
+
+def test_what_was_not_read_for_long_is_read_before_it_is_much(
+    loaded_pair: Callable[..., Baco],
+) -> None:
+    """A router that never looks at the aligned model leaves it behind, by a bounded number."""
+    baco = loaded_pair("llama", noise=0.3)
+    ids = ids_of(10)
+    never = dict.fromkeys(baco.pair.end_ids, -100.0)
+    params = baco.pair.defaults.updated({"seed": 1, "max_tokens": 120, "logit_bias": never})
+    with watched():
+        engine = Engine(baco.pair, speculate=False, pieces=1)
+        [answer] = engine.add(Request(ids, ids, params, baco.router("P:1.0"), digest=b""))
+        spans = []
+        reads = engine._reader.stores["aligned"].read
+
+        def read(tokens: Any, counts: Any, keep: int) -> Any:
+            spans.append(tokens.shape[1])
+            return reads(tokens, counts, keep)
+
+        engine._reader.stores["aligned"].read = read  # type: ignore[method-assign]
+        while engine.busy:
+            engine.step()
+            for length in engine._reader.stores["aligned"].lengths:
+                assert 10 + len(answer.tokens) - length <= PIECE + 2
+    assert set(answer.sources) == {"base"}
+    assert spans
+    assert max(spans) <= PIECE + 2
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma2"])
+@pytest.mark.parametrize("first", [0, 1, 7, 30])
+def test_scores_read_in_pieces_are_those_of_one_reading(
+    loaded_pair: Callable[..., Baco], architecture: str, first: int
+) -> None:
+    baco = loaded_pair(architecture, noise=0.3)
+    ids = ids_of(31)
+    for name in ("base", "aligned"):
+        expected = getattr(baco.pair, name).score(ids).log_softmax(dim=-1)
+        with watched():
+            engine = Engine(baco.pair, pieces=1)
+            text = Scoring(ids, name, first, 3)
+            engine.score(text)
+            while engine.busy:
+                engine.step()
+        assert len(text.logprobs) == len(text.tops) == len(ids) - first
+        for at, (logprob, top) in enumerate(zip(text.logprobs, text.tops, strict=True), first):
+            if at == 0:
+                assert (logprob, top) == (None, None)
+                continue
+            assert logprob == pytest.approx(float(expected[at - 1, ids[at]]), abs=1e-3)
+            assert top is not None
+            assert list(top.values()) == pytest.approx(
+                expected[at - 1].topk(3).values.tolist(), abs=1e-3
+            )
+
+
+def test_a_text_that_cannot_be_scored_fails_alone(
+    loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    decoder = baco.decoder()
+    decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=5)
+    bad = decoder.submit_scoring(Scoring((7, 8, 10**6), "base", 0, 1))
+    good = decoder.submit_scoring(Scoring((7, 8, 9), "base", 0, 1))
+    scored, answered = dict[int, Scored](), 0
+    while decoder.busy:
+        answered += sum(chunk.completion is not None for chunk in decoder.step())
+        scored |= {one.prompt: one for one in decoder.scored()}
+    assert answered == 1
+    assert "RuntimeError" in str(scored[bad].error)
+    assert scored[good].done
+    assert scored[good].error is None
+
+
+def test_a_text_is_scored_though_another_request_breaks_steps(
+    loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    judge = Law.judge
+
+    def judged(self: Law, round_: Any, signals: Any) -> Any:
+        if any(len(row.tokens) >= 2 for row in round_.batch.rows):
+            raise RuntimeError("broken")
+        return judge(self, round_, signals)
+
+    monkeypatch.setattr(Law, "judge", judged)
+    with watched():
+        decoder = baco.decoder()
+        decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=50)
+        ticket = decoder.submit_scoring(Scoring(ids_of(100), "base", 0, 1))
+        told: list[Scored] = []
+        while decoder.busy:
+            decoder.step()
+            told += decoder.scored()
+    assert {one.prompt for one in told} == {ticket}
+    assert sum(len(one.logprobs) for one in told) == 100
+    assert [one.done for one in told][-1]
+
+
+# --- the driver -----------------------------------------------------------------------------------
+
+
+class Noted(Decoder):
+    """A decoder that notes its steps."""
+
+    events: list[str]
+
+    def step(self) -> list[Chunk]:
+        self.events.append("step")
+        return super().step()
+
+
+def test_between_two_steps_a_bounded_number_of_requests_is_taken_up(demo: Baco) -> None:
+    events: list[str] = []
+
+    def make() -> Decoder:
+        decoder = Noted(demo.pair, demo.decoder().engine)
+        decoder.events = events
+        return decoder
+
+    driver, told = Driver(make, most=1000), SimpleQueue[Any]()
+    give_up = driver._give_up
+
+    def given_up(job: Job) -> None:
+        events.append("give up")
+        give_up(job)
+
+    driver._give_up = given_up  # type: ignore[method-assign]
+    never = dict.fromkeys(demo.pair.end_ids, -100.0)
+
+    def submit(decoder: Decoder, **sampling: Any) -> int:
+        events.append("take")
+        router = demo.router("P-Punc:0.4")
+        return decoder.submit("Hello", router=router, seed=1, logit_bias=never, **sampling)
+
+    running = Job(lambda decoder: submit(decoder, max_tokens=200), told.put)
+    driver.submit([running])
+    told.get(timeout=WAIT)
+    many = [
+        Job(lambda decoder: submit(decoder, n=4, max_tokens=1), lambda _: None, answers=4)
+        for _ in range(100)
+    ]
+    driver.submit(many)
+    for job in many[50:]:
+        driver.cancel(job)
+    while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
+        pass
+    wait_for(lambda: driver.open == 0)
+    driver.close()
+    events = events[events.index("step") :]
+    spans = "".join("s" if one == "step" else "x" for one in events).split("s")
+    assert max(map(len, spans[:-1])) <= MOST_TAKEN // 4
+    assert sum(map(len, spans)) >= 100
+
+
+def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo: Baco) -> None:
+    driver, told = Driver(demo.decoder, most=10), SimpleQueue[Any]()
+    begun, go = threading.Event(), threading.Event()
+
+    def long(going_on: Callable[[], None]) -> None:
+        begun.set()
+        assert go.wait(WAIT)
+        going_on()
+
+    def submit(decoder: Decoder) -> int:
+        router = demo.router("P-Punc:0.4")
+        return decoder.submit("Hello", router=router, seed=1, max_tokens=2)
+
+    held = Job(submit, told.put, long, size=10**6)
+    driver.submit([held])
+    assert begun.wait(WAIT)
+    names: list[str] = []
+    short = Job(submit, told.put, lambda _: names.append(threading.current_thread().name), size=10)
+    driver.submit([short])
+    while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
+        pass
+    assert "short" in names[0]
+    driver.cancel(held)
+    wait_for(lambda: driver.open == 0)
+    go.set()  # it finds that it was given up, and nothing more comes of it
+    driver.close()
+    assert told.empty()
+
+
+def test_what_goes_wrong_with_a_prompt_is_told_its_caller_alone(demo: Baco) -> None:
+    driver, told = Driver(demo.decoder, most=10), SimpleQueue[Any]()
+
+    def bad(_: Callable[[], None]) -> None:
+        raise ValueError("no such prompt")
+
+    driver.submit([Job(lambda _: 0, told.put, bad)])
+    assert str(told.get(timeout=WAIT)) == "no such prompt"
+    wait_for(lambda: driver.open == 0)
+    driver.close()
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(demo: Baco) -> Iterator[Served]:
+    with served(demo) as running:
+        yield running
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Each call of a tokenizer: its thread, and how many characters it was given."""
+    found: list[tuple[str, int]] = []
+    call = Encoder._call
+
+    def called(self: Encoder, text: str, *, special: bool) -> list[int]:
+        found.append((threading.current_thread().name, len(text)))
+        return call(self, text, special=special)
+
+    monkeypatch.setattr(Encoder, "_call", called)
+    return found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"n": 16, "return_token_ids": True, "max_tokens": 2},
+        {"model": "baco/base", "echo": True, "logprobs": 2, "max_tokens": 0},
+    ],
+    ids=["answers", "echo"],
+)
+def test_a_prompt_is_tokenised_once_and_away_from_the_event_loop_and_the_decoder(
+    server: Served, calls: list[tuple[str, int]], body: dict[str, Any]
+) -> None:
+    prompt = "We walk along the shore. " * 15
+    with server.client as client:
+        reply = client.post("/v1/completions", json={"prompt": prompt} | body)
+    assert reply.status_code == 200
+    assert {name.rpartition("_")[0] for name, _ in calls} == {"baco-short-prompts"}
+    models = 1 if "echo" in body else 2
+    assert sum(characters for _, characters in calls) == models * len(prompt)
+
+
+def test_a_prompt_that_cannot_fit_is_not_tokenised(
+    server: Served, calls: list[tuple[str, int]]
+) -> None:
+    for body in ({"n": 16, "return_token_ids": True}, {"n": 1}):
+        with server.client as client:
+            reply = client.post("/v1/completions", json={"prompt": "sea " * 225_000} | body)
+        assert reply.status_code == 400
+        assert (
+            "the aligned model's context window is 512 tokens" in reply.json()["error"]["message"]
+        )
+    with server.client as client:
+        messages = [{"role": "user", "content": "sea " * 225_000}]
+        reply = client.post("/v1/chat/completions", json={"messages": messages})
+    assert reply.status_code == 400
+    assert not calls
+
+
+def test_conversations_are_rendered_away_from_the_event_loop_and_the_decoder(
+    server: Served, monkeypatch: pytest.MonkeyPatch, demo: Baco
+) -> None:
+    names: list[str] = []
+    renderer = type(demo.pair.renderer)
+    render = renderer.render
+
+    def rendered(self: Any, *args: Any, **options: Any) -> Any:
+        names.append(threading.current_thread().name)
+        return render(self, *args, **options)
+
+    monkeypatch.setattr(renderer, "render", rendered)
+    assert server.ask(seed=1, max_tokens=2).status_code == 200
+    assert [name.rpartition("_")[0] for name in names] == ["baco-short-prompts"]
+
+
+def test_ids_of_a_prompt_come_with_every_choice_streamed_or_whole(server: Served) -> None:
+    body = {"prompt": ["The sea", "A lake"], "n": 2, "seed": 1, "max_tokens": 3}
+    body |= {"return_token_ids": True, "router": "P-Punc:0.4"}
+    with server.client as client:
+        whole = client.post("/v1/completions", json=body).json()["choices"]
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
+            pieces = [choice for event in events(got) for choice in event["choices"]]
+    asked = [choice["prompt_token_ids"] for choice in whole]
+    assert asked[0] == asked[1] != asked[2] == asked[3]
+    for index, ids in enumerate(asked):
+        own = [piece for piece in pieces if piece["index"] == index]
+        assert own[0]["prompt_token_ids"] == ids
+        assert not any("prompt_token_ids" in piece for piece in own[1:])
+
+
+def test_a_client_that_goes_away_ends_the_work_on_its_prompt(
+    server: Served, calls: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its long prompt is given up between two pieces."""
+    first, go = threading.Event(), threading.Event()
+    call = Encoder._call
+
+    def slow(self: Encoder, text: str, *, special: bool) -> list[int]:
+        first.set()
+        assert go.wait(WAIT)
+        return call(self, text, special=special)
+
+    monkeypatch.setattr(Encoder, "longest", property(lambda _: None))
+    monkeypatch.setattr(Encoder, "_call", slow)
+    prompt = "We walk along the shore. " * 8_000
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=1) as client:
+        client.post("/v1/completions", json={"prompt": prompt})
+    assert first.is_set()
+    wait_for(lambda: server.driver.open == 0)
+    go.set()
+    wait_for(lambda: calls)
+    assert server.ask(seed=1, max_tokens=2).status_code == 200
+    assert sum(characters for _, characters in calls) < len(prompt) / 4
+
+
+def test_a_reply_written_choice_by_choice_is_what_it_is_written_at_once() -> None:
+    shape = TextShape('"choices":[] \\ "', True)
+    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+    choices = [
+        TextChoice(
+            index=index,
+            text='"choices":[]',
+            logprobs=None,
+            finish_reason="stop",
+            baco=Provenance(sources=[], base_share=0, switches=0),
+        )
+        for index in range(3)
+    ]
+    written = asyncio.run(_json(shape, choices, usage))
+    once = TextReply(**shape._head, choices=choices, usage=usage).model_dump_json()
+    assert bytes(written.body).decode() == once
