@@ -122,7 +122,12 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("file", "spoil", "message"), DAMAGED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    DAMAGED,
+    # Names of functions, without their addresses: every worker must collect the same names.
+    ids=lambda value: getattr(value, "__qualname__", str(value))[:40],
+)
 @pytest.mark.parametrize("half", ["base", "aligned"])
 def test_a_damaged_file_is_one_line_that_says_what_to_do(
     half: str,
