@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from baco.routing.registry import register_router, router
     from baco.sampling import SamplingParams
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Baco",
