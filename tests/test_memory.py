@@ -427,7 +427,8 @@ def test_a_step_makes_no_more_than_was_counted_for_it(
     asked = request(baco, "sea " * 70, n=12, max_tokens=24, explain=True, **sampling)
     engine = Engine(baco.pair)
     engine.add(asked)
-    assert most_made(engine.step) <= needed(engine, asked, 12)
+    while not engine.running:
+        assert most_made(engine.step) <= needed(engine, asked, 12)
     positions = record_positions(engine)
     for _ in range(4):
         made = most_made(engine.step)

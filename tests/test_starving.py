@@ -10,20 +10,25 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from baco import Baco
 from baco.completion import Chunk
 from baco.decoder import Decoder, Scored
 from baco.encoder import Encoder
 from baco.engine import store
+from baco.engine.cache import columns_for
 from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.engine.store import SlotStore
 from baco.engine.verdict import Law
+from baco.lean import attend
 from baco.serve.driver import MOST_TAKEN, Driver
 from baco.serve.endpoints import _json
 from baco.serve.job import Job
@@ -125,6 +130,45 @@ def add_all(
         else:
             answers += engine.add(request(baco, other["tokens"], n=other["n"], max_tokens=3))
     return texts, answers
+
+
+def test_one_piece_of_a_long_text_is_read_between_two_steps(
+    loaded_pair: Callable[..., Baco],
+) -> None:
+    baco = loaded_pair("llama", noise=0.3)
+    with watched() as watch:
+        engine = baco.decoder().engine
+        assert isinstance(engine, IsolatingEngine)
+        [running] = engine.add(request(baco, 4, max_tokens=60))
+        engine.step()
+        engine.add(request(baco, 200, max_tokens=1))
+        engine.score(Scoring(ids_of(200), "base", 0, 2))
+        while not running.finish_reason:
+            engine.step()
+    spans = watch.between_steps()
+    assert {len(pieces) for pieces in spans} <= {0, 1}
+    assert {piece for pieces in spans for piece in pieces} <= {PIECE, 199 % PIECE}
+    assert sum(map(sum, spans)) > 100
+
+
+def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
+    loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the rest of the text is there, but attention to it would cost as much."""
+    half = loaded_pair("llama", noise=0.3).pair.base
+    widths: list[int] = []
+
+    def attended(query: Tensor, keys: Tensor, *others: Any) -> Tensor:
+        widths.append(keys.shape[2])
+        return attend(query, keys, *others)
+
+    monkeypatch.setattr("baco.lean.attend", attended)
+    store = half.store()
+    assert isinstance(store, SlotStore)
+    store.piece = 48
+    with torch.inference_mode():
+        store.prefill(ids_of(240))
+    assert sorted(set(widths)) == [columns_for(48 * (piece + 1)) for piece in range(5)]
 
 
 def test_everything_that_waits_has_its_turn(loaded_pair: Callable[..., Baco]) -> None:

@@ -112,7 +112,7 @@ class Lean:
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
         plan, width = cache.plan, None
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not self.multiplies(tokens.shape[1]):
             width = min(columns_for(plan.width), cache.columns)
         return self.read(*self.inputs(tokens, cache), keep, plan.before, plan.behind, width)
 
@@ -150,8 +150,8 @@ class Lean:
             keys, values: of every layer, [B or more, key heads, columns, width]; written to.
             keep: of how many last tokens the logits are wanted; 0 for all.
             before, behind: shared prompts of the rows, as in `baco.engine.cache.Plan`.
-            width: how many first columns tokens may look at; None for all, which a CPU reads
-                sooner: a matrix that lies in one piece is not copied.
+            width: how many first columns tokens may look at; None for all, which plain products
+                on a CPU read sooner: a matrix that lies in one piece is not copied.
 
         Returns:
             Raw logits [B, keep, vocabulary].

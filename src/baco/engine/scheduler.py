@@ -24,9 +24,9 @@ log = logging.getLogger("baco")
 
 # Columns that a row may take beyond its tokens: what is drafted after its last, and padding.
 SPARE = MOST_AHEAD + 1
-# Pieces of prompts and texts that are read between two steps: few where somebody waits for the next
-# token of a row, which costs about as much; many where all answers are wanted soon.
-FEW_PIECES, MANY_PIECES = 2, 16
+# Pieces of prompts and texts that are read between two steps, half as many where they are long: few
+# where a client waits for the next token of a row, many where all answers are wanted soon.
+FEW_PIECES, MANY_PIECES = 2, 32
 # Requests behind the first among which a short prompt is looked for.
 _LOOKED_AT = 64
 
@@ -187,8 +187,10 @@ class Scheduler:
             short = self._short(one)
             read += self._read_on(one)
             self._admit()
-            if not going and not short:
-                break  # meanwhile, what else was asked can be taken up
+            # A piece of a long text takes longer, since its tokens look at more. Where no row waits
+            # for a step, other requests can be taken up meanwhile.
+            if not short and (not going or read >= most // 2):
+                break
         needs = self._needs(self._batch.rows, self._prompts(), self._text())
         self.positions = self.budget.positions(needs, MOST_AHEAD + 1, self._reader.held())
 

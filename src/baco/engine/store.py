@@ -17,10 +17,10 @@ from baco.transfer import tensor_on
 
 T = TypeVar("T")
 
-# A prompt is read in pieces of so many tokens, and rows are decoded between two of them. They cost
-# about what a step of one row costs: a CPU multiplies while it reads the weights, and is soon busy
-# with that alone; a GPU reads some hundred tokens in the time that it reads the weights.
-CPU_PIECE, PIECE = 128, 512
+# A prompt is read in pieces of so many tokens, and rows are decoded between two of them. A piece
+# takes as long as several steps of one row, but fewer than ten: a CPU multiplies while it reads the
+# weights, and is soon busy with that alone; a GPU reads some hundred tokens in that time.
+CPU_PIECE, PIECE = 64, 512
 
 
 def piece_for(device: torch.device) -> int:
