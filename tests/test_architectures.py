@@ -196,4 +196,4 @@ def test_an_answer_ends_with_length_where_the_shorter_window_of_the_two_ends(
             assert answer.finish_reason == "length"
             assert len(answer.token_ids) == length
     with pytest.raises(BacoError, match=r"prompt of \d+ tokens, as the base model .*window is 100"):
-        baco.generate("sea " * 150, router="P:0.5")
+        baco.generate("sea " * 60, router="P:0.5")

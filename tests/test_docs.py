@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.registries import restored
+
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```python( .*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -22,7 +24,8 @@ def test_examples_of_a_page_run_in_order(
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__main__"}
-    for fence in FENCE.finditer(text):
-        if "no-run" not in (fence[1] or ""):
-            line = text.count("\n", 0, fence.start(2))
-            exec(compile("\n" * line + fence[2], str(page), "exec"), names)
+    with restored():
+        for fence in FENCE.finditer(text):
+            if "no-run" not in (fence[1] or ""):
+                line = text.count("\n", 0, fence.start(2))
+                exec(compile("\n" * line + fence[2], str(page), "exec"), names)

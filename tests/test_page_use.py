@@ -1,6 +1,7 @@
 """The page for everyone: keyboard, screen reader, phone, themes, and errors in words."""
 
 import re
+import time
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -10,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
+from baco.decoder import Decoder
 from tests.pages import visit
 from tests.serving import served
 
@@ -231,7 +233,14 @@ STOP_AT_THE_FIRST_WORD = """() => {
 }"""
 
 
-def test_stop_keeps_what_was_written(browser: Browser, server: str) -> None:
+def test_stop_keeps_what_was_written(
+    browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(decoder: Decoder, step: Any = Decoder.step) -> Any:
+        time.sleep(0.1)
+        return step(decoder)
+
+    monkeypatch.setattr(Decoder, "step", slow)
     with visit(browser, server + "/") as seen:
         page = seen.page
         page.get_by_label("Prompt").fill("Give me a four-sentence story about a dragon.")

@@ -8,16 +8,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from baco.cli import run
-from baco.evaluation.methods import registry as methods
-from baco.evaluation.metrics import registry as metrics
 from baco.evaluation.tasks.catalogue import task_files
 from baco.plugins import plugins
-from baco.routing.rules import RULES
+from tests.registries import restored
 
 SOURCE = '''
 """One part of each kind."""
@@ -97,25 +94,17 @@ def install(folder: Path, name: str, entry_points: str) -> Path:
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
     """The packages of a folder are installed, for as long as this lasts."""
-    registries: list[dict[str, Any]] = [
-        cast(Any, RULES),
-        cast(Any, metrics._ENTRIES),
-        cast(Any, methods._METHODS),
-    ]
-    before = [dict(registered) for registered in registries]
     sys.path.insert(0, str(folder))
     plugins.cache_clear()
     task_files.cache_clear()
     try:
-        yield
+        with restored():
+            yield
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop("riddles", None)
         plugins.cache_clear()
         task_files.cache_clear()
-        for registered, had in zip(registries, before, strict=True):
-            registered.clear()
-            registered.update(had)
 
 
 @pytest.fixture(scope="module")

@@ -454,7 +454,7 @@ def test_a_page_and_its_plots_are_well_formed_whatever_a_prompt_holds(tmp_path: 
     report = evil_run(tmp_path) / "report"
     page = (report / "index.html").read_text(encoding="utf-8")
     assert well_formed(page) == page
-    assert "window.evil=1> | `a` *b* \\u001b[2J\ufffd\ufffd" in page
+    assert "window.evil=1> | `a` *b* \ufffd[2J\ufffd\ufffd" in page
     drawings = list((report / "plots").glob("*.svg"))
     assert drawings
     for drawing in drawings:

@@ -233,7 +233,7 @@ class _Process:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None:
             return self._process
-        path = os.pathsep.join(folder for folder in sys.path if folder)
+        path = os.pathsep.join(str(folder) for folder in sys.path if str(folder))
         try:
             self._process = subprocess.Popen(
                 # -P: modules beside the program do not hide those of the standard library.

@@ -70,6 +70,10 @@ class _Elsewhere:
         """None are here."""
         return []
 
+    def named_modules(self) -> list[Any]:
+        """None are here."""
+        return []
+
 
 def describe_pair(
     known: KnownPair,

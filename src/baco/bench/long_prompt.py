@@ -51,14 +51,14 @@ def long_prompt(pair: Pair, task: Task) -> LongPrompt:
 
 def _counting(store: Store) -> list[int]:
     """The lengths of the prompts that a store reads from now on."""
-    prefill: Any = store.prefill
+    reading: Any = store.reading
     lengths = list[int]()
 
     def counted(ids: Sequence[int], samples: int = 1) -> Any:
         lengths.append(len(ids))
-        return prefill(ids, samples)
+        return reading(ids, samples)
 
-    store.prefill = counted  # type: ignore[method-assign]
+    store.reading = counted  # type: ignore[method-assign]
     return lengths
 
 

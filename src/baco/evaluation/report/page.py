@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from baco import __version__
-from baco.characters import well_formed
+from baco.characters import well_formed, well_formed_values
 from baco.evaluation.methods.protocol import Family
 from baco.evaluation.report import plots
 from baco.evaluation.report.examples import Examples
@@ -130,8 +130,8 @@ def _with_interval(cell: str) -> Any:
 
 def _embedded(value: Any) -> str:
     """JSON that may stand in a script element whatever text it holds."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = well_formed(text)
+    shown = well_formed_values(value)
+    text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
