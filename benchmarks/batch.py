@@ -24,13 +24,13 @@ import psutil
 
 from baco.api import Baco
 from baco.batch.batch import Batch, Here, Place, carry_out
+from baco.batch.ray_cluster import Cluster
 from baco.batch.replica import Copy
 from baco.batch.replicas import BLOCKS_A_REPLICA, Replicas
 from baco.batch.replicas import hand_out as spread
 from baco.batch.rows import Row
-from baco.cluster.connection import Cluster
 from baco.evaluation.plan import machine
-from baco.routing.routers import Router
+from baco.routing.router import Router
 
 ROWS_A_SHARD = 4
 

@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from baco.bench.machine import machine
 from baco.bench.weights import load, made
-from baco.half import Half
-from baco.known import find_pair
+from baco.models.known_pairs import find_pair
+from baco.models.model import Half
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 2), (8, 4), (32, 1), (32, 2))
 RUNS = 7

@@ -33,9 +33,9 @@ from baco.bench.contestants import Task, never_ending
 from baco.bench.machine import machine
 from baco.bench.servers import Http
 from baco.bench.weights import made, speaks_demo
-from baco.calibration import open_prompts
-from baco.known import KnownPair, find_pair
-from baco.routing.registry import router as parse
+from baco.calibration.store import open_prompts
+from baco.models.known_pairs import KnownPair, find_pair
+from baco.routing.parser import router as parse
 from baco.routing.rules import HALVES
 
 

@@ -101,7 +101,11 @@ def prompts(pair: str) -> list[str]:
         from baco.demo.world import questions
 
         return [question.text for question in questions("test", 200, seed=0)]
-    text = resources.files("baco").joinpath("words/open_prompts.txt").read_text(encoding="utf-8")
+    text = (
+        resources.files("baco")
+        .joinpath("text/word_lists/open_prompts.txt")
+        .read_text(encoding="utf-8")
+    )
     return text.split("\n")[:-1]
 
 

@@ -69,8 +69,8 @@ def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) ->
     }
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from baco.backends.described import describe_pair
-    from baco.known import find_pair
+    from baco.models.known_pairs import find_pair
+    from baco.models.weightless import describe_pair
     from baco.routing.rules import HALVES
 
     known = find_pair(pair)

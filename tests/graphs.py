@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from baco.half import Half, Legible
-from baco.lean import Lean
-from baco.recorded import GraphRecorder, Recorded
+from baco.models.forward.cuda_graphs import GraphRecorder, Recorded
+from baco.models.forward.llama import Lean
+from baco.models.model import Half, Legible
 
 CUDA = torch.device("cuda", 0)
 

@@ -21,7 +21,7 @@ from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from baco.serve.app import create_app
 from baco.serve.connections import Connections
-from baco.serve.driver import Driver
+from baco.serve.engine_thread import Driver
 from baco.serve.server import Server, bind
 from baco.serve.settings import Settings
 

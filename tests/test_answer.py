@@ -12,11 +12,11 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import TorchAoConfig
 
 from baco import Baco, BacoError
-from baco.calibration import distinct_2, isotonic
-from baco.diagnose import diagnose, judge
-from baco.known import find_pair, known_pairs
-from baco.prompts import Renderer
-from baco.text import AnswerText
+from baco.calibration.diagnose import diagnose, judge
+from baco.calibration.store import distinct_2, isotonic
+from baco.models.known_pairs import find_pair, known_pairs
+from baco.text.answer_text import AnswerText
+from baco.text.prompts import Renderer
 from tests.pairs import PairFolder
 from tests.test_vocabulary import byte_level
 

@@ -4,15 +4,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from baco import Baco, BacoError
-from baco.backends.described import describe_pair
-from baco.backends.protocol import Capabilities
-from baco.calibration import Calibration
+from baco.backends.base import Capabilities
+from baco.calibration.store import Calibration
 from baco.cli import options as opt
 from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.sequence import Sequence
-from baco.known import find_pair
-from baco.pair import Pair
+from baco.models.known_pairs import find_pair
+from baco.models.pair import Pair
+from baco.models.weightless import describe_pair
 from baco.serve.app import create_app
 from baco.serve.settings import Settings
 

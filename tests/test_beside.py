@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from baco import Baco
-from baco.completion import Completion
-from baco.engine.beside import Beside
+from baco.engine.dual_stream import Beside
 from baco.engine.engine import Engine
-from baco.engine.enough import Enough
 from baco.engine.isolation import IsolatingEngine
+from baco.engine.skip_stats import Enough
+from baco.outputs import Completion
 from baco.routing.rules import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
 from tests.test_engine import told

@@ -2,8 +2,8 @@
 
 import pytest
 
-from baco.hf.chat import ChatReader
-from baco.prompts import Renderer
+from baco.integrations.transformers.chat import ChatReader
+from baco.text.prompts import Renderer
 from tests.chat_templates import FAMILIES
 from tests.pairs import train_tokenizer, wrapped
 

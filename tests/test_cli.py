@@ -19,7 +19,7 @@ import pytest
 
 from baco import Baco
 from baco.cli import run
-from baco.seeds import NOISE_VERSION
+from baco.sampling.seeds import NOISE_VERSION
 from tests.pairs import PairFolder
 
 PROMPT = "Recommend a summer destination"
@@ -123,7 +123,7 @@ def test_the_dial_turns_the_diversity_from_the_aligned_models_own_upwards() -> N
 
 
 def test_without_a_router_p_punc_speaks_at_the_pairs_calibrated_middle(demo: Baco) -> None:
-    from baco.calibration import Calibration
+    from baco.calibration.store import Calibration
 
     calibration = Calibration.load(demo.pair)
     assert calibration is not None

@@ -17,8 +17,8 @@ import pytest
 from baco import Baco
 from baco.cli import jsonl, run
 from baco.cli.console import coloured
-from baco.cli.drawing import command_line
-from baco.text import Piece
+from baco.cli.svg import command_line
+from baco.text.answer_text import Piece
 
 PROMPT = "Recommend a summer destination"
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from baco import BacoError
+from baco.batch.ray_cluster import Cluster, Share
 from baco.cli import run
-from baco.cluster.connection import Cluster, Share
 from tests.nodes import WORKER, Nodes
 from tests.test_batch import BACO, WAIT_SECONDS, wait_for
 
@@ -28,7 +28,7 @@ def share(cluster: Nodes) -> Iterator[Share]:
 
 
 def test_a_call_gives_what_its_function_gives_or_raises(share: Share) -> None:
-    from baco.cluster.executor import cluster_pool
+    from baco.batch.ray_executor import cluster_pool
 
     def refuse() -> None:
         raise BacoError("not this")
@@ -50,7 +50,7 @@ def test_a_call_gives_what_its_function_gives_or_raises(share: Share) -> None:
 def test_a_call_that_ends_its_process_each_time_is_given_up_and_others_are_not(
     share: Share,
 ) -> None:
-    from baco.cluster.executor import cluster_pool
+    from baco.batch.ray_executor import cluster_pool
 
     with cluster_pool(Share(2, 1, 0), gc.enable) as executor:
         bad = executor.submit(os._exit, 1)
@@ -61,7 +61,7 @@ def test_a_call_that_ends_its_process_each_time_is_given_up_and_others_are_not(
 
 
 def test_a_cancelled_call_is_not_made_and_a_stopped_driver_waits_for_none(share: Share) -> None:
-    from baco.cluster.executor import cluster_pool
+    from baco.batch.ray_executor import cluster_pool
 
     with cluster_pool(Share(1, 1, 0), gc.enable) as executor:
         ready = executor.submit(os.getpid).result()
@@ -78,7 +78,7 @@ def test_a_cancelled_call_is_not_made_and_a_stopped_driver_waits_for_none(share:
 
 
 def test_processes_that_cannot_start_are_told(share: Share) -> None:
-    from baco.cluster.executor import cluster_pool
+    from baco.batch.ray_executor import cluster_pool
 
     def start() -> None:
         raise OSError("no such folder here")
@@ -91,7 +91,7 @@ def test_processes_that_cannot_start_are_told(share: Share) -> None:
 
 
 def test_a_node_that_does_not_come_back_keeps_no_call_waiting(cluster: Nodes, share: Share) -> None:
-    from baco.cluster.executor import cluster_pool
+    from baco.batch.ray_executor import cluster_pool
 
     def slowly(power: int) -> int:
         time.sleep(0.2)

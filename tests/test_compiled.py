@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from baco import Baco
 from baco.cli import run
-from baco.compiled import Compiled
-from baco.engine.store import SlotStore
-from baco.lean import Lean
-from baco.pair import lay_out
+from baco.kv_cache.batched import SlotStore
+from baco.models.forward.compiled import Compiled
+from baco.models.forward.llama import Lean
+from baco.models.pair import lay_out
 from tests.pairs import PairFolder
 from tests.test_engine import told
 

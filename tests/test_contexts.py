@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, SuppressTokensLogitsProcessor
 
 from baco import Baco, BacoError, as_transformers
-from baco.context import UNBOUNDED, context_of
+from baco.models.context import UNBOUNDED, context_of
 from tests import fuzzing
 from tests.test_transformers import encoded
 from tests.tiny import CONTEXT, EVERY, drafting, save_tiny_pair, tiny_config, tiny_model

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.prompts import Prompt, Renderer
+from baco.text.prompts import Prompt, Renderer
 from tests.chat_templates import (
     DEEPSEEK_R1,
     FAMILIES,

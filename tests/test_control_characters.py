@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baco.characters import json_line, well_formed
 from baco.cli import run
 from baco.cli.console import (
     StandardOutput,
@@ -29,9 +28,10 @@ from baco.cli.console import (
     print_json,
     show,
 )
-from baco.cli.drawing import command_line, draw_svg
-from baco.serve.door import log_to_streams
-from baco.text import Piece
+from baco.cli.svg import command_line, draw_svg
+from baco.serve.middleware import log_to_streams
+from baco.text.answer_text import Piece
+from baco.text.control_characters import json_line, well_formed
 from tests.test_cli_terminal import in_terminal
 
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

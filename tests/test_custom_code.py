@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from baco import Baco, BacoError
-from baco.backends.described import describe_pair
 from baco.cli import run
 from baco.evaluation.metrics.classifier import Classifier
 from baco.evaluation.metrics.embedding import embedder
 from baco.evaluation.metrics.protocols import MetricUnavailable
 from baco.evaluation.metrics.reference import reference_model
-from baco.known import KnownPair
+from baco.models.known_pairs import KnownPair
+from baco.models.weightless import describe_pair
 from tests.pairs import PairFolder
 
 PROMPT = ["generate", "Where to?", "-s", "1", "--max-tokens", "3", "-r", "P:0.5"]

@@ -11,13 +11,13 @@ import torch
 
 from baco import Baco, BacoError, Completion, as_transformers
 from baco.backends.vllm.backend import VllmBackend, VllmEngine
-from baco.calibration import calibrate
+from baco.calibration.diagnose import diagnose
+from baco.calibration.store import calibrate
 from baco.cli import run
-from baco.diagnose import diagnose
-from baco.engine.drafter import Drafter
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculation import Plan, Planner
-from baco.engine.verdict import _damaged
+from baco.engine.speculative.cost_model import Plan, Planner
+from baco.engine.speculative.proposer import Drafter
+from baco.engine.verify import _damaged
 from baco.errors import DamagedLogitsError
 from baco.evaluation.methods import Draw, Grid, answer, methods
 from baco.evaluation.records import Prompt

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from baco import Baco, BacoError, templates
+from baco import Baco, BacoError
 from baco.cli import run
 from baco.evaluation.plan import PairSpec, Plan
+from baco.text import templates
 from tests.pairs import CHAT_TEMPLATE
 from tests.serving import chat, events, served
 
@@ -247,7 +248,7 @@ def test_serve_says_that_a_template_reads_the_clock(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("baco.serve.server.Server.run", lambda *_, **__: None)
-    monkeypatch.setattr("baco.serve.door.log_to_streams", lambda: None)
+    monkeypatch.setattr("baco.serve.middleware.log_to_streams", lambda: None)
     on(DAY)
     for options, told in (
         (["--chat-template", clock], True),

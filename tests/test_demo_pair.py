@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from baco import Baco, demo
 from baco.demo.align import answers_only, conversations
 from baco.demo.breaks import broken_answers, held_out_questions
+from baco.demo.document_packing import IGNORED, batches, pack
 from baco.demo.model import Cache, Shape, TinyLlama, to_llama
 from baco.demo.optimiser import orthogonalise
-from baco.demo.packing import IGNORED, batches, pack
 from baco.demo.recipe import MINUTE
 from baco.demo.sample import mean_log_probability, sample
 from baco.demo.tokenizer import base_prompt

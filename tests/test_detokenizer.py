@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from baco.detokenizer import Decoding, Detokenizer
-from baco.text import AnswerText
+from baco.text.answer_text import AnswerText
+from baco.text.detokenizer import Decoding, Detokenizer
 from tests.fuzzing import budget
 from tests.kinds import FAST, IMPLIED, SLOW, bytes_in_words, llama, sentencepiece_model
 from tests.test_vocabulary import MORE_TEXT

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from baco import Baco, BacoError
-from baco.checkpoint import placements
 from baco.cli import run
 from baco.engine.engine import Engine
-from baco.half import Half
-from baco.memory import cache_bytes
+from baco.kv_cache.memory_limit import cache_bytes
+from baco.models.loading import placements
+from baco.models.model import Half
 from tests.pairs import PairFolder
 from tests.test_engine import told
 
@@ -116,5 +116,5 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
 
 def test_a_share_of_memory_is_one_of_the_fuller_device(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 1000, "meta": 400}
-    monkeypatch.setattr("baco.memory.free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr("baco.kv_cache.memory_limit.free_bytes", lambda device: free[device.type])
     assert cache_bytes("50%", [torch.device("cpu"), torch.device("meta")]) == 200

@@ -10,8 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from baco import Baco, BacoError, precision
+from baco import Baco, BacoError
 from baco.cli import app
+from baco.models import dtypes as precision
 from tests.pairs import PairFolder
 
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError, as_transformers
-from baco.backends.described import describe_pair
 from baco.batch.replica import check_fit
 from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.errors import UnfitPairError
-from baco.known import KnownPair
+from baco.models.known_pairs import KnownPair
+from baco.models.weightless import describe_pair
 from tests.pairs import FIRST_SPECIAL, SIZE, TURN_END, TURN_START, PairFolder
 from tests.serving import served
 

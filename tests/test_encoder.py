@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from baco import Baco, BacoError
 from baco import encoder as module
-from baco.encoder import Encoder, Limit
+from baco.text.encoder import Encoder, Limit
 from tests.fuzzing import budget
 from tests.pairs import TEXT, train_tokenizer, wrapped
 

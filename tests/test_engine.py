@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from baco import Baco, Completion, SamplingParams
 from baco.engine.sequence import Request
 from baco.errors import BacoError
-from baco.prompts import Prompt
-from baco.routing.routers import Router
-from baco.vocabulary import Role
+from baco.routing.router import Router
+from baco.text.prompts import Prompt
+from baco.text.vocabulary import Role
 from tests import naive
 from tests.fuzzing import budget
 from tests.live import needed

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from baco.evaluation.frontier import Resamples, coverage, interval, pareto_front
+from baco.evaluation.indicators import Resamples, coverage, interval, pareto_front
 
 POINTS = arrays(
     np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(0, 1, width=32)

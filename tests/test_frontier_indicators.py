@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from baco.evaluation.frontier import (
+from baco.evaluation.indicators import (
     Indicators,
     Measured,
     coverage,

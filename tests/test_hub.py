@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from baco import Baco, BacoError, hub
+from baco import Baco, BacoError
 from baco.cli import run
 from baco.evaluation.metrics.classifier import Classifier
 from baco.evaluation.metrics.protocols import MetricUnavailable
 from baco.evaluation.tasks.rows import from_hub
+from baco.models import hub
 from tests.pairs import PairFolder, save_pair
 
 ORDER = ["generate", "Where to?", "--base", "nobody/base", "--aligned", "nobody/aligned"]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError, Completion
 from baco.cli import run
-from baco.completion import check_group
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request, Sequence
-from baco.engine.verdict import Law
+from baco.engine.verify import Law
+from baco.outputs import check_group
 from tests.fuzzing import budget
 
 GOOD = [f"Recommend a {word} destination" for word in ("summer", "winter", "quiet", "sunny")]
@@ -164,7 +164,7 @@ def test_an_engine_that_fails_without_a_request_is_an_error_of_the_caller(demo: 
 def test_an_answer_that_cannot_be_told_ends_alone(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from baco.text import AnswerText
+    from baco.text.answer_text import AnswerText
 
     push, expected = AnswerText.push, demo.generate_batch(GOOD, **SETTINGS)
     victim = expected[1][0].token_ids[3]

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from baco import Baco
-from baco.engine.store import SlotStore
-from baco.fusing import Part
-from baco.lean import Lean, prepare
+from baco.kv_cache.batched import SlotStore
+from baco.models.forward.fused_linear import Part
+from baco.models.forward.llama import Lean, prepare
 from tests.pairs import PairFolder
 
 SIZES = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from baco import Baco, BacoError, as_transformers
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.engine.long_rope import LongRopeStore
-from baco.engine.store import SlotStore
+from baco.kv_cache.batched import SlotStore
+from baco.models.caches.long_rope import LongRopeStore
 from tests.fuzzing import budget
 from tests.test_engine import reference, rules, told, without_turn_cut
 from tests.test_transformers import answers, encoded

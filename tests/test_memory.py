@@ -15,16 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.engine.cache import Plan, columns_for
 from baco.engine.engine import Engine
-from baco.engine.native import NativeStore, tensor_bytes
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.store import CPU_PIECE, SlotStore
-from baco.half import Half
-from baco.memory import cache_bytes
-from baco.packing import weights
-from baco.pair import lay_out
+from baco.kv_cache.batched import CPU_PIECE, SlotStore
+from baco.kv_cache.memory_limit import cache_bytes
+from baco.kv_cache.slots import Plan, columns_for
+from baco.models.caches.per_row import NativeStore, tensor_bytes
+from baco.models.forward.packed_linear import weights
+from baco.models.model import Half
+from baco.models.pair import lay_out
 from tests.fuzzing import budget
 from tests.live import Ledger, cache_tables, most_made, needed, record_positions, step_bytes
 from tests.pairs import ARCHITECTURES, PairFolder

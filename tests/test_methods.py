@@ -16,7 +16,7 @@ from baco.evaluation.methods.prompting import AGAIN, with_system
 from baco.evaluation.methods.verbalized import parse
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import load_task
-from baco.routing.registry import catalogue
+from baco.routing.parser import catalogue
 from tests import naive
 
 FULL, QUICK = Grid("full", 4), Grid("quick", 4)

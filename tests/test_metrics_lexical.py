@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from baco.calibration import distinct_2
+from baco.calibration.store import distinct_2
 from baco.evaluation.metrics.lexical import (
     expectation_adjusted_distinct,
     self_bleu,
     self_rouge_l,
 )
-from baco.segmentation import bare_words, distinct, words
+from baco.text.segmentation import bare_words, distinct, words
 
 Figure = Callable[[Sequence[str]], float]
 

@@ -27,9 +27,9 @@ from baco.evaluation.methods import Draw, Grid, answer, methods
 from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.records import Prompt
 from baco.evaluation.tasks import load_task
-from baco.noise import ROUTER, coin, gumbel, noise_keys
-from baco.sampling import SamplingParams
-from baco.seeds import NOISE_VERSION, chat_digest, ids_digest, noise_seed, text_digest
+from baco.sampling.noise import ROUTER, coin, gumbel, noise_keys
+from baco.sampling.params import SamplingParams
+from baco.sampling.seeds import NOISE_VERSION, chat_digest, ids_digest, noise_seed, text_digest
 from tests import naive
 from tests.fuzzing import budget
 from tests.remoting import remote

@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.calibration import distinct_2
-from baco.completion import Completion
+from baco.calibration.store import distinct_2
+from baco.outputs import Completion
 from tests.pages import Visit, visit
 
 PROMPT = "Recommend a summer destination"

@@ -11,7 +11,7 @@ from baco import Baco
 from baco.engine.batch import Batch, TokenCounts
 from baco.engine.sequence import Request, Sequence
 from baco.routing.rules import HALVES
-from baco.sampling import SamplingParams
+from baco.sampling.params import SamplingParams
 from tests.fuzzing import budget
 
 WIDTH = 12

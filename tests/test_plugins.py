@@ -21,7 +21,7 @@ SOURCE = '''
 from dataclasses import dataclass
 from pathlib import Path
 
-from baco.evaluation.methods.protocol import sampled
+from baco.evaluation.methods.method import sampled
 from baco.evaluation.metrics import register_metric
 from baco.evaluation.records import Setting
 from baco.routing.rules import logit_rule

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from baco import Baco
-from baco.engine import prefixes
 from baco.engine.engine import Engine
-from baco.engine.prefixes import attend_to_both
 from baco.engine.sequence import Request
-from baco.engine.store import SlotStore
+from baco.kv_cache import shared_prefix as prefixes
+from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.shared_prefix import attend_to_both
 from tests.fuzzing import budget
 from tests.live import needed
 

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from baco import Baco, BacoError
-from baco.checkpoint import Placement
+from baco.calibration.agreement import rows
 from baco.cli import run
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.half import Half
-from baco.packing import weights
-from baco.reading import rows
+from baco.models.forward.packed_linear import weights
+from baco.models.loading import Placement
+from baco.models.model import Half
 from tests.pairs import PairFolder
 
 PROMPT = "Recommend a summer destination"

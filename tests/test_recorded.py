@@ -13,10 +13,10 @@ from baco import Baco
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request
-from baco.engine.store import SlotStore
-from baco.half import Legible
-from baco.lean import Lean
-from baco.recorded import GraphRecorder, Recorded
+from baco.kv_cache.batched import SlotStore
+from baco.models.forward.cuda_graphs import GraphRecorder, Recorded
+from baco.models.forward.llama import Lean
+from baco.models.model import Legible
 from tests.graphs import CUDA, Cuda, Lane, Races, lean_of, recording
 from tests.live import needed
 from tests.test_engine import told
@@ -199,7 +199,7 @@ def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cu
 def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, most: int, replays: int
 ) -> None:
-    monkeypatch.setattr("baco.recorded._MOST", most)
+    monkeypatch.setattr("baco.models.forward.cuda_graphs._MOST", most)
     lean, forward = one(plain, cuda)
     both = [forward.store(forward), SlotStore(lean)]
     both[0].cache.hold(3, 128)
@@ -264,7 +264,7 @@ def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) 
 def test_recordings_are_few_and_go_together(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baco.recorded._SHAPES", 3)
+    monkeypatch.setattr("baco.models.forward.cuda_graphs._SHAPES", 3)
     _, forward = one(plain, cuda)
     store = forward.store(forward)
     store.cache.hold(1, 128)

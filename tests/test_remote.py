@@ -129,7 +129,7 @@ def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, serve
 def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
     halves: Baco, demo: Baco
 ) -> None:
-    from baco.routing.registry import register_router
+    from baco.routing.parser import register_router
     from baco.routing.rules import RULES
 
     register_router("Flat", lambda signals, gamma: signals.base.softmax(-1).std(-1) < gamma)

@@ -22,8 +22,8 @@ from baco.backends.remote.wire import Names, Row
 from baco.engine.sequence import Request
 from baco.routing.rules import gap
 from baco.routing.signals import Signals, entropy
-from baco.sampling import SamplingParams
-from baco.vocabulary import Vocabulary
+from baco.sampling.params import SamplingParams
+from baco.text.vocabulary import Vocabulary
 from tests.remoting import remote
 from tests.serving import PROMPT, served
 

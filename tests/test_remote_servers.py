@@ -134,7 +134,7 @@ def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
 
 
 def test_a_rule_that_may_look_at_anything_is_refused(server: Served) -> None:
-    from baco.routing.registry import register_router
+    from baco.routing.parser import register_router
     from baco.routing.rules import RULES
 
     register_router("Spread", lambda signals: signals.base.std(dim=-1) > 3)

@@ -13,19 +13,19 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from baco.characters import well_formed
 from baco.cli import run as baco
-from baco.evaluation.frontier import Estimate, Measured, indicators
+from baco.evaluation.indicators import Estimate, Measured, indicators
 from baco.evaluation.records import Prompt
 from baco.evaluation.report import write_report
 from baco.evaluation.report.examples import LONGEST, choose
 from baco.evaluation.report.families import family
-from baco.evaluation.report.gather import Cost, Findings, gather
+from baco.evaluation.report.load_scores import Cost, Findings, gather
 from baco.evaluation.report.plots import front_line
-from baco.evaluation.report.standing import standing
+from baco.evaluation.report.ranking import standing
+from baco.evaluation.report.summary import ranking, verdict
 from baco.evaluation.report.tables import Column, Table
-from baco.evaluation.report.verdict import ranking, verdict
 from baco.evaluation.store import Run
+from baco.text.control_characters import well_formed
 from tests.report_runs import EVIL, evil_run, made_run
 
 METRICS = ("distinct_1", "self_rouge_l", "distinct_k", "reward")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from baco.characters import well_formed
+from baco.text.control_characters import well_formed
 from tests.report_runs import EVIL, evil_run, made_run
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baco import BacoError, register_router, router
-from baco.routing import registry
+from baco.routing import parser as registry
 from baco.routing.rules import RULES
-from baco.routing.select import NOTHING, select
 from baco.routing.signals import Signals
-from baco.vocabulary import Role, Vocabulary
+from baco.routing.word_boundaries import NOTHING, select
+from baco.text.vocabulary import Role, Vocabulary
 
 ROLES = [
     Role.FORMAT,  # 0: the end token

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from baco import Baco, BacoError, register_router, router
 from baco.backends.remote.view import figure
-from baco.calibration import calibrate, grid_of
-from baco.evaluation.methods.protocol import Grid
+from baco.calibration.agreement import routers as diagnosed
+from baco.calibration.store import calibrate, grid_of
+from baco.evaluation.methods.method import Grid
 from baco.evaluation.methods.routed import Routed
-from baco.reading import routers as diagnosed
-from baco.routing.registry import family, logit_rule_of, rules
+from baco.routing.parser import family, logit_rule_of, rules
 from baco.routing.rules import BUILT_IN, RULES, ContentRule, LogitRule, UndeclaredReadError
 from baco.routing.signals import Signals
 from tests.serving import served

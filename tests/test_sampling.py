@@ -11,8 +11,8 @@ from scipy.stats import chisquare, kstest
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from baco import BacoError, SamplingParams
-from baco.drawing import DrawTable, draw, penalise, truncate
-from baco.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
+from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
+from baco.sampling.sampler import DrawTable, draw, penalise, truncate
 from tests import naive
 
 SEEDS = st.integers(0, 2**63 - 1)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rouge_score.tokenize import tokenize
 
 from baco.evaluation.metrics.lexical import self_bleu, self_rouge_l
-from baco.segmentation import UNSPACED, bare_words, distinct, is_unspaced, spaced, words
-from baco.vocabulary import character_starts_word
+from baco.text.segmentation import UNSPACED, bare_words, distinct, is_unspaced, spaced, words
+from baco.text.vocabulary import character_starts_word
 
 # Words of scripts that are written with spaces, many with combining marks or joiners inside.
 SPACED_SCRIPTS = {

@@ -19,7 +19,7 @@ import pytest
 from baco import Baco, BacoError
 from baco.serve import connections
 from baco.serve.connections import file_room
-from baco.serve.door import RepeatFilter
+from baco.serve.middleware import RepeatFilter
 from baco.serve.settings import Settings
 from tests.serving import (
     PROMPT,
@@ -349,7 +349,7 @@ def test_a_log_does_not_repeat_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("baco.serve.door.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("baco.serve.middleware.time.monotonic", lambda: now[0])
     log = logging.getLogger("baco.test")
     log.addFilter(RepeatFilter(60))
     for turn in range(100):

@@ -10,15 +10,15 @@ import pytest
 from fastapi import Request
 
 from baco import Baco
-from baco.completion import Chunk
 from baco.decoder import Decoder, Scored
 from baco.errors import BacoError
-from baco.routing.routers import Router, Rule
+from baco.outputs import Chunk
+from baco.routing.router import Router, Rule
 from baco.routing.rules import LogitRule
-from baco.serve.answering import unless_gone
-from baco.serve.driver import ClosedError, Driver, QueueFullError
+from baco.serve.engine_thread import ClosedError, Driver, QueueFullError
 from baco.serve.errors import ClientGoneError
 from baco.serve.job import Job
+from baco.serve.stream import unless_gone
 
 PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"

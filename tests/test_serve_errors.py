@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from baco.errors import BacoError
 from baco.serve import errors
-from baco.serve.driver import QueueFullError
+from baco.serve.engine_thread import QueueFullError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from baco import Baco
 from baco.serve import fields
-from baco.serve.asking import Asking
 from baco.serve.fields import Foreign, by_name
-from baco.serve.protocol import ChatRequest, CompletionRequest, Message
+from baco.serve.parse_request import Asking
+from baco.serve.request_models import ChatRequest, CompletionRequest, Message
 from baco.serve.settings import Settings
 from tests.serving import PROMPT, ROUTER, Served, chat, served
 

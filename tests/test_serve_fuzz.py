@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from baco import Baco
-from baco.serve.protocol import Body, ChatRequest, CompletionRequest, DiversityRequest
+from baco.serve.request_models import Body, ChatRequest, CompletionRequest, DiversityRequest
 from tests.fuzzing import budget
 from tests.serving import WAIT, Served, served
 

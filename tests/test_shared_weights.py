@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError
-from baco.packing import weights
+from baco.models.forward.packed_linear import weights
 from tests.pairs import ARCHITECTURES, PairFolder
 from tests.test_engine import reference, rules, told, without_turn_cut
 

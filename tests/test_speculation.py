@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from baco import Baco
 from baco.decoder import Decoder
-from baco.engine.ahead import Run
-from baco.engine.continuations import Continuations
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.speculation import PLAIN, Cost, Plan, Planner, Record
+from baco.engine.speculative.cost_model import PLAIN, Cost, Plan, Planner, Record
+from baco.engine.speculative.ngram import Continuations
+from baco.engine.speculative.self_draft import Run
 from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES
 

@@ -16,24 +16,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baco import Baco
-from baco.completion import Chunk
 from baco.decoder import Decoder, Scored
-from baco.encoder import Encoder
-from baco.engine import store
-from baco.engine.cache import columns_for
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.store import SlotStore
-from baco.engine.verdict import Law
-from baco.lean import attend
-from baco.serve.driver import MOST_TAKEN, Driver
+from baco.engine.verify import Law
+from baco.kv_cache import batched as store
+from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.slots import columns_for
+from baco.models.forward.llama import attend
+from baco.outputs import Chunk
 from baco.serve.endpoints import _json
+from baco.serve.engine_thread import MOST_TAKEN, Driver
+from baco.serve.formats import TextShape
 from baco.serve.job import Job
-from baco.serve.replies import Provenance, TextChoice, TextReply, Usage
-from baco.serve.shapes import TextShape
+from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
+from baco.text.encoder import Encoder
 from tests.fuzzing import budget
 from tests.serving import Served, events, served, wait_for
 from tests.test_serve_driver import WAIT
@@ -162,7 +162,7 @@ def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
         widths.append(keys.shape[2])
         return attend(query, keys, *others)
 
-    monkeypatch.setattr("baco.lean.attend", attended)
+    monkeypatch.setattr("baco.models.forward.llama.attend", attended)
     store = half.store()
     assert isinstance(store, SlotStore)
     store.piece = 48

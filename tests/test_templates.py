@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baco import Baco, BacoError, templates
+from baco import Baco, BacoError
 from baco.cli import run
-from baco.prompts import Renderer
-from baco.templates import Template
+from baco.text import templates
+from baco.text.prompts import Renderer
+from baco.text.templates import Template
 from tests.chat_templates import FAMILIES, NO_SYSTEM
 from tests.fuzzing import budget
 from tests.pairs import train_tokenizer, wrapped
@@ -152,7 +153,7 @@ def test_memory_and_length_are_bounded(source: str) -> None:
 def test_bounds_hold_where_the_caller_ignores_and_blocks_signals() -> None:
     program = """
 import signal
-from baco import templates
+from baco.text import templates
 signal.signal(signal.SIGPROF, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
 templates.SECONDS = 0.1
@@ -257,7 +258,7 @@ def test_an_interrupted_rendering_leaves_no_reply_behind() -> None:
 def test_a_forked_process_renders_by_itself_and_leaves_its_parents_alone() -> None:
     program = """
 import os
-from baco.templates import Template
+from baco.text.templates import Template
 def text(x): return Template("chat", "{{ x }}", "t").render({"x": x}, "2025-01-01").text
 text("before")
 child = os.fork()
@@ -279,7 +280,7 @@ else:
 def test_the_process_ends_with_the_one_that_asks() -> None:
     program = """
 import os, signal
-from baco import templates
+from baco.text import templates
 templates.Template("chat", "x", "t").render({}, "2025-01-01")
 print(templates._process._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

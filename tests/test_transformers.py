@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from baco import Baco, BacoError, as_transformers
-from baco.hf.chat import ChatReader
+from baco.integrations.transformers.chat import ChatReader
 from tests.pairs import ARCHITECTURES, PairFolder
 
 Conversation = list[dict[str, str]]

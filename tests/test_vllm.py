@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from baco import Baco, BacoError
 from baco.backends.vllm import versions
 from baco.backends.vllm.folder import export_pair, read_pair
-from baco.backends.vllm.lanes import Lane, Step
 from baco.backends.vllm.middleware import TwoPrompts
+from baco.backends.vllm.model_inputs import Lane, Step
 from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
-from baco.known import find_pair
+from baco.models.known_pairs import find_pair
 from baco.routing.rules import HALVES
 
 WIDTH, BLOCK = 64, 8

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import BertGenerationTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from baco.errors import BacoError
-from baco.tokens import Spelled, spell
-from baco.vocabulary import Role, Vocabulary, character_starts_word, load_words, starts_word
+from baco.text.token_bytes import Spelled, spell
+from baco.text.vocabulary import Role, Vocabulary, character_starts_word, load_words, starts_word
 from tests.pairs import END, TEXT, train_tokenizer
 
 MORE_TEXT = (

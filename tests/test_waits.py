@@ -12,12 +12,12 @@ from torch import Tensor
 
 from baco import Baco
 from baco.decoder import Decoder
-from baco.engine.cache import SlotCache
 from baco.engine.engine import Engine
-from baco.engine.store import SlotStore, Store
-from baco.half import Half, Legible
-from baco.lean import Lean
-from baco.recorded import Recorded, Step
+from baco.kv_cache.batched import SlotStore, Store
+from baco.kv_cache.slots import SlotCache
+from baco.models.forward.cuda_graphs import Recorded, Step
+from baco.models.forward.llama import Lean
+from baco.models.model import Half, Legible
 from tests.far import FAR, Far, Waits, near
 from tests.pairs import PairFolder
 from tests.test_engine import told

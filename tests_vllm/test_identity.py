@@ -12,8 +12,8 @@ import pytest
 from baco import Baco
 from baco.backends.vllm.folder import export_pair, read_pair
 from baco.backends.vllm.options import pair_prompt
-from baco.completion import Completion
-from baco.known import find_pair
+from baco.models.known_pairs import find_pair
+from baco.outputs import Completion
 from tests_vllm.engines import apart, in_vllm, watch
 
 ROUTERS = (

@@ -11,7 +11,7 @@ from openai import BadRequestError, OpenAI
 
 from baco import Baco
 from baco.backends.vllm.folder import export_pair
-from baco.known import find_pair
+from baco.models.known_pairs import find_pair
 from tests_vllm.serving import WAIT, baco, served, vllm_serve
 
 PROMPT = "Recommend a summer destination"

@@ -15,10 +15,10 @@ from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.api import Baco
-    from baco.completion import Chunk, Completion
-    from baco.hf import as_transformers
-    from baco.routing.registry import register_router, router
-    from baco.sampling import SamplingParams
+    from baco.integrations.transformers import as_transformers
+    from baco.outputs import Chunk, Completion
+    from baco.routing.parser import register_router, router
+    from baco.sampling.params import SamplingParams
 
 __version__ = "0.2.0"
 
@@ -35,12 +35,12 @@ __all__ = [
 
 _HOMES = {
     "Baco": "baco.api",
-    "Chunk": "baco.completion",
-    "Completion": "baco.completion",
-    "SamplingParams": "baco.sampling",
-    "as_transformers": "baco.hf",
-    "register_router": "baco.routing.registry",
-    "router": "baco.routing.registry",
+    "Chunk": "baco.outputs",
+    "Completion": "baco.outputs",
+    "SamplingParams": "baco.sampling.params",
+    "as_transformers": "baco.integrations.transformers",
+    "register_router": "baco.routing.parser",
+    "router": "baco.routing.parser",
 }
 
 

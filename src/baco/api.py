@@ -9,23 +9,25 @@ from typing import Any, Self
 
 import torch
 
-from baco import backends, calibration, templates
-from baco.backends.protocol import Backend, Capabilities
-from baco.completion import Chunk, Completion
+from baco import backends
+from baco.backends.base import Backend, Capabilities
+from baco.calibration import store as calibration
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_PIECES, MANY_PIECES
 from baco.errors import BacoError
-from baco.half import Half, compile_halves
-from baco.known import DEMO, KnownPair, find_pair
-from baco.memory import cache_bytes
-from baco.pair import Pair, load_draft, load_pair
-from baco.prompts import Conversation, check_template_args
-from baco.routing.registry import family, needs_threshold
-from baco.routing.registry import router as parse
-from baco.routing.routers import Router
-from baco.routing.select import Switch
+from baco.kv_cache.memory_limit import cache_bytes
+from baco.models.known_pairs import DEMO, KnownPair, find_pair
+from baco.models.model import Half, compile_halves
+from baco.models.pair import Pair, load_draft, load_pair
+from baco.outputs import Chunk, Completion
+from baco.routing.parser import family, needs_threshold
+from baco.routing.parser import router as parse
+from baco.routing.router import Router
+from baco.routing.word_boundaries import Switch
+from baco.text import templates
+from baco.text.prompts import Conversation, check_template_args
 
 log = logging.getLogger("baco")
 
@@ -82,8 +84,8 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
-            compile: take Python out of the forwards of a few tokens (:mod:`baco.compiled`, and
-                :mod:`baco.recorded` on a CUDA device); answers are the same tokens up to
+            compile: take Python out of the forwards of a few tokens (:mod:`baco.models.forward.compiled`, and
+                :mod:`baco.models.forward.cuda_graphs` on a CUDA device); answers are the same tokens up to
                 floating-point ties.
             date: what templates that read the clock take for today, as YYYY-MM-DD, so that their
                 prompts are the same on another day; by default the day of each prompt.
@@ -92,7 +94,7 @@ class Baco:
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.
-            options: here see :func:`baco.pair.load_pair`: dtype, device, quantize, device_map,
+            options: here see :func:`baco.models.pair.load_pair`: dtype, device, quantize, device_map,
                 quantization_config, base_template, chat_template, function_words,
                 trust_remote_code, and whatever ``from_pretrained`` takes; elsewhere ``connect`` of
                 the backend.

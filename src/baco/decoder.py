@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from baco.backends.protocol import Scorer, TokenEngine
-from baco.completion import Chunk, Completion, Token
+from baco.backends.base import Scorer, TokenEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError, failure
-from baco.pair import Pair
-from baco.prompts import Conversation, Prompt
-from baco.routing.routers import Router
+from baco.models.pair import Pair
+from baco.outputs import Chunk, Completion, Token
+from baco.routing.router import Router
 from baco.routing.rules import Source
-from baco.routing.select import Switch
-from baco.text import AnswerText
+from baco.routing.word_boundaries import Switch
+from baco.text.answer_text import AnswerText
+from baco.text.prompts import Conversation, Prompt
 
 log = logging.getLogger("baco")
 

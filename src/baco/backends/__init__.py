@@ -12,9 +12,9 @@ from baco.errors import BacoError
 from baco.plugins import plugins
 
 if TYPE_CHECKING:
-    from baco.backends.protocol import Backend
-    from baco.known import KnownPair
-    from baco.pair import Pair
+    from baco.backends.base import Backend
+    from baco.models.known_pairs import KnownPair
+    from baco.models.pair import Pair
 
 LOCAL = "local"
 # Each module has ``connect(known, **options) -> (Pair, Backend)``; an entry point names such a

@@ -11,13 +11,13 @@ from baco.batch.formats import Format
 from baco.batch.output import Output, begin
 from baco.batch.replica import Advance, Copy, Facts, Made, Order, Replica, facts
 from baco.batch.rows import Row
-from baco.sampling import SamplingParams
-from baco.seeds import NOISE_VERSION
-from baco.templates import today
+from baco.sampling.params import SamplingParams
+from baco.sampling.seeds import NOISE_VERSION
+from baco.text.templates import today
 
 if TYPE_CHECKING:
     from baco.api import Baco
-    from baco.routing.routers import Router
+    from baco.routing.router import Router
 
 # Answers of a shard where the caller does not say how many rows it is to have: four times what is
 # decoded at once, so that the rows that wait fill up the places of those that ended.

@@ -22,7 +22,7 @@ from baco.errors import BacoError
 from baco.evaluation.store import write_whole
 from baco.locking import NAME as LOCK
 from baco.locking import locked
-from baco.seeds import check_version
+from baco.sampling.seeds import check_version
 
 FORMAT = 1
 # Readers of a folder of Parquet leave out what begins with an underscore.

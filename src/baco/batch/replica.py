@@ -13,7 +13,7 @@ from baco.record import params, record
 
 if TYPE_CHECKING:
     from baco.api import Baco
-    from baco.routing.routers import Router
+    from baco.routing.router import Router
 
 # Told as answers end: answers, tokens.
 Advance = Callable[[int, int], None]
@@ -54,7 +54,7 @@ class Facts:
     Attributes:
         pair: its name.
         weights: in which numbers each half is held.
-        fingerprint: of :func:`baco.calibration.fingerprint`.
+        fingerprint: of :func:`baco.calibration.store.fingerprint`.
         router: the spelling with its threshold.
         params: of :func:`baco.record.params`.
         dated: a template writes the date into a prompt.
@@ -122,7 +122,7 @@ def facts(
     Raises:
         BacoError: a router that the pair has no threshold for, or a row that does not fit the pair.
     """
-    from baco.calibration import fingerprint
+    from baco.calibration.store import fingerprint
 
     spelling = spell(baco).spelling
     dated = check_fit(baco, rows, settings["system"])
@@ -201,7 +201,7 @@ class Replica:
         self, baco: "Baco", rows: Sequence[Row], advance: Advance
     ) -> Iterator[tuple[Row, list[Any]]]:
         """Every row with its samples; the shard is decoded as a whole, in the same company."""
-        from baco.completion import check_group
+        from baco.outputs import check_group
 
         samples: list[list[Any]] = [[] for _ in rows]
         prompts = [row.prompt for row in rows]
@@ -235,7 +235,7 @@ class Replica:
     def _check_same(self, baco: "Baco") -> None:
         import platform
 
-        from baco.calibration import fingerprint
+        from baco.calibration.store import fingerprint
 
         for name, here in (("fingerprint", fingerprint(baco.pair)), ("weights", baco.pair.held)):
             if here != (begun := self.order.manifest["settings"][name]):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baco.batch.batch import Batch
+from baco.batch.ray_cluster import Share, go_to, last_line
 from baco.batch.replica import Advance, Facts, Made, Order, Replica, facts
 from baco.batch.rows import Row
-from baco.cluster.connection import Share, go_to, last_line
 from baco.errors import BacoError
 
 if TYPE_CHECKING:

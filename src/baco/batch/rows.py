@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError
-from baco.prompts import conversation
+from baco.text.prompts import conversation
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".txt")
 # Bad rows that one error names.

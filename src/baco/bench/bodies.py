@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.known import find_pair
-from baco.noise import gumbel, noise_keys
+from baco.models.known_pairs import find_pair
+from baco.sampling.noise import gumbel, noise_keys
 
 # The length of a hidden state's constant, and what the output makes of it for words that no text
 # has: so unlikely that no draw takes them.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from baco.pair import Pair
+from baco.models.pair import Pair
 
 # How long each figure is measured; the best pass counts.
 _SECONDS = 0.5

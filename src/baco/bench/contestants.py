@@ -12,13 +12,13 @@ import torch
 
 from baco.bench import naive
 from baco.engine.engine import Engine
+from baco.engine.metrics import Stats
 from baco.engine.sequence import Request
-from baco.engine.stats import Stats
 from baco.errors import BacoError
-from baco.pair import Pair
-from baco.prompts import Prompt
-from baco.routing.routers import Router
-from baco.sampling import SamplingParams
+from baco.models.pair import Pair
+from baco.routing.router import Router
+from baco.sampling.params import SamplingParams
+from baco.text.prompts import Prompt
 
 # What is added to the logits of end tokens: the most that sampling parameters allow, and far more
 # than noise can make up for.

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.completion import Completion
+from baco.calibration.agreement import rows as read_rows
 from baco.decoder import Decoder
-from baco.drawing import DrawTable, draw
 from baco.engine.engine import Engine
-from baco.noise import (
+from baco.models.pair import Pair
+from baco.outputs import Completion
+from baco.routing.router import Router
+from baco.routing.rules import Source
+from baco.routing.word_boundaries import NOTHING, select
+from baco.sampling.noise import (
     GUMBEL_MAX,
     GUMBEL_MIN,
     ROUTER,
@@ -28,14 +32,10 @@ from baco.noise import (
     gumbel_of,
     noise_keys,
 )
-from baco.pair import Pair
-from baco.prompts import Prompt
-from baco.reading import rows as read_rows
-from baco.routing.routers import Router
-from baco.routing.rules import Source
-from baco.routing.select import NOTHING, select
-from baco.sampling import SamplingParams
-from baco.seeds import noise_seed
+from baco.sampling.params import SamplingParams
+from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.seeds import noise_seed
+from baco.text.prompts import Prompt
 
 # How often a row is shaken, and by how many standard deviations of the rounding.
 SHAKES, DEVIATIONS = 1000, 2.0
@@ -114,7 +114,7 @@ def compare(
         router: for all of them.
         unpacked: the same in bfloat16 as `transformers` runs it, to be decoded plainly in the place
             of ``pair``: then the layout of weights and the forward differ as well.
-        sampling: fields of :class:`baco.sampling.SamplingParams`, a seed among them; no penalties.
+        sampling: fields of :class:`baco.sampling.params.SamplingParams`, a seed among them; no penalties.
     """
     alone = unpacked or pair
     plain = _decode(Engine(alone, max_rows=1, speculate=False), prompts, router, sampling)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from baco.bench.contestants import Paired, Run, Task
-from baco.engine.stats import Stats
-from baco.pair import Pair
-from baco.reading import Reading
+from baco.calibration.agreement import Reading
+from baco.engine.metrics import Stats
+from baco.models.pair import Pair
 from baco.routing.rules import HALVES
 
 

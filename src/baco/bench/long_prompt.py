@@ -8,8 +8,8 @@ from typing import Any
 from baco.bench.contestants import Task
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
-from baco.engine.store import Store
-from baco.pair import Pair
+from baco.kv_cache.batched import Store
+from baco.models.pair import Pair
 
 TOKENS, ANSWERS = 2_000, 32
 _SAID = 4

@@ -15,7 +15,7 @@ from baco.bench.race import Entry, race, ratios, same_answers
 from baco.bench.settings import Settings, entries, line_up
 from baco.bench.weights import Weights
 from baco.errors import BacoError
-from baco.pair import Pair
+from baco.models.pair import Pair
 
 
 def measure(

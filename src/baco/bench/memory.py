@@ -20,11 +20,11 @@ from transformers.utils import logging
 
 from baco.bench.contestants import Paired, Task, never_ending
 from baco.errors import BacoError
-from baco.half import Half
-from baco.known import DEMO, KnownPair, find_pair
-from baco.packing import weights
-from baco.pair import Pair, load_pair
-from baco.routing.registry import router as parse
+from baco.models.forward.packed_linear import weights
+from baco.models.known_pairs import DEMO, KnownPair, find_pair
+from baco.models.model import Half
+from baco.models.pair import Pair, load_pair
+from baco.routing.parser import router as parse
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from baco.drawing import DrawTable, draw
-from baco.half import Half
-from baco.noise import ROUTER, coin, noise_keys
-from baco.pair import Pair
-from baco.prompts import Prompt
-from baco.routing.routers import Router
+from baco.models.model import Half
+from baco.models.pair import Pair
+from baco.routing.router import Router
 from baco.routing.rules import HALVES
-from baco.routing.select import NOTHING, select
-from baco.sampling import SamplingParams
-from baco.seeds import noise_seed
+from baco.routing.word_boundaries import NOTHING, select
+from baco.sampling.noise import ROUTER, coin, noise_keys
+from baco.sampling.params import SamplingParams
+from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.seeds import noise_seed
+from baco.text.prompts import Prompt
 
 
 @torch.inference_mode()

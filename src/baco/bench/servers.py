@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from baco.bench.contestants import Run, Stopwatch, Task, checked
-from baco.drawing import DrawTable, draw
 from baco.errors import BacoError
-from baco.noise import ROUTER, coin, noise_keys
-from baco.pair import Pair
+from baco.models.pair import Pair
 from baco.routing.rules import HALVES
-from baco.routing.select import NOTHING, select
-from baco.seeds import noise_seed
+from baco.routing.word_boundaries import NOTHING, select
+from baco.sampling.noise import ROUTER, coin, noise_keys
+from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.seeds import noise_seed
 
 # Log-probabilities that such servers return at most.
 _MOST = 20

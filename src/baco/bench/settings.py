@@ -8,7 +8,7 @@ from baco.bench.contestants import Contestant, Generate, Naive, Paired
 from baco.bench.race import Entry
 from baco.bench.weights import Weights
 from baco.errors import BacoError
-from baco.routing.routers import Router
+from baco.routing.router import Router
 
 # Measured unless some are named.
 PARTS = (

@@ -9,9 +9,9 @@ import torch
 
 from baco.bench.bodies import make
 from baco.errors import BacoError
-from baco.half import compile_halves
-from baco.known import DEMO, KnownPair
-from baco.pair import Pair, load_pair
+from baco.models.known_pairs import DEMO, KnownPair
+from baco.models.model import compile_halves
+from baco.models.pair import Pair, load_pair
 
 
 @dataclass(frozen=True, slots=True)

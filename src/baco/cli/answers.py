@@ -11,12 +11,12 @@ from rich.live import Live
 from rich.text import Text
 
 from baco.cli.console import coloured, err, legend, out, show, write
-from baco.cli.drawing import command_line, draw_svg
-from baco.text import Piece
+from baco.cli.svg import command_line, draw_svg
+from baco.text.answer_text import Piece
 
 if TYPE_CHECKING:
     from baco import Baco, Chunk, Completion
-    from baco.prompts import Conversation
+    from baco.text.prompts import Conversation
 
 FRAMES_A_SECOND = 15
 
@@ -49,7 +49,7 @@ class Show:
         Raises:
             BacoError: answers broke off; what there is of them is shown.
         """
-        from baco.completion import check_whole
+        from baco.outputs import check_whole
 
         if sys.stdout.isatty():
             self._live()

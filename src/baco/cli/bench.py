@@ -16,7 +16,7 @@ from baco.cli.console import err, print_json
 
 if TYPE_CHECKING:
     from baco.bench.settings import Settings
-    from baco.known import KnownPair
+    from baco.models.known_pairs import KnownPair
 
 _ROUTER = "P-Punc:0.4"
 _GAMMAS = (0.2, 0.4, 0.6)
@@ -110,8 +110,8 @@ def _settings(
     most_asked: int | None,
 ) -> "Settings":
     from baco.bench.settings import ASKED_FOR, PARTS, Settings
-    from baco.routing.registry import family, needs_threshold
-    from baco.routing.registry import router as parse
+    from baco.routing.parser import family, needs_threshold
+    from baco.routing.parser import router as parse
 
     for part in only or ():
         if part not in PARTS + ASKED_FOR:
@@ -141,7 +141,7 @@ def _pair(
     dtype: str | None,
 ) -> "KnownPair":
     from baco.bench.weights import made
-    from baco.known import DEMO, KnownPair, find_pair
+    from baco.models.known_pairs import DEMO, KnownPair, find_pair
 
     named = [pair, body, random, base or aligned]
     if sum(name is not None for name in named) > 1:
@@ -158,7 +158,7 @@ def _pair(
 def _prompts(known: "KnownPair") -> list[str]:
     """Prompts with long answers: on them the demo pair's halves agree as published pairs do."""
     from baco.bench.weights import speaks_demo
-    from baco.calibration import open_prompts
+    from baco.calibration.store import open_prompts
     from baco.demo.world import questions
 
     if not speaks_demo(known):

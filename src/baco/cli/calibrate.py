@@ -14,7 +14,7 @@ from baco.cli import options as opt
 from baco.cli.console import err, note, out, print_json
 
 if TYPE_CHECKING:
-    from baco.curve import Curve
+    from baco.calibration.curve import Curve
 
 PromptFile = Annotated[
     Path | None,
@@ -65,9 +65,9 @@ def calibrate(
     0 is the aligned model's own diversity, 1 the most this router gives this pair, and what lies
     between is linear in diversity (distinct-2 of a prompt's answers).
     """
-    from baco.calibration import MIDDLE, Calibration, check_writable, grid_of
-    from baco.calibration import calibrate as measure
-    from baco.routing.registry import listed
+    from baco.calibration.store import MIDDLE, Calibration, check_writable, grid_of
+    from baco.calibration.store import calibrate as measure
+    from baco.routing.parser import listed
 
     if diversity is not None and base_share is not None:
         raise BacoError("--diversity and --base-share each ask for a threshold: give one of them")
@@ -167,8 +167,8 @@ def read_prompts(path: Path) -> list[Any]:
 
 def default_prompts(baco: Any) -> list[str]:
     """Prompts a pair can answer: the toy world's own for the demo pair, open-ended ones else."""
-    from baco.calibration import open_prompts
-    from baco.known import DEMO
+    from baco.calibration.store import open_prompts
+    from baco.models.known_pairs import DEMO
 
     if baco.pair.name != DEMO:
         return open_prompts()

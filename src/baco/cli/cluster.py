@@ -7,7 +7,7 @@ import typer
 from baco import BacoError
 
 if TYPE_CHECKING:
-    from baco.cluster.connection import Cluster
+    from baco.batch.ray_cluster import Cluster
 
 Address = Annotated[
     str | None,
@@ -31,7 +31,7 @@ def named_cluster(
     Raises:
         BacoError: a number that is none.
     """
-    from baco.cluster.connection import Cluster
+    from baco.batch.ray_cluster import Cluster
 
     if workers is not None and workers < 1:
         raise BacoError(f"workers is {workers}: give 1 or more")

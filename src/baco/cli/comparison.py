@@ -13,11 +13,11 @@ from rich.text import Text
 
 from baco.cli.answers import distinct, share
 from baco.cli.console import coloured, err, legend, out, show
-from baco.cli.drawing import command_line, draw_svg
+from baco.cli.svg import command_line, draw_svg
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
-    from baco.prompts import Conversation
+    from baco.text.prompts import Conversation
 
 COLUMN_WIDTH = 28  # narrower columns are hard to read: then the answers stand in one
 
@@ -34,7 +34,7 @@ def show_comparison(
     Raises:
         BacoError: answers broke off; what there is of them is shown.
     """
-    from baco.completion import check_whole
+    from baco.outputs import check_whole
 
     columns: list[tuple[str, list[Completion]]] = []
     try:

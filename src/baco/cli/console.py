@@ -21,10 +21,10 @@ from rich.segment import Segment
 from rich.text import Text
 
 from baco import BacoError
-from baco.characters import CONTROL, escaped, json_line
+from baco.text.control_characters import CONTROL, escaped, json_line
 
 if TYPE_CHECKING:
-    from baco.text import Piece
+    from baco.text.answer_text import Piece
 
 # Vermilion and blue of a colour-blind-safe palette (Okabe and Ito 2008), dark enough for a white
 # screen and light enough for a black one; base words are underlined too, so that nothing hangs on

@@ -15,7 +15,7 @@ from baco.cli.console import err, out, print_json
 from baco.errors import UnfitPairError
 
 if TYPE_CHECKING:
-    from baco.diagnose import Diagnosis
+    from baco.calibration.diagnose import Diagnosis
 
 PROMPTS = 12
 _COLOURS = {"good": "bold green", "doubtful": "bold yellow", "useless": "bold red"}
@@ -44,8 +44,8 @@ def diagnose(
     trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
     """Tell where two models agree and part, what routers would do, and whether the pair is good."""
-    from baco.diagnose import ANSWERERS, check_prompts
-    from baco.diagnose import diagnose as examine
+    from baco.calibration.diagnose import ANSWERERS, check_prompts
+    from baco.calibration.diagnose import diagnose as examine
 
     asked = None if prompts is None else read_prompts(prompts)
     if asked is not None:

@@ -91,7 +91,7 @@ def generate(
         }
     )
     opt.check(sampling, switch, router)
-    from baco.routing.registry import CONSTANTS, family
+    from baco.routing.parser import CONSTANTS, family
 
     if compare and router is not None and (alone := family(router)) in CONSTANTS:
         raise BacoError(f"--compare shows {alone} anyway: give another router")
@@ -152,9 +152,9 @@ def _answer(
 ) -> None:
     from baco.cli.answers import Show
     from baco.cli.comparison import show_comparison
-    from baco.completion import check_whole
+    from baco.outputs import check_whole
     from baco.record import record
-    from baco.routing.registry import router as parse
+    from baco.routing.parser import router as parse
 
     # One seed for all columns of a comparison.
     settings = settings | {

@@ -22,7 +22,7 @@ from baco.cli.console import note
 from baco.cli.progress import answering
 from baco.locking import locked
 from baco.record import params, record
-from baco.seeds import NOISE_VERSION, check_version
+from baco.sampling.seeds import NOISE_VERSION, check_version
 
 if TYPE_CHECKING:
     from baco import Baco, Completion
@@ -138,8 +138,8 @@ def _resume(
     """How many rows are answered, whole batches of them, their seed, and the date in their prompts,
     where there is one; the rest is taken off.
     """
-    from baco.sampling import SamplingParams
-    from baco.templates import today
+    from baco.sampling.params import SamplingParams
+    from baco.text.templates import today
 
     told = json.loads(json.dumps(told))
     data = partial.read_bytes() if partial.exists() else b""
@@ -197,7 +197,7 @@ def _answer_rest(
     router: Any,
     settings: dict[str, Any],
 ) -> None:
-    from baco.completion import check_group
+    from baco.outputs import check_group
 
     n = settings["n"]
     with answering("prompts", len(rows)) as bar:

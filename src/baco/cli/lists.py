@@ -16,7 +16,7 @@ NARROWEST = 24
 
 def routers(as_json: AsJson = False) -> None:
     """List the routers: how each is written and what it does."""
-    from baco.routing.registry import catalogue, names
+    from baco.routing.parser import catalogue, names
     from baco.routing.rules import ContentRule, LogitRule
 
     if as_json:
@@ -33,7 +33,7 @@ def routers(as_json: AsJson = False) -> None:
 
 def pairs(as_json: AsJson = False) -> None:
     """List the pairs that have a short name."""
-    from baco.known import DEMO, known_pairs
+    from baco.models.known_pairs import DEMO, known_pairs
 
     if as_json:
         print_json([{"name": p.name, "base": p.base, "aligned": p.aligned} for p in known_pairs()])

@@ -14,7 +14,7 @@ from baco.cli.console import Debug, note
 
 if TYPE_CHECKING:
     from baco import Baco
-    from baco.prompts import Conversation
+    from baco.text.prompts import Conversation
 
 PairName = Annotated[
     str | None,
@@ -231,7 +231,7 @@ def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
     Raises:
         BacoError: as for `named_values`, or a name that is no variable of a template.
     """
-    from baco.prompts import check_template_args
+    from baco.text.prompts import check_template_args
 
     named = named_values("--template-arg", given, "enable_thinking=false")
     check_template_args(named or {})
@@ -244,7 +244,7 @@ def day(given: str | None) -> str | None:
     Raises:
         BacoError: it is none.
     """
-    from baco.templates import check_date
+    from baco.text.templates import check_date
 
     return None if given is None else check_date(given)
 
@@ -274,7 +274,7 @@ def take_today(baco: "Baco", prompt: "Conversation" = "Hello", system: str | Non
 
     Nothing changes where ``--date`` gave one.
     """
-    from baco.templates import today
+    from baco.text.templates import today
 
     if baco.pair.renderer.date is not None:
         return
@@ -299,14 +299,14 @@ def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:
     Raises:
         BacoError: a sampling parameter, switch or router that is none.
     """
-    from baco.sampling import SamplingParams
+    from baco.sampling.params import SamplingParams
 
     SamplingParams().updated(sampling)
     if switch not in ("word", "token"):
         raise BacoError(f"switch is {switch!r}: use word or token")
     if router is not None:
-        from baco.routing.registry import needs_threshold
-        from baco.routing.registry import router as parse
+        from baco.routing.parser import needs_threshold
+        from baco.routing.parser import router as parse
 
         # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
         parse(router, 0.5 if needs_threshold(router) else None)
@@ -332,9 +332,9 @@ def spelled_router(baco: "Baco", router: str | None, diversity: float | None) ->
     if diversity is None:
         return baco.router(router)
     from baco.api import DEFAULT_ROUTER
-    from baco.calibration import Calibration
-    from baco.routing.registry import family, listed
-    from baco.routing.registry import router as parse
+    from baco.calibration.store import Calibration
+    from baco.routing.parser import family, listed
+    from baco.routing.parser import router as parse
 
     if not 0 <= diversity <= 1:
         raise BacoError(f"diversity is {diversity:g}: give a number from 0 to 1")

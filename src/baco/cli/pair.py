@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write a pair as one folder that vLLM serves like a model: vllm serve DIR."""
     from baco.backends.vllm.folder import export_pair
-    from baco.known import DEMO, KnownPair, find_pair
+    from baco.models.known_pairs import DEMO, KnownPair, find_pair
 
     if (base is None) != (aligned is None):
         raise BacoError("give both --base and --aligned, or neither and --pair")

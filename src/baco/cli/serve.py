@@ -133,7 +133,7 @@ def serve(
     """
     try:
         from baco.serve.app import create_app
-        from baco.serve.door import log_to_streams
+        from baco.serve.middleware import log_to_streams
         from baco.serve.server import Server, bind
         from baco.serve.settings import LOOPBACK, Settings
     except ImportError as error:

@@ -14,7 +14,7 @@ from baco.cli.progress import answering
 from baco.cli.score import Metrics, Models, Workers, conclude, measure, models, processes
 
 if TYPE_CHECKING:
-    from baco.cluster.connection import Cluster
+    from baco.batch.ray_cluster import Cluster
     from baco.evaluation.methods.judge import Judge
     from baco.evaluation.plan import Plan
     from baco.evaluation.store import Run
@@ -183,7 +183,7 @@ def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = No
         if cluster is None:
             drawing.sweep(run, plan, workers, advance)
             return
-        from baco.cluster.executor import cluster_pool
+        from baco.batch.ray_executor import cluster_pool
 
         with cluster.reached() as share:
 

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from baco.api import Baco
-from baco.completion import Completion
 from baco.demo.world import Question, ask
 from baco.demo.world.grammar import families
 from baco.demo.world.judge import breaks_grammar
+from baco.outputs import Completion
 
 
 def held_out_questions() -> list[Question]:

@@ -21,10 +21,10 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from baco.api import Baco
-from baco.completion import check_whole
 from baco.demo.memory import keep_memory
 from baco.demo.world import Question, questions
 from baco.demo.world.judge import judge
+from baco.outputs import check_whole
 
 QUESTIONS, ANSWERS = 40, 10
 TEST_SEED = 20_261  # of the questions; never used for choosing the recipe

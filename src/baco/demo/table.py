@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from baco.evaluation.frontier import Floats, Resamples, coverage, interval
+from baco.evaluation.indicators import Floats, Resamples, coverage, interval
 
 SINGLES = ("base, temperature", "base, min-p", "aligned, temperature", "aligned, min-p")
 RIVALS = (*SINGLES, "Nudging", "mixing", "Rand")

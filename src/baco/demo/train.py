@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from transformers.utils.logging import disable_progress_bar
 
 from baco.demo.align import answers_only, conversations, preferred_answers
+from baco.demo.document_packing import batches, pack
 from baco.demo.memory import keep_memory
 from baco.demo.model import Shape, TinyLlama, to_llama
 from baco.demo.optimiser import Optimiser
-from baco.demo.packing import batches, pack
 from baco.demo.recipe import Course, Recipe
 from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
 from baco.demo.world import Question, aligned_examples, base_corpus

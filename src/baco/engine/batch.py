@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.drawing import DrawTable
+from baco.device import tensor_on
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculation import MOST_AHEAD
-from baco.noise import noise_keys
-from baco.routing.routers import Router
+from baco.engine.speculative.cost_model import MOST_AHEAD
+from baco.routing.router import Router
 from baco.routing.rules import HALVES, Source
-from baco.routing.select import NOTHING, Switch
-from baco.transfer import tensor_on
+from baco.routing.word_boundaries import NOTHING, Switch
+from baco.sampling.noise import noise_keys
+from baco.sampling.sampler import DrawTable
 
 # Tables of counts shrink where they have room for more than so many times the rows.
 _MOST_IDLE = 4

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from types import MappingProxyType
 
-from baco.drawing import DRAW_BYTES, most_drawn
-from baco.engine.cache import CacheSize, columns_for
 from baco.engine.scoring import ENTRY_BYTES, piece_of
-from baco.engine.speculation import MOST_AHEAD
-from baco.half import Half
+from baco.engine.speculative.cost_model import MOST_AHEAD
+from baco.kv_cache.slots import CacheSize, columns_for
+from baco.models.model import Half
+from baco.sampling.sampler import DRAW_BYTES, most_drawn
 
 # For each position and each token of the vocabulary: logits of both models, as they come and in
 # float32, what routers and masks make of them, and what is drawn from.

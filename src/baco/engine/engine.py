@@ -9,25 +9,25 @@ from functools import partial
 
 import torch
 
+from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.engine.beside import Beside
 from baco.engine.budget import Budget
-from baco.engine.drafter import Draft, Drafter
-from baco.engine.enough import Enough
-from baco.engine.reader import Reader
+from baco.engine.commit import append
+from baco.engine.dual_stream import Beside
+from baco.engine.metrics import Stats
+from baco.engine.runner import Reader
 from baco.engine.scheduler import MANY_PIECES, Scheduler
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculation import priced
-from baco.engine.stats import Stats
-from baco.engine.tell import append
-from baco.engine.verdict import Choose, Law, Round, Verdict, route, settled
-from baco.half import Half
-from baco.memory import cache_bytes
-from baco.pair import Pair
+from baco.engine.skip_stats import Enough
+from baco.engine.speculative.cost_model import priced
+from baco.engine.speculative.proposer import Draft, Drafter
+from baco.engine.verify import Choose, Law, Round, Verdict, route, settled
+from baco.kv_cache.memory_limit import cache_bytes
+from baco.models.model import Half
+from baco.models.pair import Pair
 from baco.routing.rules import HALVES, Source
 from baco.routing.signals import Signals
-from baco.transfer import tensor_on
 
 
 class Engine:
@@ -36,7 +36,7 @@ class Engine:
     Args:
         pair: the two halves.
         max_rows: sequences decoded at once; more wait.
-        memory: that cached keys and values may take, as :func:`baco.memory.cache_bytes` reads it.
+        memory: that cached keys and values may take, as :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
         speculate: draft tokens where that pays; the answers are the same without.
         draft: a small model of the same vocabulary that drafts.
         choose: what a token is drawn from, and whose it is, where it is not for routers to say.

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from baco.engine.engine import Engine
+from baco.engine.metrics import Stats
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.stats import Stats
 from baco.errors import failure
 
 log = logging.getLogger("baco")

@@ -13,11 +13,11 @@ from typing import Any
 
 from baco.engine.batch import Batch
 from baco.engine.budget import Budget, Needs
-from baco.engine.reader import Reader
+from baco.engine.runner import Reader
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.speculation import MOST_AHEAD
+from baco.engine.speculative.cost_model import MOST_AHEAD
 from baco.errors import BacoError, failure
 
 log = logging.getLogger("baco")

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from baco.engine.store import Store
-from baco.half import Half
+from baco.kv_cache.batched import Store
+from baco.models.model import Half
 from baco.routing.rules import Source
 
 # Logits of a piece that are held at once, in entries; but never fewer tokens than this.

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from baco.routing.routers import Router
+from baco.routing.router import Router
 from baco.routing.rules import Source
-from baco.routing.select import Switch
-from baco.sampling import SamplingParams
-from baco.seeds import noise_seed
+from baco.routing.word_boundaries import Switch
+from baco.sampling.params import SamplingParams
+from baco.sampling.seeds import noise_seed
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -23,7 +23,7 @@ class Request:
         switch: ``word``, or ``token`` to let sources change inside words.
         index: which of the caller's prompts this is.
         explain: also tell why each token has its source; both halves then read every token.
-        digest: of the prompt, see :mod:`baco.seeds`.
+        digest: of the prompt, see :mod:`baco.sampling.seeds`.
         noise_seed: of this prompt's draws.
     """
 

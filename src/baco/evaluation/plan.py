@@ -16,10 +16,10 @@ from baco.evaluation.methods import Draw
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
 from baco.evaluation.workers import cores
-from baco.known import find_pair
-from baco.sampling import SamplingParams
-from baco.seeds import NOISE_VERSION
-from baco.templates import today
+from baco.models.known_pairs import find_pair
+from baco.sampling.params import SamplingParams
+from baco.sampling.seeds import NOISE_VERSION
+from baco.text.templates import today
 
 # Answers that are decoded together between two writes.
 ANSWERS_A_JOB = 400

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
-from baco.prompts import Message
+from baco.text.prompts import Message
 
 Source = Literal["base", "aligned"]
 

@@ -24,7 +24,7 @@ from baco.errors import BacoError
 from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
 from baco.locking import NAME as LOCK
 from baco.locking import locked
-from baco.seeds import check_version
+from baco.sampling.seeds import check_version
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.routing.signals import Signals
-from baco.vocabulary import Role, Vocabulary
+from baco.text.vocabulary import Role, Vocabulary
 
 Source = Literal["base", "aligned"]
 Side = Literal["below", "above"]

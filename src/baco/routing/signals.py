@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from baco.drawing import most_likely
-from baco.vocabulary import Vocabulary
+from baco.sampling.sampler import most_likely
+from baco.text.vocabulary import Vocabulary
 
 Predictor = Literal["base", "aligned", "either"]
 

@@ -13,14 +13,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from baco import __version__
 from baco.api import Baco
 from baco.serve import errors
-from baco.serve.asking import Asking
 from baco.serve.connections import Connections
-from baco.serve.door import Gate, Ledger
-from baco.serve.driver import Driver
 from baco.serve.endpoints import ERRORS, Endpoints
+from baco.serve.engine_thread import Driver
 from baco.serve.metrics import Metrics
+from baco.serve.middleware import Gate, Ledger
+from baco.serve.parse_request import Asking
 from baco.serve.playground import Playground, add_page
-from baco.serve.replies import Health
+from baco.serve.response_models import Health
 from baco.serve.settings import Settings
 
 

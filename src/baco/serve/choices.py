@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from baco.completion import Chunk, Completion, Token
 from baco.engine.sequence import Why
-from baco.pair import Pair
-from baco.prompts import Prompt
+from baco.models.pair import Pair
+from baco.outputs import Chunk, Completion, Token
 from baco.routing.rules import Source
-from baco.serve.replies import (
+from baco.serve.response_models import (
     ChatLogprobs,
     Provenance,
     TextLogprobs,
@@ -18,7 +17,8 @@ from baco.serve.replies import (
     TopLogprob,
     WhyToken,
 )
-from baco.text import Piece, name_of
+from baco.text.answer_text import Piece, name_of
+from baco.text.prompts import Prompt
 
 # JSON has no infinity; this is how OpenAI writes a token that cannot be.
 IMPOSSIBLE = -9999.0

@@ -11,18 +11,18 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from baco.api import Baco
-from baco.completion import Chunk
-from baco.context import UNBOUNDED
+from baco.models.context import UNBOUNDED
+from baco.outputs import Chunk
 from baco.routing.rules import HALVES
 from baco.serve import errors
-from baco.serve.answering import Answers, unless_gone
-from baco.serve.asking import Asking, Question
 from baco.serve.choices import Choice
-from baco.serve.driver import Driver
+from baco.serve.engine_thread import Driver
 from baco.serve.errors import ErrorBody
+from baco.serve.formats import ChatShape, Shape, TextShape
 from baco.serve.metrics import Metrics
-from baco.serve.protocol import Asked, ChatRequest, CompletionRequest
-from baco.serve.replies import (
+from baco.serve.parse_request import Asking, Question
+from baco.serve.request_models import Asked, ChatRequest, CompletionRequest
+from baco.serve.response_models import (
     ChatReply,
     ModelCard,
     ModelList,
@@ -32,7 +32,7 @@ from baco.serve.replies import (
 )
 from baco.serve.scoring import Scores
 from baco.serve.settings import Settings
-from baco.serve.shapes import ChatShape, Shape, TextShape
+from baco.serve.stream import Answers, unless_gone
 
 _FAILURES = (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in _FAILURES}

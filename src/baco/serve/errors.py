@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from baco.errors import AnswerError, BacoError, DamagedLogitsError, UpstreamError
-from baco.serve.driver import ClosedError, QueueFullError
+from baco.serve.engine_thread import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = 499  # nginx's: nobody reads it but the access log

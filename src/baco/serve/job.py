@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baco.completion import Chunk
 from baco.decoder import Decoder, Scored
+from baco.outputs import Chunk
 
 Submit = Callable[[Decoder], int]
 Deliver = Callable[[Chunk | Scored | Exception], None]

@@ -13,9 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from baco.completion import Chunk, Completion
+from baco.outputs import Chunk, Completion
 from baco.serve.connections import Connections
-from baco.serve.driver import Driver
+from baco.serve.engine_thread import Driver
 
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)

@@ -11,16 +11,16 @@ from starlette.concurrency import run_in_threadpool
 
 from baco import __version__
 from baco.api import Baco
-from baco.calibration import Calibration, distinct_2, open_prompts
+from baco.calibration.store import Calibration, distinct_2, open_prompts
 from baco.errors import BacoError
-from baco.known import DEMO
-from baco.routing.registry import catalogue, logit_rule_of, needs_threshold, rules
-from baco.routing.registry import router as parse
+from baco.models.known_pairs import DEMO
+from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
+from baco.routing.parser import router as parse
 from baco.routing.rules import ContentRule, LogitRule
-from baco.serve.asking import Asking
 from baco.serve.endpoints import ERRORS
-from baco.serve.protocol import DiversityRequest
-from baco.serve.replies import Diversity, Info, Limits, RouterEntry
+from baco.serve.parse_request import Asking
+from baco.serve.request_models import DiversityRequest
+from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
 
 EXAMPLES = 8

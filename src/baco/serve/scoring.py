@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 
-from baco.completion import Chunk
 from baco.decoder import Decoder, Scored
-from baco.detokenizer import Detokenizer
-from baco.encoder import Limit
 from baco.engine.scoring import Scoring
 from baco.errors import AnswerError, BacoError
-from baco.pair import Pair
-from baco.prompts import Limits
+from baco.models.pair import Pair
+from baco.outputs import Chunk
 from baco.routing.rules import Source
 from baco.serve.choices import by_id, finite
-from baco.serve.driver import Driver
+from baco.serve.engine_thread import Driver
 from baco.serve.job import Job
-from baco.serve.replies import Provenance, TextChoice, TextLogprobs
-from baco.text import name_of
+from baco.serve.response_models import Provenance, TextChoice, TextLogprobs
+from baco.text.answer_text import name_of
+from baco.text.detokenizer import Detokenizer
+from baco.text.encoder import Limit
+from baco.text.prompts import Limits
 
 TokenIds = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from baco.errors import BacoError
 from baco.serve.connections import Connection, Connections
-from baco.serve.driver import Driver
+from baco.serve.engine_thread import Driver
 
 log = logging.getLogger("baco.serve")
 

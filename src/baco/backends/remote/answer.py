@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from baco.backends.remote.half import FEW, FEWER, Draws, RemoteHalf
-from baco.backends.remote.judge import Verdict, judge
+from baco.backends.remote.verify import Verdict, judge
 from baco.backends.remote.view import OTHER, Law, Pen, Span, figure
 from baco.backends.remote.wire import Row, Told
 from baco.engine.sequence import FinishReason, Sequence, Why
-from baco.engine.speculation import Record
+from baco.engine.speculative.cost_model import Record
 from baco.errors import BacoError, UpstreamError
-from baco.pair import Pair
+from baco.models.pair import Pair
 from baco.routing.rules import HALVES, Source
-from baco.routing.select import NOTHING
+from baco.routing.word_boundaries import NOTHING
 
 # A span's two calls cost about as much as so many tokens that a server decodes one by one.
 _CALLS = 4

@@ -8,8 +8,7 @@ import threading
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
-from baco.backends.described import describe_pair
-from baco.backends.protocol import Capabilities
+from baco.backends.base import Capabilities
 from baco.backends.remote.client import Patience, Server
 from baco.backends.remote.engine import RemoteEngine
 from baco.backends.remote.half import RemoteHalf
@@ -18,8 +17,9 @@ from baco.backends.remote.view import figure
 from baco.backends.remote.wire import Names
 from baco.engine.sequence import Request
 from baco.errors import BacoError, UpstreamError
-from baco.known import KnownPair
-from baco.pair import Pair
+from baco.models.known_pairs import KnownPair
+from baco.models.pair import Pair
+from baco.models.weightless import describe_pair
 from baco.routing.rules import HALVES, Source
 
 log = logging.getLogger("baco")
@@ -57,7 +57,7 @@ def connect(
         timeout: seconds that one call may take.
         retries: of a call that meets 429, 5xx or no connection.
         base_template, chat_template, function_words, trust_remote_code: as for
-            :func:`baco.pair.load_pair`.
+            :func:`baco.models.pair.load_pair`.
 
     Raises:
         BacoError: a server that is not there or cannot do it, or halves that do not fit.

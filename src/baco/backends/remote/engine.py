@@ -11,7 +11,7 @@ from baco.backends.remote.answer import Answer, News, Totals
 from baco.backends.remote.half import RemoteHalf
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
-from baco.pair import Pair
+from baco.models.pair import Pair
 from baco.routing.rules import Source
 
 log = logging.getLogger("baco")

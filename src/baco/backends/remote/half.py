@@ -11,7 +11,7 @@ from baco.backends.remote.client import MalformedError, Server
 from baco.backends.remote.wire import Names, Row, ShapeError, Told
 from baco.errors import UpstreamError
 from baco.routing.rules import Source
-from baco.sampling import SamplingParams
+from baco.sampling.params import SamplingParams
 
 # Most likely tokens that are asked for where no entropy is in question: of what a half says, and of
 # what it thinks of the other's tokens, where a server tells them of a whole prompt.

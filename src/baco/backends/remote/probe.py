@@ -9,7 +9,7 @@ from baco.backends.remote.client import MalformedError, RefusedError, Server
 from baco.backends.remote.half import FEW, Ability, ask
 from baco.backends.remote.wire import Names, Told
 from baco.errors import BacoError, UpstreamError
-from baco.pair import Pair
+from baco.models.pair import Pair
 
 _TEXT = "Question: Where is the sea?\nAnswer:"
 _GREEDY = 6

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from baco.backends.remote.wire import Row
-from baco.vocabulary import Vocabulary
+from baco.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

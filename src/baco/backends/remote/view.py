@@ -12,12 +12,12 @@ from baco.backends.remote.table import Table
 from baco.backends.remote.wire import Row
 from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
-from baco.noise import ROUTER, coin, noise_keys
-from baco.pair import Pair
-from baco.routing.routers import Router, Rule
+from baco.models.pair import Pair
+from baco.routing.router import Router, Rule
 from baco.routing.rules import Source
-from baco.routing.select import NOTHING, Standing, follow, speakable
 from baco.routing.signals import Signals
+from baco.routing.word_boundaries import NOTHING, Standing, follow, speakable
+from baco.sampling.noise import ROUTER, coin, noise_keys
 
 OTHER: dict[Source, Source] = {"base": "aligned", "aligned": "base"}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from baco.pair import Pair
-from baco.text import name_of
+from baco.models.pair import Pair
+from baco.text.answer_text import name_of
 
 _NAMED = "token_id:"
 _IMPOSSIBLE = -9999.0

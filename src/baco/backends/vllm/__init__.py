@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from baco.backends.vllm.backend import VllmBackend
-    from baco.known import KnownPair
-    from baco.pair import Pair
+    from baco.models.known_pairs import KnownPair
+    from baco.models.pair import Pair
 
 
 def connect(
@@ -33,10 +33,10 @@ def connect(
         known: where the halves are; a folder that ``baco pair export`` wrote is taken as it is.
         dtype: of the weights; by default the pair's own, else vLLM's choice.
         base_template, chat_template, function_words, trust_remote_code: as for
-            :func:`baco.pair.load_pair`.
+            :func:`baco.models.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
         max_rows: answers decoded at once; more wait.
-        cache: memory for keys and values, as for :func:`baco.memory.cache_bytes`; by default vLLM's
+        cache: memory for keys and values, as for :func:`baco.kv_cache.memory_limit.cache_bytes`; by default vLLM's
             share of a GPU's memory, and 1 GiB on a CPU.
         ngram: tokens that are drafted from the text so far; 0 for none.
         engine: vLLM's own engine arguments, by their names there; they go before the others.
@@ -48,7 +48,7 @@ def connect(
 
     check_version()
     from baco.backends.vllm.backend import VllmBackend
-    from baco.backends.vllm.starting import check_arguments, start
+    from baco.backends.vllm.launch import check_arguments, start
 
     check_arguments(engine or {})
     pair, folder, llm = start(

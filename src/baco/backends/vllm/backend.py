@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from baco.backends.protocol import Capabilities
+from baco.backends.base import Capabilities
+from baco.backends.vllm.launch import first_line
 from baco.backends.vllm.options import PREFIX, pair_prompt
-from baco.backends.vllm.starting import first_line
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
-from baco.pair import Pair
-from baco.routing.registry import portable
+from baco.models.pair import Pair
+from baco.routing.parser import portable
 from baco.routing.rules import HALVES
-from baco.sampling import MAX_SEED, SamplingParams
+from baco.sampling.params import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput

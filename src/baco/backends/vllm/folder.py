@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from baco import hub
-from baco.backends.described import describe_pair
 from baco.backends.vllm.plugin import ARCHITECTURE
-from baco.calibration import Calibration
-from baco.checkpoint import Placement, find_device, is_adapter, load_adapter, load_model
+from baco.calibration.store import Calibration
 from baco.errors import BacoError, one_line
-from baco.known import KnownPair
-from baco.pair import Pair
+from baco.models import hub
+from baco.models.known_pairs import KnownPair
+from baco.models.loading import Placement, find_device, is_adapter, load_adapter, load_model
+from baco.models.pair import Pair
+from baco.models.weightless import describe_pair
 from baco.routing.rules import HALVES
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from baco.backends.vllm.folder import read_pair
 from baco.backends.vllm.options import Limits, pair_prompt
 from baco.errors import BacoError
-from baco.pair import Pair
-from baco.sampling import MAX_SEED
-from baco.seeds import noise_seed
+from baco.models.pair import Pair
+from baco.sampling.params import MAX_SEED
+from baco.sampling.seeds import noise_seed
 
 _PATH = "/v1/chat/completions"
 _OF_TEMPLATES = ("chat_template_kwargs", "continue_final_message")

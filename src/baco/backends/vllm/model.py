@@ -18,7 +18,7 @@ from baco.routing.rules import HALVES, Source
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from baco.backends.vllm.lanes import Lane
+    from baco.backends.vllm.model_inputs import Lane
     from baco.backends.vllm.rows import Rows
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
-from baco.routing.registry import portable, router
-from baco.routing.routers import Router
-from baco.routing.select import Switch
+from baco.routing.parser import portable, router
+from baco.routing.router import Router
+from baco.routing.word_boundaries import Switch
 
 PREFIX = "baco_"
 DEFAULT_ROUTER = "P-Punc:0.4"

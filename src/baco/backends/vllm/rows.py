@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from baco.backends.vllm.table import RequestTable
-from baco.engine.verdict import Positions, chain
-from baco.noise import ROUTER, coin, noise_keys
-from baco.routing.routers import Router
-from baco.routing.select import NOTHING, Standing, Switch, speakable
+from baco.engine.verify import Positions, chain
+from baco.routing.router import Router
 from baco.routing.signals import Signals
-from baco.vocabulary import Vocabulary
+from baco.routing.word_boundaries import NOTHING, Standing, Switch, speakable
+from baco.sampling.noise import ROUTER, coin, noise_keys
+from baco.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.utils import AttentionGroup
 
 from baco.backends.vllm.folder import read_pair
-from baco.backends.vllm.lanes import Lane, Step
+from baco.backends.vllm.model_inputs import Lane, Step
 from baco.backends.vllm.options import PairOptions
 from baco.backends.vllm.rows import Law, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
-from baco.engine.verdict import Positions
+from baco.engine.verify import Positions
 from baco.routing.rules import HALVES, Source
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from baco.backends.vllm.options import PairOptions
-from baco.routing.routers import Router
+from baco.routing.router import Router
 from baco.routing.rules import HALVES, Source
-from baco.routing.select import Switch
-from baco.seeds import ids_digest, noise_seed
+from baco.routing.word_boundaries import Switch
+from baco.sampling.seeds import ids_digest, noise_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def _router(session: "Session", argument: str) -> None:
 
 
 def _diversity(session: "Session", argument: str) -> None:
-    from baco.routing.registry import family
+    from baco.routing.parser import family
 
     conversation = session.conversation
     value = _number(argument)
@@ -184,6 +184,6 @@ COMMANDS: dict[str, Command] = {
 
 def router_words() -> Iterable[tuple[str, str]]:
     """What may follow ``/router``."""
-    from baco.routing.registry import catalogue
+    from baco.routing.parser import catalogue
 
     return [(entry.example, entry.sentence) for entry in catalogue()]

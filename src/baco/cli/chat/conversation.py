@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from baco import BacoError
-from baco.text import Piece
+from baco.text.answer_text import Piece
 
 if TYPE_CHECKING:
     from baco import Baco, Completion

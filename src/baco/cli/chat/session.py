@@ -11,7 +11,7 @@ from baco.cli.chat.conversation import Conversation, Turn
 from baco.cli.chat.lines import Lines, Piped, Typed, unheard_keys
 from baco.cli.comparison import show_comparison
 from baco.cli.console import complain, err, legend, note, out
-from baco.known import DEMO
+from baco.models.known_pairs import DEMO
 
 # A context window that no model names is as good as endless.
 _ENDLESS = 2**30
@@ -110,7 +110,7 @@ class Session:
         Raises:
             BacoError: nothing was said yet, or it does not fit.
         """
-        from baco.routing.registry import router as parse
+        from baco.routing.parser import router as parse
 
         conversation = self.conversation
         if question is None:

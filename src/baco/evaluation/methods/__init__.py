@@ -1,6 +1,6 @@
 """Methods: anything that turns a prompt into n samples. One file a kind, one seam for all."""
 
-from baco.evaluation.methods.protocol import Answer, Draw, Grid, Method
+from baco.evaluation.methods.method import Answer, Draw, Grid, Method
 from baco.evaluation.methods.registry import (
     answer,
     groups,

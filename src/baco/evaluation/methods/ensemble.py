@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from baco.engine.verdict import Choice, Law, Round
-from baco.evaluation.methods.both import decode
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid
+from baco.engine.verify import Choice, Law, Round
+from baco.evaluation.methods.custom_mixing import decode
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
 if TYPE_CHECKING:
     from baco import Baco
-    from baco.pair import Pair
+    from baco.models.pair import Pair
 
 Mixed = Literal["probabilities", "logits"]
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -72,7 +72,7 @@ class Mixture:
         self._banned = pair.banned.to(device)
 
     def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
-        """See :data:`baco.engine.verdict.Choose`; all tokens count as the aligned model's."""
+        """See :data:`baco.engine.verify.Choose`; all tokens count as the aligned model's."""
         spoke = round_.active[round_.positions.row]
         logits = self.logprobs(signals.base, signals.aligned)
         return Choice(logits, torch.zeros_like(spoke), law.stand(round_, signals), spoke)

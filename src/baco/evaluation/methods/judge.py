@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from baco.engine.sequence import Sequence as Row
-from baco.engine.verdict import Choice, Law, Round, by_standing
+from baco.engine.verify import Choice, Law, Round, by_standing
 from baco.errors import BacoError
-from baco.evaluation.methods.both import decode
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid
+from baco.evaluation.methods.custom_mixing import decode
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
 if TYPE_CHECKING:
     from baco import Baco
-    from baco.pair import Pair
+    from baco.models.pair import Pair
 
 AT_ONCE = 16  # requests under way
 TIMEOUT = 60.0  # seconds
@@ -105,7 +105,7 @@ class _Asking:
         self._said: dict[str, bool] = {}  # samples that begin alike ask alike
 
     def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
-        """See :data:`baco.engine.verdict.Choose`; nothing is drafted, so a row has one position."""
+        """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
         standing = law.stand(round_, signals)
         wanted = self._wanted(round_.batch.rows, signals, standing.boundary(round_.active))
         return by_standing(law, round_, signals, replace(standing, wanted=wanted))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:

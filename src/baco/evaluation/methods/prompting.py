@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
-from baco.prompts import Message
+from baco.text.prompts import Message
 
 if TYPE_CHECKING:
     from baco import Baco

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 from baco.errors import BacoError
 from baco.evaluation.methods.ensemble import Ensemble
 from baco.evaluation.methods.judge import Judge
+from baco.evaluation.methods.method import FAMILIES, Answer, Draw, Grid, Method
 from baco.evaluation.methods.mixing import Mixing
 from baco.evaluation.methods.prompting import Paraphrase, Regeneration, SystemPrompt
-from baco.evaluation.methods.protocol import FAMILIES, Answer, Draw, Grid, Method
 from baco.evaluation.methods.routed import Routed
 from baco.evaluation.methods.single import Single
 from baco.evaluation.methods.verbalized import Verbalized

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
-from baco.routing.registry import CONSTANTS, catalogue, family, logit_rule_of, needs_threshold
-from baco.routing.registry import router as parse
+from baco.routing.parser import CONSTANTS, catalogue, family, logit_rule_of, needs_threshold
+from baco.routing.parser import router as parse
 from baco.routing.rules import PROBABILITY_SWEEP
 
 if TYPE_CHECKING:

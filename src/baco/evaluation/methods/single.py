@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting, Source
 
 if TYPE_CHECKING:

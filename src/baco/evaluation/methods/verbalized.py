@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.methods.prompting import over_temperatures, with_system
-from baco.evaluation.methods.protocol import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:

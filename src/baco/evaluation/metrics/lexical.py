@@ -11,7 +11,7 @@ from functools import partial
 from itertools import combinations
 
 from baco.evaluation.metrics.registry import register_metric
-from baco.segmentation import bare_words, distinct, spaced, words
+from baco.text.segmentation import bare_words, distinct, spaced, words
 
 # Size of the vocabulary that words are thought to be drawn from: that of English BERT.
 VOCABULARY = 30_522

@@ -6,11 +6,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from baco import hub
-from baco.checkpoint import import_model_code
 from baco.errors import one_line
 from baco.evaluation.metrics.protocols import MetricUnavailable
-from baco.hub import NotHereError
+from baco.models import hub
+from baco.models.hub import NotHereError
+from baco.models.loading import import_model_code
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

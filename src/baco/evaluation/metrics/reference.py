@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from baco.errors import BacoError
 from baco.evaluation.metrics.loading import batches, load, origin, read_model, window
 from baco.evaluation.metrics.protocols import Answers, MetricUnavailable, Prompts
-from baco.prompts import chat_template_of, render_chat
-from baco.templates import today
+from baco.text.prompts import chat_template_of, render_chat
+from baco.text.templates import today
 
 MODEL = "openai-community/gpt2-large"  # Holtzman et al. 2020, and many after them
 TOKENS = 2048  # in a batch, padding included; a row of logits each

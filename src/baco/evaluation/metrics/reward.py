@@ -9,8 +9,8 @@ from baco.errors import BacoError
 from baco.evaluation.metrics.classifier import Classifier
 from baco.evaluation.metrics.loading import Memory, origin
 from baco.evaluation.metrics.protocols import Answers, MetricUnavailable, Prompts
-from baco.prompts import chat_template_of, render_chat
-from baco.templates import today
+from baco.text.prompts import chat_template_of, render_chat
+from baco.text.templates import today
 
 MODEL = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"  # NoveltyBench's
 # Rewards of MODEL at which its rating rises by one, from 1 to 10 (NoveltyBench).

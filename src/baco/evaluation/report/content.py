@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from baco.evaluation.metrics import names
+from baco.evaluation.report.ranking import Standing
 from baco.evaluation.report.sections import Sections
-from baco.evaluation.report.standing import Standing
-from baco.evaluation.report.verdict import Verdict, ranking
+from baco.evaluation.report.summary import Verdict, ranking
 from baco.evaluation.store import Run
 
 DEFINITIONS = (

@@ -6,8 +6,8 @@ from typing import Any
 
 from baco.evaluation.report import page, plots, results
 from baco.evaluation.report.families import Look
-from baco.evaluation.report.gather import Findings
-from baco.evaluation.report.standing import PARTS, Space, Standing, spaces
+from baco.evaluation.report.load_scores import Findings
+from baco.evaluation.report.ranking import PARTS, Space, Standing, spaces
 from baco.evaluation.store import write_whole
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError
-from baco.evaluation.methods.protocol import Family
+from baco.evaluation.methods.method import Family
 from baco.evaluation.report import page, plots
 from baco.evaluation.report.content import content, markdown
 from baco.evaluation.report.drawings import coverage_rows, draw
 from baco.evaluation.report.examples import choose, collect
 from baco.evaluation.report.families import family, looks
-from baco.evaluation.report.gather import Findings, by_pair, gather
+from baco.evaluation.report.load_scores import Findings, by_pair, gather
+from baco.evaluation.report.ranking import Standing, standing
 from baco.evaluation.report.sections import sections
-from baco.evaluation.report.standing import Standing, standing
-from baco.evaluation.report.verdict import Verdict, verdict
+from baco.evaluation.report.summary import Verdict, verdict
 from baco.evaluation.store import Run, write_whole
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from baco.evaluation.methods import methods
-from baco.evaluation.methods.protocol import Family
+from baco.evaluation.methods.method import Family
 
 TITLES: dict[Family, str] = {
     "base": "base alone",

@@ -11,13 +11,13 @@ from importlib import resources
 from typing import Any
 
 from baco import __version__
-from baco.characters import well_formed, well_formed_values
-from baco.evaluation.methods.protocol import Family
+from baco.evaluation.methods.method import Family
 from baco.evaluation.report import plots
 from baco.evaluation.report.examples import Examples
 from baco.evaluation.report.families import Look
-from baco.evaluation.report.gather import Findings
-from baco.evaluation.report.standing import Standing, balanced, spaces
+from baco.evaluation.report.load_scores import Findings
+from baco.evaluation.report.ranking import Standing, balanced, spaces
+from baco.text.control_characters import well_formed, well_formed_values
 
 # What is shown first, where it was measured.
 DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")

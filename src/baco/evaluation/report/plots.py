@@ -12,8 +12,8 @@ normalised over all points of the sub-space), `method`, `front` (is it on the jo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from baco.characters import well_formed_values
 from baco.evaluation.report.families import Look
+from baco.text.control_characters import well_formed_values
 
 Row = dict[str, Any]
 WIDTH, HEIGHT = 420, 380

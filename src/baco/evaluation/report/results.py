@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from baco.evaluation.frontier import Estimate, Indicator, Resamples, indicators, interval
-from baco.evaluation.methods.protocol import Family
+from baco.evaluation.indicators import Estimate, Indicator, Resamples, indicators, interval
+from baco.evaluation.methods.method import Family
 from baco.evaluation.report.families import TITLES
-from baco.evaluation.report.gather import Findings
+from baco.evaluation.report.load_scores import Findings
 from baco.evaluation.report.paper import reference
-from baco.evaluation.report.standing import ANY, PARTS, SINGLES, Standing, balanced
+from baco.evaluation.report.ranking import ANY, PARTS, SINGLES, Standing, balanced
 from baco.evaluation.report.tables import Cell, Column, Form, Table
 
 INDICATORS: tuple[Indicator, ...] = ("coverage", "dominance")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baco.evaluation.report import results
-from baco.evaluation.report.standing import Standing
+from baco.evaluation.report.ranking import Standing
 from baco.evaluation.report.tables import Table
 
 

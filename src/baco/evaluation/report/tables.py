@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from baco.evaluation.frontier import Estimate
+from baco.evaluation.indicators import Estimate
 
 Form = Literal["text", "figure", "signed", "short", "round", "percent", "p", "count"]
 ABSENT = "–"

@@ -8,7 +8,7 @@ from typing import Any
 from baco.errors import BacoError
 from baco.evaluation.records import Prompt
 from baco.evaluation.tasks.rows import Row
-from baco.prompts import ROLES, conversation
+from baco.text.prompts import ROLES, conversation
 
 
 @dataclass(frozen=True, slots=True)

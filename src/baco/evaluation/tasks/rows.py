@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baco import hub
 from baco.errors import BacoError, one_line
+from baco.models import hub
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,241 @@
+"""Worker processes on a Ray cluster behind the standard library's `Executor`."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Any, TypeVar
+
+from baco.batch.ray_cluster import Share, go_to, last_line
+from baco.errors import BacoError
+
+R = TypeVar("R")
+# So often may a call take its process down, or a process fail to start, before it is given up.
+MOST_ATTEMPTS = 5
+# For threads to hear at the end that their processes are gone.
+END_SECONDS = 10.0
+
+
+class _Worker:
+    """A process of the cluster."""
+
+    def __init__(self, start: Callable[[], None], folder: str) -> None:
+        go_to(folder)
+        start()
+
+    def ready(self) -> None:
+        """Comes back when the process has started."""
+
+    def call(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> R | BacoError:
+        """What the function gives; what it refuses comes back as it is, not as a failure."""
+        try:
+            return function(*arguments)
+        except BacoError as error:
+            return error
+
+
+@dataclass(slots=True)
+class _Call:
+    number: int
+    future: "Future[Any]"
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    attempts: int = 0
+
+    def __lt__(self, other: "_Call") -> bool:
+        return self.number < other.number
+
+
+class ClusterExecutor(Executor):
+    """Calls functions in the processes of a cluster; a call whose process is lost is made again.
+
+    A process that has started and is free takes the oldest call. So one whose machine is gone, and
+    that waits for room on another, keeps no call from the others. Functions must give the same
+    however often they are called.
+    """
+
+    def __init__(self, share: Share, start: Callable[[], None]) -> None:
+        """Args:
+        share: of the cluster.
+        start: called once in every process.
+        """
+        import ray
+
+        worker = ray.remote(max_restarts=0, **share.resources)(_Worker)
+        self._begin: Callable[[], Any] = lambda: worker.remote(start, str(Path.cwd()))
+        self._changed = threading.Condition()
+        self._waiting: list[_Call] = []
+        self._numbers = itertools.count()
+        self._workers: set[Any] = set()
+        self._places = share.workers
+        self._ended: BaseException | None = None
+        # Daemons: a driver that is stopped does not wait for them.
+        self._threads = [
+            threading.Thread(target=self._serve, daemon=True) for _ in range(share.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, function: Callable[..., R], /, *arguments: Any, **keywords: Any
+    ) -> "Future[R]":
+        """Have a function called; the future gives what it gives or raises.
+
+        It raises BacoError where the call's processes are lost time and again, or none starts.
+        """
+        if keywords:
+            raise TypeError("a call on a cluster takes its arguments by place")
+        future: Future[R] = Future()
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+            heappush(self._waiting, _Call(next(self._numbers), future, function, arguments))
+            self._changed.notify()
+        return future
+
+    def shutdown(
+        self,
+        wait: bool = True,  # noqa: ARG002 (as Executor has it)
+        *,
+        cancel_futures: bool = False,  # noqa: ARG002
+    ) -> None:
+        """End the processes; whoever wants results has waited for them."""
+        self._end(RuntimeError("this executor was shut down"))
+        until = time.monotonic() + END_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _serve(self) -> None:
+        """One process after the other in one place, each until it is lost."""
+        from ray.exceptions import RayError
+
+        failures = 0
+        try:
+            while (worker := self._started()) is not None:
+                try:
+                    _get(worker.ready.remote())
+                except RayError as error:
+                    failures += 1
+                    if failures == MOST_ATTEMPTS:
+                        self._give_up(error)
+                        return
+                else:
+                    failures = 0
+                    while (call := self._taken()) is not None and self._made(call, worker):
+                        pass
+                self._drop(worker)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _started(self) -> Any:
+        """A process that may still have to wait for room; None at the end."""
+        with self._changed:
+            if self._ended is not None:
+                return None
+            worker = self._begin()
+            self._workers.add(worker)
+            return worker
+
+    def _taken(self) -> _Call | None:
+        """The oldest call that nobody has cancelled; None at the end."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if self._ended is not None:
+                    return None
+                call = heappop(self._waiting)
+                if call.future.running() or call.future.set_running_or_notify_cancel():
+                    return call
+
+    def _made(self, call: _Call, worker: Any) -> bool:
+        """Make a call; False where the process was lost with it."""
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            # A process that was lost while it had nothing to do was not lost at this call.
+            _get(worker.ready.remote())
+            call.attempts += 1
+            told = _get(worker.call.remote(call.function, call.arguments))
+        except RayError as error:
+            if isinstance(error, RayTaskError):
+                call.future.set_exception(error)
+                return True
+            self._again(call)
+            return False
+        except Exception as error:  # arguments that do not travel
+            call.future.set_exception(error)
+            return True
+        if isinstance(told, BacoError):
+            call.future.set_exception(told)
+        else:
+            call.future.set_result(told)
+        return True
+
+    def _again(self, call: _Call) -> None:
+        with self._changed:
+            if self._ended is not None:
+                call.future.set_exception(self._ended)
+            elif call.attempts < MOST_ATTEMPTS:
+                heappush(self._waiting, call)
+                self._changed.notify()
+            else:
+                call.future.set_exception(
+                    BacoError(
+                        f"{MOST_ATTEMPTS} processes were lost at the same work: out of memory? "
+                        "The same command goes on where it was"
+                    )
+                )
+
+    def _drop(self, worker: Any) -> None:
+        with self._changed:
+            self._workers.discard(worker)
+        _kill(worker)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            self._places -= 1
+        if not self._places:
+            self._end(BacoError(f"no process of the cluster starts: {last_line(error)}"))
+
+    def _end(self, why: BaseException) -> None:
+        """Wake who waits, for a call or a result, and end the processes."""
+        with self._changed:
+            self._ended = self._ended or why
+            waiting, self._waiting = self._waiting, []
+            workers, self._workers = self._workers, set()
+            self._changed.notify_all()
+        for call in waiting:
+            if call.future.running() or call.future.set_running_or_notify_cancel():
+                call.future.set_exception(why)
+        for worker in workers:
+            _kill(worker)
+
+
+def _get(told: Any) -> Any:
+    import ray
+
+    return ray.get(told)
+
+
+def _kill(worker: Any) -> None:
+    import ray
+
+    # It may be gone, and so may the cluster.
+    with suppress(Exception):
+        ray.kill(worker)
+
+
+@contextmanager
+def cluster_pool(share: Share, start: Callable[[], None]) -> Iterator[Executor]:
+    """Processes of a cluster, as :func:`baco.evaluation.workers.pool` has them on this machine."""
+    executor = ClusterExecutor(share, start)
+    try:
+        yield executor
+    finally:
+        executor.shutdown()

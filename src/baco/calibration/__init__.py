@@ -1,0 +1,1 @@
+"""What a router does to a pair: measured, stored, diagnosed."""

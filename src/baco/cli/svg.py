@@ -1,0 +1,77 @@
+"""What the terminal shows, as an SVG file for a page: no script, no font from elsewhere."""
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+from baco import BacoError
+from baco.models.known_pairs import DEMO
+from baco.text.control_characters import well_formed
+
+WIDTH = 96
+
+# Dark on white: both of the sources' colours can be read on it, on a light page and on a dark one.
+PAPER = TerminalTheme(
+    background=(255, 255, 255),
+    foreground=(36, 41, 46),
+    normal=[
+        (36, 41, 46), (190, 30, 45), (0, 120, 70), (150, 110, 0),
+        (0, 114, 178), (130, 60, 140), (0, 120, 130), (110, 118, 125),
+    ],
+)  # fmt: skip
+
+
+def command_line(
+    prompt: str, pair: str, router: str, settings: Mapping[str, Any], *, compare: bool = False
+) -> str:
+    """The command that gives these answers again."""
+    parts = ["baco generate", _quoted(prompt), f"-n {settings['n']}", f"--router {router}"]
+    parts += ["--compare"] if compare else []
+    parts += [f"--seed {settings['seed']}"]
+    parts += [] if pair == DEMO else [f"--pair {_quoted(pair)}"]
+    for name, value in settings.items():
+        if name in ("n", "seed") or value is None or (name, value) == ("switch", "word"):
+            continue
+        option = "--" + name.replace("_", "-")
+        for one in value if isinstance(value, tuple) else (value,):
+            parts.append(f"{option} {_quoted(one) if isinstance(one, str) else one}")
+    return " ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+
+
+def draw_svg(path: Path, command: str, view: RenderableType) -> None:
+    """Draw ``view`` under the command it came from (written whole or not at all).
+
+    Raises:
+        BacoError: a file that cannot be written.
+    """
+    console = Console(
+        record=True,
+        width=WIDTH,
+        file=io.StringIO(),
+        force_terminal=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system="truecolor",
+        no_color=False,
+    )
+    console.print(Text(f"$ {command}\n", style="bold"))
+    console.print(view)
+    drawing = well_formed(console.export_svg(title="BACo", theme=PAPER))
+    drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(drawing, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise BacoError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Speculative decoding: what to draft, and when."""

@@ -1,0 +1,73 @@
+"""The engine's loop for methods that a router cannot be: mixed logits, a judge that reads the text.
+
+Both halves read every token; what it is drawn from is the method's own choice. Batches, caches,
+draws and ends of answers are the engine's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from baco.decoder import Decoder
+from baco.engine.engine import Engine
+from baco.engine.verify import Choose
+from baco.evaluation.records import Prompt
+from baco.outputs import Completion, check_whole
+from baco.routing.router import BOTH
+from baco.routing.rules import Source
+from baco.routing.signals import Signals
+
+if TYPE_CHECKING:
+    from baco import Baco
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """Stands where a router would: it has both halves read and names none."""
+
+    spelling: str
+    only: Source | None = None
+    reads: frozenset[Source] = BOTH
+
+    def __call__(self, signals: Signals) -> Tensor:
+        return torch.zeros_like(signals.top_base, dtype=torch.bool)
+
+
+def decode(
+    baco: "Baco",
+    prompts: Sequence[Prompt],
+    sampling: Mapping[str, Any],
+    spelling: str,
+    choose: Choose,
+    *,
+    mixed: bool = False,
+) -> list[list[Completion]]:
+    """The n samples of every prompt, every token drawn from what `choose` makes of both rows.
+
+    Args:
+        baco: the pair, how many rows go at once, and the memory they may take.
+        prompts: ``request.index`` of the engine's rows is a prompt's place among them.
+        sampling: fields of :class:`baco.SamplingParams`, n and seed too.
+        spelling: what the samples say their router is.
+        choose: see :data:`baco.engine.verify.Choose`.
+        mixed: tokens are both models', whatever their sources say.
+
+    Raises:
+        BacoError: a prompt that does not fit the context window, or an answer that broke off.
+    """
+    engine = Engine(
+        baco.pair, max_rows=baco.max_rows, memory=baco.memory, speculate=False, choose=choose
+    )
+    decoder = Decoder(baco.pair, engine)
+    for prompt in prompts:
+        decoder.submit(prompt.messages, router=Unasked(spelling), mixed=mixed, **sampling)
+    done: list[list[Completion]] = [[] for _ in prompts]
+    while decoder.busy:
+        for chunk in decoder.step():
+            if chunk.completion is not None:
+                check_whole([chunk.completion])
+                done[chunk.prompt].append(chunk.completion)
+    return [sorted(samples, key=lambda completion: completion.sample) for samples in done]

@@ -1,0 +1,143 @@
+"""The seam between a sweep and its methods."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from baco.evaluation.records import Prompt, Setting, Source
+from baco.sampling.params import MAX_SEED
+from baco.sampling.seeds import chat_digest
+from baco.text.prompts import Message
+
+if TYPE_CHECKING:
+    from baco import Baco, Completion
+
+Preset = Literal["quick", "full"]
+Family = Literal["base", "aligned", "Nudging", "prompting", "ensemble", "mixing", "BACo", "other"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What a method lays its operating points out by.
+
+    Attributes:
+        preset: ``full``, or ``quick`` for about half the points.
+        n: samples per prompt.
+    """
+
+    preset: Preset
+    n: int
+
+    def thin(self, values: Sequence[float]) -> list[float]:
+        """All values, or every other one for the quick preset."""
+        return list(values) if self.preset == "full" else list(values[::2])
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How the samples of all methods are drawn, unless a setting sweeps it.
+
+    Attributes:
+        n: samples per prompt.
+        seed: of all draws.
+        sampling: keywords of :class:`baco.SamplingParams` over the pair's own.
+    """
+
+    n: int
+    seed: int
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def apart(self, *words: object) -> int:
+        """A seed of its own for one part of a method's draws, made of this one.
+
+        A method that rewords its prompts still keys its draws by the task's prompt, see `sampled`,
+        and draws apart from other methods. Draws of the same seed, prompt and sample share their
+        noise, so samples that come from several calls need seeds of their own.
+        """
+        told = " ".join(map(str, (self.seed, *words))).encode()
+        return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest()) & MAX_SEED
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a method gives for one sample; see :class:`baco.evaluation.records.Sample`."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+    pieces: tuple[tuple[str, Source], ...] = ()
+    base_share: float | None = None
+    switches: int | None = None
+
+    @classmethod
+    def of(cls, completion: "Completion") -> "Answer":
+        """A completion with its sources; neighbouring pieces of one source are joined.
+
+        Raises:
+            BacoError: it broke off.
+        """
+        from baco.outputs import check_whole
+
+        check_whole([completion])
+        pieces: list[tuple[str, Source]] = []
+        for piece in completion.pieces:
+            if pieces and pieces[-1][1] == piece.source:
+                pieces[-1] = (pieces[-1][0] + piece.text, piece.source)
+            else:
+                pieces.append((piece.text, piece.source))
+        return cls(
+            text=completion.text,
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+            pieces=tuple(pieces),
+            base_share=completion.base_share,
+            switches=completion.switches,
+        )
+
+
+def sampled(
+    baco: "Baco",
+    router: str,
+    conversations: Sequence[Sequence[Message]],
+    n: int,
+    seed: int,
+    sampling: Mapping[str, Any],
+    prompts: Sequence[Prompt] | None = None,
+) -> list[list[Answer]]:
+    """n samples of every conversation by a router, one model alone included.
+
+    Args:
+        prompts: the task's, where conversations are made of them: they key the draws.
+    """
+    digests = None if prompts is None else [chat_digest(prompt.messages) for prompt in prompts]
+    rows = baco.generate_batch(
+        conversations, router=router, n=n, seed=seed, digests=digests, **sampling
+    )
+    return [[Answer.of(completion) for completion in row] for row in rows]
+
+
+class Method(Protocol):
+    """Turns prompts into samples.
+
+    Attributes:
+        name: as a user types it.
+        help: a sentence for lists.
+        family: of the report's headline table, where rivals compete: see ``FAMILIES``.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def family(self) -> Family: ...
+
+    def settings(self, grid: Grid) -> list[Setting]:
+        """Its operating points; their options must be plain JSON."""
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        """`draw.n` samples of every prompt, a pure function of the arguments."""

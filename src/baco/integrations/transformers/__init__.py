@@ -1,0 +1,47 @@
+"""A pair as a `transformers` model, for everything that takes one."""
+
+from typing import TYPE_CHECKING, Literal
+
+from baco.errors import BacoError
+
+if TYPE_CHECKING:
+    from baco.api import Baco
+    from baco.integrations.transformers.model import BacoForCausalLM
+    from baco.models.pair import Pair
+    from baco.routing.router import Router
+
+
+def as_transformers(
+    pair: "Pair | Baco",
+    router: "str | Router | None" = None,
+    *,
+    seed: int | None = None,
+    base_prompt: Literal["auto", "same"] = "auto",
+) -> "BacoForCausalLM":
+    """A pair with a router as a model that `transformers` and what builds on it can use.
+
+    Args:
+        pair: a :class:`baco.Baco` or its ``pair``.
+        router: a spelling such as ``"P-Punc:0.4"``, a router, or None for the pair's own default.
+        seed: of the coins of a random router; None tosses fresh ones. Tokens are drawn by
+            `transformers` itself, from torch's generator.
+        base_prompt: ``"auto"``: where the input is a rendering of the aligned half's chat template,
+            the base half reads the same conversation as plain text; anything else both halves
+            read as it is. ``"same"``: both always read the input as it is.
+
+    Returns:
+        A ``PreTrainedModel`` for ``pair.tokenizer``'s token ids, with ``generate()``.
+
+    Raises:
+        BacoError: an unknown router or ``base_prompt``.
+    """
+    from baco.api import Baco
+    from baco.integrations.transformers.chat import ChatReader
+    from baco.integrations.transformers.model import BacoForCausalLM
+
+    if base_prompt not in ("auto", "same"):
+        raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
+    baco = pair if isinstance(pair, Baco) else Baco(pair)
+    pair, rule = baco.pair, baco.router(router)
+    reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
+    return BacoForCausalLM(pair, rule, seed=seed, reader=reader)

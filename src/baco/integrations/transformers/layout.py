@@ -1,0 +1,142 @@
+"""Where the two halves' columns lie: one batch of token ids, read by each half in its own way.
+
+The aligned half reads the ids it is given. The base half reads, row by row, its own prompt and then
+the same answer. Both end in the same column, so a column counted from the end is the same token.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from baco.errors import BacoError
+from baco.integrations.transformers.cache import Keys, PairCache
+from baco.integrations.transformers.chat import BasePrompt, ChatReader
+from baco.sampling.seeds import ids_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns that one call reads, and what was read before them.
+
+    Attributes:
+        aligned_ids, base_ids: the new columns, int64 [B, T] and [B, T'].
+        aligned_mask, base_mask: 1 for a token, 0 for padding, earlier columns included.
+        start: the new column in which each row's answer begins, int64 [B]; below 1 where it began
+            earlier.
+        first: the first new column whose row of logits is the router's, in any row of the batch.
+        active: the half that spoke last, True for base, bool [B].
+        keys: what the rows' coins are keyed by.
+        seen: columns of the aligned half that were read before.
+    """
+
+    aligned_ids: Tensor
+    base_ids: Tensor
+    aligned_mask: Tensor
+    base_mask: Tensor
+    start: Tensor
+    first: int
+    active: Tensor
+    keys: Keys
+    seen: int = 0
+
+    @classmethod
+    def continued(cls, ids: Tensor, cache: PairCache, base_rows: int) -> Self:
+        """More of the answers that ``cache`` holds: both halves read ``ids`` [B, k]."""
+        seen = cache.get_seq_length()
+        ones = torch.ones_like(ids)
+        return cls(
+            aligned_ids=ids,
+            base_ids=_known(ids, base_rows),
+            aligned_mask=torch.cat([cache.aligned_mask, ones], dim=1),
+            base_mask=torch.cat([cache.base_mask, ones], dim=1),
+            start=torch.full_like(ids[:, 0], -seen),
+            first=0,
+            active=cache.source[:, -1],
+            keys=cache.keys,
+            seen=seen,
+        )
+
+    @classmethod
+    def of_prompts(
+        cls,
+        ids: Tensor,
+        mask: Tensor | None,
+        *,
+        reader: ChatReader | None,
+        prompt_length: int | None,
+        base_rows: int,
+    ) -> Self:
+        """A batch seen for the first time.
+
+        Args:
+            ids, mask: int64 [B, T]; padding may stand on either side.
+            reader: finds the base half's prompts; None where it reads the ids as they are.
+            prompt_length: columns before the answers. By default an answer begins behind its
+                conversation, and behind the first token of raw text, which is scored as one answer.
+            base_rows: token ids that the base half knows.
+
+        Raises:
+            BacoError: raw text with a token that the base half does not know.
+        """
+        mask = torch.ones_like(ids) if mask is None else mask.to(ids.device, torch.int64)
+        lead = mask.argmax(dim=1)  # padding on the left
+        own = [row[int(skip) :] for row, skip in zip(ids, lead, strict=True)]
+        own_mask = [row[int(skip) :] for row, skip in zip(mask, lead, strict=True)]
+        if reader is None:
+            found: list[BasePrompt | None] = [None] * len(own)
+        else:
+            rows = zip(own, own_mask, strict=True)
+            found = reader.read([row[: int(kept.sum())].tolist() for row, kept in rows])
+        base, base_mask, start, digests = [], [], [], []
+        for row, kept, prompt in zip(own, own_mask, found, strict=True):
+            skip = ids.shape[1] - len(row)
+            if prompt is None:
+                before = 1 if prompt_length is None else max(1, prompt_length - skip)
+                _check_known(row[:before], base_rows)
+                base_prompt, before_base = row[:before], kept[:before]
+            else:
+                before = prompt.start
+                base_prompt = torch.tensor(prompt.ids, dtype=ids.dtype, device=ids.device)
+                before_base = torch.ones_like(base_prompt)
+            # Behind the conversation a prompt may hold the beginning of the answer.
+            begins = before if prompt_length is None else max(before, prompt_length - skip)
+            base.append(torch.cat([base_prompt, _known(row[before:], base_rows)]))
+            base_mask.append(torch.cat([before_base, kept[before:]]))
+            start.append(skip + begins)
+            digests.append(ids_digest(row[:begins].tolist()))
+        starts = torch.tensor(start, device=ids.device)
+        return cls(
+            aligned_ids=ids,
+            base_ids=_flush_right(base),
+            aligned_mask=mask,
+            base_mask=_flush_right(base_mask),
+            start=starts,
+            first=min(start) - 1,
+            active=torch.zeros(len(start), dtype=torch.bool, device=ids.device),
+            keys=Keys.of(digests, starts),
+        )
+
+
+def _flush_right(rows: list[Tensor]) -> Tensor:
+    """Stack rows of different lengths, zeros on the left: [B, longest]."""
+    longest = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row.new_zeros(longest - len(row)), row]) for row in rows])
+
+
+def _known(ids: Tensor, base_rows: int) -> Tensor:
+    """The answer as the base half reads it: an end token that only the aligned half owns is 0.
+
+    Nothing is said after it; a batch merely keeps the row until its other rows are done.
+    """
+    return ids.masked_fill(ids >= base_rows, 0)
+
+
+def _check_known(ids: Tensor, base_rows: int) -> None:
+    for token in ids.tolist():
+        if token >= base_rows:
+            raise BacoError(
+                f"token {token} of the prompt is unknown to the base half ({base_rows} tokens): "
+                "pass a rendered chat prompt with base_prompt='auto', or text without it"
+            )

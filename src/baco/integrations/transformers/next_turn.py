@@ -1,0 +1,96 @@
+"""Ends an answer of `transformers`' loops where the base half opens its next turn.
+
+It finds the opening in the text, and leaves the rule of what counts to `baco.text.answer_text.AnswerText`.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from baco.text.answer_text import AnswerText
+
+if TYPE_CHECKING:
+    from baco.integrations.transformers.model import BacoForCausalLM
+
+# Tokens of an answer's end that are searched at each step: more than an opening and the tokens that
+# one step of assisted decoding adds.
+_TAIL = 64
+
+
+class NextTurn(StoppingCriteria):
+    """Stops rows at an opening whose first character the base half wrote.
+
+    Args:
+        model: routes the tokens.
+        opening: how the base half opens a turn, such as ``Question:``.
+        prompts: what ``generate`` was given, int64 [B, T].
+        mask: 0 for padding, [B, T]; None where there is none.
+        routing: further arguments of the model's ``forward`` where it decodes without a cache.
+        cache: the model's, which knows the sources; None where it decodes without one.
+    """
+
+    def __init__(
+        self,
+        model: "BacoForCausalLM",
+        opening: str,
+        prompts: Tensor,
+        mask: Tensor | None,
+        routing: dict[str, Any],
+        cache: Any,
+    ) -> None:
+        self._model, self._opening = model, opening
+        self._prompts, self._routing, self._cache = prompts, routing, cache
+        self._mask = torch.ones_like(prompts) if mask is None else mask
+
+    def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:  # noqa: ARG002
+        """Which rows [B × k, T + answer] end here; k rows follow each prompt's."""
+        width = self._prompts.shape[1]
+        tails = input_ids[:, max(width, input_ids.shape[1] - _TAIL) :].tolist()
+        texts = self._model.pair.tokenizer.batch_decode(tails, skip_special_tokens=True)
+        ends = torch.zeros(len(texts), dtype=torch.bool, device=input_ids.device)
+        found = [row for row, text in enumerate(texts) if self._opening in text]
+        if found:
+            by_base = self._by_base(input_ids, found)
+            for row, based in zip(found, by_base, strict=True):
+                begun = self._begun[row * len(self._prompts) // len(texts)]
+                ends[row] = begun is not None and self._ends(begun, input_ids[row], based)
+        return ends
+
+    def _ends(self, begun: Sequence[int], ids: Tensor, by_base: list[bool]) -> bool:
+        answer = AnswerText(self._model.pair.tokenizer, opening=self._opening)
+        for token in begun:
+            answer.push(token, "aligned")
+        return any(
+            answer.push(token, "base" if based else "aligned")[1]
+            for token, based in zip(ids[self._prompts.shape[1] :].tolist(), by_base, strict=True)
+        )
+
+    @cached_property
+    def _begun(self) -> list[Sequence[int] | None]:
+        """What each prompt already holds of the answer; None for raw text, which has no turns."""
+        rows = [
+            ids[kept.bool()].tolist() for ids, kept in zip(self._prompts, self._mask, strict=True)
+        ]
+        assert self._model.reader is not None
+        found = self._model.reader.read(rows)
+        return [
+            None if prompt is None else row[prompt.start :]
+            for row, prompt in zip(rows, found, strict=True)
+        ]
+
+    def _by_base(self, input_ids: Tensor, rows: list[int]) -> list[list[bool]]:
+        """Of each token of some rows' answers, whether the base half wrote it."""
+        if self._cache is None:
+            # All rows again: the coins of a random router are tossed by row.
+            times = len(input_ids) // len(self._prompts)
+            mask = torch.ones_like(input_ids)
+            mask[:, : self._mask.shape[1]] = self._mask.repeat_interleave(times, dim=0)
+            source = self._model.sources(input_ids, mask, **self._routing)[rows, :-1]
+        else:
+            source = torch.stack([self._cache.sources_of(input_ids[row, :-1], row) for row in rows])
+        answers: list[list[bool]] = source[:, self._prompts.shape[1] - 1 :].tolist()
+        return answers

@@ -1,0 +1,1 @@
+"""What the models have read of every sequence: storage and protocol. It knows no model."""

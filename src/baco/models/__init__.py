@@ -1,0 +1,1 @@
+"""The two models of a pair: finding, loading, joining and running them."""

@@ -1,0 +1,1 @@
+"""Adapters around a model's own cache, and for models without one."""

@@ -1,0 +1,1 @@
+"""Forwards of a model over the rows of a KV cache."""

@@ -1,0 +1,105 @@
+"""A batch of rows of different lengths through a ``transformers`` model, by 4-D masks."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from baco.kv_cache.slots import Plan, SlotCache
+from baco.models.context import text_config
+from baco.models.rope import LongRope
+
+
+@dataclass(frozen=True, slots=True)
+class MaskForm:
+    """How a model wants its 4-D masks.
+
+    Attributes:
+        kinds: the kinds of attention in it, ``full_attention`` and ``sliding_attention``.
+        window: of sliding attention, in tokens.
+        mapping: one mask per kind in a dict, or just the one mask.
+        additive: added to the scores (eager attention), or a bool per pair (SDPA).
+    """
+
+    kinds: tuple[str, ...]
+    window: int | None
+    mapping: bool
+    additive: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Self | None:
+        """Read off a model's configuration; None where its attention is of another kind."""
+        text = text_config(config)
+        implementation = getattr(text, "_attn_implementation", None)
+        window = getattr(text, "sliding_window", None)
+        layers = getattr(text, "layer_types", None)
+        kinds = tuple(dict.fromkeys(layers or [f"{'sliding' if window else 'full'}_attention"]))
+        if implementation not in ("sdpa", "eager"):
+            return None
+        if not set(kinds) <= {"full_attention", "sliding_attention"}:
+            return None
+        return cls(kinds, window, layers is not None, implementation == "eager")
+
+    def masks(self, plan: Plan, device: Any, dtype: torch.dtype) -> Any:
+        """Which cached columns every new token sees: [B, 1, T, width], or a dict of such."""
+        at = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
+        column = torch.arange(plan.width, device=device)
+        causal = column <= at
+        made: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            seen = causal
+            if kind == "sliding_attention" and self.window is not None:
+                seen = causal & (column > at - self.window)
+            if self.additive:
+                seen = torch.zeros_like(seen, dtype=dtype).masked_fill(
+                    ~seen, torch.finfo(dtype).min
+                )
+            made[kind] = seen
+        return made if self.mapping else made[self.kinds[0]]
+
+
+def has_own_window(model: Any) -> bool:
+    """Does a layer of a model keep a table of what each position sees, with a window in it?
+
+    GPT-Neo's local layers do. They read the table at places counted from the longest row's end, so
+    no mask of ours gives a shorter row its own window.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    tables = [table for table in decoder.buffers() if table.dtype in (torch.bool, torch.uint8)]
+    square = [table for table in tables if table.dim() > 1 and table.shape[-1] == table.shape[-2]]
+    # Without a window the last position sees the first one.
+    return any(not bool(table[..., -1, 0].all()) for table in square)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A model's own forward over the rows of a cache.
+
+    Attributes:
+        model: called as ``transformers`` calls a causal LM.
+        form: of its masks.
+        context: tokens its positions go up to.
+        rope: its rotary embeddings, where their factors depend on a text's length.
+    """
+
+    model: Any
+    form: MaskForm
+    context: int = 2**30
+    rope: LongRope | None = None
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        plan, device = cache.plan, self.model.device
+        with self.rope.per_row(plan.long) if self.rope else nullcontext():
+            output = self.model(
+                input_ids=tokens.to(device),
+                # Padding may stand beyond what a table of positions holds.
+                position_ids=plan.columns.clamp(max=self.context - 1).to(device),
+                attention_mask=self.form.masks(plan, device, self.model.dtype),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        logits: Tensor = output.logits[:, -keep:]
+        return logits

@@ -1,0 +1,106 @@
+"""Pairs by short name: the table in ``pairs.toml``. No model is touched in here."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from baco.errors import BacoError
+from baco.models.files import read_object
+from baco.sampling.params import SamplingParams
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPair:
+    """Where the two halves of a pair are, and what else its makers say of it.
+
+    Attributes:
+        name: short name, or the folder's path.
+        base, aligned: hub ids or folders.
+        chat_options: variables for the aligned model's chat template.
+        sampling: the pair's own sampling parameters, in place of the general ones.
+        dtype: the numbers to hold its weights in where the caller names none; None: what suits
+            the device.
+    """
+
+    name: str
+    base: str
+    aligned: str
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+
+    @classmethod
+    def in_folder(cls, folder: Path, name: str | None = None) -> Self:
+        """A pair kept in one folder: ``base/``, ``aligned/`` and, if there, ``baco.json``.
+
+        Raises:
+            BacoError: a ``baco.json`` that cannot be read, or that says what cannot be.
+        """
+        about = folder / "baco.json"
+        told = read_object(about) if about.is_file() else {}
+        for key, kind, expected in (
+            ("name", str, "a text"),
+            ("chat_options", dict, "an object"),
+            ("sampling", dict, "an object"),
+            ("dtype", str, "a text"),
+        ):
+            if not isinstance(told.get(key), kind | None):
+                raise BacoError(f"{about}: {key} is {told[key]!r}: give {expected} or leave it out")
+        sampling = told.get("sampling") or {}
+        try:
+            SamplingParams().updated(sampling)
+        except BacoError as error:
+            raise BacoError(f"{about}, sampling: {error}") from error
+        return cls(
+            name or told.get("name") or str(folder),
+            str(folder / "base"),
+            str(folder / "aligned"),
+            told.get("chat_options") or {},
+            sampling,
+            told.get("dtype"),
+        )
+
+
+@cache
+def known_pairs() -> tuple[KnownPair, ...]:
+    """Every pair that has a short name."""
+    text = resources.files("baco").joinpath("models", "pairs.toml").read_text(encoding="utf-8")
+    rows = tomllib.loads(text)
+    return tuple(
+        _demo()
+        if name == DEMO
+        else KnownPair(name, row["base"], row["aligned"], row.get("chat_options", {}))
+        for name, row in rows.items()
+    )
+
+
+def _demo() -> KnownPair:
+    from baco.demo import path
+
+    return KnownPair.in_folder(path(), DEMO)
+
+
+def find_pair(name: str) -> KnownPair:
+    """The pair of a short name (case does not matter), or of a folder.
+
+    Raises:
+        BacoError: neither, with the nearest short names.
+    """
+    folder = Path(name)
+    if (folder / "base").is_dir() and (folder / "aligned").is_dir():
+        return KnownPair.in_folder(folder)
+    by_name = {pair.name: pair for pair in known_pairs()}
+    if name.lower() in by_name:
+        return by_name[name.lower()]
+    near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.4) or [DEMO]
+    raise BacoError(
+        f"unknown pair {name!r}: no folder with base/ and aligned/ and no short name; nearest are "
+        f"{', '.join(near)} (see 'baco pairs'), or give base=… and aligned=…"
+    )

@@ -1,0 +1,332 @@
+"""One model as ``transformers`` loads it: tokenizer, weights in their place, adapter."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from baco.errors import OUT_OF_MEMORY, BacoError, one_line
+from baco.models import hub
+from baco.models.dtypes import by_half, chosen_dtype, quantization_config, without_torchao
+from baco.models.files import check_files, has_tokenizer, read_object
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, and in which numbers.
+
+    Attributes:
+        device: of all of it.
+        dtype: asked for, or None for what suits the device.
+        quantize: ``int8``, ``int4`` or None.
+        trust_remote_code: run the Python code that comes with the model.
+        options: handed to ``from_pretrained``; a ``device_map`` among them goes before ``device``.
+    """
+
+    device: torch.device
+    dtype: str | torch.dtype | None = None
+    quantize: str | None = None
+    trust_remote_code: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """BacoError for what cannot be, before anything is loaded."""
+        chosen_dtype(self.dtype, self.device)
+        if self.quantize is None:
+            return
+        if self.options.get("quantization_config") is not None:
+            raise BacoError("give quantize or quantization_config, not both")
+        quantization_config(self.quantize, self.device)
+
+    def keywords(self, name: str) -> dict[str, Any]:
+        """Keywords of ``from_pretrained`` for a model."""
+        made = {
+            "device_map": str(self.device),
+            # transformers asks on standard input where it is not told.
+            "trust_remote_code": self.trust_remote_code,
+            **self.options,
+        }
+        if self.quantize is not None:
+            made["quantization_config"] = quantization_config(self.quantize, self.device)
+        # A checkpoint that is quantized already names the numbers beside its own.
+        stored = self.dtype is None and _comes_quantized(
+            load_config(name, trust_remote_code=self.trust_remote_code)
+        )
+        return made | {"dtype": "auto" if stored else chosen_dtype(self.dtype, self.device)}
+
+
+def placements(
+    dtype: Any,
+    device: Any,
+    quantize: Any,
+    options: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
+) -> dict[str, Placement]:
+    """Where each half goes, from options that say it of both or of each; checked.
+
+    Raises:
+        BacoError: a device, format or half that there is not.
+    """
+    dtypes, devices = by_half("dtype", dtype), by_half("device", device)
+    forms = by_half("quantize", quantize)
+    made = {
+        half: Placement(
+            find_device(devices[half]), dtypes[half], forms[half], trust_remote_code, options
+        )
+        for half in dtypes
+    }
+    for placement in made.values():
+        placement.check()
+    return made
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of a name; None for the GPU where there is one, else the CPU.
+
+    Raises:
+        BacoError: it cannot be used here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BacoError(f"device {name!r} cannot be used here: {one_line(error)}") from error
+    return device
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is not there, or whose files are damaged, before anything is loaded.
+
+    Args:
+        name: folder or hub id; of the latter, the files that the cache has are checked.
+
+    Raises:
+        BacoError: no such folder, no way to the hub, or a damaged file.
+    """
+    if not name.strip():
+        raise BacoError("the name of a model is empty: give a folder or a hub id")
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not Path(name).exists() and is_path:
+        raise BacoError(f"no such model folder: {name}; give a folder or a hub id")
+    hub.local_files_only(name)
+    folder = hub.model_folder(name)
+    if folder is not None:
+        check_files(folder)
+    described = [Path(name) / file for file in ("config.json", "adapter_config.json")]
+    if Path(name).is_dir() and not any(file.exists() for file in described):
+        raise BacoError(f"{name} has no config.json: give the folder of a model")
+
+
+def check_memory(name: str) -> None:
+    """Refuse weights that are here and do not fit into this machine's memory."""
+    size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+    free = psutil.virtual_memory().available
+    if size > free and not torch.cuda.is_available():
+        raise BacoError(
+            f"the weights in {name} take {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of "
+            "memory are free: use a smaller model or a larger machine"
+        )
+
+
+class UntrustedCodeError(BacoError):
+    """A model comes with Python code, which nobody allowed to run."""
+
+
+@contextmanager
+def explained(what: str, name: str) -> Iterator[None]:
+    """Turn whatever a library raises over the files of a model into one line.
+
+    Args:
+        what: of the model is read, for the message, as in ``the tokenizer of``.
+        name: folder or hub id.
+
+    Raises:
+        BacoError: for every other error but those that end a process, and a want of memory.
+    """
+    try:
+        yield
+    except (BacoError, KeyboardInterrupt, GeneratorExit, MemoryError):
+        raise
+    # Damaged files lead libraries to errors of all kinds. A panic in Rust is no Exception, nor is
+    # the exit that a model's own code may call.
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
+            raise
+        if "trust_remote_code" in str(error):
+            raise UntrustedCodeError(
+                f"{what} {name} comes with Python code of its own, which runs only if you trust "
+                "it: give --trust-remote-code (in Python: trust_remote_code=True), or use another "
+                "model"
+            ) from error
+        raise BacoError(f"cannot load {what} {name}: {_reason(name, error)}") from error
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """The same of a block that asks the hub, if it answers, for the files."""
+    with explained(what, name), hub.reading(name):
+        yield
+
+
+def _reason(name: str, error: BaseException) -> str:
+    """Why a model cannot be loaded, and what to do."""
+    if "does not recognize this architecture" not in str(error):
+        mend = "; mend its files or fetch them again" if hub.model_folder(name) else ""
+        return one_line(error) + mend
+    import transformers
+
+    kind = re.search(r"model type `(.*?)`", str(error))
+    named = f" {kind[1]!r}" if kind else ""
+    return (
+        f"transformers {transformers.__version__} does not know the architecture{named} that its "
+        "config.json names; upgrade transformers, or use another model"
+    )
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's configuration.
+
+    Raises:
+        BacoError: it cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    with _loading("the configuration of", name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(name: str, fallback: Any = None, *, trust_remote_code: bool = False) -> Any:
+    """A model's tokenizer, or ``fallback`` where it has none of its own.
+
+    Raises:
+        BacoError: neither.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with _loading("the tokenizer of", name):
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except UntrustedCodeError:
+        raise
+    except BacoError as error:
+        folder = hub.model_folder(name)
+        if folder is None or not has_tokenizer(folder):
+            if fallback is not None:
+                return fallback
+            if folder is not None:
+                raise BacoError(
+                    f"{folder} has no tokenizer: fetch its tokenizer.json, or tokenizer.model, too"
+                ) from error
+        elif (folder / "tokenizer.json").exists():
+            read_object(folder / "tokenizer.json")  # where it is no JSON, this says where
+        raise
+
+
+def import_model_code() -> None:
+    """Import what ``transformers`` loads models with."""
+    with without_torchao():
+        import transformers.modeling_utils  # noqa: F401
+
+
+def load_model(name: str, placement: Placement) -> Any:
+    """A causal LM in evaluation mode.
+
+    Raises:
+        BacoError: one that cannot be found or loaded, or whose weights do not belong to its
+            configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import_model_code()
+    with _loading("the model", name):
+        # Sizes are compared here: transformers writes them into a table of its own log.
+        model, told = AutoModelForCausalLM.from_pretrained(
+            name,
+            **placement.keywords(name),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _check_weights(name, model, told)
+    return model.eval()
+
+
+def _check_weights(name: str, model: Any, told: dict[str, Any]) -> None:
+    """Refuse a model that ``transformers`` filled up with random weights."""
+    if told["mismatched_keys"]:
+        tensor, held, expected = min(told["mismatched_keys"])
+        raise BacoError(
+            f"cannot load the model {name}: its weights and its config.json do not belong "
+            f"together: {tensor} is {_shape(held)} in the file and {_shape(expected)} by the "
+            "configuration; fetch both again"
+        )
+    # What a quantised checkpoint stores has names of its own.
+    if told["missing_keys"] and not _comes_quantized(model.config):
+        missing = sorted(told["missing_keys"])
+        raise BacoError(
+            f"cannot load the model {name}: its files lack {len(missing)} of the tensors that its "
+            f"config.json asks for, such as {missing[0]}; fetch them again"
+        )
+
+
+def _shape(sizes: Any) -> str:
+    return "×".join(map(str, sizes))
+
+
+def is_adapter(name: str) -> bool:
+    """Is it a PEFT adapter, not a model?"""
+    from transformers.utils import find_adapter_config_file
+
+    with hub.reading(name):
+        try:
+            return find_adapter_config_file(name) is not None
+        except (OSError, ValueError):
+            return False  # loading the model says why
+
+
+def load_adapter(model: Any, name: str) -> Any:
+    """A model with a PEFT adapter over it; the model's weights are held once.
+
+    Where the adapter was trained with more tokens, the model's embeddings get their rows.
+
+    Raises:
+        BacoError: PEFT is not installed, or the adapter does not fit.
+    """
+    try:
+        from peft import PeftModel, load_peft_weights
+    except ImportError as error:
+        raise BacoError(
+            f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
+        ) from error
+    with _loading("the adapter", name), without_torchao(), warnings.catch_warnings():
+        # A tensor that is missing would be a random one.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        try:
+            rows = _embedded(load_peft_weights(name, device="cpu"), model)
+            if rows > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(rows, mean_resizing=False)
+            return PeftModel.from_pretrained(model, name).eval()
+        except UserWarning as error:
+            raise BacoError(
+                f"cannot load the adapter {name}: its files lack some of the tensors that its "
+                "adapter_config.json asks for; fetch them again"
+            ) from error
+
+
+def _embedded(weights: Mapping[str, torch.Tensor], model: Any) -> int:
+    """How many tokens an adapter has its own embeddings of a model for; 0 where it has none."""
+    embedding = model.get_input_embeddings()
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    own = [table for name, table in weights.items() if f".{path}." in name and table.dim() == 2]
+    width = embedding.weight.shape[1]
+    return max((len(table) for table in own if table.shape[1] == width), default=0)
+
+
+def _comes_quantized(config: Any) -> bool:
+    return getattr(config, "quantization_config", None) is not None

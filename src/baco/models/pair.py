@@ -1,0 +1,365 @@
+"""A base model and its aligned sibling: loading both, and checking that they fit."""
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baco.errors import BacoError, UnfitPairError
+from baco.models.dtypes import by_half
+from baco.models.forward.llama import prepare
+from baco.models.forward.packed_linear import pack
+from baco.models.known_pairs import KnownPair
+from baco.models.loading import (
+    Placement,
+    check_memory,
+    check_model,
+    explained,
+    is_adapter,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    placements,
+)
+from baco.models.model import Half, embedding_rows
+from baco.routing.router import Router
+from baco.routing.rules import HALVES
+from baco.sampling.params import SamplingParams
+from baco.text.encoder import Limit
+from baco.text.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
+from baco.text.token_bytes import spell
+from baco.text.vocabulary import Vocabulary, load_words
+
+log = logging.getLogger("baco")
+
+_ADVICE = {
+    "aligned": "a pair needs one tokenizer, so take the base model the aligned one was made from",
+    "draft": "take a draft model of the pair's own family and tokenizer",
+}
+
+
+@dataclass
+class Pair:
+    """Two halves that agree on the id of every ordinary token.
+
+    Attributes:
+        name: short name, or both halves' names.
+        base, aligned: the halves; their logits come on the common vocabulary of V ids.
+        tokenizer: the aligned half's, for the answers.
+        vocabulary: what every id is.
+        renderer: one conversation, two prompts.
+        end_ids: tokens that end an answer, of either half.
+        banned: bool [V], special tokens the base model may never say.
+        defaults: sampling parameters where the caller gives none.
+    """
+
+    name: str
+    base: Half
+    aligned: Half
+    tokenizer: Any
+    vocabulary: Vocabulary
+    renderer: Renderer
+    end_ids: frozenset[int]
+    banned: Tensor
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+
+    def spelling(self, token: int) -> bytes:
+        """The bytes of text that a token stands for, which may begin or end inside a character.
+
+        A special token's are its name.
+        """
+        return self._spellings.get(token, b"")
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that one of the halves cannot read; see :meth:`Half.check_prompt`."""
+        self.base.check_prompt("base", prompt.base_ids)
+        self.aligned.check_prompt("aligned", prompt.aligned_ids)
+
+    @property
+    def held(self) -> dict[str, str]:
+        """In which numbers each half's weights are held, and where."""
+        return {half: getattr(self, half).held for half in HALVES}
+
+    def limits(self, router: Router, explain: bool = False) -> Limits:
+        """How long a prompt may be for an answer to follow, for each model that reads it."""
+        needed = HALVES if explain or router.only is None else (router.only,)
+        contexts = {name: getattr(self, name).context for name in needed}
+        return {name: Limit(name, context, context - 1) for name, context in contexts.items()}
+
+    @cached_property
+    def _spellings(self) -> dict[int, bytes]:
+        names = self.tokenizer.convert_ids_to_tokens
+        return {t.id: names(t.id).encode() if t.special else t.data for t in spell(self.tokenizer)}
+
+
+def check_vocabularies(
+    base_tokenizer: Any, aligned_tokenizer: Any, names: tuple[str, str] = ("base", "aligned")
+) -> None:
+    """Refuse models that spell an ordinary token with different ids, naming the first such token.
+
+    Special and added tokens may differ: chat models rename reserved ones and bring their own.
+
+    Args:
+        base_tokenizer, aligned_tokenizer: of the two.
+        names: what the two are called in the error.
+
+    Raises:
+        UnfitPairError: the two vocabularies differ.
+    """
+    base, aligned = base_tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
+    added = {
+        str(token)
+        for tokenizer in (base_tokenizer, aligned_tokenizer)
+        for token in tokenizer.added_tokens_decoder.values()
+    }
+    added |= {*base_tokenizer.all_special_tokens, *aligned_tokenizer.all_special_tokens}
+    differing = [
+        (base.get(token, aligned.get(token)), token)
+        for token in base.keys() | aligned.keys()
+        if token not in added and base.get(token) != aligned.get(token)
+    ]
+    if differing:
+        _, token = min(differing)
+        raise UnfitPairError(
+            f"vocabularies differ at token {token!r}: id {base.get(token)} in the {names[0]} "
+            f"model, {aligned.get(token)} in the {names[1]} model ({len(differing)} tokens "
+            f"differ); {_ADVICE[names[1]]}"
+        )
+
+
+def make_pair(
+    name: str,
+    base: Half,
+    aligned: Half,
+    *,
+    base_template: str | None = None,
+    chat_template: str | None = None,
+    chat_options: dict[str, Any] | None = None,
+    function_words: str | Iterable[str] | None = None,
+    defaults: SamplingParams | None = None,
+) -> Pair:
+    """Join two loaded halves into a pair, checked.
+
+    Raises:
+        BacoError: the halves do not fit, a template or word list that cannot be read.
+    """
+    words = {} if function_words is None else {"function_words": load_words(function_words)}
+    with explained("the tokenizer of", aligned.name):
+        check_vocabularies(base.tokenizer, aligned.tokenizer)
+        width = max(aligned.tokenizer.get_vocab().values()) + 1
+        vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, width, **words)
+        unknown = _unknown(base.tokenizer, aligned.tokenizer, width)
+    end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < width)
+    if not end_ids:
+        log.warning("%s: neither model names an end token, answers end at max_tokens", name)
+    banned = vocabulary.special.clone()
+    banned[sorted(end_ids)] = False
+    pair = Pair(
+        name=name,
+        base=base.on(width, unknown),
+        aligned=aligned.on(width, torch.zeros(width, dtype=torch.bool)),
+        tokenizer=aligned.tokenizer,
+        vocabulary=vocabulary,
+        renderer=Renderer(
+            base.tokenizer,
+            aligned.tokenizer,
+            BASE_TEMPLATE if base_template is None else base_template,
+            chat_template,
+            chat_options or {},
+        ),
+        end_ids=end_ids,
+        banned=banned,
+        defaults=defaults or SamplingParams(),
+    )
+    check_embeddings(pair)
+    return pair
+
+
+def check_embeddings(pair: Pair) -> None:
+    """Refuse a half with tokens that it will read and has no embedding for, naming them.
+
+    These are ordinary tokens and those of its own prompts. Other special tokens may lack one: the
+    tokenizers of Gemma 3's smallest models have a token for images that the models do not have.
+
+    Raises:
+        UnfitPairError: there are such tokens.
+    """
+    for name in HALVES:
+        half: Half = getattr(pair, name)
+        if not half.without_embedding:
+            continue
+        added = {*half.tokenizer.added_tokens_decoder, *half.tokenizer.all_special_ids}
+        read = half.without_embedding - added
+        for conversation in _CONVERSATIONS:
+            with contextlib.suppress(BacoError):  # some templates refuse some conversations
+                prompt = pair.renderer.render(conversation)
+                ids = prompt.base_ids if name == "base" else prompt.aligned_ids
+                read |= half.without_embedding.intersection(ids)
+        if read:
+            needed = max(read) + 1
+            raise UnfitPairError(
+                f"{half.name} has {half.rows} rows of embeddings and reads tokens beyond them: "
+                f"{half.spelled(read)}; give the model that its tokenizer and template are made "
+                f"for, with at least {needed} rows, or a template without these tokens"
+            )
+
+
+# What templates are tried with: their marks stand around each kind of message.
+_CONVERSATIONS = tuple(
+    [
+        *({"role": "system", "content": "Be brief."} for _ in range(system)),
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+        {"role": "user", "content": "When?"},
+    ]
+    for system in (0, 1)
+)
+
+
+def _unknown(tokenizer: Any, aligned_tokenizer: Any, width: int) -> Tensor:
+    """The ids of the common vocabulary that a model does not have, bool [width]."""
+    own, common = tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
+    known = [id_ for token, id_ in own.items() if id_ < width and common.get(token) == id_]
+    unknown = torch.ones(width, dtype=torch.bool)
+    unknown[sorted(known)] = False
+    return unknown
+
+
+def load_pair(
+    known: KnownPair,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    quantize: Any = None,
+    base_template: str | None = None,
+    chat_template: str | None = None,
+    function_words: str | Iterable[str] | None = None,
+    packed: bool = True,
+    trust_remote_code: bool = False,
+    **model_options: Any,
+) -> Pair:
+    """Load both halves with ``transformers`` and join them.
+
+    Args:
+        known: where the halves are. An ``aligned`` that is a PEFT adapter is put over the base
+            model, whose weights are then held once.
+        dtype: of the weights: float32, bfloat16 or float16; by default the pair's own, else
+            bfloat16 where the device multiplies it natively and float32 elsewhere. Like ``device``
+            and ``quantize``, one value for both halves or one for each:
+            ``{"base": …, "aligned": …}``.
+        device: such as ``cpu``, ``cuda:1``; by default the GPU where there is one.
+        quantize: hold linear layers in ``int8`` or ``int4`` (torchao). Checkpoints that are
+            quantized already load as they are.
+        base_template, chat_template: see :class:`baco.text.prompts.Renderer`.
+        function_words: a word list by name, by file, or as words; English by default.
+        packed: lay weights on a CPU out for its matrix kernels (:mod:`baco.models.forward.packed_linear`). Weights that
+            are to be changed after loading must stay plain.
+        trust_remote_code: run the Python code that comes with a model, as some architectures need.
+            Nobody is asked; without it such a model is refused.
+        model_options: handed to ``from_pretrained``: device_map, quantization_config, …
+
+    Raises:
+        BacoError: a model that cannot be found or loaded, or that does not fit.
+    """
+    if dtype is None:
+        dtype = known.dtype
+    placed = placements(dtype, device, quantize, model_options, trust_remote_code=trust_remote_code)
+    for name in (known.base, known.aligned):
+        check_model(name)
+        check_memory(name)
+    base, aligned = _load_halves(known, placed, packed)
+    return make_pair(
+        known.name,
+        base,
+        aligned,
+        base_template=base_template,
+        chat_template=chat_template,
+        chat_options=dict(known.chat_options),
+        function_words=function_words,
+        defaults=SamplingParams().updated(known.sampling),
+    )
+
+
+def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -> tuple[Half, Half]:
+    trust = placed["base"].trust_remote_code
+    load_config(known.base, trust_remote_code=trust)  # a tokenizer's error would not say so
+    base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust)
+    if is_adapter(known.aligned):
+        if placed["base"] != placed["aligned"]:
+            raise BacoError(
+                f"{known.aligned} is an adapter over the base model's own weights: give one "
+                "device, dtype and quantize for both halves"
+            )
+        aligned_tokenizer = load_tokenizer(
+            known.aligned, fallback=base_tokenizer, trust_remote_code=trust
+        )
+        check_vocabularies(base_tokenizer, aligned_tokenizer)
+        model = load_model(known.base, placed["base"])
+        rows = embedding_rows(model)
+        model = load_adapter(model, known.aligned)
+        if packed:
+            pack(model)
+        base = Half(known.base, model, base_tokenizer, bare=True, first_rows=rows)
+        return base, Half(known.aligned, model, aligned_tokenizer)
+    load_config(known.aligned, trust_remote_code=trust)
+    # Tokenizers first: a pair that does not fit should not cost the loading of two models.
+    aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
+    check_vocabularies(base_tokenizer, aligned_tokenizer)
+    models = {}
+    for half, name in (("base", known.base), ("aligned", known.aligned)):
+        models[half] = load_model(name, placed[half])
+        if packed:
+            # Before the next one is loaded: what it came in makes room.
+            with explained("the model", name):
+                lay_out(models[half])
+    return (
+        Half(known.base, models["base"], base_tokenizer),
+        Half(known.aligned, models["aligned"], aligned_tokenizer),
+    )
+
+
+def lay_out(model: Any) -> None:
+    """Lay a model's weights out for decoding, in place."""
+    prepare(model)
+    pack(model)
+
+
+def load_draft(
+    name: str,
+    pair: Pair,
+    *,
+    dtype: Any = None,
+    packed: bool = True,
+    trust_remote_code: bool = False,
+) -> Half:
+    """Load a small model that drafts for a pair: it has the pair's vocabulary and the aligned
+    half's device.
+
+    Raises:
+        BacoError: a model that cannot be loaded, of another vocabulary, or one that cannot draft.
+    """
+    check_model(name)
+    check_memory(name)
+    for half in (pair.base, pair.aligned):
+        if not half.rewinds:
+            raise BacoError(f"{half.name} cannot take back what it read, so nothing drafts for it")
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
+    dtypes = by_half("dtype", dtype)
+    placement = Placement(
+        pair.aligned.device, dtypes["aligned"], trust_remote_code=trust_remote_code
+    )
+    model = load_model(name, placement)
+    if packed:
+        lay_out(model)
+    width = pair.vocabulary.size
+    draft = Half(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
+    if not draft.rewinds:
+        raise BacoError(f"{name} cannot take back what it read: use a transformer as draft model")
+    return draft

@@ -1,0 +1,138 @@
+"""What comes back: one answer with its provenance, and the chunks it arrives in."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from baco.engine.sequence import FinishReason, Why
+from baco.errors import BacoError
+from baco.routing.rules import Source
+from baco.text.answer_text import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample of an answer.
+
+    Attributes:
+        sample: which of the n samples it is, from 0.
+        text: the answer, without its end token and what a stop string cut off.
+        token_ids: its tokens, the end token included where it ended with one.
+        sources: the model each token came from.
+        logprobs: log-probability of each token under its source, in nats, of the raw distribution.
+        top_logprobs: the most likely tokens (id → nats) of the source at each position, if asked.
+        finish_reason: ``stop`` (end of text or a stop string), ``length``, or ``error``.
+        pieces: the text in order, each piece with its source; they join to ``text``.
+        router: the spelling that gives this answer again,
+        seed: together with this seed.
+        seconds: from the start of the call to the end of this answer.
+        error: what ended it, where a backend elsewhere failed; what it had until then is kept.
+        date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
+    """
+
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    sources: tuple[Source, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    pieces: tuple[Piece, ...]
+    router: str
+    seed: int
+    seconds: float
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str | None = None
+    date: str | None = None
+
+    @property
+    def base_share(self) -> float:
+        """Share of the tokens whose source is base, in [0, 1]."""
+        return self.sources.count("base") / len(self.sources) if self.sources else 0.0
+
+    @property
+    def switches(self) -> int:
+        """How often the source changed from one token to the next."""
+        return sum(a != b for a, b in zip(self.sources, self.sources[1:], strict=False))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of this answer per second of the call it came from."""
+        return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+def check_whole(completions: Collection[Completion]) -> None:
+    """BacoError where any answer broke off: for who needs all of them."""
+    broken = [one.error for one in completions if one.error is not None]
+    if broken:
+        raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
+
+
+def check_group(rows: Sequence[Sequence[Completion]], *, again: bool) -> str | None:
+    """What broke off among prompts that were decoded together: the first error; None where nothing.
+
+    A prompt whose answers broke off in this process breaks off again, however often it is decoded.
+    So it is kept with its error, and the others with their answers.
+
+    Args:
+        rows: the samples of every prompt.
+        again: what broke off may be whole when it is decoded again, as with servers.
+
+    Raises:
+        BacoError: something is to be decoded again, or all of several prompts broke off: then it
+            is not the prompts.
+    """
+    errors = [next((one.error for one in row if one.error is not None), None) for row in rows]
+    broken = [error for error in errors if error is not None]
+    if broken and (again or len(broken) == len(rows) > 1):
+        check_whole([one for row in rows for one in row])
+    return next(iter(broken), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer with what is known of it.
+
+    Attributes:
+        id: its id; `Pair.spelling` tells its bytes.
+        source: the model it came from.
+        logprob: under its source, in nats, of the raw distribution.
+        text: its part of the answer's text: the characters that it completes, without the joining
+            space. A stop string may have cut off the end of the last token's.
+        offset: where that begins in the answer's text, in characters.
+        top_logprobs: the most likely tokens (id → nats) of the source there, if asked.
+        why: what the router saw there, if asked.
+    """
+
+    id: int
+    source: Source
+    logprob: float
+    text: str
+    offset: int
+    top_logprobs: Mapping[int, float] | None = None
+    why: Why | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One step of one answer, as it streams.
+
+    Attributes:
+        prompt: which of the prompts, from 0; the ticket that `Decoder.submit` gave.
+        sample: which of its samples, from 0.
+        pieces: new text with its sources; may be empty, where a character is unfinished.
+        tokens: the new tokens, none or several. Like text they are held back while a stop string
+            may still cut them off, so that those of all chunks are the completion's.
+        finish_reason: set on the last chunk of a sample,
+        completion: and so is the whole answer.
+    """
+
+    prompt: int
+    sample: int
+    pieces: tuple[Piece, ...]
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(piece.text for piece in self.pieces)

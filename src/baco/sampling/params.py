@@ -1,0 +1,120 @@
+"""What a user may ask of a draw, checked at the door."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+from baco.errors import BacoError
+from baco.text.utf8 import check_characters
+
+MAX_SEED = 2**63 - 1
+MOST_LOGPROBS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """What to draw for one prompt. Every field is checked when the object is made.
+
+    Args:
+        n: samples per prompt, at least 1.
+        seed: 0 … 2**63 - 1; None draws a fresh one, which the results record.
+        temperature: 0 takes the most likely token; at most 100.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
+        min_p: keep tokens at least this fraction of the most likely one, in [0, 1].
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the
+            speaking model's prompt or in the answer (Keskar et al. 2019); 1 is off.
+        presence_penalty: taken once from the logits of tokens the answer has said, -2 … 2.
+        frequency_penalty: taken as often as the answer has said them, -2 … 2.
+        logit_bias: token id → what is added to its logit, -100 … 100, whichever model speaks.
+        max_tokens: length of an answer, in tokens.
+        stop: strings that end an answer; they are cut off.
+        logprobs: also return this many most likely tokens per position, at most 65,536.
+
+    Raises:
+        BacoError: a value out of its range.
+    """
+
+    n: int = 1
+    seed: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
+            raise BacoError(f"stop is {self.stop!r}: give a string or a list of non-empty strings")
+        object.__setattr__(self, "stop", tuple(stop))
+        for text in stop:
+            check_characters("stop", text)
+        _whole("n", self.n, 1, 65_536)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, MAX_SEED)
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _whole("top_k", self.top_k, 0, 2**31 - 1)
+        _number("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise BacoError("top_p is 0: give a number above 0 and up to 1 (1 keeps every token)")
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+
+    @property
+    def penalises(self) -> bool:
+        """Does what was said before change what is drawn?"""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+    def updated(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with ``changes``; BacoError for a name that is no sampling parameter."""
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise BacoError(
+                    f"unknown sampling parameter {name!r}: known are {', '.join(known)}"
+                )
+        return replace(self, **changes)
+
+    def seeded(self) -> Self:
+        """A copy that has a seed: its own, or a fresh one."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BacoError(f"{name} is {value!r}: give a whole number from {low} to {high}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BacoError(f"{name} is {value!r}: give a number from {low:g} to {high:g}")
+
+
+def _biases(given: object) -> tuple[tuple[int, float], ...]:
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise BacoError(f"logit_bias is {given!r}: give a mapping from token ids to numbers")
+    for token, value in pairs:
+        _whole("a token id of logit_bias", token, 0, 2**31 - 1)
+        _number(f"logit_bias of token {token}", value, -100.0, 100.0)
+    return tuple(sorted((int(token), float(value)) for token, value in pairs))

@@ -1,0 +1,140 @@
+"""The two shapes of OpenAI's API that answers are told in: chat completions and completions."""
+
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from baco.outputs import Chunk
+from baco.serve.choices import Choice
+from baco.serve.response_models import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatReply,
+    Delta,
+    Provenance,
+    Reply,
+    TextChoice,
+    TextReply,
+    Usage,
+)
+
+
+class Shape(Protocol):
+    """Tells one request's answers; indices are those of its choices."""
+
+    def opening(self, index: int, /) -> Reply | None:
+        """What a stream begins a choice with."""
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        """A piece of a choice."""
+
+    def counted(self, usage: Usage) -> Reply:
+        """A stream's last word, if asked."""
+
+    def whole(self, index: int, choice: Choice) -> BaseModel:
+        """A choice that has ended."""
+
+    def reply(self, usage: Usage) -> Reply:
+        """What stands around all choices at once."""
+
+
+def _head(prefix: str, model: str) -> dict[str, Any]:
+    """What all replies to a request begin with."""
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+class ChatShape:
+    """``/v1/chat/completions``."""
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        self._head, self._logprobs = _head("chatcmpl", model), logprobs
+
+    def opening(self, index: int) -> Reply:
+        delta = Delta(role="assistant", content="")
+        return self._chunk(
+            [ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)]
+        )
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        part = ChatChunkChoice(
+            index=index,
+            delta=Delta(content=chunk.text) if chunk.text else Delta(),
+            logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
+            finish_reason=chunk.finish_reason,
+            baco=told,
+        )
+        return self._chunk([part])
+
+    def counted(self, usage: Usage) -> Reply:
+        return self._chunk([], usage)
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> Reply:
+        return ChatChunk(**self._head, choices=choices, usage=usage)
+
+    def reply(self, usage: Usage) -> Reply:
+        return ChatReply(**self._head, choices=[], usage=usage)
+
+    def whole(self, index: int, choice: Choice) -> ChatChoice:
+        assert choice.completion is not None
+        return ChatChoice(
+            index=index,
+            message=AnswerMessage(content=choice.completion.text),
+            logprobs=choice.chat_logprobs(choice.tokens) if self._logprobs else None,
+            finish_reason=choice.completion.finish_reason,
+            baco=choice.whole(),
+        )
+
+
+class TextShape:
+    """``/v1/completions``."""
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        self._head, self._logprobs = _head("cmpl", model), logprobs
+
+    def opening(self, _: int) -> None:
+        return None
+
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+        first = len(choice.tokens) == len(chunk.tokens)
+        part = TextChoice(
+            index=index,
+            text=chunk.text,
+            logprobs=choice.text_logprobs(chunk.tokens) if self._logprobs else None,
+            finish_reason=chunk.finish_reason,
+            prompt_token_ids=self._prompt(choice) if first else None,
+            token_ids=self._ids(choice, (token.id for token in chunk.tokens)),
+            baco=told,
+        )
+        return self._reply([part], None)
+
+    def counted(self, usage: Usage) -> Reply:
+        return self._reply([], usage)
+
+    def reply(self, usage: Usage) -> Reply:
+        return self._reply([], usage)
+
+    def _reply(self, choices: list[TextChoice], usage: Usage | None) -> Reply:
+        return TextReply(**self._head, choices=choices, usage=usage)
+
+    def whole(self, index: int, choice: Choice) -> TextChoice:
+        assert choice.completion is not None
+        return TextChoice(
+            index=index,
+            text=choice.completion.text,
+            logprobs=choice.text_logprobs(choice.tokens) if self._logprobs else None,
+            finish_reason=choice.completion.finish_reason,
+            prompt_token_ids=self._prompt(choice),
+            token_ids=self._ids(choice, choice.completion.token_ids),
+            baco=choice.whole(),
+        )
+
+    def _prompt(self, choice: Choice) -> list[int] | None:
+        return list(choice.prompt.aligned_ids) if choice.ids and choice.prompt else None
+
+    def _ids(self, choice: Choice, ids: Iterable[int]) -> list[int] | None:
+        return list(ids) if choice.ids else None

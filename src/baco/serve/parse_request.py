@@ -1,0 +1,330 @@
+"""From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any
+
+from baco.api import Baco
+from baco.decoder import Decoder
+from baco.errors import BacoError
+from baco.models.pair import Pair
+from baco.models.weightless import Described
+from baco.routing.parser import catalogue
+from baco.routing.router import Router
+from baco.routing.word_boundaries import Switch
+from baco.sampling.params import SamplingParams
+from baco.serve.errors import UnknownModelError, shown
+from baco.serve.request_models import (
+    MOST_SPELLING,
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+)
+from baco.serve.scoring import Echo
+from baco.serve.settings import Settings
+from baco.text.prompts import Conversation, Prompt, check_template_args, conversation
+
+ROOT = "baco"
+TokenIds = tuple[int, ...]
+# What a request and SamplingParams call alike.
+_SAME = (
+    "n",
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one request asks a decoder.
+
+    Attributes:
+        prompts: conversations, or texts and token ids that both halves continue as they are
+            (``raw``).
+        params: seeded, so that every prompt can be decoded again.
+        explain, switch, router, template_args, continue_final: see :meth:`Decoder.submit`.
+    """
+
+    prompts: tuple[Conversation | TokenIds, ...]
+    raw: bool
+    params: SamplingParams
+    router: Router
+    switch: Switch
+    explain: bool
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    continue_final: bool | None = None
+
+    def size(self, index: int) -> int:
+        """Characters of one of the prompts, about; 0 for token ids."""
+        prompt = self.prompts[index]
+        if isinstance(prompt, tuple):
+            return 0
+        texts = [prompt] if isinstance(prompt, str) else [one["content"] for one in prompt]
+        return sum(map(len, texts))
+
+    def render(self, index: int, pair: Pair, pause: Callable[[], None]) -> Prompt:
+        """One of the prompts as both models read it, made in any thread.
+
+        Args:
+            index: which one.
+            pair: renders it.
+            pause: called between pieces of work; what it raises ends it.
+
+        Raises:
+            BacoError: a template that fails, or a prompt that is too long.
+        """
+        prompt, limits = self.prompts[index], pair.limits(self.router, self.explain)
+        if self.raw:
+            return pair.renderer.raw(prompt, limits=limits, pause=pause)  # type: ignore[arg-type]
+        return pair.renderer.render(
+            prompt,  # type: ignore[arg-type]
+            template_args=self.template_args,
+            continue_final=self.continue_final,
+            limits=limits,
+            pause=pause,
+        )
+
+    def submit(self, prompt: Prompt, decoder: Decoder) -> int:
+        """Hand a prompt that was rendered to a decoder; its ticket."""
+        names = [one.name for one in fields(self.params)]
+        options: dict[str, Any] = {
+            "router": self.router,
+            "switch": self.switch,
+            "explain": self.explain,
+            **{name: getattr(self.params, name) for name in names},
+        }
+        return decoder.submit_rendered(prompt, raw=self.raw, **options)
+
+
+class Asking:
+    """Reads requests to one pair, within a server's limits."""
+
+    def __init__(self, baco: Baco, settings: Settings) -> None:
+        self._baco, self._settings = baco, settings
+        # A calibration is found by a fingerprint of all weights: not once per request.
+        self._routers = lru_cache(maxsize=1024)(baco.router)
+
+    def default_router(self) -> Router:
+        """The router of requests that name none."""
+        return self._routers(None)
+
+    def models(self) -> list[str]:
+        """Names that requests may give as their model; any other router's spelling goes as well."""
+        examples = [entry.example for entry in catalogue()]
+        alone = ("Base", "Aligned")
+        own = [f"{ROOT}/{example}" for example in examples if example not in alone]
+        return [ROOT, f"{ROOT}/base", f"{ROOT}/aligned", *own]
+
+    def router_of(self, model: str) -> Router:
+        """The router of a model's name.
+
+        Raises:
+            UnknownModelError: no such model.
+        """
+        root, slash, spelling = model.partition("/")
+        if root != ROOT or bool(slash) != bool(spelling) or len(model) > MOST_SPELLING:
+            raise UnknownModelError(
+                f"there is no model {shown(model)} here: use {ROOT}, {ROOT}/base, {ROOT}/aligned "
+                f"or a router as in {ROOT}/P-Punc:0.4"
+            )
+        if not slash:
+            return self.default_router()
+        try:
+            return self._routers(spelling)
+        except BacoError as error:
+            raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
+
+    def chat(self, body: ChatRequest) -> Question:
+        """What a conversation asks.
+
+        Raises:
+            BacoError, UnknownModelError: a value that is out of its range or of this server's.
+        """
+        longest = _agree(
+            body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens"
+        )
+        if longest == 0:
+            raise BacoError("max_tokens is 0: give at least 1, or -1 for as many as there is room")
+        if body.top_logprobs and not body.logprobs:
+            raise BacoError("top_logprobs needs logprobs: true")
+        logprobs = body.top_logprobs or 0 if body.logprobs else None
+        continue_final = _continues(body)
+        messages = [_message(message) for message in body.messages]
+        conversation(messages, continue_final=continue_final)
+        made = self._question(body, (messages,), False, longest, logprobs)
+        template_args = check_template_args(body.chat_template_kwargs or {})
+        return replace(made, template_args=template_args, continue_final=continue_final)
+
+    def completion(self, body: CompletionRequest) -> Question:
+        """What texts to be continued ask; errors as for `chat`."""
+        if body.max_tokens == 0 or body.echo_from is not None:
+            raise BacoError("max_tokens 0 and echo_from go with echo: true")
+        if body.best_of not in (None, body.n or self._baco.pair.defaults.n):
+            raise BacoError(
+                f"best_of is {shown(body.best_of)}: no answer is chosen here; ask for n answers"
+            )
+        self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
+        return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
+
+    def echo(self, body: CompletionRequest) -> Echo:
+        """What a request with ``echo`` asks.
+
+        Raises:
+            BacoError: it asks for more than scores, or of no single model.
+        """
+        if body.max_tokens != 0 or body.logprobs is None or body.stream or (body.n or 1) > 1:
+            raise BacoError(
+                "echo tells how likely a prompt is: give logprobs and max_tokens 0 with it, "
+                "neither stream nor n"
+            )
+        half = self._router(body).only
+        if half is None:
+            raise BacoError(
+                f"echo is of one model: give {ROOT}/base or {ROOT}/aligned as the model; under a "
+                "router a prompt has no likelihood"
+            )
+        self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
+        prompts = _prompts(body.prompt)
+        self._limit("the number of prompts", len(prompts), self._settings.max_n)
+        self._check_ids(prompts)
+        if isinstance(self._baco.pair.base, Described):
+            raise BacoError("echo needs the weights in this process: serve with --backend local")
+        return Echo(
+            prompts,
+            half,
+            body.logprobs,
+            body.echo_from or 0,
+            bool(body.return_token_ids),
+            bool(body.return_tokens_as_token_ids),
+        )
+
+    def _question(
+        self,
+        body: Asked,
+        prompts: tuple[Conversation | TokenIds, ...],
+        raw: bool,
+        longest: int | None,
+        logprobs: int | None,
+    ) -> Question:
+        if body.stream_options is not None and not body.stream:
+            raise BacoError("stream_options goes with stream: true")
+        # Before `SamplingParams`, whose own bounds are wider than this server's.
+        n = body.n or self._baco.pair.defaults.n
+        self._limit("the number of answers", n, self._settings.max_n)
+        self._limit("the number of answers", n * len(prompts), self._settings.max_n)
+        self._check_ids(prompts)
+        given = {name: getattr(body, name) for name in _SAME}
+        given |= {"max_tokens": self._longest(longest), "logprobs": logprobs}
+        given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop
+        if body.seed == -1:
+            given["seed"] = None
+        if body.top_k == -1:
+            given["top_k"] = 0
+        if body.logit_bias:
+            given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+            self._check_known("logit_bias", given["logit_bias"])
+        params = self._baco.pair.defaults.updated(
+            {name: value for name, value in given.items() if value is not None}
+        )
+        return Question(
+            prompts,
+            raw,
+            params.seeded(),
+            self._router(body),
+            body.switch or "word",
+            bool(body.explain),
+        )
+
+    def _router(self, body: Asked) -> Router:
+        by_model = self.router_of(body.model)
+        if body.router is None:
+            return by_model
+        chosen = self._routers(body.router)
+        if body.model != ROOT and chosen.spelling != by_model.spelling:
+            raise BacoError(
+                f"model {body.model!r} and router {body.router!r} name two routers: "
+                f"give the model {ROOT!r} with a router, or the model's name alone"
+            )
+        return chosen
+
+    def _longest(self, asked: int | None) -> int:
+        """How long an answer may be; one ends at the end of the context in any case."""
+        most = self._settings.max_tokens
+        if asked is None:
+            return min(self._baco.pair.defaults.max_tokens, most)
+        self._limit("max_tokens", asked, most)
+        return most if asked == -1 else asked
+
+    def _limit(self, name: str, asked: int, most: int) -> None:
+        if asked > most:
+            raise BacoError(f"{name} is {shown(asked)}: this server gives at most {most}")
+
+    def _check_ids(self, prompts: tuple[Conversation | TokenIds, ...]) -> None:
+        """Before any prompt is decoded: one that is wrong refuses the whole request."""
+        for prompt in prompts:
+            if isinstance(prompt, tuple):
+                self._check_known("prompt", prompt)
+
+    def _check_known(self, name: str, tokens: Collection[int]) -> None:
+        size, largest = self._baco.pair.vocabulary.size, max(tokens, default=0)
+        if largest >= size:
+            raise BacoError(f"{name} names token {largest}: the vocabulary has {size} tokens")
+
+
+def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str | TokenIds, ...]:
+    """One prompt or several, each a text or token ids."""
+    if isinstance(asked, str):
+        return (asked,)
+    several = [one for one in asked if not isinstance(one, int)]
+    if not several:
+        return (tuple(one for one in asked if isinstance(one, int)),)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in several)
+
+
+def _agree(one: int | None, other: int | None, name: str, other_name: str) -> int | None:
+    if one is not None and other is not None and one != other:
+        raise BacoError(
+            f"{name} is {shown(one)} and {other_name} is {shown(other)}: give one of them"
+        )
+    return other if one is None else one
+
+
+def _continues(body: ChatRequest) -> bool | None:
+    """Does a request say whether its last message is to be continued?
+
+    Raises:
+        BacoError: it says both, or what does not hold.
+    """
+    told, asks = body.continue_final_message, body.add_generation_prompt
+    if told and asks:
+        raise BacoError(
+            "continue_final_message and add_generation_prompt are both true: give one of them"
+        )
+    *others, last = body.messages
+    if any(message.prefix for message in others) or (last.prefix and last.role != "assistant"):
+        raise BacoError("prefix is true: only a last message of role 'assistant' is continued")
+    if asks is not None and asks != (last.role != "assistant"):
+        raise BacoError(
+            "add_generation_prompt is true, but a last message of role 'assistant' is continued: "
+            "end the conversation with a message of role 'user'"
+            if asks
+            else "add_generation_prompt is false: end the conversation with a message of role "
+            "'assistant', which is continued"
+        )
+    return told if told is not None else last.prefix
+
+
+def _message(message: Message) -> dict[str, str]:
+    content = message.content or ""
+    if not isinstance(content, str):
+        content = "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": content}

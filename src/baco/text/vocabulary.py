@@ -1,0 +1,281 @@
+"""What every token id is: does it start a word, does it end one, which role does it play?
+
+A token is judged by its own text, without its neighbours. Its text is read off the tokenizer's own
+conventions (`baco.text.token_bytes`), so that bytes of unfinished characters are seen for what they are.
+Computed once per tokenizer, as tensors over the vocabulary.
+
+A word starts where the token's first character says so (`character_starts_word`): `` (the`` and
+``."`` start one, ``ing`` does not. A contraction's piece (``'s``) is a word of its own.
+
+Roles, by the first rule that fits:
+
+- ``format``: special tokens, ids without a token, white space, new lines, Markdown marks (runs of
+  ``# * ` | ~ _ = >``, two or more ``-`` or ``+``, bullets), or other marks with a new line;
+- ``content``: the rest of a character that an earlier token began;
+- ``punctuation``: everything else without a letter or digit, emoji and symbols included;
+- the others go by the first word in the token, marks around it taken off: ``number`` begins with a
+  digit of any script, ``function`` and ``opinion`` stand in a word list, ``name`` begins with a
+  capital, ``content`` is the rest, pieces of words and number words included.
+
+Where a token ends inside a character, what holds for the first and the last character that it may
+become is taken to hold for it.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cache
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from baco.errors import BacoError
+from baco.text.segmentation import is_unspaced
+from baco.text.token_bytes import Spelled, spell
+
+ENGLISH = "english"
+
+
+class Role(IntEnum):
+    """What a token is."""
+
+    PUNCTUATION = 0
+    FORMAT = 1
+    FUNCTION = 2
+    NUMBER = 3
+    NAME = 4
+    OPINION = 5
+    CONTENT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tables over the V ids of a pair's common vocabulary.
+
+    Attributes:
+        size: V.
+        role: a :class:`Role` per id, int8 [V].
+        word_start: the token begins a new word, bool [V].
+        ends_word: its text ends in white space, bool [V].
+        special: a special token, or an id without a token, bool [V].
+    """
+
+    size: int
+    role: Tensor
+    word_start: Tensor
+    ends_word: Tensor
+    special: Tensor
+    _sets: dict[tuple[Role, ...], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        size: int,
+        *,
+        function_words: str | Iterable[str] = ENGLISH,
+        opinion_words: str | Iterable[str] = ENGLISH,
+    ) -> Self:
+        """Read the tables off a ``transformers`` tokenizer.
+
+        Args:
+            tokenizer: byte-level BPE, SentencePiece-like, WordPiece-like or whole words.
+            size: V; ids that the tokenizer does not have count as special.
+            function_words, opinion_words: what :func:`load_words` takes.
+
+        Raises:
+            BacoError: a tokenizer whose spelling cannot be known, a word list that cannot be read.
+        """
+        functions = load_words(function_words, "function")
+        opinions = load_words(opinion_words, "opinion")
+        role = [int(Role.FORMAT)] * size
+        word_start, ends_word, special = [True] * size, [False] * size, [True] * size
+        for token in spell(tokenizer):
+            if token.id >= size or token.special:
+                continue
+            texts = token.readings
+            special[token.id] = False
+            word_start[token.id] = starts_word(token)
+            ends_word[token.id] = texts[0][-1:].isspace() and texts[-1][-1:].isspace()
+            role[token.id] = int(_role(token, texts, functions, opinions))
+        return cls(
+            size=size,
+            role=torch.tensor(role, dtype=torch.int8),
+            word_start=torch.tensor(word_start),
+            ends_word=torch.tensor(ends_word),
+            special=torch.tensor(special),
+        )
+
+    def to(self, device: Any) -> Self:
+        """The same tables on a device."""
+        return type(self)(
+            self.size,
+            self.role.to(device),
+            self.word_start.to(device),
+            self.ends_word.to(device),
+            self.special.to(device),
+        )
+
+    def in_roles(self, roles: tuple[Role, ...]) -> Tensor:
+        """The tokens of any of these roles: bool [V]."""
+        if roles not in self._sets:
+            wanted = torch.zeros_like(self.role, dtype=torch.bool)
+            for role in roles:
+                wanted |= self.role == role
+            self._sets[roles] = wanted
+        return self._sets[roles]
+
+
+def load_words(
+    words: str | PathLike[str] | Iterable[str], kind: str = "function"
+) -> frozenset[str]:
+    """A word list: a built-in language, a text file (one word a line, ``#`` for remarks), or words.
+
+    Args:
+        words: a language's name, a path, or the words themselves.
+        kind: of a built-in list, "function" or "opinion".
+
+    Raises:
+        BacoError: neither a built-in language nor a readable file with words in it.
+    """
+    if not isinstance(words, str | PathLike):
+        return frozenset(map(_lower, words))
+    built_in = _built_in(str(words), kind) if str(words).isidentifier() else None
+    if built_in is not None:
+        return built_in
+    try:
+        found = _read(Path(words).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise BacoError(
+            f"word list {str(words)!r} is neither built in ({ENGLISH}) nor a readable text file: "
+            "give the path of a UTF-8 file with one word a line"
+        ) from error
+    if not found:
+        raise BacoError(f"word list {str(words)!r} is empty: give a file with one word a line")
+    return found
+
+
+@cache
+def _built_in(language: str, kind: str) -> frozenset[str] | None:
+    file = resources.files("baco").joinpath("text", "word_lists", f"{language}.{kind}.txt")
+    return _read(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _read(text: str) -> frozenset[str]:
+    lines = (line.partition("#")[0] for line in text.splitlines())
+    return frozenset(_lower(word) for line in lines for word in line.split())
+
+
+def _lower(word: str) -> str:
+    """A word as lists are compared: in lower case, with the typewriter's apostrophe."""
+    return word.lower().replace("\u2019", "'")
+
+
+# --- word starts ----------------------------------------------------------------------------------
+
+
+@cache
+def character_starts_word(character: str) -> bool:
+    """Does a text that begins with this character begin a new word?
+
+    White space, punctuation, symbols, emoji and every character of a script written without spaces
+    do; letters and digits of other scripts do not, nor does what joins on to the character before
+    it: combining marks, variation selectors, joiners, skin tones.
+    """
+    code, category = ord(character), unicodedata.category(character)
+    if category[0] == "M" or category == "Cf" or 0x1F3FB <= code <= 0x1F3FF:
+        return False
+    if character.isspace() or category[0] in "PS" or category in ("Cc", "Cn"):
+        return True
+    return is_unspaced(character)
+
+
+def starts_word(token: Spelled) -> bool:
+    """Does an ordinary token begin a new word?
+
+    It does if the tokenizer sets it apart or its first character does; in a piece that the
+    tokenizer joins on, the first character still tells: ``##ing`` does not, ``##の`` does. The rest
+    of a character that an earlier token began does not.
+    """
+    if token.carries_on:
+        return False
+    return token.apart is True or all(
+        character_starts_word(text[0]) for text in token.readings if text
+    )
+
+
+# --- roles ----------------------------------------------------------------------------------------
+
+_MARKDOWN = frozenset("#*`|~_=>")
+_RUNS = frozenset("-+")
+_BULLETS = frozenset("•◦▪‣●○■□")
+
+
+def _role(
+    token: Spelled,
+    texts: tuple[str, ...],
+    function_words: frozenset[str],
+    opinion_words: frozenset[str],
+) -> Role:
+    if token.carries_on:
+        return Role.CONTENT
+    if token.apart is False:  # a piece is no word of a list, whatever it looks like
+        function_words = opinion_words = frozenset()
+        texts = tuple(text.lower() for text in texts)
+    first, *other = (role_of(text, function_words, opinion_words) for text in texts)
+    if not other or other == [first]:
+        return first
+    wordless = {first, *other} <= {Role.PUNCTUATION, Role.FORMAT}
+    return Role.PUNCTUATION if wordless else Role.CONTENT
+
+
+def role_of(text: str, function_words: frozenset[str], opinion_words: frozenset[str]) -> Role:
+    """The role of an ordinary token with this text; word lists are in lower case."""
+    core = text.strip()
+    word = _bare(core)
+    if not word:
+        return Role.FORMAT if _is_format(text, core) else Role.PUNCTUATION
+    if unicodedata.category(word[0])[0] == "N":
+        return Role.NUMBER
+    lower = _lower(word)
+    if lower in function_words:
+        return Role.FUNCTION
+    if word != core and _lower(core) in function_words:  # with its marks: 's
+        return Role.FUNCTION
+    if lower in opinion_words:
+        return Role.OPINION
+    return Role.NAME if word[0].isupper() else Role.CONTENT
+
+
+def _is_format(text: str, core: str) -> bool:
+    if not core or "\n" in text:
+        return True
+    marks = frozenset(core)
+    return marks <= _MARKDOWN | _BULLETS or (len(core) > 1 and marks <= _RUNS | _MARKDOWN)
+
+
+def _bare(core: str) -> str:
+    """The first word of a text without the marks around it; empty if there is none."""
+    if core.isalpha():  # most tokens: spare them the search
+        return core
+    for part in core.split():
+        inside = [index for index, character in enumerate(part) if _in_word(character)]
+        if inside:
+            return part[inside[0] : inside[-1] + 1]
+    return ""
+
+
+@cache
+def _in_word(character: str) -> bool:
+    """Letters, digits and the marks that letters carry; not the marks of symbols and emoji."""
+    category = unicodedata.category(character)
+    if "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef":
+        return False
+    return category[0] in "LN" or category in ("Mn", "Mc")
