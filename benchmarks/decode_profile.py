@@ -20,7 +20,7 @@ import baco
 from baco.bench.contestants import Paired, Task, never_ending
 from baco.bench.machine import machine
 from baco.bench.weights import made, speaks_demo
-from baco.calibration.store import open_prompts
+from baco.calibration.measure import open_prompts
 from baco.demo.world import questions
 from baco.models.known_pairs import find_pair
 from baco.models.pair import load_pair

@@ -33,10 +33,10 @@ from baco.bench.contestants import Task, never_ending
 from baco.bench.machine import machine
 from baco.bench.servers import Http
 from baco.bench.weights import made, speaks_demo
-from baco.calibration.store import open_prompts
+from baco.calibration.measure import open_prompts
 from baco.models.known_pairs import KnownPair, find_pair
 from baco.routing.parser import router as parse
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class TokenByToken:
                 "return_tokens_as_token_ids": True,
                 "min_p": 0.0,
             }
-            for half in HALVES
+            for half in MODELS
         }
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * most)
         clients = {
@@ -175,7 +175,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         urls: dict[str, str] = {
             half: _root(getattr(given, f"{half}_url")) or stack.enter_context(served(folder))
-            for half in HALVES
+            for half in MODELS
         }
         figures = race(urls, folder, known, given, repeats)
     if given.json:

@@ -71,10 +71,10 @@ def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) ->
 
     from baco.models.known_pairs import find_pair
     from baco.models.weightless import describe_pair
-    from baco.routing.rules import HALVES
+    from baco.source import MODELS
 
     known = find_pair(pair)
-    described = describe_pair(known, dict.fromkeys(HALVES, "vLLM"))
+    described = describe_pair(known, dict.fromkeys(MODELS, "vLLM"))
     ids = list(described.renderer.render(PROMPT).aligned_ids)
     llm = LLM(
         known.aligned,

@@ -13,7 +13,8 @@ from transformers import TorchAoConfig
 
 from baco import Baco, BacoError
 from baco.calibration.diagnose import diagnose, judge
-from baco.calibration.store import distinct_2, isotonic
+from baco.calibration.measure import distinct_2
+from baco.calibration.store import isotonic
 from baco.models.known_pairs import find_pair, known_pairs
 from baco.text.answer_text import AnswerText
 from baco.text.prompts import Renderer

@@ -18,7 +18,7 @@ from baco import Baco
 from baco.batch.output import MOST_ATTEMPTS, Output
 from baco.batch.rows import read_rows
 from baco.cli import run
-from baco.locking import locked
+from baco.files import locked
 
 PROMPT = "Recommend a summer destination"
 # Until a command is taken for stuck; on a busy machine it is slow.

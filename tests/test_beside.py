@@ -15,7 +15,7 @@ from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.skip_stats import Enough
 from baco.outputs import Completion
-from baco.routing.rules import Source
+from baco.source import Source
 from tests.graphs import CUDA, Cuda, Lane, Races
 from tests.test_engine import told
 from tests.test_recorded import PROMPT, ROUTERS

@@ -269,7 +269,7 @@ def test_a_bad_line_of_a_prompt_file_is_told_by_its_number(
 def test_mismatched_vocabularies_are_one_line(
     random_pair: Callable[..., PairFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from baco.demo import path
+    from baco.models.known_pairs import demo_folder as path
 
     other = random_pair("llama", noise=0.3)
     arguments = [

@@ -12,7 +12,7 @@ import torch
 from baco import Baco, BacoError, Completion, as_transformers
 from baco.backends.vllm.backend import VllmBackend, VllmEngine
 from baco.calibration.diagnose import diagnose
-from baco.calibration.store import calibrate
+from baco.calibration.measure import calibrate
 from baco.cli import run
 from baco.engine.sequence import Request, Sequence
 from baco.engine.speculative.cost_model import Plan, Planner

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baco import Baco, demo
+from baco import Baco
 from baco.demo.align import answers_only, conversations
 from baco.demo.breaks import broken_answers, held_out_questions
 from baco.demo.document_packing import IGNORED, batches, pack
@@ -20,6 +20,7 @@ from baco.demo.tokenizer import base_prompt
 from baco.demo.train import train
 from baco.demo.world.handover import handed_over_examples
 from baco.errors import BacoError
+from baco.models.known_pairs import demo_folder
 from tests.fuzzing import budget
 
 MEGABYTE = 1_000_000
@@ -35,7 +36,7 @@ def one_thread() -> None:
 def halves() -> dict[str, tuple]:
     found = {}
     for name in ("base", "aligned"):
-        folder = demo.path() / name
+        folder = demo_folder() / name
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found[name] = (model.eval(), tokenizer)
@@ -43,9 +44,9 @@ def halves() -> dict[str, tuple]:
 
 
 def test_the_shipped_pair_is_small() -> None:
-    size = sum(file.stat().st_size for file in demo.path().rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in demo_folder().rglob("*") if file.is_file())
     assert size <= 12 * MEGABYTE
-    assert json.loads((demo.path() / "baco.json").read_text())["sampling"]["min_p"] == 0.1
+    assert json.loads((demo_folder() / "baco.json").read_text())["sampling"]["min_p"] == 0.1
 
 
 def test_both_halves_have_one_vocabulary_and_one_shape(halves: dict[str, tuple]) -> None:
@@ -126,7 +127,7 @@ def test_fewer_than_two_in_a_hundred_answers_break_the_grammar() -> None:
 
 def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tuple]) -> None:
     words = halves["aligned"][1]
-    tokenizer = Tokenizer.from_file(str(demo.path() / "aligned" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(demo_folder() / "aligned" / "tokenizer.json"))
     examples = [(question.text, said) for question, said in handed_over_examples(300, 0)]
     chats = list(conversations(examples, seed=0))
     for (system, turns), (ids, flags) in zip(chats, answers_only(tokenizer, chats), strict=True):
@@ -143,22 +144,22 @@ def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tup
 
 def test_training_makes_a_pair_that_loads_and_is_the_same_again(tmp_path: Path) -> None:
     for name in ("once", "again"):
-        train(tmp_path / name, seed=3, progress=False, table=False, recipe=MINUTE)
+        train(tmp_path / name, seed=3, progress=False, recipe=MINUTE)
     for half in ("base", "aligned"):
         once = AutoModelForCausalLM.from_pretrained(tmp_path / "once" / half)
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / half)
         for name, weight in once.state_dict().items():
             assert torch.equal(weight, again.state_dict()[name]), name
     with pytest.raises(BacoError, match="another seed"):
-        train(tmp_path / "once", seed=4, progress=False, table=False, recipe=MINUTE)
+        train(tmp_path / "once", seed=4, progress=False, recipe=MINUTE)
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_pair(tmp_path: Path) -> None:
-    train(tmp_path / "whole", seed=1, progress=False, table=False, recipe=MINUTE)
-    train(tmp_path / "cut", seed=1, progress=False, table=False, recipe=MINUTE)
+    train(tmp_path / "whole", seed=1, progress=False, recipe=MINUTE)
+    train(tmp_path / "cut", seed=1, progress=False, recipe=MINUTE)
     (tmp_path / "cut" / "work" / "aligned.pt").unlink()
     before = (tmp_path / "cut" / "work" / "base.pt").stat().st_mtime_ns
-    train(tmp_path / "cut", seed=1, progress=False, table=False, recipe=MINUTE)
+    train(tmp_path / "cut", seed=1, progress=False, recipe=MINUTE)
     assert (tmp_path / "cut" / "work" / "base.pt").stat().st_mtime_ns == before
     for half in ("base", "aligned"):
         file = Path(half) / "model.safetensors"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from baco.demo.measure import (
+from baco.demo.recipe import MINUTE
+from baco.demo.train import train
+from baco.evaluation.demo_pair.measure import (
     Point,
     Scored,
     Setting,
@@ -16,9 +18,7 @@ from baco.demo.measure import (
     settings,
     word_overlap_diversity,
 )
-from baco.demo.recipe import MINUTE
-from baco.demo.table import report, summarise, write_report
-from baco.demo.train import train
+from baco.evaluation.demo_pair.table import report, summarise, write_report
 
 
 def said(text: str, key: str, quality: float = 1.0) -> Scored:
@@ -90,7 +90,7 @@ def test_the_table_compares_coverage_with_the_best_single_model() -> None:
 
 def test_measuring_goes_on_where_it_was_cut_off_and_is_reported(tmp_path: Path) -> None:
     pair = tmp_path / "pair"
-    train(pair, seed=0, progress=False, table=False, recipe=MINUTE)
+    train(pair, seed=0, progress=False, recipe=MINUTE)
     plan = [Setting("base, min-p", "Base"), Setting("aligned, min-p", "Aligned")]
     plan += [Setting("Nudging", "Nudging:0.5"), Setting("Rand", "Rand:0.5")]
     parts: list[float] = []

@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from baco import Baco, BacoError, Completion
-from baco.demo import path as demo_folder
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.metrics import Stats
-from baco.engine.speculative.cost_model import Size
+from baco.models.known_pairs import demo_folder
+from baco.models.size import Size
 from tests.pairs import SIZE, PairFolder
 from tests.test_engine import rules
 

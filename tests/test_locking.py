@@ -16,7 +16,7 @@ from baco.demo.recipe import Recipe
 from baco.demo.train import train
 from baco.evaluation.store import Run
 from baco.evaluation.sweep import resume
-from baco.locking import locked
+from baco.files import locked
 from tests.test_sweep import drawn, small_plan
 
 DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
@@ -69,7 +69,7 @@ def wait_until(enough: Callable[[], bool], process: "subprocess.Popen[str]") -> 
 @contextmanager
 def another_process_holds(output: Path) -> "Iterator[subprocess.Popen[str]]":
     code = (
-        "import sys, time; from pathlib import Path; from baco.locking import locked\n"
+        "import sys, time; from pathlib import Path; from baco.files import locked\n"
         f"with locked(Path({str(output)!r})): print('held', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -156,7 +156,7 @@ def test_a_calibration_of_another_pair_is_not_written_over(
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     with locked(tmp_path / "work"), pytest.raises(ValueError, match="another process writes"):
-        train(tmp_path, progress=False, table=False, recipe=Recipe())
+        train(tmp_path, progress=False, recipe=Recipe())
 
 
 @pytest.mark.parametrize(

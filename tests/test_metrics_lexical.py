@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from baco.calibration.store import distinct_2
+from baco.calibration.measure import distinct_2
 from baco.evaluation.metrics.lexical import (
     expectation_adjusted_distinct,
     self_bleu,

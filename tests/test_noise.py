@@ -29,7 +29,8 @@ from baco.evaluation.records import Prompt
 from baco.evaluation.tasks import load_task
 from baco.sampling.noise import ROUTER, coin, gumbel, noise_keys
 from baco.sampling.params import SamplingParams
-from baco.sampling.seeds import NOISE_VERSION, chat_digest, ids_digest, noise_seed, text_digest
+from baco.sampling.seeds import NOISE_VERSION, noise_seed
+from baco.text.digest import chat_digest, ids_digest, text_digest
 from tests import naive
 from tests.fuzzing import budget
 from tests.remoting import remote

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.calibration.store import distinct_2
+from baco.calibration.measure import distinct_2
 from baco.outputs import Completion
 from tests.pages import Visit, visit
 

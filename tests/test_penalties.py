@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from baco import Baco
 from baco.engine.batch import Batch, TokenCounts
 from baco.engine.sequence import Request, Sequence
-from baco.routing.rules import HALVES
 from baco.sampling.params import SamplingParams
+from baco.source import MODELS
 from tests.fuzzing import budget
 
 WIDTH = 12
@@ -24,7 +24,7 @@ def from_scratch(rows: list[Sequence]) -> list[tuple[list[int], ...]]:
     return [
         (
             [row.tokens.count(token) for token in range(WIDTH)],
-            *([int(token in row.request.ids(half)) for token in range(WIDTH)] for half in HALVES),
+            *([int(token in row.request.ids(half)) for token in range(WIDTH)] for half in MODELS),
         )
         for row in rows
     ]
@@ -34,7 +34,7 @@ def seen(batch: Batch) -> list[tuple[list[int], ...]]:
     """The same, as penalties are told it."""
     size = len(batch)
     at, none = torch.arange(size), torch.empty(size, 0, dtype=torch.int64)
-    found = [batch.heard(at, torch.full((size,), half == "base"), none) for half in HALVES]
+    found = [batch.heard(at, torch.full((size,), half == "base"), none) for half in MODELS]
     (base, said), (aligned, _) = found
     return list(zip(said.tolist(), base.long().tolist(), aligned.long().tolist(), strict=True))
 

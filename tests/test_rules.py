@@ -11,7 +11,7 @@ from torch import Tensor
 from baco import Baco, BacoError, register_router, router
 from baco.backends.remote.view import figure
 from baco.calibration.agreement import routers as diagnosed
-from baco.calibration.store import calibrate, grid_of
+from baco.calibration.measure import calibrate, grid_of
 from baco.evaluation.methods.method import Grid
 from baco.evaluation.methods.routed import Routed
 from baco.routing.parser import family, logit_rule_of, rules

@@ -23,7 +23,7 @@ from baco.evaluation.score import score, wanted
 from baco.evaluation.store import Run, begin
 from baco.evaluation.sweep import resume, sweep
 from baco.evaluation.tasks import load_task
-from baco.locking import locked
+from baco.files import locked
 from tests.pairs import PairFolder
 
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]

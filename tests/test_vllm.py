@@ -21,7 +21,7 @@ from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
 from baco.models.known_pairs import find_pair
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 
 WIDTH, BLOCK = 64, 8
 
@@ -160,7 +160,7 @@ def test_a_half_reads_its_own_prompt_at_its_own_positions(
     )
     slot = torch.tensor(table.slots(names))
     blocks = torch.arange(len(names) * 8).view(-1, 8).flip(0)
-    for half in HALVES:
+    for half in MODELS:
         lane = Lane.of(step, half, table, slot)
         found = list(zip(lane.ids.tolist(), lane.positions.tolist(), strict=True))
         expected, places, lengths = [], [], []

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from baco import Baco
-from baco.engine.speculative.cost_model import Size
+from baco.models.size import Size
 from tests.pairs import FIRST_SPECIAL, SIZE, train_tokenizer, wrapped
 
 CONTEXT = 64

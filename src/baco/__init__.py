@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from baco.errors import BacoError
+from baco.version import __version__
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
     from baco.routing.parser import register_router, router
     from baco.sampling.params import SamplingParams
 
-__version__ = "0.2.0"
-
 __all__ = [
     "Baco",
     "BacoError",
     "Chunk",
     "Completion",
     "SamplingParams",
+    "__version__",
     "as_transformers",
     "register_router",
     "router",
@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

@@ -17,8 +17,8 @@ from baco.errors import BacoError, failure
 from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
 from baco.routing.router import Router
-from baco.routing.rules import Source
 from baco.routing.word_boundaries import Switch
+from baco.source import Source
 from baco.text.answer_text import AnswerText
 from baco.text.prompts import Conversation, Prompt
 

@@ -1,11 +1,14 @@
 """What comes back: one answer with its provenance, and the chunks it arrives in."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isnan
+from typing import Any
 
 from baco.engine.sequence import FinishReason, Why
 from baco.errors import BacoError
-from baco.routing.rules import Source
+from baco.models.pair import Pair
+from baco.source import Source
 from baco.text.answer_text import Piece
 
 
@@ -136,3 +139,55 @@ class Chunk:
     def text(self) -> str:
         """The new text."""
         return "".join(piece.text for piece in self.pieces)
+
+
+def record(
+    prompt: Any,
+    pair: Pair,
+    settings: Mapping[str, Any],
+    completions: Sequence[Completion],
+    *,
+    timed: bool = False,
+) -> dict[str, Any]:
+    """``prompt``, ``pair``, ``weights``, ``router``, ``seed``, ``params`` and ``samples``.
+
+    Speed comes only where ``timed``: a file of many prompts leaves it out, so that a resumed run
+    writes the same bytes.
+    """
+    first = completions[0]
+    made: dict[str, Any] = {
+        "prompt": prompt,
+        "pair": pair.name,
+        "weights": pair.held,
+        "router": first.router,
+        "seed": first.seed,
+        "params": params(pair, settings) | ({"date": first.date} if first.date else {}),
+        "samples": [
+            {
+                "text": c.text,
+                "token_ids": list(c.token_ids),
+                "sources": list(c.sources),
+                # JSON has no NaN, which stands for what a server does not tell.
+                "logprobs": [None if isnan(x) else round(x, 5) for x in c.logprobs],
+                "base_share": round(c.base_share, 5),
+                "switches": c.switches,
+                "finish_reason": c.finish_reason,
+            }
+            | ({"error": c.error} if c.error is not None else {})
+            for c in completions
+        ],
+    }
+    if timed:
+        tokens = sum(len(c.token_ids) for c in completions)
+        made["tokens_per_second"] = round(tokens / max(c.seconds for c in completions), 1)
+    return made
+
+
+def params(pair: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but prompt, pair, router and seed that the answers hang on, the pair's own too."""
+    beside = {name: settings[name] for name in ("system", "switch")}
+    sampling = {name: value for name, value in settings.items() if name not in beside}
+    every = asdict(pair.defaults.updated(sampling)) | beside
+    if arguments := pair.renderer.chat_options:
+        every["template_args"] = dict(arguments)
+    return {name: value for name, value in every.items() if name not in ("seed", "logprobs")}

@@ -19,9 +19,8 @@ from typing import Any
 
 from baco.batch.formats import Format, encode
 from baco.errors import BacoError
-from baco.evaluation.store import write_whole
-from baco.locking import NAME as LOCK
-from baco.locking import locked
+from baco.files import NAME as LOCK
+from baco.files import locked, write_atomic
 from baco.sampling.seeds import check_version
 
 FORMAT = 1
@@ -177,7 +176,7 @@ def begin(
         with locked(path):
             if (path / MANIFEST).exists():
                 return _continued(path, told)
-            write_whole(path / MANIFEST, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+            write_atomic(path / MANIFEST, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
     return made

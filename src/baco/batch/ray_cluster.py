@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from baco.batch.workers import cores
 from baco.errors import BacoError
-from baco.evaluation.workers import cores
 
 KNOCK_SECONDS = 10
 # Characters of one that Ray has to say.

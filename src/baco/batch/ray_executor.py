@@ -233,7 +233,7 @@ def _kill(worker: Any) -> None:
 
 @contextmanager
 def cluster_pool(share: Share, start: Callable[[], None]) -> Iterator[Executor]:
-    """Processes of a cluster, as :func:`baco.evaluation.workers.pool` has them on this machine."""
+    """Processes of a cluster, as :func:`baco.batch.workers.pool` has them on this machine."""
     executor = ClusterExecutor(share, start)
     try:
         yield executor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from baco.batch.output import Output, read_manifest
 from baco.batch.rows import Row
 from baco.errors import BacoError
-from baco.record import params, record
+from baco.outputs import params, record
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -127,7 +127,7 @@ def facts(
     spelling = spell(baco).spelling
     dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
-    return Facts(pair.name, pair.held, fingerprint(pair), spelling, params(baco, settings), dated)
+    return Facts(pair.name, pair.held, fingerprint(pair), spelling, params(pair, settings), dated)
 
 
 def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
@@ -185,7 +185,7 @@ class Replica:
             ):
                 if (error := next((c.error for c in completions if c.error), None)) is not None:
                     broken.append(f"{row.where}: {error}")
-                told = record(row.prompt, baco, self._sampling, completions)
+                told = record(row.prompt, baco.pair, self._sampling, completions)
                 records.append({"row": number, "id": row.kept.get("id", number), **told})
                 answers += len(completions)
                 tokens += sum(len(c.token_ids) for c in completions)

@@ -22,7 +22,6 @@ from baco.engine.engine import Engine
 from baco.models.pair import Pair
 from baco.outputs import Completion
 from baco.routing.router import Router
-from baco.routing.rules import Source
 from baco.routing.word_boundaries import NOTHING, select
 from baco.sampling.noise import (
     GUMBEL_MAX,
@@ -35,6 +34,7 @@ from baco.sampling.noise import (
 from baco.sampling.params import SamplingParams
 from baco.sampling.sampler import DrawTable, draw
 from baco.sampling.seeds import noise_seed
+from baco.source import Source
 from baco.text.prompts import Prompt
 
 # How often a row is shaken, and by how many standard deviations of the rounding.

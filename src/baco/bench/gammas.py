@@ -8,7 +8,7 @@ from baco.bench.contestants import Paired, Run, Task
 from baco.calibration.agreement import Reading
 from baco.engine.metrics import Stats
 from baco.models.pair import Pair
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Work:
             sum(stats.drafted for stats in told),
             sum(stats.accepted for stats in told),
             sum(stats.rounds for stats in told) / tokens,
-            {half: sum(stats.forwards[half] for stats in told) / tokens for half in HALVES},
+            {half: sum(stats.forwards[half] for stats in told) / tokens for half in MODELS},
         )
 
     @property

@@ -14,12 +14,12 @@ from transformers import DynamicCache
 from baco.models.model import Half
 from baco.models.pair import Pair
 from baco.routing.router import Router
-from baco.routing.rules import HALVES
 from baco.routing.word_boundaries import NOTHING, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.sampler import DrawTable, draw
 from baco.sampling.seeds import noise_seed
+from baco.source import MODELS
 from baco.text.prompts import Prompt
 
 
@@ -51,14 +51,14 @@ def decode(
     previous = torch.full_like(sample, NOTHING)
     active = torch.zeros_like(sample, dtype=torch.bool)
     halves = {"base": pair.base, "aligned": pair.aligned}
-    caches = {name: DynamicCache() for name in HALVES}
+    caches = {name: DynamicCache() for name in MODELS}
     unread = {
         "base": _column(prompt.base_ids, device),
         "aligned": _column(prompt.aligned_ids, device),
     }
     tokens, sources = [], []
     for at in range(params.max_tokens):
-        rows = {name: _read(halves[name], unread[name], caches[name]) for name in HALVES}
+        rows = {name: _read(halves[name], unread[name], caches[name]) for name in MODELS}
         if at == 0:
             for name, cache in caches.items():
                 cache.batch_repeat_interleave(params.n)
@@ -75,7 +75,7 @@ def decode(
             coin=coin(keys, ROUTER),
         )
         previous = draw(table.bias(logits), table, keys)
-        unread = dict.fromkeys(HALVES, previous[:, None])
+        unread = dict.fromkeys(MODELS, previous[:, None])
         tokens.append(previous)
         sources.append(active)
         said()

@@ -22,11 +22,11 @@ from torch import Tensor
 from baco.bench.contestants import Run, Stopwatch, Task, checked
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.routing.rules import HALVES
 from baco.routing.word_boundaries import NOTHING, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.sampler import DrawTable, draw
 from baco.sampling.seeds import noise_seed
+from baco.source import MODELS
 
 # Log-probabilities that such servers return at most.
 _MOST = 20
@@ -71,7 +71,7 @@ class Http:
         tokens, sources, first = list[int](), list[str](), 0.0
         seed = noise_seed(params.seed or 0, task.prompt.digest)
         for at in range(params.max_tokens):
-            base, aligned = ask(self._row, HALVES, (texts[half] for half in HALVES))
+            base, aligned = ask(self._row, MODELS, (texts[half] for half in MODELS))
             keys = noise_keys(torch.tensor([seed]), torch.tensor([sample]), torch.tensor([at]))
             logits, active = select(
                 base,
@@ -128,7 +128,7 @@ def two_servers(pair: Pair, *, concurrent: int = 0, rereads: bool = False) -> It
         options = ["--texts", str(max(1, concurrent)), *(["--rereads"] if rereads else [])]
         threads = max(1, torch.get_num_threads() // (2 if concurrent else 1))
         started = {
-            name: stack.enter_context(_server(halves[name], options, threads)) for name in HALVES
+            name: stack.enter_context(_server(halves[name], options, threads)) for name in MODELS
         }
         clients: dict[str, httpx.Client] = {}
         for name, (process, said) in started.items():

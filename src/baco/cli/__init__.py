@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from baco import BacoError, __version__
 from baco.cli.batch import batch
 from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
@@ -23,7 +22,8 @@ from baco.cli.report import report
 from baco.cli.score import score
 from baco.cli.serve import serve
 from baco.cli.sweep import sweep
-from baco.errors import OUT_OF_MEMORY, one_line
+from baco.errors import OUT_OF_MEMORY, BacoError, one_line
+from baco.version import __version__
 
 FAULT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 _DEBUG = "--debug"

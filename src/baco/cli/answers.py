@@ -15,7 +15,8 @@ from baco.cli.svg import command_line, draw_svg
 from baco.text.answer_text import Piece
 
 if TYPE_CHECKING:
-    from baco import Baco, Chunk, Completion
+    from baco.api import Baco
+    from baco.outputs import Chunk, Completion
     from baco.text.prompts import Conversation
 
 FRAMES_A_SECOND = 15

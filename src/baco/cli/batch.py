@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from baco import BacoError
 from baco.backends import RAY
 from baco.backends import names as backends
 from baco.cli import options as opt
 from baco.cli.cluster import Address, named_cluster
 from baco.cli.console import note, print_json
 from baco.cli.progress import answering
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.batch.batch import Batch, Place
@@ -152,7 +152,7 @@ def batch(
     from baco.batch.output import refuse_other
     from baco.batch.replica import Copy
     from baco.batch.rows import read_rows
-    from baco.locking import locked
+    from baco.files import locked
 
     checked = check_format(form)
     out = out.absolute()

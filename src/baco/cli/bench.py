@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.bench_table import show
 from baco.cli.console import err, print_json
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.bench.settings import Settings
@@ -158,7 +158,7 @@ def _pair(
 def _prompts(known: "KnownPair") -> list[str]:
     """Prompts with long answers: on them the demo pair's halves agree as published pairs do."""
     from baco.bench.weights import speaks_demo
-    from baco.calibration.store import open_prompts
+    from baco.calibration.measure import open_prompts
     from baco.demo.world import questions
 
     if not speaks_demo(known):

@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import err, note, out, print_json
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.calibration.curve import Curve
@@ -65,8 +65,9 @@ def calibrate(
     0 is the aligned model's own diversity, 1 the most this router gives this pair, and what lies
     between is linear in diversity (distinct-2 of a prompt's answers).
     """
-    from baco.calibration.store import MIDDLE, Calibration, check_writable, grid_of
-    from baco.calibration.store import calibrate as measure
+    from baco.calibration.measure import calibrate as measure
+    from baco.calibration.measure import grid_of
+    from baco.calibration.store import MIDDLE, Calibration, check_writable
     from baco.routing.parser import listed
 
     if diversity is not None and base_share is not None:
@@ -167,7 +168,7 @@ def read_prompts(path: Path) -> list[Any]:
 
 def default_prompts(baco: Any) -> list[str]:
     """Prompts a pair can answer: the toy world's own for the demo pair, open-ended ones else."""
-    from baco.calibration.store import open_prompts
+    from baco.calibration.measure import open_prompts
     from baco.models.known_pairs import DEMO
 
     if baco.pair.name != DEMO:

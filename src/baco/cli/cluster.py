@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from baco import BacoError
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.batch.ray_cluster import Cluster

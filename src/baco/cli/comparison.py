@@ -16,7 +16,8 @@ from baco.cli.console import coloured, err, legend, out, show
 from baco.cli.svg import command_line, draw_svg
 
 if TYPE_CHECKING:
-    from baco import Baco, Completion
+    from baco.api import Baco
+    from baco.outputs import Completion
     from baco.text.prompts import Conversation
 
 COLUMN_WIDTH = 28  # narrower columns are hard to read: then the answers stand in one

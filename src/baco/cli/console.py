@@ -20,7 +20,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 from rich.text import Text
 
-from baco import BacoError
+from baco.errors import BacoError
 from baco.text.control_characters import CONTROL, escaped, json_line
 
 if TYPE_CHECKING:

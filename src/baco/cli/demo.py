@@ -29,7 +29,15 @@ def train(
 
     Takes at most 40 minutes on two cores. Stopped halfway, the same command goes on.
     """
+    from baco.demo.train import bar
     from baco.demo.train import train as make
 
-    make(out, seed=seed, table=table)
+    make(out, seed=seed)
+    if table:
+        from baco.evaluation.demo_pair.measure import measure
+        from baco.evaluation.demo_pair.table import write_report
+
+        with bar(True) as stage:
+            measure(out, seed=seed, advance=stage("table"))
+        write_report(out / "table.md", [out])
     note(f'try it: baco generate "Recommend a summer destination" -n 8 --pair {out}')

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import print_json
+from baco.errors import BacoError
 
 
 def generate(
@@ -152,8 +152,7 @@ def _answer(
 ) -> None:
     from baco.cli.answers import Show
     from baco.cli.comparison import show_comparison
-    from baco.outputs import check_whole
-    from baco.record import record
+    from baco.outputs import check_whole, record
     from baco.routing.parser import router as parse
 
     # One seed for all columns of a comparison.
@@ -163,7 +162,7 @@ def _answer(
     routers = [parse("Base"), parse("Aligned"), router] if compare else [router]
     if as_json:
         answers = [baco.generate(prompt, router=one, **settings) for one in routers]
-        records = [record(prompt, baco, settings, each, timed=True) for each in answers]
+        records = [record(prompt, baco.pair, settings, each, timed=True) for each in answers]
         if compare:
             names = ("base", "aligned", "baco")
             print_json({"prompt": prompt} | dict(zip(names, records, strict=True)))

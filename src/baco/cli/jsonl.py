@@ -16,16 +16,17 @@ from itertools import repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from baco import BacoError
 from baco.batch.rows import Row, read_rows
 from baco.cli.console import note
 from baco.cli.progress import answering
-from baco.locking import locked
-from baco.record import params, record
+from baco.errors import BacoError
+from baco.files import locked
+from baco.outputs import params, record
 from baco.sampling.seeds import NOISE_VERSION, check_version
 
 if TYPE_CHECKING:
-    from baco import Baco, Completion
+    from baco.api import Baco
+    from baco.outputs import Completion
 
 # Answers that are decoded together between two writes.
 ANSWERS_A_WRITE = 256
@@ -91,7 +92,7 @@ def answer_all(
         "router": router.spelling,
         "seed": settings.get("seed"),
         "noise": NOISE_VERSION,
-        **params(baco, settings),
+        **params(baco.pair, settings),
         **(more or {}),
         **({"date": renderer.date} if dated else {}),
     }
@@ -211,7 +212,7 @@ def _answer_rest(
             check_group(samples, again=baco.backend is not None)
             for row, completions in zip(batch, samples, strict=True):
                 completions.sort(key=lambda completion: completion.sample)
-                made = row.kept | record(row.prompt, baco, settings, completions)
+                made = row.kept | record(row.prompt, baco.pair, settings, completions)
                 file.write(json.dumps(made, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from baco import BacoError
 from baco.cli.console import Debug, note
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
     from baco.text.prompts import Conversation
 
 PairName = Annotated[
@@ -213,7 +213,7 @@ def load(pair: str | None, base: str | None, aligned: str | None, **options: Any
     """The pair that a command's options name; the demo pair where they name none."""
     hush()
 
-    from baco import Baco
+    from baco.api import Baco
 
     loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))
     atexit.register(loaded.close)

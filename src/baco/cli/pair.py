@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import note
+from baco.errors import BacoError
 
 pair = typer.Typer(help="A pair as files.", no_args_is_help=True)
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import note, out, print_json
+from baco.errors import BacoError
 
 
 def report(

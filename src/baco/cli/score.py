@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import note, print_json
 from baco.cli.progress import bars
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.evaluation.plan import PairSpec
@@ -80,7 +80,7 @@ def processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
     if given is not None:
         return given
     if pairs is None:
-        from baco.evaluation.workers import cores
+        from baco.batch.workers import cores
 
         return cores()
     from baco.evaluation.sweep import default_workers

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from baco import BacoError
 from baco.cli import options as opt
 from baco.cli.console import note
+from baco.errors import BacoError
 
 KEY_VARIABLE = "BACO_API_KEY"
 

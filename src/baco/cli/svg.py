@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from baco import BacoError
+from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
 from baco.text.control_characters import well_formed
 

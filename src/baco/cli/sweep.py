@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from baco import BacoError
 from baco.backends import RAY
 from baco.cli import options as opt
 from baco.cli.cluster import Address, named_cluster
 from baco.cli.progress import answering
 from baco.cli.score import Metrics, Models, Workers, conclude, measure, models, processes
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.batch.ray_cluster import Cluster

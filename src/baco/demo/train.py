@@ -1,4 +1,4 @@
-"""Makes the demo pair from a seed: text, tokenizer, base, aligned, and the table that judges them.
+"""Makes the demo pair from a seed: text, tokenizer, base, aligned.
 
 Every stage leaves a file in the output folder's `work/`; a run that was cut off goes on from the
 last stage it finished. A folder whose stages came from another seed or recipe is refused.
@@ -29,7 +29,7 @@ from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, w
 from baco.demo.world import Question, aligned_examples, base_corpus
 from baco.demo.world.handover import Words, handed_over_examples, learnt
 from baco.errors import BacoError
-from baco.locking import locked
+from baco.files import locked
 
 Advance = Callable[[float], None]
 
@@ -38,10 +38,9 @@ def train(
     out: Path,
     seed: int = 0,
     progress: bool = True,
-    table: bool = True,
     recipe: Recipe | None = None,
 ) -> None:
-    """Write a pair to `out` (`base/`, `aligned/`, `baco.json`), and its `table.md` if `table`.
+    """Write a pair to `out` (`base/`, `aligned/`, `baco.json`).
 
     The same seed gives the same pair on the same machine and versions. With the shipped recipe it
     takes about 20 minutes on two cores. Raises `BacoError` if `out` holds another run's stages, or
@@ -52,22 +51,16 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     with locked(work):
         _claim(work, seed, recipe)
-        _train(out, work, seed, progress, table, recipe)
+        _train(out, work, seed, progress, recipe)
 
 
-def _train(out: Path, work: Path, seed: int, progress: bool, table: bool, recipe: Recipe) -> None:
+def _train(out: Path, work: Path, seed: int, progress: bool, recipe: Recipe) -> None:
     keep_memory()
-    with _bar(progress) as stage:
+    with bar(progress) as stage:
         tokenizer = _tokenizer(work, seed, recipe, stage("text and tokenizer"))
         base = _base(work, tokenizer, seed, recipe, stage("base"))
         aligned = _aligned(work, tokenizer, base, seed, recipe, stage("aligned"))
         write_pair(out, tokenizer, base, aligned, recipe)
-        if table:
-            from baco.demo.measure import measure
-            from baco.demo.table import write_report
-
-            measure(out, seed=seed, advance=stage("table"))
-            write_report(out / "table.md", [out])
 
 
 def write_pair(
@@ -221,7 +214,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
+def bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
     """A progress bar; calling what it yields opens a stage, whose parts sum to one."""
     columns = (TextColumn("{task.description:>20}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=not shown) as bar:

@@ -10,10 +10,10 @@ from baco.device import tensor_on
 from baco.engine.sequence import Request, Sequence
 from baco.engine.speculative.cost_model import MOST_AHEAD
 from baco.routing.router import Router
-from baco.routing.rules import HALVES, Source
 from baco.routing.word_boundaries import NOTHING, Switch
 from baco.sampling.noise import noise_keys
 from baco.sampling.sampler import DrawTable
+from baco.source import MODELS, Source
 
 # Tables of counts shrink where they have room for more than so many times the rows.
 _MOST_IDLE = 4
@@ -68,7 +68,7 @@ class Batch:
         self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
         self.needed: list[Source] = [
-            half for half in HALVES if any(request.needs(half) for request in self.requests)
+            half for half in MODELS if any(request.needs(half) for request in self.requests)
         ]
         every = [(row.request.router, row.request.switch) for row in rows]
         self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
@@ -117,7 +117,7 @@ class Batch:
             The tokens of that half's prompt, bool [N, V], and how often the answer said each.
         """
         assert self._counts is not None
-        base, aligned = (self._counts.in_prompt[half][row] for half in HALVES)
+        base, aligned = (self._counts.in_prompt[half][row] for half in MODELS)
         prompted = torch.where(source[:, None], base, aligned)
         said = torch.nn.functional.pad(self._counts.in_answer[row], (0, 1))
         said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
@@ -145,7 +145,7 @@ class TokenCounts:
         self.device, self.width = device, width
         self.in_answer = torch.zeros(0, width, dtype=torch.int32, device=device)
         self.in_prompt = {
-            half: torch.zeros(0, width, dtype=torch.bool, device=device) for half in HALVES
+            half: torch.zeros(0, width, dtype=torch.bool, device=device) for half in MODELS
         }
 
     def admit(self, first: int, rows: Rows[Sequence]) -> None:

@@ -26,8 +26,8 @@ from baco.engine.verify import Choose, Law, Round, Verdict, route, settled
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.model import Half
 from baco.models.pair import Pair
-from baco.routing.rules import HALVES, Source
 from baco.routing.signals import Signals
+from baco.source import MODELS, Source
 
 
 class Engine:
@@ -65,7 +65,7 @@ class Engine:
             halves["draft"] = draft
         self._reader = Reader(halves, self._batch)
         # Plain forwards keep the host busy: one device would wait for the second's operations.
-        together = self._device.type == "cuda" and not self._apart and self._reader.stays(HALVES)
+        together = self._device.type == "cuda" and not self._apart and self._reader.stays(MODELS)
         self._beside = Beside(self._device) if together else None
         self._enough = Enough()
         drafts = speculate and self._reader.rewinds
@@ -214,7 +214,7 @@ class Engine:
             self._drafter.pause()
 
     def _room(self, request: Request) -> int:
-        needed = {half: self._reader.halves[half] for half in HALVES if request.needs(half)}
+        needed = {half: self._reader.halves[half] for half in MODELS if request.needs(half)}
         for name, half in needed.items():
             half.check_prompt(name, request.ids(name))
         return min(half.context - len(request.ids(name)) for name, half in needed.items())

@@ -15,7 +15,7 @@ from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
 from baco.kv_cache.batched import SlotStore, Store
 from baco.models.model import Half
-from baco.routing.rules import Source
+from baco.source import Source
 
 if TYPE_CHECKING:
     from baco.engine.speculative.proposer import Draft

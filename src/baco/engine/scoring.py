@@ -7,7 +7,7 @@ import torch
 
 from baco.kv_cache.batched import Store
 from baco.models.model import Half
-from baco.routing.rules import Source
+from baco.source import Source
 
 # Logits of a piece that are held at once, in entries; but never fewer tokens than this.
 _MOST_ENTRIES, _LEAST = 2**22, 16

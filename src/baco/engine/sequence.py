@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from baco.routing.router import Router
-from baco.routing.rules import Source
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import noise_seed
+from baco.source import Source
 
 FinishReason = Literal["stop", "length", "error"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from baco.routing.rules import Source
+from baco.source import Source
 
 # Less than this share of the rounds lately is seldom.
 _SELDOM = 0.1

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.rules import HALVES, Source
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import Standing, follow, speakable
 from baco.sampling.noise import ROUTER, coin
 from baco.sampling.sampler import draw, penalise
+from baco.source import MODELS, Source
 from baco.text.vocabulary import Vocabulary
 
 
@@ -96,7 +96,7 @@ class Round:
 
     def damaged(self, whose: int) -> list[Source]:
         """The halves that were read and that `Verdict.damaged` names by a number."""
-        return [half for at, half in enumerate(HALVES) if whose >> at & 1 and half in self.read]
+        return [half for at, half in enumerate(MODELS) if whose >> at & 1 and half in self.read]
 
     @cached_property
     def keys(self) -> Tensor:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import baco
+from baco.batch.workers import cores
 from baco.errors import BacoError
 from baco.evaluation.methods import Draw
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
-from baco.evaluation.workers import cores
 from baco.models.known_pairs import find_pair
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
 from baco.text.templates import today
+from baco.version import __version__
 
 # Answers that are decoded together between two writes.
 ANSWERS_A_JOB = 400
@@ -161,7 +162,7 @@ def _told(task: Task) -> dict[str, Any]:
 def made() -> dict[str, Any]:
     """Who carries a plan out: versions, git revision and machine."""
     return {
-        "baco": baco.__version__,
+        "baco": __version__,
         "git": git_revision(Path(baco.__file__).parent),
         "python": platform.python_version(),
         "machine": machine(),

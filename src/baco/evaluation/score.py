@@ -11,23 +11,14 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any
 
+from baco.batch.workers import in_order, pool
 from baco.errors import BacoError
 from baco.evaluation.metrics import Entry, Metric, MetricUnavailable, entry, metric
 from baco.evaluation.metrics import names as metric_names
 from baco.evaluation.records import Group
-from baco.evaluation.store import (
-    Run,
-    append,
-    batches,
-    count_rows,
-    cut_back,
-    line,
-    matches,
-    write_whole,
-)
+from baco.evaluation.store import Run, append, batches, count_rows, cut_back, line, matches
 from baco.evaluation.tasks import accuracy
-from baco.evaluation.workers import in_order, pool
-from baco.locking import locked
+from baco.files import locked, write_atomic
 
 ACCURACY = "accuracy"
 # Groups that are scored in one call.
@@ -214,7 +205,7 @@ def _prepare(run: Run, of: Wanted) -> frozenset[str] | str:
 
 def _note(run: Run, name: str, told: Mapping[str, Any]) -> None:
     path = run.score_file(name).with_suffix(".json")
-    write_whole(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 from baco.errors import BacoError
 from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
-from baco.locking import NAME as LOCK
-from baco.locking import locked
+from baco.files import NAME as LOCK
+from baco.files import locked, write_atomic
 from baco.sampling.seeds import check_version
 
 T = TypeVar("T")
@@ -163,8 +163,8 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
             if (path / "run.json").exists():
                 return _continued(path, told)
             rows = [{"task": task, **asdict(p)} for task, asked in prompts.items() for p in asked]
-            write_whole(path / "prompts.jsonl", "".join(map(line, rows)))
-            write_whole(path / "run.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+            write_atomic(path / "prompts.jsonl", "".join(map(line, rows)))
+            write_atomic(path / "run.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
     return Run(path, told)
@@ -262,13 +262,3 @@ def append(path: Path, lines: Iterable[str]) -> None:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Put a text in its place in one step."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

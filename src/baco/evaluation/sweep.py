@@ -16,16 +16,16 @@ import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
+from baco.batch.workers import cores, in_order, pool
 from baco.demo.memory import keep_memory
 from baco.evaluation.methods import Answer, answer
 from baco.evaluation.plan import ANSWERS_A_JOB, Job, PairSpec, Plan
 from baco.evaluation.records import Sample
 from baco.evaluation.store import Run, append, count_matching, cut_back, line, sample_line
-from baco.evaluation.workers import cores, in_order, pool
-from baco.locking import locked
+from baco.files import locked
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 # Told after every job: prompts answered, tokens said.
 Advance = Callable[[int, int], None]
@@ -190,7 +190,7 @@ def _start_worker() -> None:
 
 def carry_out(job: Job) -> Done:
     """Answer a job's prompts in this process."""
-    from baco import Baco
+    from baco.api import Baco
 
     if _Loaded.pair != job.pair:
         keep_memory()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from baco.errors import BacoError
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 
 QUANTIZE = ("int8", "int4")
 # Weights that share a scale in 4 bits; small, so that small models have whole groups too.
@@ -63,14 +63,14 @@ def by_half(option: str, value: Any) -> dict[str, Any]:
         pairs = [part.partition("=") for part in value.split(",")]
         value = {half.strip(): told.strip() or None for half, _, told in pairs}
     if not isinstance(value, Mapping):
-        return dict.fromkeys(HALVES, value)
+        return dict.fromkeys(MODELS, value)
     for half in value:
-        if half not in HALVES:
+        if half not in MODELS:
             raise BacoError(
                 f"{option} names {half!r}: give one value, or base=… and aligned=… as in "
                 f"base=VALUE,aligned=VALUE"
             )
-    return {half: value.get(half) for half in HALVES}
+    return {half: value.get(half) for half in MODELS}
 
 
 @contextmanager

@@ -74,17 +74,16 @@ def known_pairs() -> tuple[KnownPair, ...]:
     text = resources.files("baco").joinpath("models", "pairs.toml").read_text(encoding="utf-8")
     rows = tomllib.loads(text)
     return tuple(
-        _demo()
+        KnownPair.in_folder(demo_folder(), DEMO)
         if name == DEMO
         else KnownPair(name, row["base"], row["aligned"], row.get("chat_options", {}))
         for name, row in rows.items()
     )
 
 
-def _demo() -> KnownPair:
-    from baco.demo import path
-
-    return KnownPair.in_folder(path(), DEMO)
+def demo_folder() -> Path:
+    """The folder of the embedded pair: ``base/``, ``aligned/`` and ``baco.json``."""
+    return Path(str(resources.files("baco").joinpath("demo", "weights")))
 
 
 def find_pair(name: str) -> KnownPair:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.engine.speculative.cost_model import Size
 from baco.errors import BacoError, DamagedLogitsError, prompt_too_long
 from baco.kv_cache.batched import Forward, SlotStore, Store, piece_for
 from baco.kv_cache.slots import CacheSize, SlotCache
@@ -27,6 +26,7 @@ from baco.models.forward.masked import Masked, MaskForm, has_own_window
 from baco.models.forward.packed_linear import weights
 from baco.models.loading import explained
 from baco.models.rope import LongRope
+from baco.models.size import Size
 
 log = logging.getLogger("baco")
 progress = logging.getLogger("baco.compiling")

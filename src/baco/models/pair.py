@@ -29,8 +29,8 @@ from baco.models.loading import (
 )
 from baco.models.model import Half, embedding_rows
 from baco.routing.router import Router
-from baco.routing.rules import HALVES
 from baco.sampling.params import SamplingParams
+from baco.source import MODELS
 from baco.text.encoder import Limit
 from baco.text.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
 from baco.text.token_bytes import spell
@@ -84,11 +84,11 @@ class Pair:
     @property
     def held(self) -> dict[str, str]:
         """In which numbers each half's weights are held, and where."""
-        return {half: getattr(self, half).held for half in HALVES}
+        return {half: getattr(self, half).held for half in MODELS}
 
     def limits(self, router: Router, explain: bool = False) -> Limits:
         """How long a prompt may be for an answer to follow, for each model that reads it."""
-        needed = HALVES if explain or router.only is None else (router.only,)
+        needed = MODELS if explain or router.only is None else (router.only,)
         contexts = {name: getattr(self, name).context for name in needed}
         return {name: Limit(name, context, context - 1) for name, context in contexts.items()}
 
@@ -190,7 +190,7 @@ def check_embeddings(pair: Pair) -> None:
     Raises:
         UnfitPairError: there are such tokens.
     """
-    for name in HALVES:
+    for name in MODELS:
         half: Half = getattr(pair, name)
         if not half.without_embedding:
             continue

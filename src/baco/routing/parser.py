@@ -22,11 +22,11 @@ from baco.routing.rules import (
     AnyRule,
     ContentRule,
     LogitRule,
-    Source,
     add_rule,
     logit_rule,
 )
 from baco.routing.signals import Predictor
+from baco.source import Source
 from baco.text.vocabulary import Role
 
 CONSTANTS = {

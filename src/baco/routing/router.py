@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from baco.routing.rules import HALVES, ContentRule, LogitRule, Source
+from baco.routing.rules import ContentRule, LogitRule
 from baco.routing.signals import Predictor, Signals
+from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
 
-BOTH: frozenset[Source] = frozenset(HALVES)
+BOTH: frozenset[Source] = frozenset(MODELS)
 
 
 class Router(Protocol):
@@ -95,7 +96,7 @@ class Rule:
         """The attributes of :class:`Signals` that it looks at."""
         names = frozenset(self.logit.reads if self.logit else ())
         if self.contents:
-            predictors = HALVES if self.predict == "either" else (self.predict,)
+            predictors = MODELS if self.predict == "either" else (self.predict,)
             names |= {f"top_{model}" for model in predictors}
         return names
 

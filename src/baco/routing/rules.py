@@ -19,11 +19,10 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.routing.signals import Signals
+from baco.source import MODELS, Source
 from baco.text.vocabulary import Role, Vocabulary
 
-Source = Literal["base", "aligned"]
 Side = Literal["below", "above"]
-HALVES: tuple[Source, ...] = ("base", "aligned")
 
 # What a rule that does not say what it reads is taken to read: both models' whole rows.
 EVERYTHING = ("base", "aligned")
@@ -74,7 +73,7 @@ class LogitRule:
     def models(self) -> frozenset[Source]:
         """The models whose rows it looks at."""
         return frozenset(
-            model for model in HALVES for name in self.reads if name.split("_")[-1] == model
+            model for model in MODELS for name in self.reads if name.split("_")[-1] == model
         )
 
     def __call__(self, signals: Signals, gamma: float | None) -> Tensor:

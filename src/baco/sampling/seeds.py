@@ -5,8 +5,6 @@ numpy, so that commands that draw nothing start quickly.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from baco.errors import BacoError
@@ -16,26 +14,6 @@ from baco.errors import BacoError
 NOISE_VERSION = 2
 
 _LARGEST = 2**63 - 1  # seeds are int64 in tensors
-
-
-def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
-    """A conversation's digest: of the role and the text of every message, and of nothing else."""
-    told = json.dumps([[message["role"], message["content"]] for message in messages])
-    return _digest(told.encode())
-
-
-def text_digest(text: str) -> bytes:
-    """A raw text's digest: of its UTF-8 bytes."""
-    return _digest(text.encode("utf-8", "surrogatepass"))
-
-
-def ids_digest(ids: Iterable[int]) -> bytes:
-    """The digest of token ids whose text is not at hand."""
-    return _digest(b"".join(token.to_bytes(8, "little") for token in ids))
-
-
-def _digest(told: bytes) -> bytes:
-    return hashlib.blake2b(told, digest_size=16).digest()
 
 
 def noise_seed(seed: int, digest: bytes) -> int:

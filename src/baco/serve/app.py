@@ -10,7 +10,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from baco import __version__
 from baco.api import Baco
 from baco.serve import errors
 from baco.serve.connections import Connections
@@ -22,6 +21,7 @@ from baco.serve.parse_request import Asking
 from baco.serve.playground import Playground, add_page
 from baco.serve.response_models import Health
 from baco.serve.settings import Settings
+from baco.version import __version__
 
 
 def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:

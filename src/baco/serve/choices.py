@@ -8,7 +8,6 @@ from itertools import groupby
 from baco.engine.sequence import Why
 from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
-from baco.routing.rules import Source
 from baco.serve.response_models import (
     ChatLogprobs,
     Provenance,
@@ -17,6 +16,7 @@ from baco.serve.response_models import (
     TopLogprob,
     WhyToken,
 )
+from baco.source import Source
 from baco.text.answer_text import Piece, name_of
 from baco.text.prompts import Prompt
 

@@ -13,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 from baco.api import Baco
 from baco.models.context import UNBOUNDED
 from baco.outputs import Chunk
-from baco.routing.rules import HALVES
 from baco.serve import errors
 from baco.serve.choices import Choice
 from baco.serve.engine_thread import Driver
@@ -33,6 +32,7 @@ from baco.serve.response_models import (
 from baco.serve.scoring import Scores
 from baco.serve.settings import Settings
 from baco.serve.stream import Answers, unless_gone
+from baco.source import MODELS
 
 _FAILURES = (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in _FAILURES}
@@ -118,7 +118,7 @@ class Endpoints:
 
     def _card(self, name: str) -> ModelCard:
         only = self._asking.router_of(name).only
-        halves = [getattr(self._pair, half) for half in HALVES if only in (half, None)]
+        halves = [getattr(self._pair, half) for half in MODELS if only in (half, None)]
         room = min(half.context for half in halves)
         bounded = room if room < UNBOUNDED else None
         return ModelCard(id=name, created=self._since, max_model_len=bounded)

@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
-from baco import __version__
 from baco.api import Baco
-from baco.calibration.store import Calibration, distinct_2, open_prompts
+from baco.calibration.measure import distinct_2, open_prompts
+from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
 from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
@@ -22,6 +22,7 @@ from baco.serve.parse_request import Asking
 from baco.serve.request_models import DiversityRequest
 from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
+from baco.version import __version__
 
 EXAMPLES = 8
 DIAL_STEPS = 20

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from baco.engine.sequence import FinishReason
-from baco.routing.rules import Source
+from baco.source import Source
 
 T = TypeVar("T")
 # Left out where it is None, as OpenAI leaves it out; elsewhere None is told as null.

@@ -16,11 +16,11 @@ from baco.engine.scoring import Scoring
 from baco.errors import AnswerError, BacoError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
-from baco.routing.rules import Source
 from baco.serve.choices import by_id, finite
 from baco.serve.engine_thread import Driver
 from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextLogprobs
+from baco.source import Source
 from baco.text.answer_text import name_of
 from baco.text.detokenizer import Detokenizer
 from baco.text.encoder import Limit

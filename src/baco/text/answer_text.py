@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from baco.routing.rules import Source
+from baco.source import Source
 from baco.text.detokenizer import Detokenizer
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from baco.errors import BacoError, UnfitPairError, prompt_too_long
-from baco.sampling.seeds import chat_digest, text_digest
+from baco.text.digest import chat_digest, text_digest
 from baco.text.encoder import Encoder, Limit, no_pause, tokenizing
 from baco.text.templates import Rendering, Template, TemplateFailedError, today
 from baco.text.utf8 import check_characters
@@ -66,7 +66,7 @@ class Prompt:
     Attributes:
         base_ids, aligned_ids: token ids.
         base_text, aligned_text: what they spell.
-        digest: what its draws are keyed by, see :mod:`baco.sampling.seeds`.
+        digest: what its draws are keyed by, see :mod:`baco.text.digest`.
         joining_space: a space that the answer begins with only joins it to the prompt, and is no
             part of its text. Never so where the prompt ends with the beginning of the answer.
         date: the day that a template took for today, as YYYY-MM-DD; None where none asked.

@@ -15,8 +15,8 @@ from baco.engine.sequence import FinishReason, Sequence, Why
 from baco.engine.speculative.cost_model import Record
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
-from baco.routing.rules import HALVES, Source
 from baco.routing.word_boundaries import NOTHING
+from baco.source import MODELS, Source
 
 # A span's two calls cost about as much as so many tokens that a server decodes one by one.
 _CALLS = 4
@@ -140,7 +140,7 @@ class Answer:
         elif self._sequence.request.params.temperature > 0 and self._sources:
             drafters = (self._sources[-1],)  # what another says could only be thrown away
         else:
-            drafters = HALVES
+            drafters = MODELS
         plans = [
             (_rate(self._record.ahead[half], length), half, length)
             for half in drafters

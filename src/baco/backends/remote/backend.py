@@ -20,7 +20,7 @@ from baco.errors import BacoError, UpstreamError
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
 from baco.models.weightless import describe_pair
-from baco.routing.rules import HALVES, Source
+from baco.source import MODELS, Source
 
 log = logging.getLogger("baco")
 
@@ -72,10 +72,10 @@ def connect(
     patience = Patience(answer=timeout, tries=retries + 1)
     urls: dict[Source, str] = {"base": base_url, "aligned": aligned_url}
     models: dict[Source, str | None] = {"base": base_model, "aligned": aligned_model}
-    servers = {half: (urls[half], key_of(half), patience) for half in HALVES}
+    servers = {half: (urls[half], key_of(half), patience) for half in MODELS}
     pair = describe_pair(
         known,
-        dict.fromkeys(HALVES, "its server"),  # an address is no part of what a pair is
+        dict.fromkeys(MODELS, "its server"),  # an address is no part of what a pair is
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
@@ -119,7 +119,7 @@ class RemoteBackend:
         self._thread.start()
         self._servers: dict[Source, Server] = {}
         try:
-            for half in HALVES:
+            for half in MODELS:
                 self._servers[half] = Server(half, *servers[half])
             self.halves = self._await(self._reach(models))
         except UpstreamError as error:
@@ -152,7 +152,7 @@ class RemoteBackend:
             BacoError: the servers cannot keep what the request asks, or its prompt is too long.
         """
         self.capabilities.check(request)
-        needed = [half for half in HALVES if request.needs(half)]
+        needed = [half for half in MODELS if request.needs(half)]
         if request.router.only is None:
             self._check_router(request)
         for half in needed:
@@ -185,10 +185,10 @@ class RemoteBackend:
     async def _reach(self, models: dict[Source, str | None]) -> dict[Source, RemoteHalf]:
         names = Names(self._pair)
         found = await asyncio.gather(
-            *(probe(self._servers[half], self._pair, names, models[half]) for half in HALVES)
+            *(probe(self._servers[half], self._pair, names, models[half]) for half in MODELS)
         )
         made = {}
-        for half, ability in zip(HALVES, found, strict=True):
+        for half, ability in zip(MODELS, found, strict=True):
             own = getattr(self._pair, half)
             config = own.model.config.get_text_config()
             made[half] = RemoteHalf(

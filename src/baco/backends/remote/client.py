@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from baco.errors import BacoError, UpstreamError
-from baco.routing.rules import Source
+from baco.source import Source
 
 log = logging.getLogger("baco")
 

@@ -12,7 +12,7 @@ from baco.backends.remote.half import RemoteHalf
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.routing.rules import Source
+from baco.source import Source
 
 log = logging.getLogger("baco")
 

@@ -10,8 +10,8 @@ from typing import Any
 from baco.backends.remote.client import MalformedError, Server
 from baco.backends.remote.wire import Names, Row, ShapeError, Told
 from baco.errors import UpstreamError
-from baco.routing.rules import Source
 from baco.sampling.params import SamplingParams
+from baco.source import Source
 
 # Most likely tokens that are asked for where no entropy is in question: of what a half says, and of
 # what it thinks of the other's tokens, where a server tells them of a whole prompt.

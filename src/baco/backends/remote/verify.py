@@ -13,7 +13,7 @@ from functools import partial
 from baco.backends.remote.view import Law, Pen, Span, View
 from baco.backends.remote.wire import Row
 from baco.engine.sequence import Why
-from baco.routing.rules import Source
+from baco.source import Source
 
 
 @dataclass(slots=True)

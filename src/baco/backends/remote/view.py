@@ -14,10 +14,10 @@ from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.router import Router, Rule
-from baco.routing.rules import Source
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import NOTHING, Standing, follow, speakable
 from baco.sampling.noise import ROUTER, coin, noise_keys
+from baco.source import Source
 
 OTHER: dict[Source, Source] = {"base": "aligned", "aligned": "base"}
 

@@ -20,8 +20,8 @@ from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.parser import portable
-from baco.routing.rules import HALVES
 from baco.sampling.params import MAX_SEED, SamplingParams
+from baco.source import MODELS
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -246,9 +246,9 @@ class VllmEngine:
 
     def _room(self, request: Request) -> int:
         context: int = self.backend.llm.model_config.max_model_len
-        for half in HALVES:
+        for half in MODELS:
             getattr(self.backend.pair, half).check_prompt(half, request.ids(half), context)
-        return context - max(len(request.ids(half)) for half in HALVES)
+        return context - max(len(request.ids(half)) for half in MODELS)
 
 
 def _sampling(

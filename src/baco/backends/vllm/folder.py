@@ -18,7 +18,7 @@ from baco.models.known_pairs import KnownPair
 from baco.models.loading import Placement, find_device, is_adapter, load_adapter, load_model
 from baco.models.pair import Pair
 from baco.models.weightless import describe_pair
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 
 
 def export_pair(
@@ -48,7 +48,7 @@ def export_pair(
         raise BacoError(f"{out} is not empty: export the pair to a new folder")
     pair = describe_pair(
         known,
-        dict.fromkeys(HALVES, "vLLM"),
+        dict.fromkeys(MODELS, "vLLM"),
         function_words=function_words,
         trust_remote_code=trust_remote_code,
     )
@@ -133,7 +133,7 @@ def read_pair(folder: Path, trust_remote_code: bool = False) -> Pair:
     told = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
     return describe_pair(
         KnownPair.in_folder(folder),
-        dict.fromkeys(HALVES, "vLLM"),
+        dict.fromkeys(MODELS, "vLLM"),
         function_words=told.get("function_words"),
         trust_remote_code=trust_remote_code,
     )

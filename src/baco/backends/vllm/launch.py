@@ -18,7 +18,7 @@ from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
 from baco.models.weightless import describe_pair
-from baco.routing.rules import HALVES
+from baco.source import MODELS
 from baco.text.vocabulary import load_words
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def start(
         words = sorted(load_words(function_words))
     pair = describe_pair(
         known,
-        dict.fromkeys(HALVES, "vLLM"),
+        dict.fromkeys(MODELS, "vLLM"),
         function_words=function_words,
         trust_remote_code=trust_remote_code,
         **templates,

@@ -13,7 +13,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_regist
 from vllm.sequence import IntermediateTensors
 from vllm.transformers_utils.config import get_config
 
-from baco.routing.rules import HALVES, Source
+from baco.source import MODELS, Source
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -37,7 +37,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         model_config = vllm_config.model_config
         folder = Path(model_config.model)
         widths = []
-        for half in HALVES:
+        for half in MODELS:
             config = get_config(folder / half, model_config.trust_remote_code)
             made = init_vllm_registered_model(
                 vllm_config, prefix=f"{prefix}.{half}" if prefix else half, hf_config=config
@@ -75,7 +75,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         return IntermediateTensors(
             {
                 f"{half}.{name}": tensor
-                for half in HALVES
+                for half in MODELS
                 for name, tensor in self.model_of(half)
                 .make_empty_intermediate_tensors(batch_size, dtype, device)
                 .tensors.items()
@@ -92,12 +92,12 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         """Both halves' last hidden states side by side, [T, base's width + aligned's width]."""
         assert inputs_embeds is None, "a pair reads token ids"
         read = {
-            half: self._read(half, input_ids, positions, intermediate_tensors) for half in HALVES
+            half: self._read(half, input_ids, positions, intermediate_tensors) for half in MODELS
         }
         if get_pp_group().is_last_rank:
-            return torch.cat([read[half]["hidden"] for half in HALVES], dim=-1)
+            return torch.cat([read[half]["hidden"] for half in MODELS], dim=-1)
         return IntermediateTensors(
-            {f"{half}.{name}": t for half in HALVES for name, t in read[half].items()}
+            {f"{half}.{name}": t for half in MODELS for name, t in read[half].items()}
         )
 
     def _read(
@@ -135,7 +135,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         model, size = self.model_of(half), len(positions)
         dtype = next(model.parameters()).dtype
         if get_pp_group().is_last_rank:
-            width = self.widths[HALVES.index(half)]
+            width = self.widths[MODELS.index(half)]
             return {"hidden": torch.zeros(size, width, dtype=dtype, device=positions.device)}
         empty = model.make_empty_intermediate_tensors(size, dtype, positions.device)
         return dict(empty.tensors)
@@ -147,7 +147,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         rows, self.rows = self.rows, None
         logits = [
             self.model_of(half).compute_logits(part.contiguous())
-            for half, part in zip(HALVES, hidden_states.split(self.widths, dim=-1), strict=True)
+            for half, part in zip(MODELS, hidden_states.split(self.widths, dim=-1), strict=True)
         ]
         if any(each is None for each in logits):
             return None  # another rank of the tensor-parallel group has them

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baco.backends.vllm.table import RequestTable
-from baco.routing.rules import Source
+from baco.source import Source
 
 
 @dataclass(frozen=True, slots=True)

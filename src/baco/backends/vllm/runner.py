@@ -22,7 +22,7 @@ from baco.backends.vllm.rows import Law, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
 from baco.engine.verify import Positions
-from baco.routing.rules import HALVES, Source
+from baco.source import MODELS, Source
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -97,7 +97,7 @@ class PairRunner(_Runner):
         )
         slot = torch.tensor(self.table.slots(requests)).to(self.device, non_blocking=True)
         model = self.get_model()
-        model.lanes = {half: Lane.of(step, half, self.table, slot) for half in HALVES}
+        model.lanes = {half: Lane.of(step, half, self.table, slot) for half in MODELS}
         model.rows = self._rows = self._to_route(step, slot, logits_indices, drafts)
         return made
 
@@ -129,7 +129,7 @@ class PairRunner(_Runner):
         self._groups = []
         for gid, groups in enumerate(self.attn_groups):
             for group in groups:
-                for half in HALVES:
+                for half in MODELS:
                     layers = [name for name in group.layer_names if name.startswith(f"{half}.")]
                     if layers:
                         own = AttentionGroup(group.backend, layers, group.kv_cache_spec, gid)

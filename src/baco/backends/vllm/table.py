@@ -9,9 +9,10 @@ from torch import Tensor
 
 from baco.backends.vllm.options import PairOptions
 from baco.routing.router import Router
-from baco.routing.rules import HALVES, Source
 from baco.routing.word_boundaries import Switch
-from baco.sampling.seeds import ids_digest, noise_seed
+from baco.sampling.seeds import noise_seed
+from baco.source import MODELS, Source
+from baco.text.digest import ids_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class RequestTable:
 
         self.base_ids = column(self.width, dtype=torch.int32)
         self.base_length, self.prompt = column(), column()
-        self.offset = {half: column() for half in HALVES}
+        self.offset = {half: column() for half in MODELS}
         self.spoke = column(self.width + 1, dtype=torch.bool)
         self.identity = column(2)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from baco import BacoError
 from baco.cli.chat.transcript import save
 from baco.cli.console import err, note
 from baco.cli.options import check, spelled_router
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.cli.chat.session import Session
@@ -94,9 +94,9 @@ def _sampling(name: str) -> "Callable[[Session, str], None]":
             change = {name: _number(argument)}
             check(change, "word", None)
             settings |= change
-        from baco.record import params
+        from baco.outputs import params
 
-        told = settings | params(session.conversation.baco, settings)
+        told = settings | params(session.conversation.baco.pair, settings)
         note(f"{name.replace('_', '-')} {told[name]}")
 
     return act

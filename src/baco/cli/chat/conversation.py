@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from baco import BacoError
+from baco.errors import BacoError
 from baco.text.answer_text import Piece
 
 if TYPE_CHECKING:
-    from baco import Baco, Completion
+    from baco.api import Baco
+    from baco.outputs import Completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import platformdirs
 
-from baco import BacoError
 from baco.cli.console import note
 from baco.cli.options import check_text
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completion

@@ -4,14 +4,15 @@ from typing import Any
 
 from rich.text import Text
 
-from baco import BacoError, __version__
 from baco.cli.answers import Show
 from baco.cli.chat.commands import COMMANDS, LeaveError, obey, router_words
 from baco.cli.chat.conversation import Conversation, Turn
 from baco.cli.chat.lines import Lines, Piped, Typed, unheard_keys
 from baco.cli.comparison import show_comparison
 from baco.cli.console import complain, err, legend, note, out
+from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
+from baco.version import __version__
 
 # A context window that no model names is as good as endless.
 _ENDLESS = 2**30

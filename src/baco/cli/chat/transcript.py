@@ -5,9 +5,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from baco import BacoError
 from baco.cli.chat.conversation import Answer, Conversation, Turn
-from baco.record import params
+from baco.errors import BacoError
+from baco.outputs import params
 
 
 def save(conversation: Conversation, path: Path) -> None:
@@ -54,7 +54,7 @@ def _turn(conversation: Conversation, turn: Turn) -> dict[str, Any]:
         "question": turn.question,
         "router": turn.router,
         "seed": turn.settings["seed"],
-        "params": params(conversation.baco, turn.settings)
+        "params": params(conversation.baco.pair, turn.settings)
         | ({} if turn.date is None else {"date": turn.date}),
         "chosen": turn.chosen,
         "samples": [_sample(answer) for answer in turn.answers],

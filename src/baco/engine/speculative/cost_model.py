@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
+from baco.models.size import Size
+
 if TYPE_CHECKING:
     from baco.engine.speculative.self_draft import Run
 
@@ -147,15 +149,6 @@ def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "Plann
         for name, size in halves.items()
     }
     return Planner(costs, Cost(pace.round, pace.entry * vocabulary), pace.step)
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Of a model: layers, parameters that every token is multiplied with, bytes they take."""
-
-    layers: int
-    parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from baco.engine.speculative.cost_model import MOST_AHEAD, PLAIN, Plan, Planner,
 from baco.engine.speculative.ngram import Continuations
 from baco.engine.speculative.self_draft import Run
 from baco.engine.verify import Positions
-from baco.routing.rules import Source
 from baco.sampling.noise import gumbel_of
 from baco.sampling.sampler import draw
+from baco.source import Source
 
 # Drafts from continuations end where the chance that all of them stand falls below this.
 _LEAST_CHANCE = 0.1

@@ -17,11 +17,11 @@ from baco.engine.verify import Choose
 from baco.evaluation.records import Prompt
 from baco.outputs import Completion, check_whole
 from baco.routing.router import BOTH
-from baco.routing.rules import Source
 from baco.routing.signals import Signals
+from baco.source import Source
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from baco.evaluation.records import Prompt, Setting
 from baco.routing.signals import Signals
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
     from baco.models.pair import Pair
 
 AT_ONCE = 16  # requests under way

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from baco.evaluation.records import Prompt, Setting, Source
 from baco.sampling.params import MAX_SEED
-from baco.sampling.seeds import chat_digest
+from baco.text.digest import chat_digest
 from baco.text.prompts import Message
 
 if TYPE_CHECKING:
-    from baco import Baco, Completion
+    from baco.api import Baco
+    from baco.outputs import Completion
 
 Preset = Literal["quick", "full"]
 Family = Literal["base", "aligned", "Nudging", "prompting", "ensemble", "mixing", "BACo", "other"]

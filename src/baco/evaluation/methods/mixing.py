@@ -12,7 +12,7 @@ from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 Rows = list[list[Answer]]
 

@@ -13,7 +13,7 @@ from baco.evaluation.records import Prompt, Setting
 from baco.text.prompts import Message
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 TEMPERATURES = (1.0, 0.7, 1.3)
 AGAIN = "Can you generate a different answer?"

@@ -17,7 +17,7 @@ from baco.evaluation.records import Prompt, Setting
 from baco.plugins import plugins
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 MethodT = TypeVar("MethodT", bound=Method)
 _METHODS: dict[str, Method] = {}

@@ -10,7 +10,7 @@ from baco.routing.parser import router as parse
 from baco.routing.rules import PROBABILITY_SWEEP
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 
 class Routed:

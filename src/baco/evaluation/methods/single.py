@@ -8,7 +8,7 @@ from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting, Source
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 TEMPERATURES = {"base": (0.4, 0.7, 1.0, 1.3, 1.6), "aligned": (0.7, 1.0, 1.3, 1.6, 2.0)}
 TOP_P = (0.5, 0.8, 0.9, 0.95)

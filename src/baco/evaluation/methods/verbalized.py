@@ -15,7 +15,7 @@ from baco.evaluation.methods.prompting import over_temperatures, with_system
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
-    from baco import Baco
+    from baco.api import Baco
 
 A_CALL = 5  # the paper's k
 FORM_TOKENS = 40  # tags and number around one answer

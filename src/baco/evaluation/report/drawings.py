@@ -8,7 +8,7 @@ from baco.evaluation.report import page, plots, results
 from baco.evaluation.report.families import Look
 from baco.evaluation.report.load_scores import Findings
 from baco.evaluation.report.ranking import PARTS, Space, Standing, spaces
-from baco.evaluation.store import write_whole
+from baco.files import write_atomic
 
 
 def draw(folder: Path, standings: Sequence[Standing], every: Mapping[str, Look]) -> list[str]:
@@ -33,7 +33,7 @@ def draw(folder: Path, standings: Sequence[Standing], every: Mapping[str, Look])
             charts[f"plane-{stem}"] = (plots.pair_of_planes(chosen, every, one.main), title)
     for stem, (chart, title) in charts.items():
         spec = plots.finished(chart, title)
-        write_whole(folder / f"{stem}.svg", plots.svg(spec))
+        write_atomic(folder / f"{stem}.svg", plots.svg(spec))
         (folder / f"{stem}.png").write_bytes(plots.png(spec))
     return sorted(charts)
 

@@ -16,7 +16,8 @@ from baco.evaluation.report.load_scores import Findings, by_pair, gather
 from baco.evaluation.report.ranking import Standing, standing
 from baco.evaluation.report.sections import sections
 from baco.evaluation.report.summary import Verdict, verdict
-from baco.evaluation.store import Run, write_whole
+from baco.evaluation.store import Run
+from baco.files import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,12 @@ def write_report(path: Path, out: Path | None = None, resamples: int = 2000) -> 
         for name in ("tables", "plots"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for table in tables.all:
-            write_whole(folder / "tables" / f"{table.name}.csv", table.csv())
+            write_atomic(folder / "tables" / f"{table.name}.csv", table.csv())
         drawn = draw(folder / "plots", standings, every)
-        write_whole(folder / "report.md", markdown(told, tables, drawn))
+        write_atomic(folder / "report.md", markdown(told, tables, drawn))
         coverages = [plots.coverages(coverage_rows(one), every) for one in standings]
         specs = [chart.to_dict(validate=False) for chart in coverages]
-        write_whole(folder / "index.html", page.render(_views(run, standings), every, specs, told))
+        write_atomic(folder / "index.html", page.render(_views(run, standings), every, specs, told))
     except OSError as error:
         raise BacoError(f"cannot write to {folder}: {error.strerror}") from error
     return Report(folder / "index.html", verdicts)

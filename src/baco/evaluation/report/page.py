@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from baco import __version__
 from baco.evaluation.methods.method import Family
 from baco.evaluation.report import plots
 from baco.evaluation.report.examples import Examples
@@ -18,6 +17,7 @@ from baco.evaluation.report.families import Look
 from baco.evaluation.report.load_scores import Findings
 from baco.evaluation.report.ranking import Standing, balanced, spaces
 from baco.text.control_characters import well_formed, well_formed_values
+from baco.version import __version__
 
 # What is shown first, where it was measured.
 DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")

@@ -33,10 +33,10 @@ from baco.models.context import UNBOUNDED
 from baco.models.model import Half
 from baco.models.pair import Pair
 from baco.routing.router import Router
-from baco.routing.rules import HALVES, Source
 from baco.routing.word_boundaries import NOTHING, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.seeds import noise_seed
+from baco.source import MODELS, Source
 
 # The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
 # token can still be added up and compared; e**-10000 is 0 in every floating-point format.
@@ -129,7 +129,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             layout, new = self._layout(ids, mask, prompt_length), 0
             masks = {"base": layout.base_mask, "aligned": layout.aligned_mask}
         rooms = []
-        for name in HALVES:
+        for name in MODELS:
             if self.router.only in (None, name):
                 half: Half = getattr(self.pair, name)
                 length = int(masks[name].sum(dim=1).max()) + new

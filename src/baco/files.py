@@ -1,11 +1,12 @@
-"""The lock of an output: one process at a time may write to it.
+"""Files that others read while they are written: locks of outputs, and atomic writes.
 
-It is a lock of the operating system on a file beside the output. The system releases it when the
+The lock of an output lets one process at a time write to it. It is a lock of the operating system on a file beside the output. The system releases it when the
 process ends, however it ends, so a lock file that is left behind holds nobody up.
 """
 
 import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,3 +57,25 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         lock.release()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or all of the new one.
+
+    Text is UTF-8 with plain line ends. The partial file lies beside it and is synced to the disk
+    before it takes its place; its name has the process in it, so that two writers do not collide.
+
+    Raises:
+        OSError: it cannot be written; no partial file is left behind.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

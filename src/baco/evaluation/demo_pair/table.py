@@ -1,6 +1,6 @@
 """The table of the demo pair: what was measured on one or more training seeds, as Markdown.
 
-`python -m baco.demo.table REPORT.md PAIR…` writes the report of the pairs' `measured.json` and the
+`python -m baco.evaluation.demo_pair.table REPORT.md PAIR…` writes the report of the pairs' `measured.json` and the
 same figures as JSON next to it.
 """
 
@@ -175,7 +175,8 @@ def report(measured: Sequence[dict[str, Any]]) -> str:
         "brackets are 95% bootstrap intervals over questions, wins the share of resamples in "
         "which a method's Coverage is the higher. Rivals are in italics.\n\n"
         f"Made by `baco demo train --out PAIR --seed N` for each training seed, then "
-        f"`python -m baco.demo.table REPORT.md PAIR…`; {versions}; {run['machine']}; "
+        f"`python -m baco.evaluation.demo_pair.table REPORT.md PAIR…`; {versions}; "
+        f"{run['machine']}; "
         f"{', '.join(format(m['seconds'] / 60, '.1f') for m in measured)} minutes of decoding.\n\n"
         f"## Coverage\n\nBest single model on distinct keys: {summary['best single, keys']}; on "
         f"word overlap: {summary['best single, overlap']}.\n\n"

@@ -1,0 +1,3 @@
+"""The version of this package; it is written here and nowhere else."""
+
+__version__ = "0.2.0"
