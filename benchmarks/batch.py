@@ -23,9 +23,9 @@ from typing import Any
 import psutil
 
 from baco.api import Baco
-from baco.batch.batch import Batch, Here, Place, carry_out
+from baco.batch.batch import Batch, Executor, LocalExecutor, carry_out
 from baco.batch.ray_cluster import Cluster
-from baco.batch.replica import Copy
+from baco.batch.replica import PairOptions
 from baco.batch.replicas import BLOCKS_A_REPLICA, Replicas
 from baco.batch.replicas import hand_out as spread
 from baco.batch.rows import Row
@@ -60,10 +60,10 @@ def spell(baco: Baco) -> Router:
 
 
 @contextmanager
-def place(workers: int | None) -> Iterator[Place]:
+def place(workers: int | None) -> Iterator[Executor]:
     """This process, or so many replicas on this machine."""
     if workers is None:
-        yield Here()
+        yield LocalExecutor()
         return
     with Cluster(workers=workers).reached() as share:
         yield Replicas(share)
@@ -71,7 +71,7 @@ def place(workers: int | None) -> Iterator[Place]:
 
 def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured:
     """Answer all rows once."""
-    copy = Copy({"name": pair, "max_rows": 256}, threads=1)
+    copy = PairOptions({"name": pair, "max_rows": 256}, threads=1)
     settings = {"system": None, "switch": "word", "n": n, "seed": 1, "max_tokens": 64}
     batch = Batch(rows, copy, spell, settings, rows_a_shard=ROWS_A_SHARD)
     started = time.perf_counter()

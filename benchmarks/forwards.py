@@ -21,7 +21,7 @@ from transformers.utils import logging
 from baco.bench.machine import machine
 from baco.bench.weights import load, made
 from baco.models.known_pairs import find_pair
-from baco.models.model import Half
+from baco.models.model import PairModel
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 2), (8, 4), (32, 1), (32, 2))
 RUNS = 7
@@ -45,19 +45,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ours(half: Half, rows: int, tokens: int, columns: int) -> float:
+def ours(half: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The engine's forward."""
     store = half.store()
     store.admit(store.prefill([5] * columns), rows)
     read = torch.full((rows, tokens), 7)
     return best(
         lambda: store.read(read, [tokens] * rows, tokens),
-        lambda: store.rewind([columns] * rows),
+        lambda: store.roll_back([columns] * rows),
         half.device,
     )
 
 
-def theirs(half: Half, rows: int, tokens: int, columns: int) -> float:
+def theirs(half: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The forward of ``transformers``."""
     cache = DynamicCache()
     half.run(input_ids=torch.full((rows, columns), 5, device=half.device), past_key_values=cache)

@@ -19,13 +19,13 @@ FAR = torch.device("meta")
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
 
-class Far(Tensor):
+class FakeDeviceTensor(Tensor):
     """A tensor on that device; ``near`` has its numbers."""
 
     near: Tensor
 
     @staticmethod
-    def __new__(cls, near: Tensor) -> "Far":
+    def __new__(cls, near: Tensor) -> "FakeDeviceTensor":
         made = Tensor._make_wrapper_subclass(
             cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, device=FAR
         )
@@ -41,11 +41,14 @@ class Far(Tensor):
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         for one in tree_leaves((args, kwargs)):
-            if isinstance(one, Tensor) and not isinstance(one, Far) and one.dim() > 0:
+            if isinstance(one, Tensor) and not isinstance(one, FakeDeviceTensor) and one.dim() > 0:
                 raise RuntimeError(f"{name}: a tensor of the host meets one of the device")
         home = name == "_to_copy" and torch.device(kwargs.get("device", FAR)).type == "cpu"
         indices = args[1] if name.startswith("index") and len(args) > 1 else ()
-        masks = any(isinstance(at, Far) and at.dtype == torch.bool for at in tree_leaves(indices))
+        masks = any(
+            isinstance(at, FakeDeviceTensor) and at.dtype == torch.bool
+            for at in tree_leaves(indices)
+        )
         if home or masks or name in _WAITS:
             Waits.seen[name] += 1
         if "device" in kwargs:
@@ -55,12 +58,12 @@ class Far(Tensor):
             return made
         if func._schema.is_mutable:  # in place
             return args[0]
-        return tree_map(lambda one: Far(one) if isinstance(one, Tensor) else one, made)
+        return tree_map(lambda one: FakeDeviceTensor(one) if isinstance(one, Tensor) else one, made)
 
 
 def near(one: Any) -> Any:
     """The numbers of a far tensor; whatever else it is, itself."""
-    return one.near if isinstance(one, Far) else one
+    return one.near if isinstance(one, FakeDeviceTensor) else one
 
 
 class Waits(TorchFunctionMode):
@@ -70,21 +73,25 @@ class Waits(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is Tensor.tolist and isinstance(args[0], Far):
+        if func is Tensor.tolist and isinstance(args[0], FakeDeviceTensor):
             self.seen["tolist"] += 1
             return args[0].near.tolist()
-        if func is Tensor.__setitem__ and isinstance(args[0], Far):
+        if func is Tensor.__setitem__ and isinstance(args[0], FakeDeviceTensor):
             return args[0].near.__setitem__(*tree_map(near, args[1:]))
-        if func is Tensor.copy_ and isinstance(args[0], Far) and not isinstance(args[1], Far):
+        if (
+            func is Tensor.copy_
+            and isinstance(args[0], FakeDeviceTensor)
+            and not isinstance(args[1], FakeDeviceTensor)
+        ):
             self.seen["copy_"] += not kwargs.get("non_blocking")
             args[0].near.copy_(args[1])
             return args[0]
         places = [*args[1:], kwargs.get("device")]
         goes = any(isinstance(place, str | torch.device) and place == FAR for place in places)
-        if func is Tensor.to and goes and not isinstance(args[0], Far):
+        if func is Tensor.to and goes and not isinstance(args[0], FakeDeviceTensor):
             self.seen["to"] += not kwargs.get("non_blocking")
-            return Far(args[0].clone())
+            return FakeDeviceTensor(args[0].clone())
         if goes and func is not Tensor.to:
             self.seen["tensor"] += func is torch.tensor
-            return Far(func(*args, **{**kwargs, "device": "cpu"}))
+            return FakeDeviceTensor(func(*args, **{**kwargs, "device": "cpu"}))
         return func(*args, **kwargs)

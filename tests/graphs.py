@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from baco.models.forward.cuda_graphs import GraphRecorder, Recorded
-from baco.models.forward.llama import Lean
-from baco.models.model import Half, Legible
+from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
+from baco.models.forward.llama import LlamaForward
+from baco.models.model import ClampedForward, PairModel
 
 CUDA = torch.device("cuda", 0)
 
@@ -25,15 +25,15 @@ CUDA = torch.device("cuda", 0)
 class Event:
     """What a stream had been told when it was made."""
 
-    def __init__(self, clock: dict["Lane", int]) -> None:
+    def __init__(self, clock: dict["FakeStream", int]) -> None:
         self.clock = clock
 
 
-class Lane:
+class FakeStream:
     """Operations in order, and what each comes after on other streams."""
 
     def __init__(self) -> None:
-        self.clock: dict[Lane, int] = {self: 0}
+        self.clock: dict[FakeStream, int] = {self: 0}
 
     def record_event(self) -> Event:
         return Event(dict(self.clock))
@@ -42,7 +42,7 @@ class Lane:
         for stream, time in event.clock.items():
             self.clock[stream] = max(time, self.clock.get(stream, 0))
 
-    def wait_stream(self, stream: "Lane") -> None:
+    def wait_stream(self, stream: "FakeStream") -> None:
         self.wait_event(stream.record_event())
 
 
@@ -107,23 +107,23 @@ class Cuda:
     """
 
     def __init__(self) -> None:
-        self.main = Lane()
+        self.main = FakeStream()
         self._current = [self.main]
         self._pools = self.synchronized = 0
         self.capturing = False
-        self.captured: list[tuple[Graph, int, Lane, str]] = []
+        self.captured: list[tuple[Graph, int, FakeStream, str]] = []
 
-    def Stream(self, _: torch.device) -> Lane:  # noqa: N802 (as torch spells them)
-        return Lane()
+    def Stream(self, _: torch.device) -> FakeStream:  # noqa: N802 (as torch spells them)
+        return FakeStream()
 
     def CUDAGraph(self) -> Graph:  # noqa: N802
         return Graph()
 
-    def current_stream(self, _: Any = None) -> Lane:
+    def current_stream(self, _: Any = None) -> FakeStream:
         return self._current[-1]
 
     @contextmanager
-    def stream(self, stream: Lane) -> Iterator[None]:
+    def stream(self, stream: FakeStream) -> Iterator[None]:
         self._current.append(stream)
         try:
             yield
@@ -144,7 +144,7 @@ class Cuda:
 
     @contextmanager
     def graph(
-        self, graph: Graph, *, pool: int, stream: Lane, capture_error_mode: str
+        self, graph: Graph, *, pool: int, stream: FakeStream, capture_error_mode: str
     ) -> Iterator[None]:
         self.captured.append((graph, pool, stream, capture_error_mode))
         self.capturing = True
@@ -172,10 +172,10 @@ class Races(TorchDispatchMode):
     def __init__(self, cuda: Cuda) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._cuda = cuda
-        self._reads: dict[int, dict[Lane, int]] = {}
-        self._writes: dict[int, dict[Lane, int]] = {}
+        self._reads: dict[int, dict[FakeStream, int]] = {}
+        self._writes: dict[int, dict[FakeStream, int]] = {}
         self.found: list[str] = []
-        self.streams: dict[Lane, int] = {}
+        self.streams: dict[FakeStream, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -196,7 +196,7 @@ class Races(TorchDispatchMode):
             self._writes[memory] = {stream: stream.clock[stream]}
         return made
 
-    def _touch(self, name: str, tensor: Tensor, stream: Lane, writes: bool) -> None:
+    def _touch(self, name: str, tensor: Tensor, stream: FakeStream, writes: bool) -> None:
         memory = _memory(tensor)
         before = dict(self._writes.get(memory, {}))
         if writes:
@@ -208,17 +208,17 @@ class Races(TorchDispatchMode):
         kept.setdefault(memory, {})[stream] = stream.clock[stream]
 
 
-def lean_of(half: Half) -> Lean:
+def lean_of(half: PairModel) -> LlamaForward:
     forward = half._forward
-    assert isinstance(forward, Legible)
-    assert isinstance(forward.forward, Lean)
+    assert isinstance(forward, ClampedForward)
+    assert isinstance(forward.forward, LlamaForward)
     return forward.forward
 
 
-def recording(half: Half, cuda: Cuda) -> Half:
+def recording(half: PairModel, cuda: Cuda) -> PairModel:
     """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
     made = replace(half)
-    forward = Recorded(lean_of(half), GraphRecorder(CUDA, cuda))
+    forward = CudaGraphForward(lean_of(half), GraphRecorder(CUDA, cuda))
     forward.warm()
-    made.__dict__["_forward"] = Legible(made, forward)
+    made.__dict__["_forward"] = ClampedForward(made, forward)
     return made

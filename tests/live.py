@@ -18,7 +18,7 @@ from baco.engine.sequence import Sequence as Answer
 
 
 @dataclass
-class Ledger:
+class AccessLog:
     """Bytes of some storages that are alive, and the most there ever were."""
 
     alive: dict[int, int] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class Ledger:
 
 
 @contextmanager
-def cache_tables() -> Iterator[Ledger]:
+def cache_tables() -> Iterator[AccessLog]:
     """Inside, every table of a cache is entered: they are made by ``new_zeros``, and what has four
     dimensions is one.
     """
-    found, make = Ledger(), Tensor.new_zeros
+    found, make = AccessLog(), Tensor.new_zeros
 
     def new_zeros(self: Tensor, *size: Any, **options: Any) -> Tensor:
         made = make(self, *size, **options)
@@ -62,7 +62,7 @@ class _Made(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = Ledger()
+        self.ledger = AccessLog()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -118,12 +118,12 @@ def step_bytes(engine: Engine, positions: int | None = None) -> int:
 def record_positions(engine: Engine) -> list[int]:
     """What an engine decides from now on: the most positions of a row, step by step."""
     found: list[int] = []
-    draft = engine._drafter.draft
+    draft = engine._proposer.draft
 
     def drafted(most: int) -> Any:
         made = draft(most)
         found.append(made.positions.most)
         return made
 
-    engine._drafter.draft = drafted  # type: ignore[method-assign, assignment]
+    engine._proposer.draft = drafted  # type: ignore[method-assign, assignment]
     return found

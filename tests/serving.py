@@ -21,7 +21,7 @@ from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from baco.serve.app import create_app
 from baco.serve.connections import Connections
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 from baco.serve.server import Server, bind
 from baco.serve.settings import Settings
 
@@ -44,7 +44,7 @@ class Served:
     """A running server: where it is, its driver, and what it wrote into its access log."""
 
     url: str
-    driver: Driver
+    driver: EngineThread
     connections: Connections
     server: Server
     records: _Records = field(repr=False)

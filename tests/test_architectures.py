@@ -153,8 +153,8 @@ def test_rows_of_any_lengths_go_through_one_forward_and_say_what_the_naive_loop_
     load: Callable[..., Baco], case: str
 ) -> None:
     baco = load(*ROLLED_BACK[case])
-    assert baco.pair.base.rewinds
-    assert baco.pair.aligned.rewinds
+    assert baco.pair.base.can_roll_back
+    assert baco.pair.aligned.can_roll_back
     held_to_the_naive_loop(baco)
 
 
@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_rolled_back_is_decoded_plainly_and_that_is_said_
 ) -> None:
     baco = load(*PLAIN[case])
     held_to_the_naive_loop(baco)
-    assert not baco.pair.base.rewinds
+    assert not baco.pair.base.can_roll_back
     said = [record.message for record in caplog.records if "one by one" in record.message]
     assert len(said) == len(set(said)) == 2  # of each half, once
 

@@ -67,9 +67,11 @@ def test_what_a_replica_refuses_is_told_with_its_line_before_anything_runs(
 def test_storage_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     """A replica that sees another manifest under the same path writes nothing there."""
     from baco.batch.output import Output
-    from baco.batch.replica import Copy, Order, Replica
+    from baco.batch.replica import JobSpec, PairOptions, Replica
 
-    order = Order(Copy({"max_rows": 2}, 1), Output(tmp_path, "jsonl", 1, 1), {"format": 1}, {})
+    order = JobSpec(
+        PairOptions({"max_rows": 2}, 1), Output(tmp_path, "jsonl", 1, 1), {"format": 1}, {}
+    )
     with pytest.raises(ValueError, match="storage that all nodes share"):
         Replica(order).make(range(1), [])
     assert not list(tmp_path.iterdir())

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from baco import Baco
-from baco.engine.dual_stream import Beside
+from baco.engine.dual_stream import DualStream
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.skip_stats import Enough
+from baco.engine.skip_stats import SkipStats
 from baco.outputs import Completion
 from baco.source import Source
-from tests.graphs import CUDA, Cuda, Lane, Races
+from tests.graphs import CUDA, Cuda, FakeStream, Races
 from tests.test_engine import told
 from tests.test_recorded import PROMPT, ROUTERS
 
 
 @pytest.fixture
-def crossed(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
+def crossed(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
     """The streams that tensors were said to be used on."""
-    seen: list[Lane] = []
+    seen: list[FakeStream] = []
     monkeypatch.setattr(Tensor, "record_stream", lambda _, stream: seen.append(stream))
     return seen
 
 
-class Counted(Beside):
+class Counted(DualStream):
     """Counts how often it was at work."""
 
     times = 0
@@ -39,10 +39,10 @@ class Counted(Beside):
         return super().both(*work)
 
 
-class Never(Enough):
+class NeverSkips(SkipStats):
     """One half is never taken to be enough."""
 
-    def seldom(self, half: Source) -> bool:
+    def rarely_sufficient(self, half: Source) -> bool:
         return True
 
 
@@ -52,11 +52,11 @@ def decode(
     decoder = baco.decoder()
     assert isinstance(decoder.engine, IsolatingEngine)
     engine = decoder.engine.engine
-    assert engine._beside is None  # on a CPU
-    assert engine._reader.stays(("base", "aligned"))
-    beside = engine._beside = Counted(CUDA, cuda, Lane())
+    assert engine._dual_stream is None  # on a CPU
+    assert engine._runner.stays(("base", "aligned"))
+    beside = engine._dual_stream = Counted(CUDA, cuda, FakeStream())
     if always:
-        engine._enough = Never()
+        engine._skip_stats = NeverSkips()
     router = baco.router(settings.pop("router"))
     decoder.submit(PROMPT, router=router, **settings)
     done: list[Completion] = []
@@ -67,7 +67,7 @@ def decode(
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_nothing_that_both_streams_touch_is_in_no_order(
-    recorded: Baco, plain: Baco, cuda: Cuda, crossed: list[Lane], router: str
+    recorded: Baco, plain: Baco, cuda: Cuda, crossed: list[FakeStream], router: str
 ) -> None:
     for seed, n in ((1, 1), (2, 3)):
         settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": 16, "router": router}
@@ -84,7 +84,7 @@ def test_nothing_that_both_streams_touch_is_in_no_order(
 @torch.inference_mode()
 def test_work_that_is_in_no_order_is_found() -> None:
     cuda = Cuda()
-    side, shared = Lane(), torch.zeros(3)
+    side, shared = FakeStream(), torch.zeros(3)
 
     def touched(*, waits: bool, works: Callable[[], Any]) -> list[str]:
         with Races(cuda) as races:
@@ -103,11 +103,11 @@ def test_work_that_is_in_no_order_is_found() -> None:
 
 
 def test_both_come_after_what_was_told_before_and_neither_after_the_other(
-    crossed: list[Lane],
+    crossed: list[FakeStream],
 ) -> None:
-    cuda, side = Cuda(), Lane()
-    beside = Beside(CUDA, cuda, side)
-    clocks: dict[str, dict[Lane, int]] = {}
+    cuda, side = Cuda(), FakeStream()
+    beside = DualStream(CUDA, cuda, side)
+    clocks: dict[str, dict[FakeStream, int]] = {}
 
     def work(name: str) -> Tensor:
         stream = cuda.current_stream()
@@ -146,20 +146,22 @@ def test_where_both_are_told_of_both_are_read_at_once(recorded: Baco, cuda: Cuda
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 12, "router": "P:0.5"}
     _, engine, beside = decode(recorded, cuda, explain=True, **settings)
     assert beside.times > 0
-    assert engine._enough == Enough()  # nobody asked whether one is enough, or hardly ever is
+    assert (
+        engine._skip_stats == SkipStats()
+    )  # nobody asked whether one is enough, or hardly ever is
 
 
 def test_it_is_looked_again_whether_one_is_enough() -> None:
-    enough = Enough()
+    enough = SkipStats()
     rounds = []
     for _ in range(200):
-        rounds.append(enough.seldom("base"))
+        rounds.append(enough.rarely_sufficient("base"))
         if not rounds[-1]:
             enough.saw("base", False)
-    assert not enough.seldom("aligned")
+    assert not enough.rarely_sufficient("aligned")
     looks = [at for at, told in enumerate(rounds) if not told]
     assert 10 < len(looks) < 40
     assert looks[-1] > 150
     for _ in range(3):
         enough.saw("base", True)
-    assert not enough.seldom("base")
+    assert not enough.rarely_sufficient("base")

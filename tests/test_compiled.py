@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from baco import Baco
 from baco.cli import run
-from baco.kv_cache.batched import SlotStore
-from baco.models.forward.compiled import Compiled
-from baco.models.forward.llama import Lean
+from baco.kv_cache.batched import BatchedKVCache
+from baco.models.forward.compiled import CompiledForward
+from baco.models.forward.llama import LlamaForward
 from baco.models.pair import lay_out
 from tests.pairs import PairFolder
 from tests.test_engine import told
@@ -78,12 +78,12 @@ def test_heads_that_share_keys_and_half_precision_compile_too(
     folder = random_pair("qwen3", noise=0.1)
     model = AutoModelForCausalLM.from_pretrained(folder.base, dtype=torch.bfloat16)
     lay_out(model)
-    lean = Lean.of(model)
+    lean = LlamaForward.of(model)
     assert lean is not None
     found = []
-    for forward in (lean, Compiled(lean)):
-        store = SlotStore(forward)
-        store.admit(SlotStore(lean).prefill([3, 4, 5, 6]), 2)
+    for forward in (lean, CompiledForward(lean)):
+        store = BatchedKVCache(forward)
+        store.admit(BatchedKVCache(lean).prefill([3, 4, 5, 6]), 2)
         found.append(store.read(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
     torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
 

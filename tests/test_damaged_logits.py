@@ -15,8 +15,8 @@ from baco.calibration.diagnose import diagnose
 from baco.calibration.measure import calibrate
 from baco.cli import run
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculative.cost_model import Plan, Planner
-from baco.engine.speculative.proposer import Drafter
+from baco.engine.speculative.cost_model import DraftPlanner, Plan
+from baco.engine.speculative.proposer import Proposer
 from baco.engine.verify import _damaged
 from baco.errors import DamagedLogitsError
 from baco.evaluation.methods import Draw, Grid, answer, methods
@@ -132,12 +132,12 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
     expected = whole(baco.generate_batch(GOOD, max_tokens=12, **settings))
     tried = []
 
-    def guess(drafter: Drafter, row: Sequence, most: int) -> list[int]:
+    def guess(drafter: Proposer, row: Sequence, most: int) -> list[int]:
         tried.append(row)
         return [token] if min(most, len(row.tokens) % 2) else []
 
-    monkeypatch.setattr(Drafter, "_guess", guess)
-    monkeypatch.setattr(Planner, "plan", lambda *_: Plan(None, 1))
+    monkeypatch.setattr(Proposer, "_guess", guess)
+    monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan(None, 1))
     found = baco.generate_batch(GOOD, max_tokens=12, **settings)
     assert tried
     assert all(one.error is None for row in found for one in row)

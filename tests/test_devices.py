@@ -16,7 +16,7 @@ from baco.cli import run
 from baco.engine.engine import Engine
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.loading import placements
-from baco.models.model import Half
+from baco.models.model import PairModel
 from tests.pairs import PairFolder
 from tests.test_engine import told
 
@@ -24,7 +24,7 @@ PROMPT = "What do you recommend for a rainy day?"
 ROUTERS = ("P-Punc:0.6", "Gap:0.02", "Rand:0.5", "Base", "Aligned", "Nudging:0.5")
 
 
-class Elsewhere(torch.Tensor):
+class OtherDeviceTensor(torch.Tensor):
     """A tensor on another device."""
 
     @classmethod
@@ -38,7 +38,7 @@ class Elsewhere(torch.Tensor):
         return cast(Any, super()).__torch_function__(func, types, args, kwargs)
 
 
-class FarHalf(Half):
+class FarHalf(PairModel):
     """A half whose rows of logits, and what they meet, are elsewhere until they are moved."""
 
     @property
@@ -48,13 +48,13 @@ class FarHalf(Half):
     def run(self, **inputs: Any) -> Any:
         assert type(inputs["input_ids"]) is torch.Tensor
         output = super().run(**inputs)
-        output.logits = output.logits.as_subclass(Elsewhere)
+        output.logits = output.logits.as_subclass(OtherDeviceTensor)
         return output
 
 
-def far(half: Half) -> Half:
+def far(half: PairModel) -> PairModel:
     fields = {name: getattr(half, name) for name in ("name", "model", "tokenizer", "bare", "width")}
-    return FarHalf(**fields, unknown=half.unknown.as_subclass(Elsewhere))
+    return FarHalf(**fields, unknown=half.unknown.as_subclass(OtherDeviceTensor))
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
 
 
 def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
-    away, here = torch.ones(2).as_subclass(Elsewhere), torch.ones(2)
+    away, here = torch.ones(2).as_subclass(OtherDeviceTensor), torch.ones(2)
     with pytest.raises(RuntimeError, match="same device"):
         torch.where(here > 0, here, away)
     assert type(away.to("cpu") + here) is torch.Tensor
-    assert type(cast(Any, away + away)) is Elsewhere
+    assert type(cast(Any, away + away)) is OtherDeviceTensor
 
 
 def test_each_half_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

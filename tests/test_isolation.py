@@ -14,7 +14,7 @@ from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request, Sequence
-from baco.engine.verify import Law
+from baco.engine.verify import Verifier
 from baco.outputs import check_group
 from tests.fuzzing import budget
 
@@ -32,15 +32,15 @@ class BrokenError(RuntimeError):
 def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Every step fails in which a prompt about poison has an answer of so many tokens."""
     after = {"tokens": 0}
-    judge = Law.judge
+    verify = Verifier.verify
 
-    def judged(law: Law, round_: Any, signals: Any) -> Any:
-        for row in round_.batch.rows:
+    def judged(law: Verifier, verify_batch: Any, signals: Any) -> Any:
+        for row in verify_batch.batch.rows:
             if is_poisoned(row) and len(row.tokens) >= after["tokens"]:
                 raise BrokenError("the poison works")
-        return judge(law, round_, signals)
+        return verify(law, verify_batch, signals)
 
-    monkeypatch.setattr(Law, "judge", judged)
+    monkeypatch.setattr(Verifier, "judge", judged)
     return after
 
 
@@ -109,18 +109,18 @@ def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
 ) -> None:
     """Whatever is submitted, cancelled or stepped in whatever order."""
     steps, lengths = data.draw(st.integers(0, 4)), {"tokens": data.draw(st.integers(0, 6))}
-    judge = Law.judge
+    verify = Verifier.verify
 
-    def judged(law: Law, round_: Any, signals: Any) -> Any:
-        for row in round_.batch.rows:
+    def judged(law: Verifier, verify_batch: Any, signals: Any) -> Any:
+        for row in verify_batch.batch.rows:
             if is_poisoned(row) and len(row.tokens) >= lengths["tokens"]:
                 raise BrokenError
-        return judge(law, round_, signals)
+        return verify(law, verify_batch, signals)
 
     router = demo.router(ROUTER)
     expected = {prompt: [one.text for one in demo.generate(prompt, **SETTINGS)] for prompt in GOOD}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Law, "judge", judged)
+        patch.setattr(Verifier, "judge", judged)
         decoder = demo.decoder()
         prompts: dict[int, str] = {}
         texts: dict[tuple[int, int], str] = {}

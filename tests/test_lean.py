@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from baco import Baco
-from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.batched import BatchedKVCache
 from baco.models.forward.fused_linear import Part
-from baco.models.forward.llama import Lean, prepare
+from baco.models.forward.llama import LlamaForward, prepare
 from tests.pairs import PairFolder
 
 SIZES = {
@@ -73,9 +73,9 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
         for text, length, new in zip(texts, lengths, more, strict=True)
     ]
     prepare(model)
-    lean = Lean.of(model)
+    lean = LlamaForward.of(model)
     assert lean is not None
-    store = SlotStore(lean)
+    store = BatchedKVCache(lean)
     for text, length in zip(texts.tolist(), lengths, strict=True):
         store.admit(store.prefill(text[:length]), 1)
     tokens = torch.zeros(3, 4, dtype=torch.int64)
@@ -90,7 +90,7 @@ def test_what_it_does_not_know_it_leaves_alone(kind: str) -> None:
     model = model_of(UNKNOWN[kind])
     before = [type(module) for module in model.modules()]
     prepare(model)
-    assert Lean.of(model) is None
+    assert LlamaForward.of(model) is None
     assert [type(module) for module in model.modules()] == before
 
 
@@ -110,7 +110,7 @@ def test_fused_weights_are_held_once_and_the_model_goes_on_working() -> None:
 def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
     def forward(architecture: str) -> str:
         store = loaded_pair(architecture, noise=0.3).pair.base.store()
-        assert isinstance(store, SlotStore)
+        assert isinstance(store, BatchedKVCache)
         return type(store.forward).__name__
 
     assert forward("llama") == forward("olmo2") == forward("qwen3") == "Legible"
@@ -121,10 +121,12 @@ def test_a_wrong_one_is_not_used(
     random_pair: Callable[..., PairFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = random_pair("llama")
-    read = Lean.read
-    monkeypatch.setattr(Lean, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest))
+    read = LlamaForward.read
+    monkeypatch.setattr(
+        LlamaForward, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest)
+    )
     store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.store()
-    assert isinstance(store, SlotStore)
+    assert isinstance(store, BatchedKVCache)
     assert type(store.forward).__name__ == "Masked"
 
 
@@ -132,10 +134,10 @@ def test_a_wrong_one_is_not_used(
 def test_a_long_row_that_leaves_gives_its_room_back_and_disturbs_no_other() -> None:
     model = model_of(KNOWN["llama"])
     prepare(model)
-    lean = Lean.of(model)
+    lean = LlamaForward.of(model)
     assert lean is not None
     long, short = list(range(1, 90)) * 4, [3, 1, 4, 1, 5]
-    alone, together = SlotStore(lean), SlotStore(lean)
+    alone, together = BatchedKVCache(lean), BatchedKVCache(lean)
     together.admit(together.prefill(long), 1)
     for store in (alone, together):
         store.admit(store.prefill(short), 2)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from baco import Baco, BacoError, as_transformers
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.kv_cache.batched import SlotStore
-from baco.models.caches.long_rope import LongRopeStore
+from baco.kv_cache.batched import BatchedKVCache
+from baco.models.caches.long_rope import LongRopeKVCache
 from tests.fuzzing import budget
 from tests.test_engine import reference, rules, told, without_turn_cut
 from tests.test_transformers import answers, encoded
@@ -106,13 +106,13 @@ def test_a_row_is_read_again_once_when_it_grows_beyond_the_original_length(
     pairs: Callable[[str], Baco], speculate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again: list[int] = []
-    replace = SlotStore.replace
+    replace = BatchedKVCache.replace
 
-    def counted(self: SlotStore, row: int, prefix: Any) -> None:
+    def counted(self: BatchedKVCache, row: int, prefix: Any) -> None:
         again.append(prefix.length)
         replace(self, row, prefix)
 
-    monkeypatch.setattr(SlotStore, "replace", counted)
+    monkeypatch.setattr(BatchedKVCache, "replace", counted)
     baco = pairs("phi3")
     never = dict.fromkeys(baco.pair.end_ids, -100.0)
     # With these seeds drafts that cross the original length are rejected, if there are such.
@@ -132,7 +132,7 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
 ) -> None:
     half = pairs("phi3").pair.base
     store = half.store()
-    assert isinstance(store, LongRopeStore)
+    assert isinstance(store, LongRopeKVCache)
     token = st.integers(2, 390)
     texts: list[list[int]] = []
     for _ in range(data.draw(st.integers(1, 3))):
@@ -152,7 +152,7 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
                 expected = half.score(text[: len(text) - back + 1])[-1]
                 assert torch.allclose(logits[row, -back], expected, atol=1e-4)
         kept = [data.draw(st.integers(max(0, len(text) - 6), len(text))) for text in texts]
-        store.rewind(kept)
+        store.roll_back(kept)
         order = data.draw(st.permutations(range(len(texts))))
         store.reorder(order)
         texts = [texts[row][: kept[row]] for row in order]

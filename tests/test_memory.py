@@ -18,15 +18,15 @@ from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.kv_cache.batched import CPU_PIECE, SlotStore
+from baco.kv_cache.batched import CPU_PIECE, BatchedKVCache
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.kv_cache.slots import Plan, columns_for
-from baco.models.caches.per_row import NativeStore, tensor_bytes
+from baco.models.caches.per_row import PerRowKVCache, tensor_bytes
 from baco.models.forward.packed_linear import weights
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import lay_out
 from tests.fuzzing import budget
-from tests.live import Ledger, cache_tables, most_made, needed, record_positions, step_bytes
+from tests.live import AccessLog, cache_tables, most_made, needed, record_positions, step_bytes
 from tests.pairs import ARCHITECTURES, PairFolder
 from tests.test_architectures import PLAIN, ROLLED_BACK, SHAPE
 
@@ -35,7 +35,7 @@ PROMPT = "What do you recommend for a rainy day?"
 
 
 @pytest.fixture
-def ledger() -> Iterator[Ledger]:
+def ledger() -> Iterator[AccessLog]:
     with cache_tables() as found:
         yield found
 
@@ -115,10 +115,10 @@ def test_the_command_line_takes_the_setting(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
-    deep: Baco, ledger: Ledger
+    deep: Baco, ledger: AccessLog
 ) -> None:
     engine = Engine(deep.pair)
-    each = {name: half.cache_size.token for name, half in engine._reader.halves.items()}
+    each = {name: half.cache_size.token for name, half in engine._runner.halves.items()}
     asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
     tokens = {name: len(asked.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
@@ -139,7 +139,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     assert ledger.peak + held <= 1.1 * (needed + held)
 
 
-def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: Ledger) -> None:
+def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: AccessLog) -> None:
     engine = Engine(llama.pair)
     for sequence in engine.add(request(llama, n=4, max_tokens=40)):
         engine.step()
@@ -149,7 +149,7 @@ def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: Ledger) -> None:
     assert not ledger.alive
 
 
-def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: Ledger) -> None:
+def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: AccessLog) -> None:
     memory = needed(Engine(llama.pair), request(llama, max_tokens=40), 3)
     engine = Engine(llama.pair, memory=memory)
     ledger.peak = 0
@@ -175,8 +175,8 @@ def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: 
     while engine.busy:
         engine.step()
         for name, sizes in held.items():
-            store = engine._reader.stores[name]
-            assert isinstance(store, SlotStore)
+            store = engine._runner.stores[name]
+            assert isinstance(store, BatchedKVCache)
             sizes.append((store.cache.rows, store.cache.columns))
     for sizes in held.values():
         assert max(columns for rows, columns in sizes if rows == 42) == 48
@@ -299,22 +299,22 @@ SIZED = {**ROLLED_BACK, **PLAIN} | {
 
 
 @pytest.fixture
-def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str, Any]], Half]:
+def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str, Any]], PairModel]:
     """A half of an architecture, with random weights."""
     tokenizer = AutoTokenizer.from_pretrained(random_pair("llama").base)
 
-    def make(name: str, changes: dict[str, Any]) -> Half:
+    def make(name: str, changes: dict[str, Any]) -> PairModel:
         config = getattr(transformers, f"{name}Config")(**{**SHAPE, **changes})
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         lay_out(model)
-        return Half(name, model, tokenizer).on(400, torch.zeros(400, dtype=torch.bool))
+        return PairModel(name, model, tokenizer).on(400, torch.zeros(400, dtype=torch.bool))
 
     return make
 
 
 @pytest.mark.parametrize("case", [*SIZED, *ARCHITECTURES])
 def test_the_size_of_a_row_is_that_of_its_tensors(
-    make_half: Callable[..., Half], loaded_pair: Callable[..., Baco], case: str
+    make_half: Callable[..., PairModel], loaded_pair: Callable[..., Baco], case: str
 ) -> None:
     half = make_half(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
     size, ids = half.cache_size, ids_of(120)
@@ -325,13 +325,13 @@ def test_the_size_of_a_row_is_that_of_its_tensors(
             for token in ids[tokens : tokens + 5]:
                 store.read(torch.tensor([[token]] * 2), [1, 1], 1)
             tables, layers = [], []
-            if isinstance(store, SlotStore):
+            if isinstance(store, BatchedKVCache):
                 assert store.held() == ledger.now == 2 * size.row(store.cache.columns)
                 layers = [layer for layer in store.cache.layers if layer.is_initialized]
                 tables = [table for layer in layers for table in (layer.keys, layer.values)]
                 assert max(table.nbytes for table in tables) == 2 * size.tensor(store.cache.columns)
             else:
-                assert isinstance(store, NativeStore)
+                assert isinstance(store, PerRowKVCache)
                 row = tensor_bytes(store.rows[0])
                 assert sum(row) <= size.row(tokens + 5) <= 2 * sum(row) + 2 * size.token
                 assert max(row) <= size.tensor(tokens + 5)
@@ -400,7 +400,7 @@ def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
     assert all(text.done for text in texts)
 
 
-def checked_step(engine: Engine, ledger: Ledger, limit: int) -> None:
+def checked_step(engine: Engine, ledger: AccessLog, limit: int) -> None:
     ledger.peak = ledger.now
     engine.step()
     assert ledger.peak <= limit

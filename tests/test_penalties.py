@@ -34,7 +34,7 @@ def seen(batch: Batch) -> list[tuple[list[int], ...]]:
     """The same, as penalties are told it."""
     size = len(batch)
     at, none = torch.arange(size), torch.empty(size, 0, dtype=torch.int64)
-    found = [batch.heard(at, torch.full((size,), half == "base"), none) for half in MODELS]
+    found = [batch.token_counts(at, torch.full((size,), half == "base"), none) for half in MODELS]
     (base, said), (aligned, _) = found
     return list(zip(said.tolist(), base.long().tolist(), aligned.long().tolist(), strict=True))
 
@@ -60,7 +60,7 @@ def test_counts_are_those_from_scratch_whoever_joins_leaves_or_grows(
                 before = [len(row.tokens) for row in batch.rows]
                 for row in batch.rows:
                     row.tokens += data.draw(ids)
-                batch.hear(before)
+                batch.advance(before)
         if batch.draws.any_penalty:
             expected, found = from_scratch(batch.rows), seen(batch)
             for row, mine, told in zip(batch.rows, expected, found, strict=True):

@@ -13,7 +13,7 @@ from baco import Baco
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
 from baco.kv_cache import shared_prefix as prefixes
-from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.shared_prefix import attend_to_both
 from tests.fuzzing import budget
 from tests.live import needed
@@ -41,8 +41,8 @@ def decode(baco: Baco, asked: list[Request], **engine: Any) -> tuple[Told, Engin
     return [(row.tokens, list(row.sources)) for row in rows], made
 
 
-def stores(engine: Engine) -> list[SlotStore]:
-    found = [store for store in engine._reader.stores.values() if isinstance(store, SlotStore)]
+def stores(engine: Engine) -> list[BatchedKVCache]:
+    found = [store for store in engine._runner.stores.values() if isinstance(store, BatchedKVCache)]
     assert len(found) == 2
     return found
 

@@ -16,7 +16,7 @@ from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.models.forward.packed_linear import weights
 from baco.models.loading import Placement
-from baco.models.model import Half
+from baco.models.model import PairModel
 from tests.pairs import PairFolder
 
 PROMPT = "Recommend a summer destination"
@@ -24,12 +24,12 @@ IDS = list(range(5, 40))
 CPU = torch.device("cpu")
 
 
-def stored(half: Half) -> int:
+def stored(half: PairModel) -> int:
     """Bytes of a half's weights."""
     return sum(stored for *_, stored in weights(half.model))
 
 
-def kinds(half: Half) -> set[str]:
+def kinds(half: PairModel) -> set[str]:
     return {type(weight.data).__name__ for weight in half.model.parameters()}
 
 

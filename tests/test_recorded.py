@@ -13,11 +13,11 @@ from baco import Baco
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request
-from baco.kv_cache.batched import SlotStore
-from baco.models.forward.cuda_graphs import GraphRecorder, Recorded
-from baco.models.forward.llama import Lean
-from baco.models.model import Legible
-from tests.graphs import CUDA, Cuda, Lane, Races, lean_of, recording
+from baco.kv_cache.batched import BatchedKVCache
+from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
+from baco.models.forward.llama import LlamaForward
+from baco.models.model import ClampedForward
+from tests.graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
 from tests.live import needed
 from tests.test_engine import told
 
@@ -119,23 +119,23 @@ def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
     assert cuda.replays > before + 50
 
 
-def stores(engine: Engine) -> dict[str, SlotStore]:
+def stores(engine: Engine) -> dict[str, BatchedKVCache]:
     found = {}
-    for name, store in engine._reader.stores.items():
-        assert isinstance(store, SlotStore)
+    for name, store in engine._runner.stores.items():
+        assert isinstance(store, BatchedKVCache)
         found[name] = store
     return found
 
 
-def one(plain: Baco, cuda: Cuda) -> tuple[Lean, Recorded]:
+def one(plain: Baco, cuda: Cuda) -> tuple[LlamaForward, CudaGraphForward]:
     lean = lean_of(plain.pair.base)
-    return lean, Recorded(lean, GraphRecorder(CUDA, cuda))
+    return lean, CudaGraphForward(lean, GraphRecorder(CUDA, cuda))
 
 
 @torch.inference_mode()
 def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
-    both = [forward.store(forward), SlotStore(lean)]
+    both = [forward.store(forward), BatchedKVCache(lean)]
     for store in both:
         store.admit(None, 2)
     ids = torch.randint(5, 390, (300, 2, 1), generator=torch.Generator().manual_seed(1))
@@ -146,7 +146,7 @@ def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) 
         found, expected = (store.read(tokens, [1, 1], 1) for store in both)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         for store in both:
-            store.rewind([min(length, 100 + at // 3) for length in store.lengths])
+            store.roll_back([min(length, 100 + at // 3) for length in store.lengths])
         pools.add(cuda.captured[-1][1] if cuda.captured else 0)
     assert len(pools) > 4
     assert cuda.replays > 250
@@ -162,8 +162,8 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
     ids = torch.randint(5, 390, (rows, span), generator=torch.Generator().manual_seed(3))
     counts = [max(1, span - row) for row in range(rows)]
     for length in (1, 30, 130):
-        prefix = SlotStore(lean).prefill(list(range(7, 7 + length)))
-        stays, moves = forward.store(forward), SlotStore(lean)
+        prefix = BatchedKVCache(lean).prefill(list(range(7, 7 + length)))
+        stays, moves = forward.store(forward), BatchedKVCache(lean)
         stays.cache.hold(8, 250)
         for store in (stays, moves):
             store.admit(prefix, rows)
@@ -171,7 +171,7 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
             found, expected = (store.read(ids, counts, keep) for store in (stays, moves))
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             for store in (stays, moves):
-                store.rewind([length] * rows)
+                store.roll_back([length] * rows)
         del stays, store
     assert cuda.replays == (0 if span > 16 else 2 + 3 + 2)  # what is new is read plainly
 
@@ -179,8 +179,8 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
 @torch.inference_mode()
 def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
-    prefix = SlotStore(lean).prefill(list(range(7, 66)))  # 59 of 64 columns
-    both = [forward.store(forward), SlotStore(lean)]
+    prefix = BatchedKVCache(lean).prefill(list(range(7, 66)))  # 59 of 64 columns
+    both = [forward.store(forward), BatchedKVCache(lean)]
     both[0].cache.hold(3, 64)
     for store in both:
         store.admit(prefix, 3)
@@ -189,7 +189,7 @@ def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cu
         found, expected = (store.read(ids, [5, 5, 5], 5) for store in both)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         for store in both:
-            store.rewind([59, 59, 59])
+            store.roll_back([59, 59, 59])
     assert cuda.replays == 2
     assert (both[0].cache.rows, both[0].cache.columns) == (3, 64)
 
@@ -201,7 +201,7 @@ def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly
 ) -> None:
     monkeypatch.setattr("baco.models.forward.cuda_graphs._MOST", most)
     lean, forward = one(plain, cuda)
-    both = [forward.store(forward), SlotStore(lean)]
+    both = [forward.store(forward), BatchedKVCache(lean)]
     both[0].cache.hold(3, 128)
     for store in both:
         store.admit(None, 3)
@@ -228,7 +228,7 @@ def test_rows_that_nobody_has_and_columns_behind_a_row_are_all_that_padding_touc
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[:3, :, :3], new[:3, :, :3])
             assert torch.equal(old[:, :, 10:], new[:, :, 10:])
-        store.rewind([3, 3, 3])
+        store.roll_back([3, 3, 3])
     assert cuda.replays == 2
 
 
@@ -249,7 +249,7 @@ def test_logits_that_were_handed_out_stay_as_they_are(plain: Baco, cuda: Cuda) -
 @torch.inference_mode()
 def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) -> None:
     _, forward = one(plain, cuda)
-    store, side = forward.store(forward), Lane()
+    store, side = forward.store(forward), FakeStream()
     store.cache.hold(1, 64)
     store.admit(None, 1)
     with Races(cuda) as races:
@@ -332,8 +332,8 @@ def test_a_recording_that_says_something_else_is_refused_at_load(
 
     monkeypatch.setattr(lean, "read", read_amiss)
     with pytest.raises(RuntimeError, match="says something else"):
-        Recorded(lean, GraphRecorder(CUDA, cuda)).warm()
-    broken = Recorded(lean, GraphRecorder(CUDA, cuda))
+        CudaGraphForward(lean, GraphRecorder(CUDA, cuda)).warm()
+    broken = CudaGraphForward(lean, GraphRecorder(CUDA, cuda))
     monkeypatch.setattr(GraphRecorder, "record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         broken.warm()
@@ -355,6 +355,6 @@ def test_tables_outlive_one_engine_and_no_more(recorded: Baco) -> None:
     del decoders, caches
     gc.collect()
     forward = recorded.pair.aligned._forward
-    assert isinstance(forward, Legible)
-    assert isinstance(forward.forward, Recorded)
+    assert isinstance(forward, ClampedForward)
+    assert isinstance(forward.forward, CudaGraphForward)
     assert list(forward.forward._spare) == [kept]

@@ -15,9 +15,9 @@ from scipy.stats import chisquare
 
 from baco import Baco
 from baco.backends.remote.client import Patience, _retry_after
-from baco.backends.remote.half import Draws, RemoteHalf
+from baco.backends.remote.half import Draws, RemoteModel
 from baco.backends.remote.table import Table
-from baco.backends.remote.view import Law, Pen, Span, View
+from baco.backends.remote.view import AnswerRules, DraftSpan, NextSource, RoutingView
 from baco.backends.remote.wire import Names, Row
 from baco.engine.sequence import Request
 from baco.routing.rules import gap
@@ -150,8 +150,8 @@ def test_a_server_may_tell_seconds_or_a_date() -> None:
         assert found == (None if expected is None else pytest.approx(expected, abs=2))
 
 
-def span(pair: Any, tokens: list[int], rows: list[Row]) -> Span:
-    return Span("base", tokens, rows, rows, tokens[0], "aligned", Pen("base", True), 1)
+def span(pair: Any, tokens: list[int], rows: list[Row]) -> DraftSpan:
+    return DraftSpan("base", tokens, rows, rows, tokens[0], "aligned", NextSource("base", True), 1)
 
 
 def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(demo: Baco) -> None:
@@ -159,24 +159,26 @@ def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(d
     start = int(words.word_start.nonzero()[-1])
     inside = int((~words.word_start).nonzero()[0])
     special = int(banned.nonzero()[0])
-    masked, free = Pen("base", True), Pen("base", False)
+    masked, free = NextSource("base", True), NextSource("base", False)
     for min_p in (0.0, 0.1):
         params = SamplingParams(seed=1, min_p=min_p, logit_bias=((start, 0.0),))
-        law = Law(demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5"), digest=b""), 0)
+        law = AnswerRules(
+            demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5"), digest=b""), 0
+        )
         assert law.may_say(start, masked)
         assert law.may_say(inside, free)
         assert not law.may_say(inside, masked)
         assert not law.may_say(special, free)
-        assert law.may_say(special, Pen("aligned", False))
+        assert law.may_say(special, NextSource("aligned", False))
 
         likelier = [Row({one: -0.5, start: -1.2}, -3.0) for one in (inside, special)]
         for row in likelier:
             # It was drawn from a row cut off below a token that may not be said.
             pen = masked if inside in row.known else free
-            assert View(law, span(demo.pair, [start], [row])).stands(0, pen) == (min_p == 0)
+            assert RoutingView(law, span(demo.pair, [start], [row])).stands(0, pen) == (min_p == 0)
         best = Row({start: -0.5, inside: -1.2}, -3.0)
-        assert View(law, span(demo.pair, [start], [best])).stands(0, masked)
-        assert not View(law, span(demo.pair, [inside], [best])).stands(0, masked)
+        assert RoutingView(law, span(demo.pair, [start], [best])).stands(0, masked)
+        assert not RoutingView(law, span(demo.pair, [inside], [best])).stands(0, masked)
 
 
 @pytest.mark.parametrize("min_p", [0.0, 0.6])
@@ -194,7 +196,7 @@ def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p
     draws = Draws(SamplingParams(min_p=min_p), 0, noise_seed=5)
     known = told(row, 20)
 
-    async def drawn(half: RemoteHalf) -> list[int]:
+    async def drawn(half: RemoteModel) -> list[int]:
         may_say = refused.isdisjoint
         found = [
             half.draw(text, known, lambda token: may_say((token,)), draws, at, 20)

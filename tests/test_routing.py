@@ -13,7 +13,7 @@ from baco import BacoError, register_router, router
 from baco.routing import parser as registry
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
-from baco.routing.word_boundaries import NOTHING, select
+from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.text.vocabulary import Role, Vocabulary
 
 ROLES = [
@@ -219,7 +219,7 @@ def choose(
 
 
 def test_the_router_is_asked_at_the_first_position_and_nothing_is_masked() -> None:
-    logits, source = choose(rows(7), rows(7), NOTHING, False)
+    logits, source = choose(rows(7), rows(7), NO_TOKEN, False)
     assert source and -math.inf not in logits
 
 

@@ -15,7 +15,7 @@ from baco.errors import BacoError
 from baco.outputs import Chunk
 from baco.routing.router import Router, Rule
 from baco.routing.rules import LogitRule
-from baco.serve.engine_thread import ClosedError, Driver, QueueFullError
+from baco.serve.engine_thread import ClosedError, EngineThread, QueueFullError
 from baco.serve.errors import ClientGoneError
 from baco.serve.job import Job
 from baco.serve.stream import unless_gone
@@ -28,8 +28,8 @@ Told = SimpleQueue[Chunk | Scored | Exception]
 
 
 @pytest.fixture
-def driver(demo: Baco) -> Iterator[Driver]:
-    driver = Driver(demo.decoder, most=3)
+def driver(demo: Baco) -> Iterator[EngineThread]:
+    driver = EngineThread(demo.decoder, most=3)
     yield driver
     driver.close()
 
@@ -40,7 +40,7 @@ def job(demo: Baco, **sampling: Any) -> tuple[Job, Told]:
     return Job(lambda d: d.submit(PROMPT, router=router, **sampling), told.put), told
 
 
-def ask(driver: Driver, demo: Baco, **sampling: Any) -> Told:
+def ask(driver: EngineThread, demo: Baco, **sampling: Any) -> Told:
     asked, told = job(demo, **sampling)
     driver.submit([asked])
     return told
@@ -66,25 +66,31 @@ def alone(demo: Baco, **sampling: Any) -> list[str]:
     return [c.text for c in demo.generate(PROMPT, router=ROUTER, **sampling)]
 
 
-def settle(driver: Driver) -> None:
+def settle(driver: EngineThread) -> None:
     """Wait until the thread has done all it was asked before."""
     done: SimpleQueue[None] = SimpleQueue()
     driver._asked.put((0, lambda: done.put(None)))
     done.get(timeout=WAIT)
 
 
-def test_concurrent_requests_get_the_answers_they_get_alone(driver: Driver, demo: Baco) -> None:
+def test_concurrent_requests_get_the_answers_they_get_alone(
+    driver: EngineThread, demo: Baco
+) -> None:
     asked = [ask(driver, demo, seed=seed) for seed in range(3)]
     for seed, told in enumerate(asked):
         assert texts(told) == alone(demo, seed=seed)
 
 
-def test_all_answers_arrive_also_where_several_end_in_one_step(driver: Driver, demo: Baco) -> None:
+def test_all_answers_arrive_also_where_several_end_in_one_step(
+    driver: EngineThread, demo: Baco
+) -> None:
     told = ask(driver, demo, seed=1, n=6, max_tokens=4)
     assert texts(told, 6) == alone(demo, seed=1, n=6, max_tokens=4)
 
 
-def test_a_refused_request_tells_its_caller_and_no_neighbour(driver: Driver, demo: Baco) -> None:
+def test_a_refused_request_tells_its_caller_and_no_neighbour(
+    driver: EngineThread, demo: Baco
+) -> None:
     good = ask(driver, demo, seed=1)
     bad = ask(driver, demo, temperature=-1.0)
     assert isinstance(bad.get(timeout=WAIT), BacoError)
@@ -92,7 +98,7 @@ def test_a_refused_request_tells_its_caller_and_no_neighbour(driver: Driver, dem
 
 
 def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
-    driver: Driver, demo: Baco
+    driver: EngineThread, demo: Baco
 ) -> None:
     jobs = [job(demo, seed=seed, n=16)[0] for seed in range(3)]
     driver.submit(jobs)
@@ -107,7 +113,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
     assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
 
 
-def test_jobs_are_taken_all_or_none(driver: Driver, demo: Baco) -> None:
+def test_jobs_are_taken_all_or_none(driver: EngineThread, demo: Baco) -> None:
     with pytest.raises(QueueFullError):
         driver.submit([job(demo, seed=seed)[0] for seed in range(4)])
     assert driver.open == 0
@@ -130,7 +136,7 @@ def poisoned(innocent_steps: int) -> Router:
     return Rule(LogitRule("Poisoned", decide, "breaks", threshold=False))
 
 
-def poison(driver: Driver, innocent_steps: int) -> Told:
+def poison(driver: EngineThread, innocent_steps: int) -> Told:
     told: Told = SimpleQueue()
     router = poisoned(innocent_steps)
     driver.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), told.put)])
@@ -149,7 +155,7 @@ def broke_off(told: Told) -> bool:
 def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
     demo: Baco, innocent_steps: int
 ) -> None:
-    driver = Driver(demo.decoder, most=10)
+    driver = EngineThread(demo.decoder, most=10)
     before = [ask(driver, demo, seed=seed, n=3) for seed in range(3)]
     bad = poison(driver, innocent_steps)
     after = [ask(driver, demo, seed=seed) for seed in range(3, 5)]
@@ -163,7 +169,7 @@ def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
 
 
 def test_two_poisons_in_one_batch_are_both_found(demo: Baco) -> None:
-    driver = Driver(demo.decoder, most=10)
+    driver = EngineThread(demo.decoder, most=10)
     good = ask(driver, demo, seed=1)
     bad = [poison(driver, 0), poison(driver, 2)]
     other = ask(driver, demo, seed=2)
@@ -182,7 +188,7 @@ def test_a_decoder_that_cannot_be_made_fails_its_request_and_the_next_one_tries_
             raise failures.pop()
         return demo.decoder()
 
-    driver = Driver(make, most=3)
+    driver = EngineThread(make, most=3)
     assert isinstance(ask(driver, demo, seed=1).get(timeout=WAIT), MemoryError)
     assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
     driver.close()
@@ -194,7 +200,7 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
             raise BrokenError
 
     made = [Failing(demo.pair, demo.decoder().engine)]
-    driver = Driver(lambda: made.pop() if made else demo.decoder(), most=3)
+    driver = EngineThread(lambda: made.pop() if made else demo.decoder(), most=3)
     assert isinstance(ask(driver, demo, seed=1).get(timeout=WAIT), BrokenError)
     assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
     assert driver.open == 0
@@ -202,7 +208,7 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
 
 
 def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
-    driver: Driver, demo: Baco
+    driver: EngineThread, demo: Baco
 ) -> None:
     def gone(_: Chunk | Scored | Exception) -> None:
         raise RuntimeError("the loop is closed")
@@ -215,7 +221,7 @@ def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
 
 
 def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
-    driver = Driver(demo.decoder, most=3)
+    driver = EngineThread(demo.decoder, most=3)
     told = ask(driver, demo, seed=1)
     driver.drain()
     with pytest.raises(ClosedError):
@@ -225,7 +231,7 @@ def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
 
 
 def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
-    driver = Driver(demo.decoder, most=3)
+    driver = EngineThread(demo.decoder, most=3)
     told: Told = SimpleQueue()
 
     def decide(signals: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from baco import Baco
 from baco.serve import fields
 from baco.serve.fields import Foreign, by_name
-from baco.serve.parse_request import Asking
+from baco.serve.parse_request import RequestParser
 from baco.serve.request_models import ChatRequest, CompletionRequest, Message
 from baco.serve.settings import Settings
 from tests.serving import PROMPT, ROUTER, Served, chat, served
@@ -114,7 +114,7 @@ def test_numbers_without_integers_empty_lists_and_minus_one_are_read(
 
 
 def test_max_tokens_minus_one_is_as_long_as_there_is_room(server: Served, demo: Baco) -> None:
-    asking = Asking(demo, Settings(max_tokens=4096))
+    asking = RequestParser(demo, Settings(max_tokens=4096))
     for spelled in ({"max_tokens": -1}, {"n_predict": -1.0}):
         assert asking.chat(ChatRequest(**chat(**spelled))).params.max_tokens == 4096
     question = asking.completion(CompletionRequest(**TEXT, max_tokens=-1))

@@ -13,8 +13,8 @@ from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.speculative.cost_model import PLAIN, Cost, Plan, Planner, Record
-from baco.engine.speculative.ngram import Continuations
+from baco.engine.speculative.cost_model import PLAIN, AcceptanceStats, Cost, DraftPlanner, Plan
+from baco.engine.speculative.ngram import NgramTable
 from baco.engine.speculative.self_draft import Run
 from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES
@@ -72,10 +72,10 @@ def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
     pairs: Callable[[str], Baco], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came_true: list[bool] = []
-    monkeypatch.setattr(Record, "saw_beyond", lambda _, right: came_true.append(right))
-    monkeypatch.setattr(Planner, "plan", lambda *_: Plan("aligned", 2))
-    monkeypatch.setattr(Planner, "worth_a_step", lambda _, run, __: len(run.tokens) < 2)
-    monkeypatch.setattr(Planner, "worth_reading_on", lambda *_: True)
+    monkeypatch.setattr(AcceptanceStats, "saw_beyond", lambda _, right: came_true.append(right))
+    monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan("aligned", 2))
+    monkeypatch.setattr(DraftPlanner, "worth_a_step", lambda _, run, __: len(run.tokens) < 2)
+    monkeypatch.setattr(DraftPlanner, "worth_reading_on", lambda *_: True)
     baco = pairs(architecture)
 
     def logprobs(*, speculate: bool) -> list[float]:
@@ -144,7 +144,7 @@ def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
 
     told: dict[int, Told] = {}
     spared, said = aligned_forwards()
-    monkeypatch.setattr(Planner, "worth_reading_on", lambda *_: False)
+    monkeypatch.setattr(DraftPlanner, "worth_reading_on", lambda *_: False)
     plain, same = aligned_forwards()
     assert said == same
     assert spared < 0.95 * plain
@@ -201,7 +201,7 @@ def test_a_cancelled_request_leaves_its_neighbours_as_they_are(demo: Baco) -> No
 
 
 def test_continuations_draft_what_followed_before() -> None:
-    known = Continuations()
+    known = NgramTable()
     known.learn([1, 2, 3, 4, 5], 5)
     silent = lambda ahead, token: 0.0  # noqa: E731
     assert known.draft([9, 2, 3], 8, silent, 1.0) == [4, 5]
@@ -214,8 +214,8 @@ def test_continuations_draft_what_followed_before() -> None:
 
 def test_drafting_stops_where_it_does_not_pay() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
-    planner = Planner(costs, Cost(0.1, 0.0), 0.05)
-    sure, unsure = Record(0.9), Record(0.02)
+    planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
+    sure, unsure = AcceptanceStats(0.9), AcceptanceStats(0.02)
     for record, chance in ((sure, 0.95), (unsure, 0.05)):
         record.ahead = dict.fromkeys(record.ahead, chance)
     both, room = ("base", "aligned"), {"base": 100, "aligned": 100}
@@ -233,11 +233,11 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
 ) -> None:
     asked: list[int] = []
 
-    def plan(_: Planner, records: list[Record], *__: Any) -> Plan:
+    def plan(_: DraftPlanner, records: list[AcceptanceStats], *__: Any) -> Plan:
         asked.append(len(records))
         return PLAIN
 
-    monkeypatch.setattr(Planner, "plan", plan)
+    monkeypatch.setattr(DraftPlanner, "plan", plan)
     decoder = demo.decoder()
     endless = dict.fromkeys(demo.pair.end_ids, -100.0)
     router = demo.router("P-Punc:0.4")
@@ -248,10 +248,10 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
 
 def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
-    planner, halves = Planner(costs, Cost(0.1, 0.0), 0.05), ("base", "aligned")
+    planner, halves = DraftPlanner(costs, Cost(0.1, 0.0), 0.05), ("base", "aligned")
 
     def run(chances: list[float], gain: float, steps: int) -> Run:
-        made = Run("aligned", [Record() for _ in chances], True)
+        made = Run("aligned", [AcceptanceStats() for _ in chances], True)
         made.chances, made.gain, made.tokens = chances, gain, [torch.empty(0)] * steps
         return made
 
@@ -259,15 +259,17 @@ def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> No
     assert not planner.worth_a_step(run([0.3], 1.99, 2), halves)
     assert planner.worth_a_step(run([0.99, 0.9, 0.3], 3.0, 1), halves)
     # The checking half reads on where all that was drafted is likely to stand.
-    assert planner.worth_reading_on(run([0.9], 1.9, 2), "base")
-    assert not planner.worth_reading_on(run([0.1], 1.9, 2), "base")
-    assert not planner.worth_reading_on(run([0.9] * 8, 15.0, 2), "base")
+    assert planner.bonus_pays(run([0.9], 1.9, 2), "base")
+    assert not planner.bonus_pays(run([0.1], 1.9, 2), "base")
+    assert not planner.bonus_pays(run([0.9] * 8, 15.0, 2), "base")
 
 
 def test_a_record_learns_how_often_a_sure_draft_stands_and_how_often_an_unsure_one() -> None:
-    record = Record()
+    record = AcceptanceStats()
     for _ in range(40):
-        record.saw_ahead("aligned", 1, 3, [0.999, 0.3, 0.999])  # what follows a miss says nothing
+        record.update_self_draft(
+            "aligned", 1, 3, [0.999, 0.3, 0.999]
+        )  # what follows a miss says nothing
     assert record.chance("aligned", 0.999) > 0.95
     assert record.chance("aligned", 0.3) < 0.1
-    assert record.chance("base", 0.3) == Record().chance("base", 0.3)
+    assert record.chance("base", 0.3) == AcceptanceStats().chance("base", 0.3)

@@ -22,14 +22,14 @@ from baco.engine.isolation import IsolatingEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.verify import Law
+from baco.engine.verify import Verifier
 from baco.kv_cache import batched as store
-from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.slots import columns_for
 from baco.models.forward.llama import attend
 from baco.outputs import Chunk
 from baco.serve.endpoints import _json
-from baco.serve.engine_thread import MOST_TAKEN, Driver
+from baco.serve.engine_thread import MOST_TAKEN, EngineThread
 from baco.serve.formats import TextShape
 from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
@@ -61,19 +61,19 @@ class Watch:
 @contextmanager
 def watched() -> Iterator[Watch]:
     """Inside, prompts are read in pieces of PIECE tokens, and everything is noted."""
-    watch, read, judge = Watch(), SlotStore._read_alone, Law.judge
+    watch, read, verify = Watch(), BatchedKVCache._read_alone, Verifier.verify
 
-    def read_alone(self: SlotStore, cache: Any, start: int, ids: Any, *others: Any) -> Any:
+    def read_alone(self: BatchedKVCache, cache: Any, start: int, ids: Any, *others: Any) -> Any:
         watch.found.append(("read", len(ids)))
         return read(self, cache, start, ids, *others)
 
-    def judged(self: Law, round_: Any, signals: Any) -> Any:
-        watch.found.append(("step", len(round_.batch)))
-        return judge(self, round_, signals)
+    def judged(self: Verifier, verify_batch: Any, signals: Any) -> Any:
+        watch.found.append(("step", len(verify_batch.batch)))
+        return verify(self, verify_batch, signals)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SlotStore, "_read_alone", read_alone)
-        patch.setattr(Law, "judge", judged)
+        patch.setattr(BatchedKVCache, "_read_alone", read_alone)
+        patch.setattr(Verifier, "judge", judged)
         patch.setattr(store, "CPU_PIECE", PIECE)
         yield watch
 
@@ -164,7 +164,7 @@ def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
 
     monkeypatch.setattr("baco.models.forward.llama.attend", attended)
     store = half.store()
-    assert isinstance(store, SlotStore)
+    assert isinstance(store, BatchedKVCache)
     store.piece = 48
     with torch.inference_mode():
         store.prefill(ids_of(240))
@@ -219,16 +219,16 @@ def test_what_was_not_read_for_long_is_read_before_it_is_much(
         engine = Engine(baco.pair, speculate=False, pieces=1)
         [answer] = engine.add(Request(ids, ids, params, baco.router("P:1.0"), digest=b""))
         spans = []
-        reads = engine._reader.stores["aligned"].read
+        reads = engine._runner.stores["aligned"].read
 
         def read(tokens: Any, counts: Any, keep: int) -> Any:
             spans.append(tokens.shape[1])
             return reads(tokens, counts, keep)
 
-        engine._reader.stores["aligned"].read = read  # type: ignore[method-assign]
+        engine._runner.stores["aligned"].read = read  # type: ignore[method-assign]
         while engine.busy:
             engine.step()
-            for length in engine._reader.stores["aligned"].lengths:
+            for length in engine._runner.stores["aligned"].lengths:
                 assert 10 + len(answer.tokens) - length <= PIECE + 2
     assert set(answer.sources) == {"base"}
     assert spans
@@ -284,14 +284,14 @@ def test_a_text_is_scored_though_another_request_breaks_steps(
     loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
-    judge = Law.judge
+    verify = Verifier.verify
 
-    def judged(self: Law, round_: Any, signals: Any) -> Any:
-        if any(len(row.tokens) >= 2 for row in round_.batch.rows):
+    def judged(self: Verifier, verify_batch: Any, signals: Any) -> Any:
+        if any(len(row.tokens) >= 2 for row in verify_batch.batch.rows):
             raise RuntimeError("broken")
-        return judge(self, round_, signals)
+        return verify(self, verify_batch, signals)
 
-    monkeypatch.setattr(Law, "judge", judged)
+    monkeypatch.setattr(Verifier, "judge", judged)
     with watched():
         decoder = baco.decoder()
         decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=50)
@@ -326,7 +326,7 @@ def test_between_two_steps_a_bounded_number_of_requests_is_taken_up(demo: Baco) 
         decoder.events = events
         return decoder
 
-    driver, told = Driver(make, most=1000), SimpleQueue[Any]()
+    driver, told = EngineThread(make, most=1000), SimpleQueue[Any]()
     give_up = driver._give_up
 
     def given_up(job: Job) -> None:
@@ -362,7 +362,7 @@ def test_between_two_steps_a_bounded_number_of_requests_is_taken_up(demo: Baco) 
 
 
 def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo: Baco) -> None:
-    driver, told = Driver(demo.decoder, most=10), SimpleQueue[Any]()
+    driver, told = EngineThread(demo.decoder, most=10), SimpleQueue[Any]()
     begun, go = threading.Event(), threading.Event()
 
     def long(going_on: Callable[[], None]) -> None:
@@ -391,7 +391,7 @@ def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo
 
 
 def test_what_goes_wrong_with_a_prompt_is_told_its_caller_alone(demo: Baco) -> None:
-    driver, told = Driver(demo.decoder, most=10), SimpleQueue[Any]()
+    driver, told = EngineThread(demo.decoder, most=10), SimpleQueue[Any]()
 
     def bad(_: Callable[[], None]) -> None:
         raise ValueError("no such prompt")

@@ -13,57 +13,57 @@ from torch import Tensor
 from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.kv_cache.batched import SlotStore, Store
+from baco.kv_cache.batched import BatchedKVCache, KVCache
 from baco.kv_cache.slots import SlotCache
-from baco.models.forward.cuda_graphs import Recorded, Step
-from baco.models.forward.llama import Lean
-from baco.models.model import Half, Legible
-from tests.far import FAR, Far, Waits, near
+from baco.models.forward.cuda_graphs import CudaGraphForward, Step
+from baco.models.forward.llama import LlamaForward
+from baco.models.model import ClampedForward, PairModel
+from tests.far import FAR, FakeDeviceTensor, Waits, near
 from tests.pairs import PairFolder
 from tests.test_engine import told
 
 PROMPT = "What do you recommend for a rainy day?"
 
 
-class FarHalf(Half):
+class FarHalf(PairModel):
     """A half on the device: it reads tokens that are there, its rows of logits are there."""
 
     @property
     def device(self) -> torch.device:
         return FAR
 
-    def store(self) -> Store:
+    def store(self) -> KVCache:
         store = super().store()
-        assert isinstance(store, SlotStore)
+        assert isinstance(store, BatchedKVCache)
         if store.stays:
             return store
         forward = store.forward
 
         def there(tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
-            read = tokens.near if isinstance(tokens, Far) else tokens
-            return Far(forward(read, cache, keep))
+            read = tokens.near if isinstance(tokens, FakeDeviceTensor) else tokens
+            return FakeDeviceTensor(forward(read, cache, keep))
 
         store.forward = there
         return store
 
 
-def far(half: Half) -> Half:
-    assert half.rewinds  # tried out on the host
+def far(half: PairModel) -> PairModel:
+    assert half.can_roll_back  # tried out on the host
     made = FarHalf(**{field.name: getattr(half, field.name) for field in fields(half)})
     made.__dict__["_forward"] = half._forward
-    made.unknown = Far(half.unknown)
+    made.unknown = FakeDeviceTensor(half.unknown)
     made.__dict__["_some_unknown"] = half._some_unknown
     return made
 
 
-class FarLean(Lean):
+class FarLean(LlamaForward):
     """A lean forward there."""
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         return self.read(*self.inputs(near(tokens), cache), keep)
 
     def read(self, tokens: Tensor, columns: Tensor, *rest: Any, **more: Any) -> Tensor:
-        return Far(super().read(near(tokens), near(columns), *rest, **more))
+        return FakeDeviceTensor(super().read(near(tokens), near(columns), *rest, **more))
 
 
 class Reruns:
@@ -85,14 +85,14 @@ class Reruns:
     def forget(self) -> None: ...
 
 
-def recorded(half: Half, recorder: Reruns) -> Half:
+def recorded(half: PairModel, recorder: Reruns) -> PairModel:
     """A half there as `compile` leaves it."""
     made = far(half)
     forward = half._forward
-    assert isinstance(forward, Legible)
+    assert isinstance(forward, ClampedForward)
     lean: Any = copy.copy(forward.forward)
     lean.__class__ = FarLean
-    made.__dict__["_forward"] = Legible(made, Recorded(lean, recorder))
+    made.__dict__["_forward"] = ClampedForward(made, CudaGraphForward(lean, recorder))
     return made
 
 
@@ -172,7 +172,7 @@ def test_every_way_back_from_the_device_is_counted() -> None:
             ask()
             assert sum(Waits.seen.values()) == 1
         Waits.seen.clear()
-        assert type(torch.ones(3).to(FAR, non_blocking=True) + made) is Far
+        assert type(torch.ones(3).to(FAR, non_blocking=True) + made) is FakeDeviceTensor
         assert sum(Waits.seen.values()) == 0
         with pytest.raises(RuntimeError, match="meets"):
             torch.where(torch.ones(2, 3) > 0, made, made)

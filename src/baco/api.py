@@ -19,7 +19,7 @@ from baco.engine.scheduler import FEW_PIECES, MANY_PIECES
 from baco.errors import BacoError
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.known_pairs import DEMO, KnownPair, find_pair
-from baco.models.model import Half, compile_halves
+from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
 from baco.outputs import Chunk, Completion
 from baco.routing.parser import family, needs_threshold
@@ -56,7 +56,7 @@ class Baco:
     pair: Pair
     max_rows: int = 256
     memory: int | float | str | None = None
-    draft: Half | None = None
+    draft: PairModel | None = None
     backend: Backend | None = None
 
     @classmethod
@@ -142,7 +142,7 @@ class Baco:
             )
         if compile:
             halves = (pair.base, pair.aligned, drafting)
-            compile_halves(half for half in halves if half is not None)
+            compile_models(half for half in halves if half is not None)
         return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from baco.batch.formats import Format
 from baco.batch.output import Output, begin
-from baco.batch.replica import Advance, Copy, Facts, Made, Order, Replica, facts
+from baco.batch.replica import Advance, JobSpec, PairInfo, PairOptions, Replica, ShardResult, facts
 from baco.batch.rows import Row
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
@@ -38,7 +38,7 @@ class Batch:
     """
 
     rows: Sequence[Row]
-    copy: Copy
+    copy: PairOptions
     spell: "Callable[[Baco], Router]"
     settings: Mapping[str, Any]
     form: Format = "jsonl"
@@ -49,7 +49,7 @@ class Batch:
         """Rows of a shard."""
         return self.rows_a_shard or max(1, ANSWERS_A_SHARD // int(self.settings["n"]))
 
-    def order(self, path: Path, told: Facts, made: Mapping[str, Any]) -> Order:
+    def order(self, path: Path, told: PairInfo, made: Mapping[str, Any]) -> JobSpec:
         """Begin or go on with a directory.
 
         Raises:
@@ -85,13 +85,13 @@ class Batch:
         manifest = begin(path, asked, seed, more)
         output = Output(path, self.form, len(self.rows), self.size)
         decoded = {**self.settings, "seed": manifest["seed"], "router": told.router}
-        return Order(self.copy, output, manifest, decoded)
+        return JobSpec(self.copy, output, manifest, decoded)
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """Where shards are made."""
 
-    def look(self, batch: Batch) -> Facts:
+    def look(self, batch: Batch) -> PairInfo:
         """Load the pair and look at the whole batch.
 
         Raises:
@@ -99,8 +99,8 @@ class Place(Protocol):
         """
 
     def make(
-        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
-    ) -> Iterator[Made]:
+        self, order: JobSpec, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
+    ) -> Iterator[ShardResult]:
         """Make shards; each is told of once it is in its place, in any order.
 
         Args:
@@ -113,24 +113,24 @@ class Place(Protocol):
         """
 
 
-class Here:
+class LocalExecutor:
     """This very process."""
 
-    def look(self, batch: Batch) -> Facts:
+    def look(self, batch: Batch) -> PairInfo:
         self._baco = batch.copy.take()
         return facts(self._baco, batch.spell, batch.settings, batch.rows)
 
     def make(
-        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
-    ) -> Iterator[Made]:
+        self, order: JobSpec, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
+    ) -> Iterator[ShardResult]:
         replica = Replica(order, self._baco)
         for shard, rows in work:
             yield replica.make(shard, rows, advance)
 
 
 def carry_out(
-    batch: Batch, order: Order, place: Place, advance: Advance = lambda *_: None
-) -> Iterator[Made]:
+    batch: Batch, order: JobSpec, place: Executor, advance: Advance = lambda *_: None
+) -> Iterator[ShardResult]:
     """Make the shards that are missing.
 
     Raises:

@@ -20,7 +20,7 @@ Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class PairOptions:
     """How a process comes by its copy of the pair.
 
     Attributes:
@@ -48,7 +48,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PairInfo:
     """What only a process that holds the pair can tell.
 
     Attributes:
@@ -69,7 +69,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobSpec:
     """What every replica of a batch needs; plain data, so that it travels.
 
     Attributes:
@@ -79,14 +79,14 @@ class Order:
         settings: keywords of ``Baco.stream_batch`` with router and seed.
     """
 
-    copy: Copy
+    copy: PairOptions
     output: Output
     manifest: Mapping[str, Any]
     settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ShardResult:
     """A shard that is in its place.
 
     Attributes:
@@ -110,7 +110,7 @@ def facts(
     spell: "Callable[[Baco], Router]",
     settings: Mapping[str, Any],
     rows: Sequence[Row],
-) -> Facts:
+) -> PairInfo:
     """Look at a batch before its first answer.
 
     Args:
@@ -127,7 +127,9 @@ def facts(
     spelling = spell(baco).spelling
     dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
-    return Facts(pair.name, pair.held, fingerprint(pair), spelling, params(pair, settings), dated)
+    return PairInfo(
+        pair.name, pair.held, fingerprint(pair), spelling, params(pair, settings), dated
+    )
 
 
 def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
@@ -153,7 +155,7 @@ def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
 class Replica:
     """Makes shards of one batch."""
 
-    def __init__(self, order: Order, baco: "Baco | None" = None) -> None:
+    def __init__(self, order: JobSpec, baco: "Baco | None" = None) -> None:
         self.order = order
         self._baco = baco
 
@@ -166,7 +168,9 @@ class Replica:
             self._check_same(self._baco)
         return self._baco
 
-    def make(self, shard: range, rows: Sequence[Row], advance: Advance = lambda *_: None) -> Made:
+    def make(
+        self, shard: range, rows: Sequence[Row], advance: Advance = lambda *_: None
+    ) -> ShardResult:
         """Answer the rows of a shard and put it in its place; nothing to do where it is there.
 
         Raises:
@@ -177,7 +181,7 @@ class Replica:
         baco = self.baco
         baco.pair.renderer.date = self.order.manifest.get("date")
         if output.file(shard).exists():
-            return Made(shard, len(rows) * self.order.settings["n"], 0, 0.0)
+            return ShardResult(shard, len(rows) * self.order.settings["n"], 0, 0.0)
         with output.attempt(shard):
             records, answers, tokens, broken = [], 0, 0, list[str]()
             for number, (row, completions) in zip(
@@ -191,7 +195,7 @@ class Replica:
                 tokens += sum(len(c.token_ids) for c in completions)
             output.write(shard, records)
         seconds = time.perf_counter() - started
-        return Made(shard, answers, tokens, seconds, len(broken), "".join(broken[:1]))
+        return ShardResult(shard, answers, tokens, seconds, len(broken), "".join(broken[:1]))
 
     @property
     def _sampling(self) -> dict[str, Any]:

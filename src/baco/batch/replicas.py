@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.batch.batch import Batch
 from baco.batch.ray_cluster import Share, go_to, last_line
-from baco.batch.replica import Advance, Facts, Made, Order, Replica, facts
+from baco.batch.replica import Advance, JobSpec, PairInfo, Replica, ShardResult, facts
 from baco.batch.rows import Row
 from baco.errors import BacoError
 
@@ -29,12 +29,12 @@ class Replicas:
     def __init__(self, share: Share) -> None:
         self.share = share
 
-    def look(self, batch: Batch) -> Facts:
+    def look(self, batch: Batch) -> PairInfo:
         import ray
 
         task = ray.remote(**self.share.resources)(_look)
         try:
-            told: Facts | BacoError = ray.get(task.remote(batch, str(Path.cwd())))
+            told: PairInfo | BacoError = ray.get(task.remote(batch, str(Path.cwd())))
         except ray.exceptions.RayError as error:
             raise BacoError(
                 f"a replica ended before its first answer: {last_line(error)}"
@@ -44,8 +44,8 @@ class Replicas:
         return told
 
     def make(
-        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
-    ) -> Iterator[Made]:
+        self, order: JobSpec, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
+    ) -> Iterator[ShardResult]:
         import ray.util.client
 
         if ray.util.client.ray.is_connected():
@@ -55,7 +55,7 @@ class Replicas:
             for row in self._stream(order, work).iter_rows():
                 if row["error"]:
                     raise BacoError(row["error"])
-                made = Made(
+                made = ShardResult(
                     range(row["start"], row["stop"]),
                     row["answers"],
                     row["tokens"],
@@ -71,8 +71,8 @@ class Replicas:
             ) from error
 
     def _make_from_afar(
-        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
-    ) -> Iterator[Made]:
+        self, order: JobSpec, work: Sequence[tuple[range, Sequence[Row]]], advance: Advance
+    ) -> Iterator[ShardResult]:
         """As `make`, by a driver inside the cluster: Ray Data does not run on Ray's client."""
         import ray
 
@@ -89,7 +89,7 @@ class Replicas:
             ) from error
 
     def _stream(
-        self, order: Order, work: Sequence[tuple[range, Sequence[Row]]]
+        self, order: JobSpec, work: Sequence[tuple[range, Sequence[Row]]]
     ) -> "ray.data.Dataset":
         items = [
             {
@@ -132,7 +132,7 @@ def hand_out(
     )
 
 
-def _look(batch: Batch, folder: str) -> Facts | BacoError:
+def _look(batch: Batch, folder: str) -> PairInfo | BacoError:
     go_to(folder)
     try:
         return facts(batch.copy.take(), batch.spell, batch.settings, batch.rows)
@@ -146,14 +146,14 @@ class _Driver:
     def __init__(
         self,
         share: Share,
-        order: Order,
+        order: JobSpec,
         work: Sequence[tuple[range, Sequence[Row]]],
         folder: str,
     ) -> None:
         go_to(folder)
         self.made = Replicas(share).make(order, work, lambda *_: None)
 
-    def next(self) -> Made | BacoError | None:
+    def next(self) -> ShardResult | BacoError | None:
         """The next shard in its place; None after the last."""
         try:
             return next(self.made, None)
@@ -164,7 +164,7 @@ class _Driver:
 class _Actor:
     """A replica in a worker process of the cluster."""
 
-    def __init__(self, order: Order, folder: str) -> None:
+    def __init__(self, order: JobSpec, folder: str) -> None:
         go_to(folder)
         self.replica = Replica(order)
 
@@ -176,7 +176,7 @@ class _Actor:
         try:
             made = self.replica.make(shard, rows)
         except BacoError as refused:
-            made, error = Made(shard, 0, 0, 0.0), str(refused)
+            made, error = ShardResult(shard, 0, 0, 0.0), str(refused)
         return {
             "start": [start],
             "stop": [stop],

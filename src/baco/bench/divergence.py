@@ -22,7 +22,7 @@ from baco.engine.engine import Engine
 from baco.models.pair import Pair
 from baco.outputs import Completion
 from baco.routing.router import Router
-from baco.routing.word_boundaries import NOTHING, select
+from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import (
     GUMBEL_MAX,
     GUMBEL_MIN,
@@ -175,7 +175,7 @@ class _Place:
     def decide(self, rows: dict[str, Tensor]) -> list[tuple[int, Source]]:
         """The token and source of each of K rows, [K, V] of each half."""
         count, before = len(rows["base"]), self.at - 1
-        previous = self.answer.token_ids[before] if self.at else NOTHING
+        previous = self.answer.token_ids[before] if self.at else NO_TOKEN
         active = self.at > 0 and self.answer.sources[before] == "base"
         seed, sample = torch.tensor(self.noise_seed), torch.tensor(self.answer.sample)
         keys = noise_keys(seed, sample, torch.tensor(self.at)).expand(count, 2)

@@ -8,7 +8,7 @@ from typing import Any
 from baco.bench.contestants import Task
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
-from baco.kv_cache.batched import Store
+from baco.kv_cache.batched import KVCache
 from baco.models.pair import Pair
 
 TOKENS, ANSWERS = 2_000, 32
@@ -49,7 +49,7 @@ def long_prompt(pair: Pair, task: Task) -> LongPrompt:
     return LongPrompt(length, ANSWERS, {half: len(c) for half, c in counted.items()}, first)
 
 
-def _counting(store: Store) -> list[int]:
+def _counting(store: KVCache) -> list[int]:
     """The lengths of the prompts that a store reads from now on."""
     reading: Any = store.reading
     lengths = list[int]()

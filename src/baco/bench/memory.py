@@ -22,7 +22,7 @@ from baco.bench.contestants import Paired, Task, never_ending
 from baco.errors import BacoError
 from baco.models.forward.packed_linear import weights
 from baco.models.known_pairs import DEMO, KnownPair, find_pair
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router as parse
 
@@ -123,7 +123,7 @@ def _decode(pair: Pair, asked: Asked, *, n: int, tokens: int) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def _bytes_per_token(half: Half) -> int:
+def _bytes_per_token(half: PairModel) -> int:
     """Keys and values of one token in all layers of a half."""
     cache, tokens = DynamicCache(), 2
     ids = torch.zeros(1, tokens, dtype=torch.int64, device=half.device)

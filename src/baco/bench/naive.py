@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.routing.router import Router
-from baco.routing.word_boundaries import NOTHING, select
+from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.sampler import DrawTable, draw
@@ -48,7 +48,7 @@ def decode(
     table = DrawTable.of([params] * params.n, device)
     sample = torch.arange(params.n, device=device)
     seed = torch.full_like(sample, noise_seed(params.seed or 0, prompt.digest))
-    previous = torch.full_like(sample, NOTHING)
+    previous = torch.full_like(sample, NO_TOKEN)
     active = torch.zeros_like(sample, dtype=torch.bool)
     halves = {"base": pair.base, "aligned": pair.aligned}
     caches = {name: DynamicCache() for name in MODELS}
@@ -82,7 +82,7 @@ def decode(
     return torch.stack(tokens, dim=1), torch.stack(sources, dim=1)
 
 
-def _read(half: Half, tokens: Tensor, cache: Any) -> Tensor:
+def _read(half: PairModel, tokens: Tensor, cache: Any) -> Tensor:
     """The raw logits after tokens [B, T], which the cache takes up: float32 [B, V]."""
     output = half.run(
         input_ids=tokens.to(half.device), past_key_values=cache, use_cache=True, logits_to_keep=1

@@ -22,7 +22,7 @@ from torch import Tensor
 from baco.bench.contestants import Run, Stopwatch, Task, checked
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.routing.word_boundaries import NOTHING, select
+from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.sampler import DrawTable, draw
 from baco.sampling.seeds import noise_seed
@@ -67,7 +67,7 @@ class Http:
         params = task.params
         table = DrawTable.of([params], "cpu")
         texts = {"base": list(task.prompt.base_ids), "aligned": list(task.prompt.aligned_ids)}
-        previous, active = torch.tensor([NOTHING]), torch.tensor([False])
+        previous, active = torch.tensor([NO_TOKEN]), torch.tensor([False])
         tokens, sources, first = list[int](), list[str](), 0.0
         seed = noise_seed(params.seed or 0, task.prompt.digest)
         for at in range(params.max_tokens):

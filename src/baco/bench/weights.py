@@ -10,7 +10,7 @@ import torch
 from baco.bench.bodies import make
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO, KnownPair
-from baco.models.model import compile_halves
+from baco.models.model import compile_models
 from baco.models.pair import Pair, load_pair
 
 
@@ -37,7 +37,7 @@ def load(
     """
     ours = load_pair(known, dtype=dtype, device=device)
     if compile:
-        compile_halves((ours.base, ours.aligned))
+        compile_models((ours.base, ours.aligned))
     return Weights(ours, load_pair(known, dtype=dtype, device=device, packed=False))
 
 

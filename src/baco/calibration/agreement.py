@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of
 from baco.routing.parser import router as parse
@@ -150,7 +150,7 @@ class PromptGain:
         return (self.own - self.other) / max(self.tokens, 1)
 
 
-def rows(half: Half, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+def rows(half: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
     """The raw rows that each of T tokens would be drawn from: float32 [T, V], on the CPU."""
     # The last token is drawn, not read: it may be one that only the other half owns.
     logits: Tensor = half.score([*prompt, *answer[:-1]])[len(prompt) - 1 :]
@@ -171,7 +171,7 @@ def readable(pair: Pair, answer: Sequence[int], *prompts: Prompt) -> Sequence[in
     return answer[: max(min(end, room), 0)]
 
 
-def _logprob(half: Half, prompt: Sequence[int], answer: Sequence[int]) -> float:
+def _logprob(half: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
     tokens = torch.tensor(answer, dtype=torch.int64)[:, None]
     logp = rows(half, prompt, answer).log_softmax(-1).gather(1, tokens)
     return float(logp.clamp_min(-_SURPRISE).sum())

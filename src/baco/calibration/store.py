@@ -32,7 +32,7 @@ from baco.files import locked
 from baco.models.forward.fused_linear import FUSED
 from baco.models.forward.packed_linear import own_weights
 from baco.models.pair import Pair
-from baco.models.weightless import Described
+from baco.models.weightless import WeightlessModel
 
 MIDDLE = 0.5
 
@@ -67,7 +67,7 @@ class Calibration:
         """
         found = cls()
         # Weights that are elsewhere cannot be told from others, so nothing here is surely theirs.
-        own = None if isinstance(pair.base, Described) else _own(pair)
+        own = None if isinstance(pair.base, WeightlessModel) else _own(pair)
         for path in (_beside(pair), own):
             if path is not None and path.is_file():
                 found.curves |= _read(path)

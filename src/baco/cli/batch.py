@@ -18,8 +18,8 @@ from baco.cli.progress import answering
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco.batch.batch import Batch, Place
-    from baco.batch.replica import Made, Order
+    from baco.batch.batch import Batch, Executor
+    from baco.batch.replica import JobSpec, ShardResult
 
 
 def batch(
@@ -150,7 +150,7 @@ def batch(
     from baco.batch.batch import Batch
     from baco.batch.formats import check_format
     from baco.batch.output import refuse_other
-    from baco.batch.replica import Copy
+    from baco.batch.replica import PairOptions
     from baco.batch.rows import read_rows
     from baco.files import locked
 
@@ -163,7 +163,7 @@ def batch(
     rows = read_rows(inputs)
     spell = partial(opt.spelled_router, router=router, diversity=diversity)
     settings = {"system": system, "switch": switch, **sampling}
-    asked = Batch(rows, Copy(load, threads), spell, settings, checked, shard_rows)
+    asked = Batch(rows, PairOptions(load, threads), spell, settings, checked, shard_rows)
     command = shlex.join(["baco", *context.obj])
     opt.hush()
     with _place(cluster if backend == RAY else None) as place:
@@ -192,12 +192,12 @@ def _check_place(
 
 
 @contextmanager
-def _place(cluster: Any) -> "Iterator[Place]":
+def _place(cluster: Any) -> "Iterator[Executor]":
     """Where shards are made: this process, or a cluster that is reached for as long as it takes."""
     if cluster is None:
-        from baco.batch.batch import Here
+        from baco.batch.batch import LocalExecutor
 
-        yield Here()
+        yield LocalExecutor()
         return
     with cluster.reached() as share:
         from baco.batch.replicas import Replicas
@@ -207,18 +207,18 @@ def _place(cluster: Any) -> "Iterator[Place]":
         yield Replicas(share)
 
 
-def _begin(batch: "Batch", place: "Place", out: Path, command: str) -> "Order":
+def _begin(batch: "Batch", place: "Executor", out: Path, command: str) -> "JobSpec":
     from baco.evaluation.plan import made
 
     return batch.order(out, place.look(batch), {"command": command, **made()})
 
 
-def _make(batch: "Batch", order: "Order", place: "Place") -> "list[Made]":
+def _make(batch: "Batch", order: "JobSpec", place: "Executor") -> "list[ShardResult]":
     """Make what is missing, with a bar; the shards made, in order."""
     from baco.batch.batch import carry_out
 
     total = len(batch.rows)
-    made: list[Made] = []
+    made: list[ShardResult] = []
     with answering("prompts", total) as bar:
         bar.skip(total - sum(len(shard) for shard in order.output.missing()))
 
@@ -229,7 +229,7 @@ def _make(batch: "Batch", order: "Order", place: "Place") -> "list[Made]":
     return sorted(made, key=lambda one: one.shard.start)
 
 
-def _told(order: "Order", made: int, as_json: bool) -> None:
+def _told(order: "JobSpec", made: int, as_json: bool) -> None:
     output = order.output
     if (date := order.manifest.get("date")) is not None:
         note(f"the prompts hold the date {date}")

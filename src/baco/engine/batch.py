@@ -8,9 +8,9 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.sequence import Request, Sequence
-from baco.engine.speculative.cost_model import MOST_AHEAD
+from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.routing.router import Router
-from baco.routing.word_boundaries import NOTHING, Switch
+from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
 from baco.sampling.sampler import DrawTable
 from baco.source import MODELS, Source
@@ -35,7 +35,7 @@ class Batch:
 
     def __init__(self, device: Any, width: int) -> None:
         self.device, self.width = device, width
-        self._ahead = torch.arange(MOST_AHEAD + 1, device=device)
+        self._ahead = torch.arange(MAX_DRAFT_TOKENS + 1, device=device)
         self.rows: list[Sequence] = []
         self._counts: TokenCounts | None = None  # where any row has penalties
         self._set([])
@@ -79,7 +79,7 @@ class Batch:
 
     def previous(self) -> Tensor:
         """Last token of each answer, int64 [B]; NOTHING before the first."""
-        last = [row.tokens[-1] if row.tokens else NOTHING for row in self.rows]
+        last = [row.tokens[-1] if row.tokens else NO_TOKEN for row in self.rows]
         return tensor_on(self.device, last, torch.int64)
 
     def active(self) -> Tensor:
@@ -104,7 +104,7 @@ class Batch:
             self._keys = self._kept[self._every, ahead]
         return self._keys
 
-    def heard(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
+    def token_counts(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
         """What penalties look at, for positions [N].
 
         Args:
@@ -123,7 +123,7 @@ class Batch:
         said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
         return prompted, said[:, :-1]
 
-    def hear(self, before: Rows[int]) -> None:
+    def advance(self, before: Rows[int]) -> None:
         """Take up what the rows have said since they had ``before`` tokens each."""
         self._keys = None
         if self._counts is not None:

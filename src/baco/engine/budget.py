@@ -10,9 +10,9 @@ from itertools import takewhile
 from types import MappingProxyType
 
 from baco.engine.scoring import ENTRY_BYTES, piece_of
-from baco.engine.speculative.cost_model import MOST_AHEAD
+from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.kv_cache.slots import CacheSize, columns_for
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.sampling.sampler import DRAW_BYTES, most_drawn
 
 # For each position and each token of the vocabulary: logits of both models, as they come and in
@@ -57,7 +57,7 @@ class Budget:
     """
 
     def __init__(
-        self, memory: int, models: Mapping[str, Half], vocabulary: int, piece: int
+        self, memory: int, models: Mapping[str, PairModel], vocabulary: int, piece: int
     ) -> None:
         self.memory, self.piece = memory, piece
         self.sizes: dict[str, CacheSize] = {name: half.cache_size for name, half in models.items()}
@@ -103,7 +103,7 @@ class Budget:
             copied = max(copied, self.sizes[name].tensor(columns_for(needs.columns[name])))
             if half.long_rope is not None and seen > half.long_rope.original_length:
                 # A row that grows beyond it is read again, into tables of its own.
-                again += self.sizes[name].row(half.long_rope.original_length + MOST_AHEAD)
+                again += self.sizes[name].row(half.long_rope.original_length + MAX_DRAFT_TOKENS)
         return max(decided, read) + rows * copied + again
 
     def total(

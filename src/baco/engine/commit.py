@@ -7,13 +7,13 @@ from torch import Tensor
 
 from baco.engine.sequence import Sequence as Answer
 from baco.engine.sequence import Why
-from baco.engine.verify import Positions, Verdict
+from baco.engine.verify import Positions, VerifyResult
 
 
 def append(
     rows: Sequence[Answer],
     positions: Positions,
-    verdict: Verdict,
+    result: VerifyResult,
     ends: Collection[int],
     matters: Callable[[Answer, int], bool],
 ) -> tuple[list[int], dict[int, tuple[int, int]]]:
@@ -22,21 +22,21 @@ def append(
     Args:
         rows, positions, verdict: of the round.
         ends: tokens that end an answer.
-        matters: does damage matter to a row, by what `Verdict.damaged` has there?
+        matters: does damage matter to a row, by what `VerifyResult.damaged` has there?
 
     Returns:
         How many drafts of each row stood, and by row the first position with damaged logits, and
-        what `Verdict.damaged` has there.
+        what `VerifyResult.damaged` has there.
     """
     most = positions.most
     told = torch.cat(
         (
-            verdict.logprob.view(torch.int32).long(),  # bit by bit: one table, one wait
-            verdict.token,
-            verdict.source.long(),
-            verdict.damaged,
-            verdict.stands[:, None],
-            verdict.agreed[:, None],
+            result.logprob.view(torch.int32).long(),  # bit by bit: one table, one wait
+            result.token,
+            result.source.long(),
+            result.damaged,
+            result.committed[:, None],
+            result.accepted[:, None],
         ),
         dim=1,
     ).cpu()
@@ -45,18 +45,18 @@ def append(
     first = [0]
     for count in positions.counts:
         first.append(first[-1] + count)
-    tops = _tops(rows, positions, verdict)
-    whys = _whys(positions, verdict) if any(row.request.explain for row in rows) else None
-    agreed, damage = list[int](), dict[int, tuple[int, int]]()
+    tops = _tops(rows, positions, result)
+    whys = _whys(positions, result) if any(row.request.explain for row in rows) else None
+    accepted, damage = list[int](), dict[int, tuple[int, int]]()
     for at, (row, numbers) in enumerate(zip(rows, packed, strict=True)):
-        stands, right = numbers[-2:]
+        committed, right = numbers[-2:]
         for ahead, whose in enumerate(numbers[2 * most : 2 * most + positions.counts[at]]):
             if whose and matters(row, whose):
                 damage[at] = ahead, whose
-                stands, right = min(stands, ahead), min(right, ahead)
+                committed, right = min(committed, ahead), min(right, ahead)
                 break
-        agreed.append(right)
-        for ahead in range(stands):
+        accepted.append(right)
+        for ahead in range(committed):
             token = numbers[ahead]
             row.tokens.append(token)
             row.sources.append("base" if numbers[most + ahead] else "aligned")
@@ -72,28 +72,28 @@ def append(
                 row.finish_reason = "length"
             if row.finish_reason is not None:
                 break
-    return agreed, damage
+    return accepted, damage
 
 
 def _tops(
-    rows: Sequence[Answer], positions: Positions, verdict: Verdict
+    rows: Sequence[Answer], positions: Positions, result: VerifyResult
 ) -> list[list[tuple[int, float]]] | None:
     """The most likely tokens of the source at every position, as many as any row wants."""
     wanted = max((row.request.params.logprobs or 0 for row in rows), default=0)
     if not wanted:
         return None
-    source = verdict.source[positions.row, positions.ahead]
-    raw = torch.where(source[:, None], verdict.signals.base, verdict.signals.aligned)
+    source = result.source[positions.row, positions.ahead]
+    raw = torch.where(source[:, None], result.signals.base, result.signals.aligned)
     top = raw.log_softmax(dim=-1).topk(min(wanted, raw.shape[-1]), dim=-1)
     each = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(ids, values, strict=True)) for ids, values in each]
 
 
-def _whys(positions: Positions, verdict: Verdict) -> list[Why]:
+def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
     """What the router saw at every position."""
     at = (positions.row, positions.ahead)
-    token = verdict.token[at]
-    signals, standing = verdict.signals, verdict.standing
+    token = result.token[at]
+    signals, boundary_state = result.signals, result.boundary_state
 
     def logprob(logits: Tensor) -> list[float]:
         told: list[float] = logits.log_softmax(dim=-1).gather(1, token[:, None])[:, 0].tolist()
@@ -105,8 +105,8 @@ def _whys(positions: Positions, verdict: Verdict) -> list[Why]:
         signals.max_base.tolist(),
         signals.entropy_base.tolist(),
         signals.top_base.tolist(),
-        standing.boundary(verdict.spoke).tolist(),
-        ("base" if wanted else "aligned" for wanted in standing.wanted.tolist()),
+        boundary_state.boundary(result.previous_source).tolist(),
+        ("base" if wanted else "aligned" for wanted in boundary_state.wanted.tolist()),
         strict=True,
     )
     return [Why(*column) for column in columns]

@@ -17,7 +17,7 @@ def _second_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)
 
 
-class Beside:
+class DualStream:
     """Two forwards at once on a CUDA device.
 
     Args:

@@ -13,18 +13,18 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.budget import Budget
 from baco.engine.commit import append
-from baco.engine.dual_stream import Beside
+from baco.engine.dual_stream import DualStream
 from baco.engine.metrics import Stats
-from baco.engine.runner import Reader
+from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_PIECES, Scheduler
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, Sequence
-from baco.engine.skip_stats import Enough
+from baco.engine.skip_stats import SkipStats
 from baco.engine.speculative.cost_model import priced
-from baco.engine.speculative.proposer import Draft, Drafter
-from baco.engine.verify import Choose, Law, Round, Verdict, route, settled
+from baco.engine.speculative.proposer import Draft, Proposer
+from baco.engine.verify import Choose, Verifier, VerifyBatch, VerifyResult, route, settled
 from baco.kv_cache.memory_limit import cache_bytes
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.routing.signals import Signals
 from baco.source import MODELS, Source
@@ -51,33 +51,35 @@ class Engine:
         max_rows: int = 256,
         memory: int | float | str | None = None,
         speculate: bool = True,
-        draft: Half | None = None,
+        draft: PairModel | None = None,
         choose: Choose = route,
         pieces: int = MANY_PIECES,
     ) -> None:
         self.pair = pair
         self._device = pair.aligned.device
         self._apart = pair.base.device != self._device
-        self._law = Law(pair.vocabulary.to(self._device), pair.banned.to(self._device), choose)
+        self._verifier = Verifier(
+            pair.vocabulary.to(self._device), pair.banned.to(self._device), choose
+        )
         self._batch = Batch(self._device, pair.vocabulary.size)
         halves = {"base": pair.base, "aligned": pair.aligned}
         if draft is not None and speculate:
             halves["draft"] = draft
-        self._reader = Reader(halves, self._batch)
+        self._runner = ModelRunner(halves, self._batch)
         # Plain forwards keep the host busy: one device would wait for the second's operations.
-        together = self._device.type == "cuda" and not self._apart and self._reader.stays(MODELS)
-        self._beside = Beside(self._device) if together else None
-        self._enough = Enough()
-        drafts = speculate and self._reader.rewinds
+        together = self._device.type == "cuda" and not self._apart and self._runner.stays(MODELS)
+        self._dual_stream = DualStream(self._device) if together else None
+        self._skip_stats = SkipStats()
+        drafts = speculate and self._runner.can_roll_back
         sizes = {name: half.size for name, half in halves.items()}
         planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
-        self._drafter = Drafter(self._reader, self._batch, self._law.banned, planner)
+        self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
         held = cache_bytes(memory, {half.device for half in halves.values()})
         piece = max(half.piece for half in halves.values())
         budget = Budget(held, halves, pair.vocabulary.size, piece)
-        self._scheduler = Scheduler(self._reader, self._batch, budget, max_rows, pieces)
+        self._scheduler = Scheduler(self._runner, self._batch, budget, max_rows, pieces)
         self._doubted: set[Sequence] = set()  # rows that met damaged logits in the last step
-        self.stats = Stats(self._reader.stores)
+        self.stats = Stats(self._runner.stores)
 
     def add(self, request: Request) -> list[Sequence]:
         """Queue the n samples of a request.
@@ -119,11 +121,11 @@ class Engine:
         self._scheduler.schedule()
         if not self._batch.rows:
             return []
-        self._reader.catch_up(self._scheduler.budget.read_at_once(len(self._batch)))
-        draft = self._drafter.draft(self._scheduler.positions)
-        round_ = Round(self._batch, draft.positions, draft.decided)
-        verdict = self._law.judge(round_, self._read(draft, round_))
-        return self._commit(draft, round_, verdict)
+        self._runner.catch_up(self._scheduler.budget.read_at_once(len(self._batch)))
+        draft = self._proposer.draft(self._scheduler.positions)
+        verify_batch = VerifyBatch(self._batch, draft.positions, draft.decided)
+        result = self._verifier.verify(verify_batch, self._read(draft, verify_batch))
+        return self._commit(draft, verify_batch, result)
 
     def stop(self, sequence: Sequence, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
@@ -135,65 +137,67 @@ class Engine:
         """Give a text up."""
         self._scheduler.drop_text(scoring)
 
-    def _read(self, draft: Draft, round_: Round) -> Signals:
+    def _read(self, draft: Draft, verify_batch: VerifyBatch) -> Signals:
         """Both halves' rows at the positions of a draft. A half that cannot matter is not read, and
         the other's rows take its place. Nobody asks whether it matters where it nearly always does,
         nor on two devices: these work at once, and neither waits to hear of the other's rows.
         """
-        first, second = self._reader.order(draft)
-        round_.read.append(first)
-        both = self._apart or self._all_told or self._enough.seldom(first)
-        if second is not None and both and self._beside:
-            one, other = (partial(self._reader.rows, half, draft) for half in (first, second))
-            rows, others = self._beside.both(one, other)
-            round_.read.append(second)
-            return self._law.look(round_, rows, rows).heard(**{second: others})
-        rows = self._reader.rows(first, draft)
-        signals = self._law.look(round_, rows, rows)
+        first, second = self._runner.order(draft)
+        verify_batch.read.append(first)
+        both = self._apart or self._all_told or self._skip_stats.rarely_sufficient(first)
+        if second is not None and both and self._dual_stream:
+            one, other = (partial(self._runner.rows, half, draft) for half in (first, second))
+            rows, others = self._dual_stream.both(one, other)
+            verify_batch.read.append(second)
+            return self._verifier.look(verify_batch, rows, rows).with_logits(**{second: others})
+        rows = self._runner.rows(first, draft)
+        signals = self._verifier.look(verify_batch, rows, rows)
         if draft.partition is not None:
             signals.known(first, draft.partition)
-        if second is None or (not both and self._suffices(first, round_, signals)):
+        if second is None or (not both and self._suffices(first, verify_batch, signals)):
             return signals
-        round_.read.append(second)
-        return signals.heard(**{second: self._reader.rows(second, draft)})
+        verify_batch.read.append(second)
+        return signals.with_logits(**{second: self._runner.rows(second, draft)})
 
     @property
     def _all_told(self) -> bool:
         """Are both halves' rows wanted, whatever they are?"""
         explained = any(row.request.explain for row in self._batch.rows)
-        return self._law.choose is not route or explained
+        return self._verifier.choose is not route or explained
 
-    def _suffices(self, half: Source, round_: Round, signals: Signals) -> bool:
+    def _suffices(self, half: Source, verify_batch: VerifyBatch, signals: Signals) -> bool:
         """Do one half's rows decide the whole round?"""
         requests = [row.request for row in self._batch.rows]
         alone = [request.router.reads <= {half} for request in requests]
         told = tensor_on(self._device, alone)
-        standing = self._law.stand(round_, signals, ask=any(alone))
-        enough = settled(standing, round_, half, told)
-        self._enough.saw(half, enough)
+        boundary_state = self._verifier.stand(verify_batch, signals, ask=any(alone))
+        enough = settled(boundary_state, verify_batch, half, told)
+        self._skip_stats.saw(half, enough)
         return enough
 
-    def _commit(self, draft: Draft, round_: Round, verdict: Verdict) -> list[Sequence]:
+    def _commit(
+        self, draft: Draft, verify_batch: VerifyBatch, result: VerifyResult
+    ) -> list[Sequence]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""
         rows = list(self._batch.rows)
         before = [len(row.tokens) for row in rows]
-        matters = partial(self._matters, round_)
-        agreed, damage = append(rows, draft.positions, verdict, self.pair.end_ids, matters)
+        matters = partial(self._matters, verify_batch)
+        accepted, damage = append(rows, draft.positions, result, self.pair.end_ids, matters)
         if damage or self._doubted:
-            self._doubt(round_, damage)
-        self._batch.hear(before)
-        self._reader.rewind()
+            self._doubt(verify_batch, damage)
+        self._batch.advance(before)
+        self._runner.roll_back()
         if damage:
-            self._reader.clean(list(damage))
-        self._drafter.learn(draft, before, agreed)
-        self.stats.count(rows, before, draft.decided, agreed)
+            self._runner.clean(list(damage))
+        self._proposer.learn(draft, before, accepted)
+        self.stats.count(rows, before, draft.decided, accepted)
         return rows
 
-    def _matters(self, round_: Round, row: Sequence, whose: int) -> bool:
+    def _matters(self, verify_batch: VerifyBatch, row: Sequence, whose: int) -> bool:
         """Do damaged logits matter to a row, or are they those of a half that it does not need?"""
-        return any(row.request.needs(half) for half in round_.damaged(whose))
+        return any(row.request.needs(half) for half in verify_batch.damaged(whose))
 
-    def _doubt(self, round_: Round, damage: Mapping[int, tuple[int, int]]) -> None:
+    def _doubt(self, verify_batch: VerifyBatch, damage: Mapping[int, tuple[int, int]]) -> None:
         """End rows whose next position has damaged logits.
 
         Where a cache can be rolled back, their logits are read once more before that, without
@@ -204,17 +208,17 @@ class Engine:
             row = self._batch.rows[at]
             if ahead or row.finish_reason is not None:
                 continue
-            if self._reader.rewinds and row not in self._doubted:
+            if self._runner.can_roll_back and row not in self._doubted:
                 doubted.add(row)
                 continue
-            half = next(one for one in round_.damaged(whose) if row.request.needs(one))
-            row.finish_reason, row.error = "error", self._reader.halves[half].damage
+            half = next(one for one in verify_batch.damaged(whose) if row.request.needs(one))
+            row.finish_reason, row.error = "error", self._runner.halves[half].damage
         self._doubted = doubted
         if doubted:
-            self._drafter.pause()
+            self._proposer.pause()
 
     def _room(self, request: Request) -> int:
-        needed = {half: self._reader.halves[half] for half in MODELS if request.needs(half)}
+        needed = {half: self._runner.halves[half] for half in MODELS if request.needs(half)}
         for name, half in needed.items():
             half.check_prompt(name, request.ids(name))
         return min(half.context - len(request.ids(name)) for name, half in needed.items())

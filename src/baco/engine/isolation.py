@@ -137,7 +137,7 @@ class IsolatingEngine:
         self.engine.stats.carry_on(past)
         for text in self._texts:
             if not text.done:
-                text.rewind()
+                text.roll_back()
                 self.engine.score(text)
         self._original.clear()
         self._again.clear()

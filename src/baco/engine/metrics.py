@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baco.engine.sequence import Sequence as Answer
-from baco.kv_cache.batched import Store
+from baco.kv_cache.batched import KVCache
 
 
 @dataclass(slots=True)
@@ -18,7 +18,7 @@ class Stats:
         drafted, accepted: tokens that were drafted, and how many of them stood.
     """
 
-    stores: Mapping[str, Store]
+    stores: Mapping[str, KVCache]
     rounds: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"base": 0, "aligned": 0})
     drafted: int = 0
@@ -39,12 +39,12 @@ class Stats:
         rows: Sequence[Answer],
         before: Sequence[int],
         drafted: Sequence[int],
-        agreed: Sequence[int],
+        accepted: Sequence[int],
     ) -> None:
         """Take up one round: ``rows`` had ``before`` tokens each."""
         self.rounds += 1
         self.drafted += sum(drafted)
-        self.accepted += sum(agreed)
+        self.accepted += sum(accepted)
         for row, had in zip(rows, before, strict=True):
             base = row.sources[had:].count("base")
             self.tokens["base"] += base

@@ -13,15 +13,15 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.kv_cache.batched import SlotStore, Store
-from baco.models.model import Half
+from baco.kv_cache.batched import BatchedKVCache, KVCache
+from baco.models.model import PairModel
 from baco.source import Source
 
 if TYPE_CHECKING:
     from baco.engine.speculative.proposer import Draft
 
 
-class Reader:
+class ModelRunner:
     """The halves of a pair, and a draft model if there is one, reading the rows of a batch.
 
     Attributes:
@@ -29,15 +29,15 @@ class Reader:
         stores: their caches; row r of each is row r of the batch.
     """
 
-    def __init__(self, halves: Mapping[str, Half], batch: Batch) -> None:
+    def __init__(self, halves: Mapping[str, PairModel], batch: Batch) -> None:
         self.halves = dict(halves)
-        self.stores: dict[str, Store] = {name: half.store() for name, half in halves.items()}
+        self.stores: dict[str, KVCache] = {name: half.store() for name, half in halves.items()}
         self._batch = batch
 
     @property
-    def rewinds(self) -> bool:
+    def can_roll_back(self) -> bool:
         """Can every half forget again what it read?"""
-        return all(store.rewinds for store in self.stores.values())
+        return all(store.can_roll_back for store in self.stores.values())
 
     def needed(self) -> list[Source]:
         """The halves that any row needs."""
@@ -103,14 +103,14 @@ class Reader:
     def stays(self, halves: Iterable[str]) -> bool:
         """Do these halves' tables stay where they are while rows are decoded?"""
         stores = (self.stores[half] for half in halves)
-        return all(isinstance(store, SlotStore) and store.stays for store in stores)
+        return all(isinstance(store, BatchedKVCache) and store.stays for store in stores)
 
     def hold(self, rows: int, columns: Mapping[str, int]) -> None:
         """Make room in one go, for so many rows of so many columns of each half, where tables are
         to stay where they are.
         """
         for name, store in self.stores.items():
-            if isinstance(store, SlotStore) and store.stays:
+            if isinstance(store, BatchedKVCache) and store.stays:
                 store.cache.hold(rows, columns[name])
 
     def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
@@ -123,7 +123,7 @@ class Reader:
         for store in self.stores.values():
             store.reorder(order)
 
-    def rewind(self) -> None:
+    def roll_back(self) -> None:
         """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
         for name in self.stores:
             self._keep(name, -1)
@@ -145,7 +145,7 @@ class Reader:
         """Let a half forget all but the rows' tokens, and so many ``more``."""
         rows = self._batch.rows
         kept = [len(row.request.ids(name)) + len(row.tokens) + more for row in rows]
-        self.stores[name].rewind(kept)
+        self.stores[name].roll_back(kept)
 
     def room(self, name: str) -> int:
         """How many tokens a model can read beyond those of every row: up to the end of its context
@@ -168,8 +168,8 @@ class Reader:
         rows, needed = self._batch.rows, self.needed()
         if len(needed) == 1:
             return needed[0], None
-        spoke = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
-        aligned_spoke = 2 * spoke > len(rows)
+        previous_source = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
+        aligned_spoke = 2 * previous_source > len(rows)
         if draft.runner == "aligned" or (draft.runner != "base" and aligned_spoke):
             return "aligned", "base"
         return "base", "aligned"
@@ -179,11 +179,11 @@ class Reader:
         if draft.runner == name:
             assert draft.rows is not None
             return draft.rows
-        positions, on = draft.positions, draft.reads_on
+        positions, on = draft.positions, draft.read_last_draft
         counts = [count - 1 + on for count in positions.counts]
         logits = self.read(name, positions.drafted, counts, positions.most + on)
         if on:
-            draft.beyond, logits = logits[:, -1], logits[:, :-1]
+            draft.bonus_logits, logits = logits[:, -1], logits[:, :-1]
         return positions.flat(logits)
 
     def read(self, name: str, drafted: Tensor, counts: Sequence[int], keep: int) -> Tensor:

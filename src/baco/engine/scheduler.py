@@ -13,17 +13,17 @@ from typing import Any
 
 from baco.engine.batch import Batch
 from baco.engine.budget import Budget, Needs
-from baco.engine.runner import Reader
+from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.speculative.cost_model import MOST_AHEAD
+from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.errors import BacoError, failure
 
 log = logging.getLogger("baco")
 
 # Columns that a row may take beyond its tokens: what is drafted after its last, and padding.
-SPARE = MOST_AHEAD + 1
+SPARE = MAX_DRAFT_TOKENS + 1
 # Pieces of prompts and texts that are read between two steps, half as many where they are long: few
 # where a client waits for the next token of a row, many where all answers are wanted soon.
 FEW_PIECES, MANY_PIECES = 2, 32
@@ -93,9 +93,9 @@ class Scheduler:
     """
 
     def __init__(
-        self, reader: Reader, batch: Batch, budget: Budget, max_rows: int, pieces: int
+        self, reader: ModelRunner, batch: Batch, budget: Budget, max_rows: int, pieces: int
     ) -> None:
-        self._reader, self._batch, self.budget = reader, batch, budget
+        self._runner, self._batch, self.budget = reader, batch, budget
         self._max_rows, self._pieces = max_rows, pieces
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}  # by number, in order
@@ -115,7 +115,7 @@ class Scheduler:
         limit = min(request.params.max_tokens, room)
         answers = [Answer(request, sample, limit) for sample in range(request.params.n)]
         self._check_alone("one answer", self._needs(answers[:1], answers[:1]))
-        number, unread = next(self._numbers), self._reader.to_read(request)
+        number, unread = next(self._numbers), self._runner.to_read(request)
         self._waiting[number] = _Waiting(number, request, deque(answers), unread)
         self._stuck = False
         return answers
@@ -192,14 +192,14 @@ class Scheduler:
             if not short and (not going or read >= most // 2):
                 break
         needs = self._needs(self._batch.rows, self._prompts(), self._text())
-        self.positions = self.budget.positions(needs, MOST_AHEAD + 1, self._reader.held())
+        self.positions = self.budget.positions(needs, MAX_DRAFT_TOKENS + 1, self._runner.held())
 
     def _read_on(self, one: "_Waiting | _Text") -> int:
         """Read the next piece of a prompt or a text; how many tokens that were."""
         if isinstance(one, _Text):
             if one.reading is None:
                 name = one.scoring.half
-                half, store = self._reader.halves[name], self._reader.stores[name]
+                half, store = self._runner.halves[name], self._runner.stores[name]
                 one.reading = score(half, store, one.scoring)
             try:
                 read = next(one.reading, 0)
@@ -211,7 +211,7 @@ class Scheduler:
                 self._texts.popleft()
             return read
         if one.reading is None:
-            one.reading = self._reader.reading(one.request)
+            one.reading = self._runner.reading(one.request)
             self._held[one.number] = one
         read = 0
         try:
@@ -278,9 +278,9 @@ class Scheduler:
             rows = [*self._batch.rows, *answers]
             # Where tables stay where they are, for twice as many where memory has it.
             held = min(len(self._batch) + most, 1 << (len(rows) - 1).bit_length())
-            self._reader.hold(held, self._columns(rows))
+            self._runner.hold(held, self._columns(rows))
             assert first.prefixes is not None
-            self._reader.admit(first.prefixes, new)
+            self._runner.admit(first.prefixes, new)
             self._batch.admit(answers)
             self._leave(first)
 
@@ -308,11 +308,11 @@ class Scheduler:
 
     def _room(self, needs: Needs) -> int:
         """How many rows fit, where tables are as ``needs`` says."""
-        fitting = self.budget.rows(needs, self._max_rows, self._reader.held())
+        fitting = self.budget.rows(needs, self._max_rows, self._runner.held())
         if fitting < needs.rows <= self.budget.rows(needs, self._max_rows):
             # What more rows, or longer ones, have left behind makes room.
-            self._reader.shrink(self._columns(self._batch.rows))
-            fitting = self.budget.rows(needs, self._max_rows, self._reader.held())
+            self._runner.shrink(self._columns(self._batch.rows))
+            fitting = self.budget.rows(needs, self._max_rows, self._runner.held())
         return fitting
 
     def _needs(
@@ -329,11 +329,11 @@ class Scheduler:
         taken += sum(sizes.shared for request, sizes in running.items() if request not in held)
         columns = {
             name: max((sizes.columns.get(name, 0) for sizes in running.values()), default=0)
-            for name in self._reader.stores
+            for name in self._runner.stores
         }
         seen = {
             name: max((sizes.seen.get(name, 1) for sizes in running.values()), default=1)
-            for name in self._reader.stores
+            for name in self._runner.stores
         }
         scored = 0
         if text is not None:
@@ -347,7 +347,7 @@ class Scheduler:
         if request not in self._sizes:
             if len(self._sizes) > 4 * self._max_rows:
                 self._sizes.clear()
-            reader, budget = self._reader, self.budget
+            reader, budget = self._runner, self.budget
             names = reader.reads(request)
             lengths = {name: len(request.ids(name)) for name in names}
             own = {name: reader.copied(name, request) for name in names}
@@ -386,6 +386,6 @@ class Scheduler:
         tail = iter(index for index in alive if index >= len(alive))
         filled = set(order)
         order = [i if i in filled else next(tail) for i in range(len(alive))]
-        self._reader.reorder(order)
+        self._runner.reorder(order)
         self._batch.reorder(order)
         return True

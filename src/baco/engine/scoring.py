@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from baco.kv_cache.batched import Store
-from baco.models.model import Half
+from baco.kv_cache.batched import KVCache
+from baco.models.model import PairModel
 from baco.source import Source
 
 # Logits of a piece that are held at once, in entries; but never fewer tokens than this.
@@ -39,18 +39,18 @@ class Scoring:
     done: bool = False
     error: str | None = None
 
-    def rewind(self) -> None:
+    def roll_back(self) -> None:
         """It is to be read again from its start."""
         self.logprobs.clear()
         self.tops.clear()
 
 
-def piece_of(half: Half) -> int:
+def piece_of(half: PairModel) -> int:
     """Tokens of a text that a model reads at once where it scores them."""
     return min(half.piece, max(_LEAST, _MOST_ENTRIES // half.rows_of_logits))
 
 
-def score(half: Half, store: Store, scoring: Scoring) -> Generator[int, None, None]:
+def score(half: PairModel, store: KVCache, scoring: Scoring) -> Generator[int, None, None]:
     """Read a text with a model, beside the rows of its cache, and score its tokens: yields how many
     tokens each piece had.
     """

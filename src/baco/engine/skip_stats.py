@@ -8,16 +8,16 @@ from baco.source import Source
 _SELDOM = 0.1
 # How quickly that share follows what is seen, and how quickly it rises while nobody looks: every
 # ten rounds or so somebody does.
-_FADE, _DOUBT = 0.1, 0.001
+_EMA_WEIGHT, _DOUBT = 0.1, 0.001
 
 
 @dataclass(slots=True)
-class Enough:
+class SkipStats:
     """The share of rounds that each half, read first, decided lately."""
 
     _share: dict[Source, float] = field(default_factory=lambda: {"base": 0.5, "aligned": 0.5})
 
-    def seldom(self, half: Source) -> bool:
+    def rarely_sufficient(self, half: Source) -> bool:
         """Is it to be expected that the other half is read too, whatever this one says?"""
         if self._share[half] >= _SELDOM:
             return False
@@ -26,4 +26,4 @@ class Enough:
 
     def saw(self, half: Source, enough: bool) -> None:
         """A half's rows were enough for a round, or not."""
-        self._share[half] += _FADE * (enough - self._share[half])
+        self._share[half] += _EMA_WEIGHT * (enough - self._share[half])

@@ -15,7 +15,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.routing.signals import Signals
-from baco.routing.word_boundaries import Standing, follow, speakable
+from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
 from baco.sampling.sampler import draw, penalise
 from baco.source import MODELS, Source
@@ -79,7 +79,7 @@ class Positions:
 
 
 @dataclass
-class Round:
+class VerifyBatch:
     """The rows as they stand and the positions to decide; what several steps ask is made once.
 
     Attributes:
@@ -95,7 +95,7 @@ class Round:
     read: list[Source] = field(default_factory=list)
 
     def damaged(self, whose: int) -> list[Source]:
-        """The halves that were read and that `Verdict.damaged` names by a number."""
+        """The halves that were read and that `VerifyResult.damaged` names by a number."""
         return [half for at, half in enumerate(MODELS) if whose >> at & 1 and half in self.read]
 
     @cached_property
@@ -118,8 +118,8 @@ class Round:
 
 
 @dataclass(slots=True)
-class Verdict:
-    """What a round says, as tables [B, Q]; of each row only the first ``stands`` entries count.
+class VerifyResult:
+    """What a round says, as tables [B, Q]; of each row only the first ``committed`` entries count.
 
     Attributes:
         token, source: what plain decoding draws there; True for the base.
@@ -137,11 +137,11 @@ class Verdict:
     source: Tensor
     logprob: Tensor
     damaged: Tensor
-    stands: Tensor
-    agreed: Tensor
+    committed: Tensor
+    accepted: Tensor
     signals: Signals
-    standing: Standing
-    spoke: Tensor
+    boundary_state: BoundaryState
+    previous_source: Tensor
 
 
 @dataclass(slots=True)
@@ -157,28 +157,32 @@ class Choice:
 
     logits: Tensor
     source: Tensor
-    standing: Standing
-    spoke: Tensor
+    boundary_state: BoundaryState
+    previous_source: Tensor
 
 
 # What of a decision differs between BACo and other ways to decode with both halves' rows.
-Choose = Callable[["Law", Round, Signals], Choice]
+Choose = Callable[["Verifier", VerifyBatch, Signals], Choice]
 
 
-def route(law: "Law", round_: Round, signals: Signals) -> Choice:
+def route(law: "Verifier", verify_batch: VerifyBatch, signals: Signals) -> Choice:
     """BACo: every word from the half that its row's router names."""
-    return by_standing(law, round_, signals, law.stand(round_, signals))
+    return by_standing(law, verify_batch, signals, law.stand(verify_batch, signals))
 
 
-def by_standing(law: "Law", round_: Round, signals: Signals, standing: Standing) -> Choice:
+def by_standing(
+    law: "Verifier", verify_batch: VerifyBatch, signals: Signals, boundary_state: BoundaryState
+) -> Choice:
     """Every word from the half that is named where it begins."""
-    spoke, source, masked = chain(round_.positions, standing, round_.active)
-    logits = speakable(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
-    return Choice(logits, source, standing, spoke)
+    previous_source, source, masked = resolve_sources(
+        verify_batch.positions, boundary_state, verify_batch.active
+    )
+    logits = mask_logits(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
+    return Choice(logits, source, boundary_state, previous_source)
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class Verifier:
     """What every decision stands on, on the device where tokens are drawn.
 
     Attributes:
@@ -191,40 +195,42 @@ class Law:
     banned: Tensor
     choose: Choose = route
 
-    def look(self, round_: Round, base: Tensor, aligned: Tensor) -> Signals:
+    def look(self, verify_batch: VerifyBatch, base: Tensor, aligned: Tensor) -> Signals:
         """What the routers see at the positions in rows [N, V]."""
-        return Signals(base, aligned, self.vocabulary, partial(_toss, round_))
+        return Signals(base, aligned, self.vocabulary, partial(_toss, verify_batch))
 
-    def stand(self, round_: Round, signals: Signals, *, ask: bool = True) -> Standing:
+    def stand(
+        self, verify_batch: VerifyBatch, signals: Signals, *, ask: bool = True
+    ) -> BoundaryState:
         """The positions as the routers see them; without ``ask``, all but what they say."""
-        batch = round_.batch
-        rule = batch.rule[round_.positions.row] if len(batch.rules) > 1 else None
-        return Standing.of(signals, round_.previous, batch.rules, rule, ask=ask)
+        batch = verify_batch.batch
+        rule = batch.rule[verify_batch.positions.row] if len(batch.rules) > 1 else None
+        return BoundaryState.of(signals, verify_batch.previous, batch.rules, rule, ask=ask)
 
-    def judge(self, round_: Round, signals: Signals) -> Verdict:
+    def verify(self, verify_batch: VerifyBatch, signals: Signals) -> VerifyResult:
         """Decide every position of a round; ``signals`` are both halves' rows there."""
-        batch, positions = round_.batch, round_.positions
-        choice = self.choose(self, round_, signals)
+        batch, positions = verify_batch.batch, verify_batch.positions
+        choice = self.choose(self, verify_batch, signals)
         logits, source = choice.logits, choice.source
         table = batch.draws if positions.even and positions.most == 1 else None
         table = table or batch.draws.rows(positions.row)
         if table.any_penalty:
             between = self._between(positions)
-            logits = penalise(logits, *batch.heard(positions.row, source, between), table)
-        token = draw(table.bias(logits), table, round_.keys)
+            logits = penalise(logits, *batch.token_counts(positions.row, source, between), table)
+        token = draw(table.bias(logits), table, verify_batch.keys)
         said = positions.table(token)
-        agreed = _agreed(said, positions.drafted, round_.drafts)
-        most = tensor_on(agreed.device, positions.counts)
-        return Verdict(
+        accepted = _agreed(said, positions.drafted, verify_batch.drafts)
+        most = tensor_on(accepted.device, positions.counts)
+        return VerifyResult(
             said,
             positions.table(source),
             positions.table(_logprob(signals, source, token)),
             positions.table(_damaged(signals)),
-            torch.minimum(agreed + 1, most),
-            agreed,
+            torch.minimum(accepted + 1, most),
+            accepted,
             signals,
-            choice.standing,
-            choice.spoke,
+            choice.boundary_state,
+            choice.previous_source,
         )
 
     def _between(self, positions: Positions) -> Tensor:
@@ -235,8 +241,8 @@ class Law:
         return drafted.where(before, self.vocabulary.size)
 
 
-def _toss(round_: Round) -> Tensor:
-    return coin(round_.keys, ROUTER)
+def _toss(verify_batch: VerifyBatch) -> Tensor:
+    return coin(verify_batch.keys, ROUTER)
 
 
 def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
@@ -248,25 +254,27 @@ def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
 
 
 def _damaged(signals: Signals) -> Tensor:
-    """See :class:`Verdict`: int64 [N]. log Σ exp of such a row is not finite."""
+    """See :class:`VerifyResult`: int64 [N]. log Σ exp of such a row is not finite."""
     return (~signals.partition_base.isfinite()).long() + 2 * ~signals.partition_aligned.isfinite()
 
 
-def chain(
-    positions: Positions, standing: Standing, active: Tensor
+def resolve_sources(
+    positions: Positions, boundary_state: BoundaryState, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Who spoke before each position, its source and its mask [N], following one from another."""
     if positions.most == 1:
-        return active, *follow(standing, active)
-    columns = standing.map(positions.table)
+        return active, *resolve_source(boundary_state, active)
+    columns = boundary_state.map(positions.table)
     found = []
     for index in range(positions.most):
-        source, masked = follow(columns.map(partial(_column, index)), active)
+        source, masked = resolve_source(columns.map(partial(_column, index)), active)
         found.append((active, source, masked))
         active = source
     at = (positions.row, positions.ahead)
-    spoke, source, masked = (torch.stack(column, dim=1)[at] for column in zip(*found, strict=True))
-    return spoke, source, masked
+    previous_source, source, masked = (
+        torch.stack(column, dim=1)[at] for column in zip(*found, strict=True)
+    )
+    return previous_source, source, masked
 
 
 def _column(index: int, table: Tensor) -> Tensor:
@@ -283,7 +291,9 @@ def _agreed(said: Tensor, drafted: Tensor, drafts: list[int]) -> Tensor:
     return same.long().cumprod(dim=1).sum(dim=1)
 
 
-def settled(standing: Standing, round_: Round, half: Source, alone: Tensor) -> bool:
+def settled(
+    boundary_state: BoundaryState, verify_batch: VerifyBatch, half: Source, alone: Tensor
+) -> bool:
     """Do one half's rows decide every position, so that the other half need not be read?
 
     Args:
@@ -292,11 +302,11 @@ def settled(standing: Standing, round_: Round, half: Source, alone: Tensor) -> b
         half: whose rows they are.
         alone: the row's router looks at no other half's rows, bool [B].
     """
-    row, first = round_.positions.row, round_.positions.ahead == 0
+    row, first = verify_batch.positions.row, verify_batch.positions.ahead == 0
     mine = half == "base"
-    own = standing.begins_base if mine else standing.begins_aligned
+    own = boundary_state.begins_base if mine else boundary_state.begins_aligned
     # Beyond a row's first position the half itself spoke last, or it had not been settled.
-    spoke = (round_.active[row] == mine) | ~first
-    asked = standing.loose | (own & spoke)
-    decided = torch.where(asked, alone[row] & (standing.wanted == mine), spoke)
+    previous_source = (verify_batch.active[row] == mine) | ~first
+    asked = boundary_state.free | (own & previous_source)
+    decided = torch.where(asked, alone[row] & (boundary_state.wanted == mine), previous_source)
     return bool(decided.all())

@@ -1,7 +1,7 @@
 """What one half of a pair has read of many sequences, and how it reads on.
 
-`SlotStore` keeps a row per sequence in one cache and runs all rows in one forward; its verbs
-(`Store`) are those of `baco.models.caches.per_row.NativeStore` too. They know token ids and positions; they
+`BatchedKVCache` keeps a row per sequence in one cache and runs all rows in one forward; its verbs
+(`KVCache`) are those of `baco.models.caches.per_row.PerRowKVCache` too. They know token ids and positions; they
 know nothing of routers, draws or text.
 """
 
@@ -38,7 +38,7 @@ def read_through(reading: Generator[int, None, T]) -> T:
             return done
 
 
-class Store(Protocol):
+class KVCache(Protocol):
     """What the engine asks of a cache. Rows are numbered from 0 without holes.
 
     Attributes:
@@ -47,7 +47,7 @@ class Store(Protocol):
         forwards, tokens: how often the model ran, and on how many tokens of rows.
     """
 
-    rewinds: bool
+    can_roll_back: bool
 
     @property
     def lengths(self) -> list[int]: ...
@@ -85,7 +85,7 @@ class Store(Protocol):
         padding; the raw logits after each row's last ``keep``: [B, keep, width].
         """
 
-    def rewind(self, lengths: Sequence[int]) -> None:
+    def roll_back(self, lengths: Sequence[int]) -> None:
         """Forget what was read beyond ``lengths``, row by row."""
 
     def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
@@ -112,7 +112,7 @@ class Forward(Protocol):
         """
 
 
-class SlotStore:
+class BatchedKVCache:
     """All rows in one forward, each at its own length, in tensors that are written in place.
 
     Args:
@@ -122,7 +122,7 @@ class SlotStore:
         piece: tokens of a prompt that are read at once.
     """
 
-    rewinds = True
+    can_roll_back = True
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class SlotStore:
         self.tokens += sum(counts)
         return logits
 
-    def rewind(self, lengths: Sequence[int]) -> None:
+    def roll_back(self, lengths: Sequence[int]) -> None:
         # What lies beyond is never looked at and will be written over.
         self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
 

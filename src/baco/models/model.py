@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError, DamagedLogitsError, prompt_too_long
-from baco.kv_cache.batched import Forward, SlotStore, Store, piece_for
+from baco.kv_cache.batched import BatchedKVCache, Forward, KVCache, piece_for
 from baco.kv_cache.slots import CacheSize, SlotCache
-from baco.models.caches.long_rope import LongRopeStore
-from baco.models.caches.per_row import NativeStore
-from baco.models.caches.uncached import RereadStore
+from baco.models.caches.long_rope import LongRopeKVCache
+from baco.models.caches.per_row import PerRowKVCache
+from baco.models.caches.uncached import NoKVCache
 from baco.models.context import context_of, text_config
-from baco.models.forward.compiled import Compiled
-from baco.models.forward.cuda_graphs import Recorded
-from baco.models.forward.llama import Lean
-from baco.models.forward.masked import Masked, MaskForm, has_own_window
+from baco.models.forward.compiled import CompiledForward
+from baco.models.forward.cuda_graphs import CudaGraphForward
+from baco.models.forward.llama import LlamaForward
+from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
 from baco.models.forward.packed_linear import weights
 from baco.models.loading import explained
 from baco.models.rope import LongRope
@@ -70,7 +70,7 @@ class ForwardSize:
 
 
 @dataclass
-class Half:
+class PairModel:
     """A model that ``transformers`` loads as a causal LM.
 
     Attributes:
@@ -177,7 +177,7 @@ class Half:
         with explained("the end tokens of", self.name):
             return frozenset(int(end) for end in found)
 
-    def on(self, width: int, unknown: Tensor) -> "Half":
+    def on(self, width: int, unknown: Tensor) -> "PairModel":
         """The same half, its rows of logits on a vocabulary of ``width`` ids."""
         return replace(self, width=width, unknown=unknown.to(self.device))
 
@@ -236,11 +236,11 @@ class Half:
 
     def run(self, **inputs: Any) -> Any:
         """The model's own output for its own inputs, without its adapter where the half is bare."""
-        inputs["input_ids"] = self.legible(inputs["input_ids"])
+        inputs["input_ids"] = self.replace_unknown_ids(inputs["input_ids"])
         with self._speaking():
             return self.model(**inputs)
 
-    def legible(self, ids: Tensor) -> Tensor:
+    def replace_unknown_ids(self, ids: Tensor) -> Tensor:
         """Token ids [...] with those this half has no embedding for read as its end of text.
 
         Only the other half says such a token, a turn's mark of its own say.
@@ -274,21 +274,21 @@ class Half:
         return max(self.width, self.rows)
 
     @property
-    def rewinds(self) -> bool:
+    def can_roll_back(self) -> bool:
         """Can its cache take back what was read, so that drafting costs no second reading?"""
         return self._forward is not None
 
-    def store(self) -> Store:
+    def store(self) -> KVCache:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
         forward = self._forward
-        if isinstance(forward, Legible) and isinstance(forward.forward, Recorded):
+        if isinstance(forward, ClampedForward) and isinstance(forward.forward, CudaGraphForward):
             return forward.forward.store(forward)
         if forward is not None:
             return self._batched(forward)
         runner = _Runner(self)
         if not self._state_is_apart:
-            return RereadStore(runner)
-        return NativeStore(runner, self.piece if self._state_reads_on else None)
+            return NoKVCache(runner)
+        return PerRowKVCache(runner, self.piece if self._state_reads_on else None)
 
     @cached_property
     @torch.inference_mode()
@@ -307,7 +307,7 @@ class Half:
         inner = max(inner, _most(config, ("moe_intermediate_size",)) * _most(config, _CHOSEN))
         token = _HELD * (12 * max(hidden, heads * width) + 4 * (inner or 4 * hidden))
         scores = 4 * _HELD * heads  # as they are, scaled, masked, and their softmax
-        lean, alone = isinstance(self._forward, Legible), self._forward is None
+        lean, alone = isinstance(self._forward, ClampedForward), self._forward is None
         if not lean:
             eager = getattr(config, "_attn_implementation", None) != "sdpa"
             many = few = scores if eager else 0 if alone else 2 * _HELD
@@ -318,11 +318,11 @@ class Half:
         repeated = 0 if lean else 2 * _HELD * heads * width
         return ForwardSize(token, few, many, repeated, alone)
 
-    def _batched(self, forward: Forward) -> Store:
+    def _batched(self, forward: Forward) -> KVCache:
         if self.long_rope is not None:
-            return LongRopeStore(forward, self.long_rope, piece=self.piece)
-        lean = isinstance(forward, Legible) and isinstance(forward.forward, Lean)
-        return SlotStore(forward, shares=lean, piece=self.piece)
+            return LongRopeKVCache(forward, self.long_rope, piece=self.piece)
+        lean = isinstance(forward, ClampedForward) and isinstance(forward.forward, LlamaForward)
+        return BatchedKVCache(forward, shares=lean, piece=self.piece)
 
     def compile(self) -> str | None:
         """Decode without Python in the forward, where that can be: compiled for a CPU
@@ -332,7 +332,7 @@ class Half:
             Why it cannot; it then decodes as before.
         """
         plain = self._forward
-        if not isinstance(plain, Legible) or not isinstance(plain.forward, Lean):
+        if not isinstance(plain, ClampedForward) or not isinstance(plain.forward, LlamaForward):
             return f"{type(self.model).__name__} runs as it is in transformers"
         lean, kind = plain.forward, self.device.type
         if kind not in ("cpu", "cuda"):
@@ -340,11 +340,11 @@ class Half:
         if kind == "cpu":
             progress.info("compiling %s, which takes a minute the first time", self.name)
         try:
-            made = Compiled(lean) if kind == "cpu" else Recorded(lean)
+            made = CompiledForward(lean) if kind == "cpu" else CudaGraphForward(lean)
             made.warm()
         except Exception as error:  # whatever a compiler, and what it calls, has to say
             return next(iter(str(error).splitlines()), type(error).__name__)
-        self._forward = Legible(self, made)
+        self._forward = ClampedForward(self, made)
         return None
 
     @contextlib.contextmanager
@@ -369,7 +369,7 @@ class Half:
     @torch.inference_mode()
     def _state_is_apart(self) -> bool:
         """Does the model hand its state out, so that rows can take turns? Tried out too."""
-        apart = self.long_rope is None and self._reads_right(NativeStore(_Runner(self)))
+        apart = self.long_rope is None and self._reads_right(PerRowKVCache(_Runner(self)))
         anew = "its texts are read anew, one by one, at every token"
         if apart:
             how = "takes no batch of rows of different lengths: its rows are decoded one by one"
@@ -386,9 +386,9 @@ class Half:
     def _state_reads_on(self) -> bool:
         """Does a state take several more tokens at a time? Some models begin anew instead."""
         text = list(range(1, 8))
-        whole = self.fit(NativeStore(_Runner(self))._read({}, text)[0])[0]
+        whole = self.fit(PerRowKVCache(_Runner(self))._read({}, text)[0])[0]
         try:
-            *_, last = NativeStore(_Runner(self), 3).after_each(text, 3)
+            *_, last = PerRowKVCache(_Runner(self), 3).after_each(text, 3)
         except Exception as error:
             log.debug("%s reads prompts whole: %s", self.name, error)
             return False
@@ -401,7 +401,7 @@ class Half:
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         return "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def _reads_right(self, store: Store) -> bool:
+    def _reads_right(self, store: KVCache) -> bool:
         """Do two rows of different lengths in one cache read as they do alone?"""
         texts = [[1, 2, 3, 4, 5], [6, 7]]
         # The trial's own error says that this cache does not fit; one here, that no reading will.
@@ -426,20 +426,20 @@ class Half:
 
     def _forwards(self) -> Iterator[Forward]:
         """What may be a forward over many rows, the fastest first."""
-        lean = Lean.of(self.model)
+        lean = LlamaForward.of(self.model)
         if lean is not None:
-            yield Legible(self, lean)
+            yield ClampedForward(self, lean)
         form, rope = MaskForm.of(self.model.config), self.long_rope
         if form is None or has_own_window(self.model) or (rope is not None and not rope.modules):
             return
         for candidate in (form, replace(form, mapping=not form.mapping)):
-            yield Masked(_Runner(self), candidate, self.context, rope)
+            yield MaskedForward(_Runner(self), candidate, self.context, rope)
 
 
 class _Runner:
     """The half's model as a cache store calls it: adapter off where the half is the bare one."""
 
-    def __init__(self, half: Half) -> None:
+    def __init__(self, half: PairModel) -> None:
         self._half = half
         self.device, self.dtype = half.model.device, half.model.dtype
 
@@ -450,14 +450,14 @@ class _Runner:
 
 
 @dataclass(frozen=True, slots=True)
-class Legible:
+class ClampedForward:
     """A lean forward, or one made of it, given only tokens the half has an embedding for."""
 
-    half: Half
+    half: PairModel
     forward: Forward
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
-        return self.forward(self.half.legible(tokens), cache, keep)
+        return self.forward(self.half.replace_unknown_ids(tokens), cache, keep)
 
 
 def embedding_rows(model: Any) -> int:
@@ -469,7 +469,7 @@ def embedding_rows(model: Any) -> int:
     return int(module.num_embeddings)
 
 
-def compile_halves(halves: Iterable[Half]) -> None:
+def compile_models(halves: Iterable[PairModel]) -> None:
     """Compile what can be; one warning says of the others why they cannot."""
     refused: dict[str, list[str]] = {}
     for half in halves:

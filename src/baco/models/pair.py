@@ -27,7 +27,7 @@ from baco.models.loading import (
     load_tokenizer,
     placements,
 )
-from baco.models.model import Half, embedding_rows
+from baco.models.model import PairModel, embedding_rows
 from baco.routing.router import Router
 from baco.sampling.params import SamplingParams
 from baco.source import MODELS
@@ -60,8 +60,8 @@ class Pair:
     """
 
     name: str
-    base: Half
-    aligned: Half
+    base: PairModel
+    aligned: PairModel
     tokenizer: Any
     vocabulary: Vocabulary
     renderer: Renderer
@@ -77,7 +77,7 @@ class Pair:
         return self._spellings.get(token, b"")
 
     def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt that one of the halves cannot read; see :meth:`Half.check_prompt`."""
+        """Refuse a prompt that one of the halves cannot read; see :meth:`PairModel.check_prompt`."""
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
@@ -135,8 +135,8 @@ def check_vocabularies(
 
 def make_pair(
     name: str,
-    base: Half,
-    aligned: Half,
+    base: PairModel,
+    aligned: PairModel,
     *,
     base_template: str | None = None,
     chat_template: str | None = None,
@@ -191,7 +191,7 @@ def check_embeddings(pair: Pair) -> None:
         UnfitPairError: there are such tokens.
     """
     for name in MODELS:
-        half: Half = getattr(pair, name)
+        half: PairModel = getattr(pair, name)
         if not half.without_embedding:
             continue
         added = {*half.tokenizer.added_tokens_decoder, *half.tokenizer.all_special_ids}
@@ -273,7 +273,7 @@ def load_pair(
     for name in (known.base, known.aligned):
         check_model(name)
         check_memory(name)
-    base, aligned = _load_halves(known, placed, packed)
+    base, aligned = _load_models(known, placed, packed)
     return make_pair(
         known.name,
         base,
@@ -286,7 +286,9 @@ def load_pair(
     )
 
 
-def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -> tuple[Half, Half]:
+def _load_models(
+    known: KnownPair, placed: dict[str, Placement], packed: bool
+) -> tuple[PairModel, PairModel]:
     trust = placed["base"].trust_remote_code
     load_config(known.base, trust_remote_code=trust)  # a tokenizer's error would not say so
     base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust)
@@ -305,8 +307,8 @@ def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -
         model = load_adapter(model, known.aligned)
         if packed:
             pack(model)
-        base = Half(known.base, model, base_tokenizer, bare=True, first_rows=rows)
-        return base, Half(known.aligned, model, aligned_tokenizer)
+        base = PairModel(known.base, model, base_tokenizer, bare=True, first_rows=rows)
+        return base, PairModel(known.aligned, model, aligned_tokenizer)
     load_config(known.aligned, trust_remote_code=trust)
     # Tokenizers first: a pair that does not fit should not cost the loading of two models.
     aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
@@ -319,8 +321,8 @@ def _load_halves(known: KnownPair, placed: dict[str, Placement], packed: bool) -
             with explained("the model", name):
                 lay_out(models[half])
     return (
-        Half(known.base, models["base"], base_tokenizer),
-        Half(known.aligned, models["aligned"], aligned_tokenizer),
+        PairModel(known.base, models["base"], base_tokenizer),
+        PairModel(known.aligned, models["aligned"], aligned_tokenizer),
     )
 
 
@@ -337,7 +339,7 @@ def load_draft(
     dtype: Any = None,
     packed: bool = True,
     trust_remote_code: bool = False,
-) -> Half:
+) -> PairModel:
     """Load a small model that drafts for a pair: it has the pair's vocabulary and the aligned
     half's device.
 
@@ -347,7 +349,7 @@ def load_draft(
     check_model(name)
     check_memory(name)
     for half in (pair.base, pair.aligned):
-        if not half.rewinds:
+        if not half.can_roll_back:
             raise BacoError(f"{half.name} cannot take back what it read, so nothing drafts for it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
@@ -359,7 +361,7 @@ def load_draft(
     if packed:
         lay_out(model)
     width = pair.vocabulary.size
-    draft = Half(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
-    if not draft.rewinds:
+    draft = PairModel(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
+    if not draft.can_roll_back:
         raise BacoError(f"{name} cannot take back what it read: use a transformer as draft model")
     return draft

@@ -11,13 +11,13 @@ from baco.errors import BacoError
 from baco.models.context import context_of, text_config
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import check_model, explained, load_config, load_tokenizer
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair, make_pair
 from baco.sampling.params import SamplingParams
 
 
 @dataclass
-class Described(Half):
+class WeightlessModel(PairModel):
     """A half that is known but not loaded.
 
     Attributes:
@@ -114,7 +114,7 @@ def describe_pair(
     )
 
 
-def _describe(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> Described:
+def _describe(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> WeightlessModel:
     from transformers import GenerationConfig
 
     config = load_config(name, trust_remote_code=trust_remote_code)
@@ -123,4 +123,6 @@ def _describe(name: str, where: str, tokenizer: Any, trust_remote_code: bool) ->
             generation = GenerationConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         except OSError:
             generation = None  # it is optional: the model's configuration names the end token too
-    return Described(name, _Elsewhere(name, where, config, generation), tokenizer, where=where)
+    return WeightlessModel(
+        name, _Elsewhere(name, where, config, generation), tokenizer, where=where
+    )

@@ -51,7 +51,9 @@ class Signals:
     vocabulary: Vocabulary
     coin: Tensor | Callable[[], Tensor] | None = None
 
-    def heard(self, *, base: Tensor | None = None, aligned: Tensor | None = None) -> "Signals":
+    def with_logits(
+        self, *, base: Tensor | None = None, aligned: Tensor | None = None
+    ) -> "Signals":
         """The same with one half's rows put in; what is known of the other half stays known."""
         made = replace(
             self,

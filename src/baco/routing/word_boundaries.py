@@ -2,8 +2,8 @@
 
 Pure functions on tensors, shared by every backend. :func:`select` decides one position of every
 row. Its three parts stand alone for who knows more positions than one: what can be said of a
-position before it is known which half spoke last (:class:`Standing`), the source that follows from
-that (:func:`follow`), and the row of logits that is left (:func:`speakable`). Drawing a token from
+position before it is known which half spoke last (:class:`BoundaryState`), the source that follows from
+that (:func:`resolve_source`), and the row of logits that is left (:func:`mask_logits`). Drawing a token from
 that row is another matter.
 """
 
@@ -21,7 +21,7 @@ from baco.text.vocabulary import Vocabulary
 
 Switch = Literal["word", "token"]
 # ``previous`` at the first position of an answer.
-NOTHING = -1
+NO_TOKEN = -1
 
 
 def select(
@@ -58,13 +58,13 @@ def select(
         (logits [B, V], source bool [B]): -inf stands where the source may not speak.
     """
     signals = Signals(logits_base, logits_aligned, vocabulary, coin)
-    standing = Standing.of(signals, previous, [(router, switch)])
-    source, masked = follow(standing, active)
-    return speakable(logits_base, logits_aligned, source, masked, vocabulary, banned), source
+    boundary_state = BoundaryState.of(signals, previous, [(router, switch)])
+    source, masked = resolve_source(boundary_state, active)
+    return mask_logits(logits_base, logits_aligned, source, masked, vocabulary, banned), source
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BoundaryState:
     """Positions [...] as they stand, whichever half spoke last.
 
     Attributes:
@@ -75,7 +75,7 @@ class Standing:
     """
 
     wanted: Tensor
-    loose: Tensor
+    free: Tensor
     begins_base: Tensor
     begins_aligned: Tensor
 
@@ -88,7 +88,7 @@ class Standing:
         rule: Tensor | None = None,
         *,
         ask: bool = True,
-    ) -> "Standing":
+    ) -> "BoundaryState":
         """Ask the routers about N positions at once.
 
         Args:
@@ -99,16 +99,16 @@ class Standing:
             ask: without it nobody is asked, and ``wanted`` says nothing.
         """
         vocabulary = signals.vocabulary
-        loose = (previous == NOTHING) | vocabulary.ends_word[previous.clamp_min(0)]
-        wanted = torch.zeros_like(loose)
-        unbound = loose
+        free = (previous == NO_TOKEN) | vocabulary.ends_word[previous.clamp_min(0)]
+        wanted = torch.zeros_like(free)
+        unbound = free
         for index, (router, switch) in enumerate(rules):
             mine = None if rule is None else rule == index
             if ask:
                 says = router(signals)
                 wanted = says if mine is None else says.where(mine, wanted)
             if router.only is not None or switch == "token":
-                unbound = torch.ones_like(loose) if mine is None else unbound | mine
+                unbound = torch.ones_like(free) if mine is None else unbound | mine
         if all(router.only is not None or switch == "token" for router, switch in rules):
             begins_base = begins_aligned = unbound
         else:
@@ -118,25 +118,25 @@ class Standing:
 
     def boundary(self, active: Tensor) -> Tensor:
         """Is the router asked, where ``active`` spoke last? → bool [...]."""
-        return self.loose | torch.where(active, self.begins_base, self.begins_aligned)
+        return self.free | torch.where(active, self.begins_base, self.begins_aligned)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Standing":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "BoundaryState":
         """The same change made to every column: another shape, or some of the positions."""
-        columns = (self.wanted, self.loose, self.begins_base, self.begins_aligned)
-        return Standing(*(change(column) for column in columns))
+        columns = (self.wanted, self.free, self.begins_base, self.begins_aligned)
+        return BoundaryState(*(change(column) for column in columns))
 
 
-def follow(standing: Standing, active: Tensor) -> tuple[Tensor, Tensor]:
+def resolve_source(boundary_state: BoundaryState, active: Tensor) -> tuple[Tensor, Tensor]:
     """The source of every position, where ``active`` (bool, True for the base) spoke last.
 
     Returns:
         (source, masked), both bool: a masked source may say only word starts.
     """
-    source = torch.where(standing.boundary(active), standing.wanted, active)
-    return source, (source != active) & ~standing.loose
+    source = torch.where(boundary_state.boundary(active), boundary_state.wanted, active)
+    return source, (source != active) & ~boundary_state.free
 
 
-def speakable(
+def mask_logits(
     logits_base: Tensor,
     logits_aligned: Tensor,
     source: Tensor,

@@ -14,10 +14,10 @@ from baco.api import Baco
 from baco.serve import errors
 from baco.serve.connections import Connections
 from baco.serve.endpoints import ERRORS, Endpoints
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 from baco.serve.metrics import Metrics
-from baco.serve.middleware import Gate, Ledger
-from baco.serve.parse_request import Asking
+from baco.serve.middleware import AccessLog, Auth
+from baco.serve.parse_request import RequestParser
 from baco.serve.playground import Playground, add_page
 from baco.serve.response_models import Health
 from baco.serve.settings import Settings
@@ -32,8 +32,8 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     connections = Connections(settings)
-    driver = Driver(baco.decoder, settings.max_open)
-    asking, metrics = Asking(baco, settings), Metrics(driver, connections)
+    driver = EngineThread(baco.decoder, settings.max_open)
+    asking, metrics = RequestParser(baco, settings), Metrics(driver, connections)
     # What reads the whole vocabulary is done now, rather than while others wait.
     baco.pair.spelling(0)
     for encoder in baco.pair.renderer.encoders.values():
@@ -56,7 +56,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     )
     app.state.driver, app.state.connections = driver, connections
     errors.install(app)
-    app.add_middleware(Gate, settings=settings, connections=connections)
+    app.add_middleware(Auth, settings=settings, connections=connections)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -65,7 +65,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(Ledger, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(AccessLog, metrics=metrics)  # the last one added is the outermost
     app.include_router(Endpoints(baco, driver, asking, settings, metrics).router())
     app.include_router(Playground(baco, asking, settings).router())
     add_page(app)

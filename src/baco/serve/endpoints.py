@@ -15,11 +15,11 @@ from baco.models.context import UNBOUNDED
 from baco.outputs import Chunk
 from baco.serve import errors
 from baco.serve.choices import Choice
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 from baco.serve.errors import ErrorBody
 from baco.serve.formats import ChatShape, Shape, TextShape
 from baco.serve.metrics import Metrics
-from baco.serve.parse_request import Asking, Question
+from baco.serve.parse_request import ParsedRequest, RequestParser
 from baco.serve.request_models import Asked, ChatRequest, CompletionRequest
 from baco.serve.response_models import (
     ChatReply,
@@ -43,7 +43,12 @@ class Endpoints:
     """The endpoints of one pair."""
 
     def __init__(
-        self, baco: Baco, driver: Driver, asking: Asking, settings: Settings, metrics: Metrics
+        self,
+        baco: Baco,
+        driver: EngineThread,
+        asking: RequestParser,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self._pair, self._driver, self._asking = baco.pair, driver, asking
         self._settings, self._metrics, self._since = settings, metrics, int(time.time())
@@ -127,7 +132,7 @@ class Endpoints:
         self,
         request: Request,
         body: Asked,
-        question: Question,
+        question: ParsedRequest,
         shape: Shape,
         choices: list[Choice],
     ) -> Response:
@@ -147,7 +152,7 @@ class Endpoints:
         counted = body.stream_options is not None and bool(body.stream_options.include_usage)
         return EventStream(answers, _events(telling, shape, counted))
 
-    def _note(self, entry: dict[str, Any], body: Asked, question: Question) -> None:
+    def _note(self, entry: dict[str, Any], body: Asked, question: ParsedRequest) -> None:
         """Tell the access log what is asked."""
         entry |= {
             "router": question.router.spelling,

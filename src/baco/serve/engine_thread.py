@@ -56,7 +56,7 @@ class Load:
 
 
 @dataclass
-class Driver:
+class EngineThread:
     """Steps a decoder for as long as there is work.
 
     Attributes:

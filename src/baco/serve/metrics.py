@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from baco.outputs import Chunk, Completion
 from baco.serve.connections import Connections
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
@@ -25,7 +25,7 @@ _SPEEDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 class Metrics:
     """Counts what a server does; reads what its driver knows when it is scraped."""
 
-    def __init__(self, driver: Driver, connections: Connections) -> None:
+    def __init__(self, driver: EngineThread, connections: Connections) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(_DriverCollector(driver))
         registry.register(_ConnectionsCollector(connections))
@@ -85,7 +85,7 @@ class Metrics:
 
 
 class _DriverCollector(Collector):
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: EngineThread) -> None:
         self._driver = driver
 
     def collect(self) -> Iterator[Metric]:

@@ -98,7 +98,7 @@ class RepeatFilter(logging.Filter):
         return True
 
 
-class Ledger:
+class AccessLog:
     """Numbers every request (X-Request-Id), counts it and writes it into the access log.
 
     Endpoints add to ``request.state.entry`` what they know; prompts are no part of it unless the
@@ -154,7 +154,7 @@ def _plain(scope: Scope) -> Scope:
     return {**scope, "method": method, "headers": headers}
 
 
-class Gate:
+class Auth:
     """Asks for a key, stops bodies that are too large, and answers 500 where the app breaks."""
 
     def __init__(self, app: ASGIApp, settings: Settings, connections: Connections) -> None:

@@ -9,7 +9,7 @@ from baco.api import Baco
 from baco.decoder import Decoder
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.models.weightless import Described
+from baco.models.weightless import WeightlessModel
 from baco.routing.parser import catalogue
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
@@ -43,7 +43,7 @@ _SAME = (
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ParsedRequest:
     """What one request asks a decoder.
 
     Attributes:
@@ -104,7 +104,7 @@ class Question:
         return decoder.submit_rendered(prompt, raw=self.raw, **options)
 
 
-class Asking:
+class RequestParser:
     """Reads requests to one pair, within a server's limits."""
 
     def __init__(self, baco: Baco, settings: Settings) -> None:
@@ -142,7 +142,7 @@ class Asking:
         except BacoError as error:
             raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
 
-    def chat(self, body: ChatRequest) -> Question:
+    def chat(self, body: ChatRequest) -> ParsedRequest:
         """What a conversation asks.
 
         Raises:
@@ -163,7 +163,7 @@ class Asking:
         template_args = check_template_args(body.chat_template_kwargs or {})
         return replace(made, template_args=template_args, continue_final=continue_final)
 
-    def completion(self, body: CompletionRequest) -> Question:
+    def completion(self, body: CompletionRequest) -> ParsedRequest:
         """What texts to be continued ask; errors as for `chat`."""
         if body.max_tokens == 0 or body.echo_from is not None:
             raise BacoError("max_tokens 0 and echo_from go with echo: true")
@@ -195,7 +195,7 @@ class Asking:
         prompts = _prompts(body.prompt)
         self._limit("the number of prompts", len(prompts), self._settings.max_n)
         self._check_ids(prompts)
-        if isinstance(self._baco.pair.base, Described):
+        if isinstance(self._baco.pair.base, WeightlessModel):
             raise BacoError("echo needs the weights in this process: serve with --backend local")
         return Echo(
             prompts,
@@ -213,7 +213,7 @@ class Asking:
         raw: bool,
         longest: int | None,
         logprobs: int | None,
-    ) -> Question:
+    ) -> ParsedRequest:
         if body.stream_options is not None and not body.stream:
             raise BacoError("stream_options goes with stream: true")
         # Before `SamplingParams`, whose own bounds are wider than this server's.
@@ -234,7 +234,7 @@ class Asking:
         params = self._baco.pair.defaults.updated(
             {name: value for name, value in given.items() if value is not None}
         )
-        return Question(
+        return ParsedRequest(
             prompts,
             raw,
             params.seeded(),

@@ -18,7 +18,7 @@ from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
 from baco.routing.parser import router as parse
 from baco.routing.rules import ContentRule, LogitRule
 from baco.serve.endpoints import ERRORS
-from baco.serve.parse_request import Asking
+from baco.serve.parse_request import RequestParser
 from baco.serve.request_models import DiversityRequest
 from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
@@ -42,7 +42,7 @@ DEMO_PROMPTS = (
 class Playground:
     """What the page asks of one pair; all of it is known from the start but for `diversity`."""
 
-    def __init__(self, baco: Baco, asking: Asking, settings: Settings) -> None:
+    def __init__(self, baco: Baco, asking: RequestParser, settings: Settings) -> None:
         demo = baco.pair.name == DEMO
         self._info = Info(
             pair=baco.pair.name,

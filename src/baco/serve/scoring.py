@@ -17,7 +17,7 @@ from baco.errors import AnswerError, BacoError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
 from baco.serve.choices import by_id, finite
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextLogprobs
 from baco.source import Source
@@ -123,7 +123,7 @@ class Scores:
         timeout: seconds that all of it may take.
     """
 
-    def __init__(self, pair: Pair, driver: Driver, echo: Echo, timeout: float) -> None:
+    def __init__(self, pair: Pair, driver: EngineThread, echo: Echo, timeout: float) -> None:
         self._pair, self._driver, self._echo, self._timeout = pair, driver, echo, timeout
         self._texts = [_Text(pair, prompt) for prompt in echo.prompts]
         self._loop = asyncio.get_running_loop()

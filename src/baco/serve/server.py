@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from baco.errors import BacoError
 from baco.serve.connections import Connection, Connections
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 
 log = logging.getLogger("baco.serve")
 
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=LAST_BYTES,
         )
         super().__init__(config)
-        self._driver: Driver = app.state.driver
+        self._driver: EngineThread = app.state.driver
         self._connections: Connections = app.state.connections
         self._grace, self._tell_started = grace, started
         self._signalled: float | None = None

@@ -15,10 +15,10 @@ from baco.engine.isolation import IsolatingEngine
 from baco.errors import AnswerError, UpstreamError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
-from baco.serve.engine_thread import Driver
+from baco.serve.engine_thread import EngineThread
 from baco.serve.errors import ClientGoneError
 from baco.serve.job import Job
-from baco.serve.parse_request import Question
+from baco.serve.parse_request import ParsedRequest
 from baco.text.prompts import Prompt
 
 T = TypeVar("T")
@@ -45,7 +45,9 @@ class Answers:
         QueueFullError, ClosedError: the driver does not take it.
     """
 
-    def __init__(self, pair: Pair, driver: Driver, question: Question, timeout: float) -> None:
+    def __init__(
+        self, pair: Pair, driver: EngineThread, question: ParsedRequest, timeout: float
+    ) -> None:
         self.question = question
         self.started = time.perf_counter()
         self.prompts: dict[int, Prompt] = {}

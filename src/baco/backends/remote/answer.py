@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from baco.backends.remote.half import FEW, FEWER, Draws, RemoteHalf
-from baco.backends.remote.verify import Verdict, judge
-from baco.backends.remote.view import OTHER, Law, Pen, Span, figure
-from baco.backends.remote.wire import Row, Told
+from baco.backends.remote.half import FEW, FEWER, Draws, RemoteModel
+from baco.backends.remote.verify import SpanResult, judge
+from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, figure
+from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, Sequence, Why
-from baco.engine.speculative.cost_model import Record
+from baco.engine.speculative.cost_model import AcceptanceStats
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
-from baco.routing.word_boundaries import NOTHING
+from baco.routing.word_boundaries import NO_TOKEN
 from baco.source import MODELS, Source
 
 # A span's two calls cost about as much as so many tokens that a server decodes one by one.
@@ -78,7 +78,7 @@ class Answer:
     def __init__(
         self,
         sequence: Sequence,
-        halves: Mapping[Source, RemoteHalf],
+        halves: Mapping[Source, RemoteModel],
         pair: Pair,
         totals: Totals,
         tell: Callable[[News], None],
@@ -86,12 +86,12 @@ class Answer:
         self._sequence, self._halves, self._pair = sequence, halves, pair
         self._totals, self._tell = totals, tell
         request = sequence.request
-        self._law = Law(pair, request, sequence.sample)
+        self._law = AnswerRules(pair, request, sequence.sample)
         self._draws = Draws(request.params, sequence.sample, request.noise_seed)
-        self._record = Record()
+        self._record = AcceptanceStats()
         self._tokens: list[int] = []
         self._sources: list[Source] = []
-        self._pen: Pen | None = None
+        self._pen: NextSource | None = None
         self._drafter: Source = request.router.only or "aligned"
         self._done = False
         much, wanted = figure(request.router) in _MUCH, request.params.logprobs or 0
@@ -115,16 +115,16 @@ class Answer:
         drafter, length = self._plan()
         half, text = self._halves[drafter], self._text(drafter)
         told = await half.draft(text, length, self._draws, len(self._tokens), self._top[drafter])
-        verdict = await self._judged(drafter, told)
-        if verdict.redraw and verdict.pen is not None:
-            await self._redraw(verdict, told)
+        result = await self._judged(drafter, told)
+        if result.redraw and result.pen is not None:
+            await self._redraw(result, told)
         if self._alone is None:
-            self._record.saw_ahead(drafter, verdict.agreed, len(told.tokens), ())
+            self._record.update_self_draft(drafter, result.agreed, len(told.tokens), ())
         self._totals.drafted += len(told.tokens)
-        self._totals.accepted += verdict.agreed
+        self._totals.accepted += result.agreed
         self._totals.rounds += 1
-        self._pen = verdict.pen
-        return self._take(verdict)
+        self._pen = result.pen
+        return self._take(result)
 
     @property
     def _alone(self) -> Source | None:
@@ -149,15 +149,15 @@ class Answer:
         _, half, length = max(plans, key=lambda plan: plan[0])
         return half, length
 
-    async def _judged(self, drafter: Source, told: Told) -> Verdict:
+    async def _judged(self, drafter: Source, told: ServerTokens) -> SpanResult:
         """What stands; the other half is asked only where it may have a say."""
         tokens = [token for token in told.tokens if token is not None]
-        span = Span(
+        span = DraftSpan(
             drafter=drafter,
             tokens=tokens,
             drafted=[row for row in told.rows if row is not None],
             scored=None,
-            previous=self._tokens[-1] if self._tokens else NOTHING,
+            previous=self._tokens[-1] if self._tokens else NO_TOKEN,
             active=self._sources[-1] if self._sources else "aligned",
             pen=self._pen,
             position=len(self._tokens),
@@ -165,37 +165,37 @@ class Answer:
         request = self._sequence.request
         alone = self._alone is not None or request.router.reads <= {drafter}
         if alone and not request.explain:
-            verdict = judge(self._law, span)
-            if not verdict.open:
-                return verdict
+            result = judge(self._law, span)
+            if not result.open:
+                return result
         other = self._halves[OTHER[drafter]]
         span.scored = await other.rows(self._text(other.name), tokens, self._top_scored[other.name])
         return judge(self._law, span)
 
-    async def _redraw(self, verdict: Verdict, told: Told) -> None:
+    async def _redraw(self, result: SpanResult, told: ServerTokens) -> None:
         """Have the pen's half say something that may stand, in place of what it said."""
-        pen, at = verdict.pen, len(verdict.tokens)
+        pen, at = result.pen, len(result.tokens)
         assert pen is not None
         row = told.rows[at]
         assert row is not None
         token, row = await self._halves[pen.half].draw(
-            [*self._text(pen.half), *verdict.tokens],
+            [*self._text(pen.half), *result.tokens],
             row,
             lambda token: self._law.may_say(token, pen),
             self._draws,
             len(self._tokens) + at,
             self._top[pen.half],
         )
-        verdict.say(token, pen.half, row, verdict.explain)
-        verdict.pen = None
+        result.say(token, pen.half, row, result.explain)
+        result.pen = None
 
     def _text(self, half: Source) -> list[int]:
         return [*self._sequence.request.ids(half), *self._tokens]
 
-    def _take(self, verdict: Verdict) -> News:
+    def _take(self, result: SpanResult) -> News:
         """Take up what stands, as far as the answer goes."""
         tokens, sources, finish = list[int](), list[Source](), None
-        for token, source in zip(verdict.tokens, verdict.sources, strict=True):
+        for token, source in zip(result.tokens, result.sources, strict=True):
             tokens.append(token)
             sources.append(source)
             self._totals.tokens[source] += 1
@@ -209,14 +209,14 @@ class Answer:
         self._sources += sources
         self._done = finish is not None
         wanted = self._sequence.request.params.logprobs
-        kept = verdict.rows[: len(tokens)]
+        kept = result.rows[: len(tokens)]
         return News(
             self._sequence,
             tokens,
             sources,
             [_logprob(row, token) for row, token in zip(kept, tokens, strict=True)],
             [row.best(wanted) for row in kept] if wanted else [],
-            verdict.whys[: len(tokens)],
+            result.whys[: len(tokens)],
             finish,  # type: ignore[arg-type]
         )
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from baco.backends.base import Capabilities
 from baco.backends.remote.client import Patience, Server
 from baco.backends.remote.engine import RemoteEngine
-from baco.backends.remote.half import RemoteHalf
+from baco.backends.remote.half import RemoteModel
 from baco.backends.remote.probe import probe
 from baco.backends.remote.view import figure
 from baco.backends.remote.wire import Names
@@ -182,7 +182,7 @@ class RemoteBackend:
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _reach(self, models: dict[Source, str | None]) -> dict[Source, RemoteHalf]:
+    async def _reach(self, models: dict[Source, str | None]) -> dict[Source, RemoteModel]:
         names = Names(self._pair)
         found = await asyncio.gather(
             *(probe(self._servers[half], self._pair, names, models[half]) for half in MODELS)
@@ -191,7 +191,7 @@ class RemoteBackend:
         for half, ability in zip(MODELS, found, strict=True):
             own = getattr(self._pair, half)
             config = own.model.config.get_text_config()
-            made[half] = RemoteHalf(
+            made[half] = RemoteModel(
                 half, self._servers[half], names, ability, own.end_ids, int(config.vocab_size)
             )
             log.debug("%s: %s", self._servers[half].called, ability)
@@ -228,7 +228,7 @@ class RemoteBackend:
             )
 
 
-def _check_half(request: Request, half: RemoteHalf) -> None:
+def _check_half(request: Request, half: RemoteModel) -> None:
     params, ability, called = request.params, half.ability, half.server.called
     if params.penalises:
         raise BacoError("penalties need the weights in this process: use --backend local")

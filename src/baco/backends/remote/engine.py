@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from baco.backends.remote.answer import Answer, News, Totals
-from baco.backends.remote.half import RemoteHalf
+from baco.backends.remote.half import RemoteModel
 from baco.engine.sequence import Request, Sequence
 from baco.errors import BacoError
 from baco.models.pair import Pair
@@ -34,7 +34,7 @@ class RemoteEngine:
     def __init__(
         self,
         pair: Pair,
-        halves: Mapping[Source, RemoteHalf],
+        halves: Mapping[Source, RemoteModel],
         loop: asyncio.AbstractEventLoop,
         places: asyncio.Semaphore,
         check: Callable[[Request], int],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from baco.backends.remote.client import MalformedError, Server
-from baco.backends.remote.wire import Names, Row, ShapeError, Told
+from baco.backends.remote.wire import Names, Row, ServerTokens, ShapeError
 from baco.errors import UpstreamError
 from baco.sampling.params import SamplingParams
 from baco.source import Source
@@ -92,7 +92,7 @@ class Draws:
         return asked
 
 
-class RemoteHalf:
+class RemoteModel:
     """A half on its server.
 
     Args:
@@ -120,7 +120,7 @@ class RemoteHalf:
 
     async def draft(
         self, text: Sequence[int], length: int, draws: Draws, position: int, top: int
-    ) -> Told:
+    ) -> ServerTokens:
         """Go on with a text for up to ``length`` tokens, which end with its end of text.
 
         Args:
@@ -212,7 +212,9 @@ class RemoteHalf:
             forbidden.append(token)
         return forbidden
 
-    async def _complete_rows(self, text: Sequence[int], told: Told, draws: Draws, top: int) -> None:
+    async def _complete_rows(
+        self, text: Sequence[int], told: ServerTokens, draws: Draws, top: int
+    ) -> None:
         """See that every token of a draft has an id and a row; what comes after the first without
         an id is dropped.
         """
@@ -277,7 +279,7 @@ class RemoteHalf:
         length: int,
         asked: Mapping[str, Any],
         top: int,
-    ) -> list[Told]:
+    ) -> list[ServerTokens]:
         """A completion of each prompt."""
         body = {**self.ability.fields, "model": self.ability.model, "prompt": prompt, **asked}
         body["max_tokens"] = length
@@ -294,7 +296,7 @@ class RemoteHalf:
         return [token if token < self._rows else self._end for token in text]
 
 
-async def ask(server: Server, names: Names, body: Mapping[str, Any]) -> list[Told]:
+async def ask(server: Server, names: Names, body: Mapping[str, Any]) -> list[ServerTokens]:
     """Completions, in the order of the prompts.
 
     Raises:

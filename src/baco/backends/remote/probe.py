@@ -7,7 +7,7 @@ from typing import Any
 
 from baco.backends.remote.client import MalformedError, RefusedError, Server
 from baco.backends.remote.half import FEW, Ability, ask
-from baco.backends.remote.wire import Names, Told
+from baco.backends.remote.wire import Names, ServerTokens
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
 
@@ -92,7 +92,7 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
     return model, told if type(told) is int and told > 0 else None
 
 
-def _check_spelling(server: Server, pair: Pair, greedy: Told) -> None:
+def _check_spelling(server: Server, pair: Pair, greedy: ServerTokens) -> None:
     ids = [token for token in greedy.tokens if token is not None]
     if len(ids) < len(greedy.tokens):
         raise BacoError(
@@ -124,11 +124,11 @@ class _Asking:
     top: int = 1
     tells_ids: bool = False
 
-    async def complete(self, prompt: Any = None, **asked: Any) -> Told:
+    async def complete(self, prompt: Any = None, **asked: Any) -> ServerTokens:
         """A completion of the text, or of a prompt."""
         return (await self.completions(prompt, **asked))[0]
 
-    async def completions(self, prompt: Any = None, **asked: Any) -> list[Told]:
+    async def completions(self, prompt: Any = None, **asked: Any) -> list[ServerTokens]:
         body = {**self.fields, "model": self.model, "prompt": prompt or self.text} | asked
         if self.top and "logprobs" not in asked:
             body["logprobs"] = min(self.top, FEW)
@@ -140,7 +140,7 @@ class _Asking:
         self.tells_ids = self.tells_ids or found[0].numbered
         return found
 
-    async def tried(self, prompt: Any = None, **asked: Any) -> Told | None:
+    async def tried(self, prompt: Any = None, **asked: Any) -> ServerTokens | None:
         """The same; None where it is refused, or what comes is of no use."""
         try:
             return await self.complete(prompt, **asked)
@@ -197,7 +197,7 @@ class _Asking:
         except _UNABLE:
             return False
 
-    async def raw(self, greedy: Told) -> bool:
+    async def raw(self, greedy: ServerTokens) -> bool:
         """Does a row stay the same at another temperature?"""
         before = greedy.rows[0] if greedy.rows else None
         if before is None:
@@ -208,7 +208,7 @@ class _Asking:
         known = math.nan if after is None else after.known.get(best, math.nan)
         return abs(known - before.known[best]) < 0.05
 
-    async def obeyed(self, greedy: Told) -> AsyncIterator[str]:
+    async def obeyed(self, greedy: ServerTokens) -> AsyncIterator[str]:
         """The parameters that it follows, told by what it says under them."""
         said = greedy.tokens or [None]
         for name, least in (("min_p", 1.0), ("top_k", 1)):
@@ -220,7 +220,7 @@ class _Asking:
         if told is not None and told.tokens[:1] == [other]:
             yield "logit_bias"
 
-    async def _cuts(self, cut: Mapping[str, Any], greedy: Told) -> bool:
+    async def _cuts(self, cut: Mapping[str, Any], greedy: ServerTokens) -> bool:
         """Does a cut leave the likeliest token alone, where it would have said others without?"""
         others = 0
         for seed in range(_MOST_TRIES):

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from baco.backends.remote.view import Law, Pen, Span, View
+from baco.backends.remote.view import AnswerRules, DraftSpan, NextSource, RoutingView
 from baco.backends.remote.wire import Row
 from baco.engine.sequence import Why
 from baco.source import Source
 
 
 @dataclass(slots=True)
-class Verdict:
+class SpanResult:
     """What stands, in order, and how it goes on.
 
     Attributes:
@@ -35,7 +35,7 @@ class Verdict:
     rows: list[Row] = field(default_factory=list)
     whys: list[Why] = field(default_factory=list)
     agreed: int = 0
-    pen: Pen | None = None
+    pen: NextSource | None = None
     redraw: bool = False
     explain: Callable[[int], Why] | None = None
     open: bool = False
@@ -51,19 +51,19 @@ class Verdict:
             self.whys.append(explain(token))
 
 
-def judge(law: Law, span: Span) -> Verdict:
+def judge(law: AnswerRules, span: DraftSpan) -> SpanResult:
     """Go along a span as far as it stands.
 
     Raises:
         BacoError: the router cannot be told what it has to know.
     """
-    view = View(law, span)
-    verdict, active = Verdict(), span.active
+    view = RoutingView(law, span)
+    result, active = SpanResult(), span.active
     for at, token in enumerate(span.tokens):
         pen = span.pen if at == 0 and span.pen is not None else view.source(at, active)
         if pen is None:
-            verdict.open = True
-            return verdict
+            result.open = True
+            return result
         row = span.rows(pen.half)[at]
         why = partial(view.why, at, active) if law.request.explain else None
         if pen.half == span.drafter:
@@ -71,25 +71,25 @@ def judge(law: Law, span: Span) -> Verdict:
                 # At temperature 0 what it would say instead is mostly known.
                 said = view.best(at, pen) if law.cold else None
                 if said is None:
-                    verdict.pen, verdict.redraw, verdict.explain = pen, True, why
+                    result.pen, result.redraw, result.explain = pen, True, why
                 else:
-                    verdict.say(said, pen.half, row, why)
-                return verdict
-            verdict.agreed += 1
-            verdict.say(token, pen.half, row, why)
+                    result.say(said, pen.half, row, why)
+                return result
+            result.agreed += 1
+            result.say(token, pen.half, row, why)
         else:
             if law.cold and span.scored is None:
-                verdict.open = True
-                return verdict
+                result.open = True
+                return result
             said = view.best(at, pen) if law.cold else None
             if said is None:
-                verdict.pen = pen
-                return verdict
-            verdict.say(said, pen.half, row, why)
+                result.pen = pen
+                return result
+            result.say(said, pen.half, row, why)
             if said != token:
-                return verdict
-            verdict.agreed += 1
+                return result
+            result.agreed += 1
         if token in law.pair.end_ids:
-            return verdict
+            return result
         active = pen.half
-    return verdict
+    return result

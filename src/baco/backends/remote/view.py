@@ -15,7 +15,7 @@ from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.router import Router, Rule
 from baco.routing.signals import Signals
-from baco.routing.word_boundaries import NOTHING, Standing, follow, speakable
+from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.source import Source
 
@@ -39,7 +39,7 @@ def figure(router: Router) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Pen:
+class NextSource:
     """Who says the next token.
 
     Attributes:
@@ -52,7 +52,7 @@ class Pen:
 
 
 @dataclass(slots=True)
-class Span:
+class DraftSpan:
     """A drafted span and what both halves say along it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Span:
     scored: Sequence[Row] | None
     previous: int
     active: Source
-    pen: Pen | None
+    pen: NextSource | None
     position: int
 
     def rows(self, half: Source) -> Sequence[Row]:
@@ -81,7 +81,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Law:
+class AnswerRules:
     """The rules of one answer.
 
     Attributes:
@@ -99,7 +99,7 @@ class Law:
         """What is added to logits: token id → number."""
         return dict(self.request.params.logit_bias)
 
-    def may_say(self, token: int, pen: Pen) -> bool:
+    def may_say(self, token: int, pen: NextSource) -> bool:
         """May a half say a token there?"""
         words = self.pair.vocabulary
         if pen.half == "base" and bool(self.pair.banned[token]):
@@ -112,10 +112,10 @@ class Law:
         return self.request.params.temperature == 0
 
 
-class View:
+class RoutingView:
     """A span's rows as tensors, and what the shared rules say of them."""
 
-    def __init__(self, law: Law, span: Span) -> None:
+    def __init__(self, law: AnswerRules, span: DraftSpan) -> None:
         self._law, self._span = law, span
         self._router, pair = law.request.router, law.pair
         needs = figure(self._router)
@@ -126,7 +126,7 @@ class View:
         self._rows = self._table.filled(wide=False)
         self._signals = self._looked_at(needs == "entropy")
         rules = [(self._router, law.request.switch)]
-        self._standing = [Standing.of(one, self._previous, rules) for one in self._signals]
+        self._standing = [BoundaryState.of(one, self._previous, rules) for one in self._signals]
 
     def _looked_at(self, entropies: bool) -> list[Signals]:
         """The rows as the router sees them; with an entropy in question, at both its bounds."""
@@ -147,7 +147,7 @@ class View:
     def _previous(self) -> Tensor:
         before = [self._span.previous, *self._span.tokens[:-1]]
         column = self._table.column
-        return torch.tensor([NOTHING if one == NOTHING else column[one] for one in before])
+        return torch.tensor([NO_TOKEN if one == NO_TOKEN else column[one] for one in before])
 
     def _coins(self) -> Tensor:
         count, seed = len(self._span.tokens), self._law.request.noise_seed
@@ -155,7 +155,7 @@ class View:
         keys = noise_keys(torch.full((count,), seed), torch.full((count,), self._law.sample), at)
         return coin(keys, ROUTER)
 
-    def source(self, at: int, active: Source) -> Pen | None:
+    def source(self, at: int, active: Source) -> NextSource | None:
         """Whose a position is; None where the half that was not asked may have a say in it.
 
         Raises:
@@ -167,26 +167,29 @@ class View:
                 "a server names its likeliest token by a text that no single token has: it has to "
                 "tell token ids"
             )
-        found = [standing.map(lambda column: column[at : at + 1]) for standing in self._standing]
+        found = [
+            boundary_state.map(lambda column: column[at : at + 1])
+            for boundary_state in self._standing
+        ]
         first, mine = found[0], self._span.drafter
         spoke = torch.tensor([active == "base"])
         asked = bool(first.boundary(spoke))
         if self._span.scored is None and self._router.only is None:
-            if active != mine and not bool(first.loose):
+            if active != mine and not bool(first.free):
                 return None  # the one who spoke may be about to begin a word
             if asked and not self._router.reads <= {mine}:
                 return None
         if asked and len({bool(one.wanted) for one in found}) > 1:
             raise self._undecided(at)
-        source, masked = follow(first, spoke)
-        return Pen("base" if bool(source) else "aligned", bool(masked))
+        source, masked = resolve_source(first, spoke)
+        return NextSource("base" if bool(source) else "aligned", bool(masked))
 
     def why(self, at: int, active: Source, token: int) -> Why:
         """What the router saw where a token stands. An entropy is the middle of its bounds where
         the router goes by one, else NaN; so is a log-probability that no server told.
         """
-        signals, standing = self._signals[0], self._standing[0]
-        here = standing.map(lambda column: column[at : at + 1])
+        signals, boundary_state = self._signals[0], self._standing[0]
+        here = boundary_state.map(lambda column: column[at : at + 1])
         rows = {half: self._span.rows(half)[at] for half in OTHER}
         bounds = [float(one.entropy_base[at]) for one in self._signals]
         base = rows["base"]
@@ -211,7 +214,7 @@ class View:
             "let it tell more (vLLM and baco serve: --max-logprobs), or use a P router"
         )
 
-    def stands(self, at: int, pen: Pen) -> bool:
+    def stands(self, at: int, pen: NextSource) -> bool:
         """May what the drafting half said stand where it is the source?"""
         if not self._law.may_say(self._span.tokens[at], pen):
             return False
@@ -223,15 +226,15 @@ class View:
         top = self._argmax(self._biased(at, pen), at, pen)
         return top is not None and self._law.may_say(top, pen)
 
-    def best(self, at: int, pen: Pen) -> int | None:
+    def best(self, at: int, pen: NextSource) -> int | None:
         """The source's most likely token of those it may say; None where it cannot be known."""
         logits = self._biased(at, pen)
         source, masked = torch.tensor([pen.half == "base"]), torch.tensor([pen.masked])
         table = self._table
-        left = speakable(logits, logits, source, masked, table.words, table.forbidden)
+        left = mask_logits(logits, logits, source, masked, table.words, table.forbidden)
         return self._argmax(left, at, pen)
 
-    def _biased(self, at: int, pen: Pen) -> Tensor:
+    def _biased(self, at: int, pen: NextSource) -> Tensor:
         """The source's row with the bias; tokens that are not known as likely as may be: [1, W]."""
         rows, row = self._rows[pen.half == "aligned"], self._span.rows(pen.half)[at]
         logits = rows[at : at + 1].clone()
@@ -241,7 +244,7 @@ class View:
             logits[0, column] = value + (float(logits[0, column]) if known else row.cap)
         return logits
 
-    def _argmax(self, logits: Tensor, at: int, pen: Pen) -> int | None:
+    def _argmax(self, logits: Tensor, at: int, pen: NextSource) -> int | None:
         """The token of a row [1, W]; None where one that is not known may be it."""
         row, found = self._span.rows(pen.half)[at], int(logits[0].argmax())
         if logits[0, found] == -math.inf or found >= len(self._table.ids):

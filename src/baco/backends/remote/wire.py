@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Told:
+class ServerTokens:
     """A stretch of tokens as a server tells it.
 
     Attributes:
@@ -89,7 +89,7 @@ class Names:
             return token if token < self._size else None
         return self._ids.get(name)
 
-    def read_all(self, reply: Any, most: int) -> list[Told]:
+    def read_all(self, reply: Any, most: int) -> list[ServerTokens]:
         """The choices of a completion, in the order of the prompts.
 
         Args:
@@ -101,7 +101,7 @@ class Names:
         """
         return [self.read(choice, most) for choice in _choices(reply)]
 
-    def read(self, choice: dict[str, Any], most: int) -> Told:
+    def read(self, choice: dict[str, Any], most: int) -> ServerTokens:
         """A choice of a completion.
 
         Args:
@@ -112,7 +112,7 @@ class Names:
             ShapeError: it is none.
         """
         ended = choice.get("finish_reason") in ("stop", "eos", "eos_token")
-        told = Told(ended=ended, text=_text(choice.get("text") or ""))
+        told = ServerTokens(ended=ended, text=_text(choice.get("text") or ""))
         logprobs = _object(choice.get("logprobs") or {})
         listed, content = choice.get("token_ids"), logprobs.get("content")
         ids = None if listed is None else [_token(one) for one in _list(listed)]
@@ -139,7 +139,7 @@ class Names:
 
     def _take(
         self,
-        told: Told,
+        told: ServerTokens,
         token: int | None,
         logprob: Any,
         top: Iterable[tuple[str | int, Any]],

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from baco.backends.vllm.table import RequestTable
-from baco.engine.verify import Positions, chain
+from baco.engine.verify import Positions, resolve_sources
 from baco.routing.router import Router
 from baco.routing.signals import Signals
-from baco.routing.word_boundaries import NOTHING, Standing, Switch, speakable
+from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, Switch, mask_logits
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class RoutingTables:
     """What every row is routed by, on the device.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rows:
         source: once routed, who speaks at each row, bool [R], True for the base.
     """
 
-    law: Law
+    law: RoutingTables
     table: RequestTable
     slot: Tensor
     rules: list[tuple[Router, Switch]]
@@ -66,21 +66,21 @@ class Rows:
         damage = base.amax(dim=-1) * 0 + aligned.amax(dim=-1) * 0
         slot = self.slot[layout.row]
         first = self.position == table.prompt[slot] - 1
-        previous = torch.where(first, NOTHING, self.token)
+        previous = torch.where(first, NO_TOKEN, self.token)
         signals = Signals(base, aligned, self.law.vocabulary, partial(self._toss, slot))
         rule = self.rule[layout.row] if len(self.rules) > 1 else None
-        standing = Standing.of(signals, previous, self.rules, rule)
-        active = table.spoke[self.slot, self.position[self.heads]]
-        _, source, masked = chain(layout, standing, active)
+        boundary_state = BoundaryState.of(signals, previous, self.rules, rule)
+        active = table.previous_source[self.slot, self.position[self.heads]]
+        _, source, masked = resolve_sources(layout, boundary_state, active)
         self._remember(slot, source)
         self.source = source
-        left = speakable(base, aligned, source, masked, self.law.vocabulary, self.law.banned)
+        left = mask_logits(base, aligned, source, masked, self.law.vocabulary, self.law.banned)
         return left.add_(damage[:, None])
 
     def _remember(self, slot: Tensor, source: Tensor) -> None:
         at = (slot, self.position + 1)
         known = self.settled[self.layout.row]
-        self.table.spoke[at] = torch.where(known, self.table.spoke[at], source)
+        self.table.previous_source[at] = torch.where(known, self.table.previous_source[at], source)
 
     def _toss(self, slot: Tensor) -> Tensor:
         seed, sample = self.table.identity[slot].unbind(1)

@@ -18,7 +18,7 @@ from vllm.v1.worker.utils import AttentionGroup
 from baco.backends.vllm.folder import read_pair
 from baco.backends.vllm.model_inputs import Lane, Step
 from baco.backends.vllm.options import PairOptions
-from baco.backends.vllm.rows import Law, Rows
+from baco.backends.vllm.rows import RoutingTables, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
 from baco.engine.verify import Positions
@@ -40,7 +40,7 @@ class PairRunner(_Runner):
     """
 
     table: RequestTable
-    law: Law
+    law: RoutingTables
     intermediate_tensors: Any
     _rows: Rows | None
     _groups: list[tuple[int, Source, AttentionGroup]]
@@ -50,7 +50,7 @@ class PairRunner(_Runner):
         self.table = RequestTable(self.max_model_len, self.device)
         model = self.model_config
         pair = read_pair(Path(model.model), model.trust_remote_code)
-        self.law = Law(
+        self.law = RoutingTables(
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),
             pair.base.unknown.to(self.device),

@@ -67,8 +67,10 @@ class _PairScheduling(_Scheduler):
         told = sources_of(model_runner_output)
         for client in outputs.values():
             for output in client.outputs:
-                spoke = told.get(output.request_id, [])[: len(output.new_token_ids)]
-                said = self._said.pop(output.request_id, "") + "".join("ab"[b] for b in spoke)
+                previous_source = told.get(output.request_id, [])[: len(output.new_token_ids)]
+                said = self._said.pop(output.request_id, "") + "".join(
+                    "ab"[b] for b in previous_source
+                )
                 if not output.finished:
                     self._said[output.request_id] = said
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), SOURCES: said}

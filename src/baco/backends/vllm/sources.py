@@ -27,16 +27,16 @@ class Sources:
 
     requests: list[str]
     counts: list[int]
-    spoke: Tensor
+    previous_source: Tensor
     ready: Any
 
     @classmethod
-    def of(cls, requests: list[str], counts: list[int], spoke: Tensor) -> "Sources":
+    def of(cls, requests: list[str], counts: list[int], previous_source: Tensor) -> "Sources":
         """Start the copy to the host; nothing waits for it here."""
-        if spoke.device.type == "cpu":
-            return cls(requests, counts, spoke, None)
-        on_host = spoke.to("cpu", non_blocking=True)
-        ready = torch.Event(device=spoke.device)
+        if previous_source.device.type == "cpu":
+            return cls(requests, counts, previous_source, None)
+        on_host = previous_source.to("cpu", non_blocking=True)
+        ready = torch.Event(device=previous_source.device)
         ready.record()
         return cls(requests, counts, on_host, ready)
 
@@ -44,7 +44,7 @@ class Sources:
         """Wait for the copy, and attach to every request which of its rows the base speaks at."""
         if self.ready is not None:
             self.ready.synchronize()
-        every, told, at = self.spoke.tolist(), {}, 0
+        every, told, at = self.previous_source.tolist(), {}, 0
         for request, count in zip(self.requests, self.counts, strict=True):
             told[request] = every[at : at + count]
             at += count

@@ -48,7 +48,7 @@ class RequestTable:
     base_length: Tensor = field(init=False)
     offset: dict[Source, Tensor] = field(init=False)
     prompt: Tensor = field(init=False)
-    spoke: Tensor = field(init=False)
+    previous_source: Tensor = field(init=False)
     identity: Tensor = field(init=False)
     _places: dict[str, _Place] = field(default_factory=dict)
     _free: list[int] = field(default_factory=list)
@@ -60,7 +60,7 @@ class RequestTable:
         self.base_ids = column(self.width, dtype=torch.int32)
         self.base_length, self.prompt = column(), column()
         self.offset = {half: column() for half in MODELS}
-        self.spoke = column(self.width + 1, dtype=torch.bool)
+        self.previous_source = column(self.width + 1, dtype=torch.bool)
         self.identity = column(2)
 
     def __contains__(self, request: str) -> bool:

@@ -18,18 +18,18 @@ from baco.models.size import Size
 if TYPE_CHECKING:
     from baco.engine.speculative.self_draft import Run
 
-MOST_AHEAD = 8
+MAX_DRAFT_TOKENS = 8
 # How quickly a record forgets.
-_FADE = 0.1
+_EMA_WEIGHT = 0.1
 # A half that runs ahead is the likelier to be borne out the surer it is: the chance that its draft
 # stands is remembered apart for positions where its most likely token has less than so much.
-SURE = (0.5, 0.9, 0.99)
+CONFIDENCE_EDGES = (0.5, 0.9, 0.99)
 # What is taken for granted before anything was seen.
-_AT_FIRST = (0.5, 0.65, 0.7, 0.97)
+_INITIAL_ACCEPTANCE = (0.5, 0.65, 0.7, 0.97)
 
 
 @dataclass(slots=True)
-class Record:
+class AcceptanceStats:
     """How a sequence's drafts fared lately: the chance that the next drafted token stands.
 
     Attributes:
@@ -46,38 +46,40 @@ class Record:
     )
     sure: dict[str, list[float]] = field(default_factory=dict)
 
-    def saw_known(self, agreed: int, drafted: int) -> None:
-        """``agreed`` of the drafted tokens stood; the one after them did not."""
-        self.known = _fade(self.known, agreed, drafted)
+    def update_ngram(self, accepted: int, drafted: int) -> None:
+        """``accepted`` of the drafted tokens stood; the one after them did not."""
+        self.known = _ema(self.known, accepted, drafted)
 
-    def saw_ahead(self, half: str, agreed: int, drafted: int, sure: Sequence[float]) -> None:
+    def update_self_draft(
+        self, half: str, accepted: int, drafted: int, sure: Sequence[float]
+    ) -> None:
         """The same for a half that ran ahead; ``sure`` are the greatest probabilities it saw, as
         far as they are known.
         """
-        self.ahead[half] = _fade(self.ahead[half], agreed, drafted)
+        self.ahead[half] = _ema(self.ahead[half], accepted, drafted)
         chances = self._chances(half)
-        for index in range(min(agreed + 1, len(sure))):
-            at = bisect(SURE, sure[index])
-            chances[at] = _fade(chances[at], index < agreed, 1)
+        for index in range(min(accepted + 1, len(sure))):
+            at = bisect(CONFIDENCE_EDGES, sure[index])
+            chances[at] = _ema(chances[at], index < accepted, 1)
 
-    def saw_beyond(self, right: bool) -> None:
+    def update_bonus(self, right: bool) -> None:
         """What the checking half said after the last draft was what the runner said, or not."""
-        self.beyond = _fade(self.beyond, right, 1)
+        self.beyond = _ema(self.beyond, right, 1)
 
     def chance(self, half: str, sure: float) -> float:
         """That a token stands which a half drafted whose most likely token has probability
         ``sure``.
         """
-        return self._chances(half)[bisect(SURE, sure)]
+        return self._chances(half)[bisect(CONFIDENCE_EDGES, sure)]
 
     def _chances(self, half: str) -> list[float]:
-        return self.sure.setdefault(half, list(_AT_FIRST))
+        return self.sure.setdefault(half, list(_INITIAL_ACCEPTANCE))
 
 
-def _fade(before: float, agreed: int, drafted: int) -> float:
-    tried = min(agreed + 1, drafted)
+def _ema(before: float, accepted: int, drafted: int) -> float:
+    tried = min(accepted + 1, drafted)
     for index in range(tried):
-        before += _FADE * ((index < agreed) - before)
+        before += _EMA_WEIGHT * ((index < accepted) - before)
     return min(max(before, 0.02), 0.98)
 
 
@@ -94,7 +96,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class DeviceCosts:
     """How quick a kind of device is, in seconds. Orders of magnitude only: they weigh plans against
     each other.
 
@@ -116,8 +118,8 @@ class Pace:
     entry: float
 
 
-_CPU = Pace(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
-_GPU = Pace(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
+_CPU = DeviceCosts(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
+_GPU = DeviceCosts(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Plan:
 PLAIN = Plan(None, 0)
 
 
-def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "Planner":
+def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "DraftPlanner":
     """The planner for halves of these sizes, with so many tokens in their vocabulary, on a kind of
     device (``cpu``, ``cuda`` …).
     """
@@ -148,11 +150,11 @@ def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "Plann
         )
         for name, size in halves.items()
     }
-    return Planner(costs, Cost(pace.round, pace.entry * vocabulary), pace.step)
+    return DraftPlanner(costs, Cost(pace.round, pace.entry * vocabulary), pace.step)
 
 
 @dataclass(frozen=True, slots=True)
-class Planner:
+class DraftPlanner:
     """Picks the plan that promises the most tokens for what it costs.
 
     Attributes:
@@ -167,7 +169,7 @@ class Planner:
 
     def plan(
         self,
-        records: Sequence[Record],
+        records: Sequence[AcceptanceStats],
         known: Sequence[int],
         halves: Collection[str],
         base_share: float,
@@ -192,7 +194,7 @@ class Planner:
             if rate > most:
                 best, most = Plan(None, steps), rate
         for runner in self._runners(halves, base_share):
-            most_steps = min(MOST_AHEAD, room[runner], *(room[half] for half in halves))
+            most_steps = min(MAX_DRAFT_TOKENS, room[runner], *(room[half] for half in halves))
             for steps in range(2, most_steps + 1):
                 # A half's own last draft is not read: no position is left to decide after it.
                 decided = steps if runner == "draft" else steps - 1
@@ -209,7 +211,7 @@ class Planner:
         more = self._run(run.runner, rows, steps + 1, halves) - now
         return sum(run.chances) * now > run.gain * more
 
-    def worth_reading_on(self, run: "Run", checker: str) -> bool:
+    def bonus_pays(self, run: "Run", checker: str) -> bool:
         """Is the checking half to read the last drafts too, for a chance that the tokens it then
         says are what the runner says, which spares the next round a step?
 

@@ -10,7 +10,7 @@ CONTEXTS = (4, 3, 2)
 
 
 @dataclass(slots=True)
-class Continuations:
+class NgramTable:
     """What followed every few tokens of a prompt and of the answers to it so far.
 
     All samples of a prompt share one: an aligned model says nearly the same in each.

@@ -8,11 +8,17 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.engine.runner import Reader
+from baco.engine.runner import ModelRunner
 from baco.engine.sequence import Request
 from baco.engine.sequence import Sequence as Answer
-from baco.engine.speculative.cost_model import MOST_AHEAD, PLAIN, Plan, Planner, Record
-from baco.engine.speculative.ngram import Continuations
+from baco.engine.speculative.cost_model import (
+    MAX_DRAFT_TOKENS,
+    PLAIN,
+    AcceptanceStats,
+    DraftPlanner,
+    Plan,
+)
+from baco.engine.speculative.ngram import NgramTable
 from baco.engine.speculative.self_draft import Run
 from baco.engine.verify import Positions
 from baco.sampling.noise import gumbel_of
@@ -52,15 +58,15 @@ class Draft:
     rows: Tensor | None = None
     sure: list[list[float]] = field(default_factory=list)
     partition: Tensor | None = None
-    reads_on: bool = False
-    beyond: Tensor | None = None
+    read_last_draft: bool = False
+    bonus_logits: Tensor | None = None
 
 
 def _other(half: str | None) -> Source:
     return "base" if half == "aligned" else "aligned"
 
 
-class Drafter:
+class Proposer:
     """Drafts tokens for the rows of a batch, as far as it pays.
 
     Args:
@@ -71,18 +77,18 @@ class Drafter:
     """
 
     def __init__(
-        self, reader: Reader, batch: Batch, banned: Tensor, planner: Planner | None
+        self, reader: ModelRunner, batch: Batch, banned: Tensor, planner: DraftPlanner | None
     ) -> None:
-        self._reader, self._batch, self._banned = reader, batch, banned
+        self._runner, self._batch, self._banned = reader, batch, banned
         self._planner = planner
-        self._records: dict[Answer, Record] = {}
-        self._continuations: dict[Request, Continuations] = {}
+        self._records: dict[Answer, AcceptanceStats] = {}
+        self._continuations: dict[Request, NgramTable] = {}
         self._guesses: list[list[int]] = []
         self._paused = 0  # rounds to come
         # Where all drafts of all rows stood: what the half that checked them would say next.
         self._beyond: dict[Answer, int] = {}
 
-    def draft(self, positions: int = MOST_AHEAD + 1) -> Draft:
+    def draft(self, positions: int = MAX_DRAFT_TOKENS + 1) -> Draft:
         """The draft of one round, of so many positions of each row at most."""
         rows = self._batch.rows
         self._guesses = [[]] * len(rows)
@@ -91,18 +97,18 @@ class Drafter:
         if self._planner is None or self._paused:
             self._paused = max(0, self._paused - 1)
             return self._known(self._guesses)
-        room = {name: min(positions - 1, self._reader.room(name)) for name in self._reader.stores}
-        most = min(room[half] for half in self._reader.needed())
+        room = {name: min(positions - 1, self._runner.room(name)) for name in self._runner.stores}
+        most = min(room[half] for half in self._runner.needed())
         self._guesses = [self._guess(row, most) for row in rows]
         plan = self._planner.plan(
             [self._record(row) for row in rows],
             [len(guess) for guess in self._guesses],
-            self._reader.needed(),
+            self._runner.needed(),
             self._base_share(),
             room,
         )
         if plan.runner is not None:
-            return self._run_ahead(plan, min(MOST_AHEAD, most, room[plan.runner]))
+            return self._run_ahead(plan, min(MAX_DRAFT_TOKENS, most, room[plan.runner]))
         if plan == PLAIN:
             self._paused = len(rows) // _ROWS_A_PAUSE
         return self._known([guess[: plan.steps] for guess in self._guesses])
@@ -111,7 +117,7 @@ class Drafter:
         """Draft nothing in the next round."""
         self._paused = max(1, self._paused)
 
-    def learn(self, draft: Draft, before: Sequence[int], agreed: Sequence[int]) -> None:
+    def learn(self, draft: Draft, before: Sequence[int], accepted: Sequence[int]) -> None:
         """Take up what a round said, and remember how its drafts fared.
 
         Args:
@@ -125,19 +131,19 @@ class Drafter:
             said, record, guess = row.tokens[had:], self._record(row), self._guesses[at]
             if draft.runner is not None:
                 sure = draft.sure[at] if draft.sure else []
-                record.saw_ahead(draft.runner, agreed[at], draft.decided[at], sure)
+                record.update_self_draft(draft.runner, accepted[at], draft.decided[at], sure)
             tried = min(len(guess), len(said))
             right = next((i for i in range(tried) if guess[i] != said[i]), tried)
-            record.saw_known(right, tried)
+            record.update_ngram(right, tried)
             self._shared(row.request).learn(row.tokens, len(said))
-        self._beyond = self._look_beyond(draft, agreed)
+        self._beyond = self._look_beyond(draft, accepted)
         self._forget()
 
-    def _look_beyond(self, draft: Draft, agreed: Sequence[int]) -> dict[Answer, int]:
+    def _look_beyond(self, draft: Draft, accepted: Sequence[int]) -> dict[Answer, int]:
         """What the half that checked would say next, where all drafts of all rows stood."""
-        if draft.beyond is None or list(agreed) != draft.decided:
+        if draft.bonus_logits is None or list(accepted) != draft.decided:
             return {}
-        logits = self._shaped(_other(draft.runner), draft.beyond)
+        logits = self._shaped(_other(draft.runner), draft.bonus_logits)
         token = draw(logits, self._batch.draws, self._batch.keys()[:, 0])
         return dict(zip(self._batch.rows, token.tolist(), strict=True))
 
@@ -147,7 +153,7 @@ class Drafter:
         """
         request, at = row.request, len(row.tokens)
         params, chance, most = request.params, self._record(row).known, 0
-        bound = min(MOST_AHEAD, room, row.limit - at - 1)
+        bound = min(MAX_DRAFT_TOKENS, room, row.limit - at - 1)
         while most < bound and chance ** (most + 1) > _LEAST_CHANCE:
             most += 1
 
@@ -173,7 +179,7 @@ class Drafter:
         """
         assert plan.runner is not None
         assert self._planner is not None
-        batch, needed = self._batch, self._reader.needed()
+        batch, needed = self._batch, self._runner.needed()
         lone = plan.runner == "draft"
         looks = batch.device.type == "cpu" and not lone
         run = Run(plan.runner, [self._record(row) for row in batch.rows], looks)
@@ -186,11 +192,11 @@ class Drafter:
                     break
                 fresh = run.tokens[-1][:, None]
             counts = [fresh.shape[1]] * len(batch)
-            logits = self._reader.read(plan.runner, fresh, counts, 1)[:, 0]
+            logits = self._runner.read(plan.runner, fresh, counts, 1)[:, 0]
             run.say(logits, self._drawn(run, logits))
         if lone:
             return Draft(run.positions(more=1), run.counts, plan.runner)
-        on = looks and self._planner.worth_reading_on(run, _other(plan.runner))
+        on = looks and self._planner.bonus_pays(run, _other(plan.runner))
         return Draft(
             run.positions(), run.counts, plan.runner, run.logits, run.sure, run.partition, on
         )
@@ -201,16 +207,16 @@ class Drafter:
         """
         rows = self._batch.rows
         expected = torch.tensor([[self._beyond[row]] for row in rows])
-        logits = self._reader.read(run.runner, expected, [1] * len(rows), 2)
+        logits = self._runner.read(run.runner, expected, [1] * len(rows), 2)
         token = self._drawn(run, logits[:, 0])
         run.say(logits[:, 0], token)
         right = (token == expected[:, 0]).tolist()
         for record, one in zip(run.records, right, strict=True):
-            record.saw_beyond(one)
+            record.update_bonus(one)
         if all(right):
             run.say(logits[:, 1], self._drawn(run, logits[:, 1]))
         else:
-            self._reader.forget(run.runner)
+            self._runner.forget(run.runner)
 
     def _drawn(self, run: Run, logits: Tensor) -> Tensor:
         """A token of every row [B], after those it said; logits [B, V] stay as they are."""
@@ -227,11 +233,11 @@ class Drafter:
             logits = logits.clone()
         return self._batch.draws.bias(logits)
 
-    def _record(self, row: Answer) -> Record:
-        return self._records.setdefault(row, Record())
+    def _record(self, row: Answer) -> AcceptanceStats:
+        return self._records.setdefault(row, AcceptanceStats())
 
-    def _shared(self, request: Request) -> Continuations:
-        return self._continuations.setdefault(request, Continuations())
+    def _shared(self, request: Request) -> NgramTable:
+        return self._continuations.setdefault(request, NgramTable())
 
     def _take_up_prompts(self) -> None:
         """Look for continuations in the rows' prompts, a bounded number of tokens a round."""

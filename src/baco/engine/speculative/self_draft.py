@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baco.engine.speculative.cost_model import Record
+from baco.engine.speculative.cost_model import AcceptanceStats
 from baco.engine.verify import Positions
 from baco.routing.signals import log_partition
 from baco.sampling.sampler import most_likely
@@ -29,7 +29,7 @@ class Run:
     """
 
     runner: str
-    records: list[Record]
+    records: list[AcceptanceStats]
     looks: bool
     tokens: list[Tensor] = field(default_factory=list)
     sure: list[list[float]] = field(init=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from baco.engine.verify import Choice, Law, Round
+from baco.engine.verify import Choice, Verifier, VerifyBatch
 from baco.evaluation.methods.custom_mixing import decode
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
@@ -71,11 +71,16 @@ class Mixture:
         self._ends = torch.tensor(sorted(pair.end_ids), dtype=torch.int64, device=device)
         self._banned = pair.banned.to(device)
 
-    def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
+    def choose(self, law: Verifier, verify_batch: VerifyBatch, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; all tokens count as the aligned model's."""
-        spoke = round_.active[round_.positions.row]
+        previous_source = verify_batch.active[verify_batch.positions.row]
         logits = self.logprobs(signals.base, signals.aligned)
-        return Choice(logits, torch.zeros_like(spoke), law.stand(round_, signals), spoke)
+        return Choice(
+            logits,
+            torch.zeros_like(previous_source),
+            law.stand(verify_batch, signals),
+            previous_source,
+        )
 
     def logprobs(self, base: Tensor, aligned: Tensor) -> Tensor:
         """Raw logits [N, V] of both → log-probabilities [N, V]."""

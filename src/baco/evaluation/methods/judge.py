@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from baco.engine.sequence import Sequence as Row
-from baco.engine.verify import Choice, Law, Round, by_standing
+from baco.engine.verify import Choice, Verifier, VerifyBatch, by_standing
 from baco.errors import BacoError
 from baco.evaluation.methods.custom_mixing import decode
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid
@@ -104,11 +104,13 @@ class _Asking:
         self._client = _client(judge["url"])
         self._said: dict[str, bool] = {}  # samples that begin alike ask alike
 
-    def choose(self, law: Law, round_: Round, signals: Signals) -> Choice:
+    def choose(self, law: Verifier, verify_batch: VerifyBatch, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
-        standing = law.stand(round_, signals)
-        wanted = self._wanted(round_.batch.rows, signals, standing.boundary(round_.active))
-        return by_standing(law, round_, signals, replace(standing, wanted=wanted))
+        boundary_state = law.stand(verify_batch, signals)
+        wanted = self._wanted(
+            verify_batch.batch.rows, signals, boundary_state.boundary(verify_batch.active)
+        )
+        return by_standing(law, verify_batch, signals, replace(boundary_state, wanted=wanted))
 
     def _wanted(self, rows: Sequence[Row], signals: Signals, boundary: Tensor) -> Tensor:
         """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""

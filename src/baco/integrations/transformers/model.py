@@ -30,10 +30,10 @@ from baco.integrations.transformers.config import BacoConfig, config_of
 from baco.integrations.transformers.layout import Layout
 from baco.integrations.transformers.next_turn import NextTurn
 from baco.models.context import UNBOUNDED
-from baco.models.model import Half
+from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.routing.router import Router
-from baco.routing.word_boundaries import NOTHING, select
+from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
@@ -131,7 +131,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         rooms = []
         for name in MODELS:
             if self.router.only in (None, name):
-                half: Half = getattr(self.pair, name)
+                half: PairModel = getattr(self.pair, name)
                 length = int(masks[name].sum(dim=1).max()) + new
                 half.check_length(name, length)
                 rooms.append(half.context - length)
@@ -255,7 +255,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             mixed, said_by = select(
                 base[:, step],
                 logits[:, row],
-                ids[:, column].masked_fill(opening, NOTHING),
+                ids[:, column].masked_fill(opening, NO_TOKEN),
                 active,
                 router=self.router,
                 vocabulary=self.vocabulary,
@@ -288,7 +288,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _read(self, name: Source, layout: Layout, cache: PairCache | None, keep: int) -> Tensor:
         """One half over its new columns: its last ``keep`` rows, float32 [B, keep, V]."""
-        half: Half = getattr(self.pair, name)
+        half: PairModel = getattr(self.pair, name)
         ids: Tensor = getattr(layout, f"{name}_ids")
         mask: Tensor = getattr(layout, f"{name}_mask")
         held: Cache | None = getattr(cache, name) if cache is not None else None
@@ -377,7 +377,7 @@ class _Coins:
         return coin(noise_keys(self._seed, self._sample, column - self._start), ROUTER)
 
 
-def _check_forward(half: Half) -> None:
+def _check_forward(half: PairModel) -> None:
     """Batches of prompts of different lengths want a model that is told where its tokens stand."""
     model = half.model.get_base_model() if hasattr(half.model, "get_base_model") else half.model
     known = inspect.signature(model.forward).parameters

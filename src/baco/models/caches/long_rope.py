@@ -9,14 +9,14 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from baco.kv_cache.batched import CPU_PIECE, Forward, SlotStore, read_through
+from baco.kv_cache.batched import CPU_PIECE, BatchedKVCache, Forward, read_through
 from baco.kv_cache.shared_prefix import Prefix
 from baco.kv_cache.slots import CacheSize
 from baco.models.rope import LongRope
 
 
-class LongRopeStore:
-    """A `SlotStore` whose rows are each read with the factors of their own length.
+class LongRopeKVCache:
+    """A `BatchedKVCache` whose rows are each read with the factors of their own length.
 
     Args:
         forward: of the model; it reads row r with the long factors where its plan says so.
@@ -24,10 +24,10 @@ class LongRopeStore:
         piece: tokens of a prompt that are read at once.
     """
 
-    rewinds = True
+    can_roll_back = True
 
     def __init__(self, forward: Forward, rope: LongRope, *, piece: int = CPU_PIECE) -> None:
-        self._slots, self._rope = SlotStore(forward, piece=piece), rope
+        self._slots, self._rope = BatchedKVCache(forward, piece=piece), rope
         self._texts: list[list[int]] = []  # what each row has read
         self._long: list[bool] = []  # the factors that its cached keys hold
 
@@ -105,8 +105,8 @@ class LongRopeStore:
         )
         return self._slots.read(padded, [len(ids) for ids in new], keep, long=self._long)
 
-    def rewind(self, lengths: Sequence[int]) -> None:
-        self._slots.rewind(lengths)
+    def roll_back(self, lengths: Sequence[int]) -> None:
+        self._slots.roll_back(lengths)
         for text, length in zip(self._texts, lengths, strict=True):
             del text[length:]
 

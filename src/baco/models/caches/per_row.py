@@ -24,7 +24,7 @@ def read_rows(
     keep: int,
     read: Callable[[int, Sequence[int], int], Tensor],
 ) -> Tensor:
-    """`Store.read`, a row at a time.
+    """`KVCache.read`, a row at a time.
 
     Args:
         tokens: [B, T], of which each row reads its last ``counts``; nothing is read of one that
@@ -80,8 +80,8 @@ def tensor_bytes(state: Any) -> list[int]:
     return list(found.values())
 
 
-class NativeStore:
-    """The model's own cache, one a row, one forward a row, with the verbs of `Store`.
+class PerRowKVCache:
+    """The model's own cache, one a row, one forward a row, with the verbs of `KVCache`.
 
     Args:
         model: of the rows.
@@ -89,7 +89,7 @@ class NativeStore:
             one token on, and so reads a prompt whole.
     """
 
-    rewinds = False
+    can_roll_back = False
 
     def __init__(self, model: Any, piece: int | None = None) -> None:
         self.model, self.piece = model, piece
@@ -145,7 +145,7 @@ class NativeStore:
         self.tokens += len(ids)
         return torch.stack(found[-keep:])
 
-    def rewind(self, lengths: Sequence[int]) -> None:
+    def roll_back(self, lengths: Sequence[int]) -> None:
         if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
             raise ValueError("a model's own cache cannot be rewound")
 

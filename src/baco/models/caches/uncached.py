@@ -11,10 +11,10 @@ from baco.kv_cache.slots import CacheSize
 from baco.models.caches.per_row import read_rows
 
 
-class RereadStore:
+class NoKVCache:
     """No cache at all, one forward a row over its whole text: slowest, and right for any model."""
 
-    rewinds = True
+    can_roll_back = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -64,7 +64,7 @@ class RereadStore:
         logits: Tensor = output.logits[0, -keep:]
         return logits
 
-    def rewind(self, lengths: Sequence[int]) -> None:
+    def roll_back(self, lengths: Sequence[int]) -> None:
         for text, length in zip(self.texts, lengths, strict=True):
             del text[length:]
         self._measure()

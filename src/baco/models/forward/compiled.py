@@ -10,9 +10,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from baco.kv_cache.batched import SlotStore
+from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.slots import SlotCache
-from baco.models.forward.llama import Lean
+from baco.models.forward.llama import LlamaForward
 
 # Tokens of all rows up to which starting operations is most of what a forward costs.
 _FEW = 16
@@ -23,7 +23,7 @@ _VARIANTS = 64
 _ROWS, _TOKENS = 2, 3
 
 
-class Compiled:
+class CompiledForward:
     """A lean forward through `torch.compile`, where a few tokens are read; others are read plainly.
 
     One row and one token are shapes of their own, all other sizes stay open: four functions serve
@@ -33,7 +33,7 @@ class Compiled:
         lean: the plain forward.
     """
 
-    def __init__(self, lean: Lean) -> None:
+    def __init__(self, lean: LlamaForward) -> None:
         self._lean = lean
         self._read = torch.compile(lean.read, fullgraph=True)
 
@@ -61,7 +61,7 @@ class Compiled:
     def warm(self) -> None:
         """Compile all that there is to compile; whatever the compiler raises where it cannot."""
         for rows, span in product((1, _ROWS), (1, _TOKENS)):
-            store = SlotStore(self)
+            store = BatchedKVCache(self)
             store.admit(None, rows)
             store.cache.reserve(rows, span)
             self._lean.rotations(2 * store.cache.columns)

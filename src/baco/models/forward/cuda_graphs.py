@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baco.kv_cache.batched import PIECE, Forward, SlotStore
+from baco.kv_cache.batched import PIECE, BatchedKVCache, Forward
 from baco.kv_cache.slots import Plan, SlotCache
-from baco.models.forward.llama import Lean
+from baco.models.forward.llama import LlamaForward
 
 log = logging.getLogger("baco")
 
@@ -118,7 +118,7 @@ class _Buffers:
     logits: Tensor
 
 
-class Recorded:
+class CudaGraphForward:
     """A lean forward that is replayed, over caches that hold their tables where they are; others,
     and many tokens, are read plainly.
 
@@ -127,7 +127,7 @@ class Recorded:
         recorder: CUDA graphs where none is given.
     """
 
-    def __init__(self, lean: Lean, recorder: Recorder | None = None) -> None:
+    def __init__(self, lean: LlamaForward, recorder: Recorder | None = None) -> None:
         self._lean = lean
         self._recorder = GraphRecorder(lean.device) if recorder is None else recorder
         self._steps: dict[Shape, Step | None] = {}  # None where a shape was seen once
@@ -137,13 +137,13 @@ class Recorded:
         self._spare: deque[SlotCache] = deque(maxlen=1)
         self._proven = self._given_up = False
 
-    def store(self, forward: Forward) -> SlotStore:
+    def store(self, forward: Forward) -> BatchedKVCache:
         """A store whose tables are those of the last one that is gone, so that recordings last."""
         try:
             cache = self._spare.pop()
         except IndexError:
             cache = SlotCache(0, 0)
-        store = SlotStore(forward, cache, piece=PIECE)
+        store = BatchedKVCache(forward, cache, piece=PIECE)
         finalize(store, self._spare.append, cache).atexit = False
         return store
 
@@ -172,7 +172,7 @@ class Recorded:
         """Try it out on a few tokens; whatever is raised where it cannot be recorded, RuntimeError
         where it then says something else.
         """
-        store, plain = self.store(self), SlotStore(self._lean)
+        store, plain = self.store(self), BatchedKVCache(self._lean)
         store.cache.hold(2, _NARROWEST)
         for one in (store, plain):
             one.admit(None, 2)

@@ -25,7 +25,7 @@ _FEW = 32
 
 
 def prepare(model: Any) -> None:
-    """Fuse a model's products as `Lean` wants them, where it is of a kind that it knows."""
+    """Fuse a model's products as `LlamaForward` wants them, where it is of a kind that it knows."""
     if layout_of(model) is None:
         return
     for block in model.model.layers:
@@ -64,7 +64,7 @@ def _plain(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.shape[2] <= _FEW
 
 
-class Lean:
+class LlamaForward:
     """The forward of one model, as `baco.kv_cache.batched.Forward`.
 
     Args:

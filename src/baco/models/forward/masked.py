@@ -74,7 +74,7 @@ def has_own_window(model: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Masked:
+class MaskedForward:
     """A model's own forward over the rows of a cache.
 
     Attributes:
