@@ -84,9 +84,9 @@ class Baco:
             memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
                 ``"40%"``; by default 60%.
             draft: hub id or folder of a small model of the same vocabulary that drafts.
-            compile: take Python out of the forwards of a few tokens (:mod:`baco.models.forward.compiled`, and
-                :mod:`baco.models.forward.cuda_graphs` on a CUDA device); answers are the same tokens up to
-                floating-point ties.
+            compile: take Python out of the forwards of a few tokens
+                (:mod:`baco.models.forward.compiled`, and :mod:`baco.models.forward.cuda_graphs` on
+                a CUDA device); answers are the same tokens up to floating-point ties.
             date: what templates that read the clock take for today, as YYYY-MM-DD, so that their
                 prompts are the same on another day; by default the day of each prompt.
             template_args: further variables for the templates, such as ``enable_thinking``, over
@@ -94,8 +94,8 @@ class Baco:
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers. The others than ``local`` have their own
                 memory and drafts.
-            options: here see :func:`baco.models.pair.load_pair`: dtype, device, quantize, device_map,
-                quantization_config, base_template, chat_template, function_words,
+            options: here see :func:`baco.models.pair.load_pair`: dtype, device, quantize,
+                device_map, quantization_config, base_template, chat_template, function_words,
                 trust_remote_code, and whatever ``from_pretrained`` takes; elsewhere ``connect`` of
                 the backend.
 

@@ -1,7 +1,8 @@
 """Files that others read while they are written: locks of outputs, and atomic writes.
 
-The lock of an output lets one process at a time write to it. It is a lock of the operating system on a file beside the output. The system releases it when the
-process ends, however it ends, so a lock file that is left behind holds nobody up.
+The lock of an output lets one process at a time write to it. It is a lock of the operating system
+on a file beside the output. The system releases it when the process ends, however it ends, so a
+lock file that is left behind holds nobody up.
 """
 
 import errno

@@ -114,7 +114,8 @@ def compare(
         router: for all of them.
         unpacked: the same in bfloat16 as `transformers` runs it, to be decoded plainly in the place
             of ``pair``: then the layout of weights and the forward differ as well.
-        sampling: fields of :class:`baco.sampling.params.SamplingParams`, a seed among them; no penalties.
+        sampling: fields of :class:`baco.sampling.params.SamplingParams`, a seed among them; no
+            penalties.
     """
     alone = unpacked or pair
     plain = _decode(Engine(alone, max_rows=1, speculate=False), prompts, router, sampling)

@@ -95,7 +95,8 @@ def routers() -> Iterator[str]:
 
 
 def sources_along(pair: Pair, signals: Signals, wanted: Tensor, answer: Sequence[int]) -> Tensor:
-    """Who would speak along a given text: the boundaries of :func:`baco.routing.word_boundaries.select`.
+    """Who would speak along a given text: the boundaries of
+    :func:`baco.routing.word_boundaries.select`.
 
     Only boundaries are worked out here, for many routers at once: which tokens the source may say
     does not matter where the text is given.

@@ -36,7 +36,8 @@ class Engine:
     Args:
         pair: the two halves.
         max_rows: sequences decoded at once; more wait.
-        memory: that cached keys and values may take, as :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
+        memory: that cached keys and values may take, as
+            :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
         speculate: draft tokens where that pays; the answers are the same without.
         draft: a small model of the same vocabulary that drafts.
         choose: what a token is drawn from, and whose it is, where it is not for routers to say.

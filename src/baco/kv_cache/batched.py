@@ -1,8 +1,8 @@
 """What one half of a pair has read of many sequences, and how it reads on.
 
 `BatchedKVCache` keeps a row per sequence in one cache and runs all rows in one forward; its verbs
-(`KVCache`) are those of `baco.models.caches.per_row.PerRowKVCache` too. They know token ids and positions; they
-know nothing of routers, draws or text.
+(`KVCache`) are those of `baco.models.caches.per_row.PerRowKVCache` too. They know token ids and
+positions; they know nothing of routers, draws or text.
 """
 
 from collections.abc import Generator, Iterator, Sequence

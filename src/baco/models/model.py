@@ -326,7 +326,8 @@ class PairModel:
 
     def compile(self) -> str | None:
         """Decode without Python in the forward, where that can be: compiled for a CPU
-        (:mod:`baco.models.forward.compiled`), recorded on a CUDA device (:mod:`baco.models.forward.cuda_graphs`).
+        (:mod:`baco.models.forward.compiled`), recorded on a CUDA device
+        (:mod:`baco.models.forward.cuda_graphs`).
 
         Returns:
             Why it cannot; it then decodes as before.

@@ -77,7 +77,9 @@ class Pair:
         return self._spellings.get(token, b"")
 
     def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt that one of the halves cannot read; see :meth:`PairModel.check_prompt`."""
+        """Refuse a prompt that one of the halves cannot read; see
+        :meth:`PairModel.check_prompt`.
+        """
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
@@ -258,8 +260,9 @@ def load_pair(
             quantized already load as they are.
         base_template, chat_template: see :class:`baco.text.prompts.Renderer`.
         function_words: a word list by name, by file, or as words; English by default.
-        packed: lay weights on a CPU out for its matrix kernels (:mod:`baco.models.forward.packed_linear`). Weights that
-            are to be changed after loading must stay plain.
+        packed: lay weights on a CPU out for its matrix kernels
+            (:mod:`baco.models.forward.packed_linear`). Weights that are to be changed after loading
+            must stay plain.
         trust_remote_code: run the Python code that comes with a model, as some architectures need.
             Nobody is asked; without it such a model is refused.
         model_options: handed to ``from_pretrained``: device_map, quantization_config, …

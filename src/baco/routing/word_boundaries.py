@@ -2,9 +2,9 @@
 
 Pure functions on tensors, shared by every backend. :func:`select` decides one position of every
 row. Its three parts stand alone for who knows more positions than one: what can be said of a
-position before it is known which half spoke last (:class:`BoundaryState`), the source that follows from
-that (:func:`resolve_source`), and the row of logits that is left (:func:`mask_logits`). Drawing a token from
-that row is another matter.
+position before it is known which half spoke last (:class:`BoundaryState`), the source that follows
+from that (:func:`resolve_source`), and the row of logits that is left (:func:`mask_logits`).
+Drawing a token from that row is another matter.
 """
 
 import math

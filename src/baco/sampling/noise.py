@@ -1,7 +1,7 @@
 """The replayable noise: a pure function of (seed, prompt, sample, position, token), without state.
 
-It knows numbers only; seed and prompt come as one number, see :mod:`baco.sampling.seeds`. The same noise is
-added whichever model writes and whatever batch a row is in, so a draw depends on neither.
+It knows numbers only; seed and prompt come as one number, see :mod:`baco.sampling.seeds`. The same
+noise is added whichever model writes and whatever batch a row is in, so a draw depends on neither.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """What every token id is: does it start a word, does it end one, which role does it play?
 
 A token is judged by its own text, without its neighbours. Its text is read off the tokenizer's own
-conventions (`baco.text.token_bytes`), so that bytes of unfinished characters are seen for what they are.
-Computed once per tokenizer, as tensors over the vocabulary.
+conventions (`baco.text.token_bytes`), so that bytes of unfinished characters are seen for what they
+are. Computed once per tokenizer, as tensors over the vocabulary.
 
 A word starts where the token's first character says so (`character_starts_word`): `` (the`` and
 ``."`` start one, ``ing`` does not. A contraction's piece (``'s``) is a word of its own.

@@ -36,8 +36,8 @@ def connect(
             :func:`baco.models.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
         max_rows: answers decoded at once; more wait.
-        cache: memory for keys and values, as for :func:`baco.kv_cache.memory_limit.cache_bytes`; by default vLLM's
-            share of a GPU's memory, and 1 GiB on a CPU.
+        cache: memory for keys and values, as for :func:`baco.kv_cache.memory_limit.cache_bytes`; by
+            default vLLM's share of a GPU's memory, and 1 GiB on a CPU.
         ngram: tokens that are drafted from the text so far; 0 for none.
         engine: vLLM's own engine arguments, by their names there; they go before the others.
 

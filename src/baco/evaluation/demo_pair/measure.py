@@ -1,7 +1,8 @@
 """Measures every router and rival on a pair, on questions kept for this alone.
 
 A *point* is a method at one setting: ten answers to each test question, judged. What it leaves is
-numbers for every question (`measured.json`), from which `baco.evaluation.demo_pair.table` makes the table.
+numbers for every question (`measured.json`), from which `baco.evaluation.demo_pair.table` makes the
+table.
 """
 
 import itertools

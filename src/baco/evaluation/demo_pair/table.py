@@ -1,7 +1,7 @@
 """The table of the demo pair: what was measured on one or more training seeds, as Markdown.
 
-`python -m baco.evaluation.demo_pair.table REPORT.md PAIR…` writes the report of the pairs' `measured.json` and the
-same figures as JSON next to it.
+`python -m baco.evaluation.demo_pair.table REPORT.md PAIR…` writes the report of the pairs'
+`measured.json` and the same figures as JSON next to it.
 """
 
 import json

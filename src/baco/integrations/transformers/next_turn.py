@@ -1,6 +1,7 @@
 """Ends an answer of `transformers`' loops where the base half opens its next turn.
 
-It finds the opening in the text, and leaves the rule of what counts to `baco.text.answer_text.AnswerText`.
+It finds the opening in the text, and leaves the rule of what counts to
+`baco.text.answer_text.AnswerText`.
 """
 
 from collections.abc import Sequence

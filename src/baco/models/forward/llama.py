@@ -2,8 +2,9 @@
 
 Where a model is small, `transformers` spends more time in Python than the model in arithmetic. Here
 the same weights compute the same function over the engine's own cache, in as few calls as it takes.
-It knows Llama and its closest relatives (`baco.models.forward.llama_layers`); who uses it tries it against the model's
-own forward first (`baco.models.model`), so that a variant it does not know is never decoded wrongly.
+It knows Llama and its closest relatives (`baco.models.forward.llama_layers`); who uses it tries it
+against the model's own forward first (`baco.models.model`), so that a variant it does not know is
+never decoded wrongly.
 """
 
 from collections.abc import Sequence

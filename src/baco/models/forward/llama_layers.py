@@ -106,7 +106,9 @@ class Block:
 
 
 def layout_of(model: Any) -> Layout | None:
-    """How a model is laid out; None where it is none that `LlamaForward` knows, or has something more."""
+    """How a model is laid out; None where it is none that `LlamaForward` knows, or has something
+    more.
+    """
     layout, config = LAYOUTS.get(type(model).__name__), model.config
     if layout is None or config.hidden_act != "silu":
         return None
