@@ -48,9 +48,10 @@ browser:  ## Install Chromium for the tests of pages (Debian, Ubuntu; as root)
 	  command -v $$name >/dev/null && exit 0; done; \
 	apt-get update -qq && apt-get install -y -qq chromium >/dev/null
 
-lint: $(VENV)/.dev  ## Check style and formatting
+lint: $(VENV)/.dev  ## Check style, formatting and the layers of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## Repair style and formatting
 	$(BIN)/ruff check --fix
