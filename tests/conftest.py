@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from baco import Baco
-    from tests.graphs import Cuda
+    from tests.fake_cuda_graphs import Cuda
     from tests.nodes import Nodes
 
 # Jobs started in the background ignore Ctrl-C, and so would the commands that tests interrupt.
@@ -143,7 +143,7 @@ def plain(loaded_pair: "Callable[..., Baco]") -> "Baco":
 @pytest.fixture
 def cuda() -> "Cuda":
     """The stand-in for torch's CUDA that `recorded` records on."""
-    from tests.graphs import Cuda
+    from tests.fake_cuda_graphs import Cuda
 
     return Cuda()
 
@@ -151,7 +151,7 @@ def cuda() -> "Cuda":
 @pytest.fixture
 def recorded(plain: "Baco", cuda: "Cuda") -> "Baco":
     """A pair whose forwards are recorded and replayed."""
-    from tests.graphs import recording
+    from tests.fake_cuda_graphs import recording
 
     base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
     return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))

@@ -18,7 +18,7 @@ from baco.errors import BacoError
 from baco.routing.router import Router
 from baco.text.prompts import Prompt
 from baco.text.vocabulary import Role
-from tests import naive
+from tests import naive_decoding as naive
 from tests.fuzzing import budget
 from tests.live import needed
 from tests.pairs import ARCHITECTURES, PairFolder

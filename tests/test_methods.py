@@ -17,7 +17,7 @@ from baco.evaluation.methods.verbalized import parse
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import load_task
 from baco.routing.parser import catalogue
-from tests import naive
+from tests import naive_decoding as naive
 
 FULL, QUICK = Grid("full", 4), Grid("quick", 4)
 DRAW = Draw(4, 11, {"max_tokens": 24})

@@ -31,7 +31,7 @@ from baco.sampling.noise import ROUTER, coin, gumbel, noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION, noise_seed
 from baco.text.digest import chat_digest, ids_digest, text_digest
-from tests import naive
+from tests import naive_decoding as naive
 from tests.fuzzing import budget
 from tests.remoting import remote
 from tests.serving import served

@@ -13,7 +13,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from baco import BacoError, SamplingParams
 from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
 from baco.sampling.sampler import DrawTable, draw, penalise, truncate
-from tests import naive
+from tests import naive_decoding as naive
 
 SEEDS = st.integers(0, 2**63 - 1)
 

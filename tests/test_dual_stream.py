@@ -16,9 +16,9 @@ from baco.engine.isolation import IsolatingEngine
 from baco.engine.skip_stats import SkipStats
 from baco.outputs import Completion
 from baco.source import Source
-from tests.graphs import CUDA, Cuda, FakeStream, Races
+from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races
+from tests.test_cuda_graphs import PROMPT, ROUTERS
 from tests.test_engine import told
-from tests.test_recorded import PROMPT, ROUTERS
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from baco.kv_cache.batched import BatchedKVCache
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
 from baco.models.forward.llama import LlamaForward
 from baco.models.model import ClampedForward
-from tests.graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
+from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
 from tests.live import needed
 from tests.test_engine import told
 

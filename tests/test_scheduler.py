@@ -36,7 +36,7 @@ from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
 from baco.text.encoder import Encoder
 from tests.fuzzing import budget
 from tests.serving import Served, events, served, wait_for
-from tests.test_serve_driver import WAIT
+from tests.test_serve_engine_thread import WAIT
 
 PIECE = 8
 

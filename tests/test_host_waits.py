@@ -18,7 +18,7 @@ from baco.kv_cache.slots import SlotCache
 from baco.models.forward.cuda_graphs import CudaGraphForward, Step
 from baco.models.forward.llama import LlamaForward
 from baco.models.model import ClampedForward, PairModel
-from tests.far import FAR, FakeDeviceTensor, Waits, near
+from tests.fake_device import FAR, FakeDeviceTensor, Waits, near
 from tests.pairs import PairFolder
 from tests.test_engine import told
 
