@@ -21,7 +21,7 @@ class Sources:
 
     Attributes:
         requests, counts: whose rows they are, and how many each has.
-        spoke: bool [R], True for the base, on the host once ``ready``.
+        previous_source: bool [R], True for the base, on the host once ``ready``.
         ready: what tells so; None where it is there already.
     """
 

@@ -38,7 +38,7 @@ class RequestTable:
         base_length: how long they are, int64 [S].
         offset: tokens that each half does not read, int64 [S].
         prompt: tokens before the answer, int64 [S].
-        spoke: who said the token at every position, bool [S, width + 1], True for the base.
+        previous_source: of the token at every position, bool [S, width + 1], True for the base.
         identity: the prompt's noise seed and the sample, of the coins, int64 [S, 2].
     """
 
@@ -116,6 +116,6 @@ class RequestTable:
         self._free += reversed(range(had, had + more))
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("base_ids", "base_length", "prompt", "spoke", "identity"):
+        for name in ("base_ids", "base_length", "prompt", "previous_source", "identity"):
             setattr(self, name, change(getattr(self, name)))
         self.offset = {half: change(column) for half, column in self.offset.items()}
