@@ -1,6 +1,8 @@
 """The demo pair: what is shipped is a pair worth showing, and its training makes such pairs."""
 
 import json
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco
+from baco.cli import run
+from baco.cli.sweep import sweep
 from baco.demo.align import answers_only, conversations
 from baco.demo.breaks import broken_answers, held_out_questions
 from baco.demo.document_packing import IGNORED, batches, pack
@@ -20,6 +24,7 @@ from baco.demo.tokenizer import base_prompt
 from baco.demo.train import train
 from baco.demo.world.handover import handed_over_examples
 from baco.errors import BacoError
+from baco.evaluation.store import Run
 from baco.models.known_pairs import demo_folder
 from tests.fuzzing import budget
 
@@ -164,6 +169,23 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_pair(tmp_path: Path) -> None
     for half in ("base", "aligned"):
         file = Path(half) / "model.safetensors"
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_trained_pair_is_measured_by_a_sweep_of_its_two_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(sweep, router=["P-Punc:0.5", "Rand:0.5"], method=["base"], n=2, limit=2)
+    monkeypatch.setattr("baco.demo.train.Recipe", lambda: MINUTE)
+    quick = partial(few, preset="quick", workers=1)
+    monkeypatch.setattr(import_module("baco.cli.demo"), "sweep", quick)
+    assert run(["demo", "train", "--out", str(tmp_path / "pair"), "--seed", "2"]) == 0
+    measured = Run.open(tmp_path / "pair" / "run")
+    assert measured.complete
+    assert [task["name"] for task in measured.config["tasks"]] == ["demo", "demo-facts"]
+    assert measured.config["seed"] == 2
+    assert measured.config["made"]["command"].startswith("baco demo train --out")
+    assert {"reward", "distinct_k", "accuracy"} <= set(measured.metrics())
+    assert (measured.path / "report" / "index.html").is_file()
 
 
 @pytest.fixture

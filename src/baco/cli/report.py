@@ -23,13 +23,7 @@ def report(
     The page has the headline table, the diversity-quality plane, router ablation, samples and
     settings; report.md, tables/*.csv and plots/*.svg and *.png hold the same for papers.
     """
-    try:
-        import altair  # noqa: F401
-        import vl_convert  # noqa: F401
-    except ImportError as error:
-        raise BacoError(
-            f"the report needs {error.name}: install it with pip install 'baco[evaluation]'"
-        ) from error
+    check_libraries()
     from baco.evaluation.report import write_report
 
     made = write_report(run, output)
@@ -50,3 +44,18 @@ def report(
         for line in verdict.lines:
             out().print(f"  {line}")
     note(f"report in {made.page}")
+
+
+def check_libraries() -> None:
+    """Check that what the report draws with is installed.
+
+    Raises:
+        BacoError: a library is missing.
+    """
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise BacoError(
+            f"the report needs {error.name}: install it with pip install 'baco[evaluation]'"
+        ) from error

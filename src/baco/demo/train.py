@@ -56,7 +56,7 @@ def train(
 
 def _train(out: Path, work: Path, seed: int, progress: bool, recipe: Recipe) -> None:
     keep_memory()
-    with bar(progress) as stage:
+    with _bar(progress) as stage:
         tokenizer = _tokenizer(work, seed, recipe, stage("text and tokenizer"))
         base = _base(work, tokenizer, seed, recipe, stage("base"))
         aligned = _aligned(work, tokenizer, base, seed, recipe, stage("aligned"))
@@ -214,13 +214,13 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
+def _bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
     """A progress bar; calling what it yields opens a stage, whose parts sum to one."""
     columns = (TextColumn("{task.description:>20}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, disable=not shown) as bar:
+    with Progress(*columns, disable=not shown) as progress:
 
         def stage(name: str) -> Advance:
-            task: TaskID = bar.add_task(name, total=1.0)
-            return lambda part: bar.advance(task, part)
+            task: TaskID = progress.add_task(name, total=1.0)
+            return lambda part: progress.advance(task, part)
 
         yield stage
