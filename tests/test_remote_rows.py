@@ -21,7 +21,7 @@ from baco.backends.remote.view import AnswerRules, DraftSpan, NextSource, Routin
 from baco.backends.remote.wire import Names, Row
 from baco.engine.sequence import Request
 from baco.routing.rules import gap
-from baco.routing.signals import Signals, entropy
+from baco.routing.signals import Distribution, Signals
 from baco.sampling.params import SamplingParams
 from baco.text.vocabulary import Vocabulary
 from tests.remoting import remote
@@ -56,15 +56,18 @@ def test_entropies_and_their_differences_lie_between_their_bounds(
     table = Table(words, banned, [one], [other], {0}, whole=True)
     narrow, wide = table.filled(wide=False), table.filled(wide=True)
     for half in (0, 1):
-        low, high = float(entropy(narrow[half])), float(entropy(wide[half]))
-        assert low - 1e-3 <= float(entropy(rows[half : half + 1])) <= high + 1e-3
+        low, high = (
+            float(Distribution(narrow[half]).entropy),
+            float(Distribution(wide[half]).entropy),
+        )
+        assert low - 1e-3 <= float(Distribution(rows[half : half + 1]).entropy) <= high + 1e-3
         for filled in (narrow, wide):
             best = filled[half].exp()
             assert float(best.sum()) == pytest.approx(1, abs=1e-4)
             assert float(best.max()) == pytest.approx(float(rows[half].exp().max()), abs=1e-5)
     low_gap = Signals(narrow[0], wide[1], table.words)
     high_gap = Signals(wide[0], narrow[1], table.words)
-    real = float(entropy(rows[:1]) - entropy(rows[1:]))
+    real = float(Distribution(rows[:1]).entropy - Distribution(rows[1:]).entropy)
     assert not bool(gap(low_gap, real + 2e-3))
     assert bool(gap(high_gap, real - 2e-3))
 
@@ -76,7 +79,9 @@ def test_all_tokens_told_leave_nothing_open() -> None:
     table = Table(vocabulary(), banned, [one], [one], {0}, whole=True)
     narrow, wide = table.filled(wide=False)[0], table.filled(wide=True)[0]
     assert torch.equal(narrow, wide)
-    assert float(entropy(narrow)) == pytest.approx(float(entropy(row[None])))
+    assert float(Distribution(narrow).entropy) == pytest.approx(
+        float(Distribution(row[None]).entropy)
+    )
 
 
 SAID = [1341, 654]

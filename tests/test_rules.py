@@ -14,7 +14,7 @@ from baco.calibration.agreement import routers as diagnosed
 from baco.calibration.measure import calibrate, grid_of
 from baco.evaluation.methods.method import Grid
 from baco.evaluation.methods.routed import Routed
-from baco.routing.parser import family, logit_rule_of, rules
+from baco.routing.parser import logit_rule_of, router_name, rules
 from baco.routing.rules import BUILT_IN, RULES, ContentRule, LogitRule, UndeclaredReadError
 from baco.routing.signals import Signals
 from tests.serving import served
@@ -160,7 +160,7 @@ def test_names_are_matched_in_any_case_and_shown_as_they_are_listed() -> None:
     assert router("ROLE:Number=Aligned,predict=Either").spelling == (
         "Role:number=aligned,predict=either"
     )
-    assert family("nudging") == "Nudging"
+    assert router_name("nudging") == "Nudging"
     assert router("aligned").spelling == "Aligned"
     with pytest.raises(BacoError, match="is built in"):
         register_router("punc", lambda signals: signals.top_base > 0)

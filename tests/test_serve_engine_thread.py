@@ -13,7 +13,7 @@ from baco import Baco
 from baco.decoder import Decoder, Scored
 from baco.errors import BacoError
 from baco.outputs import Chunk
-from baco.routing.router import Router, Rule
+from baco.routing.router import Router, RuleRouter
 from baco.routing.rules import LogitRule
 from baco.serve.engine_thread import ClosedError, EngineThread, QueueFullError
 from baco.serve.errors import ClientGoneError
@@ -133,7 +133,7 @@ def poisoned(innocent_steps: int) -> Router:
             raise BrokenError("the poison works")
         return signals.max_base < 2
 
-    return Rule(LogitRule("Poisoned", decide, "breaks", threshold=False))
+    return RuleRouter(LogitRule("Poisoned", decide, "breaks", threshold=False))
 
 
 def poison(driver: EngineThread, innocent_steps: int) -> Told:
@@ -238,7 +238,7 @@ def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
         time.sleep(0.1)
         return signals.max_base < 2
 
-    slow = Rule(LogitRule("Slow", decide, "takes its time", threshold=False))
+    slow = RuleRouter(LogitRule("Slow", decide, "takes its time", threshold=False))
     driver.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), told.put)])
     told.get(timeout=WAIT)
     driver.close(grace=0)

@@ -22,7 +22,7 @@ from baco.models.known_pairs import DEMO, KnownPair, find_pair
 from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
 from baco.outputs import Chunk, Completion
-from baco.routing.parser import family, needs_threshold
+from baco.routing.parser import needs_threshold, router_name
 from baco.routing.parser import router as parse
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
@@ -156,7 +156,7 @@ class Baco:
         asked = spelling if spelling is not None else DEFAULT_ROUTER
         if not needs_threshold(asked):
             return parse(asked)
-        middle = calibration.middle(self.pair, family(asked))
+        middle = calibration.middle(self.pair, router_name(asked))
         if middle is None and spelling is None:
             log.warning(
                 "%s is not calibrated: using %s:%g; 'baco calibrate' finds its middle",

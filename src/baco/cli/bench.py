@@ -110,14 +110,14 @@ def _settings(
     most_asked: int | None,
 ) -> "Settings":
     from baco.bench.settings import ASKED_FOR, PARTS, Settings
-    from baco.routing.parser import family, needs_threshold
+    from baco.routing.parser import needs_threshold, router_name
     from baco.routing.parser import router as parse
 
     for part in only or ():
         if part not in PARTS + ASKED_FOR:
             raise BacoError(f"--only {part}: use some of {', '.join(PARTS + ASKED_FOR)}")
     chosen = parse(router)
-    name = family(router)
+    name = router_name(router)
     swept = tuple(gammas or _GAMMAS) if needs_threshold(name) else ()
     if gammas and not swept:
         raise BacoError(f"--gamma goes with a router that has a threshold, not with {router}")

@@ -68,7 +68,7 @@ def calibrate(
     from baco.calibration.measure import calibrate as measure
     from baco.calibration.measure import grid_of
     from baco.calibration.store import MIDDLE, Calibration, check_writable
-    from baco.routing.parser import listed
+    from baco.routing.parser import canonical_name
 
     if diversity is not None and base_share is not None:
         raise BacoError("--diversity and --base-share each ask for a threshold: give one of them")
@@ -76,7 +76,7 @@ def calibrate(
         if value is not None and not 0 <= value <= 1:
             raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
     steps = len(grid_of(router)) + 1
-    router = listed(router)
+    router = canonical_name(router)
     asked = None if prompts is None else read_prompts(prompts)
     check_writable(output)
     baco = opt.load(

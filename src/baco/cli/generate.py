@@ -91,9 +91,9 @@ def generate(
         }
     )
     opt.check(sampling, switch, router)
-    from baco.routing.parser import CONSTANTS, family
+    from baco.routing.parser import CONSTANTS, router_name
 
-    if compare and router is not None and (alone := family(router)) in CONSTANTS:
+    if compare and router is not None and (alone := router_name(router)) in CONSTANTS:
         raise BacoError(f"--compare shows {alone} anyway: give another router")
     text = None if jsonl is not None else _prompt(prompt)
     rows = None

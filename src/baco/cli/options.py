@@ -333,7 +333,7 @@ def spelled_router(baco: "Baco", router: str | None, diversity: float | None) ->
         return baco.router(router)
     from baco.api import DEFAULT_ROUTER
     from baco.calibration.store import Calibration
-    from baco.routing.parser import family, listed
+    from baco.routing.parser import canonical_name, router_name
     from baco.routing.parser import router as parse
 
     if not 0 <= diversity <= 1:
@@ -342,9 +342,9 @@ def spelled_router(baco: "Baco", router: str | None, diversity: float | None) ->
     if ":" in spelling:
         raise BacoError(
             f"--diversity and --router {spelling} both say how often the base speaks: "
-            f"give --router {family(spelling)}, or leave out --diversity"
+            f"give --router {router_name(spelling)}, or leave out --diversity"
         )
-    spelling = listed(spelling)
+    spelling = canonical_name(spelling)
     calibration = Calibration.load(baco.pair)
     if calibration is None or spelling not in calibration.curves:
         raise BacoError(

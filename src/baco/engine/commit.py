@@ -105,8 +105,8 @@ def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
         signals.max_base.tolist(),
         signals.entropy_base.tolist(),
         signals.top_base.tolist(),
-        boundary_state.boundary(result.previous_source).tolist(),
-        ("base" if wanted else "aligned" for wanted in boundary_state.wanted.tolist()),
+        boundary_state.is_boundary(result.previous_source).tolist(),
+        ("base" if wanted else "aligned" for wanted in boundary_state.router_choice.tolist()),
         strict=True,
     )
     return [Why(*column) for column in columns]

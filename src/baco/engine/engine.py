@@ -26,7 +26,7 @@ from baco.engine.verify import Choose, Verifier, VerifyBatch, VerifyResult, rout
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.model import PairModel
 from baco.models.pair import Pair
-from baco.routing.signals import Signals
+from baco.routing.signals import Distribution, Signals
 from baco.source import MODELS, Source
 
 
@@ -150,15 +150,16 @@ class Engine:
             one, other = (partial(self._runner.rows, half, draft) for half in (first, second))
             rows, others = self._dual_stream.both(one, other)
             verify_batch.read.append(second)
-            return self._verifier.look(verify_batch, rows, rows).with_logits(**{second: others})
-        rows = self._runner.rows(first, draft)
-        signals = self._verifier.look(verify_batch, rows, rows)
-        if draft.partition is not None:
-            signals.known(first, draft.partition)
+            return self._verifier.look(
+                verify_batch, {first: Distribution(rows), second: Distribution(others)}
+            )
+        known = Distribution(self._runner.rows(first, draft), draft.partition)
+        signals = self._verifier.look(verify_batch, {"base": known, "aligned": known})
         if second is None or (not both and self._suffices(first, verify_batch, signals)):
             return signals
         verify_batch.read.append(second)
-        return signals.with_logits(**{second: self._runner.rows(second, draft)})
+        rest = Distribution(self._runner.rows(second, draft))
+        return self._verifier.look(verify_batch, {first: known, second: rest})
 
     @property
     def _all_told(self) -> bool:

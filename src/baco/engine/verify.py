@@ -5,7 +5,7 @@ rows by the same router and the same draw as without a draft, and what stands is
 on which draft and draw agree, plus the first draw that does not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.signals import Signals
+from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
 from baco.sampling.sampler import draw, penalise
@@ -177,7 +177,7 @@ def by_standing(
     previous_source, source, masked = resolve_sources(
         verify_batch.positions, boundary_state, verify_batch.active
     )
-    logits = mask_logits(signals.base, signals.aligned, source, masked, law.vocabulary, law.banned)
+    logits = mask_logits(signals, source, masked, law.banned)
     return Choice(logits, source, boundary_state, previous_source)
 
 
@@ -195,8 +195,11 @@ class Verifier:
     banned: Tensor
     choose: Choose = route
 
-    def look(self, verify_batch: VerifyBatch, base: Tensor, aligned: Tensor) -> Signals:
-        """What the routers see at the positions in rows [N, V]."""
+    def look(
+        self, verify_batch: VerifyBatch, distributions: Mapping[Source, Distribution]
+    ) -> Signals:
+        """What the routers read at the positions."""
+        base, aligned = (distributions[model] for model in MODELS)
         return Signals(base, aligned, self.vocabulary, partial(_toss, verify_batch))
 
     def stand(
@@ -205,7 +208,7 @@ class Verifier:
         """The positions as the routers see them; without ``ask``, all but what they say."""
         batch = verify_batch.batch
         rule = batch.rule[verify_batch.positions.row] if len(batch.rules) > 1 else None
-        return BoundaryState.of(signals, verify_batch.previous, batch.rules, rule, ask=ask)
+        return BoundaryState.of(signals, verify_batch.previous, batch.rules, rule, route=ask)
 
     def verify(self, verify_batch: VerifyBatch, signals: Signals) -> VerifyResult:
         """Decide every position of a round; ``signals`` are both halves' rows there."""
@@ -247,15 +250,13 @@ def _toss(verify_batch: VerifyBatch) -> Tensor:
 
 def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
     """Of tokens [N] under their sources, raw, in nats."""
-    at = token[:, None]
-    base = signals.base.gather(1, at)[:, 0] - signals.partition_base
-    aligned = signals.aligned.gather(1, at)[:, 0] - signals.partition_aligned
-    return torch.where(source, base, aligned)
+    return torch.where(source, *(signals.of(model).logprob(token) for model in MODELS))
 
 
 def _damaged(signals: Signals) -> Tensor:
     """See :class:`VerifyResult`: int64 [N]. log Σ exp of such a row is not finite."""
-    return (~signals.partition_base.isfinite()).long() + 2 * ~signals.partition_aligned.isfinite()
+    base, aligned = (~signals.of(model).log_partition.isfinite() for model in MODELS)
+    return base.long() + 2 * aligned
 
 
 def resolve_sources(
@@ -304,9 +305,11 @@ def settled(
     """
     row, first = verify_batch.positions.row, verify_batch.positions.ahead == 0
     mine = half == "base"
-    own = boundary_state.begins_base if mine else boundary_state.begins_aligned
+    own = boundary_state.base_starts_word if mine else boundary_state.aligned_starts_word
     # Beyond a row's first position the half itself spoke last, or it had not been settled.
     previous_source = (verify_batch.active[row] == mine) | ~first
     asked = boundary_state.free | (own & previous_source)
-    decided = torch.where(asked, alone[row] & (boundary_state.wanted == mine), previous_source)
+    decided = torch.where(
+        asked, alone[row] & (boundary_state.router_choice == mine), previous_source
+    )
     return bool(decided.all())

@@ -1,8 +1,9 @@
-"""Routers by name: the spelling users type.
+"""From the spelling that users type to a router.
 
-A spelling is ``Name[-Name…][:argument,…]``: at most one logit rule and any content rules, in any
-order; a bare number is the threshold γ; ``role=source`` is a row of the ``Role`` table;
-``predict=base|aligned|either`` says whose most likely next token counts as the predicted one.
+A spelling is ``Name[-Name…][:argument,…]``. The names are at most one logit rule and any content
+rules, in any order. An argument is the threshold γ (a number), a row of the ``Role`` table
+(``role=source``), or ``predict=base|aligned|either``: the model whose most likely next token is the
+predicted token.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.plugins import plugins
-from baco.routing.router import Constant, Router, Rule
+from baco.routing.router import ConstantRouter, Router, RuleRouter
 from baco.routing.rules import (
     BUILT_IN,
     COMBINATIONS,
@@ -37,7 +38,7 @@ CONSTANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the catalogue: a router's name, how it is written, what it does."""
+    """One line of the catalogue: a router's name, an example of its spelling, what it does."""
 
     name: str
     example: str
@@ -45,10 +46,10 @@ class Entry:
 
 
 def rules() -> dict[str, AnyRule]:
-    """Every rule by its name: built-in ones, those of installed packages, the user's own.
+    """Every rule by name: built in, from installed packages, and registered by the user.
 
     Raises:
-        BacoError: an installed package's rule cannot be loaded or is no rule.
+        BacoError: an entry point of an installed package cannot be loaded or is not a rule.
     """
     for name, part in plugins("routers").items():
         if name in RULES:
@@ -66,7 +67,7 @@ def rules() -> dict[str, AnyRule]:
 
 
 def catalogue() -> list[Entry]:
-    """Every router that is listed, the users' own included."""
+    """Every router that listings show, registered ones included."""
     lines = []
     for rule in rules().values():
         if isinstance(rule, ContentRule):
@@ -74,30 +75,32 @@ def catalogue() -> list[Entry]:
         else:
             example = f"{rule.name}:{rule.example:g}" if rule.threshold else rule.name
             lines.append(Entry(rule.name, example, rule.help))
-    lines += map(_combination, COMBINATIONS)
+    lines += [_combination(example) for example in COMBINATIONS]
     return lines + [Entry(name, name, sentence) for name, sentence in CONSTANTS.items()]
 
 
 def _combination(example: str) -> Entry:
-    logit, contents = _sorted(example)
+    logit, contents = _rules_of(example)
     keeping = " and ".join(rule.name for rule in contents)
     verb = "keeps" if len(contents) == 1 else "keep"
     rest = "is base" if logit is None else f"goes by {logit.name}"
-    return Entry(family(example), example, f"{keeping} {verb} words for aligned; the rest {rest}")
+    return Entry(
+        router_name(example), example, f"{keeping} {verb} words for aligned; the rest {rest}"
+    )
 
 
 def register_router(name: str, rule: Callable[..., Tensor] | type, **details: Any) -> None:
-    """Make a rule of your own usable wherever a router's spelling is.
+    """Register a rule of your own under a name that spellings can use.
 
     Args:
         name: one word of letters, digits and ``_``; not a built-in name.
-        rule: a function ``(signals) → bool [B]`` or ``(signals, threshold) → bool [B]``, True where
+        rule: a function ``(signals) → bool [N]`` or ``(signals, threshold) → bool [N]``, True where
             the base model writes the word; or a class whose instances are such functions.
-        details: what :func:`baco.routing.rules.logit_rule` takes: ``help``, a sentence for
-            ``baco routers``; ``low``, ``high`` and ``grid`` of γ; ``reads``; and more.
+        details: further arguments of :func:`baco.routing.rules.logit_rule`: ``help``, a sentence
+            for ``baco routers``; ``low``, ``high`` and ``grid`` of γ; ``reads``; and others.
 
     Raises:
-        BacoError: a name that is taken or cannot be typed, or a rule of another signature.
+        BacoError: the name is built in or not a word, or the rule takes other arguments.
     """
     decide = rule() if isinstance(rule, type) else rule
     if not callable(decide):
@@ -105,27 +108,25 @@ def register_router(name: str, rule: Callable[..., Tensor] | type, **details: An
     logit_rule(name, **details)(decide)
 
 
-def family(spelling: str) -> str:
+def router_name(spelling: str) -> str:
     """The part of a spelling before its arguments: ``P-Punc`` of ``P-Punc:0.4``.
 
-    Names are matched in any case and come back as they are listed; an unknown one comes back as it
-    is.
+    Parts match in any case and are returned in their canonical case. Unknown ones stay unchanged.
     """
-    listed = {name.casefold(): name for name in (*rules(), *CONSTANTS)}
+    canonical = {name.casefold(): name for name in (*rules(), *CONSTANTS)}
     parts = spelling.partition(":")[0].strip().split("-")
-    return "-".join(listed.get(part.strip().casefold(), part) for part in parts)
+    return "-".join(canonical.get(part.strip().casefold(), part) for part in parts)
 
 
-def listed(spelling: str) -> str:
-    """A router's name as it is listed, whatever case and order its parts are written in.
+def canonical_name(spelling: str) -> str:
+    """A router's name in canonical case and order: ``P-Punc`` of ``punc-p:0.4``.
 
     Raises:
         BacoError: no such router.
     """
-    if family(spelling) in CONSTANTS:
-        return family(spelling)
-    logit, contents = _sorted(spelling)
-    return Rule(logit, contents).family
+    if router_name(spelling) in CONSTANTS:
+        return router_name(spelling)
+    return RuleRouter(*_rules_of(spelling)).name
 
 
 def logit_rule_of(spelling: str) -> LogitRule | None:
@@ -134,38 +135,42 @@ def logit_rule_of(spelling: str) -> LogitRule | None:
     Raises:
         BacoError: no such router.
     """
-    return None if family(spelling) in CONSTANTS else _sorted(spelling)[0]
+    return None if router_name(spelling) in CONSTANTS else _rules_of(spelling)[0]
 
 
 def needs_threshold(spelling: str) -> bool:
-    """Does this router compare something with γ? BacoError where there is no such router."""
+    """Whether this router takes a threshold γ.
+
+    Raises:
+        BacoError: no such router.
+    """
     rule = logit_rule_of(spelling)
     return rule is not None and rule.threshold
 
 
 def router(spelling: str, threshold: float | None = None) -> Router:
-    """The router a spelling names.
+    """Parse a spelling.
 
     Args:
         spelling: such as ``P-Punc:0.4``, ``Role:number=aligned,opinion=base``, ``Aligned``.
-        threshold: γ for a spelling that gives none.
+        threshold: γ where the spelling gives none.
 
     Raises:
-        BacoError: no such router, a missing or needless threshold, one out of its range.
+        BacoError: no such router, or a threshold that is missing, not taken or out of range.
     """
     if not isinstance(spelling, str) or not spelling.strip():
         raise BacoError(
             f"router {spelling!r}: give a spelling such as P-Punc:0.4 (see 'baco routers')"
         )
-    name = family(spelling)
+    name = router_name(spelling)
     given, table, predict = _arguments(spelling)
     if name in CONSTANTS:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
         if table or predict != "base":
             raise BacoError(f"router {spelling!r}: {name} takes no arguments")
-        return Constant("base" if name == "Base" else "aligned")
-    logit, contents = _sorted(spelling)
+        return ConstantRouter("base" if name == "Base" else "aligned")
+    logit, contents = _rules_of(spelling)
     if table and not any(rule.name == "Role" for rule in contents):
         raise BacoError(
             f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
@@ -173,24 +178,24 @@ def router(spelling: str, threshold: float | None = None) -> Router:
     if logit is None or not logit.threshold:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        return Rule(logit, contents, None, table, predict)
+        return RuleRouter(logit, contents, None, table, predict)
     gamma = given if given is not None else threshold
     _check_threshold(spelling, gamma, logit)
-    return Rule(logit, contents, gamma, table, predict)
+    return RuleRouter(logit, contents, gamma, table, predict)
 
 
 def portable(router: Router) -> bool:
-    """Can another process make the router of its spelling? Not of rules that only this one has."""
-    if isinstance(router, Constant):
+    """Whether another process can parse its spelling: all its rules are built in or installed."""
+    if isinstance(router, ConstantRouter):
         return True
     installed = BUILT_IN | plugins("routers").keys()
-    return isinstance(router, Rule) and {rule.name for rule in router.rules} <= installed
+    return isinstance(router, RuleRouter) and {rule.name for rule in router.rules} <= installed
 
 
-def _sorted(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]:
-    """The rules that a spelling combines."""
+def _rules_of(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]:
+    """The rules that a spelling combines: a logit rule or None, and the content rules."""
     known = rules()
-    parts = family(spelling).split("-")
+    parts = router_name(spelling).split("-")
     for part in parts:
         if part in CONSTANTS and len(parts) > 1:
             raise BacoError(f"router {spelling!r}: {part} stands alone, it cannot be combined")
@@ -204,15 +209,14 @@ def _sorted(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]:
     contents = tuple(rule for rule in named if isinstance(rule, ContentRule))
     if len(logits) > 1 or len(set(parts)) != len(parts):
         raise BacoError(
-            f"router {spelling!r}: combine at most one of {', '.join(names(LogitRule))} with "
-            f"content rules ({', '.join(names(ContentRule))}), each once, such as P-Punc-FC:0.4"
+            f"router {spelling!r}: combine at most one of {_names(LogitRule)} with "
+            f"content rules ({_names(ContentRule)}), each once, such as P-Punc-FC:0.4"
         )
     return (logits[0] if logits else None), contents
 
 
-def names(kind: type[AnyRule]) -> list[str]:
-    """The rules of a kind."""
-    return [name for name, rule in RULES.items() if isinstance(rule, kind)]
+def _names(kind: type[AnyRule]) -> str:
+    return ", ".join(name for name, rule in RULES.items() if isinstance(rule, kind))
 
 
 def _arguments(spelling: str) -> tuple[float | None, tuple[tuple[str, Source], ...], Predictor]:
@@ -250,7 +254,8 @@ def _threshold(spelling: str, text: str, earlier: float | None) -> float:
 def _check_threshold(spelling: str, gamma: float | None, rule: LogitRule) -> None:
     if gamma is None:
         raise BacoError(
-            f"router {spelling!r} needs a threshold, such as {family(spelling)}:{rule.example:g}"
+            f"router {spelling!r} needs a threshold, such as "
+            f"{router_name(spelling)}:{rule.example:g}"
         )
     if not rule.low <= gamma <= rule.high or math.isinf(gamma):
         low, high = rule.low, rule.high

@@ -1,8 +1,9 @@
-"""What a router is, and the routers that are made of rules.
+"""What a router is, and the two kinds that a spelling can name.
 
-A router is a pure function of the two rows of raw logits and the vocabulary's roles, for a whole
-batch at once. It returns a bool per row, True where the base model writes the word (w_t = 1 in the
-paper's equation 1). The rules themselves are in :mod:`baco.routing.rules`.
+A router picks the source of the next word. It is a pure function of both models' raw logits and the
+vocabulary's roles, for a whole batch at once. It returns a bool per row, True for the base model:
+w_t = 1 in P_BACo = w_t · P_base + (1 − w_t) · P_aligned. The rules are in
+:mod:`baco.routing.rules`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ BOTH: frozenset[Source] = frozenset(MODELS)
 
 
 class Router(Protocol):
-    """What the decoder asks at every boundary. Any object with these members will do."""
+    """Picks a source at every word boundary. Any object with these members is a router."""
 
     @property
     def spelling(self) -> str:
@@ -28,19 +29,19 @@ class Router(Protocol):
 
     @property
     def only(self) -> Source | None:
-        """The one model this router ever names, or None: then the other is not even run."""
+        """The one source that this router ever picks, else None. The other model is not run."""
 
     @property
     def reads(self) -> frozenset[Source]:
-        """The models whose rows it looks at, and has to wait for."""
+        """The models whose logits it reads."""
 
     def __call__(self, signals: Signals) -> Tensor:
-        """True where the base model is to speak: bool [B]."""
+        """True where the base model writes the word: bool [N]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """Always the same model: the two single models as special cases."""
+class ConstantRouter:
+    """Always picks the same source: ``Base`` and ``Aligned``, the single models."""
 
     source: Source
 
@@ -61,17 +62,18 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RuleRouter:
     """Content rules first, then at most one logit rule: ``P-Punc-FC:0.4``, ``H:1.5``, ``Punc``.
 
     Attributes:
-        logit: decides what content rules leave open; None: the base model writes it.
-        contents: content rules, which keep words for the aligned model.
+        logit: decides the words that no content rule locks to the aligned model. Without one, the
+            base model writes them.
+        contents: the content rules.
         threshold: γ of the logit rule.
-        table: what ``Role`` does with each role it names. Standing alone it decides by the table
-            (roles it does not name go to the base model); combined with a logit rule its aligned
-            rows are kept and the rest is open.
-        predict: the model whose most likely next token counts as the predicted one.
+        table: the table of ``Role``, from role to source. Alone, ``Role`` gives roles outside the
+            table to the base model. Combined, its aligned roles are locked and the rest is left to
+            the logit rule.
+        predict: the model whose most likely next token is the predicted token.
     """
 
     logit: LogitRule | None
@@ -80,45 +82,18 @@ class Rule:
     table: tuple[tuple[str, Source], ...] = ()
     predict: Predictor = "base"
 
-    @property
-    def only(self) -> Source | None:
-        return None
-
-    @property
-    def reads(self) -> frozenset[Source]:
-        models: frozenset[Source] = self.logit.models if self.logit else frozenset()
+    def __call__(self, signals: Signals) -> Tensor:
+        if self.logit is None:
+            base = torch.ones(signals.base.shape[:1], dtype=torch.bool, device=signals.base.device)
+        else:
+            base = self.logit(signals, self.threshold)
         if self.contents:
-            models |= BOTH if self.predict == "either" else {self.predict}
-        return models
+            locked = signals.vocabulary.in_roles(self._locked_roles())
+            base = base & ~signals.predicted_in(locked, self.predict)
+        return base
 
-    @property
-    def quantities(self) -> frozenset[str]:
-        """The attributes of :class:`Signals` that it looks at."""
-        names = frozenset(self.logit.reads if self.logit else ())
-        if self.contents:
-            predictors = MODELS if self.predict == "either" else (self.predict,)
-            names |= {f"top_{model}" for model in predictors}
-        return names
-
-    @property
-    def family(self) -> str:
-        """The spelling without its arguments: ``P-Punc``."""
-        return "-".join(rule.name for rule in self.rules)
-
-    @property
-    def rules(self) -> tuple[LogitRule | ContentRule, ...]:
-        """All of them, the logit rule first."""
-        return (*([self.logit] if self.logit else []), *self.contents)
-
-    @property
-    def spelling(self) -> str:
-        arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
-        arguments += [f"{role}={source}" for role, source in self.table]
-        arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
-        return self.family + (":" + ",".join(arguments) if arguments else "")
-
-    def _kept_roles(self) -> tuple[Role, ...]:
-        """The roles whose words belong to the aligned model whatever the logits say."""
+    def _locked_roles(self) -> tuple[Role, ...]:
+        """The roles whose words the aligned model writes, whatever the logits are."""
         roles: list[Role] = []
         for rule in self.contents:
             if rule.name == "Role" and self.table:
@@ -127,12 +102,39 @@ class Rule:
                 roles += rule.roles
         return tuple(dict.fromkeys(roles))
 
-    def __call__(self, signals: Signals) -> Tensor:
-        if self.logit is None:
-            base = torch.ones(signals.base.shape[:1], dtype=torch.bool, device=signals.base.device)
-        else:
-            base = self.logit(signals, self.threshold)
-        if self.contents:
-            kept = signals.vocabulary.in_roles(self._kept_roles())
-            base = base & ~signals.predicted_in(kept, self.predict)
-        return base
+    @property
+    def only(self) -> Source | None:
+        return None
+
+    @property
+    def _predictors(self) -> frozenset[Source]:
+        if not self.contents:
+            return frozenset()
+        return BOTH if self.predict == "either" else frozenset({self.predict})
+
+    @property
+    def reads(self) -> frozenset[Source]:
+        return self._predictors | (self.logit.models if self.logit else frozenset())
+
+    @property
+    def quantities(self) -> frozenset[str]:
+        """The attributes of :class:`Signals` that it reads."""
+        predictions = {f"top_{model}" for model in self._predictors}
+        return frozenset(self.logit.reads if self.logit else ()) | predictions
+
+    @property
+    def rules(self) -> tuple[LogitRule | ContentRule, ...]:
+        """All its rules, the logit rule first."""
+        return (*([self.logit] if self.logit else []), *self.contents)
+
+    @property
+    def name(self) -> str:
+        """The spelling without its arguments: ``P-Punc``."""
+        return "-".join(rule.name for rule in self.rules)
+
+    @property
+    def spelling(self) -> str:
+        arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
+        arguments += [f"{role}={source}" for role, source in self.table]
+        arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
+        return self.name + (":" + ",".join(arguments) if arguments else "")

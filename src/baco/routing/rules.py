@@ -1,12 +1,12 @@
 """Every built-in routing rule. To add one, write a function here and nothing anywhere else.
 
-A rule is of one of two kinds. A *logit rule* decides from the two distributions which model writes
-the word, most often by comparing a quantity with the threshold γ. A *content rule* keeps words for
-the aligned model by what the predicted token is. A router has at most one logit rule and any number
-of content rules: ``P-Punc-FC:0.4``.
+There are two kinds. A *logit rule* reads the two distributions and decides which model writes the
+word, usually by comparing a quantity with the threshold γ. A *content rule* locks a word to the
+aligned model by the role of the predicted token. A router combines at most one logit rule with any
+number of content rules: ``P-Punc-FC:0.4``.
 
-A rule carries everything that is known about it. The parser, calibration, diagnosis, sweeps, the
-server's page and the backends read it here.
+A rule carries everything known about it. The parser, calibration, diagnosis, sweeps, the server's
+page and the backends read it here.
 """
 
 import inspect
@@ -20,11 +20,11 @@ from torch import Tensor
 from baco.errors import BacoError
 from baco.routing.signals import Signals
 from baco.source import MODELS, Source
-from baco.text.vocabulary import Role, Vocabulary
+from baco.text.vocabulary import Role
 
 Side = Literal["below", "above"]
 
-# What a rule that does not say what it reads is taken to read: both models' whole rows.
+# The default of ``reads``: both models' logits, and so everything computed from them.
 EVERYTHING = ("base", "aligned")
 
 PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -34,23 +34,23 @@ NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 @dataclass(frozen=True, slots=True)
 class LogitRule:
-    """Decides by the two distributions.
+    """Decides by the two distributions which model writes the word.
 
     Attributes:
-        name: one word; the router's name where the rule stands alone.
-        decide: ``(signals, γ)``, or ``(signals)`` without a threshold, → bool [B], True where the
+        name: one word; alone, it is a router's name.
+        decide: ``(signals, γ)``, or ``(signals)`` without a threshold, → bool [N], True where the
             base model writes the word.
         help: one sentence.
         threshold: whether it takes γ.
         low, high: the range of γ, both ends allowed.
-        grid: values of γ to calibrate at, from the lowest base share to the highest; without any it
-            cannot be calibrated.
+        grid: values of γ for calibration, from the lowest base share to the highest. Without a
+            grid the rule cannot be calibrated.
         sweep: values of γ for sweeps and diagnosis; by default those of a probability.
         example: a value of γ.
-        reads: the attributes of :class:`Signals` that it looks at. Reading any other is an error.
+        reads: the attributes of :class:`Signals` that it reads. Reading any other is an error.
         monotone: whether a higher entropy_base or a lower entropy_aligned never turns its decision
-            from base to aligned. Two servers then decide it from bounds on the entropies.
-        compares: the one quantity that it compares with γ, and where it lies when the base model
+            from base to aligned. The remote backend can then decide it from bounds on entropies.
+        compares: the one quantity that it compares with γ, and on which side of γ the base model
             writes; for explanations.
         page: for the server's page, one sentence with ``{gamma}`` or ``{percent}`` in it.
     """
@@ -71,27 +71,28 @@ class LogitRule:
 
     @property
     def models(self) -> frozenset[Source]:
-        """The models whose rows it looks at."""
+        """The models whose logits it reads."""
         return frozenset(
             model for model in MODELS for name in self.reads if name.split("_")[-1] == model
         )
 
     def __call__(self, signals: Signals, gamma: float | None) -> Tensor:
-        """True where the base model writes the word: bool [B]."""
-        seen: Any = signals if set(EVERYTHING) <= set(self.reads) else _Declared(signals, self)
-        return self.decide(seen, gamma) if self.threshold else self.decide(seen)
+        """True where the base model writes the word: bool [N]."""
+        everything = set(EVERYTHING) <= set(self.reads)
+        readable: Any = signals if everything else _DeclaredSignals(signals, self)
+        return self.decide(readable, gamma) if self.threshold else self.decide(readable)
 
 
 @dataclass(frozen=True, slots=True)
 class ContentRule:
-    """Keeps words for the aligned model.
+    """Locks words to the aligned model by the role of the predicted token.
 
     Attributes:
-        name: one word.
-        roles: of the predicted tokens whose words it keeps; ``Role`` has a table instead.
+        name: one word; alone, it is a router's name.
+        roles: the roles that it locks. For ``Role``, these hold where the user gives no table.
         help: one sentence.
-        example: how a user writes it.
-        page: what it keeps, for the server's page: of one word, and of all.
+        example: a spelling.
+        page: what it locks, for the server's page: said of one word, and of all of them.
     """
 
     name: str
@@ -99,10 +100,6 @@ class ContentRule:
     help: str
     example: str
     page: tuple[str, str]
-
-    def kept(self, vocabulary: Vocabulary) -> Tensor:
-        """The predicted tokens whose words it keeps: bool [V]."""
-        return vocabulary.in_roles(self.roles)
 
 
 AnyRule = LogitRule | ContentRule
@@ -112,11 +109,11 @@ BUILT_IN: frozenset[str] = frozenset()
 
 
 class UndeclaredReadError(RuntimeError):
-    """A rule looks at a quantity that its ``reads`` does not name."""
+    """A rule reads a quantity that its ``reads`` does not name."""
 
 
-class _Declared:
-    """Signals that show a rule only what it declares: a backend may have nothing else."""
+class _DeclaredSignals:
+    """Only the signals that a rule declares. A backend may be unable to compute any other."""
 
     _ALWAYS = frozenset(("vocabulary", "tossed"))
 
@@ -146,15 +143,15 @@ def logit_rule(
     compares: tuple[str, Side] | None = None,
     page: str = "",
 ) -> Callable[[Callable[..., Tensor]], LogitRule]:
-    """Make a logit rule of a function, and know it by its name from now on.
+    """Register a function as a logit rule.
 
-    The function takes ``(signals, γ)``, or ``(signals)`` for a rule without γ. It returns bool [B],
-    True where the base model writes the word. It must not keep state, nor loop over rows. The
-    arguments are the attributes of :class:`LogitRule`; ``help`` is by default the first line of the
-    function's docstring.
+    The function takes ``(signals, γ)``, or ``(signals)`` for a rule without γ. It returns bool [N],
+    True where the base model writes the word. It must keep no state and must not loop over rows.
+    The arguments are the attributes of :class:`LogitRule`. ``help`` defaults to the first line of
+    the function's docstring.
 
     Raises:
-        BacoError: a name that is built in or cannot be typed, or a function of other arguments.
+        BacoError: the name is built in or not a word, or the function takes other arguments.
     """
 
     def register(decide: Callable[..., Tensor]) -> LogitRule:
@@ -185,15 +182,15 @@ def logit_rule(
 
 
 def add_rule(rule: AnyRuleT) -> AnyRuleT:
-    """Know a rule by its name; one of the user's own replaces an earlier one of that name.
+    """Register a rule by its name. It replaces an earlier one that is not built in.
 
     Raises:
-        BacoError: a name that is built in or cannot be typed.
+        BacoError: the name is built in or not a word.
     """
     if not rule.name.isidentifier():
         raise BacoError(f"router name {rule.name!r}: use one word of letters, digits and _")
-    taken = {known.casefold() for known in (*BUILT_IN, "Base", "Aligned")}
-    if rule.name.casefold() in taken:
+    reserved = {name.casefold() for name in (*BUILT_IN, "Base", "Aligned")}
+    if rule.name.casefold() in reserved:
         raise BacoError(f"router name {rule.name!r} is built in: choose another")
     RULES[rule.name] = rule
     return rule
@@ -295,7 +292,7 @@ add_rule(
         ("a function word", "function words (the, of, and, …)"),
     )
 )
-# Its roles are those of the table that the user writes; these are the table where none is written.
+# A user's table replaces these roles.
 add_rule(
     ContentRule(
         "Role",
@@ -305,6 +302,6 @@ add_rule(
         ("of a role that Role keeps for aligned", "the roles that the table gives it"),
     )
 )
-# Combinations that are listed and swept beside the rules themselves; any other can be written too.
+# Combinations that listings and sweeps add to the single rules. Users can write any other.
 COMBINATIONS = ("P-Punc:0.4", "H-Punc:1.5", "P-FC:0.4", "H-FC:1.5", "P-Punc-FC:0.4", "Punc-FC")
 BUILT_IN = frozenset(RULES)

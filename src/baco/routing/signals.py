@@ -1,7 +1,6 @@
-"""What a router may look at: two rows of raw logits, the vocabulary's roles, one coin per row."""
+"""What a router can read: both next-token distributions, the roles of tokens, one coin per row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -9,114 +8,137 @@ import torch
 from torch import Tensor
 
 from baco.sampling.sampler import most_likely
+from baco.source import Source
 from baco.text.vocabulary import Vocabulary
 
 Predictor = Literal["base", "aligned", "either"]
 
 
-def log_partition(logits: Tensor, top: Tensor) -> Tensor:
-    """log Σ exp over a row whose greatest is ``top`` [B]: [B, V] → [B]. As ``logsumexp``, which a
-    CPU computes slowly.
+class Distribution:
+    """One model's next-token distributions at N positions: temperature 1, nothing truncated.
+
+    Each quantity is computed when it is first read.
+
+    Args:
+        logits: raw logits on the common vocabulary, float [N, V].
+        log_partition: log Σ exp of each row [N], where it is known already.
     """
-    return (logits - top[:, None]).exp_().sum(dim=-1).log_().add_(top)
+
+    def __init__(self, logits: Tensor, log_partition: Tensor | None = None) -> None:
+        self.logits = logits
+        self._log_partition = log_partition
+
+    @cached_property
+    def top(self) -> Tensor:
+        """The most likely token: int64 [N]."""
+        return most_likely(self.logits)
+
+    @cached_property
+    def log_partition(self) -> Tensor:
+        """log Σ exp of each row: [N]. The same as ``logsumexp``, which is slow on a CPU."""
+        if self._log_partition is not None:
+            return self._log_partition
+        greatest = self._at(self.top)
+        return (self.logits - greatest[:, None]).exp_().sum(dim=-1).log_().add_(greatest)
+
+    @cached_property
+    def max(self) -> Tensor:
+        """The probability of the most likely token, in (0, 1]: [N]."""
+        return self.logprob(self.top).exp_()
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Shannon entropy in nats: [N]."""
+        logp = self.logits.log_softmax(dim=-1)
+        # 0 · log 0 = 0: a token of logit -inf adds nothing.
+        return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
+
+    def logprob(self, token: Tensor) -> Tensor:
+        """Log-probability in nats of one token per row: int64 [N] → [N]."""
+        return self._at(token) - self.log_partition
+
+    def _at(self, token: Tensor) -> Tensor:
+        return self.logits.gather(1, token[:, None])[:, 0]
 
 
-def _at(logits: Tensor, token: Tensor) -> Tensor:
-    """The logits [B, V] of a token [B] each: [B]."""
-    return logits.gather(1, token[:, None])[:, 0]
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy in nats of the distributions softmax(logits): [B, V] → [B]."""
-    logp = logits.log_softmax(dim=-1)
-    # 0 · log 0 = 0: a token of logit -inf adds nothing.
-    return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
-
-
-@dataclass(frozen=True)
 class Signals:
-    """The raw next-token distributions at one position of every row (temperature 1, untruncated).
+    """Both models' distributions at N positions, and what else a router can read there.
 
-    Each figure is computed when a router first asks for it.
-
-    Attributes:
-        base, aligned: logits on the common vocabulary, float [B, V].
-        vocabulary: what every token id is.
-        coin: uniforms in (0, 1), float [B], replayable, or what makes them; for routers that toss
-            one.
+    Args:
+        base, aligned: the two distributions, or their raw logits, float [N, V]. Where only one
+            model was run, its distribution takes the place of the other's too.
+        vocabulary: the role of every token.
+        coin: replayable uniforms in (0, 1), float [N], or a function that returns them.
     """
 
-    base: Tensor
-    aligned: Tensor
-    vocabulary: Vocabulary
-    coin: Tensor | Callable[[], Tensor] | None = None
+    def __init__(
+        self,
+        base: Tensor | Distribution,
+        aligned: Tensor | Distribution,
+        vocabulary: Vocabulary,
+        coin: Tensor | Callable[[], Tensor] | None = None,
+    ) -> None:
+        same = aligned is base
+        base = base if isinstance(base, Distribution) else Distribution(base)
+        if same:
+            aligned = base
+        self._of: dict[Source, Distribution] = {
+            "base": base,
+            "aligned": aligned if isinstance(aligned, Distribution) else Distribution(aligned),
+        }
+        self.vocabulary = vocabulary
+        self._coin = coin
 
-    def with_logits(
-        self, *, base: Tensor | None = None, aligned: Tensor | None = None
-    ) -> "Signals":
-        """The same with one half's rows put in; what is known of the other half stays known."""
-        made = replace(
-            self,
-            base=self.base if base is None else base,
-            aligned=self.aligned if aligned is None else aligned,
-        )
-        kept = "_base" if base is None else "_aligned"
-        made.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith(kept)})
-        return made
+    def of(self, model: Source) -> Distribution:
+        """One model's distributions."""
+        return self._of[model]
 
-    def known(self, half: str, partition: Tensor) -> None:
-        """Take over log Σ exp over a half's rows [B], where it was computed before."""
-        self.__dict__[f"partition_{half}"] = partition
+    @property
+    def base(self) -> Tensor:
+        """The base model's raw logits: float [N, V]."""
+        return self._of["base"].logits
 
-    @cached_property
+    @property
+    def aligned(self) -> Tensor:
+        """The aligned model's raw logits: float [N, V]."""
+        return self._of["aligned"].logits
+
+    @property
     def max_base(self) -> Tensor:
-        """max P_base, in (0, 1]: [B]."""
-        return (_at(self.base, self.top_base) - self.partition_base).exp_()
+        """max P_base, in (0, 1]: [N]."""
+        return self._of["base"].max
 
-    @cached_property
-    def partition_base(self) -> Tensor:
-        """log Σ exp over the base model's row: [B]."""
-        return log_partition(self.base, _at(self.base, self.top_base))
-
-    @cached_property
-    def partition_aligned(self) -> Tensor:
-        """log Σ exp over the aligned model's row: [B]."""
-        if self.aligned is self.base:
-            return self.partition_base
-        return log_partition(self.aligned, _at(self.aligned, self.top_aligned))
-
-    @cached_property
+    @property
     def entropy_base(self) -> Tensor:
-        """H(P_base) in nats: [B]."""
-        return entropy(self.base)
+        """H(P_base) in nats: [N]."""
+        return self._of["base"].entropy
 
-    @cached_property
+    @property
     def entropy_aligned(self) -> Tensor:
-        """H(P_aligned) in nats: [B]."""
-        return entropy(self.aligned)
+        """H(P_aligned) in nats: [N]."""
+        return self._of["aligned"].entropy
 
-    @cached_property
+    @property
     def top_base(self) -> Tensor:
-        """The base model's most likely next token: int64 [B]."""
-        return most_likely(self.base)
+        """The base model's most likely next token: int64 [N]."""
+        return self._of["base"].top
 
-    @cached_property
+    @property
     def top_aligned(self) -> Tensor:
-        """The aligned model's most likely next token: int64 [B]."""
-        if self.aligned is self.base:  # one row stands for both where only one is read
-            return self.top_base
-        return most_likely(self.aligned)
+        """The aligned model's most likely next token: int64 [N]."""
+        return self._of["aligned"].top
 
-    def predicted_in(self, table: Tensor, predict: Predictor) -> Tensor:
-        """Is the predicted token in a set of tokens? ``table`` bool [V] → bool [B]."""
-        if predict == "base":
-            return table[self.top_base]
-        if predict == "aligned":
-            return table[self.top_aligned]
-        return table[self.top_base] | table[self.top_aligned]
+    def predicted_in(self, tokens: Tensor, predict: Predictor) -> Tensor:
+        """Whether the predicted token is in a set of tokens, bool [V] → bool [N].
+
+        ``either``: whether one of the two models' predictions is.
+        """
+        if predict == "either":
+            return tokens[self.top_base] | tokens[self.top_aligned]
+        return tokens[self._of[predict].top]
 
     def tossed(self) -> Tensor:
-        """The coin, or an error where the caller of a random router gave none."""
-        if self.coin is None:
+        """The coins: uniforms in (0, 1), float [N]."""
+        if self._coin is None:
             raise ValueError("a random router needs coins: pass coin=… to select")
-        return self.coin() if callable(self.coin) else self.coin
+        return self._coin() if callable(self._coin) else self._coin

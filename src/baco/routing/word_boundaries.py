@@ -1,10 +1,14 @@
-"""Whole words: at which positions the router is asked, and what the model it names may say.
+"""Words are whole: where the router decides, and which tokens the source may write there.
 
-Pure functions on tensors, shared by every backend. :func:`select` decides one position of every
-row. Its three parts stand alone for who knows more positions than one: what can be said of a
-position before it is known which half spoke last (:class:`BoundaryState`), the source that follows
-from that (:func:`resolve_source`), and the row of logits that is left (:func:`mask_logits`).
-Drawing a token from that row is another matter.
+A position is a *boundary* if it is the first, if the previous token ended a word, or if the active
+source's most likely next token is a word start. At a boundary the router decides. Elsewhere the
+active source, the one that wrote the previous token, continues. Where the router picks the other
+source and the previous token did not itself end a word, that source may write only word starts. So
+every word has exactly one source.
+
+Everything here is a pure function on tensors and shared by every backend. :func:`select` does all
+of it for one position per row. Drafts need its three parts: :class:`BoundaryState` (all that is
+known of a position before its active source is), :func:`resolve_source` and :func:`mask_logits`.
 """
 
 import math
@@ -36,126 +40,133 @@ def select(
     coin: Tensor | None = None,
     switch: Switch = "word",
 ) -> tuple[Tensor, Tensor]:
-    """Pick the source of the next token of every row, and the row of logits it is drawn from.
-
-    A position is a boundary if it is the first, if the previous token ended a word, or if the
-    active source's most likely next token is a word start. At a boundary the router is asked;
-    elsewhere the active source goes on. Where the router names the other source in the middle of
-    unfinished text, that source may say only word starts, so that every word has one source.
+    """Pick the source of the next token of every row, and the logits that it is drawn from.
 
     Args:
         logits_base, logits_aligned: raw logits on the common vocabulary, float [B, V]. For a router
-            that only ever names one model, the other row may be the same tensor: it is not read.
-        previous: the answer's last token, int64 [B]; NOTHING at the first position.
-        active: which model spoke it, bool [B], True for the base; not read at the first position.
-        router: asked for all rows at once.
+            that only ever picks one model, pass that model's logits twice.
+        previous: the answer's last token, int64 [B]; ``NO_TOKEN`` at the first position.
+        active: the source of that token, bool [B], True for the base model. Its value at the first
+            position does not matter.
+        router: picks the source at boundaries.
         vocabulary: word starts and word ends, on the logits' device.
-        banned: bool [V], the tokens the base model may never say (special ones but end of text).
-        coin: uniforms in (0, 1), float [B], for routers that toss one.
-        switch: ``token`` turns boundaries off: the router is asked at every token.
+        banned: tokens that the base model may never write, bool [V]: special tokens other than end
+            of text.
+        coin: uniforms in (0, 1), float [B], for random routers.
+        switch: ``token`` makes every position a boundary and masks nothing.
 
     Returns:
-        (logits [B, V], source bool [B]): -inf stands where the source may not speak.
+        The logits [B, V], -inf for tokens that the source may not write, and the source, bool [B].
     """
     signals = Signals(logits_base, logits_aligned, vocabulary, coin)
-    boundary_state = BoundaryState.of(signals, previous, [(router, switch)])
-    source, masked = resolve_source(boundary_state, active)
-    return mask_logits(logits_base, logits_aligned, source, masked, vocabulary, banned), source
+    state = BoundaryState.of(signals, previous, [(router, switch)])
+    source, word_starts_only = resolve_source(state, active)
+    logits = mask_logits(signals, source, word_starts_only, banned)
+    return logits, source
 
 
 @dataclass(frozen=True, slots=True)
 class BoundaryState:
-    """Positions [...] as they stand, whichever half spoke last.
+    """What is known of positions, each of shape [...], whichever model is active there.
 
     Attributes:
-        wanted: the router names the base, bool.
-        loose: the source may change here whatever the halves predict, and to any token: the first
-            position, the end of a word, or no boundaries at all; bool.
-        begins_base, begins_aligned: that half's most likely next token is a word start, bool.
+        router_choice: the router's source, bool, True for the base model.
+        free: a boundary where nothing is masked: the first position, the end of a word, or any
+            position of a router without word boundaries; bool.
+        base_starts_word, aligned_starts_word: whether that model's most likely next token is a
+            word start, bool.
     """
 
-    wanted: Tensor
+    router_choice: Tensor
     free: Tensor
-    begins_base: Tensor
-    begins_aligned: Tensor
+    base_starts_word: Tensor
+    aligned_starts_word: Tensor
 
     @classmethod
     def of(
         cls,
         signals: Signals,
         previous: Tensor,
-        rules: Sequence[tuple[Router, Switch]],
-        rule: Tensor | None = None,
+        routers: Sequence[tuple[Router, Switch]],
+        index: Tensor | None = None,
         *,
-        ask: bool = True,
+        route: bool = True,
     ) -> "BoundaryState":
-        """Ask the routers about N positions at once.
+        """The state of N positions.
 
         Args:
-            signals: both halves' rows, [N, V].
-            previous: the token before each position, int64 [N]; NOTHING before the first.
-            rules: the routers that are asked, each once for all rows, and where they may switch.
-            rule: which of them is asked at each position, int64 [N]; None where there is but one.
-            ask: without it nobody is asked, and ``wanted`` says nothing.
+            signals: both models' distributions there.
+            previous: the token before each position, int64 [N]; ``NO_TOKEN`` before the first.
+            routers: the routers, and where each may switch the source. Each runs once for all rows.
+            index: which of them each position uses, int64 [N]; None where there is only one.
+            route: run the routers; without, ``router_choice`` has no meaning.
         """
         vocabulary = signals.vocabulary
         free = (previous == NO_TOKEN) | vocabulary.ends_word[previous.clamp_min(0)]
-        wanted = torch.zeros_like(free)
-        unbound = free
-        for index, (router, switch) in enumerate(rules):
-            mine = None if rule is None else rule == index
-            if ask:
-                says = router(signals)
-                wanted = says if mine is None else says.where(mine, wanted)
-            if router.only is not None or switch == "token":
-                unbound = torch.ones_like(free) if mine is None else unbound | mine
-        if all(router.only is not None or switch == "token" for router, switch in rules):
-            begins_base = begins_aligned = unbound
+        choice = torch.zeros_like(free)
+        for number, (router, switch) in enumerate(routers):
+            uses = None if index is None else index == number
+            if route:
+                picks = router(signals)
+                choice = picks if uses is None else torch.where(uses, picks, choice)
+            if not _has_boundaries(router, switch):
+                free = torch.ones_like(free) if uses is None else free | uses
+        if any(_has_boundaries(router, switch) for router, switch in routers):
+            base_starts_word = vocabulary.word_start[signals.top_base]
+            aligned_starts_word = vocabulary.word_start[signals.top_aligned]
         else:
-            begins_base = vocabulary.word_start[signals.top_base]
-            begins_aligned = vocabulary.word_start[signals.top_aligned]
-        return cls(wanted, unbound, begins_base, begins_aligned)
+            base_starts_word = aligned_starts_word = free
+        return cls(choice, free, base_starts_word, aligned_starts_word)
 
-    def boundary(self, active: Tensor) -> Tensor:
-        """Is the router asked, where ``active`` spoke last? → bool [...]."""
-        return self.free | torch.where(active, self.begins_base, self.begins_aligned)
+    def is_boundary(self, active: Tensor) -> Tensor:
+        """Whether the router decides, given the active source: bool [...] → bool [...]."""
+        return self.free | torch.where(active, self.base_starts_word, self.aligned_starts_word)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "BoundaryState":
-        """The same change made to every column: another shape, or some of the positions."""
-        columns = (self.wanted, self.free, self.begins_base, self.begins_aligned)
-        return BoundaryState(*(change(column) for column in columns))
+        """Apply one change to every attribute: another shape, or some of the positions."""
+        attributes = (
+            self.router_choice,
+            self.free,
+            self.base_starts_word,
+            self.aligned_starts_word,
+        )
+        return BoundaryState(*map(change, attributes))
 
 
-def resolve_source(boundary_state: BoundaryState, active: Tensor) -> tuple[Tensor, Tensor]:
-    """The source of every position, where ``active`` (bool, True for the base) spoke last.
+def _has_boundaries(router: Router, switch: Switch) -> bool:
+    # A router that only ever picks one model has nothing to keep whole.
+    return switch == "word" and router.only is None
+
+
+def resolve_source(state: BoundaryState, active: Tensor) -> tuple[Tensor, Tensor]:
+    """The source of every position, given the active one (bool [...], True for the base model).
 
     Returns:
-        (source, masked), both bool: a masked source may say only word starts.
+        The source, and whether it may write only word starts there; both bool [...].
     """
-    source = torch.where(boundary_state.boundary(active), boundary_state.wanted, active)
-    return source, (source != active) & ~boundary_state.free
+    source = torch.where(state.is_boundary(active), state.router_choice, active)
+    return source, (source != active) & ~state.free
 
 
 def mask_logits(
-    logits_base: Tensor,
-    logits_aligned: Tensor,
+    signals: Signals,
     source: Tensor,
-    masked: Tensor,
-    vocabulary: Vocabulary,
+    word_starts_only: Tensor,
     banned: Tensor | None = None,
 ) -> Tensor:
-    """The rows of logits [N, V] that tokens are drawn from, -inf where the source may not speak."""
+    """The source's logits [N, V], a copy, with -inf for tokens that it may not write."""
+    word_start = signals.vocabulary.word_start
     if source.device.type == "cpu":
-        # Which rows it is about is known without waiting: the others are spared the look.
-        of_base, bound = source.nonzero()[:, 0], masked.nonzero()[:, 0]
-        logits = logits_aligned.clone()
-        if len(of_base):
-            own = logits_base[of_base]
-            logits[of_base] = own if banned is None else own.masked_fill_(banned, -math.inf)
-        if len(bound):
-            logits[bound] = logits[bound].masked_fill_(~vocabulary.word_start, -math.inf)
+        # Which rows need a mask is known at once here: do not touch the others.
+        base_rows, masked_rows = source.nonzero()[:, 0], word_starts_only.nonzero()[:, 0]
+        logits = signals.aligned.clone()
+        if len(base_rows):
+            base = signals.base[base_rows]
+            logits[base_rows] = base if banned is None else base.masked_fill_(banned, -math.inf)
+        if len(masked_rows):
+            logits[masked_rows] = logits[masked_rows].masked_fill_(~word_start, -math.inf)
         return logits
-    logits = torch.where(source[:, None], logits_base, logits_aligned)
+    logits = torch.where(source[:, None], signals.base, signals.aligned)
     if banned is not None:
         logits = logits.masked_fill_(source[:, None] & banned, -math.inf)
-    return logits.masked_fill_(masked[:, None] & ~vocabulary.word_start, -math.inf)
+    return logits.masked_fill_(word_starts_only[:, None] & ~word_start, -math.inf)

@@ -13,8 +13,8 @@ from baco.backends.remote.wire import Row
 from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.routing.router import Router, Rule
-from baco.routing.signals import Signals
+from baco.routing.router import Router, RuleRouter
+from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.source import Source
@@ -28,7 +28,7 @@ def figure(router: Router) -> str:
     """
     if router.only is not None:
         return "nothing"
-    if not isinstance(router, Rule):
+    if not isinstance(router, RuleRouter):
         return "all"
     kinds = {name.split("_")[0] for name in router.quantities - {"coin"}}
     if not kinds <= {"entropy", "max", "top"}:
@@ -138,10 +138,9 @@ class RoutingView:
                 Signals(base, wide[1], words, self._coins),
                 Signals(wide[0], aligned, words, self._coins),
             ]
-        signals = Signals(base, aligned, words, self._coins)
         # Rows are log-probabilities, though one column stands for many tokens.
-        signals.__dict__["partition_base"] = torch.zeros(len(base))
-        return [signals]
+        logprobs = Distribution(base, log_partition=torch.zeros(len(base)))
+        return [Signals(logprobs, aligned, words, self._coins)]
 
     @cached_property
     def _previous(self) -> Tensor:
@@ -173,13 +172,13 @@ class RoutingView:
         ]
         first, mine = found[0], self._span.drafter
         spoke = torch.tensor([active == "base"])
-        asked = bool(first.boundary(spoke))
+        asked = bool(first.is_boundary(spoke))
         if self._span.scored is None and self._router.only is None:
             if active != mine and not bool(first.free):
                 return None  # the one who spoke may be about to begin a word
             if asked and not self._router.reads <= {mine}:
                 return None
-        if asked and len({bool(one.wanted) for one in found}) > 1:
+        if asked and len({bool(one.router_choice) for one in found}) > 1:
             raise self._undecided(at)
         source, masked = resolve_source(first, spoke)
         return NextSource("base" if bool(source) else "aligned", bool(masked))
@@ -201,8 +200,8 @@ class RoutingView:
             max_base=float(signals.max_base[at]) if base.measured else math.nan,
             entropy_base=sum(bounds) / 2 if len(bounds) == 2 else math.nan,
             predicted=max(base.known, key=lambda one: (base.known[one], -one)),
-            asked=bool(here.boundary(torch.tensor([active == "base"]))),
-            wanted="base" if bool(here.wanted) else "aligned",
+            asked=bool(here.is_boundary(torch.tensor([active == "base"]))),
+            wanted="base" if bool(here.router_choice) else "aligned",
         )
 
     def _undecided(self, at: int) -> BacoError:
@@ -231,7 +230,8 @@ class RoutingView:
         logits = self._biased(at, pen)
         source, masked = torch.tensor([pen.half == "base"]), torch.tensor([pen.masked])
         table = self._table
-        left = mask_logits(logits, logits, source, masked, table.words, table.forbidden)
+        signals = Signals(logits, logits, table.words)
+        left = mask_logits(signals, source, masked, table.forbidden)
         return self._argmax(left, at, pen)
 
     def _biased(self, at: int, pen: NextSource) -> Tensor:

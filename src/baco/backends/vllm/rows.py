@@ -74,7 +74,7 @@ class Rows:
         _, source, masked = resolve_sources(layout, boundary_state, active)
         self._remember(slot, source)
         self.source = source
-        left = mask_logits(base, aligned, source, masked, self.law.vocabulary, self.law.banned)
+        left = mask_logits(signals, source, masked, self.law.banned)
         return left.add_(damage[:, None])
 
     def _remember(self, slot: Tensor, source: Tensor) -> None:

@@ -76,13 +76,13 @@ def _router(session: "Session", argument: str) -> None:
 
 
 def _diversity(session: "Session", argument: str) -> None:
-    from baco.routing.parser import family
+    from baco.routing.parser import router_name
 
     conversation = session.conversation
     value = _number(argument)
     if not isinstance(value, int | float):
         raise BacoError(f"diversity is {argument!r}: give a number from 0 to 1")
-    spelling = family(conversation.router.spelling)
+    spelling = router_name(conversation.router.spelling)
     conversation.router = spelled_router(conversation.baco, spelling, value)
     note(f"router {conversation.router.spelling}")
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from baco.engine.speculative.cost_model import AcceptanceStats
 from baco.engine.verify import Positions
-from baco.routing.signals import log_partition
-from baco.sampling.sampler import most_likely
+from baco.routing.signals import Distribution
 
 
 @dataclass(slots=True)
@@ -48,9 +47,9 @@ class Run:
         self.tokens.append(token)
         if not self.looks:
             return
-        top = logits.gather(1, most_likely(logits)[:, None])[:, 0]
-        self._partitions.append(log_partition(logits, top))
-        greatest = (top - self._partitions[-1]).exp().tolist()
+        distribution = Distribution(logits)
+        self._partitions.append(distribution.log_partition)
+        greatest = distribution.max.tolist()
         self.gain += sum(self.chances)
         for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
             self.sure[at].append(sure)

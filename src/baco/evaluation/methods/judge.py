@@ -108,9 +108,11 @@ class _Asking:
         """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
         boundary_state = law.stand(verify_batch, signals)
         wanted = self._wanted(
-            verify_batch.batch.rows, signals, boundary_state.boundary(verify_batch.active)
+            verify_batch.batch.rows, signals, boundary_state.is_boundary(verify_batch.active)
         )
-        return by_standing(law, verify_batch, signals, replace(boundary_state, wanted=wanted))
+        return by_standing(
+            law, verify_batch, signals, replace(boundary_state, router_choice=wanted)
+        )
 
     def _wanted(self, rows: Sequence[Row], signals: Signals, boundary: Tensor) -> Tensor:
         """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
-from baco.routing.parser import CONSTANTS, catalogue, family, logit_rule_of, needs_threshold
+from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of, needs_threshold, router_name
 from baco.routing.parser import router as parse
 from baco.routing.rules import PROBABILITY_SWEEP
 
@@ -23,7 +23,7 @@ class Routed:
     def settings(self, grid: Grid) -> list[Setting]:
         # Single models are methods of their own.
         examples = [line.example for line in catalogue() if line.name not in CONSTANTS]
-        spellings = [e if not needs_threshold(e) else family(e) for e in examples]
+        spellings = [e if not needs_threshold(e) else router_name(e) for e in examples]
         return [setting for spelling in spellings for setting in self.of(spelling, grid)]
 
     def of(self, spelling: str, grid: Grid) -> list[Setting]:
@@ -32,7 +32,7 @@ class Routed:
         Raises:
             BacoError: no such router, or a threshold out of its range.
         """
-        name = family(spelling)
+        name = router_name(spelling)
         if needs_threshold(spelling) and ":" not in spelling:
             values = grid.thin(_thresholds(name))
             return [_setting(name, f"{name}:{value:g}", value) for value in values]
