@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from baco.engine.engine import Engine
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import Request, SequenceState
 
 
 @dataclass
@@ -102,7 +101,7 @@ def most_made(work: Callable[[], Any]) -> int:
 def needed(engine: Engine, asked: Request, rows: int) -> int:
     """Memory that an engine counts for so many rows of a request, and nothing else."""
     scheduler = engine._scheduler
-    answer = Answer(asked, 0, min(asked.params.max_tokens, engine._room(asked)))
+    answer = SequenceState(asked, 0, min(asked.params.max_tokens, engine._room(asked)))
     return scheduler.budget.total(scheduler._needs([answer], [answer]), rows=rows)
 
 

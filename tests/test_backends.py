@@ -9,7 +9,7 @@ from baco.calibration.store import Calibration
 from baco.cli import options as opt
 from baco.cli import run
 from baco.engine.engine import Engine
-from baco.engine.sequence import Sequence
+from baco.engine.sequence import SequenceState
 from baco.models.known_pairs import find_pair
 from baco.models.pair import Pair
 from baco.models.weightless import describe_pair
@@ -122,7 +122,7 @@ def test_a_server_whose_engine_has_ended_is_not_healthy(demo: Baco, described: P
 class Failing(Engine):
     """Ends every answer in an error after its first token."""
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         grew = super().step()
         for sequence in grew:
             self.stop(sequence, 1)

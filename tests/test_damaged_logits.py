@@ -14,7 +14,7 @@ from baco.backends.vllm.backend import VllmBackend, VllmEngine
 from baco.calibration.diagnose import diagnose
 from baco.calibration.measure import calibrate
 from baco.cli import run
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import DraftPlanner, Plan
 from baco.engine.speculative.proposer import Proposer
 from baco.engine.verify import _damaged
@@ -132,7 +132,7 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
     expected = whole(baco.generate_batch(GOOD, max_tokens=12, **settings))
     tried = []
 
-    def guess(drafter: Proposer, row: Sequence, most: int) -> list[int]:
+    def guess(drafter: Proposer, row: SequenceState, most: int) -> list[int]:
         tried.append(row)
         return [token] if min(most, len(row.tokens) % 2) else []
 
@@ -314,7 +314,7 @@ def test_an_answer_of_vllm_without_finite_log_probabilities_ends_alone(demo: Bac
     engine = VllmEngine(backend)
     params = demo.pair.defaults.seeded()
     request = Request((1,), (1,), params, demo.router("P:0.5"), digest=b"")
-    sequence = Sequence(request, 0, 9)
+    sequence = SequenceState(request, 0, 9)
     engine._names[sequence] = "baco-0"
     backend._open["baco-0"] = (engine, sequence)
     output: Any = Output([5, 6], [-1.0, -2.0])

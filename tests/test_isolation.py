@@ -13,7 +13,7 @@ from baco import Baco, BacoError, Completion
 from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
 from baco.outputs import check_group
 from tests.fuzzing import budget
@@ -47,7 +47,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 MARK: list[bytes] = []
 
 
-def is_poisoned(row: Sequence) -> bool:
+def is_poisoned(row: SequenceState) -> bool:
     return row.request.digest in MARK
 
 
@@ -153,7 +153,7 @@ def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
 
 def test_an_engine_that_fails_without_a_request_is_an_error_of_the_caller(demo: Baco) -> None:
     class Failing(Engine):
-        def step(self) -> list[Sequence]:
+        def step(self) -> list[SequenceState]:
             raise BrokenError
 
     engine = IsolatingEngine(lambda: Failing(demo.pair))

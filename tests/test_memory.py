@@ -17,7 +17,7 @@ from baco import Baco, BacoError
 from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.kv_cache.batched import CPU_PIECE, BatchedKVCache
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.kv_cache.slots import Plan, columns_for
@@ -155,7 +155,7 @@ def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: AccessLog) -
     ledger.peak = 0
     asked = [request(llama, n=n, max_tokens=40, seed=n) for n in (2, 3, 1, 2)]
     sequences = [sequence for each in asked for sequence in engine.add(each)]
-    joined: list[Sequence] = []
+    joined: list[SequenceState] = []
     while engine.busy:
         joined += [s for s in engine.step() if s not in joined]
         assert engine.running <= 3
@@ -380,7 +380,7 @@ def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
     limit = int(max([400_000, *alone]) * share)
     with cache_tables() as ledger:
         engine = make(memory=limit)
-        answers: list[Sequence] = []
+        answers: list[SequenceState] = []
         texts: list[Scoring] = []
         for wait, one in asked:
             for _ in range(wait):

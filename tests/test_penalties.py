@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baco import Baco
 from baco.engine.batch import Batch, TokenCounts
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.sampling.params import SamplingParams
 from baco.source import MODELS
 from tests.fuzzing import budget
@@ -19,7 +19,7 @@ ids = st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=6)
 PENALTIES: dict[str, Any] = {"repetition_penalty": 1.3, "frequency_penalty": 0.5}
 
 
-def from_scratch(rows: list[Sequence]) -> list[tuple[list[int], ...]]:
+def from_scratch(rows: list[SequenceState]) -> list[tuple[list[int], ...]]:
     """Of each row: how often its answer has each token, and the tokens of both its prompts."""
     return [
         (
@@ -52,7 +52,7 @@ def test_counts_are_those_from_scratch_whoever_joins_leaves_or_grows(
                 prompts = tuple(data.draw(ids)), tuple(data.draw(ids))
                 request = Request(*prompts, params, router, digest=b"")
                 count = data.draw(st.integers(1, 3))
-                batch.admit([Sequence(request, sample, 99) for sample in range(count)])
+                batch.admit([SequenceState(request, sample, 99) for sample in range(count)])
             case "leave":
                 order = data.draw(st.permutations(range(len(batch))))
                 batch.reorder(order[: data.draw(st.integers(0, len(batch)))])

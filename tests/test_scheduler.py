@@ -20,8 +20,7 @@ from baco.decoder import Decoder, Scored
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
 from baco.kv_cache import batched as store
 from baco.kv_cache.batched import BatchedKVCache
@@ -121,7 +120,7 @@ def test_between_two_steps_a_bounded_number_of_tokens_is_read(
 
 def add_all(
     engine: Engine, baco: Baco, others: list[dict[str, Any]]
-) -> tuple[list[Scoring], list[Answer]]:
+) -> tuple[list[Scoring], list[SequenceState]]:
     texts, answers = [], []
     for other in others:
         if "scored" in other:

@@ -12,7 +12,7 @@ from typing import Any
 
 from baco.backends.base import Scorer, TokenEngine
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError, failure
 from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
@@ -75,8 +75,8 @@ class Decoder:
 
     pair: Pair
     engine: TokenEngine
-    _growing: dict[Sequence, _Growing] = field(default_factory=dict)
-    _tickets: dict[int, list[Sequence]] = field(default_factory=dict)
+    _growing: dict[SequenceState, _Growing] = field(default_factory=dict)
+    _tickets: dict[int, list[SequenceState]] = field(default_factory=dict)
     _texts: dict[int, _Text] = field(default_factory=dict)
     _next: int = 0
 
@@ -273,7 +273,7 @@ class Decoder:
             if not 0 <= token < size:
                 raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
 
-    def _told(self, answer: Sequence) -> Chunk:
+    def _told(self, answer: SequenceState) -> Chunk:
         """What is new of an answer; one whose text cannot be told ends alone."""
         text = self._growing[answer].text
         try:
@@ -287,7 +287,7 @@ class Decoder:
                 self.engine.stop(answer, text.tokens)
         return self._chunk(answer)
 
-    def _read(self, answer: Sequence) -> bool:
+    def _read(self, answer: SequenceState) -> bool:
         """Take an answer's new tokens into its text; whether the text ends in front of some."""
         growing = self._growing[answer]
         text, new = growing.text, slice(growing.read, None)
@@ -297,7 +297,7 @@ class Decoder:
                 return True
         return answer.finish_reason is not None and text.close()[1]
 
-    def _chunk(self, answer: Sequence) -> Chunk:
+    def _chunk(self, answer: SequenceState) -> Chunk:
         """A chunk with what is new; the last one of an answer has its completion."""
         growing = self._growing[answer]
         pieces = tuple(growing.text.pieces[growing.pieces :])
@@ -314,7 +314,7 @@ class Decoder:
         ticket, sample = answer.request.index, answer.sample
         return Chunk(ticket, sample, pieces, tokens, answer.finish_reason, completion)
 
-    def _tokens(self, answer: Sequence, growing: _Growing) -> tuple[Token, ...]:
+    def _tokens(self, answer: SequenceState, growing: _Growing) -> tuple[Token, ...]:
         return tuple(
             Token(
                 answer.tokens[at],
@@ -329,7 +329,7 @@ class Decoder:
         )
 
 
-def _complete(answer: Sequence, growing: _Growing, seconds: float) -> Completion:
+def _complete(answer: SequenceState, growing: _Growing, seconds: float) -> Completion:
     assert answer.finish_reason is not None
     assert answer.request.params.seed is not None
     return Completion(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 
 
@@ -58,17 +58,17 @@ class TokenEngine(Protocol):
     def stats(self) -> Counts:
         """What drafts came to."""
 
-    def add(self, request: Request) -> list[Sequence]:
+    def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request.
 
         Raises:
             BacoError: a request that cannot be decoded.
         """
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         """Go on, and wait a moment for news if need be; the sequences that got tokens or ended."""
 
-    def stop(self, sequence: Sequence, tokens: int) -> None:
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens."""
 
     @property

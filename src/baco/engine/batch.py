@@ -1,13 +1,13 @@
 """The rows that are being decoded, as tables of tensors: one row a sequence, no holes."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from baco.device import tensor_on
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, Switch
@@ -36,14 +36,14 @@ class Batch:
     def __init__(self, device: Any, width: int) -> None:
         self.device, self.width = device, width
         self._ahead = torch.arange(MAX_DRAFT_TOKENS + 1, device=device)
-        self.rows: list[Sequence] = []
+        self.rows: list[SequenceState] = []
         self._counts: TokenCounts | None = None  # where any row has penalties
         self._set([])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def admit(self, sequences: list[Sequence]) -> None:
+    def admit(self, sequences: list[SequenceState]) -> None:
         """Append rows."""
         if self._counts is None and any(row.request.params.penalises for row in sequences):
             self._counts = TokenCounts(self.device, self.width)
@@ -52,7 +52,7 @@ class Batch:
             self._counts.admit(len(self.rows), sequences)
         self._set([*self.rows, *sequences])
 
-    def reorder(self, order: Rows[int]) -> None:
+    def reorder(self, order: Sequence[int]) -> None:
         """Keep the rows ``order``, in that order."""
         self._set([self.rows[row] for row in order])
         if not self.draws.any_penalty:
@@ -60,7 +60,7 @@ class Batch:
         elif self._counts is not None:
             self._counts.reorder(order)
 
-    def _set(self, rows: list[Sequence]) -> None:
+    def _set(self, rows: list[SequenceState]) -> None:
         self.rows = rows
         params = [row.request.params for row in rows]
         self.draws = DrawTable.of(params, self.device)
@@ -123,7 +123,7 @@ class Batch:
         said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
         return prompted, said[:, :-1]
 
-    def advance(self, before: Rows[int]) -> None:
+    def advance(self, before: Sequence[int]) -> None:
         """Take up what the rows have said since they had ``before`` tokens each."""
         self._keys = None
         if self._counts is not None:
@@ -148,7 +148,7 @@ class TokenCounts:
             half: torch.zeros(0, width, dtype=torch.bool, device=device) for half in MODELS
         }
 
-    def admit(self, first: int, rows: Rows[Sequence]) -> None:
+    def admit(self, first: int, rows: Sequence[SequenceState]) -> None:
         """Count rows that join, from row ``first`` on."""
         self._reserve(first + len(rows))
         like: dict[Request, int] = {}  # the first row of each prompt
@@ -165,7 +165,7 @@ class TokenCounts:
                     table[at].index_fill_(0, ids, True)
         self.add(first, rows, [0] * len(rows))
 
-    def add(self, first: int, rows: Rows[Sequence], before: Rows[int]) -> None:
+    def add(self, first: int, rows: Sequence[SequenceState], before: Sequence[int]) -> None:
         """Count what the answers of rows, from row ``first`` on, got since ``before`` tokens."""
         each = enumerate(zip(rows, before, strict=True), first)
         places = [
@@ -177,7 +177,7 @@ class TokenCounts:
         index = tensor_on(self.device, places, torch.int64)
         self.in_answer.view(-1).scatter_add_(0, index, torch.ones_like(index, dtype=torch.int32))
 
-    def reorder(self, order: Rows[int]) -> None:
+    def reorder(self, order: Sequence[int]) -> None:
         """Keep the rows ``order``, in that order."""
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:

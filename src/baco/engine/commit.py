@@ -5,17 +5,16 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from baco.engine.sequence import Sequence as Answer
-from baco.engine.sequence import Why
+from baco.engine.sequence import SequenceState, Why
 from baco.engine.verify import Positions, VerifyResult
 
 
 def append(
-    rows: Sequence[Answer],
+    rows: Sequence[SequenceState],
     positions: Positions,
     result: VerifyResult,
     ends: Collection[int],
-    matters: Callable[[Answer, int], bool],
+    matters: Callable[[SequenceState, int], bool],
 ) -> tuple[list[int], dict[int, tuple[int, int]]]:
     """Append what stands to every row, up to its end token, its limit or damaged logits.
 
@@ -76,7 +75,7 @@ def append(
 
 
 def _tops(
-    rows: Sequence[Answer], positions: Positions, result: VerifyResult
+    rows: Sequence[SequenceState], positions: Positions, result: VerifyResult
 ) -> list[list[tuple[int, float]]] | None:
     """The most likely tokens of the source at every position, as many as any row wants."""
     wanted = max((row.request.params.logprobs or 0 for row in rows), default=0)

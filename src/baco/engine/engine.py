@@ -18,7 +18,7 @@ from baco.engine.metrics import Stats
 from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_PIECES, Scheduler
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.skip_stats import SkipStats
 from baco.engine.speculative.cost_model import priced
 from baco.engine.speculative.proposer import Draft, Proposer
@@ -79,10 +79,10 @@ class Engine:
         piece = max(half.piece for half in halves.values())
         budget = Budget(held, halves, pair.vocabulary.size, piece)
         self._scheduler = Scheduler(self._runner, self._batch, budget, max_rows, pieces)
-        self._doubted: set[Sequence] = set()  # rows that met damaged logits in the last step
+        self._doubted: set[SequenceState] = set()  # rows that met damaged logits in the last step
         self.stats = Stats(self._runner.stores)
 
-    def add(self, request: Request) -> list[Sequence]:
+    def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request.
 
         Raises:
@@ -114,7 +114,7 @@ class Engine:
         return len(self._batch)
 
     @torch.inference_mode()
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         """Append one or more tokens to every sequence in the batch; the sequences that got any.
 
         Before that, a bounded number of tokens of waiting prompts and texts are read.
@@ -128,7 +128,7 @@ class Engine:
         result = self._verifier.verify(verify_batch, self._read(draft, verify_batch))
         return self._commit(draft, verify_batch, result)
 
-    def stop(self, sequence: Sequence, tokens: int) -> None:
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         sequence.finish_reason = "stop"
         self._scheduler.drop(sequence)
@@ -179,7 +179,7 @@ class Engine:
 
     def _commit(
         self, draft: Draft, verify_batch: VerifyBatch, result: VerifyResult
-    ) -> list[Sequence]:
+    ) -> list[SequenceState]:
         """Append what stands, make the caches forget the rest, and remember how drafts fared."""
         rows = list(self._batch.rows)
         before = [len(row.tokens) for row in rows]
@@ -195,7 +195,7 @@ class Engine:
         self.stats.count(rows, before, draft.decided, accepted)
         return rows
 
-    def _matters(self, verify_batch: VerifyBatch, row: Sequence, whose: int) -> bool:
+    def _matters(self, verify_batch: VerifyBatch, row: SequenceState, whose: int) -> bool:
         """Do damaged logits matter to a row, or are they those of a half that it does not need?"""
         return any(row.request.needs(half) for half in verify_batch.damaged(whose))
 

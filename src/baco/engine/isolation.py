@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from baco.engine.engine import Engine
 from baco.engine.metrics import Stats
 from baco.engine.scoring import Scoring
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.errors import failure
 
 log = logging.getLogger("baco")
@@ -32,10 +32,10 @@ class IsolatingEngine:
         self._make = make
         self.engine = make()
         # The sequences that callers hold, as long as they have not ended.
-        self._open: dict[Request, list[Sequence]] = {}
+        self._open: dict[Request, list[SequenceState]] = {}
         # The engine's own sequences, where they are decoded again, to the callers'; and back.
-        self._original: dict[Sequence, Sequence] = {}
-        self._again: dict[Sequence, Sequence] = {}
+        self._original: dict[SequenceState, SequenceState] = {}
+        self._again: dict[SequenceState, SequenceState] = {}
         self._texts: list[Scoring] = []  # that are not yet scored
         self._suspects: deque[list[Request]] = deque()
         self._late: list[Request] = []  # they came while suspects were tried
@@ -45,13 +45,13 @@ class IsolatingEngine:
         """Running totals, engines that were thrown away included."""
         return self.engine.stats
 
-    def add(self, request: Request) -> list[Sequence]:
+    def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request; errors as for :meth:`Engine.add`."""
         made = self.engine.add(request)
         if self._suspects:
             # Among suspects it would have to be decoded again if they fail.
             self._withdraw(made)
-            made = [Sequence(request, one.sample, one.limit) for one in made]
+            made = [SequenceState(request, one.sample, one.limit) for one in made]
             self._late.append(request)
         self._open[request] = list(made)
         return made
@@ -66,7 +66,7 @@ class IsolatingEngine:
         self.engine.stop_scoring(scoring)
         self._texts = [text for text in self._texts if text is not scoring]
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         """One step; the sequences that got tokens or ended.
 
         Raises:
@@ -82,7 +82,7 @@ class IsolatingEngine:
             told += self._try_next()
         return told
 
-    def stop(self, sequence: Sequence, tokens: int) -> None:
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         again = self._again.get(sequence)
         if again is not None:
@@ -114,7 +114,7 @@ class IsolatingEngine:
         """The requests that wait for an engine of their own."""
         return {request for group in self._suspects for request in group} | set(self._late)
 
-    def _isolate(self, error: Exception) -> list[Sequence]:
+    def _isolate(self, error: Exception) -> list[SequenceState]:
         """Halve the requests that were in a step that raised, or end the only one."""
         apart = self._apart
         inside = [request for request in self._open if request not in apart]
@@ -130,7 +130,7 @@ class IsolatingEngine:
         self._suspects.extendleft(group for group in (inside[half:], inside[:half]) if group)
         return told
 
-    def _throw_away(self, inside: Iterable[Request]) -> list[Sequence]:
+    def _throw_away(self, inside: Iterable[Request]) -> list[SequenceState]:
         """Make another engine; the sequences that had just ended."""
         past = self.engine.stats
         self.engine = self._make()
@@ -150,7 +150,7 @@ class IsolatingEngine:
                 ended.append(sequence)
         return ended
 
-    def _try_next(self) -> list[Sequence]:
+    def _try_next(self) -> list[SequenceState]:
         """Let the engine have the next suspects, and with the last of them those who came late."""
         group = self._suspects.popleft()
         if not self._suspects:
@@ -171,11 +171,11 @@ class IsolatingEngine:
             self._original[again], self._again[sequence] = sequence, again
         self._withdraw(made.values())  # they have ended
 
-    def _withdraw(self, made: Iterable[Sequence]) -> None:
+    def _withdraw(self, made: Iterable[SequenceState]) -> None:
         for one in made:
             self.engine.stop(one, 0)
 
-    def _take(self, sequence: Sequence) -> Sequence | None:
+    def _take(self, sequence: SequenceState) -> SequenceState | None:
         """The caller's sequence with what is new in the engine's; None where nothing is."""
         original = self._original.get(sequence, sequence)
         if original is not sequence:
@@ -194,7 +194,7 @@ class IsolatingEngine:
             self._close(original)
         return original
 
-    def _fail(self, request: Request, error: Exception) -> list[Sequence]:
+    def _fail(self, request: Request, error: Exception) -> list[SequenceState]:
         """End a request's open answers in an error."""
         ended = list(self._open[request])
         for sequence in ended:
@@ -202,7 +202,7 @@ class IsolatingEngine:
             self._close(sequence)
         return ended
 
-    def _close(self, sequence: Sequence) -> None:
+    def _close(self, sequence: SequenceState) -> None:
         """A sequence has ended."""
         self._original.pop(self._again.pop(sequence, sequence), None)
         left = self._open.get(sequence.request, [])

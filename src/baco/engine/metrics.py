@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import SequenceState
 from baco.kv_cache.batched import KVCache
 
 
@@ -36,7 +36,7 @@ class Stats:
 
     def count(
         self,
-        rows: Sequence[Answer],
+        rows: Sequence[SequenceState],
         before: Sequence[int],
         drafted: Sequence[int],
         accepted: Sequence[int],

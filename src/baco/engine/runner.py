@@ -11,8 +11,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import Request, SequenceState
 from baco.kv_cache.batched import BatchedKVCache, KVCache
 from baco.models.model import PairModel
 from baco.source import Source
@@ -207,7 +206,7 @@ class ModelRunner:
         tokens = _flush_right(pending, drafted, more, max(lengths))
         return half.fit(store.read(tokens, lengths, keep)).to(self._batch.device)
 
-    def _pending(self, name: str, row: Answer, length: int) -> list[int]:
+    def _pending(self, name: str, row: SequenceState, length: int) -> list[int]:
         if not row.request.needs(name):
             return []
         prompt = row.request.ids(name)

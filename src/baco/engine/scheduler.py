@@ -15,8 +15,7 @@ from baco.engine.batch import Batch
 from baco.engine.budget import Budget, Needs
 from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.errors import BacoError, failure
 
@@ -46,7 +45,7 @@ class _Waiting:
 
     number: int
     request: Request
-    sequences: deque[Answer]
+    sequences: deque[SequenceState]
     unread: int
     reading: Generator[int, None, dict[str, Any]] | None = None
     prefixes: dict[str, Any] | None = None
@@ -106,14 +105,14 @@ class Scheduler:
         self._stuck = False  # nothing can be done until something changes
         self.positions = 1
 
-    def add(self, request: Request, room: int) -> list[Answer]:
+    def add(self, request: Request, room: int) -> list[SequenceState]:
         """Queue the samples of a request, each of ``room`` tokens at most.
 
         Raises:
             BacoError: memory cannot hold one of them, even alone.
         """
         limit = min(request.params.max_tokens, room)
-        answers = [Answer(request, sample, limit) for sample in range(request.params.n)]
+        answers = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
         self._check_alone("one answer", self._needs(answers[:1], answers[:1]))
         number, unread = next(self._numbers), self._runner.to_read(request)
         self._waiting[number] = _Waiting(number, request, deque(answers), unread)
@@ -138,7 +137,7 @@ class Scheduler:
                 f"{memory / 2**20:.1f} MiB: lower max_tokens, shorten the prompt or raise memory"
             )
 
-    def drop(self, answer: Answer) -> None:
+    def drop(self, answer: SequenceState) -> None:
         """Forget a sample that was given up, if it has no row yet."""
         if answer.tokens:
             return
@@ -316,7 +315,10 @@ class Scheduler:
         return fitting
 
     def _needs(
-        self, rows: list[Answer], prompts: Iterable[Answer], text: Scoring | None = None
+        self,
+        rows: list[SequenceState],
+        prompts: Iterable[SequenceState],
+        text: Scoring | None = None,
     ) -> Needs:
         """What rows, the prompts of some samples beside them, and a text need.
 
@@ -342,7 +344,7 @@ class Scheduler:
         penalised = any(request.params.penalises for request in running)
         return Needs(len(rows), columns, taken, seen, penalised, scored)
 
-    def _sizes_of(self, row: Answer) -> _Sizes:
+    def _sizes_of(self, row: SequenceState) -> _Sizes:
         request = row.request
         if request not in self._sizes:
             if len(self._sizes) > 4 * self._max_rows:
@@ -360,13 +362,13 @@ class Scheduler:
             )
         return self._sizes[request]
 
-    def _columns(self, rows: list[Answer]) -> dict[str, int]:
+    def _columns(self, rows: list[SequenceState]) -> dict[str, int]:
         """Columns of each model's table for some rows at their full length; 0 where it reads none
         of them.
         """
         return dict(self._needs(rows, ()).columns)
 
-    def _prompts(self) -> Iterator[Answer]:
+    def _prompts(self) -> Iterator[SequenceState]:
         """The next sample of each prompt that is held beside the rows."""
         return (one.sequences[0] for one in self._held.values())
 

@@ -72,7 +72,7 @@ class Why:
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class SequenceState:
     """Sample ``sample`` of a request. The engine appends; readers look.
 
     ``limit`` is the most tokens it may get: ``max_tokens``, or less where a context window ends.
@@ -107,7 +107,7 @@ class Sequence:
         for column in self._columns:
             del column[tokens:]
 
-    def extend(self, other: "Sequence", known: int) -> None:
+    def extend(self, other: "SequenceState", known: int) -> None:
         """Append what another sequence of the same sample has after its first ``known`` tokens."""
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine.extend(theirs[known:])

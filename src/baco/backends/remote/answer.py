@@ -11,7 +11,7 @@ from baco.backends.remote.half import FEW, FEWER, Draws, RemoteModel
 from baco.backends.remote.verify import SpanResult, judge
 from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, figure
 from baco.backends.remote.wire import Row, ServerTokens
-from baco.engine.sequence import FinishReason, Sequence, Why
+from baco.engine.sequence import FinishReason, SequenceState, Why
 from baco.engine.speculative.cost_model import AcceptanceStats
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
@@ -54,7 +54,7 @@ class News:
         error: and what was wrong.
     """
 
-    sequence: Sequence
+    sequence: SequenceState
     tokens: list[int]
     sources: list[Source]
     logprobs: list[float]
@@ -77,7 +77,7 @@ class Answer:
 
     def __init__(
         self,
-        sequence: Sequence,
+        sequence: SequenceState,
         halves: Mapping[Source, RemoteModel],
         pair: Pair,
         totals: Totals,

@@ -9,7 +9,7 @@ from typing import Any
 
 from baco.backends.remote.answer import Answer, News, Totals
 from baco.backends.remote.half import RemoteModel
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.source import Source
@@ -42,29 +42,29 @@ class RemoteEngine:
         self._pair, self._halves, self._loop, self._places = pair, halves, loop, places
         self._check = check
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._open: dict[Sequence, Future[None]] = {}
-        self._writing: set[Sequence] = set()
+        self._open: dict[SequenceState, Future[None]] = {}
+        self._writing: set[SequenceState] = set()
         self.stats = Totals()
 
-    def add(self, request: Request) -> list[Sequence]:
+    def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request.
 
         Raises:
             BacoError: the servers cannot keep what it asks, or its prompt fits no context window.
         """
         limit = min(request.params.max_tokens, self._check(request))
-        made = [Sequence(request, sample, limit) for sample in range(request.params.n)]
+        made = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
         for sequence in made:
             self._open[sequence] = self._start(self._write(sequence))
         return made
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         """Take up what came, and wait a moment for it if need be; the sequences that got any.
 
         Raises:
             BacoError: the backend was closed.
         """
-        grown: dict[Sequence, None] = {}
+        grown: dict[SequenceState, None] = {}
         try:
             news = self._news.get(timeout=_MOMENT)
             while True:
@@ -76,7 +76,7 @@ class RemoteEngine:
                 raise BacoError("the remote backend is closed: load the pair again") from None
             return list(grown)
 
-    def stop(self, sequence: Sequence, tokens: int) -> None:
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; its calls are given up."""
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
@@ -100,7 +100,7 @@ class RemoteEngine:
     def _start(self, work: Any) -> "Future[None]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _write(self, sequence: Sequence) -> None:
+    async def _write(self, sequence: SequenceState) -> None:
         async with self._places:
             self._writing.add(sequence)
             try:
@@ -128,7 +128,7 @@ class RemoteEngine:
             self._forget(sequence)
         return bool(news.tokens) or news.finish is not None
 
-    def _forget(self, sequence: Sequence) -> None:
+    def _forget(self, sequence: SequenceState) -> None:
         writing = self._open.pop(sequence, None)
         if writing is not None:
             writing.cancel()

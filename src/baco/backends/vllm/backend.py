@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from baco.backends.base import Capabilities
 from baco.backends.vllm.launch import first_line
 from baco.backends.vllm.options import PREFIX, pair_prompt
-from baco.engine.sequence import Request, Sequence
+from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.parser import portable
@@ -61,7 +61,7 @@ class VllmBackend:
     capabilities: Capabilities = CAPABILITIES
     ended: str | None = None
     _lock: Lock = field(default_factory=Lock)
-    _open: dict[str, "tuple[VllmEngine, Sequence]"] = field(default_factory=dict)
+    _open: dict[str, "tuple[VllmEngine, SequenceState]"] = field(default_factory=dict)
     _next: int = 0
 
     def engine(self) -> "VllmEngine":
@@ -74,7 +74,7 @@ class VllmBackend:
                 self.folder.cleanup()
                 self.folder = None
 
-    def submit(self, engine: "VllmEngine", sequence: Sequence) -> str:
+    def submit(self, engine: "VllmEngine", sequence: SequenceState) -> str:
         """Hand a sequence to vLLM; where that has ended, the sequence ends in an error too.
 
         Raises:
@@ -151,10 +151,12 @@ class VllmEngine:
 
     backend: VllmBackend
     stats: Drafts = field(default_factory=Drafts)
-    news: "SimpleQueue[tuple[Sequence, RequestOutput | str]]" = field(default_factory=SimpleQueue)
-    _names: dict[Sequence, str] = field(default_factory=dict)
+    news: "SimpleQueue[tuple[SequenceState, RequestOutput | str]]" = field(
+        default_factory=SimpleQueue
+    )
+    _names: dict[SequenceState, str] = field(default_factory=dict)
 
-    def add(self, request: Request) -> list[Sequence]:
+    def add(self, request: Request) -> list[SequenceState]:
         self.backend.capabilities.check(request)
         if not portable(request.router):
             raise BacoError(
@@ -163,7 +165,7 @@ class VllmEngine:
             )
         room = self._room(request)
         made = [
-            Sequence(request, sample, min(request.params.max_tokens, room))
+            SequenceState(request, sample, min(request.params.max_tokens, room))
             for sample in range(request.params.n)
         ]
         try:
@@ -174,10 +176,10 @@ class VllmEngine:
             raise
         return made
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[SequenceState]:
         if self.news.empty():
             self.backend.step()
-        grew: dict[Sequence, None] = {}
+        grew: dict[SequenceState, None] = {}
         try:
             while True:
                 sequence, output = self.news.get_nowait()
@@ -187,14 +189,14 @@ class VllmEngine:
         except Empty:
             return list(grew)
 
-    def stop(self, sequence: Sequence, tokens: int) -> None:
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
         name = self._names.pop(sequence, None)
         if name is not None:
             self.backend.abort([name])
 
-    def _take(self, sequence: Sequence, output: "RequestOutput | str") -> None:
+    def _take(self, sequence: SequenceState, output: "RequestOutput | str") -> None:
         """Append what vLLM tells of a sequence."""
         if isinstance(output, str):
             del self._names[sequence]
@@ -222,7 +224,7 @@ class VllmEngine:
                 self.stats.drafted += drafts.num_draft_tokens
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
 
-    def _break_off(self, sequence: Sequence, tokens: int) -> None:
+    def _break_off(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence whose logits are NaN or infinite; what it had before is kept."""
         self.stop(sequence, tokens)
         pair = self.backend.pair
@@ -252,7 +254,7 @@ class VllmEngine:
 
 
 def _sampling(
-    params: SamplingParams, sequence: Sequence, ends: Iterable[int], arguments: dict[str, Any]
+    params: SamplingParams, sequence: SequenceState, ends: Iterable[int], arguments: dict[str, Any]
 ) -> Any:
     """The same wishes, as vLLM takes them."""
     from vllm import SamplingParams as TheirParams

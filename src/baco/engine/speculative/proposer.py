@@ -9,8 +9,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.runner import ModelRunner
-from baco.engine.sequence import Request
-from baco.engine.sequence import Sequence as Answer
+from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import (
     MAX_DRAFT_TOKENS,
     PLAIN,
@@ -81,12 +80,12 @@ class Proposer:
     ) -> None:
         self._runner, self._batch, self._banned = reader, batch, banned
         self._planner = planner
-        self._records: dict[Answer, AcceptanceStats] = {}
+        self._records: dict[SequenceState, AcceptanceStats] = {}
         self._continuations: dict[Request, NgramTable] = {}
         self._guesses: list[list[int]] = []
         self._paused = 0  # rounds to come
         # Where all drafts of all rows stood: what the half that checked them would say next.
-        self._beyond: dict[Answer, int] = {}
+        self._beyond: dict[SequenceState, int] = {}
 
     def draft(self, positions: int = MAX_DRAFT_TOKENS + 1) -> Draft:
         """The draft of one round, of so many positions of each row at most."""
@@ -139,7 +138,7 @@ class Proposer:
         self._beyond = self._look_beyond(draft, accepted)
         self._forget()
 
-    def _look_beyond(self, draft: Draft, accepted: Sequence[int]) -> dict[Answer, int]:
+    def _look_beyond(self, draft: Draft, accepted: Sequence[int]) -> dict[SequenceState, int]:
         """What the half that checked would say next, where all drafts of all rows stood."""
         if draft.bonus_logits is None or list(accepted) != draft.decided:
             return {}
@@ -147,7 +146,7 @@ class Proposer:
         token = draw(logits, self._batch.draws, self._batch.keys()[:, 0])
         return dict(zip(self._batch.rows, token.tolist(), strict=True))
 
-    def _guess(self, row: Answer, room: int) -> list[int]:
+    def _guess(self, row: SequenceState, room: int) -> list[int]:
         """What continuations draft for a row, up to ``room`` tokens, as far as there is a chance
         that it stands.
         """
@@ -233,7 +232,7 @@ class Proposer:
             logits = logits.clone()
         return self._batch.draws.bias(logits)
 
-    def _record(self, row: Answer) -> AcceptanceStats:
+    def _record(self, row: SequenceState) -> AcceptanceStats:
         return self._records.setdefault(row, AcceptanceStats())
 
     def _shared(self, request: Request) -> NgramTable:

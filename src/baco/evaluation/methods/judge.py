@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from baco.engine.sequence import Sequence as Row
+from baco.engine.sequence import SequenceState
 from baco.engine.verify import Choice, Verifier, VerifyBatch, by_standing
 from baco.errors import BacoError
 from baco.evaluation.methods.custom_mixing import decode
@@ -114,7 +114,7 @@ class _Asking:
             law, verify_batch, signals, replace(boundary_state, router_choice=wanted)
         )
 
-    def _wanted(self, rows: Sequence[Row], signals: Signals, boundary: Tensor) -> Tensor:
+    def _wanted(self, rows: Sequence[SequenceState], signals: Signals, boundary: Tensor) -> Tensor:
         """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""
         differ = (boundary & (signals.top_base != signals.top_aligned)).tolist()
         tops = zip(signals.top_base.tolist(), signals.top_aligned.tolist(), strict=True)
@@ -127,7 +127,7 @@ class _Asking:
         told = [question is not None and self._said[question] for question in asked]
         return torch.tensor(told, device=boundary.device)
 
-    def _question(self, row: Row, by_base: int, by_aligned: int) -> str:
+    def _question(self, row: SequenceState, by_base: int, by_aligned: int) -> str:
         return QUESTION.format(
             question=self.prompts[row.request.index].text,
             answer=self.pair.tokenizer.decode(row.tokens),
