@@ -16,7 +16,7 @@ NARROWEST = 24
 
 def routers(as_json: AsJson = False) -> None:
     """List the routers: how each is written and what it does."""
-    from baco.routing.parser import catalogue, names
+    from baco.routing.parser import catalogue, rule_names
     from baco.routing.rules import ContentRule, LogitRule
 
     if as_json:
@@ -25,8 +25,8 @@ def routers(as_json: AsJson = False) -> None:
     rows = [(entry.name, entry.example, entry.sentence) for entry in catalogue()]
     _show(("router", "example", "which model writes the word"), rows)
     _say(
-        f"Content rules ({', '.join(names(ContentRule))}) combine with one logit rule "
-        f"({', '.join(names(LogitRule))}), as in H-Punc-FC:1.5. predict=aligned or "
+        f"Content rules ({rule_names(ContentRule)}) combine with one logit rule "
+        f"({rule_names(LogitRule)}), as in H-Punc-FC:1.5. predict=aligned or "
         "predict=either after a comma says whose most likely token the content rules look at."
     )
 

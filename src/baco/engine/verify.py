@@ -250,7 +250,8 @@ def _toss(verify_batch: VerifyBatch) -> Tensor:
 
 def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
     """Of tokens [N] under their sources, raw, in nats."""
-    return torch.where(source, *(signals.of(model).logprob(token) for model in MODELS))
+    base, aligned = (signals.of(model).logprob(token) for model in MODELS)
+    return torch.where(source, base, aligned)
 
 
 def _damaged(signals: Signals) -> Tensor:

@@ -209,13 +209,14 @@ def _rules_of(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]
     contents = tuple(rule for rule in named if isinstance(rule, ContentRule))
     if len(logits) > 1 or len(set(parts)) != len(parts):
         raise BacoError(
-            f"router {spelling!r}: combine at most one of {_names(LogitRule)} with "
-            f"content rules ({_names(ContentRule)}), each once, such as P-Punc-FC:0.4"
+            f"router {spelling!r}: combine at most one of {rule_names(LogitRule)} with "
+            f"content rules ({rule_names(ContentRule)}), each once, such as P-Punc-FC:0.4"
         )
     return (logits[0] if logits else None), contents
 
 
-def _names(kind: type[AnyRule]) -> str:
+def rule_names(kind: type[AnyRule]) -> str:
+    """The names of all rules of a kind, as a sentence lists them."""
     return ", ".join(name for name, rule in RULES.items() if isinstance(rule, kind))
 
 
