@@ -174,7 +174,7 @@ def test_torchao_is_imported_for_quantised_models_alone(
     saved = (
         f"baco = Baco.load({where}, dtype='float32'); "
         f"baco = Baco.load({where}, dtype='float32', quantize='int8', packed=False); "
-        f"baco.models.pair.base.model.save_pretrained({str(tmp_path)!r}); "
+        f"baco.pair.base.model.save_pretrained({str(tmp_path)!r}); "
         f"baco = Baco.load(base={str(tmp_path)!r}, aligned={str(folder.aligned)!r}); "
         "assert 'bits a weight' in baco.pair.base.held, baco.pair.base.held"
     )

@@ -20,7 +20,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from baco import Baco, BacoError
-from baco import encoder as module
+from baco.text import encoder as module
 from baco.text.encoder import Encoder, Limit
 from tests.fuzzing import budget
 from tests.pairs import TEXT, train_tokenizer, wrapped

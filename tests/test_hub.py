@@ -55,7 +55,8 @@ def test_without_a_network_a_command_says_so_at_once_in_one_line(tmp_path: Path)
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         environment = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
         code = (
-            "import sys, time, baco.hub, baco.cli; time.sleep = lambda s: sys.exit('it waits');"
+            "import sys, time, baco.models.hub, baco.cli; "
+            "time.sleep = lambda s: sys.exit('it waits');"
             f"sys.exit(baco.cli.run({ORDER!r}))"
         )
         done = subprocess.run(

@@ -40,7 +40,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
                 raise BrokenError("the poison works")
         return verify(law, verify_batch, signals)
 
-    monkeypatch.setattr(Verifier, "judge", judged)
+    monkeypatch.setattr(Verifier, "verify", judged)
     return after
 
 
@@ -120,7 +120,7 @@ def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
     router = demo.router(ROUTER)
     expected = {prompt: [one.text for one in demo.generate(prompt, **SETTINGS)] for prompt in GOOD}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Verifier, "judge", judged)
+        patch.setattr(Verifier, "verify", judged)
         decoder = demo.decoder()
         prompts: dict[int, str] = {}
         texts: dict[tuple[int, int], str] = {}

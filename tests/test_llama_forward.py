@@ -113,8 +113,8 @@ def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
         assert isinstance(store, BatchedKVCache)
         return type(store.forward).__name__
 
-    assert forward("llama") == forward("olmo2") == forward("qwen3") == "Legible"
-    assert forward("gemma2") == "Masked"
+    assert forward("llama") == forward("olmo2") == forward("qwen3") == "ClampedForward"
+    assert forward("gemma2") == "MaskedForward"
 
 
 def test_a_wrong_one_is_not_used(
@@ -127,7 +127,7 @@ def test_a_wrong_one_is_not_used(
     )
     store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.store()
     assert isinstance(store, BatchedKVCache)
-    assert type(store.forward).__name__ == "Masked"
+    assert type(store.forward).__name__ == "MaskedForward"
 
 
 @torch.inference_mode()

@@ -72,7 +72,7 @@ def watched() -> Iterator[Watch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchedKVCache, "_read_alone", read_alone)
-        patch.setattr(Verifier, "judge", judged)
+        patch.setattr(Verifier, "verify", judged)
         patch.setattr(store, "CPU_PIECE", PIECE)
         yield watch
 
@@ -290,7 +290,7 @@ def test_a_text_is_scored_though_another_request_breaks_steps(
             raise RuntimeError("broken")
         return verify(self, verify_batch, signals)
 
-    monkeypatch.setattr(Verifier, "judge", judged)
+    monkeypatch.setattr(Verifier, "verify", judged)
     with watched():
         decoder = baco.decoder()
         decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=50)

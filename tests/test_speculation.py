@@ -72,10 +72,10 @@ def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
     pairs: Callable[[str], Baco], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came_true: list[bool] = []
-    monkeypatch.setattr(AcceptanceStats, "saw_beyond", lambda _, right: came_true.append(right))
+    monkeypatch.setattr(AcceptanceStats, "update_bonus", lambda _, right: came_true.append(right))
     monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan("aligned", 2))
     monkeypatch.setattr(DraftPlanner, "worth_a_step", lambda _, run, __: len(run.tokens) < 2)
-    monkeypatch.setattr(DraftPlanner, "worth_reading_on", lambda *_: True)
+    monkeypatch.setattr(DraftPlanner, "bonus_pays", lambda *_: True)
     baco = pairs(architecture)
 
     def logprobs(*, speculate: bool) -> list[float]:
@@ -144,7 +144,7 @@ def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
 
     told: dict[int, Told] = {}
     spared, said = aligned_forwards()
-    monkeypatch.setattr(DraftPlanner, "worth_reading_on", lambda *_: False)
+    monkeypatch.setattr(DraftPlanner, "bonus_pays", lambda *_: False)
     plain, same = aligned_forwards()
     assert said == same
     assert spared < 0.95 * plain

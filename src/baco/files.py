@@ -6,11 +6,14 @@ lock file that is left behind holds nobody up.
 """
 
 import errno
+import glob
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from baco.errors import BacoError
 
@@ -69,6 +72,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: it cannot be written; no partial file is left behind.
     """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        writer = left.name.split(".")[-2]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            left.unlink(missing_ok=True)  # its writer was killed
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
@@ -77,6 +84,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
