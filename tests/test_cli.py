@@ -238,6 +238,9 @@ BAD: list[tuple[list[str], str]] = [
     (["calibrate", "--base-share", "1.5"], "base-share is 1.5"),
     (["calibrate", "--prompts", "no.txt"], "cannot read no.txt"),
     (["sing"], "see 'baco --help'"),
+    (["pair", "sing"], "see 'baco pair --help'"),
+    (["pair", "export"], "Missing argument 'DIRECTORY'; see 'baco pair export --help'"),
+    (["demo", "train"], "see 'baco demo train --help'"),
     (["batch", "in.jsonl"], "missing argument OUT"),
 ]
 

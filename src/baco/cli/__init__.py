@@ -142,9 +142,9 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         if not error.format_message():
             return FAULT  # no command: its help has been shown
-        command = next((a for a in arguments if not a.startswith("-")), "")
-        known = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
-        where = f"baco {command} --help" if command in known else "baco --help"
+        # The context of a usage error is its command's: "baco pair export".
+        context = getattr(error, "ctx", None)
+        where = f"{context.command_path if context else 'baco'} --help"
         complain(f"{error.format_message().rstrip('.')}; see '{where}'", error)
         return FAULT
     except BacoError as error:

@@ -19,7 +19,7 @@ def _group() -> None:
 
 @pair.command(epilog="Example: baco pair export my-pair --pair demo")
 def export(
-    directory: Annotated[Path, typer.Argument(help="New folder to write.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="New folder to write.")],
     name: opt.PairName = None,
     base: opt.BaseName = None,
     aligned: opt.AlignedName = None,

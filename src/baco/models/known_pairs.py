@@ -101,5 +101,5 @@ def find_pair(name: str) -> KnownPair:
     near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.4) or [DEMO]
     raise BacoError(
         f"unknown pair {name!r}: no folder with base/ and aligned/ and no short name; nearest are "
-        f"{', '.join(near)} (see 'baco pairs'), or give base=… and aligned=…"
+        f"{', '.join(near)} (see 'baco pairs'), or give a base and an aligned model"
     )
