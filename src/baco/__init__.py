@@ -16,6 +16,8 @@ from baco.version import __version__
 
 if TYPE_CHECKING:
     from baco.api import Baco
+    from baco.calibration.curve import Curve
+    from baco.calibration.measure import calibrate
     from baco.integrations.transformers import as_transformers
     from baco.outputs import Chunk, Completion
     from baco.routing.parser import register_router, router
@@ -26,9 +28,11 @@ __all__ = [
     "BacoError",
     "Chunk",
     "Completion",
+    "Curve",
     "SamplingParams",
     "__version__",
     "as_transformers",
+    "calibrate",
     "register_router",
     "router",
 ]
@@ -37,8 +41,10 @@ _HOMES = {
     "Baco": "baco.api",
     "Chunk": "baco.outputs",
     "Completion": "baco.outputs",
+    "Curve": "baco.calibration.curve",
     "SamplingParams": "baco.sampling.params",
     "as_transformers": "baco.integrations.transformers",
+    "calibrate": "baco.calibration.measure",
     "register_router": "baco.routing.parser",
     "router": "baco.routing.parser",
 }
