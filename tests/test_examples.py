@@ -1,14 +1,18 @@
 """The examples do what they say, on the demo pair."""
 
+import ast
 import json
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.registries import restored
+from tests.serving import served
 
 if TYPE_CHECKING:
     from baco import Baco
@@ -129,3 +133,116 @@ def test_story_writing_refuses_bad_input_in_one_line() -> None:
     assert refusal("story_writing.py", "--thresholds", "7").startswith(
         "story_writing: router 'P-Punc:7': threshold 7"
     )
+
+
+def test_own_router_answers_at_its_calibrated_threshold(tmp_path: Path, demo: "Baco") -> None:
+    shown = run("own_router.py", "--diversity", "0.7", folder=tmp_path).stdout
+    parts = re.findall(
+        r"^(\S+): base share (\d+%), (\d) of 4 differ\n((?:  .*\n)+)", shown, re.MULTILINE
+    )
+    assert [router.split(":")[0] for router, *_ in parts] == ["Overlap-Punc", "P-Punc"]
+    with restored():
+        namespace = runpy.run_path(str(EXAMPLES / "own_router.py"))
+        for router, share, different, texts in parts:
+            name, gamma = router.split(":")
+            curve = namespace["calibrate"](demo, name, namespace["PROMPTS"], samples=4, seed=1)
+            assert f"{curve.at_diversity(0.7):g}" == gamma
+            answers = demo.generate(namespace["PROMPTS"][0], router=router, n=4, seed=1)
+            assert texts.splitlines() == [f"  {answer.text}" for answer in answers]
+            assert different == str(len({answer.text for answer in answers}))
+            assert share == f"{sum(answer.base_share for answer in answers) / 4:.0%}"
+            assert share != "0%"
+
+
+def test_own_router_refuses_bad_input_in_one_line() -> None:
+    with restored():
+        assert refusal("own_router.py", "--diversity", "2").startswith(
+            "own_router: diversity is 2: give a number from 0 to 1"
+        )
+    with restored():
+        assert refusal("own_router.py", "-n", "1").startswith("own_router: samples is 1: ")
+
+
+def test_openai_client_shows_the_pair_s_answers_and_their_sources(
+    tmp_path: Path, demo: "Baco"
+) -> None:
+    shown = run("openai_client.py", folder=tmp_path).stdout
+    whole, streamed = shown.split("\n\n")
+    answers = demo.generate("Recommend a summer destination", router="P-Punc:0.4", n=4, seed=1)
+    assert whole.splitlines() == [f"base share {a.base_share:.0%}: {a.text}" for a in answers]
+    _, text, end = streamed.strip().split("\n")
+    assert re.sub(r"[\[\]]", "", text) == answers[0].text
+    assert "".join(re.findall(r"\[(.*?)\]", text)) == "".join(
+        piece.text for piece in answers[0].pieces if piece.source == "base"
+    )
+    assert end == f"base share {answers[0].base_share:.0%}, seed 1"
+
+
+def test_openai_client_uses_a_server_that_runs_and_refuses_in_one_line(demo: "Baco") -> None:
+    with served(demo) as server:
+        message = refusal("openai_client.py", "--url", server.url, "--router", "Nope:1")
+    assert message.startswith(f"openai_client: {server.url}: Error code: 400 - unknown router")
+
+
+def cells(kind: str) -> list[dict]:
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def test_the_notebook_is_of_format_4_5_and_holds_no_outputs() -> None:
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    texts, programs = cells("markdown"), cells("code")
+    assert len(texts) + len(programs) == len(notebook["cells"])
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in ids)
+    fields = {"cell_type", "id", "metadata", "source"}
+    assert all(cell.keys() == fields for cell in texts)
+    for cell in programs:
+        assert cell.keys() == fields | {"execution_count", "outputs"}
+        assert cell["execution_count"] is None
+        assert cell["outputs"] == []
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    demo: "Baco",
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each cell's last expression is what the notebook shows below it."""
+    pytest.importorskip("altair", reason="the notebook draws with altair: baco[evaluation]")
+    monkeypatch.chdir(tmp_path)
+    programs = ["".join(cell["source"]) for cell in cells("code")]
+    assert any('"--limit", "8"' in program for program in programs)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    shown: list[Any] = []
+    for program in programs:
+        tree = ast.parse(program.replace('"--limit", "8"', '"--limit", "2"'))
+        shown.append(None)
+        if isinstance(tree.body[-1], ast.Expr):
+            last = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
+            exec(compile(tree, "notebook", "exec"), names)
+            shown[-1] = eval(compile(last, "notebook", "eval"), names)
+        else:
+            exec(compile(tree, "notebook", "exec"), names)
+
+    question = "Recommend a summer destination"
+    printed = capsys.readouterr().out
+    for router in ("Base", "Aligned", "P-Punc:0.4"):
+        for answer in demo.generate(question, router=router, n=4, seed=1):
+            assert f"   {answer.text}\n" in printed
+    coloured = shown[1]._repr_html_()
+    assert re.findall(r"<u[^>]*>(.*?)</u>", coloured) == [
+        piece.text
+        for answer in demo.generate(question, router="P-Punc:0.4", n=4, seed=1)
+        for piece in answer.pieces
+        if piece.source == "base"
+    ]
+    points = shown[3].set_index("setting")
+    assert {"Base", "Aligned", "P-Punc:0.15", "P-Punc:0.6"} <= set(points.index)
+    assert points.distinct_2["Aligned"] < points.distinct_2["P-Punc:0.6"]
+    assert points.reward["Base"] < points.reward["P-Punc:0.15"]
+    (drawn,) = shown[4].to_dict()["datasets"].values()
+    assert [row["setting"] for row in drawn] == list(points.index)
