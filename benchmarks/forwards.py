@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from baco.bench.machine import machine
 from baco.bench.weights import load, made
+from baco.kv_cache.protocol import finish
 from baco.models.known_pairs import find_pair
 from baco.models.model import PairModel
 
@@ -47,11 +48,11 @@ def _wait(device: torch.device) -> None:
 
 def ours(half: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The engine's forward."""
-    store = half.store()
-    store.admit(store.prefill([5] * columns), rows)
+    store = half.new_cache()
+    store.copy_prefix(finish(store.prefill([5] * columns)), rows)
     read = torch.full((rows, tokens), 7)
     return best(
-        lambda: store.read(read, [tokens] * rows, tokens),
+        lambda: store.extend(read, [tokens] * rows, tokens),
         lambda: store.roll_back([columns] * rows),
         half.device,
     )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from baco import Baco
 from baco.cli import run
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
 from baco.models.forward.compiled import CompiledForward
 from baco.models.forward.llama import LlamaForward
 from baco.models.pair import lay_out
@@ -65,9 +66,9 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
     for length in (1, 2, 30, 130):
         found = []
         for baco in (compiled, plain):
-            store = baco.pair.base.store()
-            store.admit(store.prefill(list(range(7, 7 + length))), rows)
-            found.append(store.read(ids, [max(1, span - row) for row in range(rows)], 1))
+            store = baco.pair.base.new_cache()
+            store.copy_prefix(finish(store.prefill(list(range(7, 7 + length)))), rows)
+            found.append(store.extend(ids, [max(1, span - row) for row in range(rows)], 1))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
@@ -83,8 +84,8 @@ def test_heads_that_share_keys_and_half_precision_compile_too(
     found = []
     for forward in (lean, CompiledForward(lean)):
         store = BatchedKVCache(forward)
-        store.admit(BatchedKVCache(lean).prefill([3, 4, 5, 6]), 2)
-        found.append(store.read(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
+        store.copy_prefix(finish(BatchedKVCache(lean).prefill([3, 4, 5, 6])), 2)
+        found.append(store.extend(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
     torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
 
 

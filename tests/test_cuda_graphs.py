@@ -14,6 +14,7 @@ from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
 from baco.models.forward.llama import LlamaForward
 from baco.models.model import ClampedForward
@@ -135,15 +136,15 @@ def one(plain: Baco, cuda: Cuda) -> tuple[LlamaForward, CudaGraphForward]:
 @torch.inference_mode()
 def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
-    both = [forward.store(forward), BatchedKVCache(lean)]
+    both = [forward.new_cache(forward), BatchedKVCache(lean)]
     for store in both:
-        store.admit(None, 2)
+        store.copy_prefix(None, 2)
     ids = torch.randint(5, 390, (300, 2, 1), generator=torch.Generator().manual_seed(1))
     pools = set()
     for at, tokens in enumerate(ids):
         if at % 50 == 0:  # for more rows, or more columns
-            both[0].cache.hold(2 + at // 100, 128 + at)
-        found, expected = (store.read(tokens, [1, 1], 1) for store in both)
+            both[0].cache.preallocate(2 + at // 100, 128 + at)
+        found, expected = (store.extend(tokens, [1, 1], 1) for store in both)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         for store in both:
             store.roll_back([min(length, 100 + at // 3) for length in store.lengths])
@@ -162,13 +163,13 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
     ids = torch.randint(5, 390, (rows, span), generator=torch.Generator().manual_seed(3))
     counts = [max(1, span - row) for row in range(rows)]
     for length in (1, 30, 130):
-        prefix = BatchedKVCache(lean).prefill(list(range(7, 7 + length)))
-        stays, moves = forward.store(forward), BatchedKVCache(lean)
-        stays.cache.hold(8, 250)
+        prefix = finish(BatchedKVCache(lean).prefill(list(range(7, 7 + length))))
+        stays, moves = forward.new_cache(forward), BatchedKVCache(lean)
+        stays.cache.preallocate(8, 250)
         for store in (stays, moves):
-            store.admit(prefix, rows)
+            store.copy_prefix(prefix, rows)
         for keep in (1, min(counts), min(counts)):
-            found, expected = (store.read(ids, counts, keep) for store in (stays, moves))
+            found, expected = (store.extend(ids, counts, keep) for store in (stays, moves))
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             for store in (stays, moves):
                 store.roll_back([length] * rows)
@@ -179,14 +180,14 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
 @torch.inference_mode()
 def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
-    prefix = BatchedKVCache(lean).prefill(list(range(7, 66)))  # 59 of 64 columns
-    both = [forward.store(forward), BatchedKVCache(lean)]
-    both[0].cache.hold(3, 64)
+    prefix = finish(BatchedKVCache(lean).prefill(list(range(7, 66))))  # 59 of 64 columns
+    both = [forward.new_cache(forward), BatchedKVCache(lean)]
+    both[0].cache.preallocate(3, 64)
     for store in both:
-        store.admit(prefix, 3)
+        store.copy_prefix(prefix, 3)
     for start in (70, 170, 270):
         ids = torch.arange(start, start + 15).view(3, 5)
-        found, expected = (store.read(ids, [5, 5, 5], 5) for store in both)
+        found, expected = (store.extend(ids, [5, 5, 5], 5) for store in both)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         for store in both:
             store.roll_back([59, 59, 59])
@@ -201,13 +202,13 @@ def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly
 ) -> None:
     monkeypatch.setattr("baco.models.forward.cuda_graphs._MOST", most)
     lean, forward = one(plain, cuda)
-    both = [forward.store(forward), BatchedKVCache(lean)]
-    both[0].cache.hold(3, 128)
+    both = [forward.new_cache(forward), BatchedKVCache(lean)]
+    both[0].cache.preallocate(3, 128)
     for store in both:
-        store.admit(None, 3)
+        store.copy_prefix(None, 3)
     for start in (70, 170, 270):  # 3 rows of 5 tokens as 3 of 6
         ids = torch.arange(start, start + 15).view(3, 5)
-        found, expected = (store.read(ids, [5, 5, 5], 6) for store in both)
+        found, expected = (store.extend(ids, [5, 5, 5], 6) for store in both)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert cuda.replays == replays
 
@@ -217,13 +218,13 @@ def test_rows_that_nobody_has_and_columns_behind_a_row_are_all_that_padding_touc
     plain: Baco, cuda: Cuda
 ) -> None:
     _, forward = one(plain, cuda)
-    store = forward.store(forward)
-    store.cache.hold(4, 64)
-    store.admit(store.prefill([5, 6, 7]), 3)
+    store = forward.new_cache(forward)
+    store.cache.preallocate(4, 64)
+    store.copy_prefix(finish(store.prefill([5, 6, 7])), 3)
     tables = store.cache.tables(2, torch.empty(0))
     for _ in range(3):  # 3 rows of 5 tokens as 4 of 6
         before = [table.clone() for side in tables for table in side]
-        store.read(torch.arange(9, 24).view(3, 5), [5, 4, 5], 1)
+        store.extend(torch.arange(9, 24).view(3, 5), [5, 4, 5], 1)
         after = [table for side in tables for table in side]
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[:3, :, :3], new[:3, :, :3])
@@ -235,12 +236,12 @@ def test_rows_that_nobody_has_and_columns_behind_a_row_are_all_that_padding_touc
 @torch.inference_mode()
 def test_logits_that_were_handed_out_stay_as_they_are(plain: Baco, cuda: Cuda) -> None:
     _, forward = one(plain, cuda)
-    store = forward.store(forward)
-    store.cache.hold(1, 64)
-    store.admit(None, 1)
+    store = forward.new_cache(forward)
+    store.cache.preallocate(1, 64)
+    store.copy_prefix(None, 1)
     handed: list[tuple[Tensor, Tensor]] = []
     for token in range(5, 15):
-        logits = store.read(torch.tensor([[token]]), [1], 1)
+        logits = store.extend(torch.tensor([[token]]), [1], 1)
         handed.append((logits, logits.clone()))
     assert cuda.replays == 9
     assert all(torch.equal(logits, then) for logits, then in handed)
@@ -249,13 +250,13 @@ def test_logits_that_were_handed_out_stay_as_they_are(plain: Baco, cuda: Cuda) -
 @torch.inference_mode()
 def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) -> None:
     _, forward = one(plain, cuda)
-    store, side = forward.store(forward), FakeStream()
-    store.cache.hold(1, 64)
-    store.admit(None, 1)
+    store, side = forward.new_cache(forward), FakeStream()
+    store.cache.preallocate(1, 64)
+    store.copy_prefix(None, 1)
     with Races(cuda) as races:
         for token in range(5, 15):
             with cuda.stream(side if token % 2 else cuda.main):
-                store.read(torch.tensor([[token]]), [1], 1)
+                store.extend(torch.tensor([[token]]), [1], 1)
     assert cuda.replays == 9
     assert races.found == []
 
@@ -266,12 +267,12 @@ def test_recordings_are_few_and_go_together(
 ) -> None:
     monkeypatch.setattr("baco.models.forward.cuda_graphs._SHAPES", 3)
     _, forward = one(plain, cuda)
-    store = forward.store(forward)
-    store.cache.hold(1, 128)
-    store.admit(None, 1)
+    store = forward.new_cache(forward)
+    store.cache.preallocate(1, 128)
+    store.copy_prefix(None, 1)
     for span in (1, 2, 3, 4):
         for _ in range(3):
-            store.read(torch.full((1, span), 7), [span], 1)
+            store.extend(torch.full((1, span), 7), [span], 1)
     assert [pool for _, pool, *_ in cuda.captured] == [1, 1, 1, 2]
     assert cuda.synchronized == 1  # before the first three are dropped
     assert len(forward._steps) == 1

@@ -53,7 +53,7 @@ def decode(
     assert isinstance(decoder.engine, IsolatingEngine)
     engine = decoder.engine.engine
     assert engine._dual_stream is None  # on a CPU
-    assert engine._runner.stays(("base", "aligned"))
+    assert engine._runner.static_shapes(("base", "aligned"))
     beside = engine._dual_stream = Counted(CUDA, cuda, FakeStream())
     if always:
         engine._skip_stats = NeverSkips()

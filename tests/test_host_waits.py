@@ -13,7 +13,8 @@ from torch import Tensor
 from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
-from baco.kv_cache.batched import BatchedKVCache, KVCache
+from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import KVCache
 from baco.kv_cache.slots import SlotCache
 from baco.models.forward.cuda_graphs import CudaGraphForward, Step
 from baco.models.forward.llama import LlamaForward
@@ -32,10 +33,10 @@ class FarHalf(PairModel):
     def device(self) -> torch.device:
         return FAR
 
-    def store(self) -> KVCache:
-        store = super().store()
+    def new_cache(self) -> KVCache:
+        store = super().new_cache()
         assert isinstance(store, BatchedKVCache)
-        if store.stays:
+        if store.static_shapes:
             return store
         forward = store.forward
 

@@ -16,6 +16,7 @@ from transformers import (
 
 from baco import Baco
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
 from baco.models.forward.fused_linear import Part
 from baco.models.forward.llama import LlamaForward, prepare
 from tests.pairs import PairFolder
@@ -77,11 +78,11 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
     assert lean is not None
     store = BatchedKVCache(lean)
     for text, length in zip(texts.tolist(), lengths, strict=True):
-        store.admit(store.prefill(text[:length]), 1)
+        store.copy_prefix(finish(store.prefill(text[:length])), 1)
     tokens = torch.zeros(3, 4, dtype=torch.int64)
     for row, (text, length, new) in enumerate(zip(texts, lengths, more, strict=True)):
         tokens[row, 4 - new :] = text[length : length + new]
-    together = store.read(tokens, more, 1)[:, 0]
+    together = store.extend(tokens, more, 1)[:, 0]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
 
 
@@ -109,7 +110,7 @@ def test_fused_weights_are_held_once_and_the_model_goes_on_working() -> None:
 
 def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
     def forward(architecture: str) -> str:
-        store = loaded_pair(architecture, noise=0.3).pair.base.store()
+        store = loaded_pair(architecture, noise=0.3).pair.base.new_cache()
         assert isinstance(store, BatchedKVCache)
         return type(store.forward).__name__
 
@@ -125,7 +126,7 @@ def test_a_wrong_one_is_not_used(
     monkeypatch.setattr(
         LlamaForward, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest)
     )
-    store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.store()
+    store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.new_cache()
     assert isinstance(store, BatchedKVCache)
     assert type(store.forward).__name__ == "MaskedForward"
 
@@ -138,11 +139,11 @@ def test_a_long_row_that_leaves_gives_its_room_back_and_disturbs_no_other() -> N
     assert lean is not None
     long, short = list(range(1, 90)) * 4, [3, 1, 4, 1, 5]
     alone, together = BatchedKVCache(lean), BatchedKVCache(lean)
-    together.admit(together.prefill(long), 1)
+    together.copy_prefix(finish(together.prefill(long)), 1)
     for store in (alone, together):
-        store.admit(store.prefill(short), 2)
+        store.copy_prefix(finish(store.prefill(short)), 2)
     room = together.cache.columns
-    together.reorder([2, 1])
+    together.drop(kept=[2, 1])
     next_ = torch.tensor([[9], [2]])
-    torch.testing.assert_close(together.read(next_, [1, 1], 1), alone.read(next_, [1, 1], 1))
+    torch.testing.assert_close(together.extend(next_, [1, 1], 1), alone.extend(next_, [1, 1], 1))
     assert together.cache.columns < room / 4

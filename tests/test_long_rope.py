@@ -17,6 +17,7 @@ from baco import Baco, BacoError, as_transformers
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
 from baco.models.caches.long_rope import LongRopeKVCache
 from tests.fuzzing import budget
 from tests.test_engine import reference, rules, told, without_turn_cut
@@ -131,14 +132,14 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
     pairs: Callable[[str], Baco], data: st.DataObject
 ) -> None:
     half = pairs("phi3").pair.base
-    store = half.store()
+    store = half.new_cache()
     assert isinstance(store, LongRopeKVCache)
     token = st.integers(2, 390)
     texts: list[list[int]] = []
     for _ in range(data.draw(st.integers(1, 3))):
         length = data.draw(st.integers(0, ORIGINAL + 6))
         texts.append(data.draw(st.lists(token, min_size=length, max_size=length)))
-        store.admit(store.prefill(texts[-1]), 1)
+        store.copy_prefix(finish(store.prefill(texts[-1])), 1)
     for _ in range(data.draw(st.integers(1, 4))):
         new = [data.draw(st.lists(token, max_size=8)) for _ in texts]
         new[0] = new[0] or [7]
@@ -146,7 +147,7 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
         texts = [text + more for text, more in zip(texts, new, strict=True)]
         span = max(map(len, new))
         tokens = torch.tensor([[0] * (span - len(more)) + more for more in new])
-        logits = half.fit(store.read(tokens, [len(more) for more in new], min(keep, span)))
+        logits = half.fit(store.extend(tokens, [len(more) for more in new], min(keep, span)))
         for row, (text, more) in enumerate(zip(texts, new, strict=True)):
             for back in range(1, 1 + min(len(more), keep)):
                 expected = half.score(text[: len(text) - back + 1])[-1]
@@ -154,7 +155,7 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
         kept = [data.draw(st.integers(max(0, len(text) - 6), len(text))) for text in texts]
         store.roll_back(kept)
         order = data.draw(st.permutations(range(len(texts))))
-        store.reorder(order)
+        store.drop(kept=order)
         texts = [texts[row][: kept[row]] for row in order]
         assert store.lengths == [len(text) for text in texts]
 

@@ -18,9 +18,10 @@ from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
-from baco.kv_cache.batched import CPU_PIECE, BatchedKVCache
+from baco.kv_cache.batched import CPU_CHUNK, BatchedKVCache
 from baco.kv_cache.memory_limit import cache_bytes
-from baco.kv_cache.slots import Plan, columns_for
+from baco.kv_cache.protocol import finish
+from baco.kv_cache.slots import ForwardPlan, columns_for
 from baco.models.caches.per_row import PerRowKVCache, tensor_bytes
 from baco.models.forward.packed_linear import weights
 from baco.models.model import PairModel
@@ -83,7 +84,7 @@ def request(baco: Baco, prompt: str = PROMPT, explain: bool = False, **sampling:
     )
 
 
-def finish(engine: Engine) -> None:
+def run_out(engine: Engine) -> None:
     while engine.busy:
         engine.step()
 
@@ -118,19 +119,19 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     deep: Baco, ledger: AccessLog
 ) -> None:
     engine = Engine(deep.pair)
-    each = {name: half.cache_size.token for name, half in engine._runner.halves.items()}
+    each = {name: half.row_size.per_token for name, half in engine._runner.halves.items()}
     asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
     tokens = {name: len(asked.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
     ledger.peak = 0
     sequences = engine.add(asked)
-    pieces = {name: math.ceil((count - 1) / CPU_PIECE) for name, count in tokens.items()}
+    pieces = {name: math.ceil((count - 1) / CPU_CHUNK) for name, count in tokens.items()}
     with torch.inference_mode():
         while not engine.running:
             engine._scheduler.schedule()
     assert engine.running == 32
     assert engine.stats.forwards == pieces
-    finish(engine)
+    run_out(engine)
     said = sum(len(sequence.tokens) for sequence in sequences)
     needed = sum(each[name] * (tokens[name] + said) for name in each)
     halves = (deep.pair.base, deep.pair.aligned)
@@ -144,7 +145,7 @@ def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: AccessLog) -> None:
     for sequence in engine.add(request(llama, n=4, max_tokens=40)):
         engine.step()
         engine.stop(sequence, len(sequence.tokens))
-    finish(engine)
+    run_out(engine)
     assert ledger.peak > 0
     assert not ledger.alive
 
@@ -163,7 +164,7 @@ def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: AccessLog) -
     assert ledger.peak <= memory
     generous = Engine(llama.pair, memory="1GiB")
     free = [sequence for each in asked for sequence in generous.add(each)]
-    finish(generous)
+    run_out(generous)
     assert [s.tokens for s in sequences] == [s.tokens for s in free]
 
 
@@ -205,7 +206,7 @@ def test_padding_takes_one_column_behind_all_rows_and_no_row_looks_there(
 ) -> None:
     lengths, counts = (list(column) for column in zip(*rows, strict=True))
     span = max(counts) + padding
-    plan = Plan.of(lengths, counts, span)
+    plan = ForwardPlan.of(lengths, counts, span)
     longest = max(length + count for length, count in rows)
     assert plan.width <= longest + 1
     for (length, count), columns in zip(rows, plan.columns.tolist(), strict=True):
@@ -225,7 +226,7 @@ def test_an_answer_that_memory_cannot_hold_hurts_no_other(llama: Baco) -> None:
     [answer] = engine.add(small)
     with pytest.raises(BacoError, match="raise memory"):
         engine.add(large)
-    finish(engine)
+    run_out(engine)
     assert answer.finish_reason
 
 
@@ -317,24 +318,25 @@ def test_the_size_of_a_row_is_that_of_its_tensors(
     make_half: Callable[..., PairModel], loaded_pair: Callable[..., Baco], case: str
 ) -> None:
     half = make_half(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
-    size, ids = half.cache_size, ids_of(120)
+    size, ids = half.row_size, ids_of(120)
     with torch.inference_mode(), cache_tables() as ledger:
         for tokens in (1, 2, 60, 100):
-            store = half.store()
-            store.admit(store.prefill(ids[:tokens], 1), 2)
+            store = half.new_cache()
+            store.copy_prefix(finish(store.prefill(ids[:tokens], 1)), 2)
             for token in ids[tokens : tokens + 5]:
-                store.read(torch.tensor([[token]] * 2), [1, 1], 1)
+                store.extend(torch.tensor([[token]] * 2), [1, 1], 1)
             tables, layers = [], []
             if isinstance(store, BatchedKVCache):
-                assert store.held() == ledger.now == 2 * size.row(store.cache.columns)
+                assert store.allocated_bytes() == ledger.now == 2 * size.bytes(store.cache.columns)
                 layers = [layer for layer in store.cache.layers if layer.is_initialized]
                 tables = [table for layer in layers for table in (layer.keys, layer.values)]
-                assert max(table.nbytes for table in tables) == 2 * size.tensor(store.cache.columns)
+                largest = size.largest_tensor(store.cache.columns)
+                assert max(table.nbytes for table in tables) == 2 * largest
             else:
                 assert isinstance(store, PerRowKVCache)
-                row = tensor_bytes(store.rows[0])
-                assert sum(row) <= size.row(tokens + 5) <= 2 * sum(row) + 2 * size.token
-                assert max(row) <= size.tensor(tokens + 5)
+                row = tensor_bytes(store.states[0])
+                assert sum(row) <= size.bytes(tokens + 5) <= 2 * sum(row) + 2 * size.per_token
+                assert max(row) <= size.largest_tensor(tokens + 5)
             del store, tables, layers
 
 

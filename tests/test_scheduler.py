@@ -24,6 +24,7 @@ from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
 from baco.kv_cache import batched as store
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
 from baco.kv_cache.slots import columns_for
 from baco.models.forward.llama import attend
 from baco.outputs import Chunk
@@ -73,7 +74,7 @@ def watched() -> Iterator[Watch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchedKVCache, "_read_alone", read_alone)
         patch.setattr(Verifier, "verify", judged)
-        patch.setattr(store, "CPU_PIECE", PIECE)
+        patch.setattr(store, "CPU_CHUNK", PIECE)
         yield watch
 
 
@@ -162,11 +163,11 @@ def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
         return attend(query, keys, *others)
 
     monkeypatch.setattr("baco.models.forward.llama.attend", attended)
-    store = half.store()
+    store = half.new_cache()
     assert isinstance(store, BatchedKVCache)
-    store.piece = 48
+    store.chunk = 48
     with torch.inference_mode():
-        store.prefill(ids_of(240))
+        finish(store.prefill(ids_of(240)))
     assert sorted(set(widths)) == [columns_for(48 * (piece + 1)) for piece in range(5)]
 
 
@@ -218,13 +219,13 @@ def test_what_was_not_read_for_long_is_read_before_it_is_much(
         engine = Engine(baco.pair, speculate=False, pieces=1)
         [answer] = engine.add(Request(ids, ids, params, baco.router("P:1.0"), digest=b""))
         spans = []
-        reads = engine._runner.stores["aligned"].read
+        reads = engine._runner.stores["aligned"].extend
 
         def read(tokens: Any, counts: Any, keep: int) -> Any:
             spans.append(tokens.shape[1])
             return reads(tokens, counts, keep)
 
-        engine._runner.stores["aligned"].read = read  # type: ignore[method-assign]
+        engine._runner.stores["aligned"].extend = read  # type: ignore[method-assign]
         while engine.busy:
             engine.step()
             for length in engine._runner.stores["aligned"].lengths:

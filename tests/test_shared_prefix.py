@@ -14,7 +14,7 @@ from baco.engine.engine import Engine
 from baco.engine.sequence import Request
 from baco.kv_cache import shared_prefix as prefixes
 from baco.kv_cache.batched import BatchedKVCache
-from baco.kv_cache.shared_prefix import attend_to_both
+from baco.kv_cache.shared_prefix import attend_with_prefixes
 from tests.fuzzing import budget
 from tests.live import needed
 
@@ -26,7 +26,7 @@ Told = list[tuple[list[int], list[str]]]
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many tokens must be saved for a prompt to be shared."""
-    return lambda tokens: monkeypatch.setattr(prefixes, "_SAVED", tokens)
+    return lambda tokens: monkeypatch.setattr(prefixes, "_MIN_SAVED", tokens)
 
 
 def decode(baco: Baco, asked: list[Request], **engine: Any) -> tuple[Told, Engine]:
@@ -85,7 +85,7 @@ def test_answers_are_those_of_copied_prompts(
     told = []
     for saved in (1, 2**40):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prefixes, "_SAVED", saved)
+            patch.setattr(prefixes, "_MIN_SAVED", saved)
             told.append(decode(baco, requests, max_rows=rows, speculate=speculate)[0])
     assert told[0] == told[1]
 
@@ -120,7 +120,7 @@ def test_attention_over_two_parts_is_attention_over_both_at_once(
         expected[mine] = F.scaled_dot_product_attention(
             query[mine], whole_keys, whole_values, scale=0.3
         )
-    said = attend_to_both(query, keys, values, mask, 0.3, behind)
+    said = attend_with_prefixes(query, keys, values, mask, 0.3, behind)
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from baco.bench.contestants import Task
 from baco.engine.engine import Engine
 from baco.engine.sequence import Request
-from baco.kv_cache.batched import KVCache
+from baco.kv_cache.protocol import KVCache
 from baco.models.pair import Pair
 
 TOKENS, ANSWERS = 2_000, 32
@@ -51,14 +51,14 @@ def long_prompt(pair: Pair, task: Task) -> LongPrompt:
 
 def _counting(store: KVCache) -> list[int]:
     """The lengths of the prompts that a store reads from now on."""
-    reading: Any = store.reading
+    prefill: Any = store.prefill
     lengths = list[int]()
 
     def counted(ids: Sequence[int], samples: int = 1) -> Any:
         lengths.append(len(ids))
-        return reading(ids, samples)
+        return prefill(ids, samples)
 
-    store.reading = counted  # type: ignore[method-assign]
+    store.prefill = counted  # type: ignore[method-assign]
     return lengths
 
 

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from baco.engine.scoring import ENTRY_BYTES, piece_of
 from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
-from baco.kv_cache.slots import CacheSize, columns_for
+from baco.kv_cache.protocol import RowSize
+from baco.kv_cache.slots import columns_for
 from baco.models.model import PairModel
 from baco.sampling.sampler import DRAW_BYTES, most_drawn
 
@@ -60,7 +61,7 @@ class Budget:
         self, memory: int, models: Mapping[str, PairModel], vocabulary: int, piece: int
     ) -> None:
         self.memory, self.piece = memory, piece
-        self.sizes: dict[str, CacheSize] = {name: half.cache_size for name, half in models.items()}
+        self.sizes: dict[str, RowSize] = {name: half.row_size for name, half in models.items()}
         self._models = dict(models)
         self._width = max(vocabulary, *(half.rows_of_logits for half in models.values()))
         self._drawn = max(self._width, most_drawn(models["aligned"].device.type))
@@ -71,19 +72,19 @@ class Budget:
 
     def prompt(self, name: str, tokens: int) -> int:
         """Bytes of a prompt that a model has read."""
-        return self.sizes[name].row(tokens)
+        return self.sizes[name].bytes(tokens)
 
     def text(self, name: str, tokens: int) -> int:
         """Bytes of a text that a model scores, and of the logits of a piece of it."""
         half = self._models[name]
         logits = piece_of(half) * half.rows_of_logits * ENTRY_BYTES
-        return self.sizes[name].row(tokens) + logits
+        return self.sizes[name].bytes(tokens) + logits
 
     def tables(self, needs: Needs, rows: int, held: Mapping[str, int]) -> int:
         """Bytes of so many rows of all models at their full length, or of what is held now."""
         taken = 0
         for name, size in self.sizes.items():
-            planned = rows * size.row(columns_for(needs.columns[name]))
+            planned = rows * size.bytes(columns_for(needs.columns[name]))
             taken += max(planned, held.get(name, 0))
         return taken
 
@@ -100,10 +101,10 @@ class Budget:
             decided += half.forward_size.bytes(rows, positions, seen)
             at_once = self.read_at_once(rows) if half.reads_in_pieces else seen
             read = max(read, half.forward_size.bytes(1, at_once, seen))
-            copied = max(copied, self.sizes[name].tensor(columns_for(needs.columns[name])))
+            copied = max(copied, self.sizes[name].largest_tensor(columns_for(needs.columns[name])))
             if half.long_rope is not None and seen > half.long_rope.original_length:
                 # A row that grows beyond it is read again, into tables of its own.
-                again += self.sizes[name].row(half.long_rope.original_length + MAX_DRAFT_TOKENS)
+                again += self.sizes[name].bytes(half.long_rope.original_length + MAX_DRAFT_TOKENS)
         return max(decided, read) + rows * copied + again
 
     def total(

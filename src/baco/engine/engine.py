@@ -68,7 +68,9 @@ class Engine:
             halves["draft"] = draft
         self._runner = ModelRunner(halves, self._batch)
         # Plain forwards keep the host busy: one device would wait for the second's operations.
-        together = self._device.type == "cuda" and not self._apart and self._runner.stays(MODELS)
+        together = (
+            self._device.type == "cuda" and not self._apart and self._runner.static_shapes(MODELS)
+        )
         self._dual_stream = DualStream(self._device) if together else None
         self._skip_stats = SkipStats()
         drafts = speculate and self._runner.can_roll_back
@@ -76,7 +78,7 @@ class Engine:
         planner = priced(sizes, pair.vocabulary.size, self._device.type) if drafts else None
         self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
         held = cache_bytes(memory, {half.device for half in halves.values()})
-        piece = max(half.piece for half in halves.values())
+        piece = max(half.prefill_chunk for half in halves.values())
         budget = Budget(held, halves, pair.vocabulary.size, piece)
         self._scheduler = Scheduler(self._runner, self._batch, budget, max_rows, pieces)
         self._doubted: set[SequenceState] = set()  # rows that met damaged logits in the last step

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baco.engine.sequence import SequenceState
-from baco.kv_cache.batched import KVCache
+from baco.kv_cache.protocol import KVCache
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.sequence import Request, SequenceState
-from baco.kv_cache.batched import BatchedKVCache, KVCache
+from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.source import Source
 
@@ -30,7 +30,7 @@ class ModelRunner:
 
     def __init__(self, halves: Mapping[str, PairModel], batch: Batch) -> None:
         self.halves = dict(halves)
-        self.stores: dict[str, KVCache] = {name: half.store() for name, half in halves.items()}
+        self.stores: dict[str, KVCache] = {name: half.new_cache() for name, half in halves.items()}
         self._batch = batch
 
     @property
@@ -50,7 +50,7 @@ class ModelRunner:
         for name in self.reads(request):
             # The last token is read in the first step, as every later token is.
             ids = request.ids(name)[:-1]
-            prefixes[name] = yield from self.stores[name].reading(ids, request.params.n)
+            prefixes[name] = yield from self.stores[name].prefill(ids, request.params.n)
         return prefixes
 
     def to_read(self, request: Request) -> int:
@@ -83,11 +83,11 @@ class ModelRunner:
             if sum(counts) > most:
                 nothing = torch.empty(len(left), 0, dtype=torch.int64)
                 tokens = _flush_right(left, nothing, [0] * len(left), max(counts))
-                store.read(tokens, counts, 1)
+                store.extend(tokens, counts, 1)
 
     def held(self) -> dict[str, int]:
         """Bytes of each model's tables, where they may have room for more than their rows need."""
-        return {name: store.held() for name, store in self.stores.items()}
+        return {name: store.allocated_bytes() for name, store in self.stores.items()}
 
     def shrink(self, columns: Mapping[str, int]) -> None:
         """Give back what tables hold beyond their rows, each of so many columns at most."""
@@ -97,30 +97,28 @@ class ModelRunner:
     def copied(self, name: str, request: Request) -> int:
         """Tokens of a request's prompt that a half copies for each of its samples: all or none."""
         tokens = len(request.ids(name))
-        return 0 if self.stores[name].shares(tokens - 1, request.params.n) else tokens
+        return 0 if self.stores[name].shares_prefix(tokens - 1, request.params.n) else tokens
 
-    def stays(self, halves: Iterable[str]) -> bool:
+    def static_shapes(self, halves: Iterable[str]) -> bool:
         """Do these halves' tables stay where they are while rows are decoded?"""
-        stores = (self.stores[half] for half in halves)
-        return all(isinstance(store, BatchedKVCache) and store.stays for store in stores)
+        return all(self.stores[half].static_shapes for half in halves)
 
-    def hold(self, rows: int, columns: Mapping[str, int]) -> None:
+    def preallocate(self, rows: int, columns: Mapping[str, int]) -> None:
         """Make room in one go, for so many rows of so many columns of each half, where tables are
         to stay where they are.
         """
         for name, store in self.stores.items():
-            if isinstance(store, BatchedKVCache) and store.stays:
-                store.cache.hold(rows, columns[name])
+            store.preallocate(rows, columns[name])
 
     def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
         """Append ``count`` rows behind a prompt."""
         for name, store in self.stores.items():
-            store.admit(prefixes.get(name), count)
+            store.copy_prefix(prefixes.get(name), count)
 
     def reorder(self, order: Sequence[int]) -> None:
         """Keep the rows ``order``, in that order."""
         for store in self.stores.values():
-            store.reorder(order)
+            store.drop(kept=order)
 
     def roll_back(self) -> None:
         """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
@@ -138,7 +136,7 @@ class ModelRunner:
         """
         ended = [row for row in rows if self._batch.rows[row].finish_reason is not None]
         for store in self.stores.values():
-            store.clean([row for row in rows if row not in ended], ended)
+            store.clear([row for row in rows if row not in ended], ended)
 
     def _keep(self, name: str, more: int) -> None:
         """Let a half forget all but the rows' tokens, and so many ``more``."""
@@ -204,7 +202,7 @@ class ModelRunner:
         more = [count if row.request.needs(name) else 0 for count, row in each]
         lengths = [len(own) + count for own, count in zip(pending, more, strict=True)]
         tokens = _flush_right(pending, drafted, more, max(lengths))
-        return half.fit(store.read(tokens, lengths, keep)).to(self._batch.device)
+        return half.fit(store.extend(tokens, lengths, keep)).to(self._batch.device)
 
     def _pending(self, name: str, row: SequenceState, length: int) -> list[int]:
         if not row.request.needs(name):

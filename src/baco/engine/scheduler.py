@@ -277,7 +277,7 @@ class Scheduler:
             rows = [*self._batch.rows, *answers]
             # Where tables stay where they are, for twice as many where memory has it.
             held = min(len(self._batch) + most, 1 << (len(rows) - 1).bit_length())
-            self._runner.hold(held, self._columns(rows))
+            self._runner.preallocate(held, self._columns(rows))
             assert first.prefixes is not None
             self._runner.admit(first.prefixes, new)
             self._batch.admit(answers)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from baco.kv_cache.batched import KVCache
+from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.source import Source
 
@@ -47,7 +47,7 @@ class Scoring:
 
 def piece_of(half: PairModel) -> int:
     """Tokens of a text that a model reads at once where it scores them."""
-    return min(half.piece, max(_LEAST, _MOST_ENTRIES // half.rows_of_logits))
+    return min(half.prefill_chunk, max(_LEAST, _MOST_ENTRIES // half.rows_of_logits))
 
 
 def score(half: PairModel, store: KVCache, scoring: Scoring) -> Generator[int, None, None]:
@@ -59,7 +59,7 @@ def score(half: PairModel, store: KVCache, scoring: Scoring) -> Generator[int, N
         scoring.tops.append(None)
     read, ids = 0, scoring.ids
     # Nothing comes after the last token.
-    for logits in store.after_each(ids[:-1], piece_of(half)):
+    for logits in store.score(ids[:-1], piece_of(half)):
         start, read = read, read + len(logits)
         skipped = max(scoring.first - 1 - start, 0)
         if skipped < len(logits):

@@ -1,1 +1,1 @@
-"""What the models have read of every sequence: storage and protocol. It knows no model."""
+"""KV caches: what the models have read of every sequence. Storage and protocol; no model."""

@@ -1,114 +1,81 @@
-"""Prompts that several rows of a cache go on from, each held once.
+"""Attention over a prompt that several rows share, without a copy for each row.
 
-Where a prompt is long and its samples are many, a copy for each would take more memory than their
-answers, and as much longer to go through at every step. So their rows hold only what comes after
-it, and attend to both: attention over two parts is the mean of what each part says, weighted by how
-much of the softmax falls on it.
+Copies of a long prompt for many samples would take more memory than their answers, and every step
+would read all of them. So such rows hold only the tokens after the prompt, and attend to both
+parts: attention over two parts is the mean of their outputs, weighted by each part's share of the
+softmax.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from baco.kv_cache.slots import SlotCache
-
-# Tokens whose copies must be saved: below, the few more operations of every layer cost more.
-_SAVED = 2_048
+# Copied tokens that sharing must save; below, the extra operations of every layer cost more.
+_MIN_SAVED = 2_048
 
 
-def pays(tokens: int, samples: int) -> bool:
-    """Is a prompt of so many tokens held once for so many samples, or copied for each?"""
-    return tokens * (samples - 1) >= _SAVED
+def sharing_pays(tokens: int, samples: int) -> bool:
+    """Is it faster to share a prompt of this many tokens than to copy it for each sample?"""
+    return tokens * (samples - 1) >= _MIN_SAVED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
-    """A prompt that was read.
+class PrefixGroup:
+    """Rows that continue one shared prompt.
 
     Attributes:
-        cache: its keys and values, of one row.
-        length: its tokens.
-        shared: rows that go on from it attend to it where it lies.
+        rows: of the batch: a slice where they are adjacent, else int64 [G].
+        length: tokens of the prompt.
+        keys, values: of the prompt in every layer, [key heads, tokens, width] each.
     """
 
-    cache: "SlotCache"
-    length: int
-    shared: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The rows that go on from one shared prompt.
-
-    Attributes:
-        prefix: the prompt.
-        rows: of the batch: a stretch of them where they stand together, else int64 [G].
-    """
-
-    prefix: Prefix
     rows: slice | Tensor
-
-    def table(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The prompt's keys and values of a layer, [key heads, tokens, width]."""
-        held = self.prefix.cache.layer(layer)
-        return held.keys[0], held.values[0]
+    length: int
+    keys: list[Tensor]
+    values: list[Tensor]
 
 
-def grouped(prefixes: Sequence[Prefix | None], device: torch.device) -> list[Group]:
-    """The rows of a batch by the shared prompts that they go on from."""
-    found: dict[int, tuple[Prefix, list[int]]] = {}
-    for row, prefix in enumerate(prefixes):
-        if prefix is not None:
-            found.setdefault(id(prefix), (prefix, []))[1].append(row)
-    return [Group(prefix, _index(rows, device)) for prefix, rows in found.values()]
-
-
-def _index(rows: list[int], device: torch.device) -> slice | Tensor:
+def row_index(rows: list[int], device: torch.device) -> slice | Tensor:
+    """An index of ascending row numbers: a slice where they are adjacent."""
     if rows[-1] - rows[0] + 1 == len(rows):
         return slice(rows[0], rows[-1] + 1)
     return torch.tensor(rows, device=device)
 
 
-def attend_to_both(
+def attend_with_prefixes(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Tensor,
     scale: float,
-    behind: Sequence[tuple[slice | Tensor, Tensor, Tensor]],
+    prefixes: Sequence[tuple[slice | Tensor, Tensor, Tensor]],
 ) -> Tensor:
-    """Attention of a few tokens over their rows' own columns and over the prompts before these.
+    """Attention of a few tokens over their rows' own columns and the prompts before them.
 
     Args:
         query: [B, heads, L, width].
-        keys, values: the rows' own, [B, heads, columns, width].
-        mask: added to the scores of own columns, what can be seen as [B, 1 or heads, L, columns].
+        keys, values: of the rows' own columns, [B, heads, columns, width].
+        mask: added to the scores of own columns; viewable as [B, 1 or heads, L, columns].
         scale: of the scores.
-        behind: rows and the keys and values that these have in common, [heads, tokens, width].
+        prefixes: rows, and the keys and values that they share, [heads, tokens, width].
 
     Returns:
         [B, heads, L, width].
     """
-    size, heads, few, width = query.shape
+    size, heads, span, width = query.shape
     query = query * scale
-    own = (query @ keys.transpose(2, 3)).float() + mask.view(size, -1, few, mask.shape[-1])
-    weight = own.logsumexp(dim=-1)
-    said = (own.softmax(dim=-1).to(values.dtype) @ values).float()
-    for rows, shared_keys, shared_values in behind:
-        # All rows' queries in one product per head: the prompt is gone through once for all.
-        asked = query[rows].transpose(0, 1).reshape(heads, -1, width)
-        scores = torch.bmm(asked, shared_keys.transpose(1, 2)).float()
-        heard = torch.bmm(scores.softmax(dim=-1).to(values.dtype), shared_values).float()
-        heard = heard.view(heads, -1, few, width).transpose(0, 1)
-        share = (_apart(scores.logsumexp(dim=-1), few) - weight[rows]).sigmoid()
-        said[rows] = said[rows].lerp(heard, share[..., None])
-    return said.to(query.dtype)
-
-
-def _apart(column: Tensor, few: int) -> Tensor:
-    """Of every head [heads, rows * few] as [rows, heads, few]."""
-    return column.view(len(column), -1, few).transpose(0, 1)
+    scores = (query @ keys.transpose(2, 3)).float() + mask.view(size, -1, span, mask.shape[-1])
+    log_sum = scores.logsumexp(dim=-1)
+    output = (scores.softmax(dim=-1).to(values.dtype) @ values).float()
+    for rows, shared_keys, shared_values in prefixes:
+        # All rows' queries in one product per head, so that the prompt is read once for all.
+        queries = query[rows].transpose(0, 1).reshape(heads, -1, width)
+        scores = torch.bmm(queries, shared_keys.transpose(1, 2)).float()
+        prefix_out = torch.bmm(scores.softmax(dim=-1).to(values.dtype), shared_values).float()
+        prefix_out = prefix_out.view(heads, -1, span, width).transpose(0, 1)
+        prefix_log_sum = scores.logsumexp(dim=-1).view(heads, -1, span).transpose(0, 1)
+        weight = (prefix_log_sum - log_sum[rows]).sigmoid()
+        output[rows] = output[rows].lerp(prefix_out, weight[..., None])
+    return output.to(query.dtype)

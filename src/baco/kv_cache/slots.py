@@ -1,6 +1,6 @@
-"""Keys and values of many sequences, a row for each, at lengths of their own.
+"""Keys and values of many sequences in tables that are written in place, one row per sequence.
 
-They are written in place; `baco.kv_cache.batched` says what is read into them.
+Rows have lengths of their own. `baco.kv_cache.batched` decides what is read into them.
 """
 
 from collections.abc import Sequence
@@ -12,74 +12,41 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from baco.kv_cache.shared_prefix import Group
+from baco.kv_cache.shared_prefix import PrefixGroup
 
-# Room is made in steps that grow with what is there: at most an eighth of it lies idle, or a few
-# columns, and growing token by token copies each column only a few times.
-_LEAST_STEP, _MOST_IDLE = 16, 8
+# Tables grow in steps that grow with them: at most an eighth of the columns is unused, or a few,
+# and growing token by token copies each column only a few times.
+_MIN_STEP, _UNUSED_PART = 16, 8
 
 
 def columns_for(columns: int) -> int:
-    """How many columns are made where so many are needed."""
-    step = max(_LEAST_STEP, (1 << columns.bit_length()) // (2 * _MOST_IDLE))
+    """How many columns are allocated where this many are needed."""
+    step = max(_MIN_STEP, (1 << columns.bit_length()) // (2 * _UNUSED_PART))
     return -(-columns // step) * step
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSize:
-    """Bytes that one row of a model's cache takes.
-
-    Attributes:
-        fixed: whatever its length.
-        token: for each token of it.
-        tensor_fixed, tensor_token: the same of its largest tensor, which is there twice while the
-            cache grows.
-    """
-
-    fixed: int
-    token: int
-    tensor_fixed: int
-    tensor_token: int
-
-    @classmethod
-    def between(cls, one: Sequence[int], many: Sequence[int], tokens: int) -> Self:
-        """The size of a cache whose tensors take ``one`` bytes each with one token and ``many``
-        with so many ``tokens``, where it grows no faster than along a straight line.
-        """
-        token = max(0, -(-(sum(many) - sum(one)) // (tokens - 1)))
-        largest = -(-max(many, default=0) // tokens) if token else 0
-        return cls(max(0, sum(one) - token), token, max(one, default=0), largest)
-
-    def row(self, tokens: int) -> int:
-        """Bytes of a row of so many tokens; 0 for a row that is never read."""
-        return self.fixed + self.token * tokens if tokens else 0
-
-    def tensor(self, tokens: int) -> int:
-        """Bytes of the largest tensor of such a row."""
-        return self.tensor_fixed + self.tensor_token * tokens if tokens else 0
-
-
 @dataclass(slots=True)
-class Plan:
-    """Where the tokens of one forward go.
+class ForwardPlan:
+    """Where the tokens of one forward are written.
 
-    A row reads ``counts[r]`` tokens, flush right in T columns; the padding before them goes to one
-    column behind all rows, where nothing looks and a next token is written first.
+    A row reads ``counts[r]`` tokens, right-aligned in T columns. The padding before them goes to
+    one column behind all rows, which no token attends to and a later token overwrites.
 
     Attributes:
-        lengths: tokens each row held before.
+        lengths: tokens that each row held before.
         columns: of the cache, int64 [B, T].
-        width: columns of the cache that take part.
-        behind: the shared prompts that rows go on from; those rows' columns count from their end.
-        before: tokens of its shared prompt for each row, int64 [B]; None where none has any.
-        long: the row is read with the long factors of a rotary embedding that has such, [B].
+        width: the number of columns of the cache that take part.
+        shared_prefixes: the shared prompts that rows continue. Their columns count from its end.
+        prefix_lengths: tokens of its shared prompt for each row, int64 [B]; None where none has
+            any.
+        long: whether each row is read with the long factors of its rotary embedding, [B].
     """
 
     lengths: list[int]
     columns: Tensor
     width: int
-    behind: Sequence[Group] = ()
-    before: Tensor | None = None
+    shared_prefixes: Sequence[PrefixGroup] = ()
+    prefix_lengths: Tensor | None = None
     long: Sequence[bool] = ()
     _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
@@ -88,8 +55,7 @@ class Plan:
         """The plan of one forward over ``span`` columns of tokens."""
         end = max(map(sum, zip(lengths, counts, strict=True)))
         if min(counts) == span > 0:
-            at = range(span)
-            columns = torch.tensor([[length + ahead for ahead in at] for length in lengths])
+            columns = torch.tensor([[length + at for at in range(span)] for length in lengths])
             return cls(list(lengths), columns.view(-1, span), end)
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
@@ -97,7 +63,7 @@ class Plan:
         return cls(list(lengths), columns, end + 1)
 
     def slots(self, heads: int, columns: int, device: torch.device) -> Tensor:
-        """The tokens' places in a cache of so many heads and columns, laid end to end: int64
+        """Flat indices of the tokens in a cache of this many heads and columns: int64
         [B * T * heads].
         """
         if (device, heads) not in self._slots:
@@ -119,8 +85,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: "ReferenceType[SlotCache]") -> None:
         super().__init__()
-        # Weak: a cache and its layers would be a ring, and its gigabytes would outlive the engine
-        # until Python looks for rings.
+        # Weak: a reference cycle would keep gigabytes until Python's garbage collector runs.
         self._cache = cache
 
     @property
@@ -131,11 +96,11 @@ class SlotLayer(CacheLayerMixin):
         return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        def room(like: Tensor) -> Tensor:
+        def table(like: Tensor) -> Tensor:
             size = (self.cache.rows, like.shape[1], self.cache.columns, like.shape[3])
             return like.new_zeros(size)
 
-        self.keys, self.values = room(key_states), room(value_states)
+        self.keys, self.values = table(key_states), table(value_states)
         self.is_initialized = True
 
     def update(
@@ -148,16 +113,16 @@ class SlotLayer(CacheLayerMixin):
         assert self.values is not None
         plan, (rows, heads) = self.cache.plan, key_states.shape[:2]
         slots = plan.slots(heads, self.cache.columns, key_states.device)
-        for store, new in ((self.keys, key_states), (self.values, value_states)):
+        for table, new in ((self.keys, key_states), (self.values, value_states)):
             width = new.shape[3]
-            store.view(-1, width).index_copy_(0, slots, new.transpose(1, 2).reshape(-1, width))
+            table.view(-1, width).index_copy_(0, slots, new.transpose(1, 2).reshape(-1, width))
         return self.keys[:rows, :, : plan.width], self.values[:rows, :, : plan.width]
 
     def resize(self, rows: int, columns: int) -> None:
         """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
-        # One after the other: only one of them is there twice at a time.
+        # One after the other, so that only one of them exists twice at a time.
         self.keys = _resized(self.keys, rows, columns)
         self.values = _resized(self.values, rows, columns)
 
@@ -176,24 +141,24 @@ class SlotCache(Cache):
 
     Attributes:
         rows, columns: of its tables.
-        held: the least that they have of each; (0, 0) where nobody asked for more than is read.
+        preallocated: the fewest rows and columns that the tables have; (0, 0) without a minimum.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
         own = ref(self)
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.rows, self.columns = rows, columns
-        self.held = (0, 0)
-        self.plan = Plan.of([0], [0], 0)
+        self.preallocated = (0, 0)
+        self.plan = ForwardPlan.of([0], [0], 0)
 
     def layer(self, index: int) -> Any:
-        """The layer ``index``, made where it is not yet there."""
+        """The layer ``index``, created where it does not exist yet."""
         while len(self.layers) <= index:
             self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]
 
     def tables(self, layers: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of so many layers, made where they are not yet there.
+        """Keys and values of this many layers, created where they do not exist yet.
 
         Args:
             layers: of the model.
@@ -205,21 +170,31 @@ class SlotCache(Cache):
                 layer.lazy_initialization(like, like)
         return [layer.keys for layer in own], [layer.values for layer in own]
 
+    def initialized(self) -> list[Any]:
+        """The layers that have tables."""
+        return [layer for layer in self.layers if layer.is_initialized]
+
     def reserve(self, rows: int, columns: int) -> None:
-        """Have room for so many rows and columns, and for no more of either where that changes:
-        many short rows and then one long one never take the room of many long ones, and what a long
-        row took is not gone through for short ones.
+        """Resize the tables to these rows and columns where they are too small, or far too long.
+
+        Memory follows the current batch, not the largest ever seen, and short rows are not read at
+        the width of a long one that has left.
         """
-        rows, columns = max(rows, self.held[0]), max(columns, self.held[1])
-        if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _LEAST_STEP:
+        rows, columns = max(rows, self.preallocated[0]), max(columns, self.preallocated[1])
+        if rows <= self.rows and columns <= self.columns <= 2 * columns + 4 * _MIN_STEP:
             return
         self._resize(rows, columns)
 
+    def preallocate(self, rows: int, columns: int) -> None:
+        """Have room for this many rows and columns from now on, so that tables do not move."""
+        self.preallocated = rows, columns
+        self.reserve(rows, columns)
+
     def shrink(self, rows: int, columns: int) -> None:
-        """Have room for just so many rows and columns, or for what there is if that is less."""
+        """Have room for exactly this many rows and columns, or for fewer if there are fewer."""
         rows, columns = min(rows, self.rows), min(columns_for(columns), self.columns)
-        if self.held != (0, 0):
-            self.held = rows, columns
+        if self.preallocated != (0, 0):
+            self.preallocated = rows, columns
         if (rows, columns) != (self.rows, self.columns):
             self._resize(rows, columns)
 
@@ -228,9 +203,23 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.resize(self.rows, self.columns)
 
-    def hold(self, rows: int, columns: int) -> None:
-        """Have room for so many rows and columns until told otherwise, whatever is read: tables
-        stay where they are.
-        """
-        self.held = rows, columns
-        self.reserve(rows, columns)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """A prompt that was read.
+
+    Attributes:
+        cache: its keys and values, in one row.
+        length: its number of tokens.
+        shared: rows that continue it attend to this cache instead of a copy.
+    """
+
+    cache: SlotCache
+    length: int
+    shared: bool = False
+
+    def group(self, rows: slice | Tensor) -> PrefixGroup:
+        """The rows of a batch that share this prompt."""
+        layers = self.cache.initialized()
+        keys, values = [layer.keys[0] for layer in layers], [layer.values[0] for layer in layers]
+        return PrefixGroup(rows, self.length, keys, values)

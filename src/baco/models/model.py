@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError, DamagedLogitsError, prompt_too_long
-from baco.kv_cache.batched import BatchedKVCache, Forward, KVCache, piece_for
-from baco.kv_cache.slots import CacheSize, SlotCache
+from baco.kv_cache.batched import BatchedKVCache, Forward, prefill_chunk
+from baco.kv_cache.protocol import KVCache, RowSize, finish
+from baco.kv_cache.slots import SlotCache
 from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.caches.per_row import PerRowKVCache
 from baco.models.caches.uncached import NoKVCache
@@ -259,9 +260,9 @@ class PairModel:
         return embedding_rows(self.model) if self.first_rows is None else self.first_rows
 
     @property
-    def piece(self) -> int:
-        """Tokens of a prompt that are read at once."""
-        return piece_for(self.device)
+    def prefill_chunk(self) -> int:
+        """Tokens of one chunk of a prompt."""
+        return prefill_chunk(self.device)
 
     @property
     def reads_in_pieces(self) -> bool:
@@ -278,25 +279,25 @@ class PairModel:
         """Can its cache take back what was read, so that drafting costs no second reading?"""
         return self._forward is not None
 
-    def store(self) -> KVCache:
+    def new_cache(self) -> KVCache:
         """A fresh cache for this half: one batched forward a step where the architecture can."""
         forward = self._forward
         if isinstance(forward, ClampedForward) and isinstance(forward.forward, CudaGraphForward):
-            return forward.forward.store(forward)
+            return forward.forward.new_cache(forward)
         if forward is not None:
             return self._batched(forward)
         runner = _Runner(self)
         if not self._state_is_apart:
             return NoKVCache(runner)
-        return PerRowKVCache(runner, self.piece if self._state_reads_on else None)
+        return PerRowKVCache(runner, self.prefill_chunk if self._state_reads_on else None)
 
     @cached_property
     @torch.inference_mode()
-    def cache_size(self) -> CacheSize:
+    def row_size(self) -> RowSize:
         """What a row of its cache takes. Measured, as architectures keep very different things."""
         if self._forward is not None:
-            return self._batched(self._forward).size()
-        return self.store().size()
+            return self._batched(self._forward).row_size()
+        return self.new_cache().row_size()
 
     @cached_property
     def forward_size(self) -> ForwardSize:
@@ -320,9 +321,9 @@ class PairModel:
 
     def _batched(self, forward: Forward) -> KVCache:
         if self.long_rope is not None:
-            return LongRopeKVCache(forward, self.long_rope, piece=self.piece)
+            return LongRopeKVCache(forward, self.long_rope, chunk=self.prefill_chunk)
         lean = isinstance(forward, ClampedForward) and isinstance(forward.forward, LlamaForward)
-        return BatchedKVCache(forward, shares=lean, piece=self.piece)
+        return BatchedKVCache(forward, shares=lean, chunk=self.prefill_chunk)
 
     def compile(self) -> str | None:
         """Decode without Python in the forward, where that can be: compiled for a CPU
@@ -389,7 +390,7 @@ class PairModel:
         text = list(range(1, 8))
         whole = self.fit(PerRowKVCache(_Runner(self))._read({}, text)[0])[0]
         try:
-            *_, last = PerRowKVCache(_Runner(self), 3).after_each(text, 3)
+            *_, last = PerRowKVCache(_Runner(self), 3).score(text, 3)
         except Exception as error:
             log.debug("%s reads prompts whole: %s", self.name, error)
             return False
@@ -416,9 +417,9 @@ class PairModel:
             )
         try:
             for text in texts:
-                store.admit(store.prefill(text[:-1]), 1)
+                store.copy_prefix(finish(store.prefill(text[:-1])), 1)
             last = torch.tensor([[text[-1]] for text in texts])
-            together = self.fit(store.read(last, [1, 1], 1)[:, 0])
+            together = self.fit(store.extend(last, [1, 1], 1)[:, 0])
         except Exception as error:
             log.debug("%s does not go with %s: %s", self.name, type(store).__name__, error)
             return False

@@ -1,6 +1,6 @@
-"""A cache that the model keeps itself: slow, and right for any causal LM.
+"""The cache that a model keeps itself, one per row: slow, and right for any causal LM.
 
-For architectures whose state is not keys and values of every token (state-space models, ALiBi).
+It serves architectures whose state is not a key and a value per token (state-space models, ALiBi).
 """
 
 import copy
@@ -10,164 +10,160 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.kv_cache.batched import read_through
-from baco.kv_cache.slots import CacheSize
+from baco.kv_cache.protocol import RowSize, finish
 
-# Tokens after which a state is measured: beyond, it grows as it did up to there.
-_MEASURED = 64
+# A state is measured after one token and after this many; beyond, it grows at the same rate.
+_MEASURED_TOKENS = 64
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
-def read_rows(
+def extend_rows(
     tokens: Tensor,
     counts: Sequence[int],
     keep: int,
-    read: Callable[[int, Sequence[int], int], Tensor],
+    extend_row: Callable[[int, Sequence[int], int], Tensor],
 ) -> Tensor:
-    """`KVCache.read`, a row at a time.
+    """`KVCache.extend`, one row at a time.
 
     Args:
-        tokens: [B, T], of which each row reads its last ``counts``; nothing is read of one that
-            has none.
-        counts: one a row.
-        keep: of how many last tokens the logits are wanted.
-        read: (row, token ids, keep) → the logits after the row's last tokens, [keep or fewer,
-            width].
+        tokens, counts, keep: as there.
+        extend_row: (row, token ids, keep) → the logits after the row's last tokens, [keep or fewer,
+            width]. It is not called for a row that reads nothing.
 
     Returns:
-        [B, keep, width], flush right, zeros where a row has fewer.
+        [B, keep, width], right-aligned, zeros where a row has fewer.
     """
-    found = {
-        row: read(row, ids[-count:], keep)
+    rows = {
+        row: extend_row(row, ids[-count:], keep)
         for row, (ids, count) in enumerate(zip(tokens.tolist(), counts, strict=True))
         if count
     }
-    some = next(iter(found.values()))
+    some = next(iter(rows.values()))
     whole = some.new_zeros(len(counts), keep, some.shape[-1])
-    for row, logits in found.items():
+    for row, logits in rows.items():
         whole[row, keep - len(logits) :] = logits
     return whole
 
 
 def tensor_bytes(state: Any) -> list[int]:
-    """Bytes of every tensor that is held anywhere in a state, each once.
+    """Bytes of every tensor anywhere in a state, each storage once.
 
-    What is only a part of a larger tensor holds all of it.
+    A view counts as the whole storage that it keeps alive.
     """
-    found: dict[int, int] = {}
-    seen: set[int] = set()
+    storages: dict[int, int] = {}
+    visited: set[int] = set()
 
-    def look(value: Any) -> None:
+    def visit(value: Any) -> None:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
-            found[storage._cdata] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()
             return
-        if id(value) in seen:
+        if id(value) in visited:
             return
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, dict):
-            inside: Iterator[Any] = iter(value.values())
+            parts: Iterator[Any] = iter(value.values())
         elif isinstance(value, list | tuple):
-            inside = iter(value)
+            parts = iter(value)
         elif isinstance(value, type | torch.nn.Module) or not hasattr(value, "__dict__"):
             return
         else:
-            inside = iter(vars(value).values())
-        for part in inside:
-            look(part)
+            parts = iter(vars(value).values())
+        for part in parts:
+            visit(part)
 
-    look(state)
-    return list(found.values())
+    visit(state)
+    return list(storages.values())
 
 
 class PerRowKVCache:
-    """The model's own cache, one a row, one forward a row, with the verbs of `KVCache`.
+    """The model's own cache, one per row and one forward per row, with the verbs of `KVCache`.
 
     Args:
         model: of the rows.
-        piece: tokens of a prompt that are read at once; None for a model that reads no more than
-            one token on, and so reads a prompt whole.
+        chunk: tokens of a prompt that are read at once; None for a model that continues its state
+            by one token only, so that a prompt is read whole.
     """
 
-    can_roll_back = False
+    can_roll_back, static_shapes = False, False
 
-    def __init__(self, model: Any, piece: int | None = None) -> None:
-        self.model, self.piece = model, piece
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self, model: Any, chunk: int | None = None) -> None:
+        self.model, self.chunk = model, chunk
+        self.states: list[dict[str, Any]] = []
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
 
-    def shares(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
-        return False
-
-    def reading(
+    def prefill(
         self,
         ids: Sequence[int],
         samples: int = 1,  # noqa: ARG002
     ) -> Generator[int, None, tuple[dict[str, Any], int]]:
         state: dict[str, Any] = {}
-        for piece in self._pieces(ids, self.piece):
-            state = self._read(state, piece)[1]
-            yield len(piece)
+        for chunk in self._chunks(ids, self.chunk):
+            state = self._read(state, chunk)[1]
+            yield len(chunk)
         return state, len(ids)
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> tuple[dict[str, Any], int]:
-        return read_through(self.reading(ids, samples))
-
-    def after_each(self, ids: Sequence[int], piece: int) -> Iterator[Tensor]:
-        state: dict[str, Any] = {}
-        for own in self._pieces(ids, piece if self.piece else None):
-            logits, state = self._read(state, own, keep=len(own))
-            yield logits
-
-    def _pieces(self, ids: Sequence[int], piece: int | None) -> Iterator[list[int]]:
-        step = piece or max(1, len(ids))
-        return (list(ids[start : start + step]) for start in range(0, len(ids), step))
-
-    def admit(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
+    def copy_prefix(self, prefix: tuple[dict[str, Any], int] | None, count: int) -> None:
         state, length = prefix or ({}, 0)
-        self.rows += [copy.deepcopy(state) for _ in range(count)]
+        self.states += [copy.deepcopy(state) for _ in range(count)]
         self.lengths += [length] * count
 
-    def reorder(self, order: Sequence[int]) -> None:
-        self.rows = [self.rows[row] for row in order]
-        self.lengths = [self.lengths[row] for row in order]
+    def shares_prefix(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
+        return False
 
-    def read(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        return read_rows(tokens, counts, keep, self._read_row)
+    def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        return extend_rows(tokens, counts, keep, self._extend_row)
 
-    def _read_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
-        found = []
+    def _extend_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
+        rows = []
         for token in ids:  # such a state may take no more than one token at a time
-            logits, self.rows[row] = self._read(self.rows[row], [token])
-            found.append(logits[-1])
+            logits, self.states[row] = self._read(self.states[row], [token])
+            rows.append(logits[-1])
         self.lengths[row] += len(ids)
         self.tokens += len(ids)
-        return torch.stack(found[-keep:])
+        return torch.stack(rows[-keep:])
 
     def roll_back(self, lengths: Sequence[int]) -> None:
         if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
-            raise ValueError("a model's own cache cannot be rewound")
+            raise ValueError("a model's own cache cannot be rolled back")
 
-    def clean(self, going: Sequence[int], ended: Sequence[int]) -> None:
-        """Rows have nothing in common."""
+    def drop(self, *, kept: Sequence[int]) -> None:
+        self.states = [self.states[row] for row in kept]
+        self.lengths = [self.lengths[row] for row in kept]
 
-    def size(self) -> CacheSize:
-        one, many = (
-            tensor_bytes(read_through(self.reading([1] * tokens))[0]) for tokens in (1, _MEASURED)
+    def score(self, ids: Sequence[int], chunk: int) -> Iterator[Tensor]:
+        state: dict[str, Any] = {}
+        for own in self._chunks(ids, chunk if self.chunk else None):
+            logits, state = self._read(state, own, keep=len(own))
+            yield logits
+
+    def clear(self, running: Sequence[int], ended: Sequence[int]) -> None:
+        """Rows share no tensor."""
+
+    def row_size(self) -> RowSize:
+        short, long = (
+            tensor_bytes(finish(self.prefill([1] * tokens))[0]) for tokens in (1, _MEASURED_TOKENS)
         )
-        return CacheSize.between(one, many, _MEASURED)
+        return RowSize.between(short, long, _MEASURED_TOKENS)
 
-    def held(self) -> int:
+    def allocated_bytes(self) -> int:
         return 0
+
+    def preallocate(self, rows: int, columns: int) -> None:
+        """A state takes what its own text needs."""
 
     def shrink(self, columns: int) -> None:
         """A state takes what its own text needs."""
 
+    def _chunks(self, ids: Sequence[int], chunk: int | None) -> Iterator[list[int]]:
+        step = chunk or max(1, len(ids))
+        return (list(ids[start : start + step]) for start in range(0, len(ids), step))
+
     def _read(
         self, state: dict[str, Any], ids: list[int], keep: int = 1
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Read on: the logits after the last ``keep`` tokens, and the state after them."""
+        """Continue a state: the logits after the last ``keep`` tokens, and the state after them."""
         tokens = torch.tensor([ids], device=self.model.device)
         self.forwards += 1
         output = self.model(input_ids=tokens, use_cache=True, logits_to_keep=keep, **state)

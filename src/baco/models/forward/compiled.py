@@ -62,10 +62,10 @@ class CompiledForward:
         """Compile all that there is to compile; whatever the compiler raises where it cannot."""
         for rows, span in product((1, _ROWS), (1, _TOKENS)):
             store = BatchedKVCache(self)
-            store.admit(None, rows)
+            store.copy_prefix(None, rows)
             store.cache.reserve(rows, span)
             self._lean.rotations(2 * store.cache.columns)
-            store.read(torch.zeros(rows, span, dtype=torch.int64), [span] * rows, span)
+            store.extend(torch.zeros(rows, span, dtype=torch.int64), [span] * rows, span)
 
 
 def _leave_open(table: Tensor, *dims: int) -> None:

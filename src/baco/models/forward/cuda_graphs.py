@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baco.kv_cache.batched import PIECE, BatchedKVCache, Forward
-from baco.kv_cache.slots import Plan, SlotCache
+from baco.kv_cache.batched import CHUNK, BatchedKVCache, Forward
+from baco.kv_cache.slots import ForwardPlan, SlotCache
 from baco.models.forward.llama import LlamaForward
 
 log = logging.getLogger("baco")
@@ -137,13 +137,13 @@ class CudaGraphForward:
         self._spare: deque[SlotCache] = deque(maxlen=1)
         self._proven = self._given_up = False
 
-    def store(self, forward: Forward) -> BatchedKVCache:
+    def new_cache(self, forward: Forward) -> BatchedKVCache:
         """A store whose tables are those of the last one that is gone, so that recordings last."""
         try:
             cache = self._spare.pop()
         except IndexError:
             cache = SlotCache(0, 0)
-        store = BatchedKVCache(forward, cache, piece=PIECE)
+        store = BatchedKVCache(forward, cache, chunk=CHUNK)
         finalize(store, self._spare.append, cache).atexit = False
         return store
 
@@ -172,13 +172,13 @@ class CudaGraphForward:
         """Try it out on a few tokens; whatever is raised where it cannot be recorded, RuntimeError
         where it then says something else.
         """
-        store, plain = self.store(self), BatchedKVCache(self._lean)
-        store.cache.hold(2, _NARROWEST)
+        store, plain = self.new_cache(self), BatchedKVCache(self._lean)
+        store.cache.preallocate(2, _NARROWEST)
         for one in (store, plain):
-            one.admit(None, 2)
+            one.copy_prefix(None, 2)
         for token in range(1, 5):  # seen, recorded, replayed
             tokens = torch.tensor([[token], [2 * token]])
-            found, expected = (one.read(tokens, [1, 1], 1).float() for one in (store, plain))
+            found, expected = (one.extend(tokens, [1, 1], 1).float() for one in (store, plain))
             if not (found - expected).abs().max() < 0.1 * expected.std():
                 raise RuntimeError("a recorded forward says something else than the plain one")
         self._proven = True
@@ -209,7 +209,7 @@ class CudaGraphForward:
             self._recorder.forget()
         self._steps.clear()
 
-    def _fill(self, shape: Shape, tokens: Tensor, plan: Plan) -> None:
+    def _fill(self, shape: Shape, tokens: Tensor, plan: ForwardPlan) -> None:
         """Put tokens and their columns where a step reads them. Padding goes where nobody looks
         before a token is written there: to a column behind all rows, and to rows that are nobody's.
         """
@@ -259,7 +259,7 @@ def _shape(rows: int, span: int, cache: SlotCache) -> Shape | None:
     """What a forward is recorded as, rounded up where there is room for padding; None where it is
     to be read plainly.
     """
-    if not cache.held[0] or span > _SPANS[-1]:
+    if not cache.preallocated[0] or span > _SPANS[-1]:
         return None
     last = cache.plan.width
     if last < cache.columns:  # a column behind all rows is left

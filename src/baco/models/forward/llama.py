@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baco.kv_cache.shared_prefix import Group, attend_to_both
+from baco.kv_cache.shared_prefix import PrefixGroup, attend_with_prefixes
 from baco.kv_cache.slots import SlotCache, columns_for
 from baco.models.forward.fused_linear import FUSED, Part, fuse
 from baco.models.forward.llama_layers import Block, Layout, Linear, Norm, layout_of
@@ -115,7 +115,9 @@ class LlamaForward:
         plan, width = cache.plan, None
         if self.device.type != "cpu" or not self.multiplies(tokens.shape[1]):
             width = min(columns_for(plan.width), cache.columns)
-        return self.read(*self.inputs(tokens, cache), keep, plan.before, plan.behind, width)
+        return self.read(
+            *self.inputs(tokens, cache), keep, plan.prefix_lengths, plan.shared_prefixes, width
+        )
 
     def tables(self, cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of every layer."""
@@ -127,7 +129,7 @@ class LlamaForward:
         keys, values = self.tables(cache)
         columns = cache.plan.columns.to(self.device, non_blocking=True)
         tokens = tokens.to(self.device, non_blocking=True)
-        before = max((group.prefix.length for group in cache.plan.behind), default=0)
+        before = max((group.length for group in cache.plan.shared_prefixes), default=0)
         return tokens, columns, self.rotations(before + cache.columns), keys, values
 
     def read(
@@ -138,8 +140,8 @@ class LlamaForward:
         keys: list[Tensor],
         values: list[Tensor],
         keep: int,
-        before: Tensor | None = None,
-        behind: Sequence[Group] = (),
+        prefix_lengths: Tensor | None = None,
+        shared_prefixes: Sequence[PrefixGroup] = (),
         width: int | None = None,
     ) -> Tensor:
         """The forward as a function of tensors alone; it can be compiled, and recorded.
@@ -150,7 +152,7 @@ class LlamaForward:
             rotations: as `rotations` gives them.
             keys, values: of every layer, [B or more, key heads, columns, width]; written to.
             keep: of how many last tokens the logits are wanted; 0 for all.
-            before, behind: shared prompts of the rows, as in `baco.kv_cache.slots.Plan`.
+            prefix_lengths, shared_prefixes: as in `baco.kv_cache.slots.ForwardPlan`.
             width: how many first columns tokens may look at; None for all, which plain products
                 on a CPU read sooner: a matrix that lies in one piece is not copied.
 
@@ -158,7 +160,7 @@ class LlamaForward:
             Raw logits [B, keep, vocabulary].
         """
         size, span = tokens.shape
-        places = columns if before is None else columns + before[:, None]
+        places = columns if prefix_lengths is None else columns + prefix_lengths[:, None]
         cos, sin = (table[places][:, :, None] for table in rotations)
         mask = self._mask(columns, width or keys[0].shape[2])
         slots = self._slots(columns, keys[0].shape[2])
@@ -174,8 +176,8 @@ class LlamaForward:
             if width is not None:
                 seen = (seen[0][:, :, :width], seen[1][:, :, :width])
             own = (query, *seen, mask, self._scale)
-            shared = [(group.rows, *group.table(layer)) for group in behind]
-            said = attend_to_both(*own, shared) if shared else attend(*own)
+            shared = [(g.rows, g.keys[layer], g.values[layer]) for g in shared_prefixes]
+            said = attend_with_prefixes(*own, shared) if shared else attend(*own)
             heard = block.out(self._joined(said, span))
             rows = rows + (heard if block.after_attention is None else block.after_attention(heard))
             thought = rows if block.before_mlp is None else block.before_mlp(rows)

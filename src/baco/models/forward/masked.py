@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from baco.kv_cache.slots import Plan, SlotCache
+from baco.kv_cache.slots import ForwardPlan, SlotCache
 from baco.models.context import text_config
 from baco.models.rope import LongRope
 
@@ -42,7 +42,7 @@ class MaskForm:
             return None
         return cls(kinds, window, layers is not None, implementation == "eager")
 
-    def masks(self, plan: Plan, device: Any, dtype: torch.dtype) -> Any:
+    def masks(self, plan: ForwardPlan, device: Any, dtype: torch.dtype) -> Any:
         """Which cached columns every new token sees: [B, 1, T, width], or a dict of such."""
         at = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
         column = torch.arange(plan.width, device=device)
