@@ -46,10 +46,10 @@ class Baco:
     """A pair and the ways to draw answers from it.
 
     Attributes:
-        pair: the two halves.
-        max_rows: answers decoded at once; more wait their turn.
-        memory: that their cached keys and values may take; answers beyond it wait.
-        draft: a small model of the pair's vocabulary that drafts; answers are the same without.
+        pair: the two models.
+        max_rows: answers decoded at once; more wait.
+        memory: limit for KV caches and the tensors of a step; answers beyond it wait.
+        draft: a small model of the pair's vocabulary that drafts; answers are the same without it.
         backend: where the pair decodes; None: in this process.
     """
 
@@ -81,26 +81,25 @@ class Baco:
             name: ``demo``, the short name of a known pair, or a folder with base/ and aligned/.
             base, aligned: hub ids or folders instead; ``aligned`` may be a PEFT adapter.
             max_rows: answers decoded at once.
-            memory: of cached keys and values: bytes, ``"2GiB"``, or a share of free memory as in
-                ``"40%"``; by default 60%.
-            draft: hub id or folder of a small model of the same vocabulary that drafts.
-            compile: take Python out of the forwards of a few tokens
-                (:mod:`baco.models.forward.compiled`, and :mod:`baco.models.forward.cuda_graphs` on
-                a CUDA device); answers are the same tokens up to floating-point ties.
-            date: what templates that read the clock take for today, as YYYY-MM-DD, so that their
-                prompts are the same on another day; by default the day of each prompt.
-            template_args: further variables for the templates, such as ``enable_thinking``, over
-                the pair's own.
+            memory: limit for KV caches and the tensors of a step: bytes, ``"2GiB"``, or a share of
+                free memory as in ``"40%"``; by default 60%.
+            draft: hub id or folder of a small model with the same vocabulary that drafts.
+            compile: compile the forwards of a few tokens on a CPU, or record them as CUDA graphs
+                on a GPU. Answers are the same tokens up to floating-point ties.
+            date: the date for templates that read the clock, as YYYY-MM-DD; by default the day of
+                each prompt.
+            template_args: further variables for the templates, such as ``enable_thinking``; they
+                override the pair's own.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
-                engine; ``remote``, on two servers. The others than ``local`` have their own
-                memory and drafts.
-            options: here see :func:`baco.models.pair.load_pair`: dtype, device, quantize,
-                device_map, quantization_config, base_template, chat_template, function_words,
-                trust_remote_code, and whatever ``from_pretrained`` takes; elsewhere ``connect`` of
-                the backend.
+                engine; ``remote``, on two servers; or the name of an installed package's backend.
+                ``memory``, ``draft`` and ``compile`` are for ``local`` only.
+            options: for ``local``: ``dtype``, ``device``, ``quantize``, ``device_map``,
+                ``quantization_config``, ``base_template``, ``chat_template``, ``function_words``,
+                ``packed``, ``trust_remote_code``, and other arguments of ``from_pretrained``. For
+                another backend: that backend's options.
 
         Raises:
-            BacoError: a pair that cannot be found or loaded, or halves that do not fit.
+            BacoError: a pair that cannot be found or loaded, or models that do not fit together.
         """
         if (base is None) != (aligned is None):
             raise BacoError("give both base and aligned, or neither and the name of a pair")
@@ -146,7 +145,7 @@ class Baco:
         return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:
-        """The router of a spelling, with γ at the pair's calibrated middle where none is given.
+        """The router of a spelling; without a threshold, at the pair's calibrated middle.
 
         Raises:
             BacoError: no such router, or no threshold on a pair that was not calibrated for it.
@@ -178,7 +177,10 @@ class Baco:
         continue_final: bool | None = None,
         **sampling: Any,
     ) -> list[Completion]:
-        """The n samples of one prompt; arguments as for :meth:`stream_batch`."""
+        """Draw the n samples of one prompt.
+
+        Arguments are those of [`stream_batch`][baco.Baco.stream_batch].
+        """
         return self.generate_batch(
             [prompt],
             router=router,
@@ -201,7 +203,10 @@ class Baco:
         digests: Sequence[bytes] | None = None,
         **sampling: Any,
     ) -> list[list[Completion]]:
-        """The n samples of every prompt; arguments as for :meth:`stream_batch`."""
+        """Draw the n samples of every prompt.
+
+        Arguments are those of [`stream_batch`][baco.Baco.stream_batch].
+        """
         answers: list[list[Completion]] = [[] for _ in prompts]
         for chunk in self.stream_batch(
             prompts,
@@ -228,7 +233,10 @@ class Baco:
         continue_final: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
-        """The n samples of one prompt as they grow; arguments as for :meth:`stream_batch`."""
+        """Draw the n samples of one prompt and yield them as they grow.
+
+        Arguments are those of [`stream_batch`][baco.Baco.stream_batch].
+        """
         return self.stream_batch(
             [prompt],
             router=router,
@@ -254,23 +262,22 @@ class Baco:
         """Draw n samples of every prompt, and yield their text with its sources as it grows.
 
         Args:
-            prompts: texts, or conversations as lists of ``{"role", "content"}``. A conversation
-                that ends with an assistant's message is continued: the answers begin where its text
-                ends.
+            prompts: texts, or conversations as lists of ``{"role": …, "content": …}``. If a
+                conversation ends with an assistant's message, the answers continue that message.
             router: a spelling such as ``P-Punc:0.4`` or a router; by default P-Punc at the pair's
                 calibrated middle.
             system: a system message put before every prompt.
             switch: ``word``, or ``token`` to let the source change inside words.
             template_args: further variables for the templates, such as ``enable_thinking``.
-            continue_final: None, or whether the last message is an assistant's, to be continued;
-                a conversation that is not so is refused.
-            digests: one for every prompt, to key its draws in place of the prompt's own: prompts
-                of one digest share their noise. By default prompts draw independently, and equal
-                prompts give equal answers.
-            sampling: fields of :class:`SamplingParams`; the others are the pair's own.
+            continue_final: True refuses a conversation whose last message is not an assistant's,
+                False one whose last message is; None accepts both.
+            digests: one per prompt; they key the draws instead of the prompts' own digests. Prompts
+                with equal digests share their noise.
+            sampling: fields of [`SamplingParams`][baco.SamplingParams]; the others are the pair's
+                defaults.
 
         Raises:
-            BacoError: at once, before anything is decoded, for any argument that is wrong.
+            BacoError: an argument is wrong. Raised before anything is decoded.
         """
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
@@ -299,20 +306,20 @@ class Baco:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend keeps of the laws of decoding, and can tell."""
+        """Which rules of decoding the backend keeps, and what it can report."""
         return Capabilities(backends.LOCAL) if self.backend is None else self.backend.capabilities
 
     def close(self) -> None:
-        """Let go of the backend's processes and connections; the pair of this process has none."""
+        """Close the backend's processes and connections; a pair in this process has none."""
         if self.backend is not None:
             self.backend.close()
 
     def decoder(self, *, pieces: int = FEW_PIECES) -> Decoder:
-        """A decoder that takes requests while it decodes, for servers and other loops.
+        """A decoder that accepts requests while it decodes, for servers and other loops.
 
         Args:
-            pieces: of waiting prompts that are read between two steps: few where somebody waits for
-                the next token of an answer, many where all answers are wanted soon.
+            pieces: how many pieces of waiting prompts are read between two steps: few for smooth
+                streams, many for throughput.
         """
         if self.backend is not None:
             return Decoder(self.pair, self.backend.engine())

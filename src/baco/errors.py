@@ -4,7 +4,7 @@ import re
 
 
 class BacoError(ValueError):
-    """Bad input, told in one line: what was wrong, what was expected, what to do.
+    """Bad input. The message is one line: what was wrong, what was expected, what to do.
 
     The command line prints it to standard error and exits with 2; a server answers 4xx.
     """

@@ -18,18 +18,19 @@ class Completion:
 
     Attributes:
         sample: which of the n samples it is, from 0.
-        text: the answer, without its end token and what a stop string cut off.
-        token_ids: its tokens, the end token included where it ended with one.
+        text: the answer, without its end token and without what a stop string cut off.
+        token_ids: its tokens, with the end token if it ended with one.
         sources: the model each token came from.
         logprobs: log-probability of each token under its source, in nats, of the raw distribution.
-        top_logprobs: the most likely tokens (id → nats) of the source at each position, if asked.
+        top_logprobs: the most likely tokens (id → nats) of the source at each position; None unless
+            requested.
         finish_reason: ``stop`` (end of text or a stop string), ``length``, or ``error``.
         pieces: the text in order, each piece with its source; they join to ``text``.
-        router: the spelling that gives this answer again,
-        seed: together with this seed.
+        router: the spelling of its router; with ``seed`` it gives the answer again.
+        seed: the seed of its draws.
         seconds: from the start of the call to the end of this answer.
-        error: what ended it, where a backend elsewhere failed; what it had until then is kept.
-        date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
+        error: why it ended with ``error``; its text until then is kept.
+        date: the date that a template wrote into the prompt, as YYYY-MM-DD; None without one.
     """
 
     sample: int
@@ -121,11 +122,11 @@ class Chunk:
     Attributes:
         prompt: which of the prompts, from 0; the ticket that `Decoder.submit` gave.
         sample: which of its samples, from 0.
-        pieces: new text with its sources; may be empty, where a character is unfinished.
-        tokens: the new tokens, none or several. Like text they are held back while a stop string
-            may still cut them off, so that those of all chunks are the completion's.
-        finish_reason: set on the last chunk of a sample,
-        completion: and so is the whole answer.
+        pieces: new text with its sources; empty while a character is unfinished.
+        tokens: the new tokens, none or several. Text and tokens are held back while a stop string
+            may still cut them off, so all chunks together have those of the completion.
+        finish_reason: set on the last chunk of a sample.
+        completion: the whole answer, on the last chunk of a sample.
     """
 
     prompt: int

@@ -10,7 +10,7 @@ from baco.errors import BacoError
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What a router does to a pair over its range of γ, from the least base to the most.
+    """Base share and diversity of a router on a pair over the thresholds, lowest base share first.
 
     Attributes:
         thresholds: γ at each point.

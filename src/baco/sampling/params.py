@@ -14,26 +14,26 @@ MOST_LOGPROBS = 2**16
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """What to draw for one prompt. Every field is checked when the object is made.
+    """How to draw the samples of one prompt. Every field is checked when the object is made.
 
     Args:
         n: samples per prompt, at least 1.
-        seed: 0 … 2**63 - 1; None draws a fresh one, which the results record.
+        seed: 0 … 2**63 - 1; None takes a random one, which the results record.
         temperature: 0 takes the most likely token; at most 100.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
         min_p: keep tokens at least this fraction of the most likely one, in [0, 1].
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in the
-            speaking model's prompt or in the answer (Keskar et al. 2019); 1 is off.
-        presence_penalty: taken once from the logits of tokens the answer has said, -2 … 2.
-        frequency_penalty: taken as often as the answer has said them, -2 … 2.
-        logit_bias: token id → what is added to its logit, -100 … 100, whichever model speaks.
-        max_tokens: length of an answer, in tokens.
+            active source's prompt or in the answer (Keskar et al. 2019); 1 is off.
+        presence_penalty: subtracted once from the logits of tokens in the answer, -2 … 2.
+        frequency_penalty: subtracted once per occurrence in the answer, -2 … 2.
+        logit_bias: token id → number added to its logit, -100 … 100, whichever model writes.
+        max_tokens: longest answer, in tokens.
         stop: strings that end an answer; they are cut off.
         logprobs: also return this many most likely tokens per position, at most 65,536.
 
     Raises:
-        BacoError: a value out of its range.
+        BacoError: a value is out of its range.
     """
 
     n: int = 1

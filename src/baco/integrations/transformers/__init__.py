@@ -18,16 +18,16 @@ def as_transformers(
     seed: int | None = None,
     base_prompt: Literal["auto", "same"] = "auto",
 ) -> "BacoForCausalLM":
-    """A pair with a router as a model that `transformers` and what builds on it can use.
+    """A pair with a router as a `transformers` model.
 
     Args:
-        pair: a :class:`baco.Baco` or its ``pair``.
+        pair: a [`Baco`][baco.Baco] or its ``pair``.
         router: a spelling such as ``"P-Punc:0.4"``, a router, or None for the pair's own default.
-        seed: of the coins of a random router; None tosses fresh ones. Tokens are drawn by
-            `transformers` itself, from torch's generator.
-        base_prompt: ``"auto"``: where the input is a rendering of the aligned half's chat template,
-            the base half reads the same conversation as plain text; anything else both halves
-            read as it is. ``"same"``: both always read the input as it is.
+        seed: of the coins of ``Rand``; None takes a random seed. Tokens are drawn by `transformers`
+            itself, from torch's generator.
+        base_prompt: ``"auto"``: if the input is a rendering of the aligned model's chat template,
+            the base model reads the same conversation as plain text; otherwise both models read
+            the input as it is. ``"same"``: both always read the input as it is.
 
     Returns:
         A ``PreTrainedModel`` for ``pair.tokenizer``'s token ids, with ``generate()``.
