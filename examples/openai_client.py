@@ -60,13 +60,18 @@ def ask(client: OpenAI, prompt: str, router: str, n: int, seed: int) -> None:
         seed=seed,
         stream=True,
     )
+    writer = "aligned"
     for chunk in stream:
         for part in chunk.choices:
             baco = provenance(part)
             for text, source in baco.get("sources", ()):
-                print(f"[{text}]" if source == "base" else text, end="", flush=True)
+                if source != writer:
+                    print("[" if source == "base" else "]", end="")
+                    writer = source
+                print(text, end="", flush=True)
             if part.finish_reason:
-                print(f"\nbase share {baco['base_share']:.0%}, seed {baco['seed']}")
+                print("]" if writer == "base" else "")
+                print(f"base share {baco['base_share']:.0%}, seed {baco['seed']}")
 
 
 def provenance(choice: Choice | ChunkChoice) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32, help="answers to draw for each prompt (32)")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same rows (1)")
     args = parser.parse_args()
+    if args.out.is_dir():
+        sys.exit(f"synthetic_data: {args.out} is a folder: give a file to write")
 
     answers = args.out.with_name(args.out.name + ".answers")
     draw = [sys.executable, "-m", "baco", "batch", str(args.prompts), str(answers)]

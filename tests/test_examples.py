@@ -6,11 +6,13 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.pairs import PairFolder
 from tests.registries import restored
 from tests.serving import served
 
@@ -114,6 +116,12 @@ def test_synthetic_data_resumes_and_leaves_out_unfinished_and_repeated_answers(
     assert refused.stderr.count("\n") == 1
 
 
+def test_synthetic_data_refuses_a_folder_before_it_draws(tmp_path: Path) -> None:
+    assert refusal("synthetic_data.py", str(tmp_path)) == (
+        f"synthetic_data: {tmp_path} is a folder: give a file to write"
+    )
+
+
 def test_story_writing_marks_the_words_of_the_base_model(tmp_path: Path, demo: "Baco") -> None:
     shown = run("story_writing.py", "--thresholds", "0.1", "0.7", folder=tmp_path).stdout
     for gamma, part in zip((0.1, 0.7), shown.split("--- ")[1:], strict=True):
@@ -127,6 +135,19 @@ def test_story_writing_marks_the_words_of_the_base_model(tmp_path: Path, demo: "
         base = "".join(piece.text for piece in answer.pieces if piece.source == "base")
         assert marked == base.replace(" ", "")
     assert "[" in shown
+
+
+def test_story_writing_takes_a_pair_of_your_own(
+    random_pair: Callable[..., PairFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--pair", str(random_pair().base.parent), "--thresholds", "0.5", "--max-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", ["story_writing.py", *options])
+    runpy.run_path(str(EXAMPLES / "story_writing.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert shown.startswith("--- P-Punc:0.5\n")
+    assert "base share" in shown
 
 
 def test_story_writing_refuses_bad_input_in_one_line() -> None:
