@@ -101,7 +101,9 @@ def most_made(work: Callable[[], Any]) -> int:
 def needed(engine: Engine, asked: Request, rows: int) -> int:
     """Memory that an engine counts for so many rows of a request, and nothing else."""
     scheduler = engine._scheduler
-    answer = SequenceState(asked, 0, min(asked.params.max_tokens, engine._room(asked)))
+    answer = SequenceState(
+        asked, 0, min(asked.params.max_tokens, engine._runner.prompt_room(asked))
+    )
     return scheduler.budget.total(scheduler._needs([answer], [answer]), rows=rows)
 
 
@@ -110,19 +112,19 @@ def step_bytes(engine: Engine, positions: int | None = None) -> int:
     of each, or as many as it may.
     """
     scheduler = engine._scheduler
-    needs = scheduler._needs(engine._batch.rows, scheduler._prompts(), scheduler._text())
-    return scheduler.budget.step(needs, needs.rows, positions or scheduler.positions)
+    needs = scheduler._needs(engine._batch.rows, scheduler._next_samples(), scheduler._text())
+    return scheduler.budget.step(needs, needs.rows, positions or scheduler.max_positions)
 
 
 def record_positions(engine: Engine) -> list[int]:
     """What an engine decides from now on: the most positions of a row, step by step."""
     found: list[int] = []
-    draft = engine._proposer.draft
+    propose = engine._proposer.propose
 
     def drafted(most: int) -> Any:
-        made = draft(most)
-        found.append(made.positions.most)
-        return made
+        draft = propose(most)
+        found.append(draft.positions.most)
+        return draft
 
-    engine._proposer.draft = drafted  # type: ignore[method-assign, assignment]
+    engine._proposer.propose = drafted  # type: ignore[method-assign, assignment]
     return found

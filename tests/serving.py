@@ -73,7 +73,7 @@ class Served:
         """Steps that its decoder has decoded anything in."""
         assert self.driver._decoder is not None
         assert isinstance(self.driver._decoder.engine, IsolatingEngine)
-        return self.driver._decoder.engine.stats.rounds
+        return self.driver._decoder.engine.stats.steps
 
     def settles(self) -> None:
         """Wait until nothing is open or in the batch."""

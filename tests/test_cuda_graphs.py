@@ -122,7 +122,7 @@ def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
 
 def stores(engine: Engine) -> dict[str, BatchedKVCache]:
     found = {}
-    for name, store in engine._runner.stores.items():
+    for name, store in engine._runner.caches.items():
         assert isinstance(store, BatchedKVCache)
         found[name] = store
     return found

@@ -14,14 +14,15 @@ from baco.backends.vllm.backend import VllmBackend, VllmEngine
 from baco.calibration.diagnose import diagnose
 from baco.calibration.measure import calibrate
 from baco.cli import run
+from baco.engine.draft import Logits
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import DraftPlanner, Plan
 from baco.engine.speculative.proposer import Proposer
-from baco.engine.verify import _damaged
+from baco.engine.verify import _damaged, damaged_models
 from baco.errors import DamagedLogitsError
 from baco.evaluation.methods import Draw, Grid, answer, methods
 from baco.evaluation.records import Prompt
-from baco.routing.signals import Signals
+from baco.routing.signals import Distribution
 from tests.pairs import PairFolder
 from tests.serving import served
 
@@ -132,11 +133,11 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
     expected = whole(baco.generate_batch(GOOD, max_tokens=12, **settings))
     tried = []
 
-    def guess(drafter: Proposer, row: SequenceState, most: int) -> list[int]:
+    def guess(proposer: Proposer, row: SequenceState, most: int) -> list[int]:
         tried.append(row)
         return [token] if min(most, len(row.tokens) % 2) else []
 
-    monkeypatch.setattr(Proposer, "_guess", guess)
+    monkeypatch.setattr(Proposer, "_lookup", guess)
     monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan(None, 1))
     found = baco.generate_batch(GOOD, max_tokens=12, **settings)
     assert tried
@@ -156,10 +157,15 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
 )
 def test_which_rows_are_damaged(demo: Baco, row: list[float], ends: bool) -> None:
     good, bad = torch.zeros(1, 3), torch.tensor([row])
-    vocabulary = demo.pair.vocabulary
-    assert _damaged(Signals(bad, good, vocabulary)).tolist() == [1 if ends else 0]
-    assert _damaged(Signals(good, bad, vocabulary)).tolist() == [2 if ends else 0]
-    assert _damaged(Signals(bad, bad, vocabulary)).tolist() == [3 if ends else 0]
+
+    def damaged_of(**logits: torch.Tensor) -> list[str]:
+        bits = _damaged(Logits({name: Distribution(rows) for name, rows in logits.items()}))  # type: ignore[misc]
+        return list(damaged_models(int(bits)))
+
+    assert damaged_of(base=bad, aligned=good) == (["base"] if ends else [])
+    assert damaged_of(base=good, aligned=bad) == (["aligned"] if ends else [])
+    assert damaged_of(base=bad, aligned=bad) == (["base", "aligned"] if ends else [])
+    assert damaged_of(aligned=bad) == (["aligned"] if ends else [])
     if ends:
         with pytest.raises(DamagedLogitsError):
             demo.pair.base.check(bad.amax(-1))

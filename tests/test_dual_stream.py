@@ -13,7 +13,7 @@ from baco import Baco
 from baco.engine.dual_stream import DualStream
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.skip_stats import SkipStats
+from baco.engine.runner import SkipStats
 from baco.outputs import Completion
 from baco.source import Source
 from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races
@@ -34,15 +34,17 @@ class Counted(DualStream):
 
     times = 0
 
-    def both(self, *work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def run(
+        self, first: Callable[[], Tensor], second: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         self.times += 1
-        return super().both(*work)
+        return super().run(first, second)
 
 
 class NeverSkips(SkipStats):
-    """One half is never taken to be enough."""
+    """One model's logits are never expected to suffice."""
 
-    def rarely_sufficient(self, half: Source) -> bool:
+    def rarely_sufficient(self, model: Source) -> bool:
         return True
 
 
@@ -52,17 +54,17 @@ def decode(
     decoder = baco.decoder()
     assert isinstance(decoder.engine, IsolatingEngine)
     engine = decoder.engine.engine
-    assert engine._dual_stream is None  # on a CPU
-    assert engine._runner.static_shapes(("base", "aligned"))
-    beside = engine._dual_stream = Counted(CUDA, cuda, FakeStream())
+    assert engine._runner._dual_stream is None  # on a CPU
+    assert engine._runner.has_static_shapes(("base", "aligned"))
+    dual = engine._runner._dual_stream = Counted(CUDA, cuda, FakeStream())
     if always:
-        engine._skip_stats = NeverSkips()
+        engine._runner._skips = NeverSkips()
     router = baco.router(settings.pop("router"))
     decoder.submit(PROMPT, router=router, **settings)
     done: list[Completion] = []
     while decoder.busy:
         done += [c.completion for c in decoder.step() if c.completion is not None]
-    return sorted(done, key=lambda c: c.sample), engine, beside
+    return sorted(done, key=lambda c: c.sample), engine, dual
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -72,13 +74,13 @@ def test_nothing_that_both_streams_touch_is_in_no_order(
     for seed, n in ((1, 1), (2, 3)):
         settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": 16, "router": router}
         with Races(cuda) as races:
-            done, _, beside = decode(recorded, cuda, always=True, **settings)
+            done, _, dual = decode(recorded, cuda, always=True, **settings)
         assert races.found == []
         assert [told(c) for c in done] == [told(c) for c in plain.generate(PROMPT, **settings)]
         if router != "Aligned":  # one half is never read
-            assert beside.times > 0
-            assert races.streams[beside._stream] > 0
-            assert crossed[-beside.times :] == [cuda.main] * beside.times
+            assert dual.times > 0
+            assert races.streams[dual._stream] > 0
+            assert crossed[-dual.times :] == [cuda.main] * dual.times
 
 
 @torch.inference_mode()
@@ -106,7 +108,7 @@ def test_both_come_after_what_was_told_before_and_neither_after_the_other(
     crossed: list[FakeStream],
 ) -> None:
     cuda, side = Cuda(), FakeStream()
-    beside = DualStream(CUDA, cuda, side)
+    dual = DualStream(CUDA, cuda, side)
     clocks: dict[str, dict[FakeStream, int]] = {}
 
     def work(name: str) -> Tensor:
@@ -116,7 +118,7 @@ def test_both_come_after_what_was_told_before_and_neither_after_the_other(
         return torch.tensor([len(clocks)])
 
     work("before")
-    one, other = beside.both(partial(work, "one"), partial(work, "other"))
+    one, other = dual.run(partial(work, "one"), partial(work, "other"))
     work("after")
     assert (int(one), int(other)) == (2, 3)
     assert clocks["one"] == {cuda.main: 2}
@@ -128,8 +130,8 @@ def test_both_come_after_what_was_told_before_and_neither_after_the_other(
 def test_a_half_that_cannot_matter_is_still_not_read(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 60, "router": "P:0.0001"}
     settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
-    _, engine, beside = decode(replace(recorded), cuda, **settings)
-    assert beside.times < 3
+    _, engine, dual = decode(replace(recorded), cuda, **settings)
+    assert dual.times < 3
     assert engine.stats.forwards["base"] < engine.stats.forwards["aligned"]
 
 
@@ -137,31 +139,28 @@ def test_a_half_that_cannot_matter_is_still_not_read(recorded: Baco, cuda: Cuda)
 def test_both_are_read_at_once_where_one_is_seldom_enough(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 8, "seed": 1, "max_tokens": 60, "router": "Rand:0.5"}
     settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
-    _, _, beside = decode(recorded, cuda, **settings)
-    assert beside.times > 10
+    _, _, dual = decode(recorded, cuda, **settings)
+    assert dual.times > 10
 
 
 @pytest.mark.usefixtures("crossed")
 def test_where_both_are_told_of_both_are_read_at_once(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 12, "router": "P:0.5"}
-    _, engine, beside = decode(recorded, cuda, explain=True, **settings)
-    assert beside.times > 0
-    assert (
-        engine._skip_stats == SkipStats()
-    )  # nobody asked whether one is enough, or hardly ever is
+    _, engine, dual = decode(recorded, cuda, explain=True, **settings)
+    assert dual.times > 0
+    assert engine._runner._skips == SkipStats()  # not checked, nor counted
 
 
-def test_it_is_looked_again_whether_one_is_enough() -> None:
-    enough = SkipStats()
-    rounds = []
+def test_a_rare_success_is_checked_for_again_now_and_then() -> None:
+    stats, checked = SkipStats(), []
     for _ in range(200):
-        rounds.append(enough.rarely_sufficient("base"))
-        if not rounds[-1]:
-            enough.saw("base", False)
-    assert not enough.rarely_sufficient("aligned")
-    looks = [at for at, told in enumerate(rounds) if not told]
-    assert 10 < len(looks) < 40
-    assert looks[-1] > 150
+        rare = stats.rarely_sufficient("base")
+        stats.update("base", None if rare else False)
+        checked.append(not rare)
+    assert not stats.rarely_sufficient("aligned")
+    checks = [at for at, was_checked in enumerate(checked) if was_checked]
+    assert 10 < len(checks) < 40
+    assert checks[-1] > 150
     for _ in range(3):
-        enough.saw("base", True)
-    assert not enough.rarely_sufficient("base")
+        stats.update("base", True)
+    assert not stats.rarely_sufficient("base")

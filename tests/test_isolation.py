@@ -34,13 +34,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     after = {"tokens": 0}
     verify = Verifier.verify
 
-    def judged(law: Verifier, verify_batch: Any, signals: Any) -> Any:
-        for row in verify_batch.batch.rows:
+    def poisoned_verify(verifier: Verifier, draft: Any, logits: Any) -> Any:
+        for row in draft.batch.rows:
             if is_poisoned(row) and len(row.tokens) >= after["tokens"]:
                 raise BrokenError("the poison works")
-        return verify(law, verify_batch, signals)
+        return verify(verifier, draft, logits)
 
-    monkeypatch.setattr(Verifier, "verify", judged)
+    monkeypatch.setattr(Verifier, "verify", poisoned_verify)
     return after
 
 
@@ -111,16 +111,16 @@ def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
     steps, lengths = data.draw(st.integers(0, 4)), {"tokens": data.draw(st.integers(0, 6))}
     verify = Verifier.verify
 
-    def judged(law: Verifier, verify_batch: Any, signals: Any) -> Any:
-        for row in verify_batch.batch.rows:
+    def poisoned_verify(verifier: Verifier, draft: Any, logits: Any) -> Any:
+        for row in draft.batch.rows:
             if is_poisoned(row) and len(row.tokens) >= lengths["tokens"]:
                 raise BrokenError
-        return verify(law, verify_batch, signals)
+        return verify(verifier, draft, logits)
 
     router = demo.router(ROUTER)
     expected = {prompt: [one.text for one in demo.generate(prompt, **SETTINGS)] for prompt in GOOD}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Verifier, "verify", judged)
+        patch.setattr(Verifier, "verify", poisoned_verify)
         decoder = demo.decoder()
         prompts: dict[int, str] = {}
         texts: dict[tuple[int, int], str] = {}

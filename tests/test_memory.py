@@ -119,7 +119,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     deep: Baco, ledger: AccessLog
 ) -> None:
     engine = Engine(deep.pair)
-    each = {name: half.row_size.per_token for name, half in engine._runner.halves.items()}
+    each = {name: half.row_size.per_token for name, half in engine._runner.models.items()}
     asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
     tokens = {name: len(asked.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
@@ -176,7 +176,7 @@ def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: 
     while engine.busy:
         engine.step()
         for name, sizes in held.items():
-            store = engine._runner.stores[name]
+            store = engine._runner.caches[name]
             assert isinstance(store, BatchedKVCache)
             sizes.append((store.cache.rows, store.cache.columns))
     for sizes in held.values():

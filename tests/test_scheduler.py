@@ -67,13 +67,13 @@ def watched() -> Iterator[Watch]:
         watch.found.append(("read", len(ids)))
         return read(self, cache, start, ids, *others)
 
-    def judged(self: Verifier, verify_batch: Any, signals: Any) -> Any:
-        watch.found.append(("step", len(verify_batch.batch)))
-        return verify(self, verify_batch, signals)
+    def watched_verify(self: Verifier, draft: Any, logits: Any) -> Any:
+        watch.found.append(("step", len(draft.batch)))
+        return verify(self, draft, logits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchedKVCache, "_read_alone", read_alone)
-        patch.setattr(Verifier, "verify", judged)
+        patch.setattr(Verifier, "verify", watched_verify)
         patch.setattr(store, "CPU_CHUNK", PIECE)
         yield watch
 
@@ -105,13 +105,15 @@ def test_between_two_steps_a_bounded_number_of_tokens_is_read(
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
     with watched() as watch:
-        engine = Engine(baco.pair, pieces=1)
+        engine = Engine(baco.pair, chunks_per_step=1)
         running = engine.add(request(baco, 4, n=rows, max_tokens=60))
         engine.step()
         texts, answers = add_all(engine, baco, others)
         while not all(answer.finish_reason for answer in running):
             engine.step()
-        most = engine._scheduler.budget.read_at_once(rows + sum(o.get("n", 0) for o in others))
+        most = engine._scheduler.budget.tokens_between_steps(
+            rows + sum(o.get("n", 0) for o in others)
+        )
         assert all(sum(pieces) < most + PIECE for pieces in watch.between_steps())
         while engine.busy:
             engine.step()
@@ -175,7 +177,7 @@ def test_everything_that_waits_has_its_turn(loaded_pair: Callable[..., Baco]) ->
     """One long prompt, short ones behind it, and a text: none waits until another is through."""
     baco = loaded_pair("llama", noise=0.3)
     with watched():
-        engine = Engine(baco.pair, pieces=1)
+        engine = Engine(baco.pair, chunks_per_step=1)
         engine.add(request(baco, 4, max_tokens=200))
         engine.step()
         [long] = engine.add(request(baco, 220, max_tokens=2))
@@ -198,7 +200,7 @@ def test_a_prompt_is_read_in_the_same_pieces_whatever_else_is_done(
     busy: list[dict[str, Any]] = [{"tokens": 90, "n": 2}, {"scored": 70, "half": "aligned"}]
     for others in ([], busy):
         with watched():
-            engine = Engine(baco.pair, pieces=1)
+            engine = Engine(baco.pair, chunks_per_step=1)
             add_all(engine, baco, others)
             answers.append(engine.add(asked))
             while engine.busy:
@@ -216,19 +218,19 @@ def test_what_was_not_read_for_long_is_read_before_it_is_much(
     never = dict.fromkeys(baco.pair.end_ids, -100.0)
     params = baco.pair.defaults.updated({"seed": 1, "max_tokens": 120, "logit_bias": never})
     with watched():
-        engine = Engine(baco.pair, speculate=False, pieces=1)
+        engine = Engine(baco.pair, speculate=False, chunks_per_step=1)
         [answer] = engine.add(Request(ids, ids, params, baco.router("P:1.0"), digest=b""))
         spans = []
-        reads = engine._runner.stores["aligned"].extend
+        reads = engine._runner.caches["aligned"].extend
 
         def read(tokens: Any, counts: Any, keep: int) -> Any:
             spans.append(tokens.shape[1])
             return reads(tokens, counts, keep)
 
-        engine._runner.stores["aligned"].extend = read  # type: ignore[method-assign]
+        engine._runner.caches["aligned"].extend = read  # type: ignore[method-assign]
         while engine.busy:
             engine.step()
-            for length in engine._runner.stores["aligned"].lengths:
+            for length in engine._runner.caches["aligned"].lengths:
                 assert 10 + len(answer.tokens) - length <= PIECE + 2
     assert set(answer.sources) == {"base"}
     assert spans
@@ -245,7 +247,7 @@ def test_scores_read_in_pieces_are_those_of_one_reading(
     for name in ("base", "aligned"):
         expected = getattr(baco.pair, name).score(ids).log_softmax(dim=-1)
         with watched():
-            engine = Engine(baco.pair, pieces=1)
+            engine = Engine(baco.pair, chunks_per_step=1)
             text = Scoring(ids, name, first, 3)
             engine.score(text)
             while engine.busy:
@@ -286,12 +288,12 @@ def test_a_text_is_scored_though_another_request_breaks_steps(
     baco = loaded_pair("llama", noise=0.3)
     verify = Verifier.verify
 
-    def judged(self: Verifier, verify_batch: Any, signals: Any) -> Any:
-        if any(len(row.tokens) >= 2 for row in verify_batch.batch.rows):
+    def watched_verify(self: Verifier, draft: Any, logits: Any) -> Any:
+        if any(len(row.tokens) >= 2 for row in draft.batch.rows):
             raise RuntimeError("broken")
-        return verify(self, verify_batch, signals)
+        return verify(self, draft, logits)
 
-    monkeypatch.setattr(Verifier, "verify", judged)
+    monkeypatch.setattr(Verifier, "verify", watched_verify)
     with watched():
         decoder = baco.decoder()
         decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=50)

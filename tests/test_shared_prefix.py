@@ -42,7 +42,7 @@ def decode(baco: Baco, asked: list[Request], **engine: Any) -> tuple[Told, Engin
 
 
 def stores(engine: Engine) -> list[BatchedKVCache]:
-    found = [store for store in engine._runner.stores.values() if isinstance(store, BatchedKVCache)]
+    found = [store for store in engine._runner.caches.values() if isinstance(store, BatchedKVCache)]
     assert len(found) == 2
     return found
 

@@ -13,9 +13,11 @@ from baco import Baco
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.speculative.cost_model import PLAIN, AcceptanceStats, Cost, DraftPlanner, Plan
+from baco.engine.speculative.acceptance import AcceptanceStats
+from baco.engine.speculative.cost_model import NO_DRAFT, Cost, DraftPlanner, Plan
 from baco.engine.speculative.ngram import NgramTable
-from baco.engine.speculative.self_draft import Run
+from baco.engine.speculative.self_draft import SelfDraft
+from baco.source import Source
 from tests.fuzzing import budget
 from tests.pairs import ARCHITECTURES
 
@@ -74,7 +76,7 @@ def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
     came_true: list[bool] = []
     monkeypatch.setattr(AcceptanceStats, "update_bonus", lambda _, right: came_true.append(right))
     monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan("aligned", 2))
-    monkeypatch.setattr(DraftPlanner, "worth_a_step", lambda _, run, __: len(run.tokens) < 2)
+    monkeypatch.setattr(DraftPlanner, "next_token_pays", lambda _, run, __: len(run.tokens) < 2)
     monkeypatch.setattr(DraftPlanner, "bonus_pays", lambda *_: True)
     baco = pairs(architecture)
 
@@ -127,7 +129,7 @@ def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
     longest = max(len(tokens) for rows in answers(decoder).values() for tokens, _ in rows)
     assert isinstance(decoder.engine, IsolatingEngine)
     stats = decoder.engine.stats
-    assert stats.rounds < 0.6 * longest
+    assert stats.steps < 0.6 * longest
     assert stats.accepted > 0.5 * stats.drafted > 0
 
 
@@ -165,8 +167,8 @@ def test_a_half_is_read_only_where_its_rows_are_needed(demo: Baco) -> None:
         decoder.submit(PROMPTS[0], router=demo.router("P:0.6"), seed=seed)
         answers(decoder)
     read = {half: count - 4 for half, count in engine.stats.forwards.items()}  # but the prompts
-    assert engine.stats.tokens["base"] > 0.2 * engine.stats.rounds
-    assert read["aligned"] < 0.95 * engine.stats.rounds
+    assert engine.stats.tokens["base"] > 0.2 * engine.stats.steps
+    assert read["aligned"] < 0.95 * engine.stats.steps
 
 
 def chunks(decoder: Decoder) -> Iterator[Any]:
@@ -201,30 +203,31 @@ def test_a_cancelled_request_leaves_its_neighbours_as_they_are(demo: Baco) -> No
 
 
 def test_continuations_draft_what_followed_before() -> None:
-    known = NgramTable()
-    known.learn([1, 2, 3, 4, 5], 5)
+    table = NgramTable()
+    table.add([1, 2, 3, 4, 5], 5)
     silent = lambda ahead, token: 0.0  # noqa: E731
-    assert known.draft([9, 2, 3], 8, silent, 1.0) == [4, 5]
-    assert known.draft([9, 9], 8, silent, 1.0) == []
-    known.learn([2, 3, 7], 3)
-    known.learn([2, 3, 7], 3)
-    assert known.draft([9, 2, 3], 1, silent, 0.0) == [7]
-    assert known.draft([9, 2, 3], 1, lambda ahead, token: 5.0 * (token == 4), 1.0) == [4]
+    assert table.draft([9, 2, 3], 8, silent, 1.0) == [4, 5]
+    assert table.draft([9, 9], 8, silent, 1.0) == []
+    table.add([2, 3, 7], 3)
+    table.add([2, 3, 7], 3)
+    assert table.draft([9, 2, 3], 1, silent, 0.0) == [7]
+    assert table.draft([9, 2, 3], 1, lambda ahead, token: 5.0 * (token == 4), 1.0) == [4]
 
 
 def test_drafting_stops_where_it_does_not_pay() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
     sure, unsure = AcceptanceStats(0.9), AcceptanceStats(0.02)
-    for record, chance in ((sure, 0.95), (unsure, 0.05)):
-        record.ahead = dict.fromkeys(record.ahead, chance)
-    both, room = ("base", "aligned"), {"base": 100, "aligned": 100}
-    assert planner.plan([unsure], [4], both, 0.1, room).steps == 0
-    assert planner.plan([sure], [8], both, 0.1, room).steps > 3
+    for stats, chance in ((sure, 0.95), (unsure, 0.05)):
+        stats.by_drafter = dict.fromkeys(stats.by_drafter, chance)
+    both: tuple[Source, ...] = ("base", "aligned")
+    room = {"base": 100, "aligned": 100}
+    assert planner.plan([unsure], [4], both, 0.1, room).num_tokens == 0
+    assert planner.plan([sure], [8], both, 0.1, room).num_tokens > 3
     ahead = planner.plan([sure], [0], both, 0.9, room)
-    assert (ahead.runner, ahead.steps > 2) == ("base", True)
+    assert (ahead.drafter, ahead.num_tokens > 2) == ("base", True)
     # Where one of the two has room for no more than two drafts, no more are made.
-    assert planner.plan([sure], [0], both, 0.9, room | {"aligned": 2}).steps == 2
+    assert planner.plan([sure], [0], both, 0.9, room | {"aligned": 2}).num_tokens == 2
 
 
 @pytest.mark.parametrize(("rows", "every"), [(1, 1), (16, 5)])
@@ -235,7 +238,7 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
 
     def plan(_: DraftPlanner, records: list[AcceptanceStats], *__: Any) -> Plan:
         asked.append(len(records))
-        return PLAIN
+        return NO_DRAFT
 
     monkeypatch.setattr(DraftPlanner, "plan", plan)
     decoder = demo.decoder()
@@ -248,16 +251,18 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
 
 def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
-    planner, halves = DraftPlanner(costs, Cost(0.1, 0.0), 0.05), ("base", "aligned")
+    planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
+    models: tuple[Source, ...] = ("base", "aligned")
 
-    def run(chances: list[float], gain: float, steps: int) -> Run:
-        made = Run("aligned", [AcceptanceStats() for _ in chances], True)
-        made.chances, made.gain, made.tokens = chances, gain, [torch.empty(0)] * steps
-        return made
+    def run(acceptance: list[float], expected_tokens: float, tokens: int) -> SelfDraft:
+        draft = SelfDraft("aligned", [AcceptanceStats() for _ in acceptance], True)
+        draft.acceptance, draft.expected_tokens = acceptance, expected_tokens
+        draft.tokens = [torch.empty(0)] * tokens
+        return draft
 
-    assert planner.worth_a_step(run([0.99], 1.99, 2), halves)
-    assert not planner.worth_a_step(run([0.3], 1.99, 2), halves)
-    assert planner.worth_a_step(run([0.99, 0.9, 0.3], 3.0, 1), halves)
+    assert planner.next_token_pays(run([0.99], 1.99, 2), models)
+    assert not planner.next_token_pays(run([0.3], 1.99, 2), models)
+    assert planner.next_token_pays(run([0.99, 0.9, 0.3], 3.0, 1), models)
     # The checking half reads on where all that was drafted is likely to stand.
     assert planner.bonus_pays(run([0.9], 1.9, 2), "base")
     assert not planner.bonus_pays(run([0.1], 1.9, 2), "base")
@@ -265,11 +270,11 @@ def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> No
 
 
 def test_a_record_learns_how_often_a_sure_draft_stands_and_how_often_an_unsure_one() -> None:
-    record = AcceptanceStats()
+    stats = AcceptanceStats()
     for _ in range(40):
-        record.update_self_draft(
+        stats.update_self_draft(
             "aligned", 1, 3, [0.999, 0.3, 0.999]
         )  # what follows a miss says nothing
-    assert record.chance("aligned", 0.999) > 0.95
-    assert record.chance("aligned", 0.3) < 0.1
-    assert record.chance("base", 0.3) == AcceptanceStats().chance("base", 0.3)
+    assert stats.probability("aligned", 0.999) > 0.95
+    assert stats.probability("aligned", 0.3) < 0.1
+    assert stats.probability("base", 0.3) == AcceptanceStats().probability("base", 0.3)

@@ -15,7 +15,7 @@ from baco.calibration import store as calibration
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.scheduler import FEW_PIECES, MANY_PIECES
+from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
 from baco.errors import BacoError
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.known_pairs import DEMO, KnownPair, find_pair
@@ -281,7 +281,7 @@ class Baco:
         """
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
-        decoder, chosen = self.decoder(pieces=MANY_PIECES), self.router(router)
+        decoder, chosen = self.decoder(chunks_per_step=MANY_CHUNKS), self.router(router)
         # One seed for all prompts, also where the caller leaves it to chance.
         seed = self.pair.defaults.updated(sampling).seeded().seed
         keys = digests if digests is not None else [None] * len(prompts)
@@ -314,12 +314,12 @@ class Baco:
         if self.backend is not None:
             self.backend.close()
 
-    def decoder(self, *, pieces: int = FEW_PIECES) -> Decoder:
+    def decoder(self, *, chunks_per_step: int = FEW_CHUNKS) -> Decoder:
         """A decoder that accepts requests while it decodes, for servers and other loops.
 
         Args:
-            pieces: how many pieces of waiting prompts are read between two steps: few for smooth
-                streams, many for throughput.
+            chunks_per_step: how many chunks of waiting prompts are read between two steps: few for
+                smooth streams, many for throughput.
         """
         if self.backend is not None:
             return Decoder(self.pair, self.backend.engine())
@@ -329,7 +329,7 @@ class Baco:
             max_rows=self.max_rows,
             memory=self.memory,
             draft=self.draft,
-            pieces=pieces,
+            chunks_per_step=chunks_per_step,
         )
         return Decoder(self.pair, IsolatingEngine(make))
 

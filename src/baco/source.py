@@ -4,3 +4,5 @@ from typing import Literal
 
 Source = Literal["base", "aligned"]
 MODELS: tuple[Source, ...] = ("base", "aligned")
+# A model that can draft tokens: one of the pair, or a small draft model beside it.
+Drafter = Literal["base", "aligned", "draft"]

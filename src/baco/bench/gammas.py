@@ -47,7 +47,7 @@ class Work:
             spoken.count("base") / len(spoken),
             sum(stats.drafted for stats in told),
             sum(stats.accepted for stats in told),
-            sum(stats.rounds for stats in told) / tokens,
+            sum(stats.steps for stats in told) / tokens,
             {half: sum(stats.forwards[half] for stats in told) / tokens for half in MODELS},
         )
 

@@ -39,7 +39,7 @@ def long_prompt(pair: Pair, task: Task) -> LongPrompt:
     base, aligned = (_stretched(i, length) for i in (task.prompt.base_ids, task.prompt.aligned_ids))
     params = task.of(ANSWERS, _SAID).params
     engine = Engine(pair, max_rows=ANSWERS)
-    counted = {half: _counting(store) for half, store in engine.stats.stores.items()}
+    counted = {half: _counting(store) for half, store in engine.stats.caches.items()}
     started = time.perf_counter()
     engine.add(Request(base, aligned, params, task.router, digest=task.prompt.digest))
     engine.step()

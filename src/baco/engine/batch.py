@@ -1,4 +1,4 @@
-"""The rows that are being decoded, as tables of tensors: one row a sequence, no holes."""
+"""The sequences that are decoded together, as tensors with a row for each and no holes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,27 +15,27 @@ from baco.sampling.noise import noise_keys
 from baco.sampling.sampler import DrawTable
 from baco.source import MODELS, Source
 
-# Tables of counts shrink where they have room for more than so many times the rows.
-_MOST_IDLE = 4
-# Positions of every row whose noise keys are made at once.
-_KEPT = 64
+# Token counts shrink when their tables have room for more than this many times the rows.
+_MAX_IDLE_RATIO = 4
+# Noise keys are computed for this many positions of every row at once.
+_KEY_SPAN = 64
 
 
 class Batch:
-    """What a step needs to know of every row, on the device where tokens are drawn.
+    """What a step reads of every row, on the device where tokens are drawn.
 
     Attributes:
-        rows: the sequences, in the order of the tables.
-        rules: the routers of the rows and where they may switch, each once.
-        rule: which of them each row goes by, int64 [B].
+        rows: the sequences, in the order of the tensors.
+        routers: the routers of the rows, and where each may switch the source; without repeats.
+        router_index: which of them each row uses, int64 [B].
         draws: the rows' sampling parameters.
-        requests: of the rows, each once.
-        needed: the halves that any row needs.
+        requests: of the rows, without repeats.
+        needed: the models of the pair that any row needs.
     """
 
-    def __init__(self, device: Any, width: int) -> None:
-        self.device, self.width = device, width
-        self._ahead = torch.arange(MAX_DRAFT_TOKENS + 1, device=device)
+    def __init__(self, device: Any, vocabulary_size: int) -> None:
+        self.device, self._vocabulary_size = device, vocabulary_size
+        self._offsets = torch.arange(MAX_DRAFT_TOKENS + 1, device=device)
         self.rows: list[SequenceState] = []
         self._counts: TokenCounts | None = None  # where any row has penalties
         self._set([])
@@ -46,7 +46,7 @@ class Batch:
     def admit(self, sequences: list[SequenceState]) -> None:
         """Append rows."""
         if self._counts is None and any(row.request.params.penalises for row in sequences):
-            self._counts = TokenCounts(self.device, self.width)
+            self._counts = TokenCounts(self.device, self._vocabulary_size)
             self._counts.admit(0, self.rows)
         if self._counts is not None:
             self._counts.admit(len(self.rows), sequences)
@@ -64,115 +64,122 @@ class Batch:
         self.rows = rows
         params = [row.request.params for row in rows]
         self.draws = DrawTable.of(params, self.device)
-        identity = [(row.request.noise_seed, row.sample) for row in rows]
-        self._identity = tensor_on(self.device, identity, torch.int64).view(-1, 2)
+        noise = [(row.request.noise_seed, row.sample) for row in rows]
+        self._noise = tensor_on(self.device, noise, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
         self.needed: list[Source] = [
-            half for half in MODELS if any(request.needs(half) for request in self.requests)
+            model for model in MODELS if any(request.needs(model) for request in self.requests)
         ]
-        every = [(row.request.router, row.request.switch) for row in rows]
-        self.rules: list[tuple[Router, Switch]] = list(dict.fromkeys(every))
-        self.rule = tensor_on(self.device, [self.rules.index(one) for one in every])
-        self._every = torch.arange(len(rows), device=self.device)[:, None]
-        self._since = [-_KEPT] * len(rows)  # tokens of each row when keys were last made
+        routers = [(row.request.router, row.request.switch) for row in rows]
+        self.routers: list[tuple[Router, Switch]] = list(dict.fromkeys(routers))
+        index = [self.routers.index(router) for router in routers]
+        self.router_index = tensor_on(self.device, index)
+        self._row = torch.arange(len(rows), device=self.device)[:, None]
+        # The noise keys of a span of positions, and where the span begins in each row.
+        self._span_keys = torch.empty(0)
+        self._span_start = [-_KEY_SPAN] * len(rows)
         self._keys: Tensor | None = None
 
-    def previous(self) -> Tensor:
-        """Last token of each answer, int64 [B]; NOTHING before the first."""
+    def last_tokens(self) -> Tensor:
+        """The last token of each answer, int64 [B]; ``NO_TOKEN`` where it has none."""
         last = [row.tokens[-1] if row.tokens else NO_TOKEN for row in self.rows]
         return tensor_on(self.device, last, torch.int64)
 
-    def active(self) -> Tensor:
-        """The half that spoke it, bool [B], True for the base."""
+    def last_sources(self) -> Tensor:
+        """The source of that token, bool [B], True for the base model."""
         base = [bool(row.sources) and row.sources[-1] == "base" for row in self.rows]
         return tensor_on(self.device, base, torch.bool)
 
-    def keys(self) -> Tensor:
-        """The noise keys of each row's next positions, as many as a round can decide: int64
-        [B, MOST_AHEAD + 1, 2].
+    def noise_keys(self) -> Tensor:
+        """The noise keys of each row's next positions, as many as a step can decide: int64
+        [B, MAX_DRAFT_TOKENS + 1, 2].
         """
         if self._keys is None:
             lengths = [len(row.tokens) for row in self.rows]
-            gone = [now - then for now, then in zip(lengths, self._since, strict=True)]
-            if not gone or max(gone) + len(self._ahead) > _KEPT:
-                self._since, gone = lengths, [0] * len(lengths)
-                at = tensor_on(self.device, [[length] for length in lengths])
-                seed, sample = self._identity[:, :1], self._identity[:, 1:]
-                span = torch.arange(_KEPT, device=self.device)
-                self._kept = noise_keys(seed, sample, at + span)
-            ahead = tensor_on(self.device, gone)[:, None] + self._ahead
-            self._keys = self._kept[self._every, ahead]
+            used = [now - start for now, start in zip(lengths, self._span_start, strict=True)]
+            if not used or max(used) + len(self._offsets) > _KEY_SPAN:
+                self._span_start, used = lengths, [0] * len(lengths)
+                start = tensor_on(self.device, [[length] for length in lengths])
+                seed, sample = self._noise[:, :1], self._noise[:, 1:]
+                span = torch.arange(_KEY_SPAN, device=self.device)
+                self._span_keys = noise_keys(seed, sample, start + span)
+            next_position = tensor_on(self.device, used)[:, None]
+            self._keys = self._span_keys[self._row, next_position + self._offsets]
         return self._keys
 
-    def token_counts(self, row: Tensor, source: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
-        """What penalties look at, for positions [N].
+    def token_counts(
+        self, row: Tensor, source: Tensor, draft_tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What penalties depend on, at N positions.
 
         Args:
-            row: of each position.
-            source: the speaking half there.
-            drafted: the tokens between the answer so far and the position, int64 [N, K]; the
-                vocabulary's size where there is none.
+            row: of each position, int64 [N].
+            source: there, bool [N], True for the base model.
+            draft_tokens: between the answer so far and the position, int64 [N, K]; the vocabulary's
+                size where there are fewer.
 
         Returns:
-            The tokens of that half's prompt, bool [N, V], and how often the answer said each.
+            Whether the source's prompt has each token, bool [N, V], and how often the answer has
+            it, int32 [N, V].
         """
         assert self._counts is not None
-        base, aligned = (self._counts.in_prompt[half][row] for half in MODELS)
-        prompted = torch.where(source[:, None], base, aligned)
-        said = torch.nn.functional.pad(self._counts.in_answer[row], (0, 1))
-        said.scatter_add_(1, drafted, torch.ones_like(drafted, dtype=said.dtype))
-        return prompted, said[:, :-1]
+        base, aligned = (self._counts.in_prompt[model][row] for model in MODELS)
+        in_prompt = torch.where(source[:, None], base, aligned)
+        in_answer = torch.nn.functional.pad(self._counts.in_answer[row], (0, 1))
+        ones = torch.ones_like(draft_tokens, dtype=in_answer.dtype)
+        in_answer.scatter_add_(1, draft_tokens, ones)
+        return in_prompt, in_answer[:, :-1]
 
-    def advance(self, before: Sequence[int]) -> None:
-        """Take up what the rows have said since they had ``before`` tokens each."""
+    def advance(self, lengths: Sequence[int]) -> None:
+        """Take note of the tokens that the rows got since they had ``lengths`` tokens."""
         self._keys = None
         if self._counts is not None:
-            self._counts.add(0, self.rows, before)
+            self._counts.add(0, self.rows, lengths)
 
 
 class TokenCounts:
-    """What penalties look at, in tables of a row for each row of the batch.
+    """The token counts that penalties depend on, in tables with a row for each row of the batch.
 
-    Rows are counted when they join and as they grow, never again. Those without penalties stay
-    empty: nothing looks at them.
+    Rows are counted when they join and as they grow, never again. Rows without penalties are not
+    counted, since nothing reads their counts.
 
     Attributes:
         in_answer: how often the answer has each token, int32 [B or more, V].
-        in_prompt: by half, the tokens of the prompt as it reads it, bool [B or more, V].
+        in_prompt: by model, whether the prompt has each token, bool [B or more, V].
     """
 
-    def __init__(self, device: Any, width: int) -> None:
-        self.device, self.width = device, width
-        self.in_answer = torch.zeros(0, width, dtype=torch.int32, device=device)
+    def __init__(self, device: Any, vocabulary_size: int) -> None:
+        self.device, self._size = device, vocabulary_size
+        self.in_answer = torch.zeros(0, self._size, dtype=torch.int32, device=device)
         self.in_prompt = {
-            half: torch.zeros(0, width, dtype=torch.bool, device=device) for half in MODELS
+            model: torch.zeros(0, self._size, dtype=torch.bool, device=device) for model in MODELS
         }
 
     def admit(self, first: int, rows: Sequence[SequenceState]) -> None:
-        """Count rows that join, from row ``first`` on."""
-        self._reserve(first + len(rows))
-        like: dict[Request, int] = {}  # the first row of each prompt
+        """Count rows that join as row ``first`` and those after it."""
+        if first + len(rows) > len(self.in_answer):
+            self._resize(max(first + len(rows), len(self.in_answer) * 5 // 4))
+        first_row: dict[Request, int] = {}
         for at, row in enumerate(rows, first):
             self.in_answer[at] = 0
-            known = like.setdefault(row.request, at)
-            for half, table in self.in_prompt.items():
-                if known != at:
-                    table[at] = table[known]
+            counted = first_row.setdefault(row.request, at)
+            for model, table in self.in_prompt.items():
+                if counted != at:
+                    table[at] = table[counted]
                     continue
                 table[at] = False
                 if row.request.params.penalises:
-                    ids = tensor_on(self.device, list(row.request.ids(half)), torch.int64)
+                    ids = tensor_on(self.device, list(row.request.ids(model)), torch.int64)
                     table[at].index_fill_(0, ids, True)
         self.add(first, rows, [0] * len(rows))
 
-    def add(self, first: int, rows: Sequence[SequenceState], before: Sequence[int]) -> None:
-        """Count what the answers of rows, from row ``first`` on, got since ``before`` tokens."""
-        each = enumerate(zip(rows, before, strict=True), first)
+    def add(self, first: int, rows: Sequence[SequenceState], lengths: Sequence[int]) -> None:
+        """Count the tokens of rows, from row ``first`` on, beyond their first ``lengths``."""
         places = [
-            at * self.width + token
-            for at, (row, had) in each
+            at * self._size + token
+            for at, (row, length) in enumerate(zip(rows, lengths, strict=True), first)
             if row.request.params.penalises
-            for token in row.tokens[had:]
+            for token in row.tokens[length:]
         ]
         index = tensor_on(self.device, places, torch.int64)
         self.in_answer.view(-1).scatter_add_(0, index, torch.ones_like(index, dtype=torch.int32))
@@ -184,18 +191,14 @@ class TokenCounts:
             new, old = (list(column) for column in zip(*moved, strict=True))
             for table in (self.in_answer, *self.in_prompt.values()):
                 table[new] = table[old]
-        if len(order) * _MOST_IDLE < len(self.in_answer):
+        if len(order) * _MAX_IDLE_RATIO < len(self.in_answer):
             self._resize(len(order))
-
-    def _reserve(self, rows: int) -> None:
-        if rows > len(self.in_answer):
-            self._resize(max(rows, len(self.in_answer) * 5 // 4))
 
     def _resize(self, rows: int) -> None:
         def resized(table: Tensor) -> Tensor:
-            made = table.new_zeros(rows, self.width)
-            made[: len(table)] = table[:rows]
-            return made
+            copy = table.new_zeros(rows, self._size)
+            copy[: len(table)] = table[:rows]
+            return copy
 
         self.in_answer = resized(self.in_answer)
-        self.in_prompt = {half: resized(table) for half, table in self.in_prompt.items()}
+        self.in_prompt = {model: resized(table) for model, table in self.in_prompt.items()}

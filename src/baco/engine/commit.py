@@ -1,71 +1,80 @@
-"""From a verdict's tensors to the sequences' lists: the one place where a round waits for them."""
+"""Commits a step: appends the verified tokens to the sequences, and ends them where they end.
 
-from collections.abc import Callable, Collection, Sequence
+This is the one place where a step waits for the device.
+"""
+
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from baco.engine.draft import Positions
+from baco.engine.runner import ModelRunner
 from baco.engine.sequence import SequenceState, Why
-from baco.engine.verify import Positions, VerifyResult
+from baco.engine.verify import VerifyResult, damaged_models
+from baco.source import Source
+
+# The first position of a row with damaged logits, and the model whose logits they are.
+Damage = tuple[int, Source]
 
 
-def append(
+def commit_tokens(
     rows: Sequence[SequenceState],
     positions: Positions,
     result: VerifyResult,
-    ends: Collection[int],
-    matters: Callable[[SequenceState, int], bool],
-) -> tuple[list[int], dict[int, tuple[int, int]]]:
-    """Append what stands to every row, up to its end token, its limit or damaged logits.
+    end_ids: Collection[int],
+) -> tuple[list[int], dict[int, Damage]]:
+    """Append its committed tokens to every row, up to an end token, the row's limit or damage.
 
     Args:
-        rows, positions, verdict: of the round.
-        ends: tokens that end an answer.
-        matters: does damage matter to a row, by what `VerifyResult.damaged` has there?
+        rows, positions, result: of the step.
+        end_ids: tokens that end an answer.
 
     Returns:
-        How many drafts of each row stood, and by row the first position with damaged logits, and
-        what `VerifyResult.damaged` has there.
+        How many draft tokens of each row were accepted, and the damage by row. Logits of a model
+        that the row does not need are no damage.
     """
     most = positions.most
-    told = torch.cat(
+    packed = torch.cat(
         (
             result.logprob.view(torch.int32).long(),  # bit by bit: one table, one wait
             result.token,
             result.source.long(),
             result.damaged,
-            result.committed[:, None],
-            result.accepted[:, None],
+            result.num_committed[:, None],
+            result.num_accepted[:, None],
         ),
         dim=1,
     ).cpu()
-    logprobs = told[:, :most].int().view(torch.float32).tolist()
-    packed = told[:, most:].tolist()
-    first = [0]
+    logprobs = packed[:, :most].int().view(torch.float32).tolist()
+    numbers = packed[:, most:].tolist()
+    first = [0]  # each row's first position
     for count in positions.counts:
         first.append(first[-1] + count)
-    tops = _tops(rows, positions, result)
+    tops = _top_logprobs(rows, positions, result)
     whys = _whys(positions, result) if any(row.request.explain for row in rows) else None
-    accepted, damage = list[int](), dict[int, tuple[int, int]]()
-    for at, (row, numbers) in enumerate(zip(rows, packed, strict=True)):
-        committed, right = numbers[-2:]
-        for ahead, whose in enumerate(numbers[2 * most : 2 * most + positions.counts[at]]):
-            if whose and matters(row, whose):
-                damage[at] = ahead, whose
-                committed, right = min(committed, ahead), min(right, ahead)
+    accepted, damage = list[int](), dict[int, Damage]()
+    for at, (row, values) in enumerate(zip(rows, numbers, strict=True)):
+        tokens, sources, damaged = (values[i * most : (i + 1) * most] for i in range(3))
+        num_committed, num_accepted = values[-2:]
+        for offset, bits in enumerate(damaged[: positions.counts[at]]):
+            model = next((m for m in damaged_models(bits) if row.request.needs(m)), None)
+            if model is not None:
+                damage[at] = offset, model
+                num_committed = min(num_committed, offset)
+                num_accepted = min(num_accepted, offset)
                 break
-        accepted.append(right)
-        for ahead in range(committed):
-            token = numbers[ahead]
-            row.tokens.append(token)
-            row.sources.append("base" if numbers[most + ahead] else "aligned")
-            row.logprobs.append(logprobs[at][ahead])
-            wanted = row.request.params.logprobs
-            if tops is not None and wanted:
-                row.top_logprobs.append(dict(tops[first[at] + ahead][:wanted]))
+        accepted.append(num_accepted)
+        num_top = row.request.params.logprobs
+        for offset in range(num_committed):
+            row.tokens.append(tokens[offset])
+            row.sources.append("base" if sources[offset] else "aligned")
+            row.logprobs.append(logprobs[at][offset])
+            if tops is not None and num_top:
+                row.top_logprobs.append(dict(tops[first[at] + offset][:num_top]))
             if whys is not None and row.request.explain:
-                row.why.append(whys[first[at] + ahead])
-            if token in ends:
+                row.why.append(whys[first[at] + offset])
+            if tokens[offset] in end_ids:
                 row.finish_reason = "stop"
             elif len(row.tokens) >= row.limit:
                 row.finish_reason = "length"
@@ -74,29 +83,57 @@ def append(
     return accepted, damage
 
 
-def _tops(
+def end_damaged_rows(
+    rows: Sequence[SequenceState],
+    damage: dict[int, Damage],
+    runner: ModelRunner,
+    retried: Collection[SequenceState],
+) -> set[SequenceState]:
+    """End rows whose next token has damaged logits, in an error that names the model.
+
+    Where caches can be rolled back, a row is first run once more without a draft: the keys of a
+    draft token that overflows reach the positions before it, though masked.
+
+    Args:
+        retried: rows that were run once more in this step.
+
+    Returns:
+        The rows to run once more.
+    """
+    retry = set()
+    for at, (offset, model) in damage.items():
+        row = rows[at]
+        if offset or row.finish_reason is not None:
+            continue
+        if runner.can_roll_back and row not in retried:
+            retry.add(row)
+        else:
+            row.finish_reason, row.error = "error", runner.models[model].damage
+    return retry
+
+
+def _top_logprobs(
     rows: Sequence[SequenceState], positions: Positions, result: VerifyResult
 ) -> list[list[tuple[int, float]]] | None:
     """The most likely tokens of the source at every position, as many as any row wants."""
-    wanted = max((row.request.params.logprobs or 0 for row in rows), default=0)
-    if not wanted:
+    most = max((row.request.params.logprobs or 0 for row in rows), default=0)
+    if not most:
         return None
-    source = result.source[positions.row, positions.ahead]
+    source = result.source[positions.row, positions.offset]
     raw = torch.where(source[:, None], result.signals.base, result.signals.aligned)
-    top = raw.log_softmax(dim=-1).topk(min(wanted, raw.shape[-1]), dim=-1)
-    each = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [list(zip(ids, values, strict=True)) for ids, values in each]
+    top = raw.log_softmax(dim=-1).topk(min(most, raw.shape[-1]), dim=-1)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [list(zip(ids, values, strict=True)) for ids, values in pairs]
 
 
 def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
-    """What the router saw at every position."""
-    at = (positions.row, positions.ahead)
-    token = result.token[at]
+    """What the router read at every position."""
+    token = result.token[positions.row, positions.offset]
     signals, boundary_state = result.signals, result.boundary_state
 
     def logprob(logits: Tensor) -> list[float]:
-        told: list[float] = logits.log_softmax(dim=-1).gather(1, token[:, None])[:, 0].tolist()
-        return told
+        values: list[float] = logits.log_softmax(dim=-1).gather(1, token[:, None])[:, 0].tolist()
+        return values
 
     columns = zip(
         logprob(signals.base),
@@ -104,8 +141,8 @@ def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
         signals.max_base.tolist(),
         signals.entropy_base.tolist(),
         signals.top_base.tolist(),
-        boundary_state.is_boundary(result.previous_source).tolist(),
-        ("base" if wanted else "aligned" for wanted in boundary_state.router_choice.tolist()),
+        boundary_state.is_boundary(result.active).tolist(),
+        ("base" if base else "aligned" for base in boundary_state.router_choice.tolist()),
         strict=True,
     )
     return [Why(*column) for column in columns]

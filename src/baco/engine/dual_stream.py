@@ -1,6 +1,8 @@
-"""Both halves' forwards at once on one GPU, on two streams.
+"""Experimental: both models' forwards at once on one GPU, on two CUDA streams.
 
-It knows streams; it knows nothing of what halves read, or when.
+Tests run it on a simulated device only; it has not run on a GPU. `ModelRunner` uses it where both
+models of a pair on one GPU are compiled to CUDA graphs, and nowhere else. This module knows
+streams; it does not know what the forwards compute.
 """
 
 from collections.abc import Callable
@@ -13,36 +15,37 @@ from torch import Tensor
 
 @cache
 def _second_stream(device: torch.device) -> Any:
-    """One for all engines: torch has few streams, and hands each out several times."""
+    """One stream for all engines: torch has few, and hands each out several times."""
     return torch.cuda.Stream(device)
 
 
 class DualStream:
-    """Two forwards at once on a CUDA device.
+    """Runs two forwards concurrently on a CUDA device.
 
     Args:
         device: where both run.
         cuda: the interface to it.
-        stream: for the second of the two; by default one that all engines share.
+        stream: for the second forward; by default one that all engines share.
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda, stream: Any = None) -> None:
         self._device, self._cuda = device, cuda
         self._stream = _second_stream(device) if stream is None else stream
 
-    def both(self, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """What two pieces of work make that do not need each other, and free nothing but what they
-        made themselves.
+    def run(
+        self, first: Callable[[], Tensor], second: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Run two independent forwards and return both results. Neither may free tensors that it
+        did not allocate.
 
-        Both come after all that the device was told before, and what it is told next comes after
-        both.
+        Both start after all work queued before, and work queued later waits for both.
         """
-        here = self._cuda.current_stream(self._device)
-        before = here.record_event()
-        first = one()
+        main = self._cuda.current_stream(self._device)
+        before = main.record_event()
+        result = first()
         self._stream.wait_event(before)
         with self._cuda.stream(self._stream):
-            second = other()
-        here.wait_stream(self._stream)
-        second.record_stream(here)  # it is given back here, and its memory was taken there
-        return first, second
+            other = second()
+        main.wait_stream(self._stream)
+        other.record_stream(main)  # it was allocated on the second stream
+        return result, other

@@ -1,9 +1,9 @@
-"""Keeps a request that breaks a step from taking others with it.
+"""Keeps a request that makes a step raise from ending others with it.
 
-A step that raises leaves the batch in an unknown state. So the engine is thrown away, and the
-requests that were in it are halved; each half is decoded again on an engine of its own, down to a
-request that raises alone. The answers to that one end in an error. The others come to the tokens
-that they had, since draws are replayable, and go on.
+A step that raises leaves the batch in an unknown state. The engine is then replaced, and the
+requests that were in it are bisected: each half is decoded again on an engine of its own, down to a
+request that raises alone. Its answers end in an error. All others reach the tokens that they had,
+since draws are replayable, and continue.
 """
 
 import logging
@@ -18,43 +18,43 @@ from baco.errors import failure
 
 log = logging.getLogger("baco")
 
-_NOT_TAKEN_UP = "the answer could not be taken up again where another request broke it off"
+_NOT_RESUMED = "the answer could not be resumed after another request interrupted it"
 
 
 class IsolatingEngine:
-    """An engine of this process whose requests fail alone.
+    """An engine whose requests fail alone.
 
     Args:
-        make: builds an engine without requests.
+        make_engine: builds an engine without requests.
     """
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
-        self._make = make
-        self.engine = make()
-        # The sequences that callers hold, as long as they have not ended.
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make_engine = make_engine
+        self.engine = make_engine()
+        # Sequences that callers hold, until they end.
         self._open: dict[Request, list[SequenceState]] = {}
-        # The engine's own sequences, where they are decoded again, to the callers'; and back.
+        # Where a sequence is decoded again: from the engine's to the caller's, and back.
         self._original: dict[SequenceState, SequenceState] = {}
-        self._again: dict[SequenceState, SequenceState] = {}
-        self._texts: list[Scoring] = []  # that are not yet scored
+        self._replay: dict[SequenceState, SequenceState] = {}
+        self._texts: list[Scoring] = []  # not yet scored
         self._suspects: deque[list[Request]] = deque()
-        self._late: list[Request] = []  # they came while suspects were tried
+        self._late: list[Request] = []  # added while suspects were tried
 
     @property
     def stats(self) -> Stats:
-        """Running totals, engines that were thrown away included."""
+        """Running totals, those of replaced engines included."""
         return self.engine.stats
 
     def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request; errors as for :meth:`Engine.add`."""
-        made = self.engine.add(request)
+        sequences = self.engine.add(request)
         if self._suspects:
-            # Among suspects it would have to be decoded again if they fail.
-            self._withdraw(made)
-            made = [SequenceState(request, one.sample, one.limit) for one in made]
+            # Among suspects it would have to be decoded again when they fail.
+            self._withdraw(sequences)
+            sequences = [SequenceState(request, one.sample, one.limit) for one in sequences]
             self._late.append(request)
-        self._open[request] = list(made)
-        return made
+        self._open[request] = list(sequences)
+        return sequences
 
     def score(self, scoring: Scoring) -> None:
         """Queue a text to be scored; errors as for :meth:`Engine.score`."""
@@ -62,31 +62,32 @@ class IsolatingEngine:
         self._texts = [*(text for text in self._texts if not text.done), scoring]
 
     def stop_scoring(self, scoring: Scoring) -> None:
-        """Give a text up."""
+        """Drop a text that is no longer to be scored."""
         self.engine.stop_scoring(scoring)
         self._texts = [text for text in self._texts if text is not scoring]
 
     def step(self) -> list[SequenceState]:
-        """One step; the sequences that got tokens or ended.
+        """One step; returns the sequences that got tokens or ended.
 
         Raises:
-            Exception: no engine can be made any more, or one fails without a request.
+            Exception: no engine can be built any more, or one fails without a request.
         """
         try:
-            grown = self.engine.step()
+            stepped = self.engine.step()
         except Exception as error:
-            told = self._isolate(error)
+            changed = self._isolate(error)
         else:
-            told = [one for sequence in grown if (one := self._take(sequence)) is not None]
+            originals = map(self._update_original, stepped)
+            changed = [sequence for sequence in originals if sequence is not None]
         if self._suspects and not self.engine.busy:
-            told += self._try_next()
-        return told
+            changed += self._try_next()
+        return changed
 
     def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
-        again = self._again.get(sequence)
-        if again is not None:
-            self.engine.stop(again, len(again.tokens))
+        replay = self._replay.get(sequence)
+        if replay is not None:
+            self.engine.stop(replay, len(replay.tokens))
         elif sequence.request not in self._apart:
             self.engine.stop(sequence, tokens)
         sequence.finish_reason = "stop"
@@ -95,14 +96,14 @@ class IsolatingEngine:
 
     @property
     def busy(self) -> bool:
-        """Is there anything left to decode?"""
+        """Whether anything is left to decode."""
         return self.engine.busy or bool(self._suspects)
 
     @property
     def waiting(self) -> int:
         """Sequences that are not being decoded yet."""
-        apart = self._apart
-        return self.engine.waiting + sum(len(self._open[one]) for one in apart if one in self._open)
+        apart = (self._open.get(request, ()) for request in self._apart)
+        return self.engine.waiting + sum(map(len, apart))
 
     @property
     def running(self) -> int:
@@ -115,68 +116,69 @@ class IsolatingEngine:
         return {request for group in self._suspects for request in group} | set(self._late)
 
     def _isolate(self, error: Exception) -> list[SequenceState]:
-        """Halve the requests that were in a step that raised, or end the only one."""
+        """Bisect the requests that were in a step that raised, or end the only one."""
         apart = self._apart
         inside = [request for request in self._open if request not in apart]
         if not inside:
             raise error
-        told = self._throw_away(inside)
+        ended = self._replace_engine(inside)
         inside = [request for request in inside if request in self._open]
         if len(inside) == 1:
             log.error("a prompt failed alone in its batch: %r", error, exc_info=error)
-            return told + self._fail(inside[0], error)
-        log.warning("a step of %d prompts failed (%r): looking for the one", len(inside), error)
-        half = len(inside) // 2
-        self._suspects.extendleft(group for group in (inside[half:], inside[:half]) if group)
-        return told
+            return ended + self._fail(inside[0], error)
+        log.warning("a step of %d prompts failed (%r): looking for the prompt", len(inside), error)
+        middle = len(inside) // 2
+        groups = (inside[middle:], inside[:middle])
+        self._suspects.extendleft(group for group in groups if group)
+        return ended
 
-    def _throw_away(self, inside: Iterable[Request]) -> list[SequenceState]:
-        """Make another engine; the sequences that had just ended."""
+    def _replace_engine(self, inside: Iterable[Request]) -> list[SequenceState]:
+        """Build another engine; returns the sequences that had just ended in the old one."""
         past = self.engine.stats
-        self.engine = self._make()
-        self.engine.stats.carry_on(past)
+        self.engine = self._make_engine()
+        self.engine.stats.resume(past)
         for text in self._texts:
             if not text.done:
-                text.roll_back()
+                text.restart()
                 self.engine.score(text)
         self._original.clear()
-        self._again.clear()
+        self._replay.clear()
         ended = []
         for sequence in [one for request in inside for one in self._open[request]]:
-            # A step that raised may have left the last token without all that is known of it.
-            sequence.cut(sequence.whole)
+            # The step that raised may have left its last token without log-probability or the like.
+            sequence.cut(sequence.num_complete)
             if sequence.finish_reason is not None:
                 self._close(sequence)
                 ended.append(sequence)
         return ended
 
     def _try_next(self) -> list[SequenceState]:
-        """Let the engine have the next suspects, and with the last of them those who came late."""
+        """Add the next suspects to the engine, and late requests together with the last ones."""
         group = self._suspects.popleft()
         if not self._suspects:
             group, self._late = group + self._late, []
-        told = []
+        failed = []
         for request in group:
             if request in self._open:
                 try:
-                    self._start_again(request)
+                    self._decode_again(request)
                 except Exception as error:
-                    told += self._fail(request, error)
-        return told
+                    failed += self._fail(request, error)
+        return failed
 
-    def _start_again(self, request: Request) -> None:
-        made = {one.sample: one for one in self.engine.add(request)}
+    def _decode_again(self, request: Request) -> None:
+        replays = {replay.sample: replay for replay in self.engine.add(request)}
         for sequence in self._open[request]:
-            again = made.pop(sequence.sample)
-            self._original[again], self._again[sequence] = sequence, again
-        self._withdraw(made.values())  # they have ended
+            replay = replays.pop(sequence.sample)
+            self._original[replay], self._replay[sequence] = sequence, replay
+        self._withdraw(replays.values())  # the caller's have ended
 
-    def _withdraw(self, made: Iterable[SequenceState]) -> None:
-        for one in made:
-            self.engine.stop(one, 0)
+    def _withdraw(self, sequences: Iterable[SequenceState]) -> None:
+        for sequence in sequences:
+            self.engine.stop(sequence, 0)
 
-    def _take(self, sequence: SequenceState) -> SequenceState | None:
-        """The caller's sequence with what is new in the engine's; None where nothing is."""
+    def _update_original(self, sequence: SequenceState) -> SequenceState | None:
+        """The caller's sequence with the engine's new tokens; None where there are none."""
         original = self._original.get(sequence, sequence)
         if original is not sequence:
             known, now = len(original.tokens), len(sequence.tokens)
@@ -184,7 +186,7 @@ class IsolatingEngine:
             same = sequence.tokens[:known] == original.tokens[:now]
             if not same or (ended and now < known):
                 self.engine.stop(sequence, 0)
-                original.finish_reason, original.error = "error", _NOT_TAKEN_UP
+                original.finish_reason, original.error = "error", _NOT_RESUMED
             elif ended or now > known:
                 original.extend(sequence, known)
                 original.finish_reason, original.error = sequence.finish_reason, sequence.error
@@ -203,10 +205,10 @@ class IsolatingEngine:
         return ended
 
     def _close(self, sequence: SequenceState) -> None:
-        """A sequence has ended."""
-        self._original.pop(self._again.pop(sequence, sequence), None)
-        left = self._open.get(sequence.request, [])
-        if sequence in left:
-            left.remove(sequence)
-            if not left:
+        """Forget a sequence that has ended."""
+        self._original.pop(self._replay.pop(sequence, sequence), None)
+        still_open = self._open.get(sequence.request, [])
+        if sequence in still_open:
+            still_open.remove(sequence)
+            if not still_open:
                 del self._open[sequence.request]

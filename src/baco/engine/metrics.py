@@ -1,4 +1,4 @@
-"""What decoding took: forwards of each half, drafts made and kept, tokens by source."""
+"""Running totals of an engine: forwards, draft tokens, tokens by source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,40 +12,41 @@ class Stats:
     """Running totals of an engine.
 
     Attributes:
-        stores: the halves' caches, which count their own forwards.
-        rounds: steps that decoded anything.
-        tokens: said, by source.
-        drafted, accepted: tokens that were drafted, and how many of them stood.
+        caches: the models' KV caches, which count their own forwards.
+        steps: that decoded anything.
+        tokens: generated, by source.
+        drafted, accepted: draft tokens, and those of them that were accepted.
     """
 
-    stores: Mapping[str, KVCache]
-    rounds: int = 0
+    caches: Mapping[str, KVCache]
+    steps: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"base": 0, "aligned": 0})
     drafted: int = 0
     accepted: int = 0
 
-    def carry_on(self, past: "Stats") -> None:
-        """Count on from another engine's totals; forwards are counted by their stores."""
-        self.rounds, self.tokens = past.rounds, dict(past.tokens)
+    def resume(self, past: "Stats") -> None:
+        """Start from another engine's totals; forwards are counted by the caches."""
+        self.steps, self.tokens = past.steps, dict(past.tokens)
         self.drafted, self.accepted = past.drafted, past.accepted
 
     @property
     def forwards(self) -> dict[str, int]:
-        """How often each half ran, prompts included."""
-        return {name: store.forwards for name, store in self.stores.items()}
+        """Forwards of each model, prompts included."""
+        return {name: cache.forwards for name, cache in self.caches.items()}
 
-    def count(
+    def update(
         self,
         rows: Sequence[SequenceState],
-        before: Sequence[int],
+        lengths: Sequence[int],
         drafted: Sequence[int],
         accepted: Sequence[int],
     ) -> None:
-        """Take up one round: ``rows`` had ``before`` tokens each."""
-        self.rounds += 1
+        """Count one step; the rows had ``lengths`` tokens before it."""
+        self.steps += 1
         self.drafted += sum(drafted)
         self.accepted += sum(accepted)
-        for row, had in zip(rows, before, strict=True):
-            base = row.sources[had:].count("base")
+        for row, length in zip(rows, lengths, strict=True):
+            new = row.sources[length:]
+            base = new.count("base")
             self.tokens["base"] += base
-            self.tokens["aligned"] += len(row.sources) - had - base
+            self.tokens["aligned"] += len(new) - base

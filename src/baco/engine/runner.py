@@ -1,154 +1,187 @@
-"""Both halves' caches under the rows of a batch: which tokens each half has read, and still has to.
+"""Runs the models over the rows of a batch, and knows which tokens each has read.
 
-A half may lag behind: what it was not needed for it reads later, in one forward.
+A model whose logits were not needed for some steps lags behind. It reads what it missed in one
+forward when it is needed again.
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
+from baco.engine.draft import Draft, Logits
+from baco.engine.dual_stream import DualStream
 from baco.engine.sequence import Request, SequenceState
+from baco.engine.verify import Verifier
 from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
-from baco.source import Source
+from baco.routing.signals import Distribution
+from baco.source import MODELS, Source
 
-if TYPE_CHECKING:
-    from baco.engine.speculative.proposer import Draft
+# The skip check is rarely worth its time below this share of steps in which one model sufficed.
+_RARE = 0.1
+# Weight of the newest step in that share, and its rise per step without a check: about every ten
+# steps there is one again.
+_EMA_WEIGHT, _RISE = 0.1, 0.001
+
+
+@dataclass(slots=True)
+class SkipStats:
+    """How often one model's logits alone decided a step. When that is rare, the check is skipped.
+
+    Attributes:
+        share: of the steps, lately, by the model that ran first.
+    """
+
+    share: dict[Source, float] = field(default_factory=lambda: dict.fromkeys(MODELS, 0.5))
+
+    def rarely_sufficient(self, model: Source) -> bool:
+        """Whether the model's logits alone rarely decide a step."""
+        return self.share[model] < _RARE
+
+    def update(self, model: Source, sufficient: bool | None) -> None:
+        """The model's logits decided a step or did not; None where that was not checked."""
+        if sufficient is None:
+            self.share[model] += _RISE
+        else:
+            self.share[model] += _EMA_WEIGHT * (sufficient - self.share[model])
 
 
 class ModelRunner:
-    """The halves of a pair, and a draft model if there is one, reading the rows of a batch.
+    """Runs the models of a pair, and a draft model if there is one, over the rows of a batch.
 
     Attributes:
-        halves: by name: ``base``, ``aligned``, ``draft``.
-        stores: their caches; row r of each is row r of the batch.
+        models: by name: ``base``, ``aligned``, ``draft``.
+        caches: their KV caches; row r of each is row r of the batch.
     """
 
-    def __init__(self, halves: Mapping[str, PairModel], batch: Batch) -> None:
-        self.halves = dict(halves)
-        self.stores: dict[str, KVCache] = {name: half.new_cache() for name, half in halves.items()}
-        self._batch = batch
+    def __init__(self, models: Mapping[str, PairModel], batch: Batch, verifier: Verifier) -> None:
+        self.models = dict(models)
+        self.caches: dict[str, KVCache] = {
+            name: model.new_cache() for name, model in models.items()
+        }
+        self._batch, self._verifier = batch, verifier
+        self._skips = SkipStats()
+        devices = {models[name].device for name in MODELS}
+        self._two_devices = len(devices) > 1
+        # Without CUDA graphs the host is busy launching kernels, and a second stream only waits.
+        concurrent = batch.device.type == "cuda" and not self._two_devices
+        concurrent = concurrent and self.has_static_shapes(MODELS)
+        self._dual_stream = DualStream(batch.device) if concurrent else None
 
-    @property
-    def can_roll_back(self) -> bool:
-        """Can every half forget again what it read?"""
-        return all(store.can_roll_back for store in self.stores.values())
+    # --- a step -----------------------------------------------------------------------------------
 
-    def needed(self) -> list[Source]:
-        """The halves that any row needs."""
-        return self._batch.needed
+    def forward(self, draft: Draft) -> Logits:
+        """Run both models at the positions of a draft, or one where the other cannot matter.
 
-    def reading(self, request: Request) -> Generator[int, None, dict[str, Any]]:
-        """Read a request's prompt with every model that needs it, once for all its samples: yields
-        how many tokens each piece had, and returns what can be admitted.
+        That check is skipped where both are wanted, where it rarely succeeds, and on two devices,
+        where both forwards run concurrently.
         """
-        prefixes = {}
-        for name in self.reads(request):
-            # The last token is read in the first step, as every later token is.
-            ids = request.ids(name)[:-1]
-            prefixes[name] = yield from self.stores[name].prefill(ids, request.params.n)
-        return prefixes
+        first, second = self._order(draft)
+        if second is None:
+            return self._logits(draft, first)
+        both = self._two_devices or self._verifier.wants_both(self._batch)
+        if not both and self._skips.rarely_sufficient(first):
+            self._skips.update(first, None)
+            both = True
+        if both and self._dual_stream is not None and draft.drafter not in MODELS:
+            forwards = (partial(self._read_draft, draft, model) for model in (first, second))
+            logits, others = self._dual_stream.run(*forwards)
+            return _merged(_split(draft, first, logits), _split(draft, second, others))
+        result = self._logits(draft, first)
+        if not both:
+            sufficient = self._verifier.one_suffices(draft, first, result)
+            self._skips.update(first, sufficient)
+            if sufficient:
+                return result
+        return _merged(result, self._logits(draft, second))
 
-    def to_read(self, request: Request) -> int:
-        """Tokens that this reads, of all models together."""
-        return sum(len(request.ids(name)) - 1 for name in self.reads(request))
+    def _order(self, draft: Draft) -> tuple[Source, Source | None]:
+        """The model that runs first, and the one that can be skipped if the first decides all.
 
-    def reads(self, request: Request) -> list[str]:
-        """The models that read a request's prompt. A draft model whose context window is too short
-        for it drafts nothing for it.
+        First is the model that drafted, else the source of the last token in most rows.
         """
-        return [
-            name
-            for name, model in self.halves.items()
-            if request.needs(name) and len(request.ids(name)) <= model.context
-        ]
+        needed = self._batch.needed
+        if len(needed) == 1:
+            return needed[0], None
+        if draft.drafter in MODELS:
+            first = draft.drafter
+        else:
+            rows = self._batch.rows
+            aligned = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
+            first = "aligned" if 2 * aligned > len(rows) else "base"
+        return first, "base" if first == "aligned" else "aligned"
+
+    def _logits(self, draft: Draft, model: Source) -> Logits:
+        """One model's logits at the positions, as the drafter left them or from a forward."""
+        if draft.drafter == model:
+            assert draft.logits is not None
+            return Logits({model: draft.logits})
+        return _split(draft, model, self._read_draft(draft, model))
+
+    def _read_draft(self, draft: Draft, model: Source) -> Tensor:
+        positions, bonus = draft.positions, int(draft.wants_bonus)
+        counts = [count - 1 + bonus for count in positions.counts]
+        return self.read(model, positions.draft_tokens, counts, positions.most + bonus)
+
+    def read(self, name: str, draft_tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+        """Let a model read what it has not read of every row, and the row's first draft tokens.
+
+        Args:
+            name: of the model.
+            draft_tokens: int64 [B, K or more].
+            counts: how many of them to read of each row.
+            keep: how many last tokens of each row to return logits for.
+
+        Returns:
+            Raw logits on the common vocabulary, float32 [B, keep, V], on the batch's device.
+        """
+        model, cache = self.models[name], self.caches[name]
+        rows = self._batch.rows
+        unread = [self._unread(name, row, cache.lengths[at]) for at, row in enumerate(rows)]
+        pairs = zip(counts, rows, strict=True)
+        drafted = [count if row.request.needs(name) else 0 for count, row in pairs]
+        lengths = [len(ids) + count for ids, count in zip(unread, drafted, strict=True)]
+        tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
+        return model.fit(cache.extend(tokens, lengths, keep)).to(self._batch.device)
+
+    def _unread(self, name: str, row: SequenceState, length: int) -> list[int]:
+        """The tokens of a row that a model has still to read, where it has read ``length``."""
+        if not row.request.needs(name):
+            return []
+        prompt = row.request.ids(name)
+        if length >= len(prompt):
+            return row.tokens[length - len(prompt) :]
+        return [*prompt[length:], *row.tokens]
 
     def catch_up(self, most: int) -> None:
-        """Let models read on that were not needed for a while and have more than ``most`` tokens
-        left, so that no step has to read very many.
+        """Let models that lag behind by more than ``most`` tokens read these, so that no step reads
+        very many.
         """
-        for name, store in self.stores.items():
-            context = self.halves[name].context
-            left = [
-                self._pending(name, row, store.lengths[at])[:-1]
+        for name, cache in self.caches.items():
+            context = self.models[name].context
+            unread = [
+                self._unread(name, row, cache.lengths[at])[:-1]
                 if len(row.request.ids(name)) + len(row.tokens) <= context
                 else []
                 for at, row in enumerate(self._batch.rows)
             ]
-            counts = [len(tokens) for tokens in left]
+            counts = [len(tokens) for tokens in unread]
             if sum(counts) > most:
-                nothing = torch.empty(len(left), 0, dtype=torch.int64)
-                tokens = _flush_right(left, nothing, [0] * len(left), max(counts))
-                store.extend(tokens, counts, 1)
+                no_drafts = torch.empty(len(unread), 0, dtype=torch.int64)
+                tokens = _flush_right(unread, no_drafts, [0] * len(unread), max(counts))
+                cache.extend(tokens, counts, 1)
 
-    def held(self) -> dict[str, int]:
-        """Bytes of each model's tables, where they may have room for more than their rows need."""
-        return {name: store.allocated_bytes() for name, store in self.stores.items()}
-
-    def shrink(self, columns: Mapping[str, int]) -> None:
-        """Give back what tables hold beyond their rows, each of so many columns at most."""
-        for name, store in self.stores.items():
-            store.shrink(columns[name])
-
-    def copied(self, name: str, request: Request) -> int:
-        """Tokens of a request's prompt that a half copies for each of its samples: all or none."""
-        tokens = len(request.ids(name))
-        return 0 if self.stores[name].shares_prefix(tokens - 1, request.params.n) else tokens
-
-    def static_shapes(self, halves: Iterable[str]) -> bool:
-        """Do these halves' tables stay where they are while rows are decoded?"""
-        return all(self.stores[half].static_shapes for half in halves)
-
-    def preallocate(self, rows: int, columns: Mapping[str, int]) -> None:
-        """Make room in one go, for so many rows of so many columns of each half, where tables are
-        to stay where they are.
+    def draft_room(self, name: str) -> int:
+        """How many draft tokens a model can read of every row: up to the end of its context window,
+        and in each row with one set of rotary factors.
         """
-        for name, store in self.stores.items():
-            store.preallocate(rows, columns[name])
-
-    def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
-        """Append ``count`` rows behind a prompt."""
-        for name, store in self.stores.items():
-            store.copy_prefix(prefixes.get(name), count)
-
-    def reorder(self, order: Sequence[int]) -> None:
-        """Keep the rows ``order``, in that order."""
-        for store in self.stores.values():
-            store.drop(kept=order)
-
-    def roll_back(self) -> None:
-        """Forget what was drafted and did not stand: all but the rows' last tokens stay."""
-        for name in self.stores:
-            self._keep(name, -1)
-
-    def forget(self, name: str) -> None:
-        """Let a half forget what was drafted; all tokens of the rows stay."""
-        self._keep(name, 0)
-
-    def clean(self, rows: Sequence[int]) -> None:
-        """Clear what damaged logits left in some rows: 0 × NaN in a masked column is NaN again.
-
-        Of a row that goes on all is cleared but what it has read; of one that has ended, all.
-        """
-        ended = [row for row in rows if self._batch.rows[row].finish_reason is not None]
-        for store in self.stores.values():
-            store.clear([row for row in rows if row not in ended], ended)
-
-    def _keep(self, name: str, more: int) -> None:
-        """Let a half forget all but the rows' tokens, and so many ``more``."""
-        rows = self._batch.rows
-        kept = [len(row.request.ids(name)) + len(row.tokens) + more for row in rows]
-        self.stores[name].roll_back(kept)
-
-    def room(self, name: str) -> int:
-        """How many tokens a model can read beyond those of every row: up to the end of its context
-        window, and in each row with one set of rotary factors.
-        """
-        model = self.halves[name]
+        model = self.models[name]
         rows = (row for row in self._batch.rows if row.request.needs(name))
         lengths = [len(row.request.ids(name)) + len(row.tokens) for row in rows]
         ends = [model.context - length for length in lengths]
@@ -157,87 +190,150 @@ class ModelRunner:
             ends += [change for change in changes if change >= 0]
         return min(ends, default=model.context)
 
-    def order(self, draft: "Draft") -> tuple[Source, Source | None]:
-        """Which half is read first, and which only if the first does not decide the round.
+    # --- the caches -------------------------------------------------------------------------------
 
-        First comes the half that has run ahead, else the one that spoke last in most rows.
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether every cache can be rolled back. Without that, nothing can be drafted."""
+        return all(cache.can_roll_back for cache in self.caches.values())
+
+    def roll_back(self) -> None:
+        """Remove rejected draft tokens from all caches, and the last token of each row, which the
+        next step reads.
         """
-        rows, needed = self._batch.rows, self.needed()
-        if len(needed) == 1:
-            return needed[0], None
-        previous_source = sum(bool(row.sources) and row.sources[-1] == "aligned" for row in rows)
-        aligned_spoke = 2 * previous_source > len(rows)
-        if draft.runner == "aligned" or (draft.runner != "base" and aligned_spoke):
-            return "aligned", "base"
-        return "base", "aligned"
+        for name in self.caches:
+            self._truncate(name, -1)
 
-    def rows(self, name: Source, draft: "Draft") -> Tensor:
-        """A half's rows of logits at the positions of a draft: float32 [N, V]."""
-        if draft.runner == name:
-            assert draft.rows is not None
-            return draft.rows
-        positions, on = draft.positions, draft.read_last_draft
-        counts = [count - 1 + on for count in positions.counts]
-        logits = self.read(name, positions.drafted, counts, positions.most + on)
-        if on:
-            draft.bonus_logits, logits = logits[:, -1], logits[:, :-1]
-        return positions.flat(logits)
+    def forget_draft(self, name: str) -> None:
+        """Remove draft tokens from one cache; all tokens of the rows stay."""
+        self._truncate(name, 0)
 
-    def read(self, name: str, drafted: Tensor, counts: Sequence[int], keep: int) -> Tensor:
-        """Read what a half has not read of every row, and the row's first drafts after that.
-
-        Args:
-            name: the half.
-            drafted: int64 [B, K or more].
-            counts: how many of them to read of each row.
-            keep: of how many last tokens the logits are wanted.
-
-        Returns:
-            Raw logits on the common vocabulary, float32 [B, keep, V], on the rows' device.
-        """
-        half, store = self.halves[name], self.stores[name]
+    def _truncate(self, name: str, extra: int) -> None:
         rows = self._batch.rows
-        pending = [self._pending(name, row, store.lengths[at]) for at, row in enumerate(rows)]
-        each = zip(counts, rows, strict=True)
-        more = [count if row.request.needs(name) else 0 for count, row in each]
-        lengths = [len(own) + count for own, count in zip(pending, more, strict=True)]
-        tokens = _flush_right(pending, drafted, more, max(lengths))
-        return half.fit(store.extend(tokens, lengths, keep)).to(self._batch.device)
+        lengths = [len(row.request.ids(name)) + len(row.tokens) + extra for row in rows]
+        self.caches[name].roll_back(lengths)
 
-    def _pending(self, name: str, row: SequenceState, length: int) -> list[int]:
-        if not row.request.needs(name):
-            return []
-        prompt = row.request.ids(name)
-        if length >= len(prompt):
-            return row.tokens[length - len(prompt) :]
-        return [*prompt[length:], *row.tokens]
+    def clear(self, rows: Iterable[int]) -> None:
+        """Overwrite what damaged logits left in the caches of some rows: a masked column with NaN
+        would still spread, since 0 × NaN is NaN. Of rows that have ended, everything is cleared.
+        """
+        ended = [row for row in rows if self._batch.rows[row].finish_reason is not None]
+        for cache in self.caches.values():
+            cache.clear([row for row in rows if row not in ended], ended)
+
+    def admit(self, prefixes: Mapping[str, Any], count: int) -> None:
+        """Append ``count`` rows that continue a prompt."""
+        for name, cache in self.caches.items():
+            cache.copy_prefix(prefixes.get(name), count)
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Keep the rows ``order``, in that order."""
+        for cache in self.caches.values():
+            cache.drop(kept=order)
+
+    # --- prompts and memory -----------------------------------------------------------------------
+
+    def readers(self, request: Request) -> list[str]:
+        """The models that read a request's prompt. A draft model with a context window too short
+        for it does not, and drafts nothing.
+        """
+        return [
+            name
+            for name, model in self.models.items()
+            if request.needs(name) and len(request.ids(name)) <= model.context
+        ]
+
+    def prompt_room(self, request: Request) -> int:
+        """How many tokens of an answer fit behind a request's prompt.
+
+        Raises:
+            BacoError: the prompt fits no context window, or has tokens without an embedding.
+        """
+        rooms = []
+        for name in MODELS:
+            if request.needs(name):
+                self.models[name].check_prompt(name, request.ids(name))
+                rooms.append(self.models[name].context - len(request.ids(name)))
+        return min(rooms)
+
+    def tokens_to_prefill(self, request: Request) -> int:
+        """How many tokens :meth:`prefill` reads, of all models together."""
+        return sum(len(request.ids(name)) - 1 for name in self.readers(request))
+
+    def prefill(self, request: Request) -> Generator[int, None, dict[str, Any]]:
+        """Read a request's prompt with every model that needs it, once for all samples. Yields the
+        number of tokens of each chunk, and returns what :meth:`admit` takes.
+        """
+        prefixes = {}
+        for name in self.readers(request):
+            # The first step reads the last token, like every later token.
+            ids = request.ids(name)[:-1]
+            prefixes[name] = yield from self.caches[name].prefill(ids, request.params.n)
+        return prefixes
+
+    def copied_tokens(self, name: str, request: Request) -> int:
+        """Tokens of the prompt that a model's cache copies for each sample: all, or none where the
+        samples share it.
+        """
+        tokens = len(request.ids(name))
+        return 0 if self.caches[name].shares_prefix(tokens - 1, request.params.n) else tokens
+
+    def allocated_bytes(self) -> dict[str, int]:
+        """Bytes of each model's cache, which can have room for more than its rows need."""
+        return {name: cache.allocated_bytes() for name, cache in self.caches.items()}
+
+    def shrink(self, columns: Mapping[str, int]) -> None:
+        """Shrink the caches to their rows, with at most ``columns`` columns each."""
+        for name, cache in self.caches.items():
+            cache.shrink(columns[name])
+
+    def has_static_shapes(self, names: Iterable[str]) -> bool:
+        """Whether these models' caches stay at their addresses while rows are decoded."""
+        return all(self.caches[name].static_shapes for name in names)
+
+    def preallocate(self, rows: int, columns: Mapping[str, int]) -> None:
+        """Make room for rows of ``columns`` columns at once, in caches that stay at their
+        addresses.
+        """
+        for name, cache in self.caches.items():
+            cache.preallocate(rows, columns[name])
+
+
+def _split(draft: Draft, model: Source, logits: Tensor) -> Logits:
+    """From the logits that a forward returned, [B, Q or Q + 1, V], to those at the positions."""
+    bonus = None
+    if draft.wants_bonus:
+        bonus, logits = logits[:, -1], logits[:, :-1]
+    return Logits({model: Distribution(draft.positions.flatten(logits))}, bonus)
+
+
+def _merged(one: Logits, other: Logits) -> Logits:
+    bonus = other.bonus if one.bonus is None else one.bonus
+    return Logits({**one.of, **other.of}, bonus)
 
 
 def _flush_right(
-    pending: Sequence[Sequence[int]], drafted: Tensor, counts: Sequence[int], span: int
+    unread: Sequence[Sequence[int]], draft_tokens: Tensor, counts: Sequence[int], span: int
 ) -> Tensor:
-    """Rows of ``pending`` tokens and their first drafts, padded on the left: [B, span].
+    """Unread tokens of each row and its first draft tokens, padded on the left: int64 [B, span].
 
-    Rows are padded with a token that they read anyway: what another one says may be damaged.
+    Rows are padded with a token that they read anyway. Another one could have damaged logits.
     """
     most = max(counts)
     if most == 0:
-        own = [_fill(row, span - len(row)) + list(row) for row in pending]
-        return torch.tensor(own, dtype=torch.int64)
+        rows = [_padding(row, span - len(row)) + list(row) for row in unread]
+        return torch.tensor(rows, dtype=torch.int64)
+    device = draft_tokens.device
     if all(count == most for count in counts):
-        head = [_fill(row, span - most - len(row)) + list(row) for row in pending]
-        before = tensor_on(drafted.device, head, torch.int64)
-        return torch.cat((before, drafted[:, :most]), dim=1)
-    each = list(zip(pending, counts, strict=True))
-    head = [[*_fill(row, span - count - len(row)), *row, *([0] * count)] for row, count in each]
-    before = tensor_on(drafted.device, head, torch.int64)
-    at = (
-        torch.arange(span, device=drafted.device)
-        - span
-        + tensor_on(drafted.device, counts)[:, None]
-    )
-    return torch.where(at < 0, before, drafted.gather(1, at.clamp_min(0)))
+        rows = [_padding(row, span - most - len(row)) + list(row) for row in unread]
+        before = tensor_on(device, rows, torch.int64)
+        return torch.cat((before, draft_tokens[:, :most]), dim=1)
+    pairs = zip(unread, counts, strict=True)
+    rows = [[*_padding(row, span - n - len(row)), *row, *([0] * n)] for row, n in pairs]
+    before = tensor_on(device, rows, torch.int64)
+    offset = torch.arange(span, device=device) - span + tensor_on(device, counts)[:, None]
+    return torch.where(offset < 0, before, draft_tokens.gather(1, offset.clamp_min(0)))
 
 
-def _fill(row: Sequence[int], count: int) -> list[int]:
+def _padding(row: Sequence[int], count: int) -> list[int]:
     return list(row[:1] or [0]) * count

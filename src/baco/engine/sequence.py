@@ -1,4 +1,4 @@
-"""One answer while it grows: its prompt's two token lists, its tokens, their sources."""
+"""A request, and the sequences that are its n samples while they are decoded."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,12 +17,12 @@ class Request:
     """n samples to draw from one prompt.
 
     Attributes:
-        base_ids, aligned_ids: the prompt as each half reads it.
-        params: seeded sampling parameters.
-        router: names the source at every boundary.
-        switch: ``word``, or ``token`` to let sources change inside words.
-        index: which of the caller's prompts this is.
-        explain: also tell why each token has its source; both halves then read every token.
+        base_ids, aligned_ids: the prompt as each model reads it.
+        params: sampling parameters, with a seed.
+        router: picks the source at every word boundary.
+        switch: ``word``, or ``token`` to let the source change inside words.
+        index: of the prompt among the caller's.
+        explain: also record why each token has its source; both models then read every token.
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
         noise_seed: of this prompt's draws.
     """
@@ -40,26 +40,26 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_seed", noise_seed(self.params.seed or 0, self.digest))
 
-    def ids(self, half: str) -> tuple[int, ...]:
-        """The prompt as a half reads it; a draft model reads the aligned one's."""
-        return self.base_ids if half == "base" else self.aligned_ids
+    def ids(self, model: str) -> tuple[int, ...]:
+        """The prompt as a model reads it; a draft model reads the aligned model's."""
+        return self.base_ids if model == "base" else self.aligned_ids
 
-    def needs(self, half: str) -> bool:
-        """Is a half ever read for it? One that its router never names is not."""
-        return self.explain or self.router.only is None or half in (self.router.only, "draft")
+    def needs(self, model: str) -> bool:
+        """Whether a model is ever run for it. A model that its router never picks is not."""
+        return self.explain or self.router.only is None or model in (self.router.only, "draft")
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """What the router saw where a token was drawn.
+    """Why a token has its source.
 
     Attributes:
-        base_logprob, aligned_logprob: of the token, under each half, in nats.
+        base_logprob, aligned_logprob: of the token under each model, in nats.
         max_base: max P_base.
         entropy_base: H(P_base) in nats.
         predicted: the base model's most likely token.
-        asked: whether the position was a boundary; elsewhere the active source went on.
-        wanted: the source the router names there.
+        asked: whether the position is a boundary. Elsewhere the active source continued.
+        wanted: the router's choice there.
     """
 
     base_logprob: float
@@ -73,11 +73,13 @@ class Why:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """Sample ``sample`` of a request. The engine appends; readers look.
+    """Sample ``sample`` of a request while it is decoded. Only the engine changes it.
 
-    ``limit`` is the most tokens it may get: ``max_tokens``, or less where a context window ends.
-    ``error`` says what ended an answer whose ``finish_reason`` is ``error``: a backend elsewhere
-    failed, and the answer alone is lost.
+    Attributes:
+        limit: the most tokens it may get: ``max_tokens``, or fewer where a context window ends.
+        tokens, sources, logprobs: of the answer so far, one entry per token.
+        top_logprobs, why: the same, where the request wants them.
+        error: what went wrong, where ``finish_reason`` is ``error``.
     """
 
     request: Request
@@ -96,18 +98,18 @@ class SequenceState:
         return self.tokens, self.sources, self.logprobs, self.top_logprobs, self.why
 
     @property
-    def whole(self) -> int:
-        """How many tokens have all that is kept of a token."""
-        tops, why = self.request.params.logprobs, self.request.explain
-        kept = (True, True, True, bool(tops), why)
-        return min(len(one) for one, asked in zip(self._columns, kept, strict=True) if asked)
+    def num_complete(self) -> int:
+        """How many tokens have all their entries. A step that raised may leave one without."""
+        wanted = (True, True, True, bool(self.request.params.logprobs), self.request.explain)
+        columns = zip(self._columns, wanted, strict=True)
+        return min(len(column) for column, is_wanted in columns if is_wanted)
 
     def cut(self, tokens: int) -> None:
         """Keep only the first ``tokens`` tokens."""
         for column in self._columns:
             del column[tokens:]
 
-    def extend(self, other: "SequenceState", known: int) -> None:
-        """Append what another sequence of the same sample has after its first ``known`` tokens."""
+    def extend(self, other: "SequenceState", start: int) -> None:
+        """Append the tokens that another sequence of the same sample has from ``start`` on."""
         for mine, theirs in zip(self._columns, other._columns, strict=True):
-            mine.extend(theirs[known:])
+            mine.extend(theirs[start:])

@@ -1,316 +1,233 @@
-"""What plain decoding says at drafted positions, and how far the drafts agree with it.
+"""Verification: route, mask and sample every position of a draft, and accept what agrees.
 
-The heart of lossless speculation: whatever was drafted, every position is decided from both halves'
-rows by the same router and the same draw as without a draft, and what stands is the longest prefix
-on which draft and draw agree, plus the first draw that does not.
+This is why speculative decoding is lossless here. Whatever was drafted, every position is decided
+by the same router and the same draw as without a draft. The longest prefix on which draft tokens
+and drawn tokens agree is accepted, plus the first drawn token that disagrees.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.signals import Distribution, Signals
+from baco.engine.draft import Draft, Logits, Positions
+from baco.routing.signals import Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
 from baco.sampling.sampler import draw, penalise
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Vocabulary
 
-
-@dataclass(slots=True)
-class Positions:
-    """The positions that one round decides: of every row the next one, and those after its drafts.
-
-    Attributes:
-        counts: how many of each row, at least 1; Q is the most of any.
-        row, ahead: of each of the N positions, rows in turn, int64 [N]; ``ahead`` counts from the
-            row's next token.
-        drafted: int64 [B, Q - 1 or more], the drafts; what is beyond a row's own is not read.
-    """
-
-    counts: list[int]
-    row: Tensor
-    ahead: Tensor
-    drafted: Tensor
-
-    @classmethod
-    def of(cls, counts: list[int], drafted: Tensor) -> "Positions":
-        """The positions of rows with that many each."""
-        rows = [row for row, count in enumerate(counts) for _ in range(count)]
-        ahead = [at for count in counts for at in range(count)]
-        device = drafted.device
-        return cls(counts, tensor_on(device, rows), tensor_on(device, ahead), drafted)
-
-    @property
-    def most(self) -> int:
-        """Q."""
-        return max(self.counts)
-
-    @property
-    def even(self) -> bool:
-        """Do all rows have as many?"""
-        return len(self.row) == len(self.counts) * self.most
-
-    def flat(self, rows: Tensor) -> Tensor:
-        """Of rows of logits [B, K, V] after each row's last K tokens, those at the positions."""
-        keep = rows.shape[1]
-        if self.even and keep == self.most:
-            return rows.reshape(-1, rows.shape[-1])
-        count = tensor_on(rows.device, self.counts)[self.row]
-        return rows[self.row, keep - count + self.ahead]
-
-    def table(self, column: Tensor) -> Tensor:
-        """Values of positions [N, ...] as [B, Q, ...], zeros where a row has no such position."""
-        if self.even:
-            return column.reshape(len(self.counts), self.most, *column.shape[1:])
-        made = column.new_zeros(len(self.counts), self.most, *column.shape[1:])
-        made[self.row, self.ahead] = column
-        return made
-
-    def previous(self, last: Tensor) -> Tensor:
-        """The token before each position, where ``last`` [B] is each answer's last: int64 [N]."""
-        before = torch.cat((last[:, None], self.drafted[:, : self.most - 1]), dim=1)
-        return before[self.row, self.ahead]
-
-
-@dataclass
-class VerifyBatch:
-    """The rows as they stand and the positions to decide; what several steps ask is made once.
-
-    Attributes:
-        batch: the rows.
-        positions: their next positions and drafts.
-        drafts: how many drafted tokens of each row have a position that decides them.
-        read: the halves whose rows of logits were read; another's are stood in for by these.
-    """
-
-    batch: Batch
-    positions: Positions
-    drafts: list[int]
-    read: list[Source] = field(default_factory=list)
-
-    def damaged(self, whose: int) -> list[Source]:
-        """The halves that were read and that `VerifyResult.damaged` names by a number."""
-        return [half for at, half in enumerate(MODELS) if whose >> at & 1 and half in self.read]
-
-    @cached_property
-    def keys(self) -> Tensor:
-        """The positions' noise keys, int64 [N, 2]."""
-        keys, positions = self.batch.keys(), self.positions
-        if positions.even:
-            return keys[:, : positions.most].flatten(0, 1)
-        return keys[positions.row, positions.ahead]
-
-    @cached_property
-    def previous(self) -> Tensor:
-        """The token before each position, int64 [N]."""
-        return self.positions.previous(self.batch.previous())
-
-    @cached_property
-    def active(self) -> Tensor:
-        """Who spoke last in each row, bool [B]."""
-        return self.batch.active()
+# Bits of `VerifyResult.damaged`.
+_DAMAGED: dict[Source, int] = {"base": 1, "aligned": 2}
 
 
 @dataclass(slots=True)
 class VerifyResult:
-    """What a round says, as tables [B, Q]; of each row only the first ``committed`` entries count.
+    """What was drawn, [B, Q]. Only the first ``num_committed`` entries of each row count.
 
     Attributes:
-        token, source: what plain decoding draws there; True for the base.
-        logprob: of the token under its source, raw, in nats.
-        damaged: whose row of logits holds NaN, +inf or nothing but -inf: 1 the base's, 2 the
-            aligned model's, 3 both; else 0. int64.
-        stands: how many tokens of each row are final, int64 [B], at least 1.
-        agreed: how many of them were drafted so, int64 [B].
-        signals: what the routers saw there, for who wants to know more.
-        standing: the positions as the router saw them, [N].
-        spoke: who had said the token before each, bool [N].
+        token, source: the drawn tokens, and whether the base model is their source.
+        logprob: raw log-probability of each token under its source, in nats.
+        damaged: the models whose logits hold NaN, +inf or nothing but -inf there, as bits (see
+            :func:`damaged_models`); int64.
+        num_accepted: draft tokens of each row that are accepted, int64 [B].
+        num_committed: tokens of each row that are final, int64 [B], at least 1.
+        signals, boundary_state: what the routers read at the positions, [N].
+        active: the active source at each position, bool [N], True for the base model.
     """
 
     token: Tensor
     source: Tensor
     logprob: Tensor
     damaged: Tensor
-    committed: Tensor
-    accepted: Tensor
+    num_accepted: Tensor
+    num_committed: Tensor
     signals: Signals
     boundary_state: BoundaryState
-    previous_source: Tensor
+    active: Tensor
 
 
 @dataclass(slots=True)
 class Choice:
-    """What is drawn from at N positions, and whose tokens they will be.
+    """What N tokens are drawn from.
 
     Attributes:
-        logits: float [N, V], -inf where a token may not be said; to be written on.
-        source: bool [N], True for the base.
-        standing: the positions as the router saw them, [N].
-        spoke: who had said the token before each, bool [N].
+        logits: float [N, V], -inf for tokens that may not be written. Drawing overwrites them.
+        source: bool [N], True for the base model.
+        boundary_state: of the positions.
+        active: the active source at each position, bool [N].
     """
 
     logits: Tensor
     source: Tensor
     boundary_state: BoundaryState
-    previous_source: Tensor
+    active: Tensor
 
 
-# What of a decision differs between BACo and other ways to decode with both halves' rows.
-Choose = Callable[["Verifier", VerifyBatch, Signals], Choice]
+# Replaces routing in methods that no router can express, such as mixed logits.
+Choose = Callable[["Verifier", Draft, Signals], Choice]
 
 
-def route(law: "Verifier", verify_batch: VerifyBatch, signals: Signals) -> Choice:
-    """BACo: every word from the half that its row's router names."""
-    return by_standing(law, verify_batch, signals, law.stand(verify_batch, signals))
+def route(verifier: "Verifier", draft: Draft, signals: Signals) -> Choice:
+    """BACo: the routers of the rows pick the source of every word."""
+    return choose_by(verifier, draft, signals, verifier.boundary_state(draft, signals))
 
 
-def by_standing(
-    law: "Verifier", verify_batch: VerifyBatch, signals: Signals, boundary_state: BoundaryState
+def choose_by(
+    verifier: "Verifier", draft: Draft, signals: Signals, boundary_state: BoundaryState
 ) -> Choice:
-    """Every word from the half that is named where it begins."""
-    previous_source, source, masked = resolve_sources(
-        verify_batch.positions, boundary_state, verify_batch.active
+    """The sources that follow from the boundaries and the router's choices there."""
+    active, source, word_starts_only = resolve_sources(
+        draft.positions, boundary_state, draft.active
     )
-    logits = mask_logits(signals, source, masked, law.banned)
-    return Choice(logits, source, boundary_state, previous_source)
+    logits = mask_logits(signals, source, word_starts_only, verifier.banned)
+    return Choice(logits, source, boundary_state, active)
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """What every decision stands on, on the device where tokens are drawn.
+    """Decides positions, on the device where tokens are drawn.
 
     Attributes:
         vocabulary: word starts, word ends, roles.
-        banned: tokens the base may never say, bool [V].
-        choose: what a token is drawn from, and whose it is.
+        banned: tokens that the base model may never write, bool [V].
+        choose: what tokens are drawn from, and their sources.
     """
 
     vocabulary: Vocabulary
     banned: Tensor
     choose: Choose = route
 
-    def look(
-        self, verify_batch: VerifyBatch, distributions: Mapping[Source, Distribution]
-    ) -> Signals:
-        """What the routers read at the positions."""
-        base, aligned = (distributions[model] for model in MODELS)
-        return Signals(base, aligned, self.vocabulary, partial(_toss, verify_batch))
-
-    def stand(
-        self, verify_batch: VerifyBatch, signals: Signals, *, ask: bool = True
-    ) -> BoundaryState:
-        """The positions as the routers see them; without ``ask``, all but what they say."""
-        batch = verify_batch.batch
-        rule = batch.rule[verify_batch.positions.row] if len(batch.rules) > 1 else None
-        return BoundaryState.of(signals, verify_batch.previous, batch.rules, rule, route=ask)
-
-    def verify(self, verify_batch: VerifyBatch, signals: Signals) -> VerifyResult:
-        """Decide every position of a round; ``signals`` are both halves' rows there."""
-        batch, positions = verify_batch.batch, verify_batch.positions
-        choice = self.choose(self, verify_batch, signals)
-        logits, source = choice.logits, choice.source
-        table = batch.draws if positions.even and positions.most == 1 else None
-        table = table or batch.draws.rows(positions.row)
-        if table.any_penalty:
-            between = self._between(positions)
-            logits = penalise(logits, *batch.token_counts(positions.row, source, between), table)
-        token = draw(table.bias(logits), table, verify_batch.keys)
-        said = positions.table(token)
-        accepted = _agreed(said, positions.drafted, verify_batch.drafts)
-        most = tensor_on(accepted.device, positions.counts)
+    def verify(self, draft: Draft, logits: Logits) -> VerifyResult:
+        """Draw a token at every position, and accept the draft tokens that agree."""
+        batch, positions = draft.batch, draft.positions
+        signals = self.signals(draft, logits)
+        choice = self.choose(self, draft, signals)
+        params = batch.draws if positions.uniform and positions.most == 1 else None
+        params = params or batch.draws.rows(positions.row)
+        biased = choice.logits
+        if params.any_penalty:
+            drafted = self._drafted_before(positions)
+            counts = batch.token_counts(positions.row, choice.source, drafted)
+            biased = penalise(biased, *counts, params)
+        token = draw(params.bias(biased), params, draft.noise_keys)
+        tokens = positions.pad(token)
+        num_accepted = _num_accepted(tokens, positions.draft_tokens, draft.counts)
+        most = tensor_on(num_accepted.device, positions.counts)
+        base, aligned = (signals.of(model).logprob(token) for model in MODELS)
         return VerifyResult(
-            said,
-            positions.table(source),
-            positions.table(_logprob(signals, source, token)),
-            positions.table(_damaged(signals)),
-            torch.minimum(accepted + 1, most),
-            accepted,
+            tokens,
+            positions.pad(choice.source),
+            positions.pad(torch.where(choice.source, base, aligned)),
+            positions.pad(_damaged(logits)),
+            num_accepted,
+            torch.minimum(num_accepted + 1, most),
             signals,
             choice.boundary_state,
-            choice.previous_source,
+            choice.active,
         )
 
-    def _between(self, positions: Positions) -> Tensor:
-        """The drafts before each position, int64 [N, Q - 1]; V where there is none."""
+    def signals(self, draft: Draft, logits: Logits) -> Signals:
+        """What the routers read; a model that did not run is replaced by the other one."""
+        base, aligned = logits.of.get("base"), logits.of.get("aligned")
+        coins = partial(_coins, draft)
+        either = base or aligned
+        assert either is not None
+        return Signals(base or either, aligned or either, self.vocabulary, coins)
+
+    def boundary_state(
+        self, draft: Draft, signals: Signals, *, route: bool = True
+    ) -> BoundaryState:
+        """The boundaries of the positions, and with ``route`` what the routers pick there."""
+        batch = draft.batch
+        index = batch.router_index[draft.positions.row] if len(batch.routers) > 1 else None
+        return BoundaryState.of(signals, draft.previous, batch.routers, index, route=route)
+
+    def wants_both(self, batch: Batch) -> bool:
+        """Whether both models' logits are wanted, whatever they are."""
+        return self.choose is not route or any(row.request.explain for row in batch.rows)
+
+    def one_suffices(self, draft: Draft, model: Source, logits: Logits) -> bool:
+        """Whether one model's logits decide every position, so that the other need not run."""
+        rows, positions = draft.batch.rows, draft.positions
+        reads_only = [row.request.router.reads <= {model} for row in rows]
+        routed = tensor_on(self.banned.device, reads_only)
+        state = self.boundary_state(draft, self.signals(draft, logits), route=any(reads_only))
+        is_base = model == "base"
+        starts_word = state.base_starts_word if is_base else state.aligned_starts_word
+        # After a row's first position the model is active itself, or the first was not decided.
+        active = (draft.active[positions.row] == is_base) | (positions.offset > 0)
+        boundary = state.free | (starts_word & active)
+        picked = routed[positions.row] & (state.router_choice == is_base)
+        return bool(torch.where(boundary, picked, active).all())
+
+    def _drafted_before(self, positions: Positions) -> Tensor:
+        """The draft tokens before each position, int64 [N, Q - 1]; V in the place of others."""
         width = positions.most - 1
-        before = torch.arange(width, device=positions.row.device) < positions.ahead[:, None]
-        drafted = positions.drafted[:, :width][positions.row]
-        return drafted.where(before, self.vocabulary.size)
-
-
-def _toss(verify_batch: VerifyBatch) -> Tensor:
-    return coin(verify_batch.keys, ROUTER)
-
-
-def _logprob(signals: Signals, source: Tensor, token: Tensor) -> Tensor:
-    """Of tokens [N] under their sources, raw, in nats."""
-    base, aligned = (signals.of(model).logprob(token) for model in MODELS)
-    return torch.where(source, base, aligned)
-
-
-def _damaged(signals: Signals) -> Tensor:
-    """See :class:`VerifyResult`: int64 [N]. log Σ exp of such a row is not finite."""
-    base, aligned = (~signals.of(model).log_partition.isfinite() for model in MODELS)
-    return base.long() + 2 * aligned
+        before = torch.arange(width, device=positions.row.device) < positions.offset[:, None]
+        draft_tokens = positions.draft_tokens[:, :width][positions.row]
+        return draft_tokens.where(before, self.vocabulary.size)
 
 
 def resolve_sources(
     positions: Positions, boundary_state: BoundaryState, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Who spoke before each position, its source and its mask [N], following one from another."""
+    """Resolve the positions of each row in order: the source of one is active at the next.
+
+    Args:
+        boundary_state: of the N positions.
+        active: the active source at each row's first position, bool [B].
+
+    Returns:
+        The active source, the source, and whether it may write only word starts; all bool [N].
+    """
     if positions.most == 1:
         return active, *resolve_source(boundary_state, active)
-    columns = boundary_state.map(positions.table)
-    found = []
-    for index in range(positions.most):
-        source, masked = resolve_source(columns.map(partial(_column, index)), active)
-        found.append((active, source, masked))
+    table = boundary_state.map(positions.pad)
+    columns = []
+    for offset in range(positions.most):
+        source, word_starts_only = resolve_source(table.map(partial(_column, offset)), active)
+        columns.append((active, source, word_starts_only))
         active = source
-    at = (positions.row, positions.ahead)
-    previous_source, source, masked = (
-        torch.stack(column, dim=1)[at] for column in zip(*found, strict=True)
+    at = (positions.row, positions.offset)
+    actives, sources, masks = (
+        torch.stack(column, dim=1)[at] for column in zip(*columns, strict=True)
     )
-    return previous_source, source, masked
+    return actives, sources, masks
+
+
+def damaged_models(bits: int) -> list[Source]:
+    """The models named by an entry of `VerifyResult.damaged`."""
+    return [model for model in MODELS if bits & _DAMAGED[model]]
 
 
 def _column(index: int, table: Tensor) -> Tensor:
     return table[:, index]
 
 
-def _agreed(said: Tensor, drafted: Tensor, drafts: list[int]) -> Tensor:
-    """How many drafts of each row are what was said, up to the first that is not: int64 [B]."""
-    most = max(drafts)
+def _coins(draft: Draft) -> Tensor:
+    return coin(draft.noise_keys, ROUTER)
+
+
+def _damaged(logits: Logits) -> Tensor:
+    """See `VerifyResult.damaged`: int64 [N]. log Σ exp of damaged logits is not finite."""
+    flags = [
+        ~distribution.log_partition.isfinite() * _DAMAGED[model]
+        for model, distribution in logits.of.items()
+    ]
+    return torch.stack(flags).sum(dim=0)
+
+
+def _num_accepted(tokens: Tensor, draft_tokens: Tensor, counts: list[int]) -> Tensor:
+    """How many draft tokens of each row equal the drawn ones, up to the first other: int64 [B]."""
+    most = max(counts)
     if most == 0:
-        return torch.zeros(len(drafts), dtype=torch.int64, device=said.device)
-    own = torch.arange(most, device=said.device) < tensor_on(said.device, drafts)[:, None]
-    same = (said[:, :most] == drafted[:, :most]) & own
-    return same.long().cumprod(dim=1).sum(dim=1)
-
-
-def settled(
-    boundary_state: BoundaryState, verify_batch: VerifyBatch, half: Source, alone: Tensor
-) -> bool:
-    """Do one half's rows decide every position, so that the other half need not be read?
-
-    Args:
-        standing: as seen with that half's rows in the place of both.
-        round_: the positions.
-        half: whose rows they are.
-        alone: the row's router looks at no other half's rows, bool [B].
-    """
-    row, first = verify_batch.positions.row, verify_batch.positions.ahead == 0
-    mine = half == "base"
-    own = boundary_state.base_starts_word if mine else boundary_state.aligned_starts_word
-    # Beyond a row's first position the half itself spoke last, or it had not been settled.
-    previous_source = (verify_batch.active[row] == mine) | ~first
-    asked = boundary_state.free | (own & previous_source)
-    decided = torch.where(
-        asked, alone[row] & (boundary_state.router_choice == mine), previous_source
-    )
-    return bool(decided.all())
+        return torch.zeros(len(counts), dtype=torch.int64, device=tokens.device)
+    drafted = torch.arange(most, device=tokens.device) < tensor_on(tokens.device, counts)[:, None]
+    agrees = (tokens[:, :most] == draft_tokens[:, :most]) & drafted
+    return agrees.long().cumprod(dim=1).sum(dim=1)

@@ -196,7 +196,7 @@ def truncate(logits: Tensor, table: DrawTable) -> Tensor:
     return logits
 
 
-def most_drawn(device_type: str) -> int:
+def max_drawn_entries(device_type: str) -> int:
     """Entries of rows of logits that are drawn from at once, on a kind of device; more are drawn
     from in parts, so that a large vocabulary and many rows do not take memory in proportion.
     """
@@ -214,7 +214,7 @@ def draw(logits: Tensor, table: DrawTable, keys: Tensor) -> Tensor:
     Returns:
         Token ids, int64 [B]. At temperature 0 the plain argmax.
     """
-    size, most = len(logits), max(1, most_drawn(logits.device.type) // logits.shape[-1])
+    size, most = len(logits), max(1, max_drawn_entries(logits.device.type) // logits.shape[-1])
     if size > most:
         parts = [slice(start, start + most) for start in range(0, size, most)]
         row = torch.arange(size, device=logits.device)

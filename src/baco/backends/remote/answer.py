@@ -12,7 +12,7 @@ from baco.backends.remote.verify import SpanResult, judge
 from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, figure
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, SequenceState, Why
-from baco.engine.speculative.cost_model import AcceptanceStats
+from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
 from baco.routing.word_boundaries import NO_TOKEN
@@ -142,7 +142,7 @@ class Answer:
         else:
             drafters = MODELS
         plans = [
-            (_rate(self._record.ahead[half], length), half, length)
+            (_rate(self._record.by_drafter[half], length), half, length)
             for half in drafters
             for length in range(1, min(_LONGEST, room) + 1)
         ]

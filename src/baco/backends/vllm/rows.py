@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from baco.backends.vllm.table import RequestTable
-from baco.engine.verify import Positions, resolve_sources
+from baco.engine.draft import Positions
+from baco.engine.verify import resolve_sources
 from baco.routing.router import Router
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, Switch, mask_logits

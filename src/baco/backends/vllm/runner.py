@@ -21,7 +21,7 @@ from baco.backends.vllm.options import PairOptions
 from baco.backends.vllm.rows import RoutingTables, Rows
 from baco.backends.vllm.sources import Sources, TellingOutput
 from baco.backends.vllm.table import RequestTable
-from baco.engine.verify import Positions
+from baco.engine.draft import Positions
 from baco.source import MODELS, Source
 
 if TYPE_CHECKING:

@@ -1,121 +1,53 @@
-"""What to draft, and whether drafting pays.
+"""Which draft pays: the expected tokens of a step against its estimated cost.
 
-Drafts come from three places: from what followed the same few tokens in the prompt and in the
-answers to it (`baco.engine.speculative.ngram`), from one half of the pair running ahead, or from a
-small draft model that does the same. Whatever they are, the answer stays the same; they only decide
-how often the halves run. Choices hang on what was accepted before and on fixed costs, never on a
-clock, so that a run that is repeated runs the same forwards.
+It uses acceptance rates and fixed costs, never a clock, so that a repeated run runs the same
+forwards. Answers do not depend on its choices, only the number of forwards does.
 """
 
-from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
+from baco.engine.speculative.acceptance import AcceptanceStats
+from baco.engine.speculative.self_draft import SelfDraft
 from baco.models.size import Size
-
-if TYPE_CHECKING:
-    from baco.engine.speculative.self_draft import Run
+from baco.source import Drafter, Source
 
 MAX_DRAFT_TOKENS = 8
-# How quickly a record forgets.
-_EMA_WEIGHT = 0.1
-# A half that runs ahead is the likelier to be borne out the surer it is: the chance that its draft
-# stands is remembered apart for positions where its most likely token has less than so much.
-CONFIDENCE_EDGES = (0.5, 0.9, 0.99)
-# What is taken for granted before anything was seen.
-_INITIAL_ACCEPTANCE = (0.5, 0.65, 0.7, 0.97)
-
-
-@dataclass(slots=True)
-class AcceptanceStats:
-    """How a sequence's drafts fared lately: the chance that the next drafted token stands.
-
-    Attributes:
-        known: of a token drafted from continuations.
-        ahead: of a token drawn from one half, or from the draft model, by its name.
-        sure: the same by how sure it was, a chance for each stretch between the numbers of SURE.
-        beyond: that what the checking half says after the last draft is what the runner says.
-    """
-
-    known: float = 0.5
-    beyond: float = 0.75
-    ahead: dict[str, float] = field(
-        default_factory=lambda: {"base": 0.8, "aligned": 0.85, "draft": 0.6}
-    )
-    sure: dict[str, list[float]] = field(default_factory=dict)
-
-    def update_ngram(self, accepted: int, drafted: int) -> None:
-        """``accepted`` of the drafted tokens stood; the one after them did not."""
-        self.known = _ema(self.known, accepted, drafted)
-
-    def update_self_draft(
-        self, half: str, accepted: int, drafted: int, sure: Sequence[float]
-    ) -> None:
-        """The same for a half that ran ahead; ``sure`` are the greatest probabilities it saw, as
-        far as they are known.
-        """
-        self.ahead[half] = _ema(self.ahead[half], accepted, drafted)
-        chances = self._chances(half)
-        for index in range(min(accepted + 1, len(sure))):
-            at = bisect(CONFIDENCE_EDGES, sure[index])
-            chances[at] = _ema(chances[at], index < accepted, 1)
-
-    def update_bonus(self, right: bool) -> None:
-        """What the checking half said after the last draft was what the runner said, or not."""
-        self.beyond = _ema(self.beyond, right, 1)
-
-    def chance(self, half: str, sure: float) -> float:
-        """That a token stands which a half drafted whose most likely token has probability
-        ``sure``.
-        """
-        return self._chances(half)[bisect(CONFIDENCE_EDGES, sure)]
-
-    def _chances(self, half: str) -> list[float]:
-        return self.sure.setdefault(half, list(_INITIAL_ACCEPTANCE))
-
-
-def _ema(before: float, accepted: int, drafted: int) -> float:
-    tried = min(accepted + 1, drafted)
-    for index in range(tried):
-        before += _EMA_WEIGHT * ((index < accepted) - before)
-    return min(max(before, 0.02), 0.98)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a forward, or what follows it, costs, in seconds of an idealised device."""
+    """Estimated seconds of a forward, or of what follows it."""
 
-    fixed: float  # at all
-    token: float  # for every token of every row
+    fixed: float
+    per_token: float  # each token of each row
 
     def of(self, tokens: int) -> float:
-        """Of ``tokens`` tokens in all rows."""
-        return self.fixed + self.token * tokens
+        """The cost for ``tokens`` tokens in all rows."""
+        return self.fixed + self.per_token * tokens
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCosts:
-    """How quick a kind of device is, in seconds. Orders of magnitude only: they weigh plans against
-    each other.
+    """Seconds on a kind of device. Orders of magnitude, only to compare plans.
 
     Attributes:
-        layer: of a forward, whatever it computes.
-        byte: of weights that are read.
-        product: of multiplying one more token with a byte of weights.
-        attention: of one more token in a layer.
-        round, step: what deciding a round, and drawing one draft, take beside all that.
-        entry: of a row of logits that is decided.
+        layer: overhead of a layer.
+        byte: reading a byte of weights.
+        product: multiplying one more token with a byte of weights.
+        attention: attention of one more token in a layer.
+        verify, draft_token: overhead of verifying a step and of drawing one draft token per row.
+        logit: verifying one entry of a row of logits.
     """
 
     layer: float
     byte: float
     product: float
     attention: float
-    round: float
-    step: float
-    entry: float
+    verify: float
+    draft_token: float
+    logit: float
 
 
 _CPU = DeviceCosts(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
@@ -124,122 +56,132 @@ _GPU = DeviceCosts(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one round goes.
+    """How a step drafts.
 
     Attributes:
-        runner: who runs ahead, ``base``, ``aligned`` or ``draft``; None where nobody does.
-        steps: for how many tokens; or, with nobody ahead, the most to draft from continuations.
+        drafter: the model that runs ahead; None for n-gram drafts.
+        num_tokens: draft tokens of each row; for n-gram drafts, at most.
     """
 
-    runner: str | None
-    steps: int
+    drafter: Drafter | None
+    num_tokens: int
 
 
-PLAIN = Plan(None, 0)
-
-
-def priced(halves: Mapping[str, "Size"], vocabulary: int, device: str) -> "DraftPlanner":
-    """The planner for halves of these sizes, with so many tokens in their vocabulary, on a kind of
-    device (``cpu``, ``cuda`` …).
-    """
-    pace = _CPU if device == "cpu" else _GPU
-    costs = {
-        name: Cost(
-            pace.layer * size.layers + pace.byte * size.bytes,
-            pace.attention * size.layers + pace.product * size.bytes,
-        )
-        for name, size in halves.items()
-    }
-    return DraftPlanner(costs, Cost(pace.round, pace.entry * vocabulary), pace.step)
+NO_DRAFT = Plan(None, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPlanner:
-    """Picks the plan that promises the most tokens for what it costs.
+    """Picks the plan with the most expected tokens per second.
 
     Attributes:
-        costs: of a forward of each half, and of the draft model.
-        round: of all else that deciding tokens in a round needs.
-        step: of drawing one draft of every row.
+        forward: cost of a forward, by model: ``base``, ``aligned``, ``draft``.
+        verification: cost of everything else that verifying a step takes.
+        draft_token: seconds to draw one draft token for every row.
     """
 
-    costs: dict[str, Cost]
-    round: Cost
-    step: float
+    forward: dict[str, Cost]
+    verification: Cost
+    draft_token: float
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, Size], vocabulary: int, device: str) -> "DraftPlanner":
+        """The planner for models of these sizes with ``vocabulary`` tokens, on a kind of device
+        (``cpu``, ``cuda`` …).
+        """
+        costs = _CPU if device == "cpu" else _GPU
+        forward = {
+            name: Cost(
+                costs.layer * size.layers + costs.byte * size.bytes,
+                costs.attention * size.layers + costs.product * size.bytes,
+            )
+            for name, size in sizes.items()
+        }
+        return cls(forward, Cost(costs.verify, costs.logit * vocabulary), costs.draft_token)
 
     def plan(
         self,
-        records: Sequence[AcceptanceStats],
-        known: Sequence[int],
-        halves: Collection[str],
+        stats: Sequence[AcceptanceStats],
+        ngram_counts: Sequence[int],
+        models: Collection[Source],
         base_share: float,
         room: Mapping[str, int],
     ) -> Plan:
-        """The plan of one round.
+        """The plan of one step.
 
         Args:
-            records: of the rows.
-            known: how many tokens continuations can draft for each row.
-            halves: the halves that any row needs.
-            base_share: of what the rows said lately; the half that says more runs ahead.
-            room: how many drafts each half, or the draft model, can read of every row.
+            stats: acceptance rates of the rows.
+            ngram_counts: draft tokens that n-grams have for each row.
+            models: the models of the pair that any row needs.
+            base_share: of the rows' last tokens. The model that writes more of them may run ahead.
+            room: draft tokens that each model can read of every row.
         """
-        rows = len(records)
-        best, most = PLAIN, rows / self._check(rows, halves)
-        for steps in range(1, max(known, default=0) + 1):
-            counts = [min(steps, count) for count in known]
-            each = zip(records, counts, strict=True)
-            gain = sum(_expected(record.known, count) for record, count in each)
-            rate = gain / self._check(rows * (steps + 1), halves)
-            if rate > most:
-                best, most = Plan(None, steps), rate
-        for runner in self._runners(halves, base_share):
-            most_steps = min(MAX_DRAFT_TOKENS, room[runner], *(room[half] for half in halves))
-            for steps in range(2, most_steps + 1):
-                # A half's own last draft is not read: no position is left to decide after it.
-                decided = steps if runner == "draft" else steps - 1
-                gain = sum(_expected(record.ahead[runner], decided) for record in records)
-                rate = gain / self._run(runner, rows, steps, halves)
-                if rate > most:
-                    best, most = Plan(runner, steps), rate
+        rows = len(stats)
+        best, best_rate = NO_DRAFT, rows / self._verify(rows, models)
+        for steps in range(1, max(ngram_counts, default=0) + 1):
+            counts = [min(steps, count) for count in ngram_counts]
+            pairs = zip(stats, counts, strict=True)
+            tokens = sum(_expected_tokens(each.ngram, count) for each, count in pairs)
+            rate = tokens / self._verify(rows * (steps + 1), models)
+            if rate > best_rate:
+                best, best_rate = Plan(None, steps), rate
+        for drafter in self._drafters(models, base_share):
+            most = min(MAX_DRAFT_TOKENS, room[drafter], *(room[model] for model in models))
+            for steps in range(2, most + 1):
+                # No position follows the last token of a pair model's draft, so this token counts
+                # as the step's own draw.
+                checked = steps if drafter == "draft" else steps - 1
+                tokens = sum(_expected_tokens(each.by_drafter[drafter], checked) for each in stats)
+                rate = tokens / self._self_draft(drafter, rows, steps, models)
+                if rate > best_rate:
+                    best, best_rate = Plan(drafter, steps), rate
         return best
 
-    def worth_a_step(self, run: "Run", halves: Collection[str]) -> bool:
-        """Does one more draft of every row promise more for its cost than the round has without?"""
-        rows, steps = len(run.records), len(run.tokens)
-        now = self._run(run.runner, rows, steps, halves)
-        more = self._run(run.runner, rows, steps + 1, halves) - now
-        return sum(run.chances) * now > run.gain * more
+    def next_token_pays(self, draft: SelfDraft, models: Collection[Source]) -> bool:
+        """Whether one more draft token per row raises the expected tokens per second."""
+        rows, steps = len(draft.stats), len(draft.tokens)
+        now = self._self_draft(draft.drafter, rows, steps, models)
+        more = self._self_draft(draft.drafter, rows, steps + 1, models) - now
+        return sum(draft.acceptance) * now > draft.expected_tokens * more
 
-    def bonus_pays(self, run: "Run", checker: str) -> bool:
-        """Is the checking half to read the last drafts too, for a chance that the tokens it then
-        says are what the runner says, which spares the next round a step?
+    def bonus_pays(self, draft: SelfDraft, verifying: Source) -> bool:
+        """Whether the other model should read the last draft token too and predict a bonus token.
 
-        One row of which something does not stand, or is not what was expected, spares nothing.
+        The next step feeds it to the drafter together with the pending token. If the drafter draws
+        it in every row, that saves one of the drafter's forwards.
         """
-        rows = len(run.records)
-        right = prod(run.chances) * prod(record.beyond for record in run.records)
-        step = self.costs[run.runner].of(rows) + self.step
-        more = self.costs[run.runner].token + self.costs[checker].token + self.round.token
-        return right * step > rows * more + self.step
+        rows = len(draft.stats)
+        right = prod(draft.acceptance) * prod(stats.bonus for stats in draft.stats)
+        saved = self.forward[draft.drafter].of(rows) + self.draft_token
+        drafter, other = self.forward[draft.drafter], self.forward[verifying]
+        more = drafter.per_token + other.per_token + self.verification.per_token
+        return right * saved > rows * more + self.draft_token
 
-    def _runners(self, halves: Collection[str], base_share: float) -> list[str]:
-        # A lone half that runs ahead of itself gains nothing.
-        lead = ["base" if base_share > 0.5 else "aligned"] if len(halves) == 2 else []
-        return lead + (["draft"] if "draft" in self.costs else [])
+    def _drafters(self, models: Collection[Source], base_share: float) -> list[Drafter]:
+        # A model that is needed alone gains nothing from running ahead of itself.
+        drafters: list[Drafter] = []
+        if len(models) == 2:
+            drafters.append("base" if base_share > 0.5 else "aligned")
+        if "draft" in self.forward:
+            drafters.append("draft")
+        return drafters
 
-    def _check(self, tokens: int, halves: Collection[str]) -> float:
-        """The halves reading so many tokens, and deciding them."""
-        return self.round.of(tokens) + sum(self.costs[half].of(tokens) for half in halves)
+    def _verify(self, tokens: int, models: Collection[Source]) -> float:
+        """Cost of a forward of these models over ``tokens`` tokens, and of verifying them."""
+        forwards = sum(self.forward[model].of(tokens) for model in models)
+        return self.verification.of(tokens) + forwards
 
-    def _run(self, runner: str, rows: int, steps: int, halves: Collection[str]) -> float:
-        """One running ahead, and the halves reading what it drafted."""
-        drawing = self.step + rows * self.round.token / 2  # a draft is drawn, and not judged
-        run = steps * (self.costs[runner].of(rows) + drawing)
-        tokens = rows * (steps + (runner == "draft"))
-        return run + self._check(tokens, [half for half in halves if half != runner])
+    def _self_draft(
+        self, drafter: Drafter, rows: int, steps: int, models: Collection[Source]
+    ) -> float:
+        """Cost of a model that drafts ``steps`` tokens per row, and of verifying them."""
+        # A draft token is drawn but not verified: about half of the work on its logits.
+        drawing = self.draft_token + rows * self.verification.per_token / 2
+        drafting = steps * (self.forward[drafter].of(rows) + drawing)
+        tokens = rows * (steps + (drafter == "draft"))
+        return drafting + self._verify(tokens, [model for model in models if model != drafter])
 
 
-def _expected(chance: float, drafts: int) -> float:
-    """Tokens that a round gives, where each of ``drafts`` drafts stands with ``chance``."""
-    return (1 - chance ** (drafts + 1)) / (1 - chance)
+def _expected_tokens(rate: float, drafts: int) -> float:
+    """Tokens that a step commits if each of ``drafts`` draft tokens is accepted with this rate."""
+    return (1 - rate ** (drafts + 1)) / (1 - rate)

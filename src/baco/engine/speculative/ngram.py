@@ -1,75 +1,85 @@
-"""Drafts from what was said before: n-grams of a prompt and of the answers to it."""
+"""Prompt-lookup drafting: n-grams of a prompt and of the answers to it."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-# Tokens that are looked back at, most first: a longer context is the better guide.
+# Lengths of the contexts that are looked up, the longest first: it predicts best.
 CONTEXTS = (4, 3, 2)
 
 
 @dataclass(slots=True)
 class NgramTable:
-    """What followed every few tokens of a prompt and of the answers to it so far.
+    """The tokens that followed every context in a prompt and in its answers so far, counted.
 
-    All samples of a prompt share one: an aligned model says nearly the same in each.
+    All samples of a prompt share one table, since an aligned model writes nearly the same in each.
     """
 
-    after: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
-    _taken_up: int = 0  # of the prompt
+    counts: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
+    _prompt_read: int = 0  # tokens of the prompt that are in the table
 
-    def take_up(self, prompt: Sequence[int], most: int) -> int:
-        """Take up so many more tokens of a prompt at most; how many they were."""
-        start = self._taken_up
-        stop = self._taken_up = min(len(prompt), start + most)
+    def add_prompt(self, prompt: Sequence[int], most: int) -> int:
+        """Add up to ``most`` further tokens of the prompt; returns how many were added."""
+        start = self._prompt_read
+        stop = self._prompt_read = min(len(prompt), start + most)
         if stop > start:
-            self.learn(prompt[max(0, start - CONTEXTS[0]) : stop], stop - start)
+            self.add(prompt[max(0, start - CONTEXTS[0]) : stop], stop - start)
         return stop - start
 
-    def learn(self, text: Sequence[int], new: int) -> None:
-        """Take up the last ``new`` tokens of ``text``."""
-        text = _led_in(text, new)
-        for at in range(CONTEXTS[0], len(text)):
+    def add(self, tokens: Sequence[int], new: int) -> None:
+        """Add the last ``new`` tokens of a text."""
+        tokens = _with_context(tokens, new)
+        for at in range(CONTEXTS[0], len(tokens)):
             for size in CONTEXTS:
-                found = self.after.setdefault(tuple(text[at - size : at]), {})
-                found[text[at]] = found.get(text[at], 0) + 1
+                following = self.counts.setdefault(tuple(tokens[at - size : at]), {})
+                following[tokens[at]] = following.get(tokens[at], 0) + 1
 
-    def guess(self, text: Sequence[int], noise: Callable[[int], float], heat: float) -> int | None:
-        """The token to come after ``text``: a draw from the counts, with the draw's own noise.
+    def predict(
+        self, tokens: Sequence[int], noise: Callable[[int], float], temperature: float
+    ) -> int | None:
+        """Predict the token after ``tokens``: a draw from the counts with the real draw's noise.
 
         Args:
-            text: the answer so far, drafts included.
-            noise: token id → the Gumbel noise that the true draw will give it.
-            heat: temperature; 0 takes the most frequent.
+            tokens: the answer so far, draft tokens included.
+            noise: from token id to the Gumbel noise that the real draw will add to it.
+            temperature: 0 takes the most frequent token.
         """
         for size in CONTEXTS:
-            found = self.after.get(tuple(text[-size:]))
-            if found is None:
+            following = self.counts.get(tuple(tokens[-size:]))
+            if following is None:
                 continue
-            if len(found) == 1:
-                return next(iter(found))
-            if heat == 0:
-                return max(found, key=lambda token: (found[token], -token))
-            return max(found, key=lambda token: math.log(found[token]) / heat + noise(token))
+            if len(following) == 1:
+                return next(iter(following))
+            if temperature == 0:
+                return max(following, key=lambda token: (following[token], -token))
+            scores = {
+                token: math.log(count) / temperature + noise(token)
+                for token, count in following.items()
+            }
+            return max(scores, key=lambda token: scores[token])
         return None
 
     def draft(
-        self, text: Sequence[int], most: int, noise: Callable[[int, int], float], heat: float
+        self,
+        tokens: Sequence[int],
+        most: int,
+        noise: Callable[[int, int], float],
+        temperature: float,
     ) -> list[int]:
-        """Up to ``most`` tokens to come after ``text``; ``noise`` takes (how far ahead, token)."""
-        grown, drafted = _led_in(text, 0), list[int]()
-        for ahead in range(most):
-            token = self.guess(grown, partial(noise, ahead), heat)
+        """Up to ``most`` draft tokens; ``noise`` takes (offset from the next token, token id)."""
+        context, draft_tokens = _with_context(tokens, 0), list[int]()
+        for offset in range(most):
+            token = self.predict(context, partial(noise, offset), temperature)
             if token is None:
                 break
-            grown.append(token)
-            drafted.append(token)
-        return drafted
+            context.append(token)
+            draft_tokens.append(token)
+        return draft_tokens
 
 
-def _led_in(text: Sequence[int], new: int) -> list[int]:
-    """The end of a text, its last ``new`` tokens and the context before; -1 before its start."""
+def _with_context(tokens: Sequence[int], new: int) -> list[int]:
+    """The last ``new`` tokens and the longest context before them; -1 before the text's start."""
     size = new + CONTEXTS[0]
-    tail = list(text[-size:])
+    tail = list(tokens[-size:])
     return [-1] * (size - len(tail)) + tail

@@ -1,6 +1,6 @@
-"""A half, or a draft model, that runs ahead: what it said of each row, and how sure it was.
+"""Draft tokens that one model writes ahead: a model of the pair (self-drafting) or a draft model.
 
-It knows what was said and what is likely to stand; it knows nothing of how it was read.
+It knows logits, tokens and acceptance rates. It does not know how logits are computed.
 """
 
 from dataclasses import dataclass, field
@@ -8,69 +8,62 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baco.engine.speculative.cost_model import AcceptanceStats
-from baco.engine.verify import Positions
+from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.routing.signals import Distribution
+from baco.source import Drafter
 
 
 @dataclass(slots=True)
-class Run:
-    """Tokens that one half, or the draft model, says alone, as many of every row.
+class SelfDraft:
+    """The same number of draft tokens for every row, written by one model alone.
 
     Attributes:
-        runner: who.
-        records: of the rows.
-        looks: is it looked at how sure it is? Else nothing waits for the device.
-        tokens: what it said, int64 [B] each.
-        sure: of each row, the greatest probability that it saw at each token.
-        chances: of each row, that all its tokens stand.
-        gain: tokens that the round is expected to give.
+        drafter: the model.
+        stats: acceptance rates of the rows.
+        sync_each_step: compute confidences, which waits for the device at every token. Without it,
+            ``confidence``, ``acceptance`` and ``expected_tokens`` stay as they begin.
+        tokens: int64 [B] each.
+        confidence: of each row, the drafter's highest probability at each token.
+        acceptance: of each row, the probability that all its tokens are accepted.
+        expected_tokens: tokens that the step is expected to commit.
     """
 
-    runner: str
-    records: list[AcceptanceStats]
-    looks: bool
+    drafter: Drafter
+    stats: list[AcceptanceStats]
+    sync_each_step: bool
     tokens: list[Tensor] = field(default_factory=list)
-    sure: list[list[float]] = field(init=False)
-    chances: list[float] = field(init=False)
-    gain: float = 0.0
-    _logits: list[Tensor] = field(default_factory=list)
-    _partitions: list[Tensor] = field(default_factory=list)
+    confidence: list[list[float]] = field(init=False)
+    acceptance: list[float] = field(init=False)
+    expected_tokens: float = 0.0
+    _distributions: list[Distribution] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sure = [[] for _ in self.records]
-        self.chances = [1.0] * len(self.records)
+        self.confidence = [[] for _ in self.stats]
+        self.acceptance = [1.0] * len(self.stats)
 
-    def say(self, logits: Tensor, token: Tensor) -> None:
-        """Take up a token [B], drawn from logits [B, V]."""
-        self._logits.append(logits)
-        self.tokens.append(token)
-        if not self.looks:
-            return
+    def append(self, logits: Tensor, token: Tensor) -> None:
+        """Append a token [B] that was drawn from logits [B, V]."""
         distribution = Distribution(logits)
-        self._partitions.append(distribution.log_partition)
-        greatest = distribution.max.tolist()
-        self.gain += sum(self.chances)
-        for at, (record, sure) in enumerate(zip(self.records, greatest, strict=True)):
-            self.sure[at].append(sure)
-            self.chances[at] *= record.chance(self.runner, sure)
+        self._distributions.append(distribution)
+        self.tokens.append(token)
+        if not self.sync_each_step:
+            return
+        self.expected_tokens += sum(self.acceptance)
+        pairs = zip(self.stats, distribution.max.tolist(), strict=True)
+        for row, (stats, confidence) in enumerate(pairs):
+            self.confidence[row].append(confidence)
+            self.acceptance[row] *= stats.probability(self.drafter, confidence)
 
     @property
     def counts(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(self.tokens)] * len(self.records)
-
-    def positions(self, more: int = 0) -> Positions:
-        """A position for each token, and so many after them."""
-        counts = [count + more for count in self.counts]
-        return Positions.of(counts, torch.stack(self.tokens, dim=1))
+        """Draft tokens of each row."""
+        return [len(self.tokens)] * len(self.stats)
 
     @property
-    def logits(self) -> Tensor:
-        """What each token was drawn from, rows in turn: float32 [N, V]."""
-        return torch.stack(self._logits, dim=1).flatten(0, 1)
-
-    @property
-    def partition(self) -> Tensor | None:
-        """log Σ exp of each [N], as far as it was looked at."""
-        return torch.stack(self._partitions, dim=1).flatten() if self.looks else None
+    def logits(self) -> Distribution:
+        """What the tokens were drawn from, before masks and biases: N = B × K, row by row."""
+        logits = torch.stack([each.logits for each in self._distributions], dim=1).flatten(0, 1)
+        if not self.sync_each_step:
+            return Distribution(logits)
+        partitions = torch.stack([each.log_partition for each in self._distributions], dim=1)
+        return Distribution(logits, partitions.flatten())

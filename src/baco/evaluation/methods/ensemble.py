@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from baco.engine.verify import Choice, Verifier, VerifyBatch
+from baco.engine.draft import Draft
+from baco.engine.verify import Choice, Verifier
 from baco.evaluation.methods.custom_mixing import decode
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid
 from baco.evaluation.records import Prompt, Setting
@@ -71,16 +72,12 @@ class Mixture:
         self._ends = torch.tensor(sorted(pair.end_ids), dtype=torch.int64, device=device)
         self._banned = pair.banned.to(device)
 
-    def choose(self, law: Verifier, verify_batch: VerifyBatch, signals: Signals) -> Choice:
+    def choose(self, verifier: Verifier, draft: Draft, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; all tokens count as the aligned model's."""
-        previous_source = verify_batch.active[verify_batch.positions.row]
+        active = draft.active[draft.positions.row]
         logits = self.logprobs(signals.base, signals.aligned)
-        return Choice(
-            logits,
-            torch.zeros_like(previous_source),
-            law.stand(verify_batch, signals),
-            previous_source,
-        )
+        boundary_state = verifier.boundary_state(draft, signals)
+        return Choice(logits, torch.zeros_like(active), boundary_state, active)
 
     def logprobs(self, base: Tensor, aligned: Tensor) -> Tensor:
         """Raw logits [N, V] of both → log-probabilities [N, V]."""

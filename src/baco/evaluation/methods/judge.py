@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from baco.engine.draft import Draft
 from baco.engine.sequence import SequenceState
-from baco.engine.verify import Choice, Verifier, VerifyBatch, by_standing
+from baco.engine.verify import Choice, Verifier, choose_by
 from baco.errors import BacoError
 from baco.evaluation.methods.custom_mixing import decode
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid
@@ -104,15 +105,11 @@ class _Asking:
         self._client = _client(judge["url"])
         self._said: dict[str, bool] = {}  # samples that begin alike ask alike
 
-    def choose(self, law: Verifier, verify_batch: VerifyBatch, signals: Signals) -> Choice:
+    def choose(self, verifier: Verifier, draft: Draft, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
-        boundary_state = law.stand(verify_batch, signals)
-        wanted = self._wanted(
-            verify_batch.batch.rows, signals, boundary_state.is_boundary(verify_batch.active)
-        )
-        return by_standing(
-            law, verify_batch, signals, replace(boundary_state, router_choice=wanted)
-        )
+        state = verifier.boundary_state(draft, signals)
+        wanted = self._wanted(draft.batch.rows, signals, state.is_boundary(draft.active))
+        return choose_by(verifier, draft, signals, replace(state, router_choice=wanted))
 
     def _wanted(self, rows: Sequence[SequenceState], signals: Signals, boundary: Tensor) -> Tensor:
         """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""
