@@ -1,17 +1,22 @@
-"""Build-time parts of the documentation site: the command-line reference and outside links."""
+"""Build-time parts of the documentation site: command-line reference, examples, outside links."""
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Fill in the command-line reference. Name what is not part of the site, without a link."""
+    """Fill in the command-line reference and the examples.
+
+    What is not part of the site is named without a link.
+    """
     if page.file.src_path == "cli.md":
         return markdown + _command_line()
     folder = posixpath.dirname(page.file.src_path)
@@ -22,7 +27,16 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             return link[0]
         return f"{link[1]} (`{target}` in the repository)"
 
-    return LINK.sub(name_it, markdown)
+    text = LINK.sub(name_it, markdown)
+    return text + _examples() if page.file.src_path == "examples.md" else text
+
+
+def _examples() -> str:
+    """Every program of examples/."""
+    return "\n".join(
+        f"## {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
+        for path in sorted(EXAMPLES.glob("*.py"))
+    )
 
 
 def _command_line() -> str:

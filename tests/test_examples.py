@@ -19,6 +19,9 @@ from tests.serving import served
 if TYPE_CHECKING:
     from baco import Baco
 
+# Most tests start several processes that load models.
+pytestmark = pytest.mark.timeout(900)
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
