@@ -99,15 +99,15 @@ def test_a_backend_that_is_none_or_an_option_of_another_is_one_line(
 
 
 def test_engine_arguments_are_names_and_values() -> None:
-    told = opt.engine_arguments(
-        ["tensor-parallel-size=2", "quantization=fp8", 'speculative_config={"method": "ngram"}']
-    )
-    assert told == {
-        "tensor_parallel_size": 2,
-        "quantization": "fp8",
-        "speculative_config": {"method": "ngram"},
+    assignments = ["tensor-parallel-size=2", "quantization=fp8", 'speculative_config={"n": "x"}']
+    assert opt.load_arguments(opt.BackendOptions(engine=assignments)) == {
+        "engine": {
+            "tensor_parallel_size": 2,
+            "quantization": "fp8",
+            "speculative_config": {"n": "x"},
+        }
     }
-    assert opt.engine_arguments(None) is None
+    assert opt.load_arguments(opt.BackendOptions()) == {}
 
 
 def test_a_server_whose_engine_has_ended_is_not_healthy(demo: Baco, described: Pair) -> None:

@@ -1,6 +1,7 @@
 """The command line as people use it: real processes, real pipes, a real terminal."""
 
 import fcntl
+import inspect
 import json
 import os
 import pty
@@ -12,13 +13,16 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 
 from baco import Baco
 from baco.cli import run
+from baco.cli.options import grouped
 from baco.sampling.seeds import NOISE_VERSION
 from tests.pairs import PairFolder
 
@@ -399,3 +403,31 @@ def test_the_dial_and_comparisons_know_a_router_in_any_case(
     assert run(["calibrate", "-r", "fc-RAND", *quick]) == 0
     assert json.loads(capsys.readouterr().out)["router"].startswith("Rand-FC:")
     assert "Rand-FC" in json.loads(curve.read_text())["curves"]
+
+
+def test_a_group_of_options_becomes_options_of_a_command_in_its_place() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Size:
+        width: Annotated[int, typer.Option("--width", "-w")] = 2
+        height: Annotated[int, typer.Option("--height")] = 3
+        depth: Annotated[int, typer.Option("--depth")] = 4
+
+    received: list[tuple[str, Size, bool]] = []
+
+    @grouped(without=["depth"])
+    def draw(
+        *,
+        name: Annotated[str, typer.Argument()],
+        size: Size,
+        fill: Annotated[bool, typer.Option("--fill")] = False,
+    ) -> None:
+        received.append((name, size, fill))
+
+    app = typer.Typer()
+    app.command()(draw)
+    for arguments in (["box"], ["box", "--fill", "-w", "7"]):
+        app(arguments, standalone_mode=False)
+    assert received == [("box", Size(2, 3, 4), False), ("box", Size(7, 3, 4), True)]
+    assert list(inspect.signature(draw).parameters) == ["name", "width", "height", "fill"]
+    with pytest.raises(typer.TyperException, match="depth"):
+        app(["box", "--depth", "1"], standalone_mode=False)

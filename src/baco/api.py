@@ -18,7 +18,7 @@ from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
 from baco.errors import BacoError
 from baco.kv_cache.memory_limit import cache_bytes
-from baco.models.known_pairs import DEMO, KnownPair, find_pair
+from baco.models.known_pairs import choose_pair
 from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
 from baco.outputs import Chunk, Completion
@@ -101,14 +101,7 @@ class Baco:
         Raises:
             BacoError: a pair that cannot be found or loaded, or models that do not fit together.
         """
-        if (base is None) != (aligned is None):
-            raise BacoError("give both base and aligned, or neither and the name of a pair")
-        if base is not None and aligned is not None:
-            if name is not None:
-                raise BacoError(f"give the pair {name!r} or base and aligned, not both")
-            known = KnownPair(f"{base} + {aligned}", base, aligned)
-        else:
-            known = find_pair(name if name is not None else DEMO)
+        known = choose_pair(name, base, aligned)
         if max_rows < 1:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
         backends.check_name(backend)

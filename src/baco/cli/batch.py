@@ -3,26 +3,91 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from baco.backends import RAY
 from baco.backends import names as backends
 from baco.cli import options as opt
-from baco.cli.cluster import Address, named_cluster
 from baco.cli.console import note, print_json
 from baco.cli.progress import answering
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.batch.batch import Batch, Executor
+    from baco.batch.ray_cluster import Cluster
     from baco.batch.replica import JobSpec, ShardResult
 
 
+@dataclass(frozen=True, slots=True)
+class PlaceOptions:
+    """Where shards are made."""
+
+    backend: Annotated[
+        str,
+        typer.Option("--backend", help="local (this process), vllm, remote, or ray (a cluster)."),
+    ] = "local"
+    replica: Annotated[
+        str, typer.Option("--replica", help="Of --backend ray: what each replica is.")
+    ] = "local"
+    address: opt.Address = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            help="Of --backend ray: replicas; by default one a GPU, or one a core where none is.",
+        ),
+    ] = None
+    gpus_per_worker: Annotated[
+        float, typer.Option("--gpus-per-worker", help="Of --backend ray: GPUs of one replica.")
+    ] = 1
+    threads: Annotated[
+        int,
+        typer.Option("--threads", help="Processors of one replica; last digits hang on it."),
+    ] = 1
+
+    @property
+    def decodes(self) -> str:
+        """The backend of every copy of the pair."""
+        return self.replica if self.backend == RAY else self.backend
+
+    def check(self) -> None:
+        """BacoError for an unknown backend, no thread, or options of a cluster without one."""
+        known = backends()
+        if self.backend not in (*known, RAY):
+            raise BacoError(
+                f"unknown backend {self.backend!r}: use one of {', '.join((*known, RAY))}"
+            )
+        if self.replica not in known:
+            raise BacoError(f"unknown replica {self.replica!r}: use one of {', '.join(known)}")
+        of_cluster = (self.address, self.workers, self.replica, self.gpus_per_worker)
+        if self.backend != RAY and of_cluster != (None, None, "local", 1):
+            raise BacoError(
+                "--address, --workers, --replica and --gpus-per-worker are of a cluster: "
+                "give --backend ray with them"
+            )
+        if self.threads < 1:
+            raise BacoError(f"threads is {self.threads}: give 1 or more")
+
+    def cluster(self, device: str | None) -> "Cluster | None":
+        """The cluster; None where this process makes the shards.
+
+        Raises:
+            BacoError: too few workers or GPUs.
+        """
+        if self.backend != RAY:
+            return None
+        return opt.cluster(
+            self.address, self.workers, device, threads=self.threads, gpus=self.gpus_per_worker
+        )
+
+
+@opt.grouped(without=["compile"])
 def batch(
+    *,
     context: typer.Context,
     paths: Annotated[
         list[Path],
@@ -33,30 +98,8 @@ def batch(
         ),
     ],
     n: opt.Answers = 1,
-    router: opt.RouterSpelling = None,
-    diversity: opt.Diversity = None,
-    backend: Annotated[
-        str,
-        typer.Option("--backend", help="local (this process), vllm, remote, or ray (a cluster)."),
-    ] = "local",
-    replica: Annotated[
-        str, typer.Option("--replica", help="Of --backend ray: what each replica is.")
-    ] = "local",
-    address: Address = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            help="Of --backend ray: replicas; by default one a GPU, or one a core where none is.",
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float, typer.Option("--gpus-per-worker", help="Of --backend ray: GPUs of one replica.")
-    ] = 1,
-    threads: Annotated[
-        int,
-        typer.Option("--threads", help="Processors of one replica; last digits hang on it."),
-    ] = 1,
+    routing: opt.RouterOptions,
+    place: PlaceOptions,
     form: Annotated[str, typer.Option("--format", help="Of the shards: jsonl or parquet.")] = (
         "jsonl"
     ),
@@ -64,37 +107,14 @@ def batch(
         int | None,
         typer.Option("--shard-rows", help="Prompts of a shard; by default 1,024 answers' worth."),
     ] = None,
-    pair: opt.PairName = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
-    system: opt.System = None,
-    seed: opt.Seed = None,
-    temperature: opt.Temperature = None,
-    top_k: opt.TopK = None,
-    top_p: opt.TopP = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    max_tokens: opt.MaxTokens = None,
-    stop: opt.Stop = None,
-    switch: opt.SwitchAt = "word",
+    models: opt.PairOptions,
+    sampling: opt.SamplingOptions,
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a replica decodes at once.")
     ] = 256,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    draft: opt.Draft = None,
-    memory: opt.Memory = None,
-    base_url: opt.BaseUrl = None,
-    aligned_url: opt.AlignedUrl = None,
-    base_model: opt.BaseModel = None,
-    aligned_model: opt.AlignedModel = None,
-    engine: opt.EngineArguments = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    weights: opt.WeightOptions,
+    servers: opt.BackendOptions,
+    templates: opt.TemplateOptions,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer files of prompts into a directory of shards.
@@ -107,46 +127,15 @@ def batch(
         raise BacoError(
             f"missing argument OUT: give prompts and a directory, as in baco batch {out} answers/"
         )
-    _check_place(backend, replica, address, workers, gpus_per_worker)
-    for name, value in (("threads", threads), ("shard-rows", shard_rows), ("max-rows", max_rows)):
+    place.check()
+    for name, value in (("shard-rows", shard_rows), ("max-rows", max_rows)):
         if value is not None and value < 1:
             raise BacoError(f"{name} is {value}: give 1 or more")
-    cluster = named_cluster(address, workers, device, threads=threads, gpus=gpus_per_worker)
-    sampling = opt.given(
-        {
-            "n": n,
-            "seed": seed,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "max_tokens": max_tokens,
-            "stop": tuple(stop) if stop else None,
-        }
-    )
-    opt.check(sampling, switch, router)
-    kind = replica if backend == RAY else backend
-    load = {"name": pair, "base": base, "aligned": aligned, "max_rows": max_rows} | opt.given(
-        {
-            "backend": None if kind == "local" else kind,
-            "dtype": dtype,
-            "device": device,
-            "quantize": quantize,
-            "draft": draft,
-            "memory": memory,
-            "base_url": base_url,
-            "aligned_url": aligned_url,
-            "base_model": base_model,
-            "aligned_model": aligned_model,
-            "engine": opt.engine_arguments(engine),
-            "base_template": base_template,
-            "chat_template": chat_template,
-            "template_args": opt.template_arguments(template_arg),
-            "date": opt.day(date),
-            "trust_remote_code": trust_remote_code,
-        }
-    )
+    cluster = place.cluster(weights.device)
+    settings = sampling.settings(n)
+    routing.check()
+    load = opt.load_arguments(models, weights, servers, templates)
+    load |= {"max_rows": max_rows, "backend": place.decodes}
     from baco.batch.batch import Batch
     from baco.batch.formats import check_format
     from baco.batch.output import refuse_other
@@ -161,14 +150,14 @@ def batch(
         with locked(out):  # another command's is refused before two models are loaded
             pass
     rows = read_rows(inputs)
-    spell = partial(opt.spelled_router, router=router, diversity=diversity)
-    settings = {"system": system, "switch": switch, **sampling}
-    asked = Batch(rows, PairOptions(load, threads), spell, settings, checked, shard_rows)
+    asked = Batch(
+        rows, PairOptions(load, place.threads), routing.choose, settings, checked, shard_rows
+    )
     command = shlex.join(["baco", *context.obj])
-    opt.hush()
-    with _place(cluster if backend == RAY else None) as place:
-        order = _begin(asked, place, out, command)
-        made = _make(asked, order, place)
+    opt.quiet_libraries()
+    with _executor(cluster) as executor:
+        order = _begin(asked, executor, out, command)
+        made = _make(asked, order, executor)
     _told(order, len(made), as_json)
     if broken := [one for one in made if one.broken]:
         raise BacoError(
@@ -177,22 +166,8 @@ def batch(
         )
 
 
-def _check_place(
-    backend: str, replica: str, address: str | None, workers: int | None, gpus: float
-) -> None:
-    if backend not in (*backends(), RAY):
-        raise BacoError(f"unknown backend {backend!r}: use one of {', '.join((*backends(), RAY))}")
-    if replica not in backends():
-        raise BacoError(f"unknown replica {replica!r}: use one of {', '.join(backends())}")
-    if backend != RAY and (address, workers, replica, gpus) != (None, None, "local", 1):
-        raise BacoError(
-            "--address, --workers, --replica and --gpus-per-worker are of a cluster: "
-            "give --backend ray with them"
-        )
-
-
 @contextmanager
-def _place(cluster: Any) -> "Iterator[Executor]":
+def _executor(cluster: "Cluster | None") -> "Iterator[Executor]":
     """Where shards are made: this process, or a cluster that is reached for as long as it takes."""
     if cluster is None:
         from baco.batch.batch import LocalExecutor

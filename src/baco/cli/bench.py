@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,30 +19,58 @@ if TYPE_CHECKING:
     from baco.bench.settings import Settings
     from baco.models.known_pairs import KnownPair
 
-_ROUTER = "P-Punc:0.4"
 _GAMMAS = (0.2, 0.4, 0.6)
 _SAMPLES = (1, 8, 32)
 
 
-def bench(
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """Which pair is timed."""
+
     pair: Annotated[
         str | None, typer.Argument(metavar="[PAIR]", help="Short name or folder of a pair.")
-    ] = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
+    ] = None
+    base: opt.BaseName = None
+    aligned: opt.AlignedName = None
     body: Annotated[
         str | None,
         typer.Option("--body", help="The demo pair in a larger model: 50m, 0.2b, 0.5b, 1b or 8b."),
-    ] = None,
+    ] = None
     random: Annotated[
         str | None,
         typer.Option("--random", help="A pair of random weights of such a size, tuned to agree."),
-    ] = None,
-    router: Annotated[str, typer.Option("--router", "-r", help="Router of the race.")] = _ROUTER,
+    ] = None
+
+    def known(self, dtype: str | None) -> "KnownPair":
+        """The pair; one of ``--body`` and ``--random`` is made where it is not there yet.
+
+        Raises:
+            BacoError: more than one pair, no such pair, size or dtype.
+        """
+        from baco.bench.weights import made
+        from baco.models.known_pairs import choose_pair
+
+        named = [self.pair, self.body, self.random, self.base or self.aligned]
+        if sum(name is not None for name in named) > 1:
+            raise BacoError("give one pair: PAIR, --body, --random, or --base with --aligned")
+        if self.body is not None:
+            return made("body", self.body, dtype or "float32")
+        if self.random is not None:
+            return made("random", self.random, dtype or "float32")
+        return choose_pair(self.pair, self.base, self.aligned)
+
+
+@dataclass(frozen=True, slots=True)
+class RaceOptions:
+    """What is timed."""
+
+    router: Annotated[str, typer.Option("--router", "-r", help="Router of the race.")] = (
+        "P-Punc:0.4"
+    )
     gamma: Annotated[
         list[float] | None,
         typer.Option("--gamma", help="Thresholds of the sweep; may be given several times."),
-    ] = None,
+    ] = None
     n: Annotated[
         list[int] | None,
         typer.Option(
@@ -50,20 +79,18 @@ def bench(
             min=1,
             help="Answers to a prompt; may be given several times.  [default: 1, 8, 32]",
         ),
-    ] = None,
+    ] = None
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Of every answer; no end of text is drawn.")
-    ] = 64,
+    ] = 64
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Each with a prompt and a seed of its own.")
-    ] = 5,
+    ] = 5
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="Parts to measure; may be given several times."),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Under a minute on the demo pair.")
-    ] = False,
+    ] = None
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on the demo pair.")] = False
     most_asked: Annotated[
         int | None,
         typer.Option(
@@ -71,10 +98,44 @@ def bench(
             min=1,
             help="Answers up to which the servers take part.  [default: 8, with --quick 1]",
         ),
-    ] = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    compile: opt.Compile = None,
+    ] = None
+
+    def settings(self) -> "Settings":
+        """The settings of the race.
+
+        Raises:
+            BacoError: an unknown part or router, or a threshold for a router without one.
+        """
+        from baco.bench.settings import ASKED_FOR, PARTS, Settings
+        from baco.routing.parser import needs_threshold, router, router_name
+
+        for part in self.only or ():
+            if part not in PARTS + ASKED_FOR:
+                raise BacoError(f"--only {part}: use some of {', '.join(PARTS + ASKED_FOR)}")
+        chosen = router(self.router)
+        name = router_name(self.router)
+        if self.gamma and not needs_threshold(name):
+            raise BacoError(
+                f"--gamma goes with a router that has a threshold, not with {self.router}"
+            )
+        gammas = (self.gamma or _GAMMAS) if needs_threshold(name) else ()
+        return Settings(
+            router=chosen,
+            gammas=tuple(router(f"{name}:{gamma:g}") for gamma in gammas),
+            tokens=self.tokens,
+            samples=tuple(sorted(set(self.n or _SAMPLES))),
+            repeats=min(self.repeats, 3) if self.quick else self.repeats,
+            parts=frozenset(self.only or PARTS),
+            most_asked=self.most_asked or (1 if self.quick else 8),
+        )
+
+
+@opt.grouped(without=["quantize", "draft", "memory"])
+def bench(
+    *,
+    pair: PairOptions,
+    race: RaceOptions,
+    weights: opt.WeightOptions,
     as_json: opt.AsJson = False,
 ) -> None:
     """Time paired decoding next to other ways, on the same weights, prompts and machine.
@@ -85,74 +146,18 @@ def bench(
     from baco.bench.measure import measure, steps
     from baco.bench.weights import load
 
-    settings = _settings(router, gamma, n, tokens, repeats, only, quick, most_asked)
-    opt.hush()
+    settings = race.settings()
+    opt.quiet_libraries()
     with _progress(steps(settings) + 1) as say:
         say("making and loading the pair")
-        known = _pair(pair, base, aligned, body, random, dtype)
-        weights = load(known, dtype, device, compile=bool(compile))
-        report = measure(weights, _prompts(known), settings, say)
+        known = pair.known(weights.dtype)
+        loaded = load(known, weights.dtype, weights.device, compile=bool(weights.compile))
+        report = measure(loaded, _prompts(known), settings, say)
     report["command"] = shlex.join(["baco", *sys.argv[1:]])
     if as_json:
         print_json(report)
     else:
         show(report)
-
-
-def _settings(
-    router: str,
-    gammas: list[float] | None,
-    samples: list[int] | None,
-    tokens: int,
-    repeats: int,
-    only: list[str] | None,
-    quick: bool,
-    most_asked: int | None,
-) -> "Settings":
-    from baco.bench.settings import ASKED_FOR, PARTS, Settings
-    from baco.routing.parser import needs_threshold, router_name
-    from baco.routing.parser import router as parse
-
-    for part in only or ():
-        if part not in PARTS + ASKED_FOR:
-            raise BacoError(f"--only {part}: use some of {', '.join(PARTS + ASKED_FOR)}")
-    chosen = parse(router)
-    name = router_name(router)
-    swept = tuple(gammas or _GAMMAS) if needs_threshold(name) else ()
-    if gammas and not swept:
-        raise BacoError(f"--gamma goes with a router that has a threshold, not with {router}")
-    return Settings(
-        router=chosen,
-        gammas=tuple(parse(f"{name}:{gamma:g}") for gamma in swept),
-        tokens=tokens,
-        samples=tuple(sorted(set(samples or _SAMPLES))),
-        repeats=min(repeats, 3) if quick else repeats,
-        parts=frozenset(only or PARTS),
-        most_asked=most_asked or (1 if quick else 8),
-    )
-
-
-def _pair(
-    pair: str | None,
-    base: str | None,
-    aligned: str | None,
-    body: str | None,
-    random: str | None,
-    dtype: str | None,
-) -> "KnownPair":
-    from baco.bench.weights import made
-    from baco.models.known_pairs import DEMO, KnownPair, find_pair
-
-    named = [pair, body, random, base or aligned]
-    if sum(name is not None for name in named) > 1:
-        raise BacoError("give one pair: PAIR, --body, --random, or --base with --aligned")
-    if body is not None or random is not None:
-        return made("random" if body is None else "body", body or random or "", dtype or "float32")
-    if base is not None and aligned is not None:
-        return KnownPair(f"{base} + {aligned}", base, aligned)
-    if base is not None or aligned is not None:
-        raise BacoError("give both --base and --aligned, or neither and the name of a pair")
-    return find_pair(pair if pair is not None else DEMO)
 
 
 def _prompts(known: "KnownPair") -> list[str]:

@@ -22,10 +22,10 @@ PromptFile = Annotated[
 ]
 
 
+@opt.grouped(without=["compile"])
 def calibrate(
-    pair: opt.PairName = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
+    *,
+    models: opt.PairOptions,
     router: Annotated[
         str, typer.Option("--router", "-r", help="A router without its threshold.")
     ] = "P-Punc",
@@ -49,16 +49,8 @@ def calibrate(
         ),
     ] = None,
     as_json: opt.AsJson = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    draft: opt.Draft = None,
-    memory: opt.Memory = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    weights: opt.WeightOptions,
+    templates: opt.TemplateOptions,
 ) -> None:
     """Measure a router over its range of γ; from then on --diversity 0 … 1 is a dial for the pair.
 
@@ -79,21 +71,7 @@ def calibrate(
     router = canonical_name(router)
     asked = None if prompts is None else read_prompts(prompts)
     check_writable(output)
-    baco = opt.load(
-        pair,
-        base,
-        aligned,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        draft=draft,
-        memory=memory,
-        base_template=base_template,
-        chat_template=chat_template,
-        template_args=opt.template_arguments(template_arg),
-        date=opt.day(date),
-        trust_remote_code=trust_remote_code,
-    )
+    baco = opt.load(models, weights, templates)
     if output is not None:
         Calibration.in_file(baco.pair, output)  # refused before hours of measuring
     opt.take_today(baco)

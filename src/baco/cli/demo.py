@@ -40,6 +40,6 @@ def train(
         check_libraries()
     make(out, seed=seed)
     if table:
-        sweep(context, out / "run", pair=[str(out)], task=list(TASKS), seed=seed)
+        sweep(context=context, out=out / "run", pair=[str(out)], task=list(TASKS), seed=seed)
         report(out / "run")
     note(f'try it: baco generate "Recommend a summer destination" -n 8 --pair {out}')

@@ -21,10 +21,10 @@ PROMPTS = 12
 _COLOURS = {"good": "bold green", "doubtful": "bold yellow", "useless": "bold red"}
 
 
+@opt.grouped(without=["compile"])
 def diagnose(
-    pair: opt.PairName = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
+    *,
+    models: opt.PairOptions,
     prompts: PromptFile = None,
     samples: Annotated[
         int, typer.Option("--samples", "-n", min=1, help="Answers of each model to a prompt.")
@@ -32,16 +32,8 @@ def diagnose(
     seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens")] = 64,
     as_json: opt.AsJson = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    draft: opt.Draft = None,
-    memory: opt.Memory = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    weights: opt.WeightOptions,
+    templates: opt.TemplateOptions,
 ) -> None:
     """Tell where two models agree and part, what routers would do, and whether the pair is good."""
     from baco.calibration.diagnose import ANSWERERS, check_prompts
@@ -51,26 +43,12 @@ def diagnose(
     if asked is not None:
         check_prompts(asked)
     try:
-        baco = opt.load(
-            pair,
-            base,
-            aligned,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            draft=draft,
-            memory=memory,
-            base_template=base_template,
-            chat_template=chat_template,
-            template_args=opt.template_arguments(template_arg),
-            date=opt.day(date),
-            trust_remote_code=trust_remote_code,
-        )
+        baco = opt.load(models, weights, templates)
         opt.take_today(baco)
         asked = asked or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(asked[0])
     except UnfitPairError as error:
-        _show_unfit(pair or f"{base} + {aligned}", str(error), as_json)
+        _show_unfit(models.pair or f"{models.base} + {models.aligned}", str(error), as_json)
         return
     console = err()
     columns = (

@@ -11,30 +11,20 @@ from baco.cli.console import print_json
 from baco.errors import BacoError
 
 
+@opt.grouped()
 def generate(
+    *,
     context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")
     ] = None,
     n: opt.Answers = 1,
-    router: opt.RouterSpelling = None,
-    diversity: opt.Diversity = None,
+    routing: opt.RouterOptions,
     compare: Annotated[
         bool, typer.Option("--compare", help="Base, aligned and BACo next to each other.")
     ] = False,
-    pair: opt.PairName = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
-    system: opt.System = None,
-    seed: opt.Seed = None,
-    temperature: opt.Temperature = None,
-    top_k: opt.TopK = None,
-    top_p: opt.TopP = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    max_tokens: opt.MaxTokens = None,
-    stop: opt.Stop = None,
-    switch: opt.SwitchAt = "word",
+    models: opt.PairOptions,
+    sampling: opt.SamplingOptions,
     as_json: opt.AsJson = False,
     jsonl: Annotated[
         Path | None,
@@ -46,23 +36,10 @@ def generate(
     svg: Annotated[
         Path | None, typer.Option("--svg", help="Also draw the coloured answers to this file.")
     ] = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    draft: opt.Draft = None,
-    compile: opt.Compile = None,
-    memory: opt.Memory = None,
+    weights: opt.WeightOptions,
     backend: opt.Backend = "local",
-    base_url: opt.BaseUrl = None,
-    aligned_url: opt.AlignedUrl = None,
-    base_model: opt.BaseModel = None,
-    aligned_model: opt.AlignedModel = None,
-    engine: opt.EngineArguments = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    servers: opt.BackendOptions,
+    templates: opt.TemplateOptions,
 ) -> None:
     """Draw n answers to a prompt, every word coloured by the model it came from."""
     if (jsonl is None) != (output is None):
@@ -77,67 +54,40 @@ def generate(
     for target in (svg, output):
         if target is not None and not target.absolute().parent.is_dir():
             raise BacoError(f"cannot write {target}: no such folder as {target.absolute().parent}")
-    sampling = opt.given(
-        {
-            "n": n,
-            "seed": seed,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "max_tokens": max_tokens,
-            "stop": tuple(stop) if stop else None,
-        }
-    )
-    opt.check(sampling, switch, router)
+    settings = sampling.settings(n)
+    routing.check()
     from baco.routing.parser import CONSTANTS, router_name
 
-    if compare and router is not None and (alone := router_name(router)) in CONSTANTS:
+    if (
+        compare
+        and routing.router is not None
+        and (alone := router_name(routing.router)) in CONSTANTS
+    ):
         raise BacoError(f"--compare shows {alone} anyway: give another router")
-    text = None if jsonl is not None else _prompt(prompt)
-    rows = None
+    groups = (models, weights, servers, templates)
     if jsonl is not None and output is not None:
-        from baco.cli.jsonl import read_prompts, reserved
+        from baco.cli.jsonl import answer_all, read_prompts, reserved
 
-        rows = read_prompts(jsonl)  # before two models are loaded for a file that is not right
+        # Before two models are loaded for a file that is not right.
+        rows = read_prompts(jsonl)
         context.with_resource(reserved(output))
-    baco = opt.load(
-        pair,
-        base,
-        aligned,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        draft=draft,
-        compile=compile,
-        memory=memory,
-        backend=backend,
-        base_url=base_url,
-        aligned_url=aligned_url,
-        base_model=base_model,
-        aligned_model=aligned_model,
-        engine=opt.engine_arguments(engine),
-        base_template=base_template,
-        chat_template=chat_template,
-        template_args=opt.template_arguments(template_arg),
-        date=opt.day(date),
-        trust_remote_code=trust_remote_code,
-    )
-    chosen = opt.spelled_router(baco, router, diversity)
-    settings: dict[str, Any] = {"system": system, "switch": switch, **sampling}
-    loaded = {
-        "base_template": base_template,
-        "chat_template": chat_template,
-        "trust_remote_code": trust_remote_code,
-    }
-    if rows is not None and output is not None:
-        from baco.cli.jsonl import answer_all
-
-        answer_all(baco, rows, output, chosen, settings, opt.given(loaded))
-    elif text is not None:
-        opt.take_today(baco, text, system)
-        _answer(baco, text, chosen, settings, compare=compare, as_json=as_json, svg=svg)
+        baco = opt.load(*groups, backend=backend)
+        loading = templates.arguments()
+        recorded = ("base_template", "chat_template", "trust_remote_code")
+        answer_all(
+            baco,
+            rows,
+            output,
+            routing.choose(baco),
+            settings,
+            opt.given({name: loading[name] for name in recorded}),
+        )
+        return
+    text = _prompt(prompt)
+    baco = opt.load(*groups, backend=backend)
+    router = routing.choose(baco)
+    opt.take_today(baco, text, sampling.system)
+    _answer(baco, text, router, settings, compare=compare, as_json=as_json, svg=svg)
 
 
 def _answer(

@@ -1,11 +1,18 @@
-"""Options that several commands share, and the pair they name."""
+"""Options that several commands share: dataclasses whose fields are the options.
+
+`grouped` turns the groups in a command's signature into options, in their order. `load` makes the
+pair of them, `SamplingOptions.settings` the keywords of a draw, `RouterOptions.router` the router.
+"""
 
 import atexit
+import inspect
 import json
 import logging
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -14,56 +21,16 @@ from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.api import Baco
+    from baco.batch.ray_cluster import Cluster
+    from baco.routing.router import Router
     from baco.text.prompts import Conversation
 
-PairName = Annotated[
-    str | None,
-    typer.Option("--pair", "-p", help="Short name (see 'baco pairs') or folder of a pair."),
-]
+Answers = Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 BaseName = Annotated[str | None, typer.Option("--base", help="Base model: hub id or folder.")]
 AlignedName = Annotated[
     str | None,
     typer.Option("--aligned", help="Aligned model, or a PEFT adapter over the base."),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        help="Weights as float32, bfloat16 or float16; by default bfloat16 where it is native. "
-        "One for both halves, or base=…,aligned=….",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="Such as cpu, cuda, or base=cuda:0,aligned=cuda:1."),
-]
-Quantize = Annotated[
-    str | None,
-    typer.Option("--quantize", help="Weights in int8 or int4, or base=…,aligned=…."),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option("--draft", help="A small model of the same vocabulary that drafts: id or folder."),
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile",
-        help="Compile forwards (CPU) or record them (CUDA): small models answer sooner.",
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory", help="For caches and a step's tensors, as 2GiB or 40% of what is free."
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool | None,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run the Python code that a model comes with. Only for models that you trust.",
-    ),
 ]
 Backend = Annotated[
     str,
@@ -73,118 +40,429 @@ Backend = Annotated[
         "(two servers, see --base-url). A cluster (ray) is for batch and sweep.",
     ),
 ]
-BaseUrl = Annotated[
-    str | None,
-    typer.Option("--base-url", help="Of --backend remote: the base model's server, with /v1."),
-]
-AlignedUrl = Annotated[
-    str | None,
-    typer.Option("--aligned-url", help="Of --backend remote: the aligned model's server."),
-]
-BaseModel = Annotated[
-    str | None,
-    typer.Option("--base-model", help="Its name there, where that server has several models."),
-]
-AlignedModel = Annotated[
-    str | None,
-    typer.Option("--aligned-model", help="The same of the aligned model's server."),
-]
-EngineArguments = Annotated[
-    list[str] | None,
+TrustRemoteCode = Annotated[
+    bool | None,
     typer.Option(
-        "--engine",
-        metavar="NAME=VALUE",
-        help="Of --backend vllm: an engine argument of vLLM's, as tensor_parallel_size=2; may be "
-        "given again.",
+        "--trust-remote-code",
+        help="Run the Python code that a model comes with. Only for models that you trust.",
     ),
 ]
-BaseTemplate = Annotated[
+Address = Annotated[
     str | None,
     typer.Option(
-        "--base-template",
-        help="Jinja text or file of the base model's prompt; 'aligned': the chat template's text.",
+        "--address",
+        help="Of --backend ray: auto, host:port or ray://host:port; by default this machine.",
     ),
 ]
-ChatTemplate = Annotated[
-    str | None,
-    typer.Option("--chat-template", help="Jinja text or file of the aligned model's prompt."),
-]
-TemplateArguments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--template-arg",
-        metavar="NAME=VALUE",
-        help="A variable of the templates, as enable_thinking=false; may be given again.",
-    ),
-]
-Date = Annotated[
-    str | None,
-    typer.Option(
-        "--date",
-        metavar="YYYY-MM-DD",
-        help="The date in prompts whose template reads the clock; by default today.",
-    ),
-]
-RouterSpelling = Annotated[
-    str | None,
-    typer.Option(
-        "--router",
-        "-r",
-        help="Such as P-Punc:0.4 (see 'baco routers'); by default P-Punc at its calibrated middle.",
-    ),
-]
-Diversity = Annotated[
-    float | None,
-    typer.Option(
-        "--diversity",
-        "-d",
-        help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
-        "the most this router gives.",
-    ),
-]
-Answers = Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")]
-System = Annotated[str | None, typer.Option("--system", help="System message.")]
-Seed = Annotated[
-    int | None, typer.Option("--seed", "-s", help="Same seed, same answers; fresh if left out.")
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", "-t", help="0 takes the most likely token."),
-]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the k most likely tokens.")]
-TopP = Annotated[
-    float | None,
-    typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
-]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")]
-Stop = Annotated[
-    list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
-]
-SwitchAt = Annotated[
-    str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def grouped(
+    *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace each dataclass in a command's signature by its fields, in place, for typer.
+
+    Args:
+        without: fields that are not options of this command; they keep their defaults.
+
+    Returns:
+        A decorator. The command is then called with options by keyword, those left out by default.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        groups: dict[str, tuple[type[Any], list[str]]] = {}
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            group = parameter.annotation
+            if not (isinstance(group, type) and is_dataclass(group)):
+                parameters.append(parameter)
+                continue
+            options = [field for field in fields(group) if field.name not in without]
+            groups[parameter.name] = group, [field.name for field in options]
+            parameters += [
+                parameter.replace(name=field.name, default=field.default, annotation=field.type)
+                for field in options
+            ]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            built = {
+                name: group(
+                    **{option: values.pop(option) for option in options if option in values}
+                )
+                for name, (group, options) in groups.items()
+            }
+            command(**values, **built)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+class LoadGroup(Protocol):
+    """A group of options for loading a pair."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords of :meth:`baco.Baco.load`; None stands for an option that was not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """Which two models."""
+
+    pair: Annotated[
+        str | None,
+        typer.Option("--pair", "-p", help="Short name (see 'baco pairs') or folder of a pair."),
+    ] = None
+    base: BaseName = None
+    aligned: AlignedName = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LoadGroup`."""
+        return {"name": self.pair, "base": self.base, "aligned": self.aligned}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOptions:
+    """How their weights are held, and how this process runs them."""
+
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Weights as float32, bfloat16 or float16; by default bfloat16 where it is native. "
+            "One for both halves, or base=…,aligned=….",
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="Such as cpu, cuda, or base=cuda:0,aligned=cuda:1."),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help="Weights in int8 or int4, or base=…,aligned=…."),
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft", help="A small model of the same vocabulary that drafts: id or folder."
+        ),
+    ] = None
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile",
+            help="Compile forwards (CPU) or record them (CUDA): small models answer sooner.",
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", help="For caches and a step's tensors, as 2GiB or 40% of what is free."
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LoadGroup`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """Servers and engines where a pair decodes outside this process."""
+
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", help="Of --backend remote: the base model's server, with /v1."),
+    ] = None
+    aligned_url: Annotated[
+        str | None,
+        typer.Option("--aligned-url", help="Of --backend remote: the aligned model's server."),
+    ] = None
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", help="Its name there, where that server has several models."),
+    ] = None
+    aligned_model: Annotated[
+        str | None,
+        typer.Option("--aligned-model", help="The same of the aligned model's server."),
+    ] = None
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="NAME=VALUE",
+            help="Of --backend vllm: an engine argument of vLLM's, as tensor_parallel_size=2; may "
+            "be given again.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LoadGroup`; errors as for `named_values`."""
+        engine = named_values("--engine", self.engine, "tensor_parallel_size=2")
+        return asdict(self) | {"engine": engine}
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateOptions:
+    """How prompts are rendered, and whether a model may run code of its own."""
+
+    base_template: Annotated[
+        str | None,
+        typer.Option(
+            "--base-template",
+            help="Jinja text or file of the base model's prompt; 'aligned': the chat template's "
+            "text.",
+        ),
+    ] = None
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", help="Jinja text or file of the aligned model's prompt."),
+    ] = None
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template-arg",
+            metavar="NAME=VALUE",
+            help="A variable of the templates, as enable_thinking=false; may be given again.",
+        ),
+    ] = None
+    date: Annotated[
+        str | None,
+        typer.Option(
+            "--date",
+            metavar="YYYY-MM-DD",
+            help="The date in prompts whose template reads the clock; by default today.",
+        ),
+    ] = None
+    trust_remote_code: TrustRemoteCode = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LoadGroup`.
+
+        Raises:
+            BacoError: a value without a name, a name that no template may have, or no date.
+        """
+        from baco.text.prompts import check_template_args
+        from baco.text.templates import check_date
+
+        variables = named_values("--template-arg", self.template_arg, "enable_thinking=false")
+        check_template_args(variables or {})
+        return {
+            "base_template": self.base_template,
+            "chat_template": self.chat_template,
+            "template_args": variables,
+            "date": None if self.date is None else check_date(self.date),
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """Which router, and how far towards the base model."""
+
+    router: Annotated[
+        str | None,
+        typer.Option(
+            "--router",
+            "-r",
+            help="Such as P-Punc:0.4 (see 'baco routers'); by default P-Punc at its calibrated "
+            "middle.",
+        ),
+    ] = None
+    diversity: Annotated[
+        float | None,
+        typer.Option(
+            "--diversity",
+            "-d",
+            help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
+            "the most this router gives.",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Check the spelling of the router, which needs no pair.
+
+        Raises:
+            BacoError: no such router, or a threshold out of its range.
+        """
+        if self.router is not None:
+            from baco.routing.parser import needs_threshold, router
+
+            # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
+            router(self.router, 0.5 if needs_threshold(self.router) else None)
+
+    def choose(self, baco: "Baco") -> "Router":
+        """The router, with the threshold of this pair where none was given.
+
+        Raises:
+            BacoError: a diversity beside a threshold, or on a pair that is not calibrated.
+        """
+        if self.diversity is None:
+            return baco.router(self.router)
+        from baco.api import DEFAULT_ROUTER
+        from baco.calibration.store import Calibration
+        from baco.routing.parser import canonical_name, router, router_name
+
+        if not 0 <= self.diversity <= 1:
+            raise BacoError(f"diversity is {self.diversity:g}: give a number from 0 to 1")
+        spelling = self.router or DEFAULT_ROUTER
+        if ":" in spelling:
+            raise BacoError(
+                f"--diversity and --router {spelling} both say how often the base speaks: "
+                f"give --router {router_name(spelling)}, or leave out --diversity"
+            )
+        spelling = canonical_name(spelling)
+        calibration = Calibration.load(baco.pair)
+        if calibration is None or spelling not in calibration.curves:
+            raise BacoError(
+                f"{baco.pair.name} is not calibrated for {spelling}: run 'baco calibrate "
+                f"--router {spelling}' for it first, or give a threshold as in {spelling}:0.4"
+            )
+        return router(spelling, calibration.threshold(spelling, self.diversity))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What is drawn from the model that the router picks."""
+
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", "-s", help="Same seed, same answers; fresh if left out.")
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", help="0 takes the most likely token."),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Draw from the k most likely tokens.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
+    ] = None
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
+    ] = None
+    switch: Annotated[
+        str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
+    ] = "word"
+
+    def settings(self, n: int) -> dict[str, Any]:
+        """Keywords of :meth:`baco.Baco.stream`: system, switch, n, and what was given.
+
+        Raises:
+            BacoError: a value out of its range.
+        """
+        from baco.sampling.params import SamplingParams
+
+        values = asdict(self) | {"stop": tuple(self.stop) if self.stop else None}
+        beside = {name: values.pop(name) for name in ("system", "switch")}
+        sampling = {"n": n, **given(values)}
+        SamplingParams().updated(sampling)
+        if self.switch not in ("word", "token"):
+            raise BacoError(f"switch is {self.switch!r}: use word or token")
+        return beside | sampling
+
+
+def load_arguments(*groups: LoadGroup) -> dict[str, Any]:
+    """Keywords of :meth:`baco.Baco.load`: the options that were given."""
+    return given({name: value for group in groups for name, value in group.arguments().items()})
+
+
+def load(*groups: LoadGroup, **more: Any) -> "Baco":
+    """Load the pair that a command's options name; the demo pair where they name none.
+
+    Args:
+        groups: of options.
+        more: further keywords of :meth:`baco.Baco.load`.
+    """
+    arguments = load_arguments(*groups)
+    quiet_libraries()
+
+    from baco.api import Baco
+
+    baco = Baco.load(**arguments, **more)
+    atexit.register(baco.close)
+    return baco
+
+
+def cluster(
+    address: str | None,
+    workers: int | None,
+    device: str | None,
+    *,
+    threads: int = 1,
+    gpus: float = 1,
+) -> "Cluster":
+    """The cluster of a command's options.
+
+    Raises:
+        BacoError: a number of workers or GPUs that is too small.
+    """
+    from baco.batch.ray_cluster import Cluster
+
+    if workers is not None and workers < 1:
+        raise BacoError(f"workers is {workers}: give 1 or more")
+    if gpus <= 0:
+        raise BacoError(f"gpus-per-worker is {gpus:g}: give a number above 0")
+    on_cpu = device is not None and "cuda" not in device
+    return Cluster(address, workers, threads, gpus, on_cpu)
+
+
+def named_values(
+    option: str, assignments: Collection[str] | None, example: str
+) -> dict[str, Any] | None:
+    """The values of an option that takes NAME=VALUE: JSON where they are JSON, else text.
+
+    Raises:
+        BacoError: a name or its value is missing.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not name or not equals:
+            raise BacoError(f"{option} {assignment}: give NAME=VALUE, as in {example}")
+        try:
+            values[name.replace("-", "_")] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name.replace("-", "_")] = value
+    return values or None
+
+
+def check_text(text: str) -> None:
+    """BacoError for a text with lone surrogates, which stand for bytes that are not UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 class _Notes(logging.Handler):
-    """Warnings of the library as one dim line each."""
+    """Shows warnings of the library as one dim line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
 
 
-def hush() -> None:
-    """Let libraries say only what a user can act on, and this one in notes.
+def quiet_libraries() -> None:
+    """Show the warnings of this library as notes, and of others only what a user can act on.
 
-    Downloads keep their bars on a terminal, since they take long. ``--debug`` lets all be said.
+    Downloads keep their bars on a terminal, since they take long. ``--debug`` shows everything.
     """
     log = logging.getLogger("baco")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
@@ -194,7 +472,7 @@ def hush() -> None:
         log.setLevel(logging.DEBUG)
         return
     logging.getLogger("baco.compiling").setLevel(logging.INFO)
-    # What torchao has to say at its import is about other accelerators and of no use to a user.
+    # torchao's warnings at import are about other accelerators.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -209,68 +487,8 @@ def hush() -> None:
         enable_progress_bars()
 
 
-def load(pair: str | None, base: str | None, aligned: str | None, **options: Any) -> "Baco":
-    """The pair that a command's options name; the demo pair where they name none."""
-    hush()
-
-    from baco.api import Baco
-
-    loaded = Baco.load(pair, base=base, aligned=aligned, **given(options))
-    atexit.register(loaded.close)
-    return loaded
-
-
-def engine_arguments(given: list[str] | None) -> dict[str, Any] | None:
-    """The values of ``--engine``; errors as for `named_values`."""
-    return named_values("--engine", given, "tensor_parallel_size=2")
-
-
-def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
-    """The values of ``--template-arg``.
-
-    Raises:
-        BacoError: as for `named_values`, or a name that is no variable of a template.
-    """
-    from baco.text.prompts import check_template_args
-
-    named = named_values("--template-arg", given, "enable_thinking=false")
-    check_template_args(named or {})
-    return named
-
-
-def day(given: str | None) -> str | None:
-    """The day of ``--date``.
-
-    Raises:
-        BacoError: it is none.
-    """
-    from baco.text.templates import check_date
-
-    return None if given is None else check_date(given)
-
-
-def named_values(option: str, given: list[str] | None, example: str) -> dict[str, Any] | None:
-    """Values by name: as JSON where they are that, else as text; None where none is given.
-
-    Raises:
-        BacoError: one without a name or a value.
-    """
-    if not given:
-        return None
-    named: dict[str, Any] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not name or not equals:
-            raise BacoError(f"{option} {each}: give NAME=VALUE, as in {example}")
-        try:
-            named[name.replace("-", "_")] = json.loads(value)
-        except (ValueError, RecursionError):
-            named[name.replace("-", "_")] = value
-    return named
-
-
 def take_today(baco: "Baco", prompt: "Conversation" = "Hello", system: str | None = None) -> None:
-    """Take today for the date of all prompts, and say so where a template reads the clock.
+    """Make today the date of all prompts, and say so where a template reads the clock.
 
     Nothing changes where ``--date`` gave one.
     """
@@ -290,65 +508,4 @@ def date_in_prompts(
     try:
         return baco.pair.renderer.render(prompt, system).date
     except BacoError:
-        return None  # whoever answers the prompt reports it
-
-
-def check(sampling: Mapping[str, Any], switch: str, router: str | None) -> None:
-    """Fail before two models are loaded.
-
-    Raises:
-        BacoError: a sampling parameter, switch or router that is none.
-    """
-    from baco.sampling.params import SamplingParams
-
-    SamplingParams().updated(sampling)
-    if switch not in ("word", "token"):
-        raise BacoError(f"switch is {switch!r}: use word or token")
-    if router is not None:
-        from baco.routing.parser import needs_threshold
-        from baco.routing.parser import router as parse
-
-        # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
-        parse(router, 0.5 if needs_threshold(router) else None)
-
-
-def check_text(text: str) -> None:
-    """BacoError where bytes that are no UTF-8 stand in a text."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the user gave."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def spelled_router(baco: "Baco", router: str | None, diversity: float | None) -> Any:
-    """The router of ``--router`` and ``--diversity``.
-
-    Raises:
-        BacoError: a dial beside a threshold, or on a pair that is not calibrated.
-    """
-    if diversity is None:
-        return baco.router(router)
-    from baco.api import DEFAULT_ROUTER
-    from baco.calibration.store import Calibration
-    from baco.routing.parser import canonical_name, router_name
-    from baco.routing.parser import router as parse
-
-    if not 0 <= diversity <= 1:
-        raise BacoError(f"diversity is {diversity:g}: give a number from 0 to 1")
-    spelling = router or DEFAULT_ROUTER
-    if ":" in spelling:
-        raise BacoError(
-            f"--diversity and --router {spelling} both say how often the base speaks: "
-            f"give --router {router_name(spelling)}, or leave out --diversity"
-        )
-    spelling = canonical_name(spelling)
-    calibration = Calibration.load(baco.pair)
-    if calibration is None or spelling not in calibration.curves:
-        raise BacoError(
-            f"{baco.pair.name} is not calibrated for {spelling}: run 'baco calibrate "
-            f"--router {spelling}' for it first, or give a threshold as in {spelling}:0.4"
-        )
-    return parse(spelling, calibration.threshold(spelling, diversity))
+        return None  # answering the prompt reports the error

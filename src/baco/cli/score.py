@@ -1,6 +1,7 @@
 """``baco score``: measure the samples of a run, and what ``baco sweep`` shares with it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,28 +16,59 @@ if TYPE_CHECKING:
     from baco.evaluation.plan import PairSpec
     from baco.evaluation.store import Run
 
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option("--metric", help="A metric to score; by default all that can run here."),
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        help="A metric's model, as ROLE=ID_OR_FOLDER: embedding, nli, equivalence, reward or "
-        "reference.",
-    ),
-]
 Workers = Annotated[
     int | None,
     typer.Option("--workers", help="Processes, each with its own copy of the pair; 1 on a GPU."),
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class MetricOptions:
+    """Which metrics, and by which models."""
+
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="A metric to score; by default all that can run here."),
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A metric's model, as ROLE=ID_OR_FOLDER: embedding, nli, equivalence, reward or "
+            "reference.",
+        ),
+    ] = None
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics; empty: all that can run."""
+        return self.metric or []
+
+    def models(self) -> dict[str, str]:
+        """The models, by role.
+
+        Raises:
+            BacoError: an unknown role, or a part is missing.
+        """
+        from baco.evaluation.metrics import ROLES
+
+        models: dict[str, str] = {}
+        for assignment in self.model or ():
+            role, equals, name = assignment.partition("=")
+            if not equals or not name or role not in ROLES:
+                known = ", ".join(sorted(ROLES))
+                raise BacoError(
+                    f"model {assignment!r}: give ROLE=ID_OR_FOLDER, with a role of {known}"
+                )
+            models[role] = name
+        return models
+
+
+@opt.grouped()
 def score(
+    *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
-    metric: Metrics = None,
-    model: Models = None,
+    metrics: MetricOptions,
     workers: Workers = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -47,26 +79,8 @@ def score(
     from baco.evaluation.store import Run
 
     there = Run.open(run)
-    refused = measure(there, metric or (), models(model or ()), processes(workers, None))
+    refused = measure(there, metrics.names, metrics.models(), processes(workers, None))
     conclude(there, refused, as_json)
-
-
-def models(given: Sequence[str]) -> dict[str, str]:
-    """Roles and models of ``--model ROLE=ID``.
-
-    Raises:
-        BacoError: something else, or no such role.
-    """
-    from baco.evaluation.metrics import ROLES
-
-    named: dict[str, str] = {}
-    for told in given:
-        role, equals, name = told.partition("=")
-        if not equals or not name or role not in ROLES:
-            known = ", ".join(sorted(ROLES))
-            raise BacoError(f"model {told!r}: give ROLE=ID_OR_FOLDER, with a role of {known}")
-        named[role] = name
-    return named
 
 
 def processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:

@@ -2,7 +2,8 @@
 
 import ipaddress
 import os
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,17 +11,20 @@ from baco.cli import options as opt
 from baco.cli.console import note
 from baco.errors import BacoError
 
+if TYPE_CHECKING:
+    from baco.serve.settings import Settings
+
 KEY_VARIABLE = "BACO_API_KEY"
 
 
-def serve(
-    pair: opt.PairName = None,
-    base: opt.BaseName = None,
-    aligned: opt.AlignedName = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where the server listens, and its limits."""
+
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1"
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = 8000,
+    ] = 8000
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,34 +33,34 @@ def serve(
             show_default=False,
             help="Ask clients for this key; may be given again. Better in the environment.",
         ),
-    ] = None,
+    ] = None
     cors_origin: Annotated[
         list[str] | None,
         typer.Option("--cors-origin", help="Let this origin's pages call; may be given again."),
-    ] = None,
+    ] = None
     max_rows: Annotated[
         int, typer.Option("--max-rows", min=1, help="Answers decoded at once; more wait.")
-    ] = 256,
+    ] = 256
     max_open: Annotated[
         int, typer.Option("--max-open", min=1, help="Prompts open at once; more are answered 429.")
-    ] = 512,
-    max_n: Annotated[int, typer.Option("--max-n", min=1, help="Answers per request.")] = 128,
+    ] = 512
+    max_n: Annotated[int, typer.Option("--max-n", min=1, help="Answers per request.")] = 128
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
-    ] = 4096,
+    ] = 4096
     max_logprobs: Annotated[
         int,
         typer.Option(
             "--max-logprobs", min=0, help="Most likely tokens told at a position of a continuation."
         ),
-    ] = 20,
+    ] = 20
     max_body: Annotated[
         int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
-    ] = 2**20,
+    ] = 2**20
     header_timeout: Annotated[
         float,
         typer.Option("--header-timeout", min=0.001, help="Seconds for a request's header."),
-    ] = 10.0,
+    ] = 10.0
     body_timeout: Annotated[
         float,
         typer.Option(
@@ -64,7 +68,7 @@ def serve(
             min=0.001,
             help="Seconds for a request's body, and for a client to take what is sent.",
         ),
-    ] = 60.0,
+    ] = 60.0
     max_connections: Annotated[
         int | None,
         typer.Option(
@@ -73,7 +77,7 @@ def serve(
             show_default="what ulimit -n leaves",
             help="Connections open at once.",
         ),
-    ] = None,
+    ] = None
     max_incomplete: Annotated[
         int | None,
         typer.Option(
@@ -82,7 +86,7 @@ def serve(
             show_default="half of those, at most 1024",
             help="Connections whose request may be incomplete.",
         ),
-    ] = None,
+    ] = None
     max_incomplete_per_address: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +95,7 @@ def serve(
             show_default="no bound",
             help="The same for one address; it does not hold for trusted proxies.",
         ),
-    ] = None,
+    ] = None
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,33 +103,41 @@ def serve(
             show_default="127.0.0.1 and ::1",
             help="Address or network whose X-Forwarded-For is believed; may be given again.",
         ),
-    ] = None,
+    ] = None
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take.")
-    ] = 600.0,
+    ] = 600.0
     grace: Annotated[
         float, typer.Option("--grace", min=0, help="Seconds for open requests after SIGTERM.")
-    ] = 30.0,
+    ] = 30.0
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Also write prompts into the access log.")
-    ] = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    draft: opt.Draft = None,
-    compile: opt.Compile = None,
-    memory: opt.Memory = None,
+    ] = False
+
+    def settings(self) -> "Settings":
+        """The server's settings; the other options are not the application's."""
+        from baco.serve.settings import LOOPBACK, Settings
+
+        values = asdict(self)
+        for name in ("host", "port", "max_rows", "grace"):
+            del values[name]
+        return Settings(
+            api_keys=tuple(values.pop("api_key") or ()),
+            cors_origins=tuple(values.pop("cors_origin") or ()),
+            trusted_proxies=tuple(values.pop("trusted_proxy") or LOOPBACK),
+            **values,
+        )
+
+
+@opt.grouped()
+def serve(
+    *,
+    models: opt.PairOptions,
+    server: ServerOptions,
+    weights: opt.WeightOptions,
     backend: opt.Backend = "local",
-    base_url: opt.BaseUrl = None,
-    aligned_url: opt.AlignedUrl = None,
-    base_model: opt.BaseModel = None,
-    aligned_model: opt.AlignedModel = None,
-    engine: opt.EngineArguments = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    servers: opt.BackendOptions,
+    templates: opt.TemplateOptions,
 ) -> None:
     """Serve a pair behind OpenAI's API, with a page at / that shows who wrote which word.
 
@@ -135,53 +147,16 @@ def serve(
         from baco.serve.app import create_app
         from baco.serve.middleware import log_to_streams
         from baco.serve.server import Server, bind
-        from baco.serve.settings import LOOPBACK, Settings
     except ImportError as error:
         raise BacoError(
             f"the server needs {error.name}: install it with pip install 'baco[serve]'"
         ) from error
     if not os.environ.get(KEY_VARIABLE, "any").strip():
         raise BacoError(f"{KEY_VARIABLE} is empty: put a key into it, or unset it to ask for none")
-    settings = Settings(
-        api_keys=tuple(api_key or ()),
-        cors_origins=tuple(cors_origin or ()),
-        max_open=max_open,
-        max_n=max_n,
-        max_tokens=max_tokens,
-        max_logprobs=max_logprobs,
-        max_body=max_body,
-        timeout=timeout,
-        log_prompts=log_prompts,
-        header_timeout=header_timeout,
-        body_timeout=body_timeout,
-        max_connections=max_connections,
-        max_incomplete=max_incomplete,
-        max_incomplete_per_address=max_incomplete_per_address,
-        trusted_proxies=tuple(trusted_proxy or LOOPBACK),
-    )
-    bound = bind(host, port)  # before two models are loaded for an address that is taken
+    settings = server.settings()
+    bound = bind(server.host, server.port)  # before two models are loaded for a taken address
     loaded = opt.load(
-        pair,
-        base,
-        aligned,
-        max_rows=max_rows,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        draft=draft,
-        compile=compile,
-        memory=memory,
-        backend=backend,
-        base_url=base_url,
-        aligned_url=aligned_url,
-        base_model=base_model,
-        aligned_model=aligned_model,
-        engine=opt.engine_arguments(engine),
-        base_template=base_template,
-        chat_template=chat_template,
-        template_args=opt.template_arguments(template_arg),
-        date=opt.day(date),
-        trust_remote_code=trust_remote_code,
+        models, weights, servers, templates, backend=backend, max_rows=server.max_rows
     )
     loaded.decoder()  # a pair that cannot decode ends the command before anybody is served
     today = opt.date_in_prompts(loaded)
@@ -194,4 +169,4 @@ def serve(
         note(f"whoever reaches port {taken} may use it: set {KEY_VARIABLE} to ask for a key")
     shown = f"[{address}]" if ":" in address else address
     ready = f"{loaded.pair.name} at http://{shown}:{taken}"
-    Server(app, grace, lambda: note(ready)).run(sockets=[bound])
+    Server(app, server.grace, lambda: note(ready)).run(sockets=[bound])

@@ -1,6 +1,7 @@
 """``baco sweep``: run methods on tasks into a directory."""
 
 import shlex
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,9 +9,8 @@ import typer
 
 from baco.backends import RAY
 from baco.cli import options as opt
-from baco.cli.cluster import Address, named_cluster
 from baco.cli.progress import answering
-from baco.cli.score import Metrics, Models, Workers, conclude, measure, models, processes
+from baco.cli.score import MetricOptions, Workers, conclude, measure, processes
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -18,79 +18,136 @@ if TYPE_CHECKING:
     from baco.evaluation.methods.judge import Judge
     from baco.evaluation.plan import Plan
     from baco.evaluation.store import Run
-
-Pairs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pair",
-        "-p",
-        help="Short name, folder, or BASE+ALIGNED; may be given several times.  [default: demo]",
-    ),
-]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        "-t",
-        help="A task's name, NAME=PATH for a local copy of its data, or a file of prompts (.jsonl, "
-        ".txt); may be given several times.  [default: demo]",
-    ),
-]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option("--method", "-m", help="routers, base, aligned, mixing, ensemble, prompting, …"),
-]
-Routers = Annotated[
-    list[str] | None,
-    typer.Option("--router", "-r", help="P-Punc sweeps its threshold, P-Punc:0.4 takes this one."),
-]
+    from baco.evaluation.tasks import Task
 
 
-def sweep(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
-    pair: Pairs = None,
-    task: Tasks = None,
-    method: Methods = None,
-    router: Routers = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Samples per prompt.")] = 10,
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What is run on what."""
+
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair",
+            "-p",
+            help="Short name, folder, or BASE+ALIGNED; may be given several times.  "
+            "[default: demo]",
+        ),
+    ] = None
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="A task's name, NAME=PATH for a local copy of its data, or a file of prompts "
+            "(.jsonl, .txt); may be given several times.  [default: demo]",
+        ),
+    ] = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", "-m", help="routers, base, aligned, mixing, ensemble, prompting, …"
+        ),
+    ] = None
+    router: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--router", "-r", help="P-Punc sweeps its threshold, P-Punc:0.4 takes this one."
+        ),
+    ] = None
+    n: Annotated[int, typer.Option("--n", "-n", help="Samples per prompt.")] = 10
     limit: Annotated[
         int | None, typer.Option("--limit", help="Take the first so many prompts of every task.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Of all draws.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Of all draws.")] = 0
     preset: Annotated[
         str, typer.Option("--preset", help="full, or quick: fewer operating points.")
-    ] = "full",
-    metric: Metrics = None,
-    model: Models = None,
-    scoring: Annotated[
-        bool, typer.Option("--score/--no-score", help="Measure after the samples are drawn.")
-    ] = True,
-    temperature: Annotated[float | None, typer.Option("--temperature")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens")] = None,
+    ] = "full"
+
+    def plan(
+        self, judge: "Judge | None", loading: dict[str, Any], sampling: dict[str, Any]
+    ) -> "Plan":
+        """The plan without its tasks, which need data.
+
+        Raises:
+            BacoError: anything in it that is wrong.
+        """
+        from baco.evaluation.methods import Grid, select_settings
+        from baco.evaluation.plan import PairSpec, Plan
+
+        if self.preset not in ("quick", "full"):
+            raise BacoError(f"preset is {self.preset!r}: use quick or full")
+        size: Literal["quick", "full"] = "quick" if self.preset == "quick" else "full"
+        grid = Grid(size, self.n)
+        settings = select_settings(self.method or (), self.router or (), grid, judge)
+        pairs = [PairSpec(name, loading) for name in self.pair or ["demo"]]
+        plan = Plan(pairs, [], settings, self.n, self.seed, sampling)
+        plan.check()
+        return plan
+
+    def tasks(self) -> "list[Task]":
+        """The tasks with their prompts; errors as for `load_task`."""
+        from baco.evaluation.tasks import load_task
+
+        return [load_task(name, self.limit) for name in self.task or ["demo"]]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSampling:
+    """Sampling parameters in place of each pair's own."""
+
+    temperature: Annotated[float | None, typer.Option("--temperature")] = None
+    top_p: Annotated[float | None, typer.Option("--top-p")] = None
+    min_p: Annotated[float | None, typer.Option("--min-p")] = None
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """The external model of Judge routing."""
+
     judge_url: Annotated[
         str | None,
         typer.Option("--judge-url", help="OpenAI-compatible endpoint: Judge routing takes part."),
-    ] = None,
+    ] = None
     judge_model: Annotated[
         str | None, typer.Option("--judge-model", help="What that endpoint calls its model.")
-    ] = None,
+    ] = None
+
+    def judge(self) -> "Judge | None":
+        """The judge; None where none is named.
+
+        Raises:
+            BacoError: only one of the two options was given.
+        """
+        if self.judge_url is None and self.judge_model is None:
+            return None
+        if self.judge_url is None or self.judge_model is None:
+            raise BacoError("a judge needs both: give --judge-url and --judge-model")
+        from baco.evaluation.methods.judge import Judge
+
+        return Judge(self.judge_url, self.judge_model)
+
+
+@opt.grouped(without=["draft", "memory"])
+def sweep(
+    *,
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
+    options: PlanOptions,
+    metrics: MetricOptions,
+    scoring: Annotated[
+        bool, typer.Option("--score/--no-score", help="Measure after the samples are drawn.")
+    ] = True,
+    sampling: SweepSampling,
+    judging: JudgeOptions,
     workers: Workers = None,
     backend: Annotated[
         str, typer.Option("--backend", help="Where samples are drawn: local, or ray (a cluster).")
     ] = "local",
-    address: Address = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantize: opt.Quantize = None,
-    compile: opt.Compile = None,
-    base_template: opt.BaseTemplate = None,
-    chat_template: opt.ChatTemplate = None,
-    template_arg: opt.TemplateArguments = None,
-    date: opt.Date = None,
-    trust_remote_code: opt.TrustRemoteCode = None,
+    address: opt.Address = None,
+    weights: opt.WeightOptions,
+    templates: opt.TemplateOptions,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw every method's samples on every task, and measure their diversity and quality.
@@ -98,69 +155,37 @@ def sweep(
     Stop it at any moment: the same command goes on where it was, and the samples are the same as if
     it had never been stopped. Everything is kept in the run's directory; 'baco report' draws it.
     """
-    from baco.evaluation.methods import Grid, select_settings
     from baco.evaluation.metrics import names
-    from baco.evaluation.plan import PairSpec, Plan
     from baco.evaluation.score import check_metrics, check_verifiable
     from baco.evaluation.store import begin
-    from baco.evaluation.tasks import load_task
 
-    scorers = models(model or ())
-    cluster = _cluster(backend, address, workers, device)
-    if preset not in ("quick", "full"):
-        raise BacoError(f"preset is {preset!r}: use quick or full")
-    loading = opt.given(
-        {
-            "dtype": dtype,
-            "device": device,
-            "quantize": quantize,
-            "compile": compile,
-            "base_template": base_template,
-            "chat_template": chat_template,
-            "template_args": opt.template_arguments(template_arg),
-            "date": opt.day(date),
-            "trust_remote_code": trust_remote_code,
-        }
+    scorers = metrics.models()
+    cluster = _cluster(backend, address, workers, weights.device)
+    # What needs no data and no model is checked first.
+    plan = options.plan(
+        judging.judge(),
+        opt.load_arguments(weights, templates),
+        opt.given(asdict(sampling)),
     )
-    sampling = opt.given(
-        {"temperature": temperature, "top_p": top_p, "min_p": min_p, "max_tokens": max_tokens}
-    )
-    # What needs no data and no model is refused first.
-    size: Literal["quick", "full"] = "quick" if preset == "quick" else "full"
-    judge = _judge(judge_url, judge_model)
-    settings = select_settings(method or (), router or (), Grid(size, n), judge)
-    pairs = [PairSpec(name, loading) for name in pair or ["demo"]]
-    Plan(pairs, [], settings, n, seed, sampling).check()
     if scoring:
-        check_metrics(metric or names(), n)
-    count = processes(workers if cluster is None else None, pairs)
-    tasks = [load_task(name, limit) for name in task or ["demo"]]
+        check_metrics(metrics.names or names(), plan.n)
+    count = processes(workers if cluster is None else None, plan.pairs)
+    plan = replace(plan, tasks=options.tasks())
     if scoring:
-        check_verifiable(metric or (), [t.verifier for t in tasks if t.verifier])
-    plan = Plan(pairs, tasks, settings, n, seed, sampling)
+        check_verifiable(metrics.names, [t.verifier for t in plan.tasks if t.verifier])
     plan.check()
     command = shlex.join(["baco", *context.obj])
-    run = begin(out, plan.config(command), {task.name: task.prompts for task in tasks})
+    run = begin(out, plan.config(command), {task.name: task.prompts for task in plan.tasks})
     _draw(run, plan, count, cluster)
-    refused = measure(run, metric or (), scorers, count) if scoring else {}
+    refused = measure(run, metrics.names, scorers, count) if scoring else {}
     conclude(run, refused, as_json)
-
-
-def _judge(url: str | None, model: str | None) -> "Judge | None":
-    if url is None and model is None:
-        return None
-    if url is None or model is None:
-        raise BacoError("a judge needs both: give --judge-url and --judge-model")
-    from baco.evaluation.methods.judge import Judge
-
-    return Judge(url, model)
 
 
 def _cluster(
     backend: str, address: str | None, workers: int | None, device: str | None
 ) -> "Cluster | None":
     if backend == RAY:
-        return named_cluster(address, workers, device)
+        return opt.cluster(address, workers, device)
     if backend != "local":
         raise BacoError(f"backend is {backend!r}: a sweep draws on local or ray")
     if address is not None:
@@ -171,7 +196,7 @@ def _cluster(
 def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = None) -> None:
     from baco.evaluation import sweep as drawing
 
-    opt.hush()
+    opt.quiet_libraries()
     with answering("prompts × settings", sum(len(job.prompts) for job in plan.jobs())) as bar:
 
         def advance(prompts: int, tokens: int) -> None:

@@ -103,3 +103,18 @@ def find_pair(name: str) -> KnownPair:
         f"unknown pair {name!r}: no folder with base/ and aligned/ and no short name; nearest are "
         f"{', '.join(near)} (see 'baco pairs'), or give a base and an aligned model"
     )
+
+
+def choose_pair(name: str | None, base: str | None, aligned: str | None) -> KnownPair:
+    """The pair of a name, or of two models; the demo pair where nothing is named.
+
+    Raises:
+        BacoError: an unknown name, one model without the other, or a name beside models.
+    """
+    if (base is None) != (aligned is None):
+        raise BacoError("give both base and aligned, or neither and the name of a pair")
+    if base is None or aligned is None:
+        return find_pair(name if name is not None else DEMO)
+    if name is not None:
+        raise BacoError(f"give the pair {name!r} or base and aligned, not both")
+    return KnownPair(f"{base} + {aligned}", base, aligned)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from baco.cli.chat.transcript import save
 from baco.cli.console import err, note
-from baco.cli.options import check, spelled_router
+from baco.cli.options import RouterOptions
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -83,18 +83,20 @@ def _diversity(session: "Session", argument: str) -> None:
     if not isinstance(value, int | float):
         raise BacoError(f"diversity is {argument!r}: give a number from 0 to 1")
     spelling = router_name(conversation.router.spelling)
-    conversation.router = spelled_router(conversation.baco, spelling, value)
+    conversation.router = RouterOptions(spelling, value).choose(conversation.baco)
     note(f"router {conversation.router.spelling}")
 
 
 def _sampling(name: str) -> "Callable[[Session, str], None]":
+    from baco.outputs import params
+    from baco.sampling.params import SamplingParams
+
     def act(session: "Session", argument: str) -> None:
         settings = session.conversation.settings
         if argument:
             change = {name: _number(argument)}
-            check(change, "word", None)
+            SamplingParams().updated(change)
             settings |= change
-        from baco.outputs import params
 
         told = settings | params(session.conversation.baco.pair, settings)
         note(f"{name.replace('_', '-')} {told[name]}")
