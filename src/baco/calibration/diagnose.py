@@ -35,6 +35,7 @@ class Diagnosis:
     Attributes:
         pair: its name.
         weights: in which numbers each half is held, and where.
+        forwards: by which forward each model's rows are read.
         prompts, positions: how much was read.
         agreement: share of positions where both find the same token most likely.
         agreement_by_role: the same, by the role of the base's most likely token.
@@ -55,6 +56,7 @@ class Diagnosis:
 
     pair: str
     weights: dict[str, str]
+    forwards: dict[str, str]
     prompts: int
     positions: int
     agreement: float
@@ -179,6 +181,7 @@ def _conclude(pair: Pair, prompts: int, reading: Reading, figures: dict[str, flo
     return Diagnosis(
         pair=pair.name,
         weights=pair.held,
+        forwards={"base": pair.base.path, "aligned": pair.aligned.path},
         prompts=prompts,
         positions=n,
         agreement_by_role={

@@ -118,7 +118,7 @@ def _show(found: "Diagnosis") -> None:
     for reason in found.reasons:
         console.print(f"- {reason}")
     for half, held in found.weights.items():
-        console.print(f"{half}: {held}", style="dim")
+        console.print(f"{half}: {held}; read by {found.forwards[half]}", style="dim")
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:

@@ -468,8 +468,8 @@ def quiet_libraries() -> None:
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
         log.addHandler(_Notes())
         log.propagate = False
+    log.setLevel(logging.DEBUG if Debug.on else logging.NOTSET)
     if Debug.on:
-        log.setLevel(logging.DEBUG)
         return
     logging.getLogger("baco.compiling").setLevel(logging.INFO)
     # torchao's warnings at import are about other accelerators.

@@ -22,16 +22,28 @@ from baco.models.caches.uncached import NoKVCache
 from baco.models.context import context_of, text_config
 from baco.models.forward.compiled import CompiledForward
 from baco.models.forward.cuda_graphs import CudaGraphForward
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.llama import LlamaForward, prepare
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
 from baco.models.forward.packed_linear import weights
 from baco.models.loading import explained
 from baco.models.rope import LongRope
 from baco.models.size import Size
+from baco.models.trial import (
+    VOCABULARY,
+    Readings,
+    architecture,
+    close,
+    reads_right,
+    small_model,
+)
 
 log = logging.getLogger("baco")
 progress = logging.getLogger("baco.compiling")
 
+# What was found of architectures that were tried.
+_TRIED: dict[tuple[str | None, bool], Readings] = {}
+# Nats between a plain forward and another that is right: rounding gives some hundredths.
+_SANE = 0.5
 # Token ids that a message names.
 _NAMED = 5
 # What configurations call the width of a layer, what is in the middle of it, and its heads.
@@ -267,7 +279,7 @@ class PairModel:
     @property
     def reads_in_pieces(self) -> bool:
         """Can a prompt be read in pieces? Not by a state that takes one token at a time."""
-        return self._forward is not None or (self._state_is_apart and self._state_reads_on)
+        return self._forward is not None or (self._state_is_apart and self._readings.in_pieces)
 
     @property
     def rows_of_logits(self) -> int:
@@ -289,7 +301,7 @@ class PairModel:
         runner = _Runner(self)
         if not self._state_is_apart:
             return NoKVCache(runner)
-        return PerRowKVCache(runner, self.prefill_chunk if self._state_reads_on else None)
+        return PerRowKVCache(runner, self.prefill_chunk if self._readings.in_pieces else None)
 
     @cached_property
     @torch.inference_mode()
@@ -359,32 +371,59 @@ class PairModel:
     def _forward(self) -> Forward | None:
         """The fastest forward with which rows of different lengths read as they do alone.
 
-        Tried out on a few tokens rather than deduced: the architectures are many, and one that
-        reads its mask or its positions another way must not decode wrongly in silence.
+        Tried out rather than deduced: the architectures are many, and one that reads its mask or
+        its positions another way must not decode wrongly in silence.
         """
         for candidate in self._forwards():
-            if self._reads_right(self._batched(candidate)):
+            if _kind(candidate) in self._readings.batched and self._is_sane(candidate):
                 return candidate
         return None
 
-    @cached_property
-    @torch.inference_mode()
-    def _state_is_apart(self) -> bool:
-        """Does the model hand its state out, so that rows can take turns? Tried out too."""
-        apart = self.long_rope is None and self._reads_right(PerRowKVCache(_Runner(self)))
-        anew = "its texts are read anew, one by one, at every token"
-        if apart:
-            how = "takes no batch of rows of different lengths: its rows are decoded one by one"
-        elif self.long_rope is None:
-            how = f"keeps its state to itself: {anew}"
-        else:
-            length = self.long_rope.original_length
-            how = f"has other rotary factors beyond {length} tokens: {anew}"
-        log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
-        return apart
+    @property
+    def path(self) -> str:
+        """How its rows are read, for a user; the fastest way that fits its architecture."""
+        if isinstance(self._forward, ClampedForward):
+            return "BACo's own forward, all rows at once"
+        if self._forward is not None:
+            return "the forward of transformers, all rows at once"
+        if self._state_is_apart:
+            return "its own cache, one row at a time and without drafts"
+        return "reading each text anew at every token, without drafts"
 
     @cached_property
+    def _readings(self) -> Readings:
+        """How its rows can be read, tried once for every architecture."""
+        own = LlamaForward.of(self.model) is not None
+        key = (architecture(self.model), own)
+        if key in _TRIED:
+            return _TRIED[key]
+        small = small_model(self.model)
+        if small is not None:
+            if own:
+                prepare(small)
+            tried = PairModel(self.name, small, self.tokenizer, width=VOCABULARY)._try_out()
+            if tried:
+                _TRIED[key] = tried
+                return tried
+        # It does not take a smaller configuration.
+        return self._try_out()
+
     @torch.inference_mode()
+    def _try_out(self) -> Readings:
+        """Try every way to read rows."""
+        forwards = list(self._forwards())
+        batched = {_kind(one) for one in forwards if self._reads_right(self._batched(one))}
+        per_row = self.long_rope is None and self._reads_right(PerRowKVCache(_Runner(self)))
+        return Readings(frozenset(batched), per_row, per_row and self._state_reads_on())
+
+    def _reads_right(self, cache: KVCache) -> bool:
+        rounding = 0.005 if self.model.dtype == torch.float32 else 0.1
+        try:
+            return reads_right(cache, self.score, self.fit, rounding)
+        except Exception as error:
+            log.debug("%s does not go with %s: %s", self.name, type(cache).__name__, error)
+            return False
+
     def _state_reads_on(self) -> bool:
         """Does a state take several more tokens at a time? Some models begin anew instead."""
         text = list(range(1, 8))
@@ -394,37 +433,48 @@ class PairModel:
         except Exception as error:
             log.debug("%s reads prompts whole: %s", self.name, error)
             return False
-        share = 1e-3 if self.model.dtype == torch.float32 else 0.05
-        return _close(whole, self.fit(last)[-1], share)
+        return close(whole, self.fit(last)[-1], 1e-3)
+
+    @torch.inference_mode()
+    def _is_sane(self, forward: Forward) -> bool:
+        """Does a forward that is right for the architecture read these weights about right?"""
+        # Ids from the middle: the first ones are often tokens that were never trained.
+        start = self.rows // 3
+        texts = [[start + token for token in text] for text in ([0, 1, 2, 3, 4], [5, 6])]
+        # The trial's own error says that this forward does not fit; one here, that no reading will.
+        with explained("the model", self.name):
+            alone = [self.score(text)[-1] for text in texts]
+        cache = self._batched(forward)
+        try:
+            for text in texts:
+                cache.copy_prefix(finish(cache.prefill(text[:-1])), 1)
+            last = torch.tensor([[text[-1]] for text in texts])
+            together = self.fit(cache.extend(last, [1, 1], 1)[:, 0])
+        except Exception as error:
+            log.debug("%s does not go with %s: %s", self.name, type(forward).__name__, error)
+            return False
+        return all(_divergence(a, b) < _SANE for a, b in zip(alone, together, strict=True))
+
+    @cached_property
+    def _state_is_apart(self) -> bool:
+        """Does the model hand its state out, so that rows can take turns?"""
+        apart = self._readings.per_row
+        anew = "its texts are read anew, one by one, at every token"
+        if apart:
+            how = "takes no batch of rows of different lengths: its rows are decoded one by one"
+        elif self.long_rope is None:
+            how = f"hands out no state from which a text can be read on: {anew}"
+        else:
+            length = self.long_rope.original_length
+            how = f"has other rotary factors beyond {length} tokens: {anew}"
+        log.warning("%s (%s) %s", self.name, type(self.model).__name__, how)
+        return apart
 
     @cached_property
     def keeps(self) -> bool:
         """Can the model be told of how many last tokens the logits are wanted?"""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def _reads_right(self, store: KVCache) -> bool:
-        """Do two rows of different lengths in one cache read as they do alone?"""
-        texts = [[1, 2, 3, 4, 5], [6, 7]]
-        # The trial's own error says that this cache does not fit; one here, that no reading will.
-        with explained("the model", self.name):
-            alone = [self.score(text)[-1] for text in texts]
-        if any(bool(row.isnan().any()) for row in alone):
-            raise BacoError(
-                f"{self.name} reads a text to logits that are no numbers: its weights or its "
-                "config.json are damaged, or float16 is too narrow for it; fetch it again, or give "
-                "--dtype float32"
-            )
-        try:
-            for text in texts:
-                store.copy_prefix(finish(store.prefill(text[:-1])), 1)
-            last = torch.tensor([[text[-1]] for text in texts])
-            together = self.fit(store.extend(last, [1, 1], 1)[:, 0])
-        except Exception as error:
-            log.debug("%s does not go with %s: %s", self.name, type(store).__name__, error)
-            return False
-        share = 0.02 if self.model.dtype == torch.float32 else 0.1
-        return all(_close(a, b, share) for a, b in zip(alone, together, strict=True))
 
     def _forwards(self) -> Iterator[Forward]:
         """What may be a forward over many rows, the fastest first."""
@@ -482,11 +532,18 @@ def compile_models(halves: Iterable[PairModel]) -> None:
         log.warning("not compiled: %s (%s)", reason, ", ".join(names))
 
 
-def _close(a: Tensor, b: Tensor, share: float) -> bool:
-    """Equal up to the rounding of the model's arithmetic, a share of the spread of the logits."""
-    known = a > -math.inf
-    spread = float(a[known].std()) + 1e-6
-    return bool((a[known] - b[known]).abs().max() < share * spread)
+def _kind(forward: Forward) -> str:
+    """What `Readings.batched` calls a forward."""
+    if isinstance(forward, MaskedForward):
+        return "a mask for each kind of layer" if forward.form.mapping else "one mask"
+    return "own"
+
+
+def _divergence(a: Tensor, b: Tensor) -> float:
+    """Kullback-Leibler divergence of the distributions of two rows of logits [V], in nats."""
+    first, second = (row.double().log_softmax(dim=-1) for row in (a, b))
+    terms = first.exp() * (first - second)
+    return float(terms[first > -math.inf].sum())
 
 
 def _most(config: Any, names: Iterable[str]) -> int:

@@ -1,0 +1,110 @@
+"""Which way of reading fits an architecture is found on a small random model of it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from baco.models.forward.llama import prepare
+from baco.models.model import PairModel
+from baco.models.trial import VOCABULARY, small_config, small_model
+from tests import fuzzing
+from tests.tiny import EVERY, tiny_config, tiny_model
+
+A_FEW = (
+    *("bamba", "bloom", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gptj", "llama", "llama4_text"),
+    *("mamba", "minicpm3", "mistral", "olmo2", "opt", "phi3", "qwen3", "smollm3"),
+)
+
+
+def wrapped(model: Any, **changes: Any) -> PairModel:
+    width = model.config.get_text_config(decoder=True).vocab_size
+    return PairModel("tiny", model, None, width=width, **changes)
+
+
+@pytest.mark.parametrize("architecture", A_FEW if fuzzing.times == 1 else EVERY)
+def test_a_small_model_tells_of_its_architecture_what_the_model_itself_tells(
+    architecture: str,
+) -> None:
+    model = tiny_model(tiny_config(architecture))
+    small = small_model(model)
+    if small is None:
+        pytest.skip(f"{architecture} has no smaller configuration")
+    found = PairModel("small", small, None, width=VOCABULARY)._try_out()
+    if not found:
+        pytest.skip(f"{architecture} takes another way only at its own size")
+    itself = wrapped(model)._try_out()
+    # What a longer text shows may be less.
+    assert found.batched == itself.batched
+    assert found.per_row <= itself.per_row
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_unruly_weights_in_bfloat16_lose_no_fast_way(architecture: str) -> None:
+    """Real weights have channels and tokens that outweigh all others."""
+    config = tiny_config(architecture, hidden_size=64, num_hidden_layers=4)
+    model = tiny_model(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight[:, 3] *= 20
+            if "embed" in name:
+                weight[5:9] *= 100
+    model.to(torch.bfloat16)
+    prepare(model)
+    half = wrapped(model)
+    assert half._forward is not None
+    assert half.can_roll_back
+    expected = "ClampedForward" if architecture == "llama" else "MaskedForward"
+    assert type(half._forward).__name__ == expected
+
+
+def test_a_cached_forward_that_is_wrong_is_not_used_in_any_precision() -> None:
+    model = tiny_model(tiny_config("bamba"))
+    in_float32 = wrapped(model)._readings
+    assert wrapped(model.to(torch.bfloat16))._readings == in_float32
+
+
+def test_a_small_configuration_keeps_what_makes_the_architecture() -> None:
+    config = tiny_config(
+        "gemma3_text",
+        num_hidden_layers=6,
+        layer_types=["sliding_attention"] * 5 + ["full_attention"],
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        sliding_window=512,
+    )
+    small = small_config(config)
+    assert small.layer_types == ["sliding_attention", "full_attention"]
+    assert small.num_hidden_layers == 2
+    assert small.num_attention_heads / small.num_key_value_heads == 4
+    assert small.sliding_window == 8
+    assert config.sliding_window == 512  # the model's own is as it was
+
+
+def test_an_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[Any]()
+
+    def counted(model: Any) -> Any:
+        tried.append(model)
+        return small_model(model)
+
+    monkeypatch.setattr("baco.models.model._TRIED", {})
+    monkeypatch.setattr("baco.models.model.small_model", counted)
+    for seed in (0, 1):
+        assert wrapped(tiny_model(tiny_config("llama"), seed))._readings
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "path"),
+    [
+        ("gemma2", "the forward of transformers, all rows at once"),
+        ("mamba", "its own cache, one row at a time and without drafts"),
+        ("llama", "BACo's own forward, all rows at once"),
+    ],
+)
+def test_a_model_says_how_it_is_read(architecture: str, path: str) -> None:
+    model = tiny_model(tiny_config(architecture))
+    prepare(model)
+    assert wrapped(model).path == path
