@@ -45,7 +45,10 @@ def _command_line() -> str:
 
     from baco.cli import app
 
-    text = get_docs_for_click(
-        obj=get_command(app), ctx=typer.Context(get_command(app)), name="baco", title=" "
-    )
+    group: Any = get_command(app)
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="baco", title=" ")
+    for name, command in group.commands.items():  # their list would be cut after 45 characters
+        sentence = " ".join((command.help or "").partition("\n\n")[0].split())
+        entry = re.compile(rf"^\* `{name}`: .*$", re.MULTILINE)
+        text = entry.sub(lambda _, line=f"* `{name}`: {sentence}": line, text, count=1)
     return re.sub(r"^# .*\n", "", text).replace("&#x27;", "'").replace("&quot;", '"')
