@@ -7,13 +7,15 @@ from typing import Any, cast
 from baco.evaluation.methods import registry as methods
 from baco.evaluation.metrics import registry as metrics
 from baco.routing.rules import RULES
+from baco.sampling import sampler_chain
 
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Rules, methods and metrics are afterwards what they were before."""
+    """Rules, samplers, methods and metrics are afterwards what they were before."""
     registries: list[dict[str, Any]] = [
         cast(Any, RULES),
+        cast(Any, sampler_chain._SAMPLERS),
         cast(Any, metrics._ENTRIES),
         cast(Any, methods._METHODS),
     ]

@@ -8,19 +8,25 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from baco import Baco, BacoError, SamplingParams
+from baco.backends.base import Capabilities
 from baco.cli import run
+from baco.engine.sequence import Request
 from baco.evaluation.tasks.catalogue import task_files
 from baco.plugins import plugins
 from tests.registries import restored
+from tests.serving import served
 
 SOURCE = '''
 """One part of each kind."""
 from dataclasses import dataclass
 from pathlib import Path
 
+from baco import register_sampler
 from baco.evaluation.methods.method import sampled
 from baco.evaluation.metrics import register_metric
 from baco.evaluation.records import Setting
@@ -34,6 +40,14 @@ def margin(signals, gamma):
     """base where its two likeliest tokens are within the threshold of each other"""
     top = signals.base.softmax(-1).topk(2, dim=-1).values
     return top[:, 0] - top[:, 1] < gamma
+
+
+@register_sampler("nudge", token=(0, 10**6), by=(0, 100))
+def nudge(logits, context, token: int, by: float = 5.0):
+    """raise one token where the answer does not have it yet"""
+    raised = logits.clone()
+    raised[:, token] += by * (context.tokens != token).all(dim=1)
+    return raised
 
 
 @register_metric("shouting", kind="lexical")
@@ -71,6 +85,8 @@ shouting = riddles:shouting
 greeting = riddles:Greeting
 [baco.tasks]
 riddles = riddles:TASK
+[baco.samplers]
+nudge = riddles:nudge
 [baco.backends]
 nowhere = riddles:connect
 """
@@ -173,6 +189,49 @@ def test_a_sweep_and_its_report_use_a_packages_task_methods_and_metrics(
     assert {row["task"] for row in rows} == {"riddles"}
     command("report", run)
     assert "greeting" in (run / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_packages_sampler_is_listed_generated_swept_served_and_refused(
+    site: Path, tmp_path: Path, command: Callable[..., str], demo: Baco
+) -> None:
+    [listed] = [s for s in json.loads(command("samplers", "--json")) if s["name"] == "nudge"]
+    assert listed["example"] == "nudge:1,5.0"
+    assert "raise one token" in listed["help"]
+
+    word = demo.pair.tokenizer.encode(" gift", add_special_tokens=False)[0]
+    spelling = f"nudge:{word},by=100"
+    asked = ("generate", "Recommend a gift.", "--sampler", spelling, "--json", "-s", "1")
+    answer = json.loads(command(*asked))
+    assert answer["params"]["samplers"] == [f"nudge:{word},100.0"]
+    assert answer["samples"][0]["token_ids"].count(word) == 1
+
+    run = tmp_path / "run"
+    command(
+        "sweep", "--task", f"riddles={site / 'prompts.jsonl'}", "--router", "Aligned",
+        "--metric", "shouting", "-n", "2", "--workers", "1", "--sampler", spelling, "--out", run,
+    )  # fmt: skip
+    samples = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert len(samples) == 4
+    assert all("gift" in sample["text"] for sample in samples)
+
+    with served(demo) as server:
+        body = {"model": "baco/Margin:0.4", "router": None, "samplers": [spelling], "seed": 1}
+        reply = server.ask(**body, n=2).json()
+        assert all("gift" in choice["message"]["content"] for choice in reply["choices"])
+        refused = server.ask(samplers=["nudge"])
+        assert refused.status_code == 400
+        assert "needs token, as in nudge:1,5.0" in refused.json()["error"]["message"]
+
+    request = request_of(demo, samplers=(spelling,))
+    for backend in ("vllm", "remote", "nowhere"):
+        with pytest.raises(BacoError, match=f"the {backend} backend cannot run nudge"):
+            Capabilities(backend).check(request)
+
+
+def request_of(baco: Baco, **sampling: Any) -> Request:
+    prompt, params = baco.pair.renderer.render("Hello"), SamplingParams(seed=1, **sampling)
+    router = baco.router("Aligned")
+    return Request(prompt.base_ids, prompt.aligned_ids, params, router, digest=prompt.digest)
 
 
 def test_a_packages_backend_is_reached_and_its_refusal_is_one_line(

@@ -250,6 +250,7 @@ def test_explain_tells_what_the_router_saw(halves: Baco, demo: Baco) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 1.0}, "penalties need the weights"),
     ({"top_p": 0.9}, "top_k and top_p cut off what is left"),
+    ({"samplers": "xtc"}, "the remote backend cannot run xtc:0.5,0.1: leave samplers out"),
     ({"logprobs": 2049}, "logprobs is 2049: the remote backend tells 2048 at most"),
 ]
 

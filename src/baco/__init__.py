@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from baco.outputs import Chunk, Completion
     from baco.routing.parser import register_router, router
     from baco.sampling.params import SamplingParams
+    from baco.sampling.sampler_chain import register_sampler
 
 __all__ = [
     "Baco",
@@ -34,6 +35,7 @@ __all__ = [
     "as_transformers",
     "calibrate",
     "register_router",
+    "register_sampler",
     "router",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "as_transformers": "baco.integrations.transformers",
     "calibrate": "baco.calibration.measure",
     "register_router": "baco.routing.parser",
+    "register_sampler": "baco.sampling.sampler_chain",
     "router": "baco.routing.parser",
 }
 

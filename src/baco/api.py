@@ -300,7 +300,9 @@ class Baco:
     @property
     def capabilities(self) -> Capabilities:
         """Which rules of decoding the backend keeps, and what it can report."""
-        return Capabilities(backends.LOCAL) if self.backend is None else self.backend.capabilities
+        if self.backend is None:
+            return Capabilities(backends.LOCAL, samplers=True)
+        return self.backend.capabilities
 
     def close(self) -> None:
         """Close the backend's processes and connections; a pair in this process has none."""

@@ -189,6 +189,8 @@ def params(pair: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
     beside = {name: settings[name] for name in ("system", "switch")}
     sampling = {name: value for name, value in settings.items() if name not in beside}
     every = asdict(pair.defaults.updated(sampling)) | beside
+    if not every["samplers"]:
+        del every["samplers"]
     if arguments := pair.renderer.chat_options:
         every["template_args"] = dict(arguments)
     return {name: value for name, value in every.items() if name not in ("seed", "logprobs")}

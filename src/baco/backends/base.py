@@ -18,6 +18,7 @@ class Capabilities:
         explain: it can tell why each token has its source.
         token_switch: sources may change inside words (``switch="token"``).
         raw_logprobs: most likely tokens it tells at a position; None: any number.
+        samplers: it runs the samplers that a request names.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Capabilities:
     explain: bool = True
     token_switch: bool = True
     raw_logprobs: int | None = None
+    samplers: bool = False
 
     def check(self, request: Request) -> None:
         """BacoError where a request asks for what the backend cannot give."""
@@ -33,6 +35,11 @@ class Capabilities:
             raise BacoError(f"the {self.name} backend cannot tell why a word has its source")
         if request.switch == "token" and not self.token_switch:
             raise BacoError(f"the {self.name} backend changes sources between words only")
+        if request.params.samplers and not self.samplers:
+            raise BacoError(
+                f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
+                "samplers out, or use --backend local"
+            )
         if self.raw_logprobs is not None and asked > self.raw_logprobs:
             raise BacoError(
                 f"logprobs is {asked}: the {self.name} backend tells {self.raw_logprobs} at most"

@@ -1,4 +1,4 @@
-"""What there is to choose from: routers, pairs, tasks, methods and metrics."""
+"""What there is to choose from: routers, samplers, pairs, tasks, methods and metrics."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +28,21 @@ def routers(as_json: AsJson = False) -> None:
         f"Content rules ({rule_names(ContentRule)}) combine with one logit rule "
         f"({rule_names(LogitRule)}), as in H-Punc-FC:1.5. predict=aligned or "
         "predict=either after a comma says whose most likely token the content rules look at."
+    )
+
+
+def samplers(as_json: AsJson = False) -> None:
+    """List the samplers of --sampler: how each is written and what it does."""
+    from baco.sampling.sampler_chain import samplers
+
+    listed = [(s.name, s.example, s.help) for s in samplers().values()]
+    if as_json:
+        print_json([dict(zip(("name", "example", "help"), row, strict=True)) for row in listed])
+        return
+    _show(("sampler", "example", "what it does"), listed)
+    _say(
+        "Samplers run in the order given, after penalties and before the temperature. Temperature, "
+        "top-k, top-p, min-p and penalties are options of their own."
     )
 
 

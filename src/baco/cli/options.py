@@ -55,6 +55,14 @@ Address = Annotated[
     ),
 ]
 
+Samplers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampler",
+        help="A further sampler, such as top_n_sigma:1 (see 'baco samplers'); may be given again.",
+    ),
+]
+
 
 def grouped(
     *, without: Collection[str] = ()
@@ -349,6 +357,7 @@ class SamplingOptions:
         float | None,
         typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
     ] = None
+    sampler: Samplers = None
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
     ] = None
@@ -368,6 +377,7 @@ class SamplingOptions:
         from baco.sampling.params import SamplingParams
 
         values = asdict(self) | {"stop": tuple(self.stop) if self.stop else None}
+        values["samplers"] = tuple(values.pop("sampler") or ()) or None
         beside = {name: values.pop(name) for name in ("system", "switch")}
         sampling = {"n": n, **given(values)}
         SamplingParams().updated(sampling)

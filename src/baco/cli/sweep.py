@@ -99,7 +99,14 @@ class SweepSampling:
     temperature: Annotated[float | None, typer.Option("--temperature")] = None
     top_p: Annotated[float | None, typer.Option("--top-p")] = None
     min_p: Annotated[float | None, typer.Option("--min-p")] = None
+    sampler: opt.Samplers = None
     max_tokens: Annotated[int | None, typer.Option("--max-tokens")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Keywords of :class:`baco.SamplingParams` that were given."""
+        values = asdict(self)
+        values["samplers"] = values.pop("sampler")
+        return opt.given(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +172,7 @@ def sweep(
     plan = options.plan(
         judging.judge(),
         opt.load_arguments(weights, templates),
-        opt.given(asdict(sampling)),
+        sampling.settings(),
     )
     if scoring:
         check_metrics(metrics.names or names(), plan.n)

@@ -1,6 +1,6 @@
 """The sequences that are decoded together, as tensors with a row for each and no holes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
 from baco.sampling.sampler import DrawTable
+from baco.sampling.sampler_chain import Chain, Context, apply_chains, parse_chain
 from baco.source import MODELS, Source
 
 # Token counts shrink when their tables have room for more than this many times the rows.
@@ -29,6 +30,8 @@ class Batch:
         routers: the routers of the rows, and where each may switch the source; without repeats.
         router_index: which of them each row uses, int64 [B].
         draws: the rows' sampling parameters.
+        chains: the samplers that the rows name; without repeats.
+        chain_index: which of them each row uses, int64 [B].
         requests: of the rows, without repeats.
         needed: the models of the pair that any row needs.
     """
@@ -64,6 +67,10 @@ class Batch:
         self.rows = rows
         params = [row.request.params for row in rows]
         self.draws = DrawTable.of(params, self.device)
+        named = list(dict.fromkeys(p.samplers for p in params))
+        self.chains: list[Chain] = [parse_chain(spellings) for spellings in named]
+        chains = [named.index(p.samplers) for p in params]
+        self.chain_index = tensor_on(self.device, chains, torch.int64)
         noise = [(row.request.noise_seed, row.sample) for row in rows]
         self._noise = tensor_on(self.device, noise, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
@@ -129,6 +136,39 @@ class Batch:
         ones = torch.ones_like(draft_tokens, dtype=in_answer.dtype)
         in_answer.scatter_add_(1, draft_tokens, ones)
         return in_prompt, in_answer[:, :-1]
+
+    def run_samplers(
+        self,
+        logits: Tensor,
+        row: Tensor,
+        keys: Tensor,
+        drafted: Callable[[], Sequence[Sequence[int]]],
+    ) -> Tensor:
+        """Run the rows' samplers at N positions.
+
+        Args:
+            logits: float32 [N, V], left as they are.
+            row: of each position, int64 [N].
+            keys: noise keys of the positions, int64 [N, 2].
+            drafted: returns the draft tokens before each position; called only if a sampler reads
+                tokens.
+
+        Returns:
+            float32 [N, V].
+        """
+        if not any(self.chains):
+            return logits
+
+        def tokens() -> Tensor:
+            answers = [
+                [*self.rows[index].tokens, *after]
+                for index, after in zip(row.tolist(), drafted(), strict=True)
+            ]
+            longest = max(map(len, answers), default=0)
+            padded = [[NO_TOKEN] * (longest - len(answer)) + answer for answer in answers]
+            return tensor_on(self.device, padded, torch.int64).view(len(answers), longest)
+
+        return apply_chains(logits, self.chains, self.chain_index[row], Context(tokens, keys))
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""

@@ -35,7 +35,7 @@ class Needs:
         columns: of each model's cache, at the rows' full length; 0 where a model reads none.
         prompts: bytes of the prompts that are held beside the rows.
         attended: tokens that a row of each model attends to, at most, shared prompts included.
-        penalised: whether any row has penalties.
+        penalised: whether any row has penalties or samplers.
         scoring: bytes that a text takes while it is scored.
     """
 

@@ -46,6 +46,11 @@ class Positions:
         """Whether all rows have the same number."""
         return len(self.row) == len(self.counts) * self.most
 
+    def drafted_before(self) -> list[list[int]]:
+        """The draft tokens before each position."""
+        tokens = self.draft_tokens.tolist()
+        return [tokens[row][:end] for row, count in enumerate(self.counts) for end in range(count)]
+
     def flatten(self, logits: Tensor) -> Tensor:
         """From the logits after each row's last K tokens, [B, K, V], to those at the positions."""
         keep = logits.shape[1]

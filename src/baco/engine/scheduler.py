@@ -366,7 +366,7 @@ class Scheduler:
         if text is not None:
             scoring = self.budget.text(text.model, len(text.ids))
             attended[text.model] = max(attended[text.model], len(text.ids))
-        penalised = any(request.params.penalises for request in running)
+        penalised = any(one.params.penalises or one.params.samplers for one in running)
         return Needs(len(rows), columns, prompt_bytes, attended, penalised, scoring)
 
     def _size_of(self, row: SequenceState) -> _RequestSize:

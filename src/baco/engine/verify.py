@@ -115,7 +115,10 @@ class Verifier:
             drafted = self._drafted_before(positions)
             counts = batch.token_counts(positions.row, choice.source, drafted)
             biased = penalise(biased, *counts, params)
-        token = draw(params.bias(biased), params, draft.noise_keys)
+        biased = batch.run_samplers(
+            params.bias(biased), positions.row, draft.noise_keys, positions.drafted_before
+        )
+        token = draw(biased, params, draft.noise_keys)
         tokens = positions.pad(token)
         num_accepted = _num_accepted(tokens, positions.draft_tokens, draft.counts)
         most = tensor_on(num_accepted.device, positions.counts)

@@ -31,6 +31,9 @@ class SamplingParams:
         max_tokens: longest answer, in tokens.
         stop: strings that end an answer; they are cut off.
         logprobs: also return this many most likely tokens per position, at most 65,536.
+        samplers: spellings of further samplers, such as ``top_n_sigma:1.0``, which run in this
+            order after penalties and logit_bias and before temperature; see
+            :mod:`baco.sampling.sampler_chain`.
 
     Raises:
         BacoError: a value is out of its range.
@@ -49,6 +52,7 @@ class SamplingParams:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    samplers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -73,6 +77,7 @@ class SamplingParams:
         _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+        object.__setattr__(self, "samplers", _samplers(self.samplers))
 
     @property
     def penalises(self) -> bool:
@@ -106,6 +111,18 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 def _number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BacoError(f"{name} is {value!r}: give a number from {low:g} to {high:g}")
+
+
+def _samplers(given: object) -> tuple[str, ...]:
+    """The spellings with all their numbers."""
+    spellings = (given,) if isinstance(given, str) else given
+    if not isinstance(spellings, list | tuple):
+        raise BacoError(f"samplers is {given!r}: give spellings such as top_n_sigma:1.0")
+    if not spellings:
+        return ()
+    from baco.sampling.sampler_chain import parse_chain  # imports torch
+
+    return tuple(step.spelling for step in parse_chain(spellings))
 
 
 def _biases(given: object) -> tuple[tuple[int, float], ...]:

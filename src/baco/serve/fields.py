@@ -43,7 +43,7 @@ def _equal(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and bool(value == neutral)
 
 
-_NO_SAMPLER = "this server truncates by top_k, top_p and min_p alone"
+_NO_SAMPLER = "this server truncates by top_k, top_p and min_p, and by what samplers names"
 _NO_GRAMMAR = "no answer is held to a format or a grammar; ask for the format in the prompt"
 _NO_SEARCH = "answers are drawn, not searched for"
 _NO_TOOLS = "no tools are called"
@@ -123,7 +123,7 @@ COMMON = (
     ),
     Foreign("top_n_sigma nsigma adaptive_target", (0, -1), _NO_SAMPLER),
     Foreign("dynamic_temperature temperature_last", (False,), _NO_SAMPLER),
-    Foreign("sampler_priority sampler_order samplers", ([],), _NO_SAMPLER),
+    Foreign("sampler_priority sampler_order", ([],), _NO_SAMPLER),
     Foreign("guidance_scale", (1,), "no answer is guided by a second prompt"),
     Foreign("negative_prompt", ("",), "no answer is guided by a second prompt"),
     Foreign("response_format", ({"type": "text"},), _NO_GRAMMAR),

@@ -39,6 +39,7 @@ _SAME = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "samplers",
 )
 
 

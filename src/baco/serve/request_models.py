@@ -20,6 +20,7 @@ from pydantic import (
 
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import MAX_SEED
+from baco.sampling.sampler_chain import MAX_CHAIN
 from baco.serve import fields
 from baco.serve.errors import cut, refused, shown
 from baco.serve.fields import Foreign
@@ -28,7 +29,7 @@ from baco.text.utf8 import fault_of
 MOST_STOPS = 16
 MOST_TEXTS = 1024
 MOST_LEVELS = 32
-MOST_SPELLING = 300  # of a router: errors repeat it
+MOST_SPELLING = 300  # of a router or sampler: errors repeat it
 
 
 def _integer(value: Any) -> Any:
@@ -239,6 +240,9 @@ class Asked(Body):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: _Biases | None = None
+    samplers: Annotated[list[_Spelling], Field(max_length=MAX_CHAIN)] | None = Field(
+        None, description="Further samplers in order, such as top_n_sigma:1.0."
+    )
     max_tokens: _Length | None = Field(None, description="-1 is as many as there is room for.")
     stop: (
         Annotated[

@@ -197,14 +197,23 @@ class Proposer:
         """The bonus token of every row, if all draft tokens of all rows were accepted."""
         if logits.bonus is None or list(num_accepted) != draft.counts:
             return {}
-        shaped = self._shape(_other(draft.drafter), logits.bonus)
-        token = draw(shaped, self._batch.draws, self._batch.noise_keys()[:, 0])
+        token = self._draw_after([], _other(draft.drafter), logits.bonus)
         return dict(zip(self._batch.rows, token.tolist(), strict=True))
 
     def _draw(self, run: SelfDraft, logits: Tensor) -> Tensor:
         """The next draft token of every row, int64 [B], from logits [B, V]."""
-        keys = self._batch.noise_keys()[:, len(run.tokens)]
-        return draw(self._shape(run.drafter, logits), self._batch.draws, keys)
+        return self._draw_after(run.tokens, run.drafter, logits)
+
+    def _draw_after(self, drafted: Sequence[Tensor], model: str, logits: Tensor) -> Tensor:
+        """A token of every row, int64 [B], after draft tokens, each [B], from logits [B, V]."""
+        batch, index = self._batch, len(drafted)
+
+        def drafts() -> list[list[int]]:
+            return torch.stack((*drafted,), dim=1).tolist() if drafted else [[]] * len(batch)
+
+        rows, keys = torch.arange(len(batch), device=logits.device), batch.noise_keys()[:, index]
+        shaped = batch.run_samplers(self._shape(model, logits), rows, keys, drafts)
+        return draw(shaped, batch.draws, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:
         """A copy of a model's logits [B, V], masked and biased as the rows' tokens are drawn."""

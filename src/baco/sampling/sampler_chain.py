@@ -1,0 +1,376 @@
+"""Samplers by name, and the chain of samplers that a request names.
+
+A sampler is a pure function of the logits at some positions, the answers' tokens before them, and
+its parameters. A chain runs after penalties and ``logit_bias`` and before temperature, ``top_k``,
+``top_p`` and ``min_p``. To add a built-in sampler, write a function at the end of this file.
+"""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baco.errors import BacoError
+from baco.plugins import plugins
+from baco.sampling.noise import coin
+from baco.sampling.sampler import max_drawn_entries
+
+MAX_CHAIN = 16  # samplers of one request
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_TOKEN = -1
+
+
+class Context:
+    """What a sampler reads beside the logits at N positions."""
+
+    def __init__(self, tokens: Callable[[], Tensor], keys: Tensor) -> None:
+        """Create a context.
+
+        Args:
+            tokens: makes :attr:`tokens`, which few samplers read.
+            keys: noise keys of the positions, int64 [N, 2].
+        """
+        self._make_tokens, self._keys = tokens, keys
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The answer's tokens before each position, drafts included: int64 [N, T].
+
+        The last token is in the last column. Shorter answers begin with -1. The prompt is left out.
+        """
+        return self._make_tokens()
+
+    def counts(self, size: int) -> Tensor:
+        """How often each answer has each of ``size`` tokens: int64 [N, size]."""
+        tokens = self.tokens.where(self.tokens >= 0, size)
+        counts = tokens.new_zeros(len(tokens), size + 1)
+        return counts.scatter_add_(1, tokens, torch.ones_like(tokens))[:, :size]
+
+    def coin(self, stream: str) -> Tensor:
+        """A uniform number in (0, 1) for each position: float32 [N].
+
+        It depends on seed, prompt, sample, position and ``stream`` alone, so answers can be
+        replayed. Give each use a stream name of its own, such as the sampler's name.
+        """
+        return coin(self._keys, stream)
+
+    def rows(self, index: Tensor) -> "Context":
+        """The context of the positions ``index``, int64 [M]."""
+        return Context(lambda: self.tokens[index], self._keys[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number that a sampler takes.
+
+    Attributes:
+        name: as in the function's signature.
+        default: None where the number must be given.
+        low, high: its range, both ends allowed.
+        whole: only whole numbers are allowed.
+    """
+
+    name: str
+    default: float | None
+    low: float
+    high: float
+    whole: bool
+
+    @property
+    def example(self) -> float:
+        """An allowed value: the default if there is one."""
+        if self.default is not None:
+            return self.default
+        value = min(max(self.low, 1.0), self.high)
+        return int(value) if self.whole else value
+
+    def check(self, sampler: str, value: float) -> float:
+        """The value as the sampler takes it; BacoError where it is out of range."""
+        if not self.low <= value <= self.high or (self.whole and value != int(value)):
+            kind = "a whole number" if self.whole else "a number"
+            bounds = (
+                ""
+                if math.isinf(self.low) and math.isinf(self.high)
+                else (
+                    f" from {self.low:g} to {self.high:g}"
+                    if self.high < math.inf
+                    else f" of at least {self.low:g}"
+                )
+            )
+            raise BacoError(f"sampler {sampler}: {self.name} is {value:g}: give {kind}{bounds}")
+        return int(value) if self.whole else value
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A sampler that can be named.
+
+    Attributes:
+        name: one word.
+        function: ``(logits [N, V], context, *numbers) → logits [N, V]``.
+        help: one sentence.
+        parameters: the numbers it takes, in order.
+    """
+
+    name: str
+    function: Callable[..., Tensor] = field(repr=False)
+    help: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def example(self) -> str:
+        """How a user writes it."""
+        return Step(self, tuple(parameter.example for parameter in self.parameters)).spelling
+
+    def __call__(self, logits: Tensor, context: Context, *numbers: float) -> Tensor:
+        """The logits [N, V] after this sampler.
+
+        Tokens that may not be written (-inf) stay so. A row in which no token would be left, or
+        that would hold NaN or inf, stays as it is.
+
+        Raises:
+            BacoError: the function returns another shape or type.
+        """
+        shaped = self.function(logits.clone(), context, *numbers)
+        if not isinstance(shaped, Tensor) or shaped.shape != logits.shape:
+            what = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
+            raise BacoError(
+                f"sampler {self.name} returned {what} for logits {tuple(logits.shape)}: return "
+                "logits of the same shape"
+            )
+        shaped = shaped.to(logits.dtype).masked_fill(logits == -math.inf, -math.inf)
+        return shaped.where(shaped.amax(dim=-1, keepdim=True).isfinite(), logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A sampler of a chain with its numbers."""
+
+    sampler: Sampler
+    numbers: tuple[float, ...]
+
+    @property
+    def spelling(self) -> str:
+        """How it is written, with all its numbers."""
+        numbers = ",".join(map(str, self.numbers))
+        return f"{self.sampler.name}:{numbers}" if numbers else self.sampler.name
+
+
+Chain = tuple[Step, ...]
+_SAMPLERS: dict[str, Sampler] = {}
+
+
+def register_sampler(
+    name: str, *, help: str | None = None, **ranges: tuple[float, float]
+) -> Callable[[Callable[..., Tensor]], Sampler]:
+    """Decorate a function so that its name can be given wherever samplers are named.
+
+    The function takes logits [N, V] (float32, its own copy), a :class:`Context`, and then numbers
+    with or without defaults. It returns logits [N, V]. All rows come at once, and the result for a
+    row must depend on that row, its tokens and the numbers alone. A number annotated ``int`` is a
+    whole number.
+
+    Args:
+        name: letters, digits and ``_``; case is ignored when it is looked up.
+        help: one sentence for ``baco samplers``; by default the docstring's first line.
+        ranges: for each number (lowest, highest), both allowed.
+
+    Raises:
+        BacoError: a name that is taken or cannot be typed, or a function of another signature.
+    """
+
+    def decorate(function: Callable[..., Tensor]) -> Sampler:
+        return _add(
+            Sampler(name, function, _help(function, help), _parameters(name, function, ranges))
+        )
+
+    return decorate
+
+
+def samplers() -> dict[str, Sampler]:
+    """Every sampler by its name: built-in ones, those of installed packages, the user's own.
+
+    Raises:
+        BacoError: an installed package's sampler cannot be loaded or is not a sampler.
+    """
+    for name, part in plugins("samplers").items():
+        if name in _SAMPLERS:
+            continue
+        if isinstance(part, Sampler):
+            _add(part)
+        elif callable(part):
+            register_sampler(name)(part)
+        else:
+            raise BacoError(
+                f"entry point {name!r} in baco.samplers is {part!r}: give a function of "
+                "(logits, context, …)"
+            )
+    return _SAMPLERS
+
+
+def parse_chain(spellings: Sequence[str]) -> Chain:
+    """The samplers that spellings such as ``top_n_sigma:1.0`` name, in order.
+
+    Raises:
+        BacoError: no such sampler, a number that is missing or out of range, or too many samplers.
+    """
+    if len(spellings) > MAX_CHAIN:
+        raise BacoError(f"{len(spellings)} samplers: name at most {MAX_CHAIN}")
+    return tuple(map(_parse, spellings))
+
+
+def apply_chains(
+    logits: Tensor, chains: Sequence[Chain], which: Tensor, context: Context
+) -> Tensor:
+    """Run each position's chain.
+
+    Args:
+        logits: float32 [N, V], left as they are.
+        chains: each distinct chain once; one may be empty.
+        which: the number of each position's chain, int64 [N].
+        context: of the N positions.
+
+    Returns:
+        float32 [N, V].
+    """
+    most = max(1, max_drawn_entries(logits.device.type) // logits.shape[-1])
+    if len(chains) == 1 and len(logits) <= most:
+        return _run(chains[0], logits, context)
+    shaped = logits.clone()
+    for number, chain in enumerate(chains):
+        rows = (which == number).nonzero()[:, 0]
+        for part in rows.split(most) if chain else ():
+            shaped[part] = _run(chain, logits[part], context.rows(part))
+    return shaped
+
+
+def _run(chain: Chain, logits: Tensor, context: Context) -> Tensor:
+    for step in chain:
+        logits = step.sampler(logits, context, *step.numbers)
+    return logits
+
+
+def _parse(spelling: str) -> Step:
+    if not isinstance(spelling, str):
+        raise BacoError(f"sampler {spelling!r}: give a spelling such as top_n_sigma:1.0")
+    name, _, text = (part.strip() for part in spelling.partition(":"))
+    listed = {known.casefold(): sampler for known, sampler in samplers().items()}
+    sampler = listed.get(name.casefold())
+    if sampler is None:
+        raise BacoError(
+            f"unknown sampler {spelling!r}: use one of {', '.join(_SAMPLERS)} (see 'baco samplers')"
+        )
+    named = {parameter.name: parameter.default for parameter in sampler.parameters}
+    given: dict[str, float] = {}
+    for place, argument in enumerate(text.split(",") if text else ()):
+        key, equals, number = (part.strip() for part in argument.partition("="))
+        if not equals:
+            key, number = (list(named)[place] if place < len(named) else ""), key
+        if key not in named or key in given:
+            takes = ", ".join(named) or "none"
+            raise BacoError(
+                f"sampler {spelling!r}: {argument.strip()!r} is one number too many or has another "
+                f"name: {sampler.name} takes {takes}, as in {sampler.example}"
+            )
+        given[key] = _number(spelling, number)
+    missing = [key for key, value in named.items() if value is None and key not in given]
+    if missing:
+        raise BacoError(f"sampler {spelling!r} needs {missing[0]}, as in {sampler.example}")
+    values = named | given
+    checked = (p.check(sampler.name, values[p.name] or 0.0) for p in sampler.parameters)
+    return Step(sampler, tuple(checked))
+
+
+def _number(spelling: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BacoError(f"sampler {spelling!r}: {text!r} is not a number")
+    return number
+
+
+def _add(sampler: Sampler) -> Sampler:
+    if not _NAME.fullmatch(sampler.name):
+        raise BacoError(f"sampler name {sampler.name!r}: use letters, digits and _")
+    if sampler.name.casefold() in {known.casefold() for known in _SAMPLERS}:
+        raise BacoError(f"sampler name {sampler.name!r} is taken: choose another")
+    _SAMPLERS[sampler.name] = sampler
+    return sampler
+
+
+def _help(function: Callable[..., Tensor], help: str | None) -> str:
+    return help or (inspect.getdoc(function) or "no description").splitlines()[0].rstrip(".")
+
+
+def _parameters(
+    name: str, function: Callable[..., Tensor], ranges: dict[str, tuple[float, float]]
+) -> tuple[Parameter, ...]:
+    """The numbers that a function takes after logits and context."""
+    taken = list(inspect.signature(function).parameters.values())
+    numbers = taken[2:]
+    unknown = ranges.keys() - {parameter.name for parameter in numbers}
+    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    if len(taken) < 2 or unknown or any(parameter.kind not in kinds for parameter in taken):
+        raise BacoError(
+            f"sampler {name!r}: give a function of (logits, context, …) whose further arguments "
+            f"are numbers, and ranges of those alone"
+        )
+    return tuple(_parameter(parameter, ranges) for parameter in numbers)
+
+
+def _parameter(taken: inspect.Parameter, ranges: dict[str, tuple[float, float]]) -> Parameter:
+    default: Any = None if taken.default is taken.empty else taken.default
+    low, high = ranges.get(taken.name, (-math.inf, math.inf))
+    return Parameter(taken.name, default, low, high, taken.annotation in (int, "int"))
+
+
+@register_sampler("top_n_sigma", n=(0.0, 100.0))
+def top_n_sigma(logits: Tensor, _: Context, n: float = 1.0) -> Tensor:
+    """Keep logits within n standard deviations of the highest (Tang et al. 2024)."""
+    allowed = logits > -math.inf
+    count = allowed.sum(dim=-1, keepdim=True)
+    mean = logits.where(allowed, 0).sum(dim=-1, keepdim=True) / count
+    variance = ((logits - mean).where(allowed, 0) ** 2).sum(dim=-1, keepdim=True) / count
+    floor = logits.amax(dim=-1, keepdim=True) - n * variance.sqrt()
+    return logits.masked_fill(logits < floor, -math.inf)
+
+
+@register_sampler("p_less")
+def p_less(logits: Tensor, _: Context) -> Tensor:
+    """Keep tokens at least as probable as two draws are to agree (Tan et al. 2025)."""
+    probs = logits.softmax(dim=-1)
+    return logits.masked_fill(probs < (probs**2).sum(dim=-1, keepdim=True), -math.inf)
+
+
+@register_sampler("xtc", probability=(0.0, 1.0), threshold=(0.0, 1.0))
+def xtc(
+    logits: Tensor, context: Context, probability: float = 0.5, threshold: float = 0.1
+) -> Tensor:
+    """With a probability, of the tokens above a threshold keep only the least likely (XTC)."""
+    probs = logits.softmax(dim=-1)
+    above = (probs >= threshold) & (logits > -math.inf)
+    least = probs.where(above, math.inf).amin(dim=-1, keepdim=True)
+    excluded = above & (probs > least) & (context.coin("xtc") < probability)[:, None]
+    return logits.masked_fill(excluded, -math.inf)
+
+
+@register_sampler("no_repeat_ngram", size=(1, math.inf))
+def no_repeat_ngram(logits: Tensor, context: Context, size: int = 3) -> Tensor:
+    """Keep an answer from repeating any of its n-grams of this many tokens (Paulus et al. 2017)."""
+    tokens, vocabulary = context.tokens, logits.shape[-1]
+    if tokens.shape[1] < size:
+        return logits
+    ngrams = tokens.unfold(1, size, 1)  # [N, T - size + 1, size]
+    begun = tokens[:, tokens.shape[1] - size + 1 :]
+    again = (ngrams[..., :-1] == begun[:, None]).all(dim=-1) & (ngrams >= 0).all(dim=-1)
+    repeated = logits.new_zeros(len(logits), vocabulary + 1, dtype=torch.bool)
+    repeated.scatter_(1, ngrams[..., -1].where(again, vocabulary), True)
+    return logits.masked_fill(repeated[:, :vocabulary], -math.inf)
