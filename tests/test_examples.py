@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from tests.pairs import PairFolder
 from tests.registries import restored
@@ -168,14 +170,24 @@ def test_own_router_answers_at_its_calibrated_threshold(tmp_path: Path, demo: "B
     with restored():
         namespace = runpy.run_path(str(EXAMPLES / "own_router.py"))
         for router, share, different, texts in parts:
-            name, gamma = router.split(":")
-            curve = namespace["calibrate"](demo, name, namespace["PROMPTS"], samples=4, seed=1)
-            assert f"{curve.at_diversity(0.7):g}" == gamma
             answers = demo.generate(namespace["PROMPTS"][0], router=router, n=4, seed=1)
             assert texts.splitlines() == [f"  {answer.text}" for answer in answers]
             assert different == str(len({answer.text for answer in answers}))
             assert share == f"{sum(answer.base_share for answer in answers) / 4:.0%}"
             assert share != "0%"
+        name, gamma = parts[0][0].split(":")
+        curve = namespace["calibrate"](demo, name, namespace["PROMPTS"], samples=4, seed=1)
+        assert f"{curve.at_diversity(0.7):g}" == gamma
+
+
+def test_own_router_s_rule_is_base_where_the_models_overlap_little() -> None:
+    with restored():
+        overlap = runpy.run_path(str(EXAMPLES / "own_router.py"))["overlap"]
+    base = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
+    aligned = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.3, 0.7], [0.0, 0.0, 1.0]]).log()
+    signals = SimpleNamespace(base=base, aligned=aligned)  # overlaps: 1, 0.3 and 0
+    assert overlap(signals, 0.4).tolist() == [False, True, True]
+    assert overlap(signals, 0.2).tolist() == [False, False, True]
 
 
 def test_own_router_refuses_bad_input_in_one_line() -> None:
