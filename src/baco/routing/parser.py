@@ -96,7 +96,7 @@ def register_router(name: str, rule: Callable[..., Tensor] | type, **details: An
         name: one word of letters, digits and ``_``; not a built-in name.
         rule: a function ``(signals) → bool [N]`` or ``(signals, threshold) → bool [N]``, True where
             the base model writes the word; or a class whose instances are such functions.
-        details: further arguments of :func:`baco.routing.rules.logit_rule`: ``help``, a sentence
+        details: further arguments of ``baco.routing.rules.logit_rule``: ``help``, a sentence
             for ``baco routers``; ``low``, ``high`` and ``grid`` of γ; ``reads``; and others.
 
     Raises:

@@ -32,8 +32,8 @@ class SamplingParams:
         stop: strings that end an answer; they are cut off.
         logprobs: also return this many most likely tokens per position, at most 65,536.
         samplers: spellings of further samplers, such as ``top_n_sigma:1.0``, which run in this
-            order after penalties and logit_bias and before temperature; see
-            :mod:`baco.sampling.sampler_chain`.
+            order after penalties and logit_bias and before temperature. ``baco samplers`` lists
+            them.
 
     Raises:
         BacoError: a value is out of its range.
@@ -81,7 +81,7 @@ class SamplingParams:
 
     @property
     def penalises(self) -> bool:
-        """Does what was said before change what is drawn?"""
+        """Whether any penalty is on."""
         return (
             self.repetition_penalty != 1
             or self.presence_penalty != 0

@@ -171,7 +171,7 @@ def register_sampler(
 ) -> Callable[[Callable[..., Tensor]], Sampler]:
     """Decorate a function so that its name can be given wherever samplers are named.
 
-    The function takes logits [N, V] (float32, its own copy), a :class:`Context`, and then numbers
+    The function takes logits [N, V] (float32, its own copy), a ``Context``, and then numbers
     with or without defaults. It returns logits [N, V]. All rows come at once, and the result for a
     row must depend on that row, its tokens and the numbers alone. A number annotated ``int`` is a
     whole number.
