@@ -1,7 +1,7 @@
 """How a batch scales over replicas on this machine, and what bounds it.
 
-    python benchmarks/batch.py [--workers 1 2 4] [--rows 128] [--json]
-    python benchmarks/batch.py --hand-out 31250 [--replicas 64]   # shards of 6 kB that cost nothing
+    python -m benchmarks.batch [--workers 1 2 4] [--rows 128] [--json]
+    python -m benchmarks.batch --hand-out 31250 [--replicas 64]   # shards of 6 kB that cost nothing
 
 The same rows by one process without Ray, then by so many replicas, one after the other in one run.
 Speed is taken from the first shard that is in its place to the last, so that starting processes and

@@ -1,6 +1,6 @@
 """Where the time of paired decoding goes, by part of the engine.
 
-    python benchmarks/decode_profile.py [--body SIZE | PAIR] [--n N] [--tokens T] [--router R]
+    python -m benchmarks.decode_profile [--body SIZE | PAIR] [--n N] [--tokens T] [--router R]
 
 A timer looks every millisecond at which line is being run, and gives the time since it last looked
 to the innermost module of this project on the stack; what that module calls in PyTorch counts as
@@ -18,31 +18,19 @@ from types import FrameType
 
 import baco
 from baco.bench.contestants import Paired, Task, never_ending
-from baco.bench.machine import machine
-from baco.bench.weights import made, speaks_demo
-from baco.calibration.measure import open_prompts
-from baco.demo.world import questions
-from baco.models.known_pairs import find_pair
+from baco.bench.measure import machine, prompts_for
 from baco.models.pair import load_pair
 from baco.routing.parser import router
+from benchmarks.bodies import add_pair, named_pair
 
+# Modules of each part, by the beginning of their names; the first part that matches counts.
 PARTS = {
-    "forwards": (
-        "blocks",
-        "lean",
-        "lookup",
-        "fusing",
-        "packing",
-        "half",
-        "engine.masks",
-        "engine.native",
-        "engine.prefixes",
-    ),
-    "cache": ("engine.cache", "engine.store", "engine.reader", "engine.batch"),
+    "forwards": ("models", "kv_cache.shared_prefix"),
+    "cache": ("kv_cache", "engine.runner", "engine.batch"),
     "routing": ("routing",),
-    "drawing": ("drawing", "noise"),
-    "drafting": ("engine.ahead", "engine.continuations", "engine.drafter", "engine.speculation"),
-    "verdict": ("engine.verdict", "engine.tell", "engine.engine", "engine.enough"),
+    "sampling": ("sampling",),
+    "drafting": ("engine.speculative",),
+    "verification": ("engine.verify", "engine.commit", "engine.engine", "engine.skip_stats"),
 }
 EVERY = 1e-3  # seconds
 PROMPTS = 5
@@ -76,30 +64,26 @@ class Sampler:
 
 
 def parts(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of modules as seconds of parts; what belongs to none is ``other``."""
-    found = dict.fromkeys([*PARTS, "other"], 0.0)
+    """Seconds by part; modules that belong to none count as ``other``."""
+    sums = dict.fromkeys([*PARTS, "other"], 0.0)
     for module, taken in seconds.items():
         part = next((p for p, starts in PARTS.items() if module.startswith(starts)), "other")
-        found[part] += taken
-    return found
+        sums[part] += taken
+    return sums
 
 
 def main() -> None:
     """Decode, look and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pair", nargs="?", default="demo")
-    parser.add_argument("--body", help="the demo pair in a larger model: 50m, 0.2b, 0.5b, 1b, 8b")
+    add_pair(parser)
     parser.add_argument("--n", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--router", default="P-Punc:0.4")
-    parser.add_argument("--dtype")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
-    body, dtype = given.body, given.dtype or "bfloat16"
-    known = made("body", body, dtype) if body else find_pair(given.pair)
-    pair = load_pair(known, dtype=given.dtype)
-    asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
-    prompts = asked if speaks_demo(known) else open_prompts()
+    known = named_pair(given)
+    pair = load_pair(known, dtype=given.dtype, device=given.device)
+    prompts = prompts_for(known)
     paired, sampler, tokens = Paired(pair), Sampler(), 0
     for seed, prompt in enumerate([prompts[0], *prompts[:PROMPTS]]):
         params = never_ending(pair, given.tokens, n=given.n, seed=seed)
@@ -110,7 +94,7 @@ def main() -> None:
         with sampler:
             paired.decode(task)
         tokens += given.n * given.tokens
-    told = {part: 1000 * taken / tokens for part, taken in parts(sampler.seconds).items()}
+    milliseconds = {part: 1000 * taken / tokens for part, taken in parts(sampler.seconds).items()}
     report = {
         "pair": pair.name,
         "dtype": str(pair.aligned.model.dtype).removeprefix("torch."),
@@ -118,16 +102,16 @@ def main() -> None:
         "n": given.n,
         "tokens": given.tokens,
         "machine": machine(pair.aligned.device),
-        "milliseconds_per_token": told,
+        "milliseconds_per_token": milliseconds,
     }
     if given.json:
         print(json.dumps(report))
         return
     print(f"{report['pair']}, {report['dtype']}, {given.router}, n = {given.n}")
-    whole = sum(told.values())
-    for part, taken in sorted(told.items(), key=lambda entry: -entry[1]):
-        print(f"{part:10}{taken:8.3f} ms/token{taken / whole:7.0%}")
-    print(f"{'all':10}{whole:8.3f} ms/token")
+    whole = sum(milliseconds.values())
+    for part, taken in sorted(milliseconds.items(), key=lambda entry: -entry[1]):
+        print(f"{part:13}{taken:8.3f} ms/token{taken / whole:7.0%}")
+    print(f"{'all':13}{whole:8.3f} ms/token")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a forward of one half costs, by how many rows and tokens it reads at once.
 
-    python benchmarks/forwards.py [--body SIZE | PAIR] [--dtype D] [--columns C] [--compile]
+    python -m benchmarks.forwards [--body SIZE | PAIR] [--dtype D] [--columns C] [--compile]
 
 The aligned half reads so many tokens of so many rows, each behind C cached tokens: as the engine
 lays weights out and runs them, and with `transformers`' own forward of the same shape over a cache
@@ -18,11 +18,10 @@ import torch
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from baco.bench.machine import machine
-from baco.bench.weights import load, made
+from baco.bench.measure import load, machine
 from baco.kv_cache.protocol import finish
-from baco.models.known_pairs import find_pair
 from baco.models.model import PairModel
+from benchmarks.bodies import add_pair, named_pair
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 2), (8, 4), (32, 1), (32, 2))
 RUNS = 7
@@ -74,18 +73,14 @@ def theirs(half: PairModel, rows: int, tokens: int, columns: int) -> float:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pair", nargs="?", default="demo")
-    parser.add_argument("--body", help="the demo pair in a larger model: 50m, 0.2b, 0.5b, 1b, 8b")
-    parser.add_argument("--dtype")
-    parser.add_argument("--device")
+    add_pair(parser)
     parser.add_argument("--columns", type=int, default=100)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    body, dtype = given.body, given.dtype or "bfloat16"
-    known = made("body", body, dtype) if body else find_pair(given.pair)
+    known = named_pair(given)
     weights = load(known, given.dtype, given.device, compile=given.compile)
     half, plain = weights.ours.aligned, weights.plain.aligned
     table = [

@@ -1,6 +1,6 @@
 """How long a running stream waits for its next text while other clients keep the server busy.
 
-    python benchmarks/gaps.py [--seconds 20] [--only NAME …] [--json]
+    python -m benchmarks.gaps [--seconds 20] [--only NAME …] [--json]
 
 Starts servers of its own on the demo pair with a context window of 65,536 tokens, so that neither
 long prompts nor long answers end there. One client streams answers; the gaps between its events are

@@ -1,6 +1,6 @@
 """How long scoring takes, and whether its memory stays flat.
 
-    python benchmarks/metrics.py [--json]
+    python -m benchmarks.metrics [--json]
 
 Every figure is of one call in a process of its own: a metric scores 100 prompts × 10 samples of the
 demo pair's length, then, in another process, 800 × 10. `MiB` is the most memory such a process ever

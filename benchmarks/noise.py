@@ -1,6 +1,6 @@
 """Whether bootstrap intervals over prompts are as wide as answers spread over seeds.
 
-    python benchmarks/noise.py [--seeds 20] [--prompts 100] [-n 4]
+    python -m benchmarks.noise [--seeds 20] [--prompts 100] [-n 4]
 
 The demo pair answers the same prompts under many seeds by `Rand:0.5`. Every seed gives a mean base
 share and its 95% bootstrap interval over prompts. Once all prompts draw with one key, as noise of

@@ -1,6 +1,6 @@
 """What a batch takes: memory, placement, time, losses and bill, computed before it is begun.
 
-    python benchmarks/plan.py --prompts 1e6 --n 32 --gpus 64
+    python -m benchmarks.plan --prompts 1e6 --n 32 --gpus 64
 
 Nothing here is measured: it is arithmetic on a model's shape, a GPU's data sheet and a few shares
 that you measure on your own machine and give. docs/planning.md says where each comes from.

@@ -1,7 +1,7 @@
 """A pair on two servers: spans at a time, next to token by token, on the same two servers.
 
-    python benchmarks/remote.py [--body 50m] [--router P-Punc:0.4] [--quick] [--json]
-    python benchmarks/remote.py --base-url http://… --aligned-url http://…
+    python -m benchmarks.remote [--body 50m] [--router P-Punc:0.4] [--quick] [--json]
+    python -m benchmarks.remote --base-url http://… --aligned-url http://…
 
 Starts two `baco serve` processes of one thread each, one asked for the base model and one for the
 aligned, or takes two servers of the pair that are there; has every contestant write the same
@@ -30,13 +30,12 @@ import torch
 
 from baco import Baco
 from baco.bench.contestants import Task, never_ending
-from baco.bench.machine import machine
-from baco.bench.servers import Http
-from baco.bench.weights import made, speaks_demo
-from baco.calibration.measure import open_prompts
+from baco.bench.measure import machine, prompts_for
 from baco.models.known_pairs import KnownPair, find_pair
 from baco.routing.parser import router as parse
 from baco.source import MODELS
+from benchmarks.bodies import cached
+from benchmarks.two_servers import Http
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def measure(
 def main() -> None:
     """Print the table, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--body", help="A size that baco bench --body knows; else the demo pair.")
+    parser.add_argument("--body", help="the demo pair in a larger model, of this size")
     parser.add_argument("--base-url", help="A server of the base model; else one is started.")
     parser.add_argument("--aligned-url", help="A server of the aligned model.")
     parser.add_argument("--router", default="P-Punc:0.4")
@@ -170,7 +169,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    known: KnownPair = made("body", given.body, "float32") if given.body else find_pair("demo")
+    known: KnownPair = cached("body", given.body, "float32") if given.body else find_pair("demo")
     folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
     with contextlib.ExitStack() as stack:
         urls: dict[str, str] = {
@@ -198,11 +197,7 @@ def race(
 ) -> list[dict[str, Any]]:
     """All ways, at both temperatures, alone and eight at once."""
     baco = Baco.load(folder, backend="remote", base_url=urls["base"], aligned_url=urls["aligned"])
-    asked = open_prompts()
-    if speaks_demo(known):
-        from baco.demo.world import questions
-
-        asked = [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
+    asked = prompts_for(known)
     router, alone = parse(given.router), parse("Aligned")
     spans, tokens = Spans(baco), TokenByToken(baco, urls, 8)
     ways = [

@@ -1,6 +1,6 @@
 """How `baco serve` bears load: many clients at once, next to the aligned model alone.
 
-    python benchmarks/serve.py [--quick] [--json]
+    python -m benchmarks.serve [--quick] [--json]
 
 Starts a server of its own and drives it over HTTP as clients do: so many of them at once, each
 streaming an answer and asking the next as soon as it has it. Every level is driven for some

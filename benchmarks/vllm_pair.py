@@ -1,6 +1,6 @@
 """A pair inside vLLM, next to the same vLLM on one half and next to BACo's own engine.
 
-    python benchmarks/vllm_pair.py [--pair NAME] [--tokens N] [--batch N …] [--rounds N] [--json]
+    python -m benchmarks.vllm_pair [--pair NAME] [--tokens N] [--batch N …] [--rounds N] [--json]
 
 Every contestant is a process of its own, one after another; in each, every batch size is timed
 ``rounds`` times after one that does not count, and the best is told. An answer is as long as it

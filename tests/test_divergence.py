@@ -1,4 +1,4 @@
-"""In bfloat16, answers part from plain decoding's only where rounding makes two of them level."""
+"""In bfloat16, answers differ from plain decoding's only where rounding makes two tokens level."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from baco import Baco
-from baco.bench import divergence
-from baco.bench.divergence import compare
 from baco.engine.engine import Engine
+from benchmarks import divergence
+from benchmarks.divergence import compare
 from tests.pairs import PairFolder
 
 PROMPTS = [
@@ -27,59 +27,59 @@ def pairs(random_pair: Callable[..., PairFolder]) -> tuple[Baco, Baco]:
     folder = random_pair("llama", noise=0.1)
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     exact = Baco.load(**where, dtype="bfloat16", packed=False)
-    for half in (exact.pair.base, exact.pair.aligned):
-        half.model.float()
+    for model in (exact.pair.base, exact.pair.aligned):
+        model.model.float()
     return Baco.load(**where, dtype="bfloat16"), exact
 
 
-def test_every_parting_is_a_tie(pairs: tuple[Baco, Baco]) -> None:
+def test_every_difference_is_a_tie(pairs: tuple[Baco, Baco]) -> None:
     rough, exact = pairs
-    partings = []
+    differences = []
     for router in ("P-Punc:0.6", "Rand:0.5", "H:1.5"):
         report = compare(rough.pair, exact.pair, PROMPTS, rough.router(router), **SAMPLING)
         assert report.samples == 12 * len(PROMPTS)
         assert report.tokens > 300
         assert report.off["fast"] < 1.5 * report.off["plain"]
-        partings += report.partings
-    assert partings  # bfloat16 does round
-    assert [parting for parting in partings if not parting.tie] == []
+        differences += report.differences
+    assert differences  # bfloat16 does round
+    assert [difference for difference in differences if not difference.tie] == []
 
 
-def test_so_is_every_parting_from_the_forward_of_transformers(
+def test_every_difference_from_the_forward_of_transformers_is_a_tie(
     random_pair: Callable[..., PairFolder], pairs: tuple[Baco, Baco]
 ) -> None:
     rough, exact = pairs
     folder = random_pair("llama", noise=0.1)
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
-    theirs = Baco.load(**where, dtype="bfloat16", packed=False).pair
+    unpacked = Baco.load(**where, dtype="bfloat16", packed=False).pair
     router = rough.router("P-Punc:0.6")
-    report = compare(rough.pair, exact.pair, PROMPTS, router, unpacked=theirs, **SAMPLING)
-    assert report.partings
-    assert [parting for parting in report.partings if not parting.tie] == []
+    report = compare(rough.pair, exact.pair, PROMPTS, router, unpacked=unpacked, **SAMPLING)
+    assert report.differences
+    assert [difference for difference in report.differences if not difference.tie] == []
     alone = compare(rough.pair, exact.pair, PROMPTS, router, **SAMPLING)
-    assert report.rounding != alone.rounding  # it is read otherwise
+    assert report.rounding != alone.rounding  # the logits were computed differently
 
 
-def test_in_float32_nothing_parts(pairs: tuple[Baco, Baco]) -> None:
+def test_in_float32_nothing_differs(pairs: tuple[Baco, Baco]) -> None:
     _, exact = pairs
     report = compare(exact.pair, exact.pair, PROMPTS, exact.router("P-Punc:0.6"), **SAMPLING)
-    assert report.partings == []
+    assert report.differences == []
     assert report.rounding == {"base": 0.0, "aligned": 0.0}
 
 
-def test_an_error_that_is_no_rounding_is_no_tie(
+def test_an_error_that_is_not_rounding_is_not_a_tie(
     pairs: tuple[Baco, Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rough, exact = pairs
 
-    class Careless(Engine):
-        """Reads with the two halves confused."""
+    class SwappedEngine(Engine):
+        """Reads with the two models swapped."""
 
         def __init__(self, pair: Any, **options: Any) -> None:
             swapped = replace(pair, base=pair.aligned, aligned=pair.base)
             super().__init__(swapped if options == {} else pair, **options)
 
-    monkeypatch.setattr(divergence, "Engine", Careless)
+    monkeypatch.setattr(divergence, "Engine", SwappedEngine)
     report = compare(rough.pair, exact.pair, PROMPTS, rough.router("H:1.5"), **SAMPLING)
-    assert report.ties < 0.5 * len(report.partings)
+    assert report.ties < 0.5 * len(report.differences)
     assert report.off["fast"] > 3 * report.off["plain"]

@@ -100,7 +100,7 @@ def test_the_sources_that_random_routing_gives_two_prompts_are_independent(demo:
 
 def test_intervals_over_prompts_hold_the_mean_base_share(demo: Baco) -> None:
     """About 19 of 20 hold it. With one key for all prompts the means spread several times wider
-    than the bootstrap believes; `python benchmarks/noise.py` prints both.
+    than the bootstrap believes; `python -m benchmarks.noise` prints both.
     """
     measured: Any = import_module("benchmarks.noise")
     seeds = budget(20)

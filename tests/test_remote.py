@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from baco import Baco, BacoError
-from baco.bench.server import Speaker, application
+from benchmarks.model_server import ServedModel, application
 from tests.pairs import PairFolder
 from tests.remoting import calls, listening, remote
 from tests.serving import PROMPT, Served, served
@@ -115,7 +115,7 @@ def test_they_are_for_other_architectures_and_vocabularies(
 
 def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, server: Served) -> None:
     with (
-        listening(application(Speaker(demo.pair.aligned.model))) as plain,
+        listening(application(ServedModel(demo.pair.aligned.model))) as plain,
         remote(server.url, aligned_url=plain, aligned_model="half") as halves,
     ):
         backend: Any = halves.backend

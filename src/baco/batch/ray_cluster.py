@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from baco.batch.workers import cores
+from baco.device import cores
 from baco.errors import BacoError
 
 KNOCK_SECONDS = 10

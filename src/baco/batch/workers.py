@@ -17,13 +17,6 @@ R = TypeVar("R")
 AHEAD = 2
 
 
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def pool(workers: int, start: Callable[[], None]) -> Iterator[Executor | None]:
     """So many processes, each of which has called `start`; None for one: this very process."""

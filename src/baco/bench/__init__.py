@@ -1,1 +1,1 @@
-"""Measures how fast paired decoding is beside what else there is, side by side in one run."""
+"""Measures the speed of paired decoding next to other ways to decode, in one run."""

@@ -1,6 +1,6 @@
-"""Who is timed: paired decoding, the naive two-model loop, and `generate` on one model alone.
+"""What is timed: paired decoding, the naive two-model loop, and `generate` on one model alone.
 
-All get token ids and give token ids; none turns them into text.
+All take token ids and return token ids; none of them produces text.
 """
 
 import time
@@ -20,8 +20,7 @@ from baco.routing.router import Router
 from baco.sampling.params import SamplingParams
 from baco.text.prompts import Prompt
 
-# What is added to the logits of end tokens: the most that sampling parameters allow, and far more
-# than noise can make up for.
+# Bias of end tokens: the most that sampling parameters allow, and far more than noise can outweigh.
 _NEVER = -100.0
 
 
@@ -30,8 +29,8 @@ class Task:
     """What to decode: ``params.n`` answers of exactly ``params.max_tokens`` tokens each.
 
     Attributes:
-        prompt: as each half reads it.
-        router: which of the pair speaks.
+        prompt: as each model reads it.
+        router: picks the source of every word.
         params: seeded; end tokens are never drawn.
     """
 
@@ -40,20 +39,20 @@ class Task:
     params: SamplingParams
 
     def of(self, n: int, tokens: int | None = None) -> "Task":
-        """The same with so many answers, and as many tokens or so many."""
+        """The same task with ``n`` answers, of ``tokens`` tokens where given."""
         length = self.params.max_tokens if tokens is None else tokens
         return replace(self, params=self.params.updated({"n": n, "max_tokens": length}))
 
 
 @dataclass(slots=True)
 class Run:
-    """What a contestant made of a task.
+    """The answers of a contestant to a task, and its time.
 
     Attributes:
         answers: token ids.
         seconds: for all of it.
         first: seconds until every answer had its first token.
-        sources: of the tokens, where two halves speak.
+        sources: of the tokens, where two models write.
     """
 
     answers: list[list[int]]
@@ -75,9 +74,9 @@ class Contestant(Protocol):
 
 
 def never_ending(pair: Pair, tokens: int, **sampling: Any) -> SamplingParams:
-    """The pair's own sampling at temperature 1, for answers of exactly so many tokens.
+    """The pair's own sampling at temperature 1, for answers of exactly ``tokens`` tokens.
 
-    Answers of one length are what makes speeds comparable: no end token of either half is drawn.
+    Speeds are comparable only where answers have one length, so no end token is ever drawn.
     """
     bias = dict.fromkeys(pair.end_ids, _NEVER)
     given = {"temperature": 1.0, "max_tokens": tokens, "logit_bias": bias, "stop": ()}
@@ -85,7 +84,7 @@ def never_ending(pair: Pair, tokens: int, **sampling: Any) -> SamplingParams:
 
 
 class Stopwatch:
-    """Seconds since it was made, with all work of the device done."""
+    """Seconds since its creation; every reading waits for the device to finish its work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -98,8 +97,8 @@ class Stopwatch:
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - self._start
 
-    def said(self) -> None:
-        """A token has been said."""
+    def on_token(self) -> None:
+        """Record the time of the first token."""
         if self.first is None:
             self.first = self.now()
 
@@ -109,7 +108,7 @@ class Paired:
     """This project's engine.
 
     Attributes:
-        pair: the two halves, laid out as they are by default.
+        pair: laid out as it is by default.
         speculate: draft tokens where that pays.
         stats: of the latest task.
     """
@@ -119,7 +118,7 @@ class Paired:
     stats: Stats | None = None
 
     def decode(self, task: Task) -> Run:
-        """Decode one task, timed, on an engine that knows nothing yet."""
+        """Decode one task, timed, on a new engine."""
         watch = Stopwatch(self.pair.aligned.device)
         engine = Engine(self.pair, max_rows=task.params.n, speculate=self.speculate)
         prompt, params = task.prompt, task.params
@@ -129,7 +128,7 @@ class Paired:
         rows = engine.add(request)
         while engine.busy:
             engine.step()
-            watch.said()
+            watch.on_token()
         seconds, self.stats = watch.now(), engine.stats
         answers = [list(row.tokens) for row in rows]
         return checked(
@@ -142,7 +141,7 @@ class Naive:
     """The two-model loop.
 
     Attributes:
-        pair: its halves' weights as ``transformers`` loads them.
+        pair: with weights as ``transformers`` loads them.
     """
 
     pair: Pair
@@ -150,9 +149,11 @@ class Naive:
     def decode(self, task: Task) -> Run:
         """Decode one task, timed."""
         watch = Stopwatch(self.pair.aligned.device)
-        tokens, base = naive.decode(self.pair, task.prompt, task.router, task.params, watch.said)
+        tokens, base = naive.decode(
+            self.pair, task.prompt, task.router, task.params, watch.on_token
+        )
         answers, seconds = tokens.tolist(), watch.now()
-        sources = [["base" if one else "aligned" for one in row] for row in base.tolist()]
+        sources = [["base" if is_base else "aligned" for is_base in row] for row in base.tolist()]
         return checked(task, Run(answers, seconds, watch.first or seconds, sources))
 
 
@@ -161,40 +162,40 @@ class Generate:
     """``transformers``' own `generate` on the aligned model alone.
 
     Attributes:
-        pair: whose aligned half speaks.
+        pair: whose aligned model generates.
     """
 
     pair: Pair
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed."""
-        half, params = self.pair.aligned, task.params
-        ids = torch.tensor([task.prompt.aligned_ids], device=half.device)
+        model, params = self.pair.aligned, task.params
+        ids = torch.tensor([task.prompt.aligned_ids], device=model.device)
         torch.manual_seed(params.seed or 0)
-        watch = Stopwatch(half.device)
-        made = half.model.generate(
+        watch = Stopwatch(model.device)
+        tokens = model.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             num_return_sequences=params.n,
             max_new_tokens=params.max_tokens,
             suppress_tokens=sorted(self.pair.end_ids),
             pad_token_id=min(self.pair.end_ids, default=0),
-            streamer=_Streamer(watch.said),
+            streamer=_Streamer(watch.on_token),
             **_sampling(params),
         )
-        answers, seconds = made[:, ids.shape[1] :].tolist(), watch.now()
+        answers, seconds = tokens[:, ids.shape[1] :].tolist(), watch.now()
         return checked(task, Run(answers, seconds, watch.first or seconds))
 
 
 class _Streamer:
-    """Tells when `generate` has said a token; the prompt comes first."""
+    """Reports every token of `generate`; the prompt comes first and is not reported."""
 
-    def __init__(self, said: Callable[[], None]) -> None:
-        self._said, self._prompted = said, False
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token, self._prompted = on_token, False
 
     def put(self, tokens: torch.Tensor) -> None:  # noqa: ARG002
         if self._prompted:
-            self._said()
+            self._on_token()
         self._prompted = True
 
     def end(self) -> None:
@@ -202,21 +203,23 @@ class _Streamer:
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
-    """The same sampling, as `generate` names it."""
+    """The sampling parameters by the names that `generate` gives them."""
     if params.temperature == 0:
         return {"do_sample": False}
-    named = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
-    if params.min_p:
-        named["min_p"] = params.min_p
-    return {"do_sample": True, **named}
+    names = ("temperature", "top_k", "top_p", *(("min_p",) if params.min_p else ()))
+    return {"do_sample": True, **{name: getattr(params, name) for name in names}}
 
 
 def checked(task: Task, run: Run) -> Run:
-    """A run whose answers all have the length asked for."""
+    """The run, once its answers are known to have the requested number and length.
+
+    Raises:
+        BacoError: they do not.
+    """
     lengths = {len(answer) for answer in run.answers}
     if len(run.answers) != task.params.n or lengths != {task.params.max_tokens}:
         raise BacoError(
-            f"{len(run.answers)} answers of {sorted(lengths)} tokens came back where "
-            f"{task.params.n} of {task.params.max_tokens} were asked for: speeds do not compare"
+            f"{len(run.answers)} answers of {sorted(lengths)} tokens came back, expected "
+            f"{task.params.n} of {task.params.max_tokens}: their speeds cannot be compared"
         )
     return run

@@ -1,21 +1,103 @@
-"""The whole measurement: one pair, every contestant, one report."""
+"""The whole measurement: one pair, every contestant, what the machine allows, one report."""
 
-import contextlib
+import platform
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
-from baco.bench.bound import bound
-from baco.bench.contestants import Task, never_ending
-from baco.bench.gammas import Work, agreement, work
-from baco.bench.long_prompt import long_prompt
-from baco.bench.machine import machine
-from baco.bench.memory import memory
+import psutil
+import torch
+
+from baco.bench.contestants import Contestant, Generate, Naive, Paired, Run, Task, never_ending
 from baco.bench.race import Entry, race, ratios, same_answers
-from baco.bench.settings import Settings, entries, line_up
-from baco.bench.weights import Weights
+from baco.calibration.agreement import Reading
+from baco.calibration.measure import open_prompts
+from baco.demo.world import questions
+from baco.device import cores, processor
 from baco.errors import BacoError
-from baco.models.pair import Pair
+from baco.models.known_pairs import DEMO, KnownPair
+from baco.models.model import compile_models
+from baco.models.pair import Pair, load_pair
+from baco.routing.router import Router
+
+CONTESTANTS = ("undrafted", "generate", "naive")
+PARTS = (*CONTESTANTS, "bound")
+
+# How long each figure of the bound is measured; the best pass counts.
+_SECONDS = 0.5
+_LARGEST = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        router: of paired decoding and of the naive loop.
+        tokens: of every answer.
+        samples: numbers of answers to a prompt, n.
+        repeats: of every contestant, each with a prompt and seed of its own.
+        parts: some of PARTS.
+    """
+
+    router: Router
+    tokens: int
+    samples: tuple[int, ...]
+    repeats: int
+    parts: frozenset[str]
+
+    @property
+    def contestants(self) -> list[str]:
+        """Who races at every n.
+
+        The engine also races without drafts: the difference is the gain of speculation.
+        """
+        return ["paired", *(name for name in CONTESTANTS if name in self.parts)]
+
+    @property
+    def steps(self) -> int:
+        """Number of times that :func:`measure` advances."""
+        entries = len(self.contestants) * len(self.samples)
+        return entries * (self.repeats + 1) + ("bound" in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The same weights twice.
+
+    Attributes:
+        ours: laid out as a pair is by default, for the engine.
+        plain: as ``transformers`` loads them, for all others.
+    """
+
+    ours: Pair
+    plain: Pair
+
+
+def load(
+    known: KnownPair, dtype: str | None, device: str | None, *, compile: bool = False
+) -> Weights:
+    """Load a pair for measuring, with the engine's forwards compiled or not.
+
+    Raises:
+        BacoError: a pair that cannot be found or loaded, or models that do not fit together.
+    """
+    ours = load_pair(known, dtype=dtype, device=device)
+    if compile:
+        compile_models((ours.base, ours.aligned))
+    return Weights(ours, load_pair(known, dtype=dtype, device=device, packed=False))
+
+
+def prompts_for(known: KnownPair) -> list[str]:
+    """Prompts with long answers, on which the models of the demo pair agree as published ones do.
+
+    Pairs of ``benchmarks/bodies.py`` are the demo pair in a larger model.
+    """
+    if known.name != DEMO and not known.name.startswith("body:"):
+        return open_prompts()
+    return [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
 
 
 def measure(
@@ -24,73 +106,77 @@ def measure(
     settings: Settings,
     advance: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure a pair; the report as it is printed with ``--json``.
+    """Measure a pair.
 
     Args:
         weights: of the pair.
-        prompts: asked in turn.
+        prompts: used in turn.
         settings: what is measured.
-        advance: called with what is being done, :func:`steps` times.
+        advance: called with a description of each step, ``settings.steps`` times.
+
+    Returns:
+        The report as it is printed with ``--json``.
 
     Raises:
-        BacoError: a prompt and answers that do not fit a context window.
+        BacoError: a prompt and its answers do not fit a context window.
     """
-    tasks, pair = _tasks(weights.ours, prompts, settings), weights.ours
-    with contextlib.ExitStack() as servers:
-        raced = entries(settings, weights, servers)
-        race(raced, tasks, advance)
-    found = ratios(raced)
-    report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in found.items()}
-    report |= _told(pair, settings)
-    report["ratios"] = {name: asdict(ratio) for name, ratio in found.items()}
-    report["contestants"] = [_timed(entry) for entry in raced]
-    report["same_answers"] = same_answers(raced)
-    report["agreement"] = agreement(weights.plain, tasks, raced[0].runs)
+    pair = weights.ours
+    tasks = repeated_tasks(pair, prompts, settings.router, settings.tokens, settings.repeats)
+    contestants: dict[str, Contestant] = {
+        "paired": Paired(pair),
+        "undrafted": Paired(pair, speculate=False),
+        "generate": Generate(weights.plain),
+        "naive": Naive(weights.plain),
+    }
+    entries = [
+        Entry(name, n, contestants[name]) for n in settings.samples for name in settings.contestants
+    ]
+    race(entries, tasks, advance)
+    speed_ratios = ratios(entries)
+    report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in speed_ratios.items()}
+    report |= _description(pair, settings)
+    report["ratios"] = {name: asdict(ratio) for name, ratio in speed_ratios.items()}
+    report["contestants"] = [_figures(entry) for entry in entries]
+    report["same_answers"] = same_answers(entries)
+    report["agreement"] = _agreement(weights.plain, tasks, entries[0].runs)
     if "bound" in settings.parts:
         advance("what the machine allows")
-        limit = bound(pair)
-        report["bound"] = asdict(limit) | {"few": limit.few, "many": limit.many}
-    if "gammas" in settings.parts:
-        report["gammas"] = [_worked(one) for one in _sweep(pair, tasks, settings, advance)]
-    if "memory" in settings.parts:
-        advance("memory, in a process of its own")
-        report["memory"] = asdict(memory(pair, tasks[0].of(max(settings.samples))))
-    if "prompt" in settings.parts:
-        advance("a long prompt")
-        report["long_prompt"] = asdict(long_prompt(pair, tasks[0]))
+        report["bound"] = bound(pair)
     return report
 
 
-def steps(settings: Settings) -> int:
-    """How often :func:`measure` advances."""
-    races = len(line_up(settings)) * (settings.repeats + 1)
-    sweep = len(settings.gammas) * len(_sweep_samples(settings))
-    single = len({"bound", "memory", "prompt"} & settings.parts)
-    return races + single + ("gammas" in settings.parts) * sweep
+def repeated_tasks(
+    pair: Pair, prompts: Sequence[str], router: Router, tokens: int, repeats: int
+) -> list[Task]:
+    """A task for every repeat, with a prompt and a seed of its own.
 
-
-def _tasks(pair: Pair, prompts: Sequence[str], settings: Settings) -> list[Task]:
-    """A prompt and a seed for every repeat."""
+    Raises:
+        BacoError: a prompt and an answer of ``tokens`` tokens do not fit a context window.
+    """
     rendered = [pair.renderer.render(prompt) for prompt in prompts]
     for prompt in rendered:
         longest = max(len(prompt.base_ids), len(prompt.aligned_ids))
         window = min(pair.base.context, pair.aligned.context)
-        if longest + settings.tokens > window:
+        if longest + tokens > window:
             raise BacoError(
-                f"a prompt of {longest} tokens and answers of {settings.tokens} do not fit the "
+                f"a prompt of {longest} tokens and answers of {tokens} do not fit the "
                 f"context window of {window}: lower --tokens"
             )
     return [
-        Task(
-            rendered[repeat % len(rendered)],
-            settings.router,
-            never_ending(pair, settings.tokens, seed=repeat),
-        )
-        for repeat in range(settings.repeats)
+        Task(rendered[repeat % len(rendered)], router, never_ending(pair, tokens, seed=repeat))
+        for repeat in range(repeats)
     ]
 
 
-def _timed(entry: Entry) -> dict[str, Any]:
+def _agreement(pair: Pair, tasks: Sequence[Task], runs: Sequence[Run]) -> float:
+    """Share of the answers' positions where both models have the same most likely token."""
+    reading = Reading()
+    for task, run in zip(tasks, runs, strict=True):
+        reading.add(pair, task.prompt, run.answers[0])
+    return reading.agree / max(1, reading.positions)
+
+
+def _figures(entry: Entry) -> dict[str, Any]:
     speeds = [run.speed for run in entry.runs]
     return {
         "name": entry.name,
@@ -103,28 +189,7 @@ def _timed(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _sweep_samples(settings: Settings) -> list[int]:
-    """Of the numbers of answers, the least and the next: a sweep of them all would be long."""
-    return sorted(settings.samples)[:2]
-
-
-def _sweep(
-    pair: Pair, tasks: Sequence[Task], settings: Settings, advance: Callable[[str], None]
-) -> list[Work]:
-    found = []
-    for router in settings.gammas:
-        for n in _sweep_samples(settings):
-            advance(f"{router.spelling}, n = {n}")
-            routed = [Task(task.prompt, router, task.of(n).params) for task in tasks]
-            found.append(work(pair, routed))
-    return found
-
-
-def _worked(one: Work) -> dict[str, Any]:
-    return asdict(one) | {"acceptance": one.acceptance}
-
-
-def _told(pair: Pair, settings: Settings) -> dict[str, Any]:
+def _description(pair: Pair, settings: Settings) -> dict[str, Any]:
     model = pair.aligned.model
     sizes = {"base": pair.base.size, "aligned": pair.aligned.size}
     return {
@@ -139,3 +204,66 @@ def _told(pair: Pair, settings: Settings) -> dict[str, Any]:
         "weights_bytes": {name: size.bytes for name, size in sizes.items()},
         "machine": machine(model.device),
     }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, memory, accelerator and versions: what a figure was measured on."""
+    return {
+        "cpu": processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "baco": version("baco"),
+    }
+
+
+def bound(pair: Pair) -> dict[str, Any]:
+    """What the machine allows: how fast it reads weights, and how fast it multiplies them.
+
+    Decoding a few rows reads every weight once per forward, so memory bandwidth bounds it; decoding
+    many rows multiplies every weight with every row, so operations per second bound it.
+
+    Returns:
+        bandwidth: bytes per second of a float32 sum over a buffer as large as both models' weights;
+            a cache that holds them all counts as it does in decoding.
+        flops: operations per second of a large matrix product in the weights' own dtype.
+        bytes: of the weights that one forward of each model reads.
+        parameters: that one token is multiplied with, of both models.
+        few: tokens per second at n = 1 if both models are read at every token and all else is free.
+        many: tokens per second at large batches, two operations for each parameter and token.
+    """
+    sizes = {"base": pair.base.size, "aligned": pair.aligned.size}
+    stored = {name: size.bytes for name, size in sizes.items()}
+    parameters = sum(size.parameters for size in sizes.values())
+    device, dtype = pair.aligned.device, pair.aligned.model.dtype
+    buffer = torch.ones(min(sum(stored.values()), _LARGEST) // 4, device=device)
+    rows, inner, outer = 1024, 2048, 4096
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(inner, outer, dtype=dtype, device=device)
+    bandwidth = buffer.nbytes / _best_seconds(buffer.sum, device)
+    flops = 2 * rows * inner * outer / _best_seconds(lambda: left @ right, device)
+    return {
+        "bandwidth": bandwidth,
+        "flops": flops,
+        "bytes": stored,
+        "parameters": parameters,
+        "few": bandwidth / sum(stored.values()),
+        "many": flops / (2 * parameters),
+    }
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of many passes."""
+    began, best = time.perf_counter(), float("inf")
+    while time.perf_counter() - began < _SECONDS:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,7 +1,7 @@
-"""The two-model loop that people write: both halves at every token, each with its own KV cache.
+"""The two-model loop that people write: both models at every token, each with its own KV cache.
 
-Router and draw are the shared ones, so its answers are the engine's. Nothing is drafted, no half is
-spared, nothing is packed but what the pair came with.
+Router and sampler are the shared ones, so its answers are the engine's. Nothing is drafted, no
+model is skipped, no weights are packed.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ def decode(
     prompt: Prompt,
     router: Router,
     params: SamplingParams,
-    said: Callable[[], None] = lambda: None,
+    on_token: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """``n`` answers of exactly ``max_tokens`` tokens.
 
     Args:
-        pair: the two halves.
-        prompt: as each half reads it; read once and shared by the answers.
-        router: names the source at every boundary.
-        params: seeded, without penalties; an end token ends nothing.
-        said: called after every token.
+        pair: the two models.
+        prompt: as each model reads it; read once and shared by the answers.
+        router: picks the source at every boundary.
+        params: seeded, without penalties; end tokens do not end answers.
+        on_token: called after every token.
 
     Returns:
         Tokens int64 [n, max_tokens], and their sources, bool, True for the base.
@@ -50,7 +50,7 @@ def decode(
     seed = torch.full_like(sample, noise_seed(params.seed or 0, prompt.digest))
     previous = torch.full_like(sample, NO_TOKEN)
     active = torch.zeros_like(sample, dtype=torch.bool)
-    halves = {"base": pair.base, "aligned": pair.aligned}
+    models = {"base": pair.base, "aligned": pair.aligned}
     caches = {name: DynamicCache() for name in MODELS}
     unread = {
         "base": _column(prompt.base_ids, device),
@@ -58,7 +58,7 @@ def decode(
     }
     tokens, sources = [], []
     for at in range(params.max_tokens):
-        rows = {name: _read(halves[name], unread[name], caches[name]) for name in MODELS}
+        rows = {name: _read(models[name], unread[name], caches[name]) for name in MODELS}
         if at == 0:
             for name, cache in caches.items():
                 cache.batch_repeat_interleave(params.n)
@@ -78,16 +78,16 @@ def decode(
         unread = dict.fromkeys(MODELS, previous[:, None])
         tokens.append(previous)
         sources.append(active)
-        said()
+        on_token()
     return torch.stack(tokens, dim=1), torch.stack(sources, dim=1)
 
 
-def _read(half: PairModel, tokens: Tensor, cache: Any) -> Tensor:
-    """The raw logits after tokens [B, T], which the cache takes up: float32 [B, V]."""
-    output = half.run(
-        input_ids=tokens.to(half.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+def _read(model: PairModel, tokens: Tensor, cache: Any) -> Tensor:
+    """Raw logits after tokens [B, T], which are added to the cache: float32 [B, V]."""
+    output = model.run(
+        input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
     )
-    return half.fit(output.logits[:, -1])
+    return model.fit(output.logits[:, -1])
 
 
 def _column(ids: tuple[int, ...], device: Any) -> Tensor:

@@ -1,9 +1,9 @@
-"""Contestants in turn, again and again, so that a machine that is busy for a while hurts all alike.
+"""Contestants take turns, repeat by repeat, so that a busy moment of the machine hurts all alike.
 
-Each repeat has a prompt and a seed of its own; every figure is a median over repeats.
+Every repeat has a prompt and a seed of its own; every figure is a median over repeats.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -19,7 +19,7 @@ class Entry:
 
     Attributes:
         name: of the contestant.
-        n: answers it draws of every prompt.
+        n: answers to each prompt.
         contestant: decodes.
         runs: one for every repeat.
     """
@@ -28,6 +28,12 @@ class Entry:
     n: int
     contestant: Contestant
     runs: list[Run] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Name of the ratio with this entry; n = 1 is left out, except for ``generate``."""
+        single = self.n == 1 and not self.name.startswith("generate")
+        return self.name if single else f"{self.name}_n{self.n}"
 
     @property
     def speed(self) -> float:
@@ -42,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as fast, repeat by repeat.
+    """Speed of one entry over another's, compared repeat by repeat.
 
     Attributes:
         middle, low, high: median, least and greatest over the repeats; above 1 is faster.
@@ -52,19 +58,12 @@ class Ratio:
     low: float
     high: float
 
-    @classmethod
-    def of(cls, faster: Entry, slower: Entry) -> "Ratio":
-        """Speed of one entry over another's."""
-        each = zip(faster.runs, slower.runs, strict=True)
-        ratios = [mine.speed / theirs.speed for mine, theirs in each]
-        return cls(median(ratios), min(ratios), max(ratios))
-
 
 def race(entries: Sequence[Entry], tasks: Sequence[Task], advance: Callable[[str], None]) -> None:
-    """Let every entry decode every task once; the order turns round from repeat to repeat.
+    """Let every entry decode every task once; every other repeat reverses the order.
 
     Args:
-        entries: take up their runs.
+        entries: receive their runs.
         tasks: one for every repeat.
         advance: called with an entry's name before it runs.
     """
@@ -79,31 +78,33 @@ def race(entries: Sequence[Entry], tasks: Sequence[Task], advance: Callable[[str
 
 def ratios(entries: Sequence[Entry]) -> dict[str, Ratio]:
     """Speed of paired decoding over each contestant's at the same n."""
-    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
-    return {
-        key(entry): Ratio.of(paired[entry.n], entry) for entry in entries if entry.name != "paired"
-    }
-
-
-def key(entry: Entry) -> str:
-    """What a ratio is called; the loop and the servers are compared at n = 1 unless said."""
-    single = entry.n == 1 and not entry.name.startswith("generate")
-    return entry.name if single else f"{entry.name}_n{entry.n}"
+    result = {}
+    for paired, entry in _against_paired(entries):
+        runs = zip(paired.runs, entry.runs, strict=True)
+        speeds = [own.speed / other.speed for own, other in runs]
+        result[entry.key] = Ratio(median(speeds), min(speeds), max(speeds))
+    return result
 
 
 def same_answers(entries: Sequence[Entry]) -> dict[str, float]:
-    """Share of answers that the naive loop gives token for token, source for source."""
-    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
+    """Share of answers in which the naive loop has the same tokens and the same sources."""
     shares = {}
-    for entry in entries:
-        if entry.name.startswith("naive"):
-            each = [
-                (mine, theirs, mine_by, theirs_by)
-                for ours, run in zip(paired[entry.n].runs, entry.runs, strict=True)
-                for mine, theirs, mine_by, theirs_by in zip(
-                    ours.answers, run.answers, ours.sources, run.sources, strict=True
+    for paired, entry in _against_paired(entries):
+        if entry.name == "naive":
+            same = [
+                left == right
+                for own, other in zip(paired.runs, entry.runs, strict=True)
+                for left, right in zip(
+                    zip(own.answers, own.sources, strict=True),
+                    zip(other.answers, other.sources, strict=True),
+                    strict=True,
                 )
             ]
-            same = sum(a == b and by_a == by_b for a, b, by_a, by_b in each)
-            shares[key(entry)] = same / len(each)
+            shares[entry.key] = sum(same) / len(same)
     return shares
+
+
+def _against_paired(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
+    """Each contestant beside paired decoding at the same n."""
+    paired = {entry.n: entry for entry in entries if entry.name == "paired"}
+    return ((paired[entry.n], entry) for entry in entries if entry.name != "paired")

@@ -1,4 +1,4 @@
-"""``baco bench``: how fast paired decoding is, next to other ways, in one run on this machine."""
+"""``baco bench``: the speed of paired decoding next to other ways, in one run on this machine."""
 
 import shlex
 import sys
@@ -16,10 +16,8 @@ from baco.cli.console import err, print_json
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco.bench.settings import Settings
-    from baco.models.known_pairs import KnownPair
+    from baco.bench.measure import Settings
 
-_GAMMAS = (0.2, 0.4, 0.6)
 _SAMPLES = (1, 8, 32)
 
 
@@ -32,45 +30,15 @@ class PairOptions:
     ] = None
     base: opt.BaseName = None
     aligned: opt.AlignedName = None
-    body: Annotated[
-        str | None,
-        typer.Option("--body", help="The demo pair in a larger model: 50m, 0.2b, 0.5b, 1b or 8b."),
-    ] = None
-    random: Annotated[
-        str | None,
-        typer.Option("--random", help="A pair of random weights of such a size, tuned to agree."),
-    ] = None
-
-    def known(self, dtype: str | None) -> "KnownPair":
-        """The pair; one of ``--body`` and ``--random`` is made where it is not there yet.
-
-        Raises:
-            BacoError: more than one pair, no such pair, size or dtype.
-        """
-        from baco.bench.weights import made
-        from baco.models.known_pairs import choose_pair
-
-        named = [self.pair, self.body, self.random, self.base or self.aligned]
-        if sum(name is not None for name in named) > 1:
-            raise BacoError("give one pair: PAIR, --body, --random, or --base with --aligned")
-        if self.body is not None:
-            return made("body", self.body, dtype or "float32")
-        if self.random is not None:
-            return made("random", self.random, dtype or "float32")
-        return choose_pair(self.pair, self.base, self.aligned)
 
 
 @dataclass(frozen=True, slots=True)
 class RaceOptions:
     """What is timed."""
 
-    router: Annotated[str, typer.Option("--router", "-r", help="Router of the race.")] = (
+    router: Annotated[str, typer.Option("--router", "-r", help="Router of paired decoding.")] = (
         "P-Punc:0.4"
     )
-    gamma: Annotated[
-        list[float] | None,
-        typer.Option("--gamma", help="Thresholds of the sweep; may be given several times."),
-    ] = None
     n: Annotated[
         list[int] | None,
         typer.Option(
@@ -81,52 +49,35 @@ class RaceOptions:
         ),
     ] = None
     tokens: Annotated[
-        int, typer.Option("--tokens", min=1, help="Of every answer; no end of text is drawn.")
+        int, typer.Option("--tokens", min=1, help="Length of every answer: no end is drawn.")
     ] = 64
     repeats: Annotated[
-        int, typer.Option("--repeats", min=1, help="Each with a prompt and a seed of its own.")
+        int, typer.Option("--repeats", min=1, help="Repeats, each with its own prompt and seed.")
     ] = 5
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Parts to measure; may be given several times."),
+        typer.Option("--only", help="undrafted, generate, naive, bound; several times for more."),
     ] = None
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on the demo pair.")] = False
-    most_asked: Annotated[
-        int | None,
-        typer.Option(
-            "--most-asked",
-            min=1,
-            help="Answers up to which the servers take part.  [default: 8, with --quick 1]",
-        ),
-    ] = None
+    quick: Annotated[bool, typer.Option("--quick", help="At most 3 repeats.")] = False
 
     def settings(self) -> "Settings":
         """The settings of the race.
 
         Raises:
-            BacoError: an unknown part or router, or a threshold for a router without one.
+            BacoError: an unknown part or router.
         """
-        from baco.bench.settings import ASKED_FOR, PARTS, Settings
-        from baco.routing.parser import needs_threshold, router, router_name
+        from baco.bench.measure import PARTS, Settings
+        from baco.routing.parser import router
 
         for part in self.only or ():
-            if part not in PARTS + ASKED_FOR:
-                raise BacoError(f"--only {part}: use some of {', '.join(PARTS + ASKED_FOR)}")
-        chosen = router(self.router)
-        name = router_name(self.router)
-        if self.gamma and not needs_threshold(name):
-            raise BacoError(
-                f"--gamma goes with a router that has a threshold, not with {self.router}"
-            )
-        gammas = (self.gamma or _GAMMAS) if needs_threshold(name) else ()
+            if part not in PARTS:
+                raise BacoError(f"--only {part}: use some of {', '.join(PARTS)}")
         return Settings(
-            router=chosen,
-            gammas=tuple(router(f"{name}:{gamma:g}") for gamma in gammas),
+            router=router(self.router),
             tokens=self.tokens,
             samples=tuple(sorted(set(self.n or _SAMPLES))),
             repeats=min(self.repeats, 3) if self.quick else self.repeats,
             parts=frozenset(self.only or PARTS),
-            most_asked=self.most_asked or (1 if self.quick else 8),
         )
 
 
@@ -140,19 +91,19 @@ def bench(
 ) -> None:
     """Time paired decoding next to other ways, on the same weights, prompts and machine.
 
-    Other ways are generate on the aligned model alone and a loop that runs both models at every
-    token. A ratio above 1 says that paired decoding is the faster.
+    The other ways are generate on the aligned model alone and a loop that runs both models at every
+    token. A ratio above 1 means that paired decoding is faster.
     """
-    from baco.bench.measure import measure, steps
-    from baco.bench.weights import load
+    from baco.bench.measure import load, measure, prompts_for
+    from baco.models.known_pairs import choose_pair
 
     settings = race.settings()
+    known = choose_pair(pair.pair, pair.base, pair.aligned)
     opt.quiet_libraries()
-    with _progress(steps(settings) + 1) as say:
-        say("making and loading the pair")
-        known = pair.known(weights.dtype)
+    with _progress(settings.steps + 1) as begin:
+        begin("loading the pair")
         loaded = load(known, weights.dtype, weights.device, compile=bool(weights.compile))
-        report = measure(loaded, _prompts(known), settings, say)
+        report = measure(loaded, prompts_for(known), settings, begin)
     report["command"] = shlex.join(["baco", *sys.argv[1:]])
     if as_json:
         print_json(report)
@@ -160,20 +111,9 @@ def bench(
         show(report)
 
 
-def _prompts(known: "KnownPair") -> list[str]:
-    """Prompts with long answers: on them the demo pair's halves agree as published pairs do."""
-    from baco.bench.weights import speaks_demo
-    from baco.calibration.measure import open_prompts
-    from baco.demo.world import questions
-
-    if not speaks_demo(known):
-        return open_prompts()
-    return [q.text for q in questions("dev", 60, 0) if q.family in ("story", "poem")]
-
-
 @contextmanager
 def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """Shows what is being done; the step that is said last is under way."""
+    """A progress bar; calling what it yields begins the next step."""
     console = err()
     columns = (
         TextColumn("{task.description}"),
@@ -184,7 +124,7 @@ def _progress(steps: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=steps)
 
-        def say(doing: str) -> None:
-            progress.update(bar, description=doing, advance=1)
+        def begin(step: str) -> None:
+            progress.update(bar, description=step, advance=1)
 
-        yield say
+        yield begin

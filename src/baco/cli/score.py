@@ -94,7 +94,7 @@ def processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
     if given is not None:
         return given
     if pairs is None:
-        from baco.batch.workers import cores
+        from baco.device import cores
 
         return cores()
     from baco.evaluation.sweep import default_workers

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import baco
-from baco.batch.workers import cores
+from baco.device import cores, processor
 from baco.errors import BacoError
 from baco.evaluation.methods import Draw
 from baco.evaluation.records import Prompt, Setting
@@ -172,14 +172,7 @@ def made() -> dict[str, Any]:
 
 def machine() -> str:
     """This machine's processor, architecture and number of cores that may be used."""
-    name = platform.processor() or platform.machine()
-    told = Path("/proc/cpuinfo")  # Linux, where the platform module knows no name
-    for row in told.read_text(encoding="utf-8").splitlines() if told.exists() else ():
-        key, _, value = row.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-            break
-    return f"{name}, {platform.machine()}, {cores()} core{'s' if cores() > 1 else ''}"
+    return f"{processor()}, {platform.machine()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def git_revision(folder: Path) -> str | None:

@@ -1,29 +1,35 @@
-"""Pairs to measure speed on: the size of real ones, made on the spot.
+"""Pairs of the size of real ones, made on the spot, to measure speed on.
 
-Two kinds. A *body* is the demo pair's function in a larger Llama: the demo's layers stand in the
-corner of larger matrices, and layers that add nothing follow. It says what the demo pair says, real
-text with the demo's agreement between the halves, at the cost of its size. A *random* pair is a
-Llama of random weights whose aligned half is the base half plus a perturbation, tuned so that the
-two halves' draws agree on a wanted share of tokens.
+    python -m benchmarks.bodies 0.2b [--kind random] [--dtype bfloat16]
+
+writes the pair to a folder of the cache, unless it is there already, and prints the folder, for
+`baco bench FOLDER`. There are two kinds. A *body* is the demo pair's function in a larger Llama:
+the demo's layers are placed in the corner of larger matrices and are followed by layers that add
+nothing. It writes the demo pair's text, with the demo's agreement between the models, at the cost
+of its size. A *random* pair is a Llama of random weights whose aligned model is the base model plus
+a perturbation, tuned so that the draws of the two agree on a wanted share of tokens.
 """
 
+import argparse
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.models.known_pairs import find_pair
+from baco.models.known_pairs import KnownPair, find_pair
 from baco.sampling.noise import gumbel, noise_keys
 
-# The length of a hidden state's constant, and what the output makes of it for words that no text
-# has: so unlikely that no draw takes them.
+# Length of a hidden state's constant, and the logit it gives to tokens that no text has: too low to
+# ever be drawn.
 _CONSTANT, _NEVER = 1e-3, -1e3
-# Share of tokens that an aligned model leaves as its base would have said them (Lin et al. 2023,
+# Share of tokens that are the most likely ones of base and aligned model alike (Lin et al. 2023,
 # "The Unlocking Spell on Base LLMs", Table 1: 77.7% for Llama-2-7b and its chat model, greedy).
 PUBLISHED_AGREEMENT = 0.777
 
@@ -41,7 +47,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights of one half; the output shares the embedding."""
+        """Weights of one model; the output shares the embedding."""
         head = self.hidden // self.heads
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * head * self.key_heads
         layer = attention + 3 * self.hidden * self.intermediate
@@ -63,7 +69,7 @@ def make(kind: str, size: str, folder: Path, dtype: torch.dtype, seed: int = 0) 
     Args:
         kind: ``body`` or ``random``.
         size: a key of SHAPES.
-        folder: where to.
+        folder: the pair's.
         dtype: of the weights.
         seed: of the weights that are drawn.
 
@@ -77,16 +83,50 @@ def make(kind: str, size: str, folder: Path, dtype: torch.dtype, seed: int = 0) 
     shape, demo = SHAPES[size], find_pair("demo")
     sources = {"base": Path(demo.base), "aligned": Path(demo.aligned)}
     if kind == "body":
-        halves = {half: body(source, shape, seed) for half, source in sources.items()}
+        models = {name: body(source, shape, seed) for name, source in sources.items()}
     else:
-        halves = random_halves(shape, seed, PUBLISHED_AGREEMENT)
-    for half, source in sources.items():
-        halves[half].to(dtype).save_pretrained(folder / half)
-        _widen_tokenizer(source, folder / half, shape.vocabulary)
-    held = str(dtype).removeprefix("torch.")
-    told = {"name": f"{kind}:{size}", "dtype": held, "sampling": dict(demo.sampling)}
-    (folder / "baco.json").write_text(json.dumps(told), encoding="utf-8")
+        models = random_models(shape, seed, PUBLISHED_AGREEMENT)
+    for name, source in sources.items():
+        models[name].to(dtype).save_pretrained(folder / name)
+        _widen_tokenizer(source, folder / name, shape.vocabulary)
+    config = {
+        "name": f"{kind}:{size}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "sampling": dict(demo.sampling),
+    }
+    # Written last: a folder without it is not whole.
+    (folder / "baco.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def cached(kind: str, size: str, dtype: str) -> KnownPair:
+    """A pair of one kind, size and dtype, made where the cache does not have it.
+
+    Raises:
+        BacoError: no such kind, size or dtype.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise BacoError(f"dtype {dtype!r}: a pair is made in float32, bfloat16 or float16")
+    home = Path(os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco"))
+    folder = home / "bench" / f"{kind}-{size}-{dtype}"
+    if not (folder / "baco.json").is_file():
+        make(kind, size, folder, getattr(torch, dtype))
+    return KnownPair.in_folder(folder)
+
+
+def add_pair(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a pair: PAIR, --body, --dtype, --device."""
+    parser.add_argument("pair", nargs="?", default="demo", help="short name or folder")
+    parser.add_argument("--body", help=f"the demo pair in a larger model: {', '.join(SHAPES)}")
+    parser.add_argument("--dtype")
+    parser.add_argument("--device")
+
+
+def named_pair(given: argparse.Namespace) -> KnownPair:
+    """The pair that the arguments of :func:`add_pair` name."""
+    if given.body:
+        return cached("body", given.body, given.dtype or "bfloat16")
+    return find_pair(given.pair)
 
 
 def _llama(shape: Shape, theta: float, eps: float) -> Any:
@@ -109,9 +149,9 @@ def _llama(shape: Shape, theta: float, eps: float) -> Any:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    made = model.to_empty(device="cpu")
-    made.tie_weights()
-    return made
+    llama = model.to_empty(device="cpu")
+    llama.tie_weights()
+    return llama
 
 
 @torch.no_grad()
@@ -141,7 +181,7 @@ def body(source: Path, shape: Shape, seed: int) -> Any:
 
 
 def _embed(small: Any, large: Any, ratio: float) -> None:
-    """Embedding and final norm: the small model's, the constant, and words never said."""
+    """Embedding and final norm: the small model's, the constant, tokens that are never drawn."""
     words, width = small.model.embed_tokens.weight.shape
     table = large.model.embed_tokens.weight
     table.zero_()
@@ -175,12 +215,12 @@ def _place(small: Any, large: Any, config: Any, shape: Shape) -> None:
         weight[:, :width] = 0
         for index in range(config.num_attention_heads):
             rows = index * step * head + columns
-            mine = getattr(small.self_attn, name).weight[index * own : (index + 1) * own]
-            weight[rows, :width] = mine * scale
+            own_rows = getattr(small.self_attn, name).weight[index * own : (index + 1) * own]
+            weight[rows, :width] = own_rows * scale
     for index in range(config.num_attention_heads):
         rows = index * group * head + columns
-        mine = small.self_attn.o_proj.weight[:, index * own : (index + 1) * own]
-        large.self_attn.o_proj.weight[:width, rows] = mine
+        own_columns = slice(index * own, (index + 1) * own)
+        large.self_attn.o_proj.weight[:width, rows] = small.self_attn.o_proj.weight[:, own_columns]
     inner = config.intermediate_size
     for name in ("gate_proj", "up_proj"):
         getattr(large.mlp, name).weight[:inner, :width] = getattr(small.mlp, name).weight
@@ -188,8 +228,8 @@ def _place(small: Any, large: Any, config: Any, shape: Shape) -> None:
 
 
 @torch.no_grad()
-def random_halves(shape: Shape, seed: int, agreement: float) -> dict[str, Any]:
-    """A Llama of random weights, and the same with a perturbation, as base and aligned half."""
+def random_models(shape: Shape, seed: int, agreement: float) -> dict[str, Any]:
+    """A Llama of random weights, and the same with a perturbation, as base and aligned model."""
     base, aligned = _llama(shape, 1e4, 1e-5), _llama(shape, 1e4, 1e-5)
     generator = torch.Generator().manual_seed(seed)
     noise = {}
@@ -200,7 +240,7 @@ def random_halves(shape: Shape, seed: int, agreement: float) -> dict[str, Any]:
             weight.normal_(0, 0.02, generator=generator)
             noise[name] = torch.randn(weight.shape, generator=generator) * 0.02
     text = torch.randint(5, 2048, (1, 128), generator=generator)
-    # Untrained logits are nearly flat; stretched, they are as sure as a real model's.
+    # Untrained logits are nearly flat; stretched, they are as peaked as a real model's.
     base.model.norm.weight *= 4.0 / base(text).logits.std()
     own = _draws(base, text, seed)
     low, high = 0.0, 1.0
@@ -236,3 +276,17 @@ def _widen_tokenizer(source: Path, folder: Path, size: int) -> None:
                 text.replace('"model_max_length": 512', '"model_max_length": 4096'),
                 encoding="utf-8",
             )
+
+
+def main() -> None:
+    """Make a pair and print its folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("size", choices=list(SHAPES))
+    parser.add_argument("--kind", choices=("body", "random"), default="body")
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    print(Path(cached(given.kind, given.size, given.dtype).base).parent)
+
+
+if __name__ == "__main__":
+    main()

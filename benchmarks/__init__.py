@@ -1,0 +1,1 @@
+"""Measurements and studies, run from the repository as ``python -m benchmarks.NAME``."""

@@ -1,0 +1,92 @@
+"""The studies of `benchmarks/` count and compare what they say; no test asserts a speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baco import Baco
+from baco.bench.contestants import Paired, Task, never_ending
+from benchmarks.bodies import SHAPES, make
+from benchmarks.long_prompt import long_prompt
+from benchmarks.model_server import ServedModel
+from benchmarks.thresholds import work
+from benchmarks.two_servers import two_servers
+
+ROOT = Path(__file__).parent.parent
+
+
+def task(baco: Baco, n: int, **sampling: Any) -> Task:
+    prompt = baco.pair.renderer.render("Write a short story about a dragon.")
+    params = never_ending(baco.pair, 24, n=n, seed=3, **sampling)
+    return Task(prompt, baco.router("P-Punc:0.4"), params)
+
+
+@pytest.mark.parametrize("concurrent", [0, 2])
+def test_two_servers_give_the_answers_of_the_engine_at_temperature_0(
+    demo: Baco, concurrent: int
+) -> None:
+    greedy = task(demo, 2, temperature=0.0)
+    with two_servers(demo.pair, concurrent=concurrent) as servers:
+        over_http = servers.decode(greedy)
+    paired = Paired(demo.pair).decode(greedy)
+    assert (over_http.answers, over_http.sources) == (paired.answers, paired.sources)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_server_that_keeps_texts_gives_what_one_that_rereads_gives(
+    demo: Baco, texts: int
+) -> None:
+    model = demo.pair.base.model
+    keeps, rereads = ServedModel(model, texts=texts), ServedModel(model, rereads=True)
+    for text in ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [5, 6, 9], [40, 41], [40, 41]):
+        assert torch.allclose(keeps.logprobs(text), rereads.logprobs(text), atol=1e-4)
+
+
+def test_a_long_prompt_is_read_once_by_each_model(demo: Baco) -> None:
+    result = long_prompt(demo.pair, task(demo, 1))
+    assert (result.n, result.reads) == (32, {"base": 1, "aligned": 1})
+    assert result.tokens == 508  # the demo's context less the tokens of an answer
+
+
+def test_thresholds_count_drafts_and_forwards(demo: Baco) -> None:
+    row = work(demo.pair, [task(demo, 2), task(demo, 2)])
+    assert (row.router, row.n) == ("P-Punc:0.4", 2)
+    assert 0 <= row.accepted <= row.drafted
+    assert 0 <= row.base_share <= 1
+    assert all(0 < forwards < 3 for forwards in row.forwards.values())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_is_that_of_weights_and_caches_at_least() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.peak_memory",
+        "--n",
+        "8",
+        "--tokens",
+        "16",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    memory = json.loads(done.stdout)
+    assert memory["n"] == 8
+    assert memory["weights"] == 2 * 7_512_960  # 1.9 M parameters of each model, in float32
+    assert memory["peak"] > memory["cache"] > 8 * 16
+    assert memory["ratio"] == memory["peak"] / (memory["weights"] + memory["cache"])
+
+
+def test_a_body_writes_what_the_demo_pair_writes(demo: Baco, tmp_path: Path) -> None:
+    assert "50m" in SHAPES
+    folder = make("body", "50m", tmp_path / "body", torch.float32)
+    body = Baco.load(str(folder), dtype="float32")
+    greedy = {"temperature": 0.0, "n": 1, "max_tokens": 24, "router": "P-Punc:0.4", "seed": 0}
+    prompt = "Write a short story about a dragon."
+    (large,), (small,) = body.generate(prompt, **greedy), demo.generate(prompt, **greedy)
+    assert large.token_ids == small.token_ids
