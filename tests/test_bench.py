@@ -99,7 +99,7 @@ def test_the_bound_is_above_what_is_reached_without_drafts(report: dict[str, Any
         (["--only", "speed"], "speed"),
         (["--tokens", "600"], "512"),
         (["demo", "--base", "x", "--aligned", "y"], "not both"),
-        (["--base", "x"], "--aligned"),
+        (["--base", "x"], "aligned"),
         (["nosuch"], "nosuch"),
     ],
 )
