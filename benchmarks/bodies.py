@@ -21,6 +21,7 @@ from typing import Any
 import platformdirs
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from baco.errors import BacoError
 from baco.models.known_pairs import KnownPair, find_pair
@@ -123,7 +124,9 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
 
 
 def named_pair(given: argparse.Namespace) -> KnownPair:
-    """The pair that the arguments of :func:`add_pair` name."""
+    """The pair that the arguments of :func:`add_pair` name; loading it shows no bars."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     if given.body:
         return cached("body", given.body, given.dtype or "bfloat16")
     return find_pair(given.pair)

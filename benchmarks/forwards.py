@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.utils import logging
 
 from baco.bench.measure import load, machine
 from baco.kv_cache.protocol import finish
@@ -78,8 +77,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     known = named_pair(given)
     weights = load(known, given.dtype, given.device, compile=given.compile)
     half, plain = weights.ours.aligned, weights.plain.aligned

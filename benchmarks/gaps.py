@@ -35,7 +35,8 @@ from typing import Any
 
 import httpx
 import psutil
-from serve import served
+
+from benchmarks.serve import served
 
 CONTEXT = 65_536
 WARM_UP = 3.0

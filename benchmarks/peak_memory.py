@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 import torch
 from transformers import DynamicCache
-from transformers.utils import logging
 
 from baco.bench.contestants import Paired, Task, never_ending
 from baco.bench.measure import machine, prompts_for
@@ -148,8 +147,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     known, device = named_pair(given), given.device or "cpu"
     prompt = prompts_for(known)[0]
     result = measure(known, prompt, given.router, given.n, given.tokens, given.dtype, device)

@@ -86,7 +86,13 @@ def test_a_body_writes_what_the_demo_pair_writes(demo: Baco, tmp_path: Path) -> 
     assert "50m" in SHAPES
     folder = make("body", "50m", tmp_path / "body", torch.float32)
     body = Baco.load(str(folder), dtype="float32")
-    greedy = {"temperature": 0.0, "n": 1, "max_tokens": 24, "router": "P-Punc:0.4", "seed": 0}
+    greedy: dict[str, Any] = {
+        "temperature": 0.0,
+        "n": 1,
+        "max_tokens": 24,
+        "router": "P-Punc:0.4",
+        "seed": 0,
+    }
     prompt = "Write a short story about a dragon."
     (large,), (small,) = body.generate(prompt, **greedy), demo.generate(prompt, **greedy)
     assert large.token_ids == small.token_ids
