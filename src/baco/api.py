@@ -275,20 +275,19 @@ class Baco:
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
         decoder, chosen = self.decoder(chunks_per_step=MANY_CHUNKS), self.router(router)
-        # One seed for all prompts, also where the caller leaves it to chance.
-        seed = self.pair.defaults.updated(sampling).seeded().seed
+        params = self.pair.defaults.updated(sampling).seeded()  # one seed for all prompts
         keys = digests if digests is not None else [None] * len(prompts)
         try:
             for prompt, digest in zip(prompts, keys, strict=True):
                 decoder.submit(
                     prompt,
+                    params,
                     router=chosen,
                     system=system,
                     switch=switch,
                     template_args=template_args,
                     continue_final=continue_final,
                     digest=digest,
-                    **sampling | {"seed": seed},
                 )
         except BacoError:
             decoder.close()
@@ -330,8 +329,8 @@ class Baco:
 
 
 def _run(decoder: Decoder) -> Iterator[Any]:
-    """What a decoder tells, after a first nothing: from there on it is closed with its iterator,
-    so that whoever drops a stream, looked into or not, drops its answers.
+    """All chunks of a decoder, after one None. Once past that, the decoder is closed with the
+    iterator, so that dropping a stream drops its answers even if it was never read.
     """
     try:
         yield None

@@ -1,7 +1,7 @@
-"""Text in, text out, for many requests at once: what every front end drives, one step at a time.
+"""Text in, text out, for many requests at once. Every front end drives a decoder step by step.
 
-A decoder is owned by one thread. It renders prompts, hands token ids to the engine, and turns what
-the engine appends into text with its sources.
+One thread owns a decoder. It renders prompts, gives token ids to the engine, and turns the tokens
+of its sequences into text with sources.
 """
 
 import logging
@@ -18,7 +18,8 @@ from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
-from baco.source import Source
+from baco.sampling.params import SamplingParams
+from baco.source import MODELS, Source
 from baco.text.answer_text import AnswerText
 from baco.text.prompts import Conversation, Prompt
 
@@ -26,8 +27,16 @@ log = logging.getLogger("baco")
 
 
 @dataclass(slots=True)
-class _Growing:
-    """An answer in progress: tokens read of it, pieces and tokens handed out."""
+class _Answer:
+    """The text of a sequence, and how much of it has been returned.
+
+    Attributes:
+        text: the answer's text so far.
+        started: when it was submitted, in seconds.
+        date: the date that a template wrote into the prompt.
+        read: tokens of the sequence that are in the text.
+        pieces, tokens: of the text, that earlier chunks have.
+    """
 
     text: AnswerText
     started: float
@@ -39,22 +48,22 @@ class _Growing:
 
 @dataclass(slots=True)
 class _Text:
-    """A text that is scored, and of how many of its tokens that has been told."""
+    """A text that is scored, and how many of its scores have been returned."""
 
     scoring: Scoring
-    told: int = 0
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What is new of a text that is scored.
+    """New scores of a text.
 
     Attributes:
-        prompt: its ticket.
-        logprobs: of its next tokens, in nats; None where nothing stands before one.
-        tops: the most likely tokens (id → nats) at their places.
-        done: is that all?
-        error: what scoring failed with.
+        prompt: the text's ticket.
+        logprobs: of its next tokens, in nats; None for the text's first token.
+        tops: the most likely tokens (id → nats) at their positions.
+        done: whether these are the last.
+        error: why scoring failed.
     """
 
     prompt: int
@@ -69,13 +78,13 @@ class Decoder:
     """Answers requests on one engine; they join and leave at every step.
 
     Attributes:
-        pair: the two halves.
+        pair: the two models.
         engine: decodes token ids.
     """
 
     pair: Pair
     engine: TokenEngine
-    _growing: dict[SequenceState, _Growing] = field(default_factory=dict)
+    _answers: dict[SequenceState, _Answer] = field(default_factory=dict)
     _tickets: dict[int, list[SequenceState]] = field(default_factory=dict)
     _texts: dict[int, _Text] = field(default_factory=dict)
     _next: int = 0
@@ -83,6 +92,7 @@ class Decoder:
     def submit(
         self,
         prompt: Conversation,
+        params: SamplingParams | None = None,
         *,
         router: Router,
         system: str | None = None,
@@ -94,18 +104,21 @@ class Decoder:
         digest: bytes | None = None,
         **sampling: Any,
     ) -> int:
-        """Queue n samples of a prompt; arguments as for :meth:`baco.api.Baco.stream_batch`.
+        """Queue n samples of a prompt.
 
         Args:
-            mixed: every token is both models', whatever its source says, so that a next turn
-                counts as the base model's wherever it is opened.
+            params: sampling parameters; by default the pair's, changed by ``sampling``.
+            mixed: every token comes from both models, so that the answer is cut at a next turn
+                whichever source its tokens name.
             digest: keys the draws in place of the prompt's own.
 
+        The other arguments are those of :meth:`baco.api.Baco.stream_batch`.
+
         Returns:
-            A ticket: ``Chunk.prompt`` of what comes of it.
+            A ticket, which the prompt's chunks have as ``Chunk.prompt``.
 
         Raises:
-            BacoError: at once, for any argument that is wrong or a prompt that does not fit.
+            BacoError: an argument is wrong, or the prompt does not fit.
         """
         rendered = self.pair.renderer.render(
             prompt,
@@ -116,74 +129,79 @@ class Decoder:
         )
         if digest is not None:
             rendered = replace(rendered, digest=digest)
-        openers: tuple[Source, ...] = ("base", "aligned") if mixed else ("base",)
-        return self._submit(rendered, openers, router, switch, explain, sampling)
+        params = params or self.pair.defaults.updated(sampling)
+        openers: tuple[Source, ...] = MODELS if mixed else ("base",)
+        return self._submit(rendered, params, router, switch, explain, openers)
 
     def submit_text(
         self,
         text: str | tuple[int, ...],
+        params: SamplingParams | None = None,
         *,
         router: Router,
         switch: Switch = "word",
         explain: bool = False,
         **sampling: Any,
     ) -> int:
-        """Queue n continuations of a text, or of token ids, that both halves read as they are.
-
-        Else as `submit`.
+        """Queue n continuations of a text, or of token ids, which both models read as they are.
+        Otherwise like `submit`.
         """
         if not isinstance(text, str):
-            self._check_known("prompt", text)
+            self._check_ids("prompt", text)
         prompt = self.pair.renderer.raw(text, limits=self.pair.limits(router, explain))
-        return self._submit(prompt, (), router, switch, explain, sampling)
+        params = params or self.pair.defaults.updated(sampling)
+        return self._submit(prompt, params, router, switch, explain, openers=())
 
     def submit_rendered(
         self,
         prompt: Prompt,
+        params: SamplingParams,
         *,
         raw: bool,
         router: Router,
         switch: Switch = "word",
         explain: bool = False,
-        **sampling: Any,
     ) -> int:
-        """Queue n samples of a prompt that was rendered before, in any thread; ``raw`` where that
-        was not from a conversation. Else as `submit`.
+        """Queue n samples of a prompt that was rendered before, in any thread.
+
+        Args:
+            raw: whether it is a text to continue and not a conversation.
+
+        The other arguments are those of `submit`.
         """
         openers: tuple[Source, ...] = () if raw else ("base",)
-        return self._submit(prompt, openers, router, switch, explain, sampling)
+        return self._submit(prompt, params, router, switch, explain, openers)
 
     def _submit(
         self,
         prompt: Prompt,
-        openers: tuple[Source, ...],
+        params: SamplingParams,
         router: Router,
         switch: Switch,
         explain: bool,
-        sampling: dict[str, Any],
+        openers: tuple[Source, ...],
     ) -> int:
         if switch not in ("word", "token"):
             raise BacoError(f"switch is {switch!r}: use word or token")
-        params = self.pair.defaults.updated(sampling).seeded()
-        self._check_known("logit_bias", (token for token, _ in params.logit_bias))
+        self._check_ids("logit_bias", (token for token, _ in params.logit_bias))
         ticket = self._next
         request = Request(
             prompt.base_ids,
             prompt.aligned_ids,
-            params,
+            params.seeded(),
             router,
             switch,
             ticket,
             explain,
             digest=prompt.digest,
         )
-        answers = self.engine.add(request)
+        sequences = self.engine.add(request)
         self._next += 1
-        self._tickets[ticket] = answers
+        self._tickets[ticket] = sequences
         started = time.perf_counter()
-        only = router.only  # a source that never writes opens nothing
+        only = router.only  # a source that never writes opens no turn
         opening = self.pair.renderer.turn_opening if only is None or only in openers else None
-        for answer in answers:
+        for sequence in sequences:
             text = AnswerText(
                 self.pair.tokenizer,
                 params.stop,
@@ -192,14 +210,14 @@ class Decoder:
                 starts_line=prompt.joining_space or prompt.base_text.rstrip(" \t").endswith("\n"),
                 joining_space=prompt.joining_space,
             )
-            self._growing[answer] = _Growing(text, started, prompt.date)
+            self._answers[sequence] = _Answer(text, started, prompt.date)
         return ticket
 
     def submit_scoring(self, scoring: Scoring) -> int:
-        """Queue a text to be scored; its ticket is that of what `scored` gives.
+        """Queue a text to be scored, and return a ticket, which `scored` names.
 
         Raises:
-            BacoError: this engine scores no texts, or there is no memory for this one.
+            BacoError: this engine scores no texts, or memory cannot hold this one.
         """
         if not isinstance(self.engine, Scorer):
             raise BacoError("echo needs the weights in this process: serve with --backend local")
@@ -210,42 +228,42 @@ class Decoder:
         return ticket
 
     def scored(self) -> list[Scored]:
-        """What is new of the texts that are scored."""
-        found = []
+        """The scores that are new since the last call."""
+        scores = []
         for ticket, text in list(self._texts.items()):
-            scoring, new = text.scoring, slice(text.told, None)
+            scoring, new = text.scoring, slice(text.returned, None)
             logprobs, tops = scoring.logprobs[new], scoring.tops[new]
             if logprobs or scoring.done:
-                found.append(Scored(ticket, logprobs, tops, scoring.done, scoring.error))
-                text.told += len(logprobs)
+                scores.append(Scored(ticket, logprobs, tops, scoring.done, scoring.error))
+                text.returned += len(logprobs)
             if scoring.done:
                 del self._texts[ticket]
-        return found
+        return scores
 
     def step(self) -> list[Chunk]:
-        """One step of the engine; a chunk for every answer of which there is anything new."""
-        grown = [answer for answer in self.engine.step() if answer in self._growing]
-        chunks = map(self._told, grown)
+        """One step of the engine; returns a chunk for every answer with anything new."""
+        sequences = [one for one in self.engine.step() if one in self._answers]
+        chunks = map(self._next_chunk, sequences)
         return [chunk for chunk in chunks if chunk.tokens or chunk.pieces or chunk.finish_reason]
 
     def cancel(self, ticket: int) -> None:
-        """Give a request up: its rows leave the batch at the next step; nothing more comes of it.
+        """Drop a request: its rows leave the batch at the next step, and it has no more chunks.
 
-        A ticket that is unknown or whose answers have all ended is no error.
+        An unknown ticket, or one whose answers have all ended, is ignored.
         """
         if (text := self._texts.pop(ticket, None)) is not None and isinstance(self.engine, Scorer):
             self.engine.stop_scoring(text.scoring)
-        for answer in self._tickets.pop(ticket, []):
-            if self._growing.pop(answer, None) is not None:
-                self.engine.stop(answer, len(answer.tokens))
+        for sequence in self._tickets.pop(ticket, []):
+            if self._answers.pop(sequence, None) is not None:
+                self.engine.stop(sequence, len(sequence.tokens))
 
     def close(self) -> None:
-        """Give all requests up, so that no engine elsewhere goes on with what nobody waits for."""
+        """Drop all requests, so that no engine elsewhere continues with them."""
         for ticket in [*self._tickets, *self._texts]:
             self.cancel(ticket)
 
     def holds(self, ticket: int) -> bool:
-        """Has any answer of a request yet to end, or a text to be scored?"""
+        """Whether any answer of a request has yet to end, or a text to be scored."""
         return ticket in self._tickets or ticket in self._texts
 
     def prompt_tokens(self, ticket: int) -> int:
@@ -254,7 +272,7 @@ class Decoder:
 
     @property
     def busy(self) -> bool:
-        """Is there anything left to decode?"""
+        """Whether anything is left to decode."""
         return self.engine.busy
 
     @property
@@ -267,83 +285,79 @@ class Decoder:
         """Answers that are being decoded."""
         return self.engine.running
 
-    def _check_known(self, name: str, tokens: Iterable[int]) -> None:
+    def _check_ids(self, name: str, tokens: Iterable[int]) -> None:
         size = self.pair.vocabulary.size
         for token in tokens:
             if not 0 <= token < size:
                 raise BacoError(f"{name} names token {token}: the vocabulary has {size} tokens")
 
-    def _told(self, answer: SequenceState) -> Chunk:
-        """What is new of an answer; one whose text cannot be told ends alone."""
-        text = self._growing[answer].text
+    def _next_chunk(self, sequence: SequenceState) -> Chunk:
+        """What is new of an answer. An answer whose tokens cannot be decoded ends alone."""
+        text = self._answers[sequence].text
         try:
-            stopped = self._read(answer)
+            stopped = self._extend_text(sequence)
         except Exception as error:
-            log.error("an answer cannot be told: %r", error, exc_info=error)
-            self.engine.stop(answer, text.tokens)
-            answer.finish_reason, answer.error = "error", failure(error)
+            log.error("an answer's text cannot be decoded: %r", error, exc_info=error)
+            self.engine.stop(sequence, text.tokens)
+            sequence.finish_reason, sequence.error = "error", failure(error)
         else:
             if stopped:
-                self.engine.stop(answer, text.tokens)
-        return self._chunk(answer)
+                self.engine.stop(sequence, text.tokens)
+        return self._chunk(sequence)
 
-    def _read(self, answer: SequenceState) -> bool:
-        """Take an answer's new tokens into its text; whether the text ends in front of some."""
-        growing = self._growing[answer]
-        text, new = growing.text, slice(growing.read, None)
-        growing.read = len(answer.tokens)
-        for token, source in zip(answer.tokens[new], answer.sources[new], strict=True):
+    def _extend_text(self, sequence: SequenceState) -> bool:
+        """Add a sequence's new tokens to its text; returns whether the text ends before the last."""
+        answer = self._answers[sequence]
+        text, new = answer.text, slice(answer.read, None)
+        answer.read = len(sequence.tokens)
+        for token, source in zip(sequence.tokens[new], sequence.sources[new], strict=True):
             if text.push(token, source)[1]:
                 return True
-        return answer.finish_reason is not None and text.close()[1]
+        return sequence.finish_reason is not None and text.close()[1]
 
-    def _chunk(self, answer: SequenceState) -> Chunk:
-        """A chunk with what is new; the last one of an answer has its completion."""
-        growing = self._growing[answer]
-        pieces = tuple(growing.text.pieces[growing.pieces :])
-        tokens = self._tokens(answer, growing)
-        growing.pieces, growing.tokens = growing.pieces + len(pieces), growing.tokens + len(tokens)
-        completion = None
-        if answer.finish_reason is not None:
-            completion = _complete(answer, growing, time.perf_counter() - growing.started)
-            del self._growing[answer]
-            siblings = self._tickets[answer.request.index]
-            siblings.remove(answer)
-            if not siblings:
-                del self._tickets[answer.request.index]
-        ticket, sample = answer.request.index, answer.sample
-        return Chunk(ticket, sample, pieces, tokens, answer.finish_reason, completion)
-
-    def _tokens(self, answer: SequenceState, growing: _Growing) -> tuple[Token, ...]:
-        return tuple(
+    def _chunk(self, sequence: SequenceState) -> Chunk:
+        answer = self._answers[sequence]
+        pieces = tuple(answer.text.pieces[answer.pieces :])
+        tokens = tuple(
             Token(
-                answer.tokens[at],
-                answer.sources[at],
-                answer.logprobs[at],
-                growing.text.texts[at],
-                growing.text.offsets[at],
-                answer.top_logprobs[at] if answer.top_logprobs else None,
-                answer.why[at] if answer.why else None,
+                sequence.tokens[at],
+                sequence.sources[at],
+                sequence.logprobs[at],
+                answer.text.texts[at],
+                answer.text.offsets[at],
+                sequence.top_logprobs[at] if sequence.top_logprobs else None,
+                sequence.why[at] if sequence.why else None,
             )
-            for at in range(growing.tokens, growing.text.tokens)
+            for at in range(answer.tokens, answer.text.tokens)
         )
+        answer.pieces, answer.tokens = answer.pieces + len(pieces), answer.tokens + len(tokens)
+        ticket, completion = sequence.request.index, None
+        if sequence.finish_reason is not None:
+            completion = _completion(sequence, answer)
+            del self._answers[sequence]
+            siblings = self._tickets[ticket]
+            siblings.remove(sequence)
+            if not siblings:
+                del self._tickets[ticket]
+        finish_reason = sequence.finish_reason
+        return Chunk(ticket, sequence.sample, pieces, tokens, finish_reason, completion)
 
 
-def _complete(answer: SequenceState, growing: _Growing, seconds: float) -> Completion:
-    assert answer.finish_reason is not None
-    assert answer.request.params.seed is not None
+def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
+    assert sequence.finish_reason is not None
+    assert sequence.request.params.seed is not None
     return Completion(
-        sample=answer.sample,
-        text=growing.text.text,
-        token_ids=tuple(answer.tokens),
-        sources=tuple(answer.sources),
-        logprobs=tuple(answer.logprobs),
-        finish_reason=answer.finish_reason,
-        pieces=tuple(growing.text.pieces),
-        router=answer.request.router.spelling,
-        seed=answer.request.params.seed,
-        seconds=seconds,
-        top_logprobs=tuple(answer.top_logprobs) if answer.top_logprobs else None,
-        error=answer.error,
-        date=growing.date,
+        sample=sequence.sample,
+        text=answer.text.text,
+        token_ids=tuple(sequence.tokens),
+        sources=tuple(sequence.sources),
+        logprobs=tuple(sequence.logprobs),
+        finish_reason=sequence.finish_reason,
+        pieces=tuple(answer.text.pieces),
+        router=sequence.request.router.spelling,
+        seed=sequence.request.params.seed,
+        seconds=time.perf_counter() - answer.started,
+        top_logprobs=tuple(sequence.top_logprobs) if sequence.top_logprobs else None,
+        error=sequence.error,
+        date=answer.date,
     )

@@ -1,7 +1,7 @@
 """From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,14 +95,14 @@ class ParsedRequest:
 
     def submit(self, prompt: Prompt, decoder: Decoder) -> int:
         """Hand a prompt that was rendered to a decoder; its ticket."""
-        names = [one.name for one in fields(self.params)]
-        options: dict[str, Any] = {
-            "router": self.router,
-            "switch": self.switch,
-            "explain": self.explain,
-            **{name: getattr(self.params, name) for name in names},
-        }
-        return decoder.submit_rendered(prompt, raw=self.raw, **options)
+        return decoder.submit_rendered(
+            prompt,
+            self.params,
+            raw=self.raw,
+            router=self.router,
+            switch=self.switch,
+            explain=self.explain,
+        )
 
 
 class RequestParser:

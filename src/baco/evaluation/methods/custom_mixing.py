@@ -62,8 +62,9 @@ def decode(
         baco.pair, max_rows=baco.max_rows, memory=baco.memory, speculate=False, choose=choose
     )
     decoder = Decoder(baco.pair, engine)
+    params = baco.pair.defaults.updated(sampling)
     for prompt in prompts:
-        decoder.submit(prompt.messages, router=Unasked(spelling), mixed=mixed, **sampling)
+        decoder.submit(prompt.messages, params, router=Unasked(spelling), mixed=mixed)
     done: list[list[Completion]] = [[] for _ in prompts]
     while decoder.busy:
         for chunk in decoder.step():
