@@ -61,7 +61,7 @@ def test_counts_are_those_from_scratch_whoever_joins_leaves_or_grows(
                 for row in batch.rows:
                     row.tokens += data.draw(ids)
                 batch.advance(before)
-        if batch.draws.any_penalty:
+        if batch.sampling.any_penalty:
             expected, found = from_scratch(batch.rows), seen(batch)
             for row, mine, told in zip(batch.rows, expected, found, strict=True):
                 assert not row.request.params.penalises or mine == told

@@ -12,7 +12,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from baco import BacoError, SamplingParams
 from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
-from baco.sampling.sampler import DrawTable, draw, penalise, truncate
+from baco.sampling.sampler import SamplingTensors, draw, penalise, truncate
 from tests import naive_decoding as naive
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -50,8 +50,8 @@ def test_noise_stays_within_the_bounds_that_the_draw_relies_on() -> None:
     assert noise.min() >= GUMBEL_MIN and noise.max() <= GUMBEL_MAX
 
 
-def table(*params: SamplingParams) -> DrawTable:
-    return DrawTable.of(list(params), torch.device("cpu"))
+def table(*params: SamplingParams) -> SamplingTensors:
+    return SamplingTensors.of(list(params), torch.device("cpu"))
 
 
 @given(

@@ -306,7 +306,7 @@ class Decoder:
         return self._chunk(sequence)
 
     def _extend_text(self, sequence: SequenceState) -> bool:
-        """Add a sequence's new tokens to its text; returns whether the text ends before the last."""
+        """Add a sequence's new tokens to its text; returns whether its text ends."""
         answer = self._answers[sequence]
         text, new = answer.text, slice(answer.read, None)
         answer.read = len(sequence.tokens)

@@ -17,7 +17,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.params import SamplingParams
-from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.sampler import SamplingTensors, draw
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS
 from baco.text.prompts import Prompt
@@ -45,7 +45,7 @@ def decode(
     """
     device = pair.aligned.device
     vocabulary, banned = pair.vocabulary.to(device), pair.banned.to(device)
-    table = DrawTable.of([params] * params.n, device)
+    table = SamplingTensors.of([params] * params.n, device)
     sample = torch.arange(params.n, device=device)
     seed = torch.full_like(sample, noise_seed(params.seed or 0, prompt.digest))
     previous = torch.full_like(sample, NO_TOKEN)

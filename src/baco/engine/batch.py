@@ -12,7 +12,7 @@ from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
 from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
-from baco.sampling.sampler import DrawTable
+from baco.sampling.sampler import SamplingTensors
 from baco.sampling.sampler_chain import Chain, Context, apply_chains, parse_chain
 from baco.source import MODELS, Source
 
@@ -29,7 +29,7 @@ class Batch:
         rows: the sequences, in the order of the tensors.
         routers: the routers of the rows, and where each may switch the source; without repeats.
         router_index: which of them each row uses, int64 [B].
-        draws: the rows' sampling parameters.
+        sampling: the rows' sampling parameters.
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
         requests: of the rows, without repeats.
@@ -58,7 +58,7 @@ class Batch:
     def reorder(self, order: Sequence[int]) -> None:
         """Keep the rows ``order``, in that order."""
         self._set([self.rows[row] for row in order])
-        if not self.draws.any_penalty:
+        if not self.sampling.any_penalty:
             self._counts = None
         elif self._counts is not None:
             self._counts.reorder(order)
@@ -66,7 +66,7 @@ class Batch:
     def _set(self, rows: list[SequenceState]) -> None:
         self.rows = rows
         params = [row.request.params for row in rows]
-        self.draws = DrawTable.of(params, self.device)
+        self.sampling = SamplingTensors.of(params, self.device)
         named = list(dict.fromkeys(p.samplers for p in params))
         self.chains: list[Chain] = [parse_chain(spellings) for spellings in named]
         chains = [named.index(p.samplers) for p in params]

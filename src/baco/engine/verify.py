@@ -108,8 +108,8 @@ class Verifier:
         batch, positions = draft.batch, draft.positions
         signals = self.signals(draft, logits)
         choice = self.choose(self, draft, signals)
-        params = batch.draws if positions.uniform and positions.most == 1 else None
-        params = params or batch.draws.rows(positions.row)
+        params = batch.sampling if positions.uniform and positions.most == 1 else None
+        params = params or batch.sampling.rows(positions.row)
         biased = choice.logits
         if params.any_penalty:
             drafted = self._drafted_before(positions)

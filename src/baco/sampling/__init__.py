@@ -1,1 +1,1 @@
-"""How a token is drawn from a row of logits: parameters, sampler, replayable noise."""
+"""How a token is drawn from logits: parameters, sampler, replayable noise."""

@@ -1,7 +1,7 @@
-"""The replayable noise: a pure function of (seed, prompt, sample, position, token), without state.
+"""Replayable noise: a pure function of (seed, prompt, sample, position, token), without state.
 
-It knows numbers only; seed and prompt come as one number, see :mod:`baco.sampling.seeds`. The same
-noise is added whichever model writes and whatever batch a row is in, so a draw depends on neither.
+It knows numbers only. Seed and prompt come as one number, see :mod:`baco.sampling.seeds`. The noise
+does not depend on the model that writes, nor on the other rows of a batch.
 """
 
 import hashlib
@@ -14,33 +14,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Coins that routers toss. Every further use of coins has a stream name of its own.
+# The stream of coins for routers. Every other use of coins has a stream name of its own.
 ROUTER = "router"
 
-_WORD = 0xFFFFFFFF
-# A uniform is an odd multiple of 2**-24, exact in float32 and never 0 or 1, so that the Gumbel
-# noise made of it lies between these two bounds.
+_MASK = 0xFFFFFFFF
+# A uniform is an odd multiple of 2**-24, exact in float32 and never 0 or 1, so Gumbel noise lies
+# between these two bounds.
 GUMBEL_MAX = 24 * math.log(2)
 GUMBEL_MIN = -math.log(24 * math.log(2))
-# The hash is spelled once, for tensors, for arrays of 32-bit words and for plain numbers.
-_Whole = TypeVar("_Whole", int, Tensor, NDArray[Any])
+# The hash is written once, for tensors, for arrays of 32-bit words and for plain numbers.
+_Word = TypeVar("_Word", int, Tensor, NDArray[Any])
 
 
-def _mix(x: _Whole) -> _Whole:
+def _mix(x: _Word) -> _Word:
     """Avalanche 32-bit words (lowbias32, C. Wellons 2018): int64 of any shape, or plain numbers."""
     x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _WORD
+    x = (x * 0x7FEB352D) & _MASK
     x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _WORD
+    x = (x * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
 
 
 def noise_keys(seed: Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """The two 32-bit words that stand for (seed, sample, position): int64 [..., 2].
+    """Two 32-bit words for each (seed, sample, position): int64 [..., 2].
 
-    ``seed`` is the prompt's own, made by :func:`baco.sampling.seeds.noise_seed`.
+    ``seed`` is the prompt's own, from :func:`baco.sampling.seeds.noise_seed`.
     """
-    low, high = seed & _WORD, (seed >> 32) & _WORD
+    low, high = seed & _MASK, (seed >> 32) & _MASK
     if seed.device.type != "cpu":
         return torch.stack(_words(low, high, sample, position), dim=-1)
     with np.errstate(over="ignore"):
@@ -49,20 +49,20 @@ def noise_keys(seed: Tensor, sample: Tensor, position: Tensor) -> Tensor:
 
 
 def _array(words: Tensor) -> NDArray[np.uint32]:
-    """Lower halves of int64 on a CPU: an array's operations start sooner than a tensor's."""
+    """The lower 32 bits of int64 on a CPU. NumPy operations start sooner than torch's."""
     return words.numpy().astype(np.uint32)
 
 
-def _words(low: _Whole, high: _Whole, sample: _Whole, position: _Whole) -> tuple[_Whole, _Whole]:
-    """From the lower and upper half of the seed, the sample and the position."""
-    first = _mix(_mix(_mix(_mix(low) ^ high) ^ (sample & _WORD)) ^ (position & _WORD))
-    return first, _mix(first ^ 0x9E3779B9 ^ _mix((low + 0x85EBCA6B) & _WORD))
+def _words(low: _Word, high: _Word, sample: _Word, position: _Word) -> tuple[_Word, _Word]:
+    """From the lower and upper 32 bits of the seed, the sample and the position."""
+    first = _mix(_mix(_mix(_mix(low) ^ high) ^ (sample & _MASK)) ^ (position & _MASK))
+    return first, _mix(first ^ 0x9E3779B9 ^ _mix((low + 0x85EBCA6B) & _MASK))
 
 
-def _bits(first: _Whole, second: _Whole, token: _Whole) -> _Whole:
+def _bits(first: _Word, second: _Word, token: _Word) -> _Word:
     """The odd numerator of a uniform, of 24 bits."""
-    mixed = _mix(_mix((token ^ first) & _WORD) ^ second)
-    bits: _Whole = (mixed >> 9) << 1 | 1
+    mixed = _mix(_mix((token ^ first) & _MASK) ^ second)
+    bits: _Word = (mixed >> 9) << 1 | 1
     return bits
 
 
@@ -87,11 +87,11 @@ def coin(keys: Tensor, stream: str) -> Tensor:
 
 @cache
 def _stream_word(stream: str) -> int:
-    """What takes a token's place for a stream of coins: no vocabulary reaches 2**31 tokens."""
+    """A number in the token's place for a stream of coins. No vocabulary reaches 2**31 tokens."""
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=4).digest()) | 1 << 31
 
 
 def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:
     """The same noise for one token, in plain numbers."""
-    words = _words(seed & _WORD, (seed >> 32) & _WORD, sample, position)
+    words = _words(seed & _MASK, (seed >> 32) & _MASK, sample, position)
     return -math.log(-math.log(_bits(*words, token) * 2.0**-24))

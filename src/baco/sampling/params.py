@@ -1,4 +1,4 @@
-"""What a user may ask of a draw, checked at the door."""
+"""Sampling parameters, checked when they are given."""
 
 import secrets
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from baco.errors import BacoError
 from baco.text.utf8 import check_characters
 
 MAX_SEED = 2**63 - 1
-MOST_LOGPROBS = 2**16
+MAX_LOGPROBS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         object.__setattr__(self, "samplers", _samplers(self.samplers))
 
     @property
@@ -89,7 +89,7 @@ class SamplingParams:
         )
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with ``changes``; BacoError for a name that is no sampling parameter."""
+        """A copy with ``changes``; BacoError for a name that is not a sampling parameter."""
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:

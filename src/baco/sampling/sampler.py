@@ -1,7 +1,7 @@
-"""How a token is drawn from a row of logits: penalties, truncation, the noise on top.
+"""The sampler: penalties, truncation, and an argmax over logits / temperature + Gumbel noise.
 
-It knows rows of logits and numbers; it knows nothing of models, routers or text. A draw is a pure
-function of the row and of its noise keys, so the batch a row happens to stand in cannot change it.
+It knows logits and numbers. It does not know models, routers or text. A draw is a pure function of
+a row of logits and its noise keys, so the other rows of a batch cannot change it.
 """
 
 import math
@@ -19,8 +19,8 @@ from baco.device import tensor_on
 from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel
 from baco.sampling.params import SamplingParams
 
-# Bytes that drawing takes for each entry of the rows of logits, at most: sorted copies where top-p
-# is asked for, noise for every token where the temperature is high.
+# Bytes that a draw takes for each entry of the logits, at most: sorted copies for top-p, noise for
+# every token at high temperatures.
 DRAW_BYTES = 96
 _COLUMNS = {
     "temperature": torch.float32,
@@ -34,11 +34,10 @@ _COLUMNS = {
 
 
 @dataclass
-class DrawTable:
+class SamplingTensors:
     """The sampling parameters of a batch, one entry per row [B], on the logits' device.
 
-    The flags say whether any row uses a step, so that a batch pays only for what it asked for;
-    ``alike`` is whether all rows have the same parameters.
+    The flags tell whether any row uses a step of the sampler, so that unused steps cost nothing.
     """
 
     temperature: Tensor  # float32
@@ -48,215 +47,217 @@ class DrawTable:
     repetition_penalty: Tensor  # float32
     presence_penalty: Tensor  # float32
     frequency_penalty: Tensor  # float32
-    biased: Tensor | None  # int64 [K], tokens that any row's logit bias names; None where none does
-    logit_bias: Tensor  # float32 [B, K], of those tokens
-    widest: int  # the largest top_k
-    any_warm: bool
+    biased_tokens: Tensor | None  # int64 [K], of any row's logit bias; None without any
+    logit_bias: Tensor  # float32 [B, K], of these tokens
+    max_top_k: int
+    any_random: bool  # a temperature above 0
     any_top_k: bool
     any_top_p: bool
     any_min_p: bool
     any_penalty: bool
-    alike: bool
+    uniform: bool  # all rows have the same parameters
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: Any) -> Self:
-        """One entry per item of ``params``."""
+        """The parameters of one row each."""
         columns = {
             name: tensor_on(device, [getattr(p, name) for p in params], dtype)
             for name, dtype in _COLUMNS.items()
         }
-        named = sorted({token for p in params for token, _ in p.logit_bias})
-        each = [dict(p.logit_bias) for p in params]
-        biases = [[own.get(token, 0.0) for token in named] for own in each]
+        biases = [dict(p.logit_bias) for p in params]
+        tokens = sorted({token for bias in biases for token in bias})
+        table = [[bias.get(token, 0.0) for token in tokens] for bias in biases]
         return cls(
             **columns,
-            biased=tensor_on(device, named) if named else None,
-            logit_bias=tensor_on(device, biases, torch.float32),
-            widest=max((p.top_k for p in params), default=0),
-            any_warm=any(p.temperature > 0 for p in params),
+            biased_tokens=tensor_on(device, tokens) if tokens else None,
+            logit_bias=tensor_on(device, table, torch.float32),
+            max_top_k=max((p.top_k for p in params), default=0),
+            any_random=any(p.temperature > 0 for p in params),
             any_top_k=any(p.top_k > 0 for p in params),
             any_top_p=any(p.top_p < 1 for p in params),
             any_min_p=any(p.min_p > 0 for p in params),
             any_penalty=any(p.penalises for p in params),
-            alike=len({(*(getattr(p, n) for n in _COLUMNS), p.logit_bias) for p in params}) == 1,
+            uniform=len({(*(getattr(p, n) for n in _COLUMNS), p.logit_bias) for p in params}) == 1,
         )
 
-    def rows(self, index: Tensor) -> "DrawTable":
-        """The entries ``index`` [N], for as many rows of logits."""
-        if not self.alike:
-            return self._changed(lambda column: column[index])
+    def rows(self, index: Tensor) -> "SamplingTensors":
+        """The entries ``index`` [N]."""
+        if not self.uniform:
+            return self._map(lambda column: column[index])
         size = len(index)
-        if size not in self._grown:
-            self._grown[size] = self._changed(
+        if size not in self._expanded:
+            self._expanded[size] = self._map(
                 lambda column: column[:1].expand(size, *column.shape[1:])
             )
-        return self._grown[size]
+        return self._expanded[size]
+
+    @cached_property
+    def _expanded(self) -> dict[int, "SamplingTensors"]:
+        """Uniform parameters, expanded to a number of rows."""
+        return {}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "SamplingTensors":
+        changed: dict[str, Any] = {
+            name: change(getattr(self, name)) for name in [*_COLUMNS, "logit_bias"]
+        }
+        return replace(self, **changed)
 
     def bias(self, logits: Tensor) -> Tensor:
         """Add the rows' biases to logits [B, V], in place."""
-        if self.biased is None:
+        if self.biased_tokens is None:
             return logits
         if logits.device.type == "cpu":
-            logits.numpy()[:, self.biased.numpy()] += self.logit_bias.numpy()
+            logits.numpy()[:, self.biased_tokens.numpy()] += self.logit_bias.numpy()
         else:
-            logits[:, self.biased] += self.logit_bias
+            logits[:, self.biased_tokens] += self.logit_bias
         return logits
 
     @cached_property
-    def numbers(self) -> "Numbers":
+    def arrays(self) -> "SamplingArrays":
         """What a draw on a CPU needs of every row."""
-        return Numbers.of(self)
-
-    @cached_property
-    def _grown(self) -> dict[int, "DrawTable"]:
-        """Tables of so many rows, where all have the same parameters."""
-        return {}
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> "DrawTable":
-        """The same change made to every column."""
-        columns = [*_COLUMNS, "logit_bias"]
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in columns}
-        return replace(self, **changed)
+        return SamplingArrays.of(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
-    """A table's columns as arrays [B]: an array's operations start sooner than a tensor's.
+class SamplingArrays:
+    """Columns of `SamplingTensors` as NumPy arrays [B], whose operations start sooner on a CPU.
 
     Attributes:
-        cold: temperature 0.
-        heat: the temperature, 1 in its place.
-        reach: how far below the greatest logit, in units of heat, a token can still win.
-        least: log of min-p.
+        greedy: temperature 0.
+        temperature: with 1 in the place of 0.
+        reach: how far below the greatest logit, in units of the temperature, a token can still win.
+        log_min_p: log of min-p.
     """
 
-    cold: NDArray[np.bool_]
-    heat: NDArray[np.float32]
+    greedy: NDArray[np.bool_]
+    temperature: NDArray[np.float32]
     reach: NDArray[np.float32]
-    least: NDArray[np.float32]
+    log_min_p: NDArray[np.float32]
 
     @classmethod
-    def of(cls, table: DrawTable) -> Self:
-        """Of a table on a CPU."""
-        cold = table.temperature == 0
-        least = table.min_p.log()
-        # Noise is bounded. A hundredth of slack: rounding must not leave out what exact arithmetic
-        # would keep.
-        reach = (0.01 - least).clamp(max=GUMBEL_MAX - GUMBEL_MIN + 0.01)
-        columns = (cold, table.temperature.masked_fill(cold, 1.0), reach, least)
+    def of(cls, tensors: SamplingTensors) -> Self:
+        """From tensors on a CPU."""
+        greedy, log_min_p = tensors.temperature == 0, tensors.min_p.log()
+        # Noise is bounded. The slack of 0.01 covers rounding.
+        reach = (0.01 - log_min_p).clamp(max=GUMBEL_MAX - GUMBEL_MIN + 0.01)
+        columns = (greedy, tensors.temperature.masked_fill(greedy, 1.0), reach, log_min_p)
         return cls(*(column.numpy() for column in columns))
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """The first greatest of every row [N, V]: int64 [N]."""
+    """The first greatest entry of every row [N, V]: int64 [N]."""
     if logits.device.type != "cpu" or logits.dtype != torch.float32:
         return logits.argmax(dim=-1)
-    # A tenth of the time that a tensor's takes on a CPU.
+    # A tenth of the time that torch takes on a CPU.
     return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(axis=-1)))
 
 
-def penalise(logits: Tensor, prompted: Tensor, said: Tensor, table: DrawTable) -> Tensor:
-    """Apply the penalties of the table [N] to logits [N, V].
+def penalise(
+    logits: Tensor, in_prompt: Tensor, in_answer: Tensor, params: SamplingTensors
+) -> Tensor:
+    """Apply the penalties of N rows to logits [N, V].
 
     Args:
-        logits: of the speaking half.
-        prompted: tokens of that half's prompt, bool [N, V].
-        said: how often the answer said each token before, int [N, V].
-        table: repetition penalty (prompt and answer; Keskar et al. 2019), presence and frequency
+        logits: of the source.
+        in_prompt: whether the source's prompt has each token, bool [N, V].
+        in_answer: how often the answer has each token, int [N, V].
+        params: repetition penalty (prompt and answer; Keskar et al. 2019), presence and frequency
             penalties (answer only; as OpenAI's API defines them).
     """
-    strength = table.repetition_penalty[:, None]
+    strength = params.repetition_penalty[:, None]
     damped = (logits * strength).where(logits < 0, logits / strength)
-    logits = damped.where(prompted | (said > 0), logits)
-    logits = logits - table.presence_penalty[:, None] * (said > 0)
-    return logits - table.frequency_penalty[:, None] * said
+    logits = damped.where(in_prompt | (in_answer > 0), logits)
+    logits = logits - params.presence_penalty[:, None] * (in_answer > 0)
+    return logits - params.frequency_penalty[:, None] * in_answer
 
 
-def truncate(logits: Tensor, table: DrawTable) -> Tensor:
-    """Set to -inf what top-k, top-p and min-p leave out, in that order; logits [B, V].
+def truncate(logits: Tensor, params: SamplingTensors) -> Tensor:
+    """Set logits [B, V] to -inf where top-k, top-p and min-p, in that order, drop the token.
 
-    Each step looks at the distribution the steps before it left, as in ``transformers``.
+    Each step reads the distribution that the step before left, as in ``transformers``.
     """
-    if table.any_top_k:
-        widest = min(table.widest, logits.shape[-1])
-        best = logits.topk(widest, dim=-1).values  # [B, widest]
-        kth = best.gather(1, (table.top_k.clamp(1, widest) - 1)[:, None])
-        logits = logits.masked_fill((logits < kth) & (table.top_k > 0)[:, None], -math.inf)
-    if table.any_top_p:
+    if params.any_top_k:
+        most = min(params.max_top_k, logits.shape[-1])
+        best = logits.topk(most, dim=-1).values  # [B, most]
+        kth = best.gather(1, (params.top_k.clamp(1, most) - 1)[:, None])
+        logits = logits.masked_fill((logits < kth) & (params.top_k > 0)[:, None], -math.inf)
+    if params.any_top_p:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probs = ordered.softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens
-        drop = (before >= table.top_p[:, None]).scatter(1, order, before >= table.top_p[:, None])
-        drop &= (table.top_p < 1)[:, None]
+        drop = (before >= params.top_p[:, None]).scatter(1, order, before >= params.top_p[:, None])
+        drop &= (params.top_p < 1)[:, None]
         drop.scatter_(1, order[:, :1], False)
         logits = logits.masked_fill(drop, -math.inf)
-    if table.any_min_p:
-        floor = logits.amax(dim=-1, keepdim=True) + table.min_p.log()[:, None]
+    if params.any_min_p:
+        floor = logits.amax(dim=-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)
     return logits
 
 
 def max_drawn_entries(device_type: str) -> int:
-    """Entries of rows of logits that are drawn from at once, on a kind of device; more are drawn
-    from in parts, so that a large vocabulary and many rows do not take memory in proportion.
+    """Entries of logits that one draw processes at once on a kind of device. Larger batches are
+    drawn in parts, so that memory does not grow with rows × vocabulary.
     """
     return 2**21 if device_type == "cpu" else 2**24
 
 
-def draw(logits: Tensor, table: DrawTable, keys: Tensor) -> Tensor:
+def draw(logits: Tensor, params: SamplingTensors, keys: Tensor) -> Tensor:
     """Draw one token per row: argmax of truncated logits / temperature + Gumbel noise.
 
     Args:
-        logits: float32 [B, V]; -inf where a token may not be said.
-        table: the rows' sampling parameters (penalties already applied to ``logits``).
+        logits: float32 [B, V]; -inf for tokens that may not be written.
+        params: the rows' sampling parameters. Penalties are applied to ``logits`` already.
         keys: int64 [B, 2] from :func:`baco.sampling.noise.noise_keys`.
 
     Returns:
         Token ids, int64 [B]. At temperature 0 the plain argmax.
     """
-    size, most = len(logits), max(1, max_drawn_entries(logits.device.type) // logits.shape[-1])
+    size = len(logits)
+    most = max(1, max_drawn_entries(logits.device.type) // logits.shape[-1])
     if size > most:
         parts = [slice(start, start + most) for start in range(0, size, most)]
         row = torch.arange(size, device=logits.device)
-        return torch.cat([draw(logits[p], table.rows(row[p]), keys[p]) for p in parts])
-    greedy = most_likely(logits)
-    if not table.any_warm:
-        return greedy
+        return torch.cat([draw(logits[p], params.rows(row[p]), keys[p]) for p in parts])
+    likeliest = most_likely(logits)
+    if not params.any_random:
+        return likeliest
     if logits.device.type == "cpu":
-        return _draw_on_cpu(logits, greedy, table, keys)
-    cold = table.temperature == 0
-    heat = table.temperature.masked_fill(cold, 1.0)
-    warm = truncate(logits / heat[:, None], table)
+        return _draw_on_cpu(logits, likeliest, params, keys)
+    greedy = params.temperature == 0
+    scaled = logits / params.temperature.masked_fill(greedy, 1.0)[:, None]
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    token = (warm + gumbel(keys[:, None, :], ids)).argmax(dim=-1)
-    return torch.where(cold, greedy, token)
+    token = (truncate(scaled, params) + gumbel(keys[:, None, :], ids)).argmax(dim=-1)
+    return torch.where(greedy, likeliest, token)
 
 
-def _draw_on_cpu(logits: Tensor, greedy: Tensor, table: DrawTable, keys: Tensor) -> Tensor:
+def _draw_on_cpu(
+    logits: Tensor, likeliest: Tensor, params: SamplingTensors, keys: Tensor
+) -> Tensor:
     """The same draw, with noise only for tokens that can still win.
 
-    Noise is bounded, so a token further below the best than the bounds lie apart cannot.
+    Noise is bounded. A token further below the greatest than the bounds are apart cannot win.
     """
-    numbers = table.numbers
-    heat = numbers.heat
-    if table.any_top_k or table.any_top_p:
-        logits = truncate(logits / torch.from_numpy(heat)[:, None], table)
-        heat = np.ones_like(heat)
+    arrays = params.arrays
+    temperature = arrays.temperature
+    if params.any_top_k or params.any_top_p:
+        logits = truncate(logits / torch.from_numpy(temperature)[:, None], params)
+        temperature = np.ones_like(temperature)
     rows, size = logits.numpy(), len(logits)
-    best = rows[np.arange(size), greedy.numpy()]
-    # [C], in order of rows
-    found = np.flatnonzero(rows >= (best - heat * numbers.reach)[:, None])
-    row, token = np.divmod(found, rows.shape[1])
-    if len(found) == size and (size == 1 or (row[1:] > row[:-1]).all()):
-        return greedy  # nothing else can be drawn anywhere
-    warm = rows[row, token] / heat[row]
-    score = warm + gumbel(keys[torch.from_numpy(row)], torch.from_numpy(token)).numpy()
-    if table.any_min_p:
-        score[warm < (best / heat + numbers.least)[row]] = -np.inf
+    best = rows[np.arange(size), likeliest.numpy()]
+    # The C candidates of all rows, in order of rows.
+    candidates = np.flatnonzero(rows >= (best - temperature * arrays.reach)[:, None])
+    row, token = np.divmod(candidates, rows.shape[1])
+    if len(candidates) == size and (size == 1 or (row[1:] > row[:-1]).all()):
+        return likeliest  # one candidate per row
+    scaled = rows[row, token] / temperature[row]
+    score = scaled + gumbel(keys[torch.from_numpy(row)], torch.from_numpy(token)).numpy()
+    if params.any_min_p:
+        score[scaled < (best / temperature + arrays.log_min_p)[row]] = -np.inf
     top = np.full(size, -np.inf, np.float32)
     np.maximum.at(top, row, score)
-    # Of equals the first, which is written last. A row of NaN has none.
-    wins = np.flatnonzero(score == top[row])[::-1]
-    drawn = greedy.numpy().copy()
-    drawn[row[wins]] = token[wins]
-    return torch.from_numpy(np.where(numbers.cold, greedy.numpy(), drawn))
+    # Assign in reverse, so that of equal scores the first wins. A row of NaN has no winner.
+    winners = np.flatnonzero(score == top[row])[::-1]
+    drawn = likeliest.numpy().copy()
+    drawn[row[winners]] = token[winners]
+    return torch.from_numpy(np.where(arrays.greedy, likeliest.numpy(), drawn))

@@ -1,7 +1,7 @@
-"""What the noise is keyed by: the user's seed and the prompt's digest, mixed into one seed.
+"""The seed of a prompt's noise, from the user's seed and the prompt's digest.
 
-Different prompts draw independently; equal prompts draw equal answers. It imports neither torch nor
-numpy, so that commands that draw nothing start quickly.
+Different prompts draw independently, and equal prompts draw equal answers. This module imports
+neither torch nor NumPy, so that commands without draws start quickly.
 """
 
 import hashlib
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from baco.errors import BacoError
 
-# Goes up whenever the same seed gives other answers than before. 1: draws were keyed by seed,
-# sample, position and token; 2: by the prompt too.
+# Increases whenever the same seed gives other answers. 1: draws are keyed by seed, sample, position
+# and token; 2: by the prompt too.
 NOISE_VERSION = 2
 
 _LARGEST = 2**63 - 1  # seeds are int64 in tensors
 
 
 def noise_seed(seed: int, digest: bytes) -> int:
-    """The seed of one prompt's draws, 0 … 2**63 - 1: of the user's seed and the prompt's digest."""
+    """The seed of one prompt's draws, 0 … 2**63 - 1."""
     mixed = hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=8).digest()
     return int.from_bytes(mixed, "little") & _LARGEST
 

@@ -213,15 +213,15 @@ class Proposer:
 
         rows, keys = torch.arange(len(batch), device=logits.device), batch.noise_keys()[:, index]
         shaped = batch.run_samplers(self._shape(model, logits), rows, keys, drafts)
-        return draw(shaped, batch.draws, keys)
+        return draw(shaped, batch.sampling, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:
         """A copy of a model's logits [B, V], masked and biased as the rows' tokens are drawn."""
         if model == "base":
             logits = logits.masked_fill(self._banned, -torch.inf)
-        elif self._batch.draws.biased is not None:
+        elif self._batch.sampling.biased_tokens is not None:
             logits = logits.clone()
-        return self._batch.draws.bias(logits)
+        return self._batch.sampling.bias(logits)
 
     # --- what is remembered of rows ---------------------------------------------------------------
 
