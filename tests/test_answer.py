@@ -13,11 +13,11 @@ from transformers import TorchAoConfig
 
 from baco import Baco, BacoError
 from baco.calibration.diagnose import diagnose, judge
-from baco.calibration.measure import distinct_2
 from baco.calibration.store import isotonic
 from baco.models.known_pairs import find_pair, known_pairs
 from baco.text.answer_text import AnswerText
 from baco.text.prompts import Renderer
+from baco.text.segmentation import distinct
 from tests.pairs import PairFolder
 from tests.test_vocabulary import byte_level
 
@@ -260,8 +260,8 @@ def test_an_isotonic_fit_never_falls_and_leaves_what_never_fell(values: list[flo
 
 
 def test_distinct_2_by_hand() -> None:
-    assert distinct_2(["a b c", "a b d"]) == 3 / 4
-    assert distinct_2(["a", ""]) == 0
+    assert distinct(["a b c", "a b d"], 2) == 3 / 4
+    assert distinct(["a", ""], 2) == 0
 
 
 def test_diagnosis_of_the_demo_pair_is_good_and_of_twins_useless(demo: Baco, llama: Baco) -> None:

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from baco.calibration.measure import distinct_2
 from baco.evaluation.metrics.lexical import (
     expectation_adjusted_distinct,
     self_bleu,
@@ -59,11 +58,6 @@ def test_distinct_counts_n_grams_of_the_pooled_samples() -> None:
 def test_no_n_gram_spans_two_samples() -> None:
     assert distinct(["a b", "c d"], 2) == 1.0
     assert distinct(["a b", "b a"], 3) == 0.0
-
-
-@given(st.lists(st.text(max_size=30), min_size=2, max_size=4))
-def test_distinct_2_is_what_the_dial_is_calibrated_with(texts: list[str]) -> None:
-    assert distinct(texts, 2) == distinct_2(texts)
 
 
 def test_expectation_adjusted_distinct_by_hand() -> None:

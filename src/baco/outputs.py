@@ -1,4 +1,4 @@
-"""What comes back: one answer with its provenance, and the chunks it arrives in."""
+"""Answers with their provenance, and the chunks in which they stream."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,25 +64,25 @@ class Completion:
 
 
 def check_whole(completions: Collection[Completion]) -> None:
-    """BacoError where any answer broke off: for who needs all of them."""
+    """Raise BacoError if any answer ended in an error, where all answers are needed."""
     broken = [one.error for one in completions if one.error is not None]
     if broken:
         raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
 
 
 def check_group(rows: Sequence[Sequence[Completion]], *, again: bool) -> str | None:
-    """What broke off among prompts that were decoded together: the first error; None where nothing.
+    """The first error among prompts that were decoded together; None where all answers are whole.
 
-    A prompt whose answers broke off in this process breaks off again, however often it is decoded.
-    So it is kept with its error, and the others with their answers.
+    A prompt that fails in this process fails again whenever it is decoded. So it is kept with its
+    error, and the others with their answers.
 
     Args:
         rows: the samples of every prompt.
-        again: what broke off may be whole when it is decoded again, as with servers.
+        again: whether decoding again may help, as it does with servers.
 
     Raises:
-        BacoError: something is to be decoded again, or all of several prompts broke off: then it
-            is not the prompts.
+        BacoError: decoding again may help, or all of several prompts failed, which is not the fault
+            of a prompt.
     """
     errors = [next((one.error for one in row if one.error is not None), None) for row in rows]
     broken = [error for error in errors if error is not None]
@@ -152,11 +152,11 @@ def record(
 ) -> dict[str, Any]:
     """``prompt``, ``pair``, ``weights``, ``router``, ``seed``, ``params`` and ``samples``.
 
-    Speed comes only where ``timed``: a file of many prompts leaves it out, so that a resumed run
+    Speed is included only with ``timed``. Files of many prompts leave it out, so that a resumed run
     writes the same bytes.
     """
     first = completions[0]
-    made: dict[str, Any] = {
+    row: dict[str, Any] = {
         "prompt": prompt,
         "pair": pair.name,
         "weights": pair.held,
@@ -168,7 +168,7 @@ def record(
                 "text": c.text,
                 "token_ids": list(c.token_ids),
                 "sources": list(c.sources),
-                # JSON has no NaN, which stands for what a server does not tell.
+                # NaN, for what a server does not report, is not JSON.
                 "logprobs": [None if isnan(x) else round(x, 5) for x in c.logprobs],
                 "base_share": round(c.base_share, 5),
                 "switches": c.switches,
@@ -180,17 +180,17 @@ def record(
     }
     if timed:
         tokens = sum(len(c.token_ids) for c in completions)
-        made["tokens_per_second"] = round(tokens / max(c.seconds for c in completions), 1)
-    return made
+        row["tokens_per_second"] = round(tokens / max(c.seconds for c in completions), 1)
+    return row
 
 
 def params(pair: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything but prompt, pair, router and seed that the answers hang on, the pair's own too."""
-    beside = {name: settings[name] for name in ("system", "switch")}
-    sampling = {name: value for name, value in settings.items() if name not in beside}
-    every = asdict(pair.defaults.updated(sampling)) | beside
-    if not every["samplers"]:
-        del every["samplers"]
+    """All settings that the answers depend on, except prompt, pair, router and seed."""
+    other = {name: settings[name] for name in ("system", "switch")}
+    sampling = {name: value for name, value in settings.items() if name not in other}
+    values = asdict(pair.defaults.updated(sampling)) | other
+    if not values["samplers"]:
+        del values["samplers"]
     if arguments := pair.renderer.chat_options:
-        every["template_args"] = dict(arguments)
-    return {name: value for name, value in every.items() if name not in ("seed", "logprobs")}
+        values["template_args"] = dict(arguments)
+    return {name: value for name, value in values.items() if name not in ("seed", "logprobs")}

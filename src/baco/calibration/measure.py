@@ -21,11 +21,6 @@ def open_prompts() -> list[str]:
     return text.read_text(encoding="utf-8").splitlines()
 
 
-def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct / all pairs of neighbouring words over the texts, in [0, 1]; 0 without any pair."""
-    return distinct(texts, 2)
-
-
 def calibrate(
     baco: Baco,
     router: str,
@@ -97,4 +92,4 @@ def _base_share(answers: Sequence[Sequence[Completion]]) -> float:
 
 
 def _mean_distinct_2(answers: Sequence[Sequence[Completion]]) -> float:
-    return math.fsum(distinct_2([c.text for c in samples]) for samples in answers) / len(answers)
+    return math.fsum(distinct([c.text for c in samples], 2) for samples in answers) / len(answers)

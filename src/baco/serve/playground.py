@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from baco.api import Baco
-from baco.calibration.measure import distinct_2, open_prompts
+from baco.calibration.measure import open_prompts
 from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
@@ -127,7 +127,7 @@ def measure(texts: list[str]) -> Diversity:
     distinct = len({" ".join(text.split()) for text in texts})
     return Diversity(
         distinct=distinct,
-        distinct_2=distinct_2(texts),
+        distinct_2=distinct(texts, 2),
         embedding_distance=distance,
         why_not=why_not,
     )

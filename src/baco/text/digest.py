@@ -1,7 +1,7 @@
 """The digest of a prompt, which keys the noise of its draws.
 
-It covers the role and the text of every message, a system message and a prefill included. Dates and
-template arguments are not part of it. It imports neither torch nor numpy.
+It covers the role and the text of every message, system message and prefill included, but not dates
+and template arguments. This module imports neither torch nor NumPy.
 """
 
 import hashlib
@@ -10,20 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
-    """A conversation's digest: of the role and the text of every message, and of nothing else."""
-    told = json.dumps([[message["role"], message["content"]] for message in messages])
-    return _digest(told.encode())
+    """The digest of a conversation: of the role and the text of every message."""
+    roles_and_texts = json.dumps([[message["role"], message["content"]] for message in messages])
+    return _digest(roles_and_texts.encode())
 
 
 def text_digest(text: str) -> bytes:
-    """A raw text's digest: of its UTF-8 bytes."""
+    """The digest of a raw text: of its UTF-8 bytes."""
     return _digest(text.encode("utf-8", "surrogatepass"))
 
 
 def ids_digest(ids: Iterable[int]) -> bytes:
-    """The digest of token ids whose text is not at hand."""
+    """The digest of token ids whose text is not available."""
     return _digest(b"".join(token.to_bytes(8, "little") for token in ids))
 
 
-def _digest(told: bytes) -> bytes:
-    return hashlib.blake2b(told, digest_size=16).digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,11 +1,11 @@
-"""One conversation, two renderings: the aligned model's chat template and the base's plain text.
+"""One conversation, two renderings: the aligned model's chat template and the base model's text.
 
-The answer's tokens are shared, so both renderings must end such that its first token is spelled
-alike: where the aligned prompt ends in white space the answer starts without a space, and the base
-prompt then ends in a new line; elsewhere both go on with a space.
+The answer's tokens are shared, so its first token must be spelled alike after both renderings.
+Where the aligned prompt ends in white space, the answer starts without a space, and the base prompt
+ends in a new line. Elsewhere the answer starts with a space in both.
 
-A conversation that ends with an assistant's message is continued: both renderings end with the text
-of that message, in the same tokens, and without an end mark.
+A last assistant message is continued: both renderings end with its text, in the same tokens, and
+without an end mark.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from baco.text.utf8 import check_characters
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
-# By the name of the model that a limit is for; no limit for a model that is not read.
+# By model; a model that does not read the prompt has no limit.
 Limits = Mapping[str, Limit]
 NO_LIMITS: Limits = MappingProxyType({})
 
@@ -40,11 +40,11 @@ BASE_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{ "Answer:" + answer_lead }}{%- endif -%}
 """
 
-# ``base_template`` of a pair whose base model reads the aligned model's prompt as it is.
+# As ``base_template``: the base model reads the aligned model's prompt.
 SAME_PROMPT = "aligned"
 
 
-# Variables of a template that its caller does not choose.
+# Template variables that callers cannot set.
 RESERVED = (
     "messages",
     "add_generation_prompt",
@@ -54,22 +54,22 @@ RESERVED = (
     "tokenize",
 )
 
-# Marks the end of a message that is continued. Templates trim white space around a message, not
-# inside it, so the mark also keeps the spaces that the message ends with.
+# Marks the end of a message that is continued. Templates trim white space around a message but not
+# inside it, so the mark also keeps the message's trailing spaces.
 _END_OF_PREFILL = "qoendofprefillqo"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as each half reads it.
+    """A conversation as each model reads it.
 
     Attributes:
         base_ids, aligned_ids: token ids.
-        base_text, aligned_text: what they spell.
-        digest: what its draws are keyed by, see :mod:`baco.text.digest`.
-        joining_space: a space that the answer begins with only joins it to the prompt, and is no
-            part of its text. Never so where the prompt ends with the beginning of the answer.
-        date: the day that a template took for today, as YYYY-MM-DD; None where none asked.
+        base_text, aligned_text: their text.
+        digest: keys its draws, see :mod:`baco.text.digest`.
+        joining_space: whether a space at the start of the answer only joins it to the prompt and is
+            not part of its text. False where a message is continued.
+        date: the day that a template wrote into it, as YYYY-MM-DD; None where none did.
     """
 
     base_ids: tuple[int, ...]
@@ -84,17 +84,17 @@ class Prompt:
 def conversation(
     prompt: Conversation, system: str | None = None, continue_final: bool | None = None
 ) -> list[dict[str, str]]:
-    """Check a prompt at the door and bring it to a list of messages.
+    """Check a prompt and convert it to a list of messages.
 
     Args:
-        prompt: a text, or messages. A last assistant's message is continued; one without text is
-            left out.
+        prompt: a text, or messages. A last assistant message is continued, or dropped if it is
+            empty.
         system: the text of a system message to put first.
-        continue_final: None, or whether the caller expects the last message to be continued.
+        continue_final: whether the caller expects a message to be continued; None for either.
 
     Raises:
-        BacoError: an empty prompt, a message without text, an unknown role, a last message that is
-            neither a user's nor an assistant's, or one that ``continue_final`` does not expect.
+        BacoError: the prompt is empty, a message has no text or an unknown role, the last message
+            is neither a user's nor an assistant's, or it contradicts ``continue_final``.
     """
     if isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}]
@@ -117,7 +117,7 @@ def conversation(
             "continued: end the conversation with a message of role 'user'"
         )
     while messages and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
-        messages.pop()  # it says nothing yet
+        messages.pop()  # nothing to continue
     questions = [message["content"] for message in messages if message["role"] == "user"]
     if not questions:
         raise BacoError("the conversation has no message of role 'user': give one to answer")
@@ -141,10 +141,10 @@ def _message(index: int, message: object) -> dict[str, str]:
 
 
 def check_template_args(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Further variables for templates, if they are that.
+    """Check further variables for templates.
 
     Raises:
-        BacoError: a name that is no variable's, or one whose value BACo itself gives.
+        BacoError: a name is not a variable's, or one that BACo sets, or a value is not JSON.
     """
     for name in given:
         if not isinstance(name, str) or not name.isidentifier():
@@ -163,10 +163,10 @@ def check_template_args(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def template_source(template: str) -> str:
-    """A Jinja template itself, or the file that holds it.
+    """The Jinja text of a template: itself, or the text of the file that it names.
 
     Raises:
-        BacoError: a file that cannot be read.
+        BacoError: the file cannot be read.
     """
     if "{" in template or "\n" in template:
         return template
@@ -181,18 +181,18 @@ def template_source(template: str) -> str:
 
 @dataclass
 class Renderer:
-    """Renders conversations for both halves of a pair.
+    """Renders conversations for both models of a pair.
 
     Attributes:
-        base_tokenizer, aligned_tokenizer: each half's own.
-        base_template: Jinja text, or a file of it, over ``messages``, ``add_generation_prompt`` and
-            ``answer_lead`` (empty, or a new line where the answer is to start without a space); or
-            SAME_PROMPT. A file is replaced by its text.
-        aligned_template: the same in place of the aligned tokenizer's chat template; or the name of
-            one of its templates, where it has several.
+        base_tokenizer, aligned_tokenizer: the models' own.
+        base_template: Jinja text, or a file with it, or SAME_PROMPT. Its variables are
+            ``messages``, ``add_generation_prompt`` and ``answer_lead`` (a new line where the answer
+            must start without a space, else empty). A file is replaced by its text.
+        aligned_template: replaces the aligned tokenizer's chat template: Jinja text, a file, or the
+            name of one of the tokenizer's templates.
         chat_options: further variables for the templates, such as ``enable_thinking``.
-        date: what templates take for today, as YYYY-MM-DD; None: the day of each rendering.
-        turn_opening: what the base model writes where it goes on with the next turn by itself.
+        date: the date for templates, as YYYY-MM-DD; None for the day of each rendering.
+        turn_opening: what the base model writes when it opens the next turn by itself.
     """
 
     base_tokenizer: Any
@@ -221,7 +221,7 @@ class Renderer:
             self.turn_opening = self._find_turn_opening()
 
     def set_defaults(self, date: str | None, template_args: Mapping[str, Any]) -> None:
-        """Take a date and template arguments for every prompt from now on, over the pair's own."""
+        """Set the date and template arguments of all later prompts, over the pair's own."""
         self.date = date
         self.chat_options = {**self.chat_options, **template_args}
 
@@ -236,51 +236,50 @@ class Renderer:
         limits: Limits = NO_LIMITS,
         pause: Callable[[], None] = no_pause,
     ) -> Prompt:
-        """Both renderings of a conversation.
+        """Render a conversation for both models.
 
         Args:
             prompt, system, continue_final: see :func:`conversation`.
             template_args: further variables for the templates, over the pair's own.
-            day: what templates take for today, as YYYY-MM-DD, in place of ``date``.
-            limits: how long the prompt may be, as the models read it.
-            pause: called between pieces of work; what it raises ends the rendering.
+            day: the date for templates, as YYYY-MM-DD, in place of ``date``.
+            limits: of the prompt's length, by model.
+            pause: called between pieces of work; an exception that it raises ends the rendering.
 
         Raises:
-            BacoError: bad messages, a missing chat template, a template that fails, a prompt that
-                is too long.
+            BacoError: the messages are wrong, the chat template is missing, a template fails, or
+                the prompt is too long.
         """
         messages = conversation(prompt, system, continue_final)
         digest = chat_digest(messages)
         variables = {**self.chat_options, **check_template_args(template_args or {})}
-        one = _Rendering(self, variables, day or self.date or today())
-        begun = ""
+        rendering = _Rendering(self, variables, day or self.date or today())
+        prefill = ""
         if messages[-1]["role"] == "assistant":
-            aligned_head, begun = one.before_prefill(messages)
+            aligned_head, prefill = rendering.split_prefill(messages)
             messages = messages[:-1]
         else:
-            aligned_head = one.aligned(messages)
+            aligned_head = rendering.aligned(messages)
 
         def encode(name: str, head: str, *, special: bool) -> tuple[int, ...]:
-            # The prefill is tokenised by itself, as its tokens would have come from the models: so
-            # they are the same in both prompts.
+            # The prefill is tokenised by itself, so that it has the same tokens in both prompts.
             encoder, limit = self.encoders[name], limits.get(name)
             ids = encoder.encode(head, special=special, limit=limit, pause=pause)
-            return ids + _encode_inside(encoder, begun, limit, pause, len(ids))
+            return ids + _encode_continuation(encoder, prefill, limit, pause, len(ids))
 
         aligned_ids = encode("aligned", aligned_head, special=False)
         base_ids, base_head, spaced = aligned_ids, aligned_head, aligned_head[-1].isspace()
         if self.base_template != SAME_PROMPT:
-            joined = not spaced and (not begun or begun[0].isspace())
-            base_head = one.base(messages, "" if joined else "\n")
+            joined = not spaced and (not prefill or prefill[0].isspace())
+            base_head = rendering.base(messages, "" if joined else "\n")
             base_ids = encode("base", base_head, special=True)
         return Prompt(
             base_ids,
             aligned_ids,
-            base_head + begun,
-            aligned_head + begun,
+            base_head + prefill,
+            aligned_head + prefill,
             digest,
-            joining_space=not begun and not spaced,
-            date=one.day if one.reads_clock else None,
+            joining_space=not prefill and not spaced,
+            date=rendering.day if rendering.reads_clock else None,
         )
 
     def raw(
@@ -290,14 +289,14 @@ class Renderer:
         limits: Limits = NO_LIMITS,
         pause: Callable[[], None] = no_pause,
     ) -> Prompt:
-        """A text to be continued, or its token ids, read by both halves as it is.
+        """A text, or token ids, that both models continue as they are.
 
         Args:
-            text: what to continue.
+            text: the text or the token ids.
             limits, pause: as for `render`.
 
         Raises:
-            BacoError: an empty text, or one that is too long.
+            BacoError: the text is empty or too long.
         """
         aligned_ids, base_ids = (
             self.read(text, name, limits=limits, pause=pause) for name in ("aligned", "base")
@@ -317,7 +316,7 @@ class Renderer:
         limits: Limits = NO_LIMITS,
         pause: Callable[[], None] = no_pause,
     ) -> tuple[int, ...]:
-        """Token ids of a text, or ids as they are, for ``base`` or ``aligned``; else as `raw`."""
+        """The same for one model, ``base`` or ``aligned``: the token ids that it reads."""
         if not text:
             raise BacoError("the prompt is empty: give some text to continue")
         limit = limits.get(name)
@@ -329,12 +328,12 @@ class Renderer:
         return text
 
     def chat_template(self) -> Template:
-        """The aligned model's; errors as for `chat_template_of`."""
-        # Read anew each time: a tokenizer's template may be set after it is loaded.
+        """The aligned model's chat template; errors as for `chat_template_of`."""
+        # Not cached: a tokenizer's template can be set after it is loaded.
         return self._chat or chat_template_of(self.aligned_tokenizer)
 
     def _find_turn_opening(self) -> str | None:
-        """What the template puts between an answer and the next question, such as ``Question:``."""
+        """What the base template writes between an answer and the next question: ``Question:``."""
         answer, question = "ANSWERED", "ASKED"
         turns = [
             {"role": "user", "content": "FIRST"},
@@ -351,7 +350,7 @@ def chat_template_of(tokenizer: Any) -> Template:
 
     Raises:
         UnfitPairError: it has none.
-        BacoError: it has several, of which none is the default.
+        BacoError: it has several, and none is the default.
     """
     own = getattr(tokenizer, "chat_template", None)
     model = getattr(tokenizer, "name_or_path", "") or "the aligned model"
@@ -374,31 +373,32 @@ def render_chat(
     ask: bool,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Rendering:
-    """Messages as a chat template writes them for its tokenizer.
+    """Render messages with a chat template.
 
     Args:
         template: the tokenizer's own or another.
-        tokenizer: whose special tokens the template may name.
+        tokenizer: its special tokens are variables of the template.
         messages: of a conversation.
-        day: what the template takes for today.
-        ask: end with what asks for an answer.
-        variables: further ones.
+        day: the date for the template.
+        ask: add the generation prompt.
+        variables: further variables.
 
     Raises:
         BacoError: the template fails.
     """
     special = getattr(tokenizer, "special_tokens_map", {})
-    # `transformers` sets these two as well, and templates count on it.
+    # `transformers` sets these two as well, and templates rely on it.
     unset = {"tools": None, "documents": None}
-    given = {"messages": messages, "add_generation_prompt": ask}
-    return template.render({**unset, **special, **variables, **given}, day)
+    own = {"messages": messages, "add_generation_prompt": ask}
+    return template.render({**unset, **special, **variables, **own}, day)
 
 
 def _chat_source(template: str) -> str:
-    """A chat template itself, or the file that holds it, or several by name in JSON.
+    """The Jinja text of a chat template: itself, the text of a file, or the default of several
+    templates by name in JSON.
 
     Raises:
-        BacoError: a file that cannot be read, or of several templates none is the default.
+        BacoError: the file cannot be read, or none of several templates is the default.
     """
     source = template_source(template)
     try:
@@ -410,7 +410,7 @@ def _chat_source(template: str) -> str:
 
 
 def _by_name(several: Any) -> Mapping[str, str]:
-    """Templates by name, as files and tokenizers keep them; nothing where these are none."""
+    """Templates by name, in one of the forms of files and tokenizers; empty for anything else."""
     if isinstance(several, Mapping):
         return several
     try:
@@ -429,19 +429,19 @@ def _default_template(named: Mapping[str, str], place: str) -> str:
 
 
 def _shown(template: str) -> str:
-    """What to call a template that a user gave: its file or name, if it is that."""
+    """The name of a user's template in messages: its file or name."""
     return "given" if "{" in template or "\n" in template else template
 
 
 @dataclass
 class _Rendering:
-    """One conversation being rendered.
+    """One conversation while it is rendered.
 
     Attributes:
-        renderer: whose templates are rendered,
-        variables: with these,
-        day: on this day.
-        reads_clock: a template has asked for the day.
+        renderer: has the templates.
+        variables: further variables for them.
+        day: the date for them.
+        reads_clock: whether a template has read the date.
     """
 
     renderer: Renderer
@@ -450,19 +450,19 @@ class _Rendering:
     reads_clock: bool = False
 
     def aligned(self, messages: Sequence[Message], *, ask: bool = True) -> str:
-        """What the aligned model reads; ``ask`` for an answer at its end.
+        """The aligned model's prompt; with ``ask``, it ends with the generation prompt.
 
         Raises:
             BacoError: there is no template, or it fails.
         """
         template, tokenizer = self.renderer.chat_template(), self.renderer.aligned_tokenizer
-        made = render_chat(
+        result = render_chat(
             template, tokenizer, messages, day=self.day, ask=ask, variables=self.variables
         )
-        return self._text(made)
+        return self._text(result)
 
     def base(self, messages: Sequence[Message], answer_lead: str) -> str:
-        """What the base model reads.
+        """The base model's prompt.
 
         Raises:
             BacoError: the template fails.
@@ -471,35 +471,35 @@ class _Rendering:
         variables |= {"answer_lead": answer_lead}
         return self._text(self.renderer._base.render(variables, self.day))
 
-    def _text(self, made: Rendering) -> str:
-        self.reads_clock |= made.reads_clock
-        return made.text
+    def _text(self, result: Rendering) -> str:
+        self.reads_clock |= result.reads_clock
+        return result.text
 
-    def before_prefill(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The aligned prompt in two parts, split in front of the last message.
+    def split_prefill(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """The aligned prompt in two parts: before the last message, and the message.
 
-        The space that joins an answer to its prompt, where there is one, comes with the second.
-        The template's own rendering of the message is taken, cut behind its text. Some templates
-        refuse a last assistant's message, change its text, or drop the system message beside it;
-        then the message follows what asks for an answer.
+        A space that joins an answer to its prompt belongs to the second part. The template renders
+        the message, and the rendering is cut after the message's text. Some templates refuse a last
+        assistant message, change its text, or drop the system message beside it. For these, the
+        message is appended to the generation prompt.
 
         Raises:
-            BacoError: a template that fails at both.
+            BacoError: the template fails at both.
         """
         *before, last = messages
         prefill = last["content"]
         marked = [*before, {**last, "content": prefill + _END_OF_PREFILL}]
-        asking = found = None
+        asking = end = None
         with contextlib.suppress(TemplateFailedError):
             asking = self.aligned(before)
         text = ""
         try:
-            text, found, _ = self.aligned(marked, ask=False).rpartition(_END_OF_PREFILL)
+            text, end, _ = self.aligned(marked, ask=False).rpartition(_END_OF_PREFILL)
         except TemplateFailedError:
             if asking is None:
                 raise
         kept = prefill if text.endswith(prefill) else prefill.lstrip()
-        usable = found and text.endswith(kept)
+        usable = end and text.endswith(kept)
         if usable and asking is not None:
             question = next(m["content"] for m in reversed(before) if m["role"] == "user").strip()
             asked = asking.rfind(question)
@@ -517,13 +517,13 @@ class _Rendering:
         return asking, prefill if asking[-1:].isspace() else " " + prefill
 
 
-def _encode_inside(
+def _encode_continuation(
     encoder: Encoder, text: str, limit: Limit | None, pause: Callable[[], None], before: int
 ) -> tuple[int, ...]:
-    """Token ids of a text that goes on with another, of ``before`` tokens.
+    """Token ids of a text that continues another one of ``before`` tokens.
 
-    SentencePiece puts a space before a text; so it is tokenised behind a line break, which is then
-    taken off. Where the break melts into a token of the text, there is no such space.
+    SentencePiece adds a space before a text. So the text is tokenised after a line break, whose
+    tokens are then removed. Where the break merges with the text into one token, no space is added.
     """
     if not text:
         return ()

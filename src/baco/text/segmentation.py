@@ -1,8 +1,8 @@
-"""What counts as a word where words are counted, in every script.
+"""Word segmentation for metrics, in every script.
 
-In scripts written without spaces a character, with the marks it carries, is a word. Elsewhere words
-are those of Unicode's UAX #29 (default word boundaries), as the `regex` package finds them. Texts
-are compared in lower case and in normal form C, so that é is one letter however it is spelled.
+In scripts without spaces, a character with its combining marks is a word. Elsewhere words are those
+of Unicode's UAX #29 (default word boundaries), as the `regex` package finds them. Texts are
+compared in lower case and in normal form C, so that é is one letter however it is encoded.
 """
 
 import unicodedata
@@ -37,31 +37,31 @@ _CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in UNSPACED)
 _CLUSTER = regex.compile(rf"((?=[{_CLASS}])\X)")
 _BOUNDARY = regex.compile(r"\b", regex.WORD | regex.V1)
 _SOMETHING = regex.compile(r"[\p{L}\p{M}\p{N}\p{S}]")
-# The joiners inside a word of Devanagari or Persian belong to it.
+# Joiners inside a word of Devanagari or Persian are part of it.
 _BARE = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:[\u200c\u200d]+[\p{L}\p{M}\p{N}]+)*")
 
 
 def is_unspaced(character: str) -> bool:
-    """Does the character belong to a script that is written without spaces?"""
+    """Whether a character belongs to a script written without spaces."""
     code = ord(character)
     return any(low <= code <= high for low, high in UNSPACED)
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; punctuation between them is none, a symbol or an emoji is one."""
-    found: list[str] = []
-    for index, part in enumerate(_CLUSTER.split(_plain(text))):
+    """Lower-case words. Punctuation is not a word; a symbol or an emoji is."""
+    parts: list[str] = []
+    for index, part in enumerate(_CLUSTER.split(_normalized(text))):
         # Every second part is a character of a script without spaces.
-        found += [part] if index % 2 else _BOUNDARY.split(part)
-    return [word for word in found if _SOMETHING.search(word)]
+        parts += [part] if index % 2 else _BOUNDARY.split(part)
+    return [part for part in parts if _SOMETHING.search(part)]
 
 
 def bare_words(text: str) -> list[str]:
     """Lower-case runs of letters with their marks, and digits.
 
-    In ASCII these are the tokens of ROUGE's own tokenizer, which discards all other letters.
+    In ASCII these are the tokens of ROUGE's tokenizer, which drops all other letters.
     """
-    return list(_BARE.findall(spaced(_plain(text))))
+    return list(_BARE.findall(spaced(_normalized(text))))
 
 
 def spaced(text: str) -> str:
@@ -70,19 +70,19 @@ def spaced(text: str) -> str:
 
 
 def distinct(texts: Sequence[str], order: int) -> float:
-    """Distinct n-grams over all n-grams of the pooled texts (Li et al. 2016, distinct-n).
+    """Distinct-n: distinct n-grams / all n-grams of the pooled texts (Li et al. 2016).
 
     Range 0 to 1, higher is more diverse; 0 without any n-gram. Cost: linear in words.
     """
-    found: set[tuple[str, ...]] = set()
+    distinct_ngrams: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
         row = words(text)
-        grams = list(zip(*(row[start:] for start in range(order)), strict=False))
-        found.update(grams)
-        total += len(grams)
-    return len(found) / total if total else 0.0
+        ngrams = list(zip(*(row[start:] for start in range(order)), strict=False))
+        distinct_ngrams.update(ngrams)
+        total += len(ngrams)
+    return len(distinct_ngrams) / total if total else 0.0
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return unicodedata.normalize("NFC", text.lower())

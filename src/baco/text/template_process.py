@@ -1,8 +1,9 @@
-"""The process that renders templates: `baco.text.templates` starts it, and no module imports it.
+"""The process that renders templates. `baco.text.templates` starts it; no module imports it.
 
-A template of a downloaded model is a program. Here it can neither hang nor crash the process that
-holds the models, nor fill its memory. A request and its reply are one line of JSON each, on
-standard input and output. Only the standard library and Jinja are imported: it starts quickly.
+A template of a downloaded model is a program. In this process it can neither hang nor crash the
+process that holds the models, nor use up its memory. A request and its reply are one line of JSON
+each, on standard input and output. To start quickly, it imports only the standard library and
+Jinja.
 """
 
 import contextlib
@@ -26,12 +27,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Generation(Extension):
-    """``{% generation %}…{% endgeneration %}``, which marks answers for training: its body."""
+    """``{% generation %}…{% endgeneration %}``, which marks answers: its body."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Any) -> nodes.Node:
-        """The call of a macro, so that the body has a scope of its own."""
+        """A macro call, so that the body has its own scope."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
@@ -41,25 +42,25 @@ class Generation(Extension):
 
 
 class Dict:
-    """``dict`` of templates, without the attributes of a class."""
+    """``dict`` for templates, without the attributes of a class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """As Python's own."""
+        """Like Python's own."""
         return dict.fromkeys(*args)
 
 
 class Namespace(jinja2.utils.Namespace):
-    """``namespace`` of templates: it takes no name of Python's internals."""
+    """``namespace`` for templates; it rejects names of Python internals."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # a variable may be called self
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a variable can be named self
         self, *rest = args
-        given = dict(*rest, **kwargs)
-        for name in given:
+        variables = dict(*rest, **kwargs)
+        for name in variables:
             Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, given)
+        jinja2.utils.Namespace.__init__(self, variables)
 
     def __setitem__(self, name: str, value: Any) -> None:
         Namespace._check(name)
@@ -72,10 +73,11 @@ class Namespace(jinja2.utils.Namespace):
 
 
 class Clock:
-    """``strftime_now`` of a given day, at midnight.
+    """``strftime_now`` for a fixed day, at midnight.
 
     Attributes:
-        read: a template has asked for the time.
+        day: the day.
+        read: whether a template has called it.
     """
 
     def __init__(self) -> None:
@@ -91,7 +93,7 @@ CLOCK = Clock()
 
 
 def refuse(message: str) -> NoReturn:
-    """``raise_exception`` of chat templates."""
+    """``raise_exception`` for chat templates."""
     raise jinja2.TemplateError(message)
 
 
@@ -102,7 +104,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """``tojson`` of chat templates, which escapes no HTML."""
+    """``tojson`` for chat templates, which does not escape HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -113,21 +115,21 @@ def to_json(
 
 
 def environment(kind: str) -> jinja2.Environment:
-    """What ``transformers`` gives chat templates; base templates keep their white space and may
-    name no variable that is not there.
+    """Chat templates get the environment of ``transformers``. Base templates keep their white
+    space, and an undefined variable is an error.
     """
     options: dict[str, Any] = {"undefined": jinja2.StrictUndefined}
     if kind == "chat":
         options = {"trim_blocks": True, "lstrip_blocks": True}
-    made = ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols], **options)
-    made.filters["tojson"] = to_json
-    made.globals |= {
+    jinja = ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols], **options)
+    jinja.filters["tojson"] = to_json
+    jinja.globals |= {
         "raise_exception": refuse,
         "strftime_now": CLOCK,
         "dict": Dict(),
         "namespace": Namespace,
     }
-    return made
+    return jinja
 
 
 ENVIRONMENTS = {kind: environment(kind) for kind in ("chat", "base")}
@@ -135,14 +137,14 @@ ENVIRONMENTS = {kind: environment(kind) for kind in ("chat", "base")}
 
 @lru_cache(maxsize=64)
 def compiled(kind: str, source: str) -> jinja2.Template:
-    """A template, ready to be rendered."""
+    """A compiled template."""
     return ENVIRONMENTS[kind].from_string(source)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to a request: ``text`` and whether the clock was read, or ``error``."""
+    """The reply to a request: ``text`` and whether the clock was read (``clock``), or ``error``."""
     CLOCK.day, CLOCK.read = datetime.fromisoformat(request["date"]), False
-    random.seed(0)  # of Jinja's filter `random`
+    random.seed(0)  # for Jinja's filter `random`
     try:
         template = compiled(request["kind"], request["source"])
         text = template.render(request["variables"])
@@ -163,16 +165,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def timer() -> Callable[[float], object]:
-    """A function that ends this process after so many seconds; 0 seconds call it off.
+    """A function that ends this process after a number of seconds; 0 cancels it.
 
-    Where the system can, these are seconds of computing: a busy machine does not shorten them.
+    Where the system supports it, CPU seconds count, so that a busy machine does not shorten them.
     """
     if hasattr(signal, "setitimer"):
-        # Whoever started this process may ignore or block the signal, which is inherited.
+        # The parent may ignore or block the signal, which is inherited.
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
         return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
-    dump = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
+    dump = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open
 
     def watch(seconds: float) -> None:
         if seconds:
@@ -184,28 +186,28 @@ def timer() -> Callable[[float], object]:
 
 
 def limit_memory(size: int) -> None:
-    """Let this process take so many bytes more than it has now, where the system can."""
+    """Limit this process to ``size`` bytes more than it has now, where the system supports it."""
     try:
         import resource
     except ImportError:
         return
-    with contextlib.suppress(OSError):  # what libraries that are preloaded have mapped, if it tells
+    with contextlib.suppress(OSError):  # preloaded libraries map memory too
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
         size += int(pages) * resource.getpagesize()
     for name, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, size)):
-        with contextlib.suppress(OSError, ValueError):  # a lower limit holds already
+        with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
             resource.setrlimit(name, (limit, limit))
 
 
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Reply to requests until standard input ends."""
     limit_memory(int(sys.argv[1]))
-    bound = timer()
+    limit_time = timer()
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        bound(request["seconds"])
+        limit_time(request["seconds"])
         reply = json.dumps(answer(request)) + "\n"
-        bound(0)
+        limit_time(0)
         sys.stdout.write(reply)
         sys.stdout.flush()
 

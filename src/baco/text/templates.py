@@ -1,10 +1,10 @@
-"""Jinja templates of prompts, rendered within bounds of time, memory and length.
+"""Jinja templates of prompts, rendered within limits of time, memory and length.
 
-A template comes with a downloaded model and may be wrong or hostile: it may loop for hours, ask for
-gigabytes (``{{ "x" * 10**9 }}``), or recurse until the interpreter crashes. No hook inside Python
-bounds all of these, so templates are rendered in a process of their own
-(:mod:`baco.text.template_process`), which is started once, takes about 0.2 ms for a prompt, and is
-replaced when a template ends it. Any thread may render.
+A template comes with a downloaded model and may be wrong or hostile: it can loop for hours,
+allocate gigabytes (``{{ "x" * 10**9 }}``), or recurse until the interpreter crashes. Nothing inside
+a Python process limits all of these. So templates are rendered in a process of their own
+(:mod:`baco.text.template_process`). It is started once, takes about 0.2 ms per prompt, and is
+replaced when a template ends it. Any thread can render.
 """
 
 import atexit
@@ -26,11 +26,11 @@ from baco.errors import BacoError
 
 Kind = Literal["chat", "base"]
 
-# What one rendering may take: seconds of computing, bytes of the process, characters of its text.
+# Limits of one rendering: CPU seconds, bytes of the process, characters of the text.
 SECONDS = 2.0
 MEMORY = 512 * 2**20
 CHARACTERS = 2**24
-# Longer messages of a library are left out of ours.
+# Longer messages of libraries are not repeated in ours.
 LONGEST_MESSAGE = 300
 
 _PROGRAM = Path(__file__).with_name("template_process.py")
@@ -38,16 +38,16 @@ _TIMED_OUT = -getattr(signal, "SIGPROF", 0)
 
 
 class TemplateFailedError(BacoError):
-    """A template that fails on a conversation or refuses it; it may take another."""
+    """A template fails on a conversation or refuses it; it may accept another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template and what to call it.
+    """A template and its name in messages.
 
     Attributes:
-        kind: ``chat`` is rendered as `transformers` renders chat templates, ``base`` with Jinja's
-            own handling of white space, and variables that are not there are errors.
+        kind: ``chat`` is rendered as `transformers` renders chat templates. ``base`` is rendered
+            with Jinja's own handling of white space, and undefined variables are errors.
         source: Jinja text.
         name: for messages, such as ``the chat template of Qwen/Qwen3-8B``.
     """
@@ -60,12 +60,12 @@ class Template:
         """The template's text for these variables.
 
         Args:
-            variables: what JSON can hold; anything else is spelled as a text.
-            day: what ``strftime_now`` takes for today, as YYYY-MM-DD.
+            variables: JSON values; anything else is converted to a text.
+            day: the day for ``strftime_now``, as YYYY-MM-DD.
 
         Raises:
-            TemplateFailedError: the template fails, refuses or renders nothing.
-            BacoError: it is not valid, or exceeds a bound.
+            TemplateFailedError: the template fails, refuses or renders an empty text.
+            BacoError: it is not valid, or exceeds a limit.
         """
         request = {
             "kind": self.kind,
@@ -81,45 +81,45 @@ class Template:
         except _EndedError as error:
             late = time.monotonic() - started >= SECONDS
             if error.code == _TIMED_OUT or (not _TIMED_OUT and late):
-                told = f"takes longer than {SECONDS:g} seconds of computing"
+                fault = f"takes longer than {SECONDS:g} seconds of computing"
             else:
-                told = f"ends the process that renders it ({error})"
-            raise BacoError(self._told(told)) from None
+                fault = f"ends the process that renders it ({error})"
+            raise BacoError(self._message(fault)) from None
         if "error" in reply:
             traceback = reply.get("traceback")
             raise self._failure(reply) from (traceback and RenderingError(traceback))
         text: str = reply["text"]
         if not text:
-            raise TemplateFailedError(self._told("renders this conversation as an empty text"))
+            raise TemplateFailedError(self._message("renders this conversation as an empty text"))
         return Rendering(text, bool(reply["clock"]))
 
     def _failure(self, reply: Mapping[str, Any]) -> BacoError:
         """The error that a reply describes."""
         kind = reply["error"]
         if kind == "MemoryError":
-            return BacoError(self._told(f"needs more than {MEMORY // 2**20} MiB of memory"))
+            return BacoError(self._message(f"needs more than {MEMORY // 2**20} MiB of memory"))
         if kind == "TooLong":
-            return BacoError(self._told(f"writes more than {CHARACTERS:,} characters"))
+            return BacoError(self._message(f"writes more than {CHARACTERS:,} characters"))
         message = one_line(reply["message"])
         if reply["syntax"]:
-            return BacoError(self._told(f"is not valid Jinja: line {reply['line']}{message}"))
-        if reply["refused"]:  # by its own raise_exception, which says what is wrong
+            return BacoError(self._message(f"is not valid Jinja: line {reply['line']}{message}"))
+        if reply["refused"]:  # by raise_exception, whose message tells what is wrong
             return TemplateFailedError(f"{self.name} refuses this conversation{message}")
-        return TemplateFailedError(self._told(f"fails on this conversation: {kind}{message}"))
+        return TemplateFailedError(self._message(f"fails on this conversation: {kind}{message}"))
 
-    def _told(self, what: str) -> str:
+    def _message(self, fault: str) -> str:
         option = f"{self.kind}_template"
         dashed = option.replace("_", "-")
-        return f"{self.name} {what}; correct it, or give another (--{dashed}, {option}=)"
+        return f"{self.name} {fault}; correct it, or give another (--{dashed}, {option}=)"
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a template wrote.
+    """The text that a template rendered.
 
     Attributes:
         text: never empty.
-        reads_clock: it asked for today's date.
+        reads_clock: whether the template read today's date.
     """
 
     text: str
@@ -134,8 +134,8 @@ class RenderingError(Exception):
 
 
 def one_line(message: str) -> str:
-    """A library's message to be put behind ours: ``: message`` on one line; nothing where it is
-    longer than `LONGEST_MESSAGE` or empty.
+    """A library's message in the form ``: message`` on one line, to append to ours. Empty if it is
+    empty or longer than `LONGEST_MESSAGE`.
     """
     joined = " ".join(message.split())
     return f": {joined}" if 0 < len(joined) <= LONGEST_MESSAGE else ""
@@ -150,7 +150,7 @@ def check_date(given: str | date) -> str:
     """A day as YYYY-MM-DD.
 
     Raises:
-        BacoError: it is none.
+        BacoError: it is not a day in this form.
     """
     text = str(given)
     try:
@@ -165,7 +165,7 @@ class _EndedError(Exception):
     """The process ended without a reply.
 
     Attributes:
-        code: its exit code; minus the number of a signal that ended it.
+        code: its exit code, or minus the number of the signal that ended it.
     """
 
     def __init__(self, code: int) -> None:
@@ -182,7 +182,7 @@ class _EndedError(Exception):
 
 
 class _Process:
-    """The process that renders templates; started when it is first asked, and when it has ended."""
+    """The process that renders templates, started for the first request and after it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -209,20 +209,20 @@ class _Process:
                 except OSError:
                     pass  # it has ended
                 except BaseException:
-                    self.end()  # its reply would be taken for the next request's
+                    self.end()  # its reply would be read as that of the next request
                     raise
                 if reply.endswith(b"\n"):
-                    told: dict[str, Any] = json.loads(reply)
-                    if told.get("error") == "MemoryError":
+                    message: dict[str, Any] = json.loads(reply)
+                    if message.get("error") == "MemoryError":
                         self.end()
-                    return told
+                    return message
                 code = self.end()
-                # One that was ended from outside while it waited is replaced, and asked again.
+                # A process that was ended from outside while it waited is replaced.
                 if is_new or code == _TIMED_OUT:
                     raise _EndedError(code)
 
     def start(self) -> None:
-        """Start the process; it gets ready while this one does something else.
+        """Start the process, which gets ready while this one does other work.
 
         Raises:
             BacoError: it cannot be started.
@@ -236,20 +236,20 @@ class _Process:
         path = os.pathsep.join(str(folder) for folder in sys.path if str(folder))
         try:
             self._process = subprocess.Popen(
-                # -P: modules beside the program do not hide those of the standard library.
+                # -P: modules beside the program must not shadow the standard library.
                 [sys.executable, "-P", str(_PROGRAM), str(MEMORY)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the process that asks
+                start_new_session=True,  # Ctrl-C is for the parent
             )
         except (OSError, TypeError) as error:
             raise BacoError(f"cannot start the process that renders templates: {error}") from error
         return self._process
 
     def end(self) -> int:
-        """End the process, if there is one; its exit code."""
+        """End the process, if there is one; returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -259,14 +259,14 @@ class _Process:
         return process.returncode
 
     def forget(self) -> None:
-        """In a copy of this process: the other one is its parent's."""
+        """After a fork, in the child: the rendering process belongs to the parent."""
         process = self._process
         self.__init__()  # type: ignore[misc]
         if process is not None:
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 pipe.close()
-            process.returncode = 0  # nothing to wait for
+            process.returncode = 0  # not a child of this process
 
 
 _process = _Process()

@@ -1,12 +1,12 @@
-"""How tokenizers spell: the bytes of text that every token id stands for.
+"""The bytes of text that every token id of a tokenizer stands for.
 
-The kind is read off the tokenizer's own decoder (its pre-tokenizer and model where it has none),
-not guessed from its tokens: byte-level BPE writes bytes as printable characters, SentencePiece
-writes a space as ``▁`` and rare bytes as ``<0xE4>``, WordPiece marks what carries on a word with
-``##``, older BPE marks what ends a word with ``</w>``, and whole-word tokenizers mark nothing.
+The kind of tokenizer is read from its decoder (or its pre-tokenizer and model), not guessed from
+its tokens. Byte-level BPE writes bytes as printable characters. SentencePiece writes a space as
+``▁`` and rare bytes as ``<0xE4>``. WordPiece marks the continuation of a word with ``##``, older
+BPE the end of a word with ``</w>``. Whole-word tokenizers mark nothing.
 
-The convention of the leading space: a tokenizer that puts a space before a text, or takes one off
-again, has it in its first token here as in every other.
+A leading space belongs to the first token as to every other, also where the tokenizer adds a space
+before a text or strips it while decoding.
 """
 
 import json
@@ -28,9 +28,9 @@ class Spelled:
     Attributes:
         id: token id.
         data: its bytes in UTF-8; may begin or end inside a character.
-        special: a control token that stands for no text.
-        apart: the tokenizer's own word: True if it sets the token apart from the one before it,
-            False if it joins the token on; None where the text tells.
+        special: a control token without text.
+        apart: whether the tokenizer separates the token from the one before it; None where the
+            token's text shows it.
     """
 
     id: int
@@ -39,34 +39,34 @@ class Spelled:
     apart: bool | None = None
 
     @property
-    def carries_on(self) -> bool:
-        """Its first byte carries on a character that an earlier token began."""
+    def continues_character(self) -> bool:
+        """Whether its first byte continues a character that an earlier token began."""
         return 0x80 <= self.data[0] <= 0xBF if self.data else False
 
     @property
     def readings(self) -> tuple[str, ...]:
-        """Its text, in one reading or two.
+        """Its text; two texts where it ends inside a character.
 
-        Two where it ends inside a character: with the first and with the last character that this
-        may become. U+FFFD stands for bytes that are no part of any character to come.
+        These end with the first and the last character that its bytes can become. U+FFFD stands for
+        bytes that belong to no character.
         """
         try:
             return (self.data.decode("utf-8"),)
         except UnicodeDecodeError:
             whole, unfinished = _split_unfinished(self.data)
             head = whole.decode("utf-8", errors="replace")
-            return tuple(head + character for character in _may_become(unfinished))
+            return tuple(head + character for character in _possible_characters(unfinished))
 
 
 def spell(tokenizer: Any) -> Iterator[Spelled]:
     """Every token of a ``transformers`` tokenizer, in no particular order.
 
     Raises:
-        BacoError: a tokenizer whose spelling cannot be known.
+        BacoError: the tokenizer does not tell how its tokens are spelled.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     read = _reader(tokenizer, vocabulary)
-    # Added tokens that are not special are plain text, and decoded as all others are.
+    # Added tokens that are not special are plain text, and decoded like all others.
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
@@ -82,7 +82,7 @@ def spell(tokenizer: Any) -> Iterator[Spelled]:
 
 
 def _reader(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[int, str], Spelled]:
-    """How this tokenizer's ordinary tokens are to be read."""
+    """The function that reads this tokenizer's ordinary tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return _slow_reader(tokenizer, vocabulary)
@@ -122,7 +122,7 @@ def parts_of(component: Any) -> Iterator[dict[str, Any]]:
     """The state of a normalizer, pre-tokenizer or decoder, and of those inside it."""
     if component is None:
         return
-    # The component's own state: that of the whole backend would hold the vocabulary too.
+    # The component's own state: the state of the whole backend would include the vocabulary.
     is_state = isinstance(component, dict)
     state: dict[str, Any] = component if is_state else json.loads(component.__getstate__())
     yield state
@@ -143,7 +143,7 @@ def _byte_of() -> dict[str, int]:
 def _byte_level(id_: int, token: str) -> Spelled:
     try:
         return Spelled(id_, bytes(map(_byte_of().__getitem__, token)))
-    except KeyError:  # put in by hand, as plain text
+    except KeyError:  # an added token, in plain text
         return Spelled(id_, token.encode())
 
 
@@ -168,12 +168,12 @@ def _word_ends(id_: int, token: str, *, suffix: str) -> Spelled:
 
 # --- unfinished characters ------------------------------------------------------------------------
 
-# After some first bytes the second has a narrower range (RFC 3629, section 4).
+# After some first bytes, the second byte has a narrower range (RFC 3629, section 4).
 _SECOND = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
 
 
 def _split_unfinished(data: bytes) -> tuple[bytes, bytes]:
-    """Bytes, and the beginning of a character at their end (empty if there is none)."""
+    """Split off an unfinished character at the end of some bytes (empty if there is none)."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
         if 0xC2 <= byte <= 0xF4 and _length(byte) > back:
@@ -184,12 +184,12 @@ def _split_unfinished(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _length(lead: int) -> int:
-    """Bytes of a character that begins with this one."""
+    """The number of bytes of a character that begins with this byte."""
     return 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
-def _may_become(unfinished: bytes) -> tuple[str, ...]:
-    """The first and the last character that begin with these bytes; one empty text for none."""
+def _possible_characters(unfinished: bytes) -> tuple[str, ...]:
+    """The first and the last character that begin with these bytes; an empty text for no bytes."""
     if not unfinished:
         return ("",)
     bounds = [_SECOND.get(unfinished[0], (0x80, 0xBF)), (0x80, 0xBF), (0x80, 0xBF)]

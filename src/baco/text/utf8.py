@@ -1,10 +1,10 @@
-"""Text without UTF-8: lone surrogates come in by JSON escapes and by undecodable arguments."""
+"""Lone surrogates, which reach a text through JSON escapes and undecodable arguments."""
 
 from baco.errors import BacoError
 
 
 def fault_of(text: str) -> str | None:
-    """What keeps a text from being valid Unicode, as the end of a sentence; None where nothing."""
+    """Why a text is not valid Unicode, as the end of a sentence; None where it is valid."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -14,7 +14,7 @@ def fault_of(text: str) -> str | None:
 
 
 def check_characters(name: str, text: str) -> None:
-    """BacoError where a text holds half a surrogate pair, which no tokenizer reads."""
+    """Raise BacoError if a text has half a surrogate pair, which no tokenizer can read."""
     fault = fault_of(text)
     if fault is not None:
         raise BacoError(f"{name} {fault}")

@@ -1,8 +1,7 @@
-"""What every token id is: does it start a word, does it end one, which role does it play?
+"""Word starts, word ends and roles of all token ids, computed once per tokenizer as tensors.
 
-A token is judged by its own text, without its neighbours. Its text is read off the tokenizer's own
-conventions (`baco.text.token_bytes`), so that bytes of unfinished characters are seen for what they
-are. Computed once per tokenizer, as tensors over the vocabulary.
+A token is classified by its own text, without its neighbours. Its bytes come from
+`baco.text.token_bytes`, so that unfinished characters are recognised.
 
 A word starts where the token's first character says so (`character_starts_word`): `` (the`` and
 ``."`` start one, ``ing`` does not. A contraction's piece (``'s``) is a word of its own.
@@ -13,12 +12,12 @@ Roles, by the first rule that fits:
   ``# * ` | ~ _ = >``, two or more ``-`` or ``+``, bullets), or other marks with a new line;
 - ``content``: the rest of a character that an earlier token began;
 - ``punctuation``: everything else without a letter or digit, emoji and symbols included;
-- the others go by the first word in the token, marks around it taken off: ``number`` begins with a
-  digit of any script, ``function`` and ``opinion`` stand in a word list, ``name`` begins with a
-  capital, ``content`` is the rest, pieces of words and number words included.
+- the others are classified by the first word in the token without the marks around it: ``number``
+  begins with a digit of any script, ``function`` and ``opinion`` are in a word list, ``name``
+  begins with a capital letter, ``content`` is the rest, pieces of words and number words included.
 
-Where a token ends inside a character, what holds for the first and the last character that it may
-become is taken to hold for it.
+Where a token ends inside a character, a property holds if it holds for the first and for the last
+character that its bytes can become.
 """
 
 import unicodedata
@@ -42,7 +41,7 @@ ENGLISH = "english"
 
 
 class Role(IntEnum):
-    """What a token is."""
+    """The class of a token."""
 
     PUNCTUATION = 0
     FORMAT = 1
@@ -83,7 +82,7 @@ class Vocabulary:
         function_words: str | Iterable[str] = ENGLISH,
         opinion_words: str | Iterable[str] = ENGLISH,
     ) -> Self:
-        """Read the tables off a ``transformers`` tokenizer.
+        """Compute the tables from a ``transformers`` tokenizer.
 
         Args:
             tokenizer: byte-level BPE, SentencePiece-like, WordPiece-like or whole words.
@@ -91,7 +90,8 @@ class Vocabulary:
             function_words, opinion_words: what :func:`load_words` takes.
 
         Raises:
-            BacoError: a tokenizer whose spelling cannot be known, a word list that cannot be read.
+            BacoError: the tokenizer does not tell how its tokens are spelled, or a word list cannot
+                be read.
         """
         functions = load_words(function_words, "function")
         opinions = load_words(opinion_words, "opinion")
@@ -124,19 +124,19 @@ class Vocabulary:
         )
 
     def in_roles(self, roles: tuple[Role, ...]) -> Tensor:
-        """The tokens of any of these roles: bool [V]."""
+        """The tokens with any of these roles: bool [V]."""
         if roles not in self._sets:
-            wanted = torch.zeros_like(self.role, dtype=torch.bool)
+            tokens = torch.zeros_like(self.role, dtype=torch.bool)
             for role in roles:
-                wanted |= self.role == role
-            self._sets[roles] = wanted
+                tokens |= self.role == role
+            self._sets[roles] = tokens
         return self._sets[roles]
 
 
 def load_words(
     words: str | PathLike[str] | Iterable[str], kind: str = "function"
 ) -> frozenset[str]:
-    """A word list: a built-in language, a text file (one word a line, ``#`` for remarks), or words.
+    """A word list: a built-in language, a text file (a word a line, ``#`` for comments), or words.
 
     Args:
         words: a language's name, a path, or the words themselves.
@@ -151,15 +151,15 @@ def load_words(
     if built_in is not None:
         return built_in
     try:
-        found = _read(Path(words).read_text(encoding="utf-8-sig"))
+        entries = _read(Path(words).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BacoError(
             f"word list {str(words)!r} is neither built in ({ENGLISH}) nor a readable text file: "
             "give the path of a UTF-8 file with one word a line"
         ) from error
-    if not found:
+    if not entries:
         raise BacoError(f"word list {str(words)!r} is empty: give a file with one word a line")
-    return found
+    return entries
 
 
 @cache
@@ -174,7 +174,7 @@ def _read(text: str) -> frozenset[str]:
 
 
 def _lower(word: str) -> str:
-    """A word as lists are compared: in lower case, with the typewriter's apostrophe."""
+    """A word in the form that lists are compared in: lower case, with a straight apostrophe."""
     return word.lower().replace("\u2019", "'")
 
 
@@ -183,11 +183,11 @@ def _lower(word: str) -> str:
 
 @cache
 def character_starts_word(character: str) -> bool:
-    """Does a text that begins with this character begin a new word?
+    """Whether a text that begins with this character begins a new word.
 
-    White space, punctuation, symbols, emoji and every character of a script written without spaces
-    do; letters and digits of other scripts do not, nor does what joins on to the character before
-    it: combining marks, variation selectors, joiners, skin tones.
+    White space, punctuation, symbols, emoji and all characters of scripts without spaces do.
+    Letters and digits of other scripts do not, nor do characters that attach to the one before:
+    combining marks, variation selectors, joiners, skin tones.
     """
     code, category = ord(character), unicodedata.category(character)
     if category[0] == "M" or category == "Cf" or 0x1F3FB <= code <= 0x1F3FF:
@@ -198,13 +198,13 @@ def character_starts_word(character: str) -> bool:
 
 
 def starts_word(token: Spelled) -> bool:
-    """Does an ordinary token begin a new word?
+    """Whether an ordinary token begins a new word.
 
-    It does if the tokenizer sets it apart or its first character does; in a piece that the
-    tokenizer joins on, the first character still tells: ``##ing`` does not, ``##の`` does. The rest
-    of a character that an earlier token began does not.
+    It does if the tokenizer separates it from the token before, or if its first character begins a
+    word: ``##の`` does, ``##ing`` does not. The rest of a character that an earlier token began
+    does not.
     """
-    if token.carries_on:
+    if token.continues_character:
         return False
     return token.apart is True or all(
         character_starts_word(text[0]) for text in token.readings if text
@@ -224,20 +224,20 @@ def _role(
     function_words: frozenset[str],
     opinion_words: frozenset[str],
 ) -> Role:
-    if token.carries_on:
+    if token.continues_character:
         return Role.CONTENT
-    if token.apart is False:  # a piece is no word of a list, whatever it looks like
+    if token.apart is False:  # a piece of a word is not in a word list, even if it looks like one
         function_words = opinion_words = frozenset()
         texts = tuple(text.lower() for text in texts)
     first, *other = (role_of(text, function_words, opinion_words) for text in texts)
     if not other or other == [first]:
         return first
-    wordless = {first, *other} <= {Role.PUNCTUATION, Role.FORMAT}
-    return Role.PUNCTUATION if wordless else Role.CONTENT
+    is_wordless = {first, *other} <= {Role.PUNCTUATION, Role.FORMAT}
+    return Role.PUNCTUATION if is_wordless else Role.CONTENT
 
 
 def role_of(text: str, function_words: frozenset[str], opinion_words: frozenset[str]) -> Role:
-    """The role of an ordinary token with this text; word lists are in lower case."""
+    """The role of an ordinary token with this text. The word lists are in lower case."""
     core = text.strip()
     word = _bare(core)
     if not word:
@@ -262,8 +262,8 @@ def _is_format(text: str, core: str) -> bool:
 
 
 def _bare(core: str) -> str:
-    """The first word of a text without the marks around it; empty if there is none."""
-    if core.isalpha():  # most tokens: spare them the search
+    """The first word of a text without the marks around it; empty if it has none."""
+    if core.isalpha():  # most tokens
         return core
     for part in core.split():
         inside = [index for index, character in enumerate(part) if _in_word(character)]
@@ -274,7 +274,7 @@ def _bare(core: str) -> str:
 
 @cache
 def _in_word(character: str) -> bool:
-    """Letters, digits and the marks that letters carry; not the marks of symbols and emoji."""
+    """Letters, digits and the combining marks of letters, but not those of symbols and emoji."""
     category = unicodedata.category(character)
     if "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef":
         return False
