@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.calibration.measure import distinct_2
 from baco.outputs import Completion
+from baco.text.segmentation import distinct
 from tests.pages import Visit, visit
 
 PROMPT = "Recommend a summer destination"
@@ -230,7 +230,7 @@ def test_the_meters_measure_the_answers(browser: Browser, server: str, demo: Bac
             texts = [answer.text for answer in answers]
             told = meters(seen, kind)
             assert told["Distinct answers"] == f"{len(set(texts))} of 4"
-            assert told["Distinct-2"] == f"{distinct_2(texts):.2f}"
+            assert told["Distinct-2"] == f"{distinct(texts, 2):.2f}"
             assert re.fullmatch(r"0\.\d\d", told["Embedding distance"])
             tokens = [source for answer in answers for source in answer.sources]
             share = 100 * tokens.count("base") / len(tokens)
