@@ -22,6 +22,7 @@ from baco.serve.parse_request import RequestParser
 from baco.serve.request_models import DiversityRequest
 from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
+from baco.text.segmentation import distinct
 from baco.version import __version__
 
 EXAMPLES = 8
@@ -124,9 +125,9 @@ def measure(texts: list[str]) -> Diversity:
             distance = _embedding_distance(told)
         except (BacoError, ImportError) as error:
             why_not = str(error)
-    distinct = len({" ".join(text.split()) for text in texts})
+    different = {" ".join(text.split()) for text in texts}
     return Diversity(
-        distinct=distinct,
+        distinct=len(different),
         distinct_2=distinct(texts, 2),
         embedding_distance=distance,
         why_not=why_not,
