@@ -41,7 +41,7 @@ from baco.sampling.noise import (
     noise_keys,
 )
 from baco.sampling.params import SamplingParams
-from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.sampler import SamplingTensors, draw
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
 from baco.text.prompts import Prompt
@@ -202,7 +202,7 @@ class _Place:
             banned=self.pair.banned,
             coin=coin(keys, ROUTER),
         )
-        tokens = draw(logits, DrawTable.of([self.params] * count, "cpu"), keys)
+        tokens = draw(logits, SamplingTensors.of([self.params] * count, "cpu"), keys)
         sources: list[Source] = ["base" if one else "aligned" for one in base.tolist()]
         return list(zip(tokens.tolist(), sources, strict=True))
 

@@ -35,7 +35,7 @@ from baco.models.pair import Pair
 from baco.routing.parser import router as parse
 from baco.routing.word_boundaries import NO_TOKEN, select
 from baco.sampling.noise import ROUTER, coin, noise_keys
-from baco.sampling.sampler import DrawTable, draw
+from baco.sampling.sampler import SamplingTensors, draw
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS
 from benchmarks.bodies import add_pair, named_pair
@@ -77,7 +77,7 @@ class Http:
     ) -> tuple[list[int], list[str], float]:
         """One answer: its tokens, their sources, seconds until the first token."""
         params = task.params
-        table = DrawTable.of([params], "cpu")
+        table = SamplingTensors.of([params], "cpu")
         texts = {"base": list(task.prompt.base_ids), "aligned": list(task.prompt.aligned_ids)}
         previous, active = torch.tensor([NO_TOKEN]), torch.tensor([False])
         tokens, sources, first = list[int](), list[str](), 0.0
