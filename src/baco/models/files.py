@@ -51,7 +51,7 @@ def check_files(folder: Path) -> None:
             _check_weights(path)
     for name in VOCABULARIES:
         if (folder / name).exists():
-            _check_begin(folder / name)
+            check_begin(folder / name)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -65,7 +65,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         BacoError: the file holds something else, or cannot be read.
     """
-    _check_begin(path)
+    check_begin(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,7 +80,7 @@ def read_object(path: Path) -> dict[str, Any]:
 _AGAIN = "mend it or fetch it again"
 
 
-def _check_begin(path: Path) -> None:
+def check_begin(path: Path) -> None:
     """Refuse a file that is empty, or that only says where its contents are."""
     try:
         with path.open("rb") as file:
@@ -97,7 +97,7 @@ def _check_begin(path: Path) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    _check_begin(path)
+    check_begin(path)
     if path.suffix != ".safetensors":
         return
     from safetensors import SafetensorError, safe_open

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from baco.errors import OUT_OF_MEMORY, BacoError, one_line
 from baco.models import hub
 from baco.models.dtypes import by_half, chosen_dtype, quantization_config, without_torchao
 from baco.models.files import check_files, has_tokenizer, read_object
+from baco.models.gguf import check_gguf, dequantized, is_gguf, located, without_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,20 @@ class Placement:
             "trust_remote_code": self.trust_remote_code,
             **self.options,
         }
+        if is_gguf(name):
+            made |= dequantized(made)
         if self.quantize is not None:
+            if is_gguf(name):
+                raise BacoError(
+                    f"{name} is de-quantised as it is loaded: leave quantize out, or give a model "
+                    "of transformers"
+                )
             made["quantization_config"] = quantization_config(self.quantize, self.device)
         # A checkpoint that is quantized already names the numbers beside its own.
-        stored = self.dtype is None and _comes_quantized(
-            load_config(name, trust_remote_code=self.trust_remote_code)
+        stored = (
+            self.dtype is None
+            and not is_gguf(name)
+            and _comes_quantized(load_config(name, trust_remote_code=self.trust_remote_code))
         )
         return made | {"dtype": "auto" if stored else chosen_dtype(self.dtype, self.device)}
 
@@ -112,6 +122,9 @@ def check_model(name: str) -> None:
     """
     if not name.strip():
         raise BacoError("the name of a model is empty: give a folder or a hub id")
+    if is_gguf(name):
+        check_gguf(name)
+        return
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if not Path(name).exists() and is_path:
         raise BacoError(f"no such model folder: {name}; give a folder or a hub id")
@@ -126,7 +139,8 @@ def check_model(name: str) -> None:
 
 def check_memory(name: str) -> None:
     """Refuse weights that are here and do not fit into this machine's memory."""
-    size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+    files = [Path(name)] if is_gguf(name) else Path(name).glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files if file.is_file())
     free = psutil.virtual_memory().available
     if size > free and not torch.cuda.is_available():
         raise BacoError(
@@ -171,14 +185,15 @@ def explained(what: str, name: str) -> Iterator[None]:
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
     """The same of a block that asks the hub, if it answers, for the files."""
-    with explained(what, name), hub.reading(name):
+    with explained(what, name), hub.reading(located(name)[0]):
         yield
 
 
 def _reason(name: str, error: BaseException) -> str:
     """Why a model cannot be loaded, and what to do."""
     if "does not recognize this architecture" not in str(error):
-        mend = "; mend its files or fetch them again" if hub.model_folder(name) else ""
+        here = is_gguf(name) or hub.model_folder(name)
+        mend = "; mend its files or fetch them again" if here else ""
         return one_line(error) + mend
     import transformers
 
@@ -199,7 +214,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     with _loading("the configuration of", name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        place, keywords = located(name)
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **keywords)
 
 
 def load_tokenizer(name: str, fallback: Any = None, *, trust_remote_code: bool = False) -> Any:
@@ -212,11 +228,14 @@ def load_tokenizer(name: str, fallback: Any = None, *, trust_remote_code: bool =
 
     try:
         with _loading("the tokenizer of", name):
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            place, keywords = located(name)
+            return AutoTokenizer.from_pretrained(
+                place, trust_remote_code=trust_remote_code, **keywords
+            )
     except UntrustedCodeError:
         raise
     except BacoError as error:
-        folder = hub.model_folder(name)
+        folder = None if is_gguf(name) else hub.model_folder(name)
         if folder is None or not has_tokenizer(folder):
             if fallback is not None:
                 return fallback
@@ -247,12 +266,15 @@ def load_model(name: str, placement: Placement) -> Any:
     import_model_code()
     with _loading("the model", name):
         # Sizes are compared here: transformers writes them into a table of its own log.
-        model, told = AutoModelForCausalLM.from_pretrained(
-            name,
-            **placement.keywords(name),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        place, keywords = located(name)
+        with without_bar() if keywords else nullcontext():
+            model, told = AutoModelForCausalLM.from_pretrained(
+                place,
+                **keywords,
+                **placement.keywords(name),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     _check_weights(name, model, told)
     return model.eval()
 
@@ -282,6 +304,9 @@ def _shape(sizes: Any) -> str:
 def is_adapter(name: str) -> bool:
     """Is it a PEFT adapter, not a model?"""
     from transformers.utils import find_adapter_config_file
+
+    if is_gguf(name):
+        return False
 
     with hub.reading(name):
         try:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -312,6 +312,14 @@ def _load_models(
             pack(model)
         base = PairModel(known.base, model, base_tokenizer, bare=True, first_rows=rows)
         return base, PairModel(known.aligned, model, aligned_tokenizer)
+    if known.base == known.aligned and placed["base"] == placed["aligned"]:
+        # One model under two prompts.
+        model = load_model(known.base, placed["base"])
+        if packed:
+            with explained("the model", known.base):
+                lay_out(model)
+        base = PairModel(known.base, model, base_tokenizer)
+        return base, replace(base)
     load_config(known.aligned, trust_remote_code=trust)
     # Tokenizers first: a pair that does not fit should not cost the loading of two models.
     aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)

@@ -1,0 +1,97 @@
+"""GGUF files: a quantised model, its tokenizer and its chat template in one file.
+
+They are named by a path, ``model.gguf``, or by ``REPOSITORY:FILE.gguf`` on the hub.
+``transformers`` reads them with the package ``gguf``. Weights are de-quantised as they are loaded,
+so they take as much memory as in any other format.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError, one_line
+from baco.models.files import check_begin
+
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+
+
+def is_gguf(name: str) -> bool:
+    """Does a model's name mean a GGUF file?"""
+    return name.lower().endswith(SUFFIX)
+
+
+def located(name: str) -> tuple[str, dict[str, str]]:
+    """What ``from_pretrained`` is given for a model: its folder or hub id, and keywords."""
+    if not is_gguf(name):
+        return name, {}
+    repository, file = _on_the_hub(name)
+    if repository:
+        return repository, {"gguf_file": file}
+    path = Path(name).expanduser()
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def _on_the_hub(name: str) -> tuple[str, str]:
+    """Repository and file, both empty where a name means a file of this machine."""
+    repository, _, file = name.rpartition(":")
+    is_hub = repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
+    return (repository, file) if is_hub and not Path(name).exists() else ("", "")
+
+
+def check_gguf(name: str) -> None:
+    """Refuse a GGUF file that cannot be loaded, before anything is.
+
+    Args:
+        name: of the model; a file on the hub is not looked at.
+
+    Raises:
+        BacoError: the package is missing, or the file is not there, not whole, or no GGUF file.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise BacoError(f"{name} is a GGUF file: install its reader with pip install 'baco[gguf]'")
+    if _on_the_hub(name)[0]:
+        return
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise BacoError(f"no such GGUF file: {name}; give a file or REPOSITORY:FILE.gguf")
+    check_begin(path)
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+    if magic != MAGIC:
+        raise BacoError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)  # finds every tensor in the file
+    except Exception as error:  # it indexes into what is not there
+        raise BacoError(
+            f"{path} is damaged or cut off ({one_line(error)}): fetch it again"
+        ) from error
+
+
+def dequantized(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` with which weights become ordinary ones."""
+    if keywords.get("quantization_config"):
+        return {}
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}  # older versions always do
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Let transformers draw no bar while it reads such a file; it cannot be told otherwise."""
+    import transformers.modeling_gguf_pytorch_utils as module
+
+    bar = module.tqdm
+    module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = bar
