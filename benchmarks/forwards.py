@@ -91,7 +91,7 @@ def main() -> None:
     ]
     told = {
         "pair": known.name,
-        "held": half.held,
+        "held": half.weights_format,
         "compiled": given.compile,
         "machine": machine(half.device),
         "milliseconds": table,
@@ -99,7 +99,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(told))
         return
-    print(f"{known.name}, {half.held}, {torch.get_num_threads()} threads, ms a forward")
+    print(f"{known.name}, {half.weights_format}, {torch.get_num_threads()} threads, ms a forward")
     print(f"{'rows × tokens':>14}{'engine':>9}{'transformers':>14}")
     for one in table:
         name = f"{one['rows']} × {one['tokens']}"

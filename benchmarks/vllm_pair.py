@@ -70,11 +70,11 @@ def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) ->
     from vllm import LLM, SamplingParams, TokensPrompt
 
     from baco.models.known_pairs import find_pair
-    from baco.models.weightless import describe_pair
+    from baco.models.weightless import load_weightless_pair
     from baco.source import MODELS
 
     known = find_pair(pair)
-    described = describe_pair(known, dict.fromkeys(MODELS, "vLLM"))
+    described = load_weightless_pair(known, dict.fromkeys(MODELS, "vLLM"))
     ids = list(described.renderer.render(PROMPT).aligned_ids)
     llm = LLM(
         known.aligned,

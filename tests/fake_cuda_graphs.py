@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
 from baco.models.forward.llama import LlamaForward
-from baco.models.model import ClampedForward, PairModel
+from baco.models.forward.selection import ClampedForward
+from baco.models.model import PairModel
 
 CUDA = torch.device("cuda", 0)
 
@@ -219,6 +220,6 @@ def recording(half: PairModel, cuda: Cuda) -> PairModel:
     """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
     made = replace(half)
     forward = CudaGraphForward(lean_of(half), GraphRecorder(CUDA, cuda))
-    forward.warm()
+    forward.warm_up()
     made.__dict__["_forward"] = ClampedForward(made, forward)
     return made

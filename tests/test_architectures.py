@@ -174,7 +174,7 @@ def test_a_state_that_stays_inside_the_model_is_not_decoded_wrongly_in_silence(
 ) -> None:
     baco = load(*KEPT)
     held_to_the_naive_loop(baco)
-    assert caplog.text.count("read anew, one by one, at every token") == 2
+    assert caplog.text.count("every step reads the whole text of each row again") == 2
 
 
 def test_an_answer_ends_with_length_where_the_shorter_window_of_the_two_ends(

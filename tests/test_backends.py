@@ -12,7 +12,7 @@ from baco.engine.engine import Engine
 from baco.engine.sequence import SequenceState
 from baco.models.known_pairs import find_pair
 from baco.models.pair import Pair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from baco.serve.app import create_app
 from baco.serve.settings import Settings
 
@@ -22,7 +22,7 @@ OF_LOCAL = "memory, draft and compile are of the local backend"
 
 @pytest.fixture(scope="module")
 def described() -> Pair:
-    return describe_pair(find_pair("demo"), {"base": "there", "aligned": "elsewhere"})
+    return load_weightless_pair(find_pair("demo"), {"base": "there", "aligned": "elsewhere"})
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ def test_a_pair_without_weights_keeps_its_dial_its_ends_and_its_windows(
     assert Calibration.load(described) == Calibration.load(demo.pair)
     assert described.end_ids == demo.pair.end_ids
     assert described.base.context == demo.pair.base.context
-    assert described.held == {"base": "by there", "aligned": "by elsewhere"}
+    assert described.weights_formats == {"base": "by there", "aligned": "by elsewhere"}
 
 
 def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pair) -> None:

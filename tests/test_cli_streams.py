@@ -176,7 +176,7 @@ def test_torchao_is_imported_for_quantised_models_alone(
         f"baco = Baco.load({where}, dtype='float32', quantize='int8', packed=False); "
         f"baco.pair.base.model.save_pretrained({str(tmp_path)!r}); "
         f"baco = Baco.load(base={str(tmp_path)!r}, aligned={str(folder.aligned)!r}); "
-        "assert 'bits a weight' in baco.pair.base.held, baco.pair.base.held"
+        "assert 'bits a weight' in baco.pair.base.weights_format, baco.pair.base.weights_format"
     )
     (tmp_path / "tokenizer.json").write_bytes((folder.base / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes(

@@ -17,7 +17,7 @@ from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
 from baco.models.forward.llama import LlamaForward
-from baco.models.model import ClampedForward
+from baco.models.forward.selection import ClampedForward
 from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
 from tests.live import needed
 from tests.test_engine import told
@@ -333,11 +333,11 @@ def test_a_recording_that_says_something_else_is_refused_at_load(
 
     monkeypatch.setattr(lean, "read", read_amiss)
     with pytest.raises(RuntimeError, match="says something else"):
-        CudaGraphForward(lean, GraphRecorder(CUDA, cuda)).warm()
+        CudaGraphForward(lean, GraphRecorder(CUDA, cuda)).warm_up()
     broken = CudaGraphForward(lean, GraphRecorder(CUDA, cuda))
     monkeypatch.setattr(GraphRecorder, "record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        broken.warm()
+        broken.warm_up()
 
 
 def test_tables_outlive_one_engine_and_no_more(recorded: Baco) -> None:

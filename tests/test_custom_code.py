@@ -16,7 +16,7 @@ from baco.evaluation.metrics.embedding import embedder
 from baco.evaluation.metrics.protocols import MetricUnavailable
 from baco.evaluation.metrics.reference import reference_model
 from baco.models.known_pairs import KnownPair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from tests.pairs import PairFolder
 
 PROMPT = ["generate", "Where to?", "-s", "1", "--max-tokens", "3", "-r", "P:0.5"]
@@ -112,7 +112,7 @@ def test_code_of_a_model_is_refused_in_one_line_that_names_the_option(
         assert "--trust-remote-code" in told.err
         assert folder in told.err
     with pytest.raises(BacoError, match="trust_remote_code=True"):
-        describe_pair(KnownPair("x", plain, folder), {"base": "there", "aligned": "there"})
+        load_weightless_pair(KnownPair("x", plain, folder), {"base": "there", "aligned": "there"})
     assert not ran.exists()
 
 

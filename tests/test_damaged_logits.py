@@ -168,9 +168,9 @@ def test_which_rows_are_damaged(demo: Baco, row: list[float], ends: bool) -> Non
     assert damaged_of(aligned=bad) == (["aligned"] if ends else [])
     if ends:
         with pytest.raises(DamagedLogitsError):
-            demo.pair.base.check(bad.amax(-1))
+            demo.pair.base.check_logits(bad.amax(-1))
     else:
-        demo.pair.base.check(bad.amax(-1))
+        demo.pair.base.check_logits(bad.amax(-1))
 
 
 def damaged_folder(source: PairFolder, target: Path) -> Path:
@@ -226,7 +226,7 @@ def test_what_to_do_depends_on_the_numbers_that_weights_are_held_in(
         ("bfloat16", "try --dtype float32"),
         ("float32", "download it again"),
     ):
-        told = Baco.load(**where, dtype=dtype, packed=False).pair.base.damage
+        told = Baco.load(**where, dtype=dtype, packed=False).pair.base.damage_message
         assert advice in told and str(folder.base) in told and "\n" not in told
 
 

@@ -53,8 +53,9 @@ class FarHalf(PairModel):
 
 
 def far(half: PairModel) -> PairModel:
-    fields = {name: getattr(half, name) for name in ("name", "model", "tokenizer", "bare", "width")}
-    return FarHalf(**fields, unknown=half.unknown.as_subclass(OtherDeviceTensor))
+    names = ("name", "model", "tokenizer", "adapter_off", "vocab_size")
+    fields = {name: getattr(half, name) for name in names}
+    return FarHalf(**fields, unknown_ids=half.unknown_ids.as_subclass(OtherDeviceTensor))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from baco import Baco, BacoError, Completion
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.metrics import Stats
 from baco.models.known_pairs import demo_folder
-from baco.models.size import Size
+from baco.models.size import ModelSize
 from tests.pairs import SIZE, PairFolder
 from tests.test_engine import rules
 
@@ -37,7 +37,7 @@ def big(baco: Baco) -> Baco:
     """The planner sees halves of some size, so that a forward of theirs is worth sparing."""
     for half, layers in ((baco.pair.base, 80), (baco.pair.aligned, 80), (baco.draft, 1)):
         if half is not None:
-            half.__dict__["size"] = Size(layers, layers * 10**8, layers * 10**8)
+            half.__dict__["size"] = ModelSize(layers, layers * 10**8, layers * 10**8)
     return baco
 
 

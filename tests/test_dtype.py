@@ -92,10 +92,12 @@ def test_numbers_that_there_are_not_are_refused(options: dict[str, Any], message
 
 def test_what_was_chosen_is_told(folder: PairFolder) -> None:
     baco = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="bfloat16")
-    assert baco.pair.held == {"base": "bfloat16 on cpu", "aligned": "bfloat16 on cpu"}
+    assert baco.pair.weights_formats == {"base": "bfloat16 on cpu", "aligned": "bfloat16 on cpu"}
     arguments = ["generate", "Plan a walk.", "--dtype", "aligned=bfloat16", "--max-tokens", "4"]
     told = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(told.stdout)["weights"] == {
-        "base": baco.pair.held["base"] if precision.native_bfloat16(CPU) else "float32 on cpu",
+        "base": baco.pair.weights_formats["base"]
+        if precision.native_bfloat16(CPU)
+        else "float32 on cpu",
         "aligned": "bfloat16 on cpu",
     }

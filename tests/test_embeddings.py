@@ -15,7 +15,7 @@ from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.errors import UnfitPairError
 from baco.models.known_pairs import KnownPair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from tests.pairs import FIRST_SPECIAL, SIZE, TURN_END, TURN_START, PairFolder
 from tests.serving import served
 
@@ -45,7 +45,7 @@ def test_a_model_without_embeddings_for_its_own_template_is_refused_naming_ids_a
     with pytest.raises(UnfitPairError, match=message):
         Baco.load(base=str(folder.base), aligned=str(short), dtype="float32")
     with pytest.raises(UnfitPairError, match=message):  # weights elsewhere
-        describe_pair(
+        load_weightless_pair(
             KnownPair("pair", str(folder.base), str(short)), dict.fromkeys(("base", "aligned"), "")
         )
     where = ["--base", str(folder.base), "--aligned", str(short)]

@@ -314,7 +314,7 @@ def test_the_base_reads_a_token_only_the_aligned_half_owns_as_an_end_of_text(
     pair = Baco.load(
         base=str(folder.base), aligned=str(folder.aligned), dtype="float32", packed=False
     ).pair
-    (own, *_) = (i for i in range(pair.vocabulary.size) if pair.base.unknown[i])
+    (own, *_) = (i for i in range(pair.vocabulary.size) if pair.base.unknown_ids[i])
     assert own not in pair.end_ids
     weight = pair.aligned.model.get_output_embeddings().weight
     weight.data[own] = weight.data.mean(0) * 30  # said often

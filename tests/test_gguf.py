@@ -113,10 +113,10 @@ def test_a_gguf_file_answers_as_the_folder_that_it_was_made_from(files: Path) ->
 def test_weights_of_a_gguf_file_are_ordinary_ones_in_any_precision(files: Path) -> None:
     one = str(files / "base.gguf")
     baco = Baco.load(base=one, aligned=str(files / "aligned.gguf"), dtype="bfloat16")
-    assert baco.pair.base.held == "bfloat16 on cpu"
+    assert baco.pair.base.weights_format == "bfloat16 on cpu"
     assert baco.pair.base.can_roll_back
     plain = AutoModelForCausalLM.from_pretrained(files / "base", dtype=torch.float32)
-    assert Baco.load(base=one, aligned=one, dtype="float32").pair.base.rows == plain.vocab_size
+    assert Baco.load(base=one, aligned=one, dtype="float32").pair.base.embedding_rows == plain.vocab_size
 
 
 def test_a_model_under_two_prompts_is_held_once(files: Path) -> None:

@@ -18,7 +18,8 @@ from baco.kv_cache.protocol import KVCache
 from baco.kv_cache.slots import SlotCache
 from baco.models.forward.cuda_graphs import CudaGraphForward, Step
 from baco.models.forward.llama import LlamaForward
-from baco.models.model import ClampedForward, PairModel
+from baco.models.forward.selection import ClampedForward
+from baco.models.model import PairModel
 from tests.fake_device import FAR, FakeDeviceTensor, Waits, near
 from tests.pairs import PairFolder
 from tests.test_engine import told
@@ -52,8 +53,8 @@ def far(half: PairModel) -> PairModel:
     assert half.can_roll_back  # tried out on the host
     made = FarHalf(**{field.name: getattr(half, field.name) for field in fields(half)})
     made.__dict__["_forward"] = half._forward
-    made.unknown = FakeDeviceTensor(half.unknown)
-    made.__dict__["_some_unknown"] = half._some_unknown
+    made.unknown_ids = FakeDeviceTensor(half.unknown_ids)
+    made.__dict__["_has_unknown_ids"] = half._has_unknown_ids
     return made
 
 

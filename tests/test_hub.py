@@ -35,7 +35,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "_asked", {})
+    monkeypatch.setattr(hub, "_answered_at", {})
     return address
 
 
@@ -159,7 +159,7 @@ def test_a_folder_is_read_without_asking_the_hub(
     nobody: str, random_pair: Callable[..., PairFolder]
 ) -> None:
     assert hub.local_files_only(str(random_pair("llama").base)) is False
-    assert hub._asked == {}
+    assert hub._answered_at == {}
 
 
 def test_the_configuration_of_an_exported_pair_needs_no_hub(

@@ -147,7 +147,9 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
         texts = [text + more for text, more in zip(texts, new, strict=True)]
         span = max(map(len, new))
         tokens = torch.tensor([[0] * (span - len(more)) + more for more in new])
-        logits = half.fit(store.extend(tokens, [len(more) for more in new], min(keep, span)))
+        logits = half.to_common_vocab(
+            store.extend(tokens, [len(more) for more in new], min(keep, span))
+        )
         for row, (text, more) in enumerate(zip(texts, new, strict=True)):
             for back in range(1, 1 + min(len(more), keep)):
                 expected = half.score(text[: len(text) - back + 1])[-1]

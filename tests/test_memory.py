@@ -308,7 +308,9 @@ def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str
         config = getattr(transformers, f"{name}Config")(**{**SHAPE, **changes})
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         lay_out(model)
-        return PairModel(name, model, tokenizer).on(400, torch.zeros(400, dtype=torch.bool))
+        return PairModel(name, model, tokenizer).with_common_vocab(
+            400, torch.zeros(400, dtype=torch.bool)
+        )
 
     return make
 

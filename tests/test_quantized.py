@@ -46,7 +46,7 @@ def test_quantised_weights_take_less_and_say_nearly_the_same(
     for half in ("base", "aligned"):
         ours, whole = getattr(small.pair, half), getattr(demo.pair, half)
         assert stored(ours) < size * stored(whole)
-        assert "bits a weight" in ours.held
+        assert "bits a weight" in ours.weights_format
         ids = getattr(prompt, f"{half}_ids")
         right, said = (rows(one, ids, answer.token_ids) for one in (whole, ours))
         can_win = right > right.amax(dim=-1, keepdim=True) - 10

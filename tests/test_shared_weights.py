@@ -119,7 +119,7 @@ def test_an_adapter_may_bring_tokens_that_the_base_model_does_not_have(
         other = adapted(torch.tensor([ids])).logits[0]
     baco = Baco.load(**where, dtype="float32", packed=False)
     pair = baco.pair
-    assert (pair.base.rows, pair.aligned.rows) == (398, 400)
+    assert (pair.base.embedding_rows, pair.aligned.embedding_rows) == (398, 400)
     assert torch.allclose(pair.base.score(ids)[:, :398], own, atol=1e-5)
     assert bool(pair.base.score(ids)[:, 398:].isneginf().all())
     assert torch.allclose(pair.aligned.score(ids), other, atol=1e-5)

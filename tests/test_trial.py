@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baco.models.forward.llama import prepare
+from baco.models.forward.selection import try_out
 from baco.models.model import PairModel
 from baco.models.trial import VOCABULARY, small_config, small_model
 from tests import fuzzing
@@ -19,7 +20,7 @@ A_FEW = (
 
 def wrapped(model: Any, **changes: Any) -> PairModel:
     width = model.config.get_text_config(decoder=True).vocab_size
-    return PairModel("tiny", model, None, width=width, **changes)
+    return PairModel("tiny", model, None, vocab_size=width, **changes)
 
 
 @pytest.mark.parametrize("architecture", A_FEW if fuzzing.times == 1 else EVERY)
@@ -30,10 +31,10 @@ def test_a_small_model_tells_of_its_architecture_what_the_model_itself_tells(
     small = small_model(model)
     if small is None:
         pytest.skip(f"{architecture} has no smaller configuration")
-    found = PairModel("small", small, None, width=VOCABULARY)._try_out()
+    found = try_out(PairModel("small", small, None, vocab_size=VOCABULARY))
     if not found:
         pytest.skip(f"{architecture} takes another way only at its own size")
-    itself = wrapped(model)._try_out()
+    itself = try_out(wrapped(model))
     # What a longer text shows may be less.
     assert found.batched == itself.batched
     assert found.per_row <= itself.per_row
@@ -89,8 +90,8 @@ def test_an_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(model)
         return small_model(model)
 
-    monkeypatch.setattr("baco.models.model._TRIED", {})
-    monkeypatch.setattr("baco.models.model.small_model", counted)
+    monkeypatch.setattr("baco.models.forward.selection._TRIED", {})
+    monkeypatch.setattr("baco.models.forward.selection.small_model", counted)
     for seed in (0, 1):
         assert wrapped(tiny_model(tiny_config("llama"), seed))._readings
     assert len(tried) == 1

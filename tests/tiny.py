@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from baco import Baco
-from baco.models.size import Size
+from baco.models.size import ModelSize
 from tests.pairs import FIRST_SPECIAL, SIZE, train_tokenizer, wrapped
 
 CONTEXT = 64
@@ -194,7 +194,7 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 def drafting(baco: Baco) -> Baco:
     """The same pair; its planner takes the models for large ones, for which drafts pay."""
     for half in (baco.pair.base, baco.pair.aligned):
-        half.__dict__["size"] = Size(80, 80 * 10**8, 80 * 10**8)
+        half.__dict__["size"] = ModelSize(80, 80 * 10**8, 80 * 10**8)
     return baco
 
 

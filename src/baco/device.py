@@ -15,7 +15,7 @@ def tensor_on(
 ) -> Tensor:
     """A tensor of plain numbers on a device.
 
-    Made there outright it would wait until the device has done all it was told before.
+    ``torch.tensor(..., device=device)`` would wait until the device has done all queued work.
     """
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 

@@ -1,4 +1,4 @@
-"""The one error a user can cause, and others in one line."""
+"""The error for bad input, and other errors in one line."""
 
 import re
 
@@ -11,7 +11,7 @@ class BacoError(ValueError):
 
 
 class UnfitPairError(BacoError):
-    """Two models that cannot be a pair as they are: to ``baco diagnose`` this is a verdict."""
+    """Two models that are no pair as they are; ``baco diagnose`` reports this as its result."""
 
 
 class DamagedLogitsError(BacoError):
@@ -19,40 +19,45 @@ class DamagedLogitsError(BacoError):
 
 
 class AnswerError(RuntimeError):
-    """An answer broke off in this process, told in one line; a server answers 500."""
+    """Decoding failed in this process, explained in one line; a server answers 500."""
 
 
 class UpstreamError(RuntimeError):
-    """A server that decodes for this process failed, told in one line; a server answers 502."""
+    """A server that this process decodes on failed, explained in one line; a server answers 502."""
 
 
 def failure(error: Exception) -> str:
-    """What is told of an error that ended an answer; only its kind where nobody foresaw it."""
+    """The message for an error that ended an answer; only its type where it is unexpected."""
     if isinstance(error, BacoError):
         return str(error)
     return f"decoding this prompt failed ({type(error).__name__}); the log says more"
 
 
-# What torch says on a GPU and on a CPU.
+# Torch's messages on a GPU and on a CPU.
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|allocate memory", re.IGNORECASE)
-# Longer messages of other libraries are reports, which do not fit into one line.
+# Longer messages of other libraries are whole reports.
 MOST_CHARACTERS = 300
 
 
 def one_line(error: BaseException) -> str:
-    """Another library's message joined to one line; only its type where it is long or says nothing.
+    """Another library's message on one line; only its type where the message is long or empty.
 
-    The command line shows the whole of it with ``--debug``, Python as the error's cause.
+    The command line shows all of it with ``--debug``; in Python it is the error's cause.
     """
     message = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, LookupError | AttributeError | TypeError):
-        message = f"{type(error).__name__}: {message}"  # means nothing without it
+        message = f"{type(error).__name__}: {message}"  # unclear without it
     return message if 0 < len(message) <= MOST_CHARACTERS else type(error).__name__
 
 
 def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False) -> BacoError:
-    """A prompt of so many tokens, or of ``more``, does not fit the context window of the base or
-    the aligned model.
+    """The error for a prompt that does not fit a context window.
+
+    Args:
+        tokens: of the prompt.
+        name: ``base`` or ``aligned``, the model that reads it.
+        context: the context window, in tokens.
+        more: the prompt has more tokens than ``tokens``.
     """
     return BacoError(
         f"prompt of {'more than ' if more else ''}{tokens} tokens, as the {name} model reads it: "

@@ -1,8 +1,8 @@
-"""Files that others read while they are written: locks of outputs, and atomic writes.
+"""Locks of outputs, and atomic writes.
 
 The lock of an output lets one process at a time write to it. It is a lock of the operating system
 on a file beside the output. The system releases it when the process ends, however it ends, so a
-lock file that is left behind holds nobody up.
+lock file that is left behind blocks no later run.
 """
 
 import errno
@@ -20,7 +20,7 @@ from baco.errors import BacoError
 log = logging.getLogger("baco")
 
 NAME = ".lock"
-# How a file system answers that has no locks, as some shared ones.
+# Errors of file systems without locks, such as some shared ones.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
@@ -29,8 +29,8 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
     """Hold an output for writing. It is not reentrant: a second lock in this process fails too.
 
     Args:
-        output: a directory, locked by ``.lock`` in it, or a file, there or not yet, locked by
-            ``NAME.lock`` beside it; the latter is removed again.
+        output: a directory, locked by ``.lock`` in it, or the path of a file, locked by
+            ``NAME.lock`` beside it; the latter lock file is removed again.
         wait: seconds to wait for another process that holds it.
 
     Raises:
@@ -57,7 +57,8 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
         yield
     finally:
         if not is_folder:
-            # While it is held: whoever opened this very file learns from its lost name to retry.
+            # Before the release: a process that has opened this file sees that it lost its name,
+            # and tries again.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         lock.release()

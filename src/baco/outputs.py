@@ -159,7 +159,7 @@ def record(
     row: dict[str, Any] = {
         "prompt": prompt,
         "pair": pair.name,
-        "weights": pair.held,
+        "weights": pair.weights_formats,
         "router": first.router,
         "seed": first.seed,
         "params": params(pair, settings) | ({"date": first.date} if first.date else {}),

@@ -1,4 +1,4 @@
-"""Parts that other packages bring along, by entry points: ``baco.routers``, ``baco.metrics``, ….
+"""Parts that other packages register by entry points: ``baco.routers``, ``baco.metrics``, ….
 
 A package announces its parts in its ``pyproject.toml``::
 
@@ -17,19 +17,19 @@ from baco.errors import BacoError
 
 @cache
 def plugins(kind: str) -> dict[str, Any]:
-    """What the entry points of a kind, such as ``routers``, refer to: name → object.
+    """The objects that the entry points of a kind, such as ``routers``, refer to, by name.
 
     Raises:
-        BacoError: one that cannot be imported, or two of one name.
+        BacoError: one cannot be imported, or two have the same name.
     """
-    found: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
     for point in entry_points(group=f"baco.{kind}"):
-        if point.name in found:
+        if point.name in objects:
             raise BacoError(
                 f"two installed packages bring {point.name!r} in baco.{kind}: uninstall one"
             )
-        found[point.name] = _load(point, kind)
-    return found
+        objects[point.name] = _load(point, kind)
+    return objects
 
 
 def _load(point: EntryPoint, kind: str) -> Any:

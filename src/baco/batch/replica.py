@@ -128,7 +128,7 @@ def facts(
     dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
     return PairInfo(
-        pair.name, pair.held, fingerprint(pair), spelling, params(pair, settings), dated
+        pair.name, pair.weights_formats, fingerprint(pair), spelling, params(pair, settings), dated
     )
 
 
@@ -241,7 +241,10 @@ class Replica:
 
         from baco.calibration.store import fingerprint
 
-        for name, here in (("fingerprint", fingerprint(baco.pair)), ("weights", baco.pair.held)):
+        for name, here in (
+            ("fingerprint", fingerprint(baco.pair)),
+            ("weights", baco.pair.weights_formats),
+        ):
             if here != (begun := self.order.manifest["settings"][name]):
                 raise BacoError(
                     f"{platform.node()} holds another pair than the batch was begun with "

@@ -87,7 +87,7 @@ def _read(model: PairModel, tokens: Tensor, cache: Any) -> Tensor:
     output = model.run(
         input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
     )
-    return model.fit(output.logits[:, -1])
+    return model.to_common_vocab(output.logits[:, -1])
 
 
 def _column(ids: tuple[int, ...], device: Any) -> Tensor:

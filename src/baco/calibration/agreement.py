@@ -163,7 +163,7 @@ def readable(pair: Pair, answer: Sequence[int], *prompts: Prompt) -> Sequence[in
 
     It ends with the first token that the base does not own, and where a context window is full.
     """
-    unknown = pair.base.unknown
+    unknown = pair.base.unknown_ids
     end = next((t for t, token in enumerate(answer, 1) if unknown[token]), len(answer))
     room = min(
         min(pair.base.context - len(p.base_ids), pair.aligned.context - len(p.aligned_ids))

@@ -180,7 +180,7 @@ def _conclude(pair: Pair, prompts: int, reading: Reading, figures: dict[str, flo
     verdict, reasons = judge(figures)
     return Diagnosis(
         pair=pair.name,
-        weights=pair.held,
+        weights=pair.weights_formats,
         forwards={"base": pair.base.path, "aligned": pair.aligned.path},
         prompts=prompts,
         positions=n,

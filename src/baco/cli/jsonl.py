@@ -88,7 +88,7 @@ def answer_all(
     told = {
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "pair": baco.pair.name,
-        "weights": baco.pair.held,
+        "weights": baco.pair.weights_formats,
         "router": router.spelling,
         "seed": settings.get("seed"),
         "noise": NOISE_VERSION,

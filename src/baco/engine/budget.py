@@ -64,7 +64,7 @@ class Budget:
         self.chunk = max(model.prefill_chunk for model in models.values())
         self._models = dict(models)
         self._sizes: dict[str, RowSize] = {name: m.row_size for name, m in models.items()}
-        self._width = max(vocabulary_size, *(model.rows_of_logits for model in models.values()))
+        self._width = max(vocabulary_size, *(model.logits_width for model in models.values()))
         device = models["aligned"].device.type
         self._max_drawn = max(self._width, max_drawn_entries(device))
 
@@ -79,7 +79,7 @@ class Budget:
     def text(self, name: str, tokens: int) -> int:
         """Bytes of a text that a model scores, and of the logits of a chunk of it."""
         model = self._models[name]
-        logits = scoring_chunk(model) * model.rows_of_logits * ENTRY_BYTES
+        logits = scoring_chunk(model) * model.logits_width * ENTRY_BYTES
         return self._sizes[name].bytes(tokens) + logits
 
     def step(self, needs: Needs, rows: int, positions: int) -> int:
@@ -93,7 +93,7 @@ class Budget:
         for name, model in self._models.items():
             attended = columns_for(needs.attended[name])
             decided += model.forward_size.bytes(rows, positions, attended)
-            at_once = self.tokens_between_steps(rows) if model.reads_in_pieces else attended
+            at_once = self.tokens_between_steps(rows) if model.prefills_in_chunks else attended
             read = max(read, model.forward_size.bytes(1, at_once, attended))
             size = self._sizes[name]
             copied = max(copied, size.largest_tensor(columns_for(needs.columns[name])))

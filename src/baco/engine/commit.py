@@ -108,7 +108,7 @@ def end_damaged_rows(
         if runner.can_roll_back and row not in retried:
             retry.add(row)
         else:
-            row.finish_reason, row.error = "error", runner.models[model].damage
+            row.finish_reason, row.error = "error", runner.models[model].damage_message
     return retry
 
 

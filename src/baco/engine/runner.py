@@ -148,7 +148,7 @@ class ModelRunner:
         drafted = [count if row.request.needs(name) else 0 for count, row in pairs]
         lengths = [len(ids) + count for ids, count in zip(unread, drafted, strict=True)]
         tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
-        return model.fit(cache.extend(tokens, lengths, keep)).to(self._batch.device)
+        return model.to_common_vocab(cache.extend(tokens, lengths, keep)).to(self._batch.device)
 
     def _unread(self, name: str, row: SequenceState, length: int) -> list[int]:
         """The tokens of a row that a model has still to read, where it has read ``length``."""

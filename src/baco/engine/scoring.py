@@ -47,7 +47,7 @@ class Scoring:
 
 def scoring_chunk(model: PairModel) -> int:
     """Tokens of a text that a model reads at once while scoring."""
-    return min(model.prefill_chunk, max(_MIN_CHUNK, _MAX_ENTRIES // model.rows_of_logits))
+    return min(model.prefill_chunk, max(_MIN_CHUNK, _MAX_ENTRIES // model.logits_width))
 
 
 def score(model: PairModel, cache: KVCache, scoring: Scoring) -> Generator[int, None, None]:
@@ -61,7 +61,7 @@ def score(model: PairModel, cache: KVCache, scoring: Scoring) -> Generator[int, 
         start, end = end, end + len(logits)
         skipped = max(scoring.first - 1 - start, 0)
         if skipped < len(logits):
-            logprobs = model.fit_checked(logits[skipped:]).log_softmax(dim=-1)
+            logprobs = model.checked_logits(logits[skipped:]).log_softmax(dim=-1)
             _append(scoring, logprobs, start + skipped + 1)
         yield len(logits)
     scoring.done = True

@@ -1,7 +1,7 @@
-"""How many tokens a model can read: its context window.
+"""The context window of a model, in tokens.
 
-Configurations give their limit many names. A table of positions is a limit too: beyond its last row
-a forward fails.
+Configurations give this limit many names. A table of positions is a limit too: a forward beyond its
+last row fails.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import nn
 # The context window of a model that has no limit, such as a recurrent one.
 UNBOUNDED = 2**30
 
-# Names of a limit; where a configuration has several, the lowest counts.
+# Names of the limit; where a configuration has several, the lowest counts.
 _NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -25,17 +25,17 @@ _NAMES = (
     "max_target_positions",
     "context_length",
 )
-# Counts before the others: Command R has max_position_embeddings 8192 and reads 131072 tokens.
+# Overrides the others: Command R has max_position_embeddings 8192 and reads 131072 tokens.
 _FIRST = "model_max_length"
-# A limit only where a configuration has no other: elsewhere it is a size of blocks of attention.
+# A limit only where a configuration has no other: elsewhere it is the size of attention blocks.
 _LAST = "block_size"
 
 
 def text_config(config: Any) -> Any:
-    """The part of a configuration that is about the model which writes text."""
+    """The part of a configuration that describes the model that writes text."""
     try:
         return config.get_text_config(decoder=True)
-    except ValueError:  # several parts could be meant
+    except ValueError:  # several parts qualify
         return config
 
 
@@ -44,7 +44,7 @@ def context_of(config: Any, model: nn.Module | None = None) -> int:
 
     Args:
         config: of the model.
-        model: where it is here, its tables of positions are looked at too.
+        model: where it is loaded, its tables of positions count too.
     """
     text = text_config(config)
     limits = [limit for name in _NAMES if (limit := _limit(text, name))]
@@ -55,7 +55,7 @@ def context_of(config: Any, model: nn.Module | None = None) -> int:
 
 
 def _limit(config: Any, name: str) -> int | None:
-    """A limit of a configuration; None where it is not there, or stands for none."""
+    """A limit in a configuration; None where it is missing or means that there is none."""
     limit = getattr(config, name, None)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < UNBOUNDED:
         return None
@@ -63,7 +63,7 @@ def _limit(config: Any, name: str) -> int | None:
 
 
 def _position_rows(model: Any) -> Iterator[int]:
-    """How many tokens have a position in each table of positions of the model that writes text."""
+    """The number of usable rows of each table of positions of the model that writes text."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     for path, module in decoder.named_modules():
         name = path.rpartition(".")[2]
@@ -71,7 +71,7 @@ def _position_rows(model: Any) -> Iterator[int]:
             continue
         if any(part in path for part in ("image", "vision", "audio")):
             continue
-        # BART, OPT and others leave their first rows out; RoBERTa and others begin behind padding.
+        # BART, OPT and others skip their first rows; RoBERTa and others begin after padding.
         padding = module.padding_idx
         unused = getattr(module, "offset", 0 if padding is None else padding + 1)
         yield module.num_embeddings - int(unused)

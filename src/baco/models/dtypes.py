@@ -1,6 +1,6 @@
-"""In which numbers weights are held: bfloat16 where it is native, 8 or 4 bits where asked for.
+"""The number format of weights: bfloat16 where it is native, 8 or 4 bits on request.
 
-Knows devices and number formats; it knows nothing of models.
+It knows devices and number formats. It knows nothing of models.
 """
 
 import sys
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from baco.errors import BacoError
-from baco.source import MODELS
+from baco.source import MODELS, Source
 
 QUANTIZE = ("int8", "int4")
-# Weights that share a scale in 4 bits; small, so that small models have whole groups too.
+# Weights that share a scale in 4 bits; few, so that the layers of small models have whole groups.
 INT4_GROUP = 32
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Does a device multiply bfloat16 matrices itself, not by way of float32?"""
+    """Does a device multiply bfloat16 matrices itself, without converting them to float32?"""
     if device.type == "cpu":
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return bool(native and torch.backends.mkldnn.is_available())
@@ -34,72 +34,73 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def chosen_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number format to hold weights in: the one asked for; bfloat16 where it is native, else
-    float32, for None and ``auto``.
+    """The number format of weights: ``dtype``, or for None and ``auto`` bfloat16 where it is native
+    and else float32.
 
     Raises:
-        BacoError: a name that is no format weights can be held in.
+        BacoError: weights cannot be held in a format of that name.
     """
     if dtype is None or dtype == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16):
         raise BacoError(f"dtype {dtype!r}: use auto, float32, bfloat16 or float16")
-    return found
+    return chosen
 
 
-def by_half(option: str, value: Any) -> dict[str, Any]:
-    """What an option says of each half: one value for both, or ``base=VALUE,aligned=VALUE``.
+def by_source(option: str, value: Any) -> dict[Source, Any]:
+    """An option's value for each model: one for both, or ``base=VALUE,aligned=VALUE``.
 
     Args:
         option: its name, for the error.
-        value: the one value, such a text, or a mapping from half to value; a half that is left out
-            gets None.
+        value: one value, a text of that form, or a mapping from source to value. A model that is
+            left out gets None.
 
     Raises:
-        BacoError: a half that there is not.
+        BacoError: a source other than base and aligned.
     """
     if isinstance(value, str) and "=" in value:
-        pairs = [part.partition("=") for part in value.split(",")]
-        value = {half.strip(): told.strip() or None for half, _, told in pairs}
+        parts = [part.partition("=") for part in value.split(",")]
+        value = {source.strip(): text.strip() or None for source, _, text in parts}
     if not isinstance(value, Mapping):
         return dict.fromkeys(MODELS, value)
-    for half in value:
-        if half not in MODELS:
+    for source in value:
+        if source not in MODELS:
             raise BacoError(
-                f"{option} names {half!r}: give one value, or base=… and aligned=… as in "
+                f"{option} names {source!r}: give one value, or base=… and aligned=… as in "
                 f"base=VALUE,aligned=VALUE"
             )
-    return {half: value.get(half) for half in MODELS}
+    return {source: value.get(source) for source in MODELS}
 
 
 @contextmanager
 def without_torchao() -> Iterator[None]:
-    """Spare libraries the import of torchao, which takes longer than all other imports together.
+    """Keep libraries from importing torchao, which takes longer than all other imports together.
 
-    Where it is installed, ``transformers`` imports it with all model code for a function that saves
-    quantised weights, and PEFT for a class that tells them. Where torchao has not been imported, no
-    weights are quantised by it, so a stand-in does in this block. Quantised weights import it.
+    Where torchao is installed, ``transformers`` imports it with all model code for a function that
+    saves quantised weights, and PEFT for a class that recognises them. As long as torchao has not
+    been imported, no weights are quantised with it, so a stub is enough in this block. Loading
+    quantised weights imports torchao.
     """
     if "torchao" in sys.modules:
         yield
         return
 
     def saved(*arguments: Any) -> Any:
-        # The stand-in has long left sys.modules: this imports torchao.
+        # The stub is no longer in sys.modules, so this imports torchao.
         return import_module(_SAVING).flatten_tensor_state_dict(*arguments)
 
-    stand_ins: dict[str, dict[str, Any]] = {
+    stubs: dict[str, dict[str, Any]] = {
         _SAVING: {"flatten_tensor_state_dict": saved},
         "torchao.utils": {"TorchAOBaseTensor": type("TorchAOBaseTensor", (), {})},
     }
-    for name, members in stand_ins.items():
+    for name, members in stubs.items():
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(members)
     try:
         yield
     finally:
-        for name in stand_ins:
+        for name in stubs:
             del sys.modules[name]
 
 
@@ -107,13 +108,14 @@ _SAVING = "torchao.prototype.safetensors.safetensors_support"
 
 
 def quantization_config(quantize: str, device: torch.device) -> Any:
-    """What ``transformers`` takes to hold a model's linear layers in 8 or 4 bits, by torchao.
+    """The configuration with which ``transformers`` holds linear layers in 8 or 4 bits (torchao).
 
-    Weights alone are held so; sums are taken in the model's dtype. In 4 bits, layers whose inputs
-    are no whole number of groups stay as they are.
+    Only weights are quantised; sums are taken in the model's dtype. In 4 bits, layers whose number
+    of inputs is not a multiple of the group size stay as they are.
 
     Raises:
-        BacoError: no such form, torchao is not installed, or has no kernel for the device.
+        BacoError: the format is unknown, torchao is not installed, or it has no kernel for the
+            device.
     """
     if quantize not in QUANTIZE:
         raise BacoError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZE)}, or leave it out")

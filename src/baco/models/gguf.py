@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError, one_line
-from baco.models.files import check_begin
+from baco.models.files import check_beginning
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 
 
 def is_gguf(name: str) -> bool:
-    """Does a model's name mean a GGUF file?"""
+    """Is this the name of a GGUF file?"""
     return name.lower().endswith(SUFFIX)
 
 
 def located(name: str) -> tuple[str, dict[str, str]]:
-    """What ``from_pretrained`` is given for a model: its folder or hub id, and keywords."""
+    """Arguments of ``from_pretrained`` for a model: its folder or hub id, and keywords."""
     if not is_gguf(name):
         return name, {}
     repository, file = _on_the_hub(name)
@@ -36,20 +36,20 @@ def located(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _on_the_hub(name: str) -> tuple[str, str]:
-    """Repository and file, both empty where a name means a file of this machine."""
+    """Repository and file; both are empty for a file on this machine."""
     repository, _, file = name.rpartition(":")
     is_hub = repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
     return (repository, file) if is_hub and not Path(name).exists() else ("", "")
 
 
 def check_gguf(name: str) -> None:
-    """Refuse a GGUF file that cannot be loaded, before anything is.
+    """Refuse a GGUF file that cannot be loaded, before anything is loaded.
 
     Args:
-        name: of the model; a file on the hub is not looked at.
+        name: of the model; a file on the hub is not checked.
 
     Raises:
-        BacoError: the package is missing, or the file is not there, not whole, or no GGUF file.
+        BacoError: the package is missing, or the file is missing, incomplete, or no GGUF file.
     """
     if importlib.util.find_spec("gguf") is None:
         raise BacoError(f"{name} is a GGUF file: install its reader with pip install 'baco[gguf]'")
@@ -58,7 +58,7 @@ def check_gguf(name: str) -> None:
     path = Path(name).expanduser()
     if not path.is_file():
         raise BacoError(f"no such GGUF file: {name}; give a file or REPOSITORY:FILE.gguf")
-    check_begin(path)
+    check_beginning(path)
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
@@ -67,26 +67,26 @@ def check_gguf(name: str) -> None:
 
     try:
         GGUFReader(path)  # finds every tensor in the file
-    except Exception as error:  # it indexes into what is not there
+    except Exception as error:  # it indexes beyond the end of the file
         raise BacoError(
             f"{path} is damaged or cut off ({one_line(error)}): fetch it again"
         ) from error
 
 
 def dequantized(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of ``from_pretrained`` with which weights become ordinary ones."""
+    """Keywords of ``from_pretrained`` that de-quantise the weights."""
     if keywords.get("quantization_config"):
         return {}
     try:
         from transformers import GgufConfig
     except ImportError:
-        return {}  # older versions always do
+        return {}  # older versions always de-quantise
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 @contextmanager
 def without_bar() -> Iterator[None]:
-    """Let transformers draw no bar while it reads such a file; it cannot be told otherwise."""
+    """Hide the progress bar that transformers draws while it reads such a file."""
     import transformers.modeling_gguf_pytorch_utils as module
 
     bar = module.tqdm

@@ -1,7 +1,7 @@
 """Where files come from: a folder, the hub, or the cache of the hub.
 
-The hub's own client asks again and again where there is no network, file after file, for a minute.
-So the hub is asked once here, before anything is read from it.
+Without a network the hub's own client retries every file for a minute. So this module asks the hub
+once before anything is read from it.
 """
 
 import logging
@@ -14,25 +14,25 @@ from baco.errors import BacoError
 
 log = logging.getLogger("baco")
 
-# The longest wait for the hub, and how long its answer, or that there was none, counts.
+# The longest wait for the hub, and how long its answer, or the lack of one, is remembered.
 SECONDS_TO_CONNECT = 10.0
 SECONDS_TO_REMEMBER = 60.0
 
-_asked: dict[str, tuple[float, bool]] = {}
+_answered_at: dict[str, tuple[float, bool]] = {}
 
 
 class NotHereError(BacoError):
-    """There is no way to the hub, and its cache does not have what was asked for.
+    """The hub cannot be reached, and its cache does not have what is needed.
 
     Attributes:
-        reason: why not, without what to do.
+        reason: why the hub cannot be reached, without advice.
     """
 
     reason = ""
 
 
 def local_files_only(name: str) -> bool:
-    """Must the files of a model come from the cache, because there is no way to the hub?
+    """Must the files of a model come from the cache because the hub cannot be reached?
 
     Args:
         name: hub id or folder.
@@ -46,8 +46,9 @@ def local_files_only(name: str) -> bool:
     if reason is None:
         return False
     if cached(name) is None:
-        told = f"cannot download {name}: {reason}; connect to the hub or give a folder"
-        error = NotHereError(told)
+        error = NotHereError(
+            f"cannot download {name}: {reason}; connect to the hub or give a folder"
+        )
         error.reason = reason
         raise error
     log.info("%s: reading %s from the cache", reason, name)
@@ -55,7 +56,7 @@ def local_files_only(name: str) -> bool:
 
 
 def out_of_reach() -> str | None:
-    """Why the hub cannot be asked; None where it can."""
+    """Why the hub cannot be reached; None where it can."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
@@ -65,8 +66,10 @@ def out_of_reach() -> str | None:
 
 @contextmanager
 def reading(name: str | None = None) -> Iterator[None]:
-    """Let libraries read a model in this block, or what else the hub has: from the cache alone
-    where there is no way to the hub. They ask it for some files whatever they are told otherwise.
+    """Let libraries read a model, or something else of the hub, in this block.
+
+    Where the hub cannot be reached, they read from the cache alone. The switch is global, since
+    libraries ask the hub for some files even with ``local_files_only``.
 
     Raises:
         NotHereError: see :func:`local_files_only`.
@@ -74,8 +77,8 @@ def reading(name: str | None = None) -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    alone = out_of_reach() is not None if name is None else local_files_only(name)
-    constants.HF_HUB_OFFLINE = before or alone
+    offline = out_of_reach() is not None if name is None else local_files_only(name)
+    constants.HF_HUB_OFFLINE = before or offline
     try:
         yield
     finally:
@@ -83,7 +86,7 @@ def reading(name: str | None = None) -> Iterator[None]:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder that holds the files of a model on this machine; None where there is none."""
+    """The folder with the files of a model on this machine; None where there is none."""
     return Path(name) if Path(name).is_dir() else cached(name)
 
 
@@ -101,16 +104,16 @@ def cached(name: str) -> Path | None:
 
 
 def _answers(endpoint: str) -> bool:
-    moment, answered = _asked.get(endpoint, (-SECONDS_TO_REMEMBER, False))
+    moment, answered = _answered_at.get(endpoint, (-SECONDS_TO_REMEMBER, False))
     if time.monotonic() - moment >= SECONDS_TO_REMEMBER:
         from huggingface_hub import get_session
 
         try:
             get_session().head(endpoint, timeout=SECONDS_TO_CONNECT)
-        except Exception as error:  # of whichever HTTP library the client stands on
+        except Exception as error:  # of whichever HTTP library the client uses
             log.debug("%s does not answer: %s", endpoint, error)
             answered = False
         else:
             answered = True
-        _asked[endpoint] = (time.monotonic(), answered)
+        _answered_at[endpoint] = (time.monotonic(), answered)
     return answered

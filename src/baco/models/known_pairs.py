@@ -1,4 +1,4 @@
-"""Pairs by short name: the table in ``pairs.toml``. No model is touched in here."""
+"""Pairs by short name: the table in ``pairs.toml``. Nothing here loads a model."""
 
 import difflib
 import tomllib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from baco.errors import BacoError
-from baco.models.files import read_object
+from baco.models.files import read_json_object
 from baco.sampling.params import SamplingParams
 
 DEMO = "demo"
@@ -18,15 +18,14 @@ DEMO = "demo"
 
 @dataclass(frozen=True, slots=True)
 class KnownPair:
-    """Where the two halves of a pair are, and what else its makers say of it.
+    """Where the two models of a pair are, and the settings that its makers chose.
 
     Attributes:
         name: short name, or the folder's path.
         base, aligned: hub ids or folders.
         chat_options: variables for the aligned model's chat template.
         sampling: the pair's own sampling parameters, in place of the general ones.
-        dtype: the numbers to hold its weights in where the caller names none; None: what suits
-            the device.
+        dtype: of its weights where the caller names none; None for what suits the device.
     """
 
     name: str
@@ -41,30 +40,32 @@ class KnownPair:
         """A pair kept in one folder: ``base/``, ``aligned/`` and, if there, ``baco.json``.
 
         Raises:
-            BacoError: a ``baco.json`` that cannot be read, or that says what cannot be.
+            BacoError: ``baco.json`` cannot be read, or has a value that is not allowed.
         """
         about = folder / "baco.json"
-        told = read_object(about) if about.is_file() else {}
+        settings = read_json_object(about) if about.is_file() else {}
         for key, kind, expected in (
             ("name", str, "a text"),
             ("chat_options", dict, "an object"),
             ("sampling", dict, "an object"),
             ("dtype", str, "a text"),
         ):
-            if not isinstance(told.get(key), kind | None):
-                raise BacoError(f"{about}: {key} is {told[key]!r}: give {expected} or leave it out")
-        sampling = told.get("sampling") or {}
+            if not isinstance(settings.get(key), kind | None):
+                raise BacoError(
+                    f"{about}: {key} is {settings[key]!r}: give {expected} or leave it out"
+                )
+        sampling = settings.get("sampling") or {}
         try:
             SamplingParams().updated(sampling)
         except BacoError as error:
             raise BacoError(f"{about}, sampling: {error}") from error
         return cls(
-            name or told.get("name") or str(folder),
+            name or settings.get("name") or str(folder),
             str(folder / "base"),
             str(folder / "aligned"),
-            told.get("chat_options") or {},
+            settings.get("chat_options") or {},
             sampling,
-            told.get("dtype"),
+            settings.get("dtype"),
         )
 
 
@@ -87,10 +88,10 @@ def demo_folder() -> Path:
 
 
 def find_pair(name: str) -> KnownPair:
-    """The pair of a short name (case does not matter), or of a folder.
+    """The pair in a folder, or of a short name in any case.
 
     Raises:
-        BacoError: neither, with the nearest short names.
+        BacoError: there is neither; the message has the nearest short names.
     """
     folder = Path(name)
     if (folder / "base").is_dir() and (folder / "aligned").is_dir():

@@ -1,4 +1,4 @@
-"""One model as ``transformers`` loads it: tokenizer, weights in their place, adapter."""
+"""Loading one model with ``transformers``: configuration, tokenizer, weights, adapter."""
 
 import re
 import warnings
@@ -13,21 +13,22 @@ import torch
 
 from baco.errors import OUT_OF_MEMORY, BacoError, one_line
 from baco.models import hub
-from baco.models.dtypes import by_half, chosen_dtype, quantization_config, without_torchao
-from baco.models.files import check_files, has_tokenizer, read_object
+from baco.models.dtypes import by_source, chosen_dtype, quantization_config, without_torchao
+from baco.models.files import check_files, has_tokenizer, read_json_object
 from baco.models.gguf import check_gguf, dequantized, is_gguf, located, without_bar
+from baco.source import MODELS, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model goes, and in which numbers.
+    """The device and number format to load a model with.
 
     Attributes:
-        device: of all of it.
-        dtype: asked for, or None for what suits the device.
+        device: of the whole model.
+        dtype: of the weights; None for what suits the device.
         quantize: ``int8``, ``int4`` or None.
         trust_remote_code: run the Python code that comes with the model.
-        options: handed to ``from_pretrained``; a ``device_map`` among them goes before ``device``.
+        options: passed to ``from_pretrained``; a ``device_map`` among them overrides ``device``.
     """
 
     device: torch.device
@@ -37,7 +38,7 @@ class Placement:
     options: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """BacoError for what cannot be, before anything is loaded."""
+        """Raise BacoError for impossible settings, before anything is loaded."""
         chosen_dtype(self.dtype, self.device)
         if self.quantize is None:
             return
@@ -47,28 +48,28 @@ class Placement:
 
     def keywords(self, name: str) -> dict[str, Any]:
         """Keywords of ``from_pretrained`` for a model."""
-        made = {
+        keywords = {
             "device_map": str(self.device),
-            # transformers asks on standard input where it is not told.
+            # Without it transformers asks on standard input.
             "trust_remote_code": self.trust_remote_code,
             **self.options,
         }
         if is_gguf(name):
-            made |= dequantized(made)
+            keywords |= dequantized(keywords)
         if self.quantize is not None:
             if is_gguf(name):
                 raise BacoError(
                     f"{name} is de-quantised as it is loaded: leave quantize out, or give a model "
                     "of transformers"
                 )
-            made["quantization_config"] = quantization_config(self.quantize, self.device)
-        # A checkpoint that is quantized already names the numbers beside its own.
+            keywords["quantization_config"] = quantization_config(self.quantize, self.device)
+        # A checkpoint that is quantized already names the format of its other numbers.
         stored = (
             self.dtype is None
             and not is_gguf(name)
             and _comes_quantized(load_config(name, trust_remote_code=self.trust_remote_code))
         )
-        return made | {"dtype": "auto" if stored else chosen_dtype(self.dtype, self.device)}
+        return keywords | {"dtype": "auto" if stored else chosen_dtype(self.dtype, self.device)}
 
 
 def placements(
@@ -78,27 +79,32 @@ def placements(
     options: dict[str, Any],
     *,
     trust_remote_code: bool = False,
-) -> dict[str, Placement]:
-    """Where each half goes, from options that say it of both or of each; checked.
+) -> dict[Source, Placement]:
+    """The placement of each model, from options with one value for both or one for each; checked.
 
     Raises:
-        BacoError: a device, format or half that there is not.
+        BacoError: a device or format that does not exist, or a value for something else than base
+            and aligned.
     """
-    dtypes, devices = by_half("dtype", dtype), by_half("device", device)
-    forms = by_half("quantize", quantize)
-    made = {
-        half: Placement(
-            find_device(devices[half]), dtypes[half], forms[half], trust_remote_code, options
+    dtypes, devices = by_source("dtype", dtype), by_source("device", device)
+    formats = by_source("quantize", quantize)
+    placed = {
+        source: Placement(
+            find_device(devices[source]),
+            dtypes[source],
+            formats[source],
+            trust_remote_code,
+            options,
         )
-        for half in dtypes
+        for source in MODELS
     }
-    for placement in made.values():
+    for placement in placed.values():
         placement.check()
-    return made
+    return placed
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of a name; None for the GPU where there is one, else the CPU.
+    """The device of this name; without a name the GPU where there is one, else the CPU.
 
     Raises:
         BacoError: it cannot be used here.
@@ -112,13 +118,13 @@ def find_device(name: str | None) -> torch.device:
 
 
 def check_model(name: str) -> None:
-    """Refuse a model that is not there, or whose files are damaged, before anything is loaded.
+    """Refuse a model that does not exist or whose files are damaged, before anything is loaded.
 
     Args:
-        name: folder or hub id; of the latter, the files that the cache has are checked.
+        name: folder or hub id; for the latter, files in the cache of the hub are checked.
 
     Raises:
-        BacoError: no such folder, no way to the hub, or a damaged file.
+        BacoError: the folder does not exist, the hub does not answer, or a file is damaged.
     """
     if not name.strip():
         raise BacoError("the name of a model is empty: give a folder or a hub id")
@@ -138,7 +144,7 @@ def check_model(name: str) -> None:
 
 
 def check_memory(name: str) -> None:
-    """Refuse weights that are here and do not fit into this machine's memory."""
+    """Refuse weights on this machine that do not fit into this machine's memory."""
     files = [Path(name)] if is_gguf(name) else Path(name).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files if file.is_file())
     free = psutil.virtual_memory().available
@@ -150,26 +156,27 @@ def check_memory(name: str) -> None:
 
 
 class UntrustedCodeError(BacoError):
-    """A model comes with Python code, which nobody allowed to run."""
+    """A model comes with Python code that the user has not allowed to run."""
 
 
 @contextmanager
-def explained(what: str, name: str) -> Iterator[None]:
-    """Turn whatever a library raises over the files of a model into one line.
+def explain_errors(what: str, name: str) -> Iterator[None]:
+    """Turn any error that a library raises while it reads a model's files into one line.
 
     Args:
-        what: of the model is read, for the message, as in ``the tokenizer of``.
+        what: the part of the model that is read, for the message, as in ``the tokenizer of``.
         name: folder or hub id.
 
     Raises:
-        BacoError: for every other error but those that end a process, and a want of memory.
+        BacoError: in place of every error except those that end a process or report too little
+            memory.
     """
     try:
         yield
     except (BacoError, KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
-    # Damaged files lead libraries to errors of all kinds. A panic in Rust is no Exception, nor is
-    # the exit that a model's own code may call.
+    # Damaged files cause errors of all kinds in libraries. A panic in Rust and the exit that a
+    # model's own code may call are BaseExceptions.
     except BaseException as error:
         if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
             raise
@@ -184,17 +191,17 @@ def explained(what: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
-    """The same of a block that asks the hub, if it answers, for the files."""
-    with explained(what, name), hub.reading(located(name)[0]):
+    """`explain_errors` for a block that may download files from the hub."""
+    with explain_errors(what, name), hub.reading(located(name)[0]):
         yield
 
 
 def _reason(name: str, error: BaseException) -> str:
-    """Why a model cannot be loaded, and what to do."""
+    """The cause of a model's loading error, and what to do."""
     if "does not recognize this architecture" not in str(error):
         here = is_gguf(name) or hub.model_folder(name)
-        mend = "; mend its files or fetch them again" if here else ""
-        return one_line(error) + mend
+        advice = "; mend its files or fetch them again" if here else ""
+        return one_line(error) + advice
     import transformers
 
     kind = re.search(r"model type `(.*?)`", str(error))
@@ -219,10 +226,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(name: str, fallback: Any = None, *, trust_remote_code: bool = False) -> Any:
-    """A model's tokenizer, or ``fallback`` where it has none of its own.
+    """A model's tokenizer, or ``fallback`` where it has none.
 
     Raises:
-        BacoError: neither.
+        BacoError: there is neither.
     """
     from transformers import AutoTokenizer
 
@@ -244,12 +251,12 @@ def load_tokenizer(name: str, fallback: Any = None, *, trust_remote_code: bool =
                     f"{folder} has no tokenizer: fetch its tokenizer.json, or tokenizer.model, too"
                 ) from error
         elif (folder / "tokenizer.json").exists():
-            read_object(folder / "tokenizer.json")  # where it is no JSON, this says where
+            read_json_object(folder / "tokenizer.json")  # a better message if it is not JSON
         raise
 
 
 def import_model_code() -> None:
-    """Import what ``transformers`` loads models with."""
+    """Import the part of ``transformers`` that loads models."""
     with without_torchao():
         import transformers.modeling_utils  # noqa: F401
 
@@ -258,39 +265,38 @@ def load_model(name: str, placement: Placement) -> Any:
     """A causal LM in evaluation mode.
 
     Raises:
-        BacoError: one that cannot be found or loaded, or whose weights do not belong to its
-            configuration.
+        BacoError: it cannot be found or loaded, or its weights do not match its configuration.
     """
     from transformers import AutoModelForCausalLM
 
     import_model_code()
     with _loading("the model", name):
-        # Sizes are compared here: transformers writes them into a table of its own log.
+        # Mismatched sizes are reported below: transformers would log a table of them.
         place, keywords = located(name)
         with without_bar() if keywords else nullcontext():
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 place,
                 **keywords,
                 **placement.keywords(name),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    _check_weights(name, model, told)
+    _check_weights(name, model, report)
     return model.eval()
 
 
-def _check_weights(name: str, model: Any, told: dict[str, Any]) -> None:
-    """Refuse a model that ``transformers`` filled up with random weights."""
-    if told["mismatched_keys"]:
-        tensor, held, expected = min(told["mismatched_keys"])
+def _check_weights(name: str, model: Any, report: dict[str, Any]) -> None:
+    """Refuse a model that ``transformers`` completed with random weights."""
+    if report["mismatched_keys"]:
+        tensor, stored, expected = min(report["mismatched_keys"])
         raise BacoError(
             f"cannot load the model {name}: its weights and its config.json do not belong "
-            f"together: {tensor} is {_shape(held)} in the file and {_shape(expected)} by the "
+            f"together: {tensor} is {_shape(stored)} in the file and {_shape(expected)} by the "
             "configuration; fetch both again"
         )
-    # What a quantised checkpoint stores has names of its own.
-    if told["missing_keys"] and not _comes_quantized(model.config):
-        missing = sorted(told["missing_keys"])
+    # A quantised checkpoint stores its tensors under other names.
+    if report["missing_keys"] and not _comes_quantized(model.config):
+        missing = sorted(report["missing_keys"])
         raise BacoError(
             f"cannot load the model {name}: its files lack {len(missing)} of the tensors that its "
             f"config.json asks for, such as {missing[0]}; fetch them again"
@@ -302,7 +308,7 @@ def _shape(sizes: Any) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Is it a PEFT adapter, not a model?"""
+    """Is it a PEFT adapter and not a model?"""
     from transformers.utils import find_adapter_config_file
 
     if is_gguf(name):
@@ -312,16 +318,16 @@ def is_adapter(name: str) -> bool:
         try:
             return find_adapter_config_file(name) is not None
         except (OSError, ValueError):
-            return False  # loading the model says why
+            return False  # loading the model reports the cause
 
 
 def load_adapter(model: Any, name: str) -> Any:
     """A model with a PEFT adapter over it; the model's weights are held once.
 
-    Where the adapter was trained with more tokens, the model's embeddings get their rows.
+    Where the adapter was trained with more tokens, the model's embedding is extended by their rows.
 
     Raises:
-        BacoError: PEFT is not installed, or the adapter does not fit.
+        BacoError: PEFT is not installed, or the adapter does not fit the model.
     """
     try:
         from peft import PeftModel, load_peft_weights
@@ -330,10 +336,10 @@ def load_adapter(model: Any, name: str) -> Any:
             f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
         ) from error
     with _loading("the adapter", name), without_torchao(), warnings.catch_warnings():
-        # A tensor that is missing would be a random one.
+        # PEFT fills a missing tensor with random numbers.
         warnings.filterwarnings("error", "Found missing adapter keys")
         try:
-            rows = _embedded(load_peft_weights(name, device="cpu"), model)
+            rows = _embedding_rows(load_peft_weights(name, device="cpu"), model)
             if rows > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(rows, mean_resizing=False)
             return PeftModel.from_pretrained(model, name).eval()
@@ -344,13 +350,13 @@ def load_adapter(model: Any, name: str) -> Any:
             ) from error
 
 
-def _embedded(weights: Mapping[str, torch.Tensor], model: Any) -> int:
-    """How many tokens an adapter has its own embeddings of a model for; 0 where it has none."""
+def _embedding_rows(weights: Mapping[str, torch.Tensor], model: Any) -> int:
+    """Rows of the embedding that an adapter brings for a model; 0 where it brings none."""
     embedding = model.get_input_embeddings()
     path = next(path for path, module in model.named_modules() if module is embedding)
-    own = [table for name, table in weights.items() if f".{path}." in name and table.dim() == 2]
+    tables = [table for name, table in weights.items() if f".{path}." in name and table.dim() == 2]
     width = embedding.weight.shape[1]
-    return max((len(table) for table in own if table.shape[1] == width), default=0)
+    return max((len(table) for table in tables if table.shape[1] == width), default=0)
 
 
 def _comes_quantized(config: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A base model and its aligned sibling: loading both, and checking that they fit."""
+"""A base model and its aligned sibling: loading both, and checking that they are a pair."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError, UnfitPairError
-from baco.models.dtypes import by_half
+from baco.models.dtypes import by_source
 from baco.models.forward.llama import prepare
 from baco.models.forward.packed_linear import pack
 from baco.models.known_pairs import KnownPair
@@ -19,7 +19,7 @@ from baco.models.loading import (
     Placement,
     check_memory,
     check_model,
-    explained,
+    explain_errors,
     is_adapter,
     load_adapter,
     load_config,
@@ -27,10 +27,10 @@ from baco.models.loading import (
     load_tokenizer,
     placements,
 )
-from baco.models.model import PairModel, embedding_rows
+from baco.models.model import PairModel, count_embedding_rows
 from baco.routing.router import Router
 from baco.sampling.params import SamplingParams
-from baco.source import MODELS
+from baco.source import MODELS, Source
 from baco.text.encoder import Limit
 from baco.text.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
 from baco.text.token_bytes import spell
@@ -42,20 +42,30 @@ _ADVICE = {
     "aligned": "a pair needs one tokenizer, so take the base model the aligned one was made from",
     "draft": "take a draft model of the pair's own family and tokenizer",
 }
+# Conversations that templates are tried with: turn marks surround each kind of message.
+_CONVERSATIONS = tuple(
+    [
+        *({"role": "system", "content": "Be brief."} for _ in range(system)),
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+        {"role": "user", "content": "When?"},
+    ]
+    for system in (0, 1)
+)
 
 
 @dataclass
 class Pair:
-    """Two halves that agree on the id of every ordinary token.
+    """Two models that agree on the id of every ordinary token.
 
     Attributes:
-        name: short name, or both halves' names.
-        base, aligned: the halves; their logits come on the common vocabulary of V ids.
-        tokenizer: the aligned half's, for the answers.
-        vocabulary: what every id is.
-        renderer: one conversation, two prompts.
-        end_ids: tokens that end an answer, of either half.
-        banned: bool [V], special tokens the base model may never say.
+        name: short name, or the names of both models.
+        base, aligned: the models; their logits are on the common vocabulary of V ids.
+        tokenizer: the aligned model's, for the answers.
+        vocabulary: word starts, roles and special tokens of all ids.
+        renderer: renders one conversation as two prompts.
+        end_ids: tokens of either model that end an answer.
+        banned: bool [V], special tokens that are never drawn from the base model.
         defaults: sampling parameters where the caller gives none.
     """
 
@@ -69,30 +79,33 @@ class Pair:
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
 
-    def spelling(self, token: int) -> bytes:
-        """The bytes of text that a token stands for, which may begin or end inside a character.
+    def model(self, source: Source) -> PairModel:
+        """The base or the aligned model."""
+        return self.base if source == "base" else self.aligned
 
-        A special token's are its name.
+    def spelling(self, token: int) -> bytes:
+        """The bytes of text that a token stands for, which may begin or end inside a character;
+        the name of a special token.
         """
         return self._spellings.get(token, b"")
 
     def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt that one of the halves cannot read; see
+        """Refuse a prompt that one of the models cannot read; see
         :meth:`PairModel.check_prompt`.
         """
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
     @property
-    def held(self) -> dict[str, str]:
-        """In which numbers each half's weights are held, and where."""
-        return {half: getattr(self, half).held for half in MODELS}
+    def weights_formats(self) -> dict[str, str]:
+        """The number format and the device of each model's weights."""
+        return {source: self.model(source).weights_format for source in MODELS}
 
     def limits(self, router: Router, explain: bool = False) -> Limits:
-        """How long a prompt may be for an answer to follow, for each model that reads it."""
+        """How long a prompt may be so that an answer can follow, for each model that reads it."""
         needed = MODELS if explain or router.only is None else (router.only,)
-        contexts = {name: getattr(self, name).context for name in needed}
-        return {name: Limit(name, context, context - 1) for name, context in contexts.items()}
+        contexts = {source: self.model(source).context for source in needed}
+        return {source: Limit(source, context, context - 1) for source, context in contexts.items()}
 
     @cached_property
     def _spellings(self) -> dict[int, bytes]:
@@ -103,13 +116,13 @@ class Pair:
 def check_vocabularies(
     base_tokenizer: Any, aligned_tokenizer: Any, names: tuple[str, str] = ("base", "aligned")
 ) -> None:
-    """Refuse models that spell an ordinary token with different ids, naming the first such token.
+    """Refuse models that disagree on the id of an ordinary token, naming the first such token.
 
-    Special and added tokens may differ: chat models rename reserved ones and bring their own.
+    Special and added tokens may differ: chat models rename reserved ones and add their own.
 
     Args:
-        base_tokenizer, aligned_tokenizer: of the two.
-        names: what the two are called in the error.
+        base_tokenizer, aligned_tokenizer: of the two models.
+        names: of the two models, for the error.
 
     Raises:
         UnfitPairError: the two vocabularies differ.
@@ -146,26 +159,26 @@ def make_pair(
     function_words: str | Iterable[str] | None = None,
     defaults: SamplingParams | None = None,
 ) -> Pair:
-    """Join two loaded halves into a pair, checked.
+    """Join two loaded models into a pair and check it.
 
     Raises:
-        BacoError: the halves do not fit, a template or word list that cannot be read.
+        BacoError: the models are no pair, or a template or word list cannot be read.
     """
     words = {} if function_words is None else {"function_words": load_words(function_words)}
-    with explained("the tokenizer of", aligned.name):
+    with explain_errors("the tokenizer of", aligned.name):
         check_vocabularies(base.tokenizer, aligned.tokenizer)
-        width = max(aligned.tokenizer.get_vocab().values()) + 1
-        vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, width, **words)
-        unknown = _unknown(base.tokenizer, aligned.tokenizer, width)
-    end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < width)
+        size = max(aligned.tokenizer.get_vocab().values()) + 1
+        vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, size, **words)
+        unknown_ids = _unknown_ids(base.tokenizer, aligned.tokenizer, size)
+    end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < size)
     if not end_ids:
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
     banned = vocabulary.special.clone()
     banned[sorted(end_ids)] = False
     pair = Pair(
         name=name,
-        base=base.on(width, unknown),
-        aligned=aligned.on(width, torch.zeros(width, dtype=torch.bool)),
+        base=base.with_common_vocab(size, unknown_ids),
+        aligned=aligned.with_common_vocab(size, torch.zeros(size, dtype=torch.bool)),
         tokenizer=aligned.tokenizer,
         vocabulary=vocabulary,
         renderer=Renderer(
@@ -179,56 +192,41 @@ def make_pair(
         banned=banned,
         defaults=defaults or SamplingParams(),
     )
-    check_embeddings(pair)
+    _check_embeddings(pair)
     return pair
 
 
-def check_embeddings(pair: Pair) -> None:
-    """Refuse a half with tokens that it will read and has no embedding for, naming them.
+def _check_embeddings(pair: Pair) -> None:
+    """Refuse a model whose prompts hold tokens that it has no embedding for.
 
-    These are ordinary tokens and those of its own prompts. Other special tokens may lack one: the
-    tokenizers of Gemma 3's smallest models have a token for images that the models do not have.
-
-    Raises:
-        UnfitPairError: there are such tokens.
+    Ordinary tokens and those of its own template count. Other special tokens may lack an embedding:
+    the tokenizers of Gemma 3's smallest models have a token for images that the models lack.
     """
-    for name in MODELS:
-        half: PairModel = getattr(pair, name)
-        if not half.without_embedding:
+    for source in MODELS:
+        model = pair.model(source)
+        if not model.ids_without_embedding:
             continue
-        added = {*half.tokenizer.added_tokens_decoder, *half.tokenizer.all_special_ids}
-        read = half.without_embedding - added
+        added = {*model.tokenizer.added_tokens_decoder, *model.tokenizer.all_special_ids}
+        missing = model.ids_without_embedding - added
         for conversation in _CONVERSATIONS:
             with contextlib.suppress(BacoError):  # some templates refuse some conversations
                 prompt = pair.renderer.render(conversation)
-                ids = prompt.base_ids if name == "base" else prompt.aligned_ids
-                read |= half.without_embedding.intersection(ids)
-        if read:
-            needed = max(read) + 1
+                ids = prompt.base_ids if source == "base" else prompt.aligned_ids
+                missing |= model.ids_without_embedding.intersection(ids)
+        if missing:
             raise UnfitPairError(
-                f"{half.name} has {half.rows} rows of embeddings and reads tokens beyond them: "
-                f"{half.spelled(read)}; give the model that its tokenizer and template are made "
-                f"for, with at least {needed} rows, or a template without these tokens"
+                f"{model.name} has {model.embedding_rows} rows of embeddings and reads tokens "
+                f"beyond them: {model.list_tokens(missing)}; give the model that its tokenizer and "
+                f"template are made for, with at least {max(missing) + 1} rows, or a template "
+                "without these tokens"
             )
 
 
-# What templates are tried with: their marks stand around each kind of message.
-_CONVERSATIONS = tuple(
-    [
-        *({"role": "system", "content": "Be brief."} for _ in range(system)),
-        {"role": "user", "content": "Where?"},
-        {"role": "assistant", "content": "Here."},
-        {"role": "user", "content": "When?"},
-    ]
-    for system in (0, 1)
-)
-
-
-def _unknown(tokenizer: Any, aligned_tokenizer: Any, width: int) -> Tensor:
-    """The ids of the common vocabulary that a model does not have, bool [width]."""
+def _unknown_ids(tokenizer: Any, aligned_tokenizer: Any, size: int) -> Tensor:
+    """The ids of the common vocabulary that a model does not have, bool [size]."""
     own, common = tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
-    known = [id_ for token, id_ in own.items() if id_ < width and common.get(token) == id_]
-    unknown = torch.ones(width, dtype=torch.bool)
+    known = [id_ for token, id_ in own.items() if id_ < size and common.get(token) == id_]
+    unknown = torch.ones(size, dtype=torch.bool)
     unknown[sorted(known)] = False
     return unknown
 
@@ -246,14 +244,14 @@ def load_pair(
     trust_remote_code: bool = False,
     **model_options: Any,
 ) -> Pair:
-    """Load both halves with ``transformers`` and join them.
+    """Load both models with ``transformers`` and join them.
 
     Args:
-        known: where the halves are. An ``aligned`` that is a PEFT adapter is put over the base
+        known: where the models are. An ``aligned`` that is a PEFT adapter is put over the base
             model, whose weights are then held once.
         dtype: of the weights: float32, bfloat16 or float16; by default the pair's own, else
-            bfloat16 where the device multiplies it natively and float32 elsewhere. Like ``device``
-            and ``quantize``, one value for both halves or one for each:
+            bfloat16 where the device multiplies it natively and float32 elsewhere. ``dtype``,
+            ``device`` and ``quantize`` are one value for both models or one for each:
             ``{"base": …, "aligned": …}``.
         device: such as ``cpu``, ``cuda:1``; by default the GPU where there is one.
         quantize: hold linear layers in ``int8`` or ``int4`` (torchao). Checkpoints that are
@@ -261,14 +259,14 @@ def load_pair(
         base_template, chat_template: see :class:`baco.text.prompts.Renderer`.
         function_words: a word list by name, by file, or as words; English by default.
         packed: lay weights on a CPU out for its matrix kernels
-            (:mod:`baco.models.forward.packed_linear`). Weights that are to be changed after loading
+            (:mod:`baco.models.forward.packed_linear`). Weights that will be changed after loading
             must stay plain.
         trust_remote_code: run the Python code that comes with a model, as some architectures need.
-            Nobody is asked; without it such a model is refused.
-        model_options: handed to ``from_pretrained``: device_map, quantization_config, …
+            Without it such a model is refused.
+        model_options: passed to ``from_pretrained``: device_map, quantization_config, …
 
     Raises:
-        BacoError: a model that cannot be found or loaded, or that does not fit.
+        BacoError: a model cannot be found or loaded, or the models are no pair.
     """
     if dtype is None:
         dtype = known.dtype
@@ -290,47 +288,50 @@ def load_pair(
 
 
 def _load_models(
-    known: KnownPair, placed: dict[str, Placement], packed: bool
+    known: KnownPair, placed: dict[Source, Placement], packed: bool
 ) -> tuple[PairModel, PairModel]:
     trust = placed["base"].trust_remote_code
-    load_config(known.base, trust_remote_code=trust)  # a tokenizer's error would not say so
+    load_config(known.base, trust_remote_code=trust)  # a clearer error than the tokenizer's
     base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust)
     if is_adapter(known.aligned):
         if placed["base"] != placed["aligned"]:
             raise BacoError(
                 f"{known.aligned} is an adapter over the base model's own weights: give one "
-                "device, dtype and quantize for both halves"
+                "device, dtype and quantize for both models"
             )
         aligned_tokenizer = load_tokenizer(
             known.aligned, fallback=base_tokenizer, trust_remote_code=trust
         )
         check_vocabularies(base_tokenizer, aligned_tokenizer)
         model = load_model(known.base, placed["base"])
-        rows = embedding_rows(model)
+        rows = count_embedding_rows(model)
         model = load_adapter(model, known.aligned)
         if packed:
             pack(model)
-        base = PairModel(known.base, model, base_tokenizer, bare=True, first_rows=rows)
+        base = PairModel(
+            known.base, model, base_tokenizer, adapter_off=True, rows_without_adapter=rows
+        )
         return base, PairModel(known.aligned, model, aligned_tokenizer)
     if known.base == known.aligned and placed["base"] == placed["aligned"]:
         # One model under two prompts.
         model = load_model(known.base, placed["base"])
         if packed:
-            with explained("the model", known.base):
+            with explain_errors("the model", known.base):
                 lay_out(model)
         base = PairModel(known.base, model, base_tokenizer)
         return base, replace(base)
     load_config(known.aligned, trust_remote_code=trust)
-    # Tokenizers first: a pair that does not fit should not cost the loading of two models.
+    # Tokenizers first, so that a pair that does not fit is refused before any weights are loaded.
     aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
     check_vocabularies(base_tokenizer, aligned_tokenizer)
     models = {}
-    for half, name in (("base", known.base), ("aligned", known.aligned)):
-        models[half] = load_model(name, placed[half])
+    for source in MODELS:
+        name = known.base if source == "base" else known.aligned
+        models[source] = load_model(name, placed[source])
         if packed:
-            # Before the next one is loaded: what it came in makes room.
-            with explained("the model", name):
-                lay_out(models[half])
+            # Before the other model is loaded, so that the plain weights make room.
+            with explain_errors("the model", name):
+                lay_out(models[source])
     return (
         PairModel(known.base, models["base"], base_tokenizer),
         PairModel(known.aligned, models["aligned"], aligned_tokenizer),
@@ -351,28 +352,32 @@ def load_draft(
     packed: bool = True,
     trust_remote_code: bool = False,
 ) -> PairModel:
-    """Load a small model that drafts for a pair: it has the pair's vocabulary and the aligned
-    half's device.
+    """Load a small model that drafts for a pair, on the aligned model's device.
 
     Raises:
-        BacoError: a model that cannot be loaded, of another vocabulary, or one that cannot draft.
+        BacoError: the model cannot be loaded, has another vocabulary, or cannot draft.
     """
     check_model(name)
     check_memory(name)
-    for half in (pair.base, pair.aligned):
-        if not half.can_roll_back:
-            raise BacoError(f"{half.name} cannot take back what it read, so nothing drafts for it")
+    for model in (pair.base, pair.aligned):
+        if not model.can_roll_back:
+            raise BacoError(
+                f"the cache of {model.name} cannot be rolled back, so nothing can draft for it"
+            )
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
-    dtypes = by_half("dtype", dtype)
+    dtypes = by_source("dtype", dtype)
     placement = Placement(
         pair.aligned.device, dtypes["aligned"], trust_remote_code=trust_remote_code
     )
-    model = load_model(name, placement)
+    weights = load_model(name, placement)
     if packed:
-        lay_out(model)
-    width = pair.vocabulary.size
-    draft = PairModel(name, model, tokenizer).on(width, _unknown(tokenizer, pair.tokenizer, width))
+        lay_out(weights)
+    size = pair.vocabulary.size
+    unknown_ids = _unknown_ids(tokenizer, pair.tokenizer, size)
+    draft = PairModel(name, weights, tokenizer).with_common_vocab(size, unknown_ids)
     if not draft.can_roll_back:
-        raise BacoError(f"{name} cannot take back what it read: use a transformer as draft model")
+        raise BacoError(
+            f"the cache of {name} cannot be rolled back: use a transformer as draft model"
+        )
     return draft

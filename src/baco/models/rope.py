@@ -1,8 +1,8 @@
-"""Rotary embeddings whose factors depend on how long a text is: LongRoPE (Ding et al. 2024).
+"""Rotary embeddings whose factors depend on the length of a text: LongRoPE (Ding et al. 2024).
 
-A model of this kind reads a text of up to its original length with short factors, and a longer one
-with long factors from its first token on. `transformers` picks the factors for a whole batch, by
-its largest position; here every row gets those of its own length.
+Such a model reads a text of up to its original length with short factors, and a longer text with
+long factors from its first token on. `transformers` picks the factors for a whole batch by its
+largest position; here every row gets the factors of its own length.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,8 @@ class LongRope:
     """The rotary embeddings of one model that have short and long factors.
 
     Attributes:
-        original_length: the most tokens of a text that is read with the short factors.
-        modules: the embeddings, called as ``module(x, position_ids) → (cos, sin)``; none where
+        original_length: a text of more tokens is read with the long factors.
+        modules: the embeddings, called as ``module(x, position_ids) → (cos, sin)``; empty where
             their factors cannot be chosen row by row.
     """
 
@@ -34,11 +34,12 @@ class LongRope:
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """Those of a model; None where none of its factors depend on the length of a text."""
+        """Those of a model; None where no factors depend on the length of a text."""
         lengths = set(_lengths(getattr(model, "config", None)))
         if not lengths:
             return None
-        # Layers that change at different lengths, and custom code, have none that can be chosen.
+        # The factors of layers that change at different lengths, and of custom code, cannot be
+        # chosen.
         modules = [module for module in model.modules() if _has_long_factors(module)]
         return cls(min(lengths), tuple(modules) if len(lengths) == 1 else ())
 
@@ -48,11 +49,12 @@ class LongRope:
 
     @contextmanager
     def per_row(self, long: Sequence[bool]) -> Iterator[None]:
-        """Within it, row r of a batch is read with the long factors where ``long[r]`` is true and
-        with the short ones elsewhere, whatever the positions [B, T] of its tokens are.
+        """In this block, row r of a batch is read with the long factors where ``long[r]`` is true,
+        and with the short ones elsewhere, whatever the positions [B, T] of its tokens are.
 
         Raises:
-            BacoError: some rows are long, others are not, and the model tells no rows apart.
+            BacoError: some rows are long, others are not, and the model has one set of factors for
+                a whole batch.
         """
         if not self.modules and any(long) and not all(long):
             raise BacoError(
@@ -67,11 +69,11 @@ class LongRope:
 
     @contextmanager
     def _chosen(self, module: nn.Module, long: Sequence[bool]) -> Iterator[None]:
-        wrapped = module.__dict__.get("forward")  # there where another library has put its own
+        wrapped = module.__dict__.get("forward")  # set where another library replaced it
         forward = module.forward
 
         def short_factors(x: Tensor, positions: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
-            # Only padding has positions beyond.
+            # Positions beyond are padding.
             cos, sin = forward(x, positions.clamp(max=self.original_length - 1), **more)
             return cos, sin
 
@@ -85,7 +87,7 @@ class LongRope:
                 return long_factors(x, position_ids, **more)
             cos, sin = short_factors(x, position_ids, **more)
             if any(long):
-                rows = torch.tensor([row for row, one in enumerate(long) if one], device=cos.device)
+                rows = torch.tensor(long, device=cos.device).nonzero()[:, 0]
                 cos[rows], sin[rows] = long_factors(x, position_ids[rows], **more)
             return cos, sin
 
@@ -100,19 +102,19 @@ class LongRope:
 
 
 def _has_long_factors(module: Any) -> bool:
-    """Is it one of `transformers`' rotary embeddings with long factors?"""
-    kinds = getattr(module, "rope_type", None)  # of each kind of layer, where there are several
+    """Is it a rotary embedding of `transformers` with long factors?"""
+    kinds = getattr(module, "rope_type", None)  # a dict where kinds of layers differ
     return any(kind in _KINDS for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]))
 
 
 def _lengths(config: Any) -> Iterator[int]:
-    """The original lengths in a configuration, one for each kind of layer with long factors."""
+    """The original lengths in a configuration, one per kind of layer with long factors."""
     if config is None:
         return
     text = text_config(config)
     ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    nested = [one for one in ropes.values() if isinstance(one, Mapping)]
-    for one in nested or [ropes]:
-        if one.get("rope_type", one.get("type")) in _KINDS:
-            length = one.get("original_max_position_embeddings")
+    nested = [rope for rope in ropes.values() if isinstance(rope, Mapping)]
+    for rope in nested or [ropes]:
+        if rope.get("rope_type", rope.get("type")) in _KINDS:
+            length = rope.get("original_max_position_embeddings")
             yield int(length or text.original_max_position_embeddings)

@@ -1,4 +1,4 @@
-"""How rows of an architecture can be read right: tried on a small random model of it.
+"""Trials of the ways to read rows, on a small random model of an architecture.
 
 Real weights cannot tell a right forward from a wrong one: in bfloat16 two right ones differ by more
 than rounding, and some models have tokens with huge activations. A small model in float32 can. Its
@@ -27,7 +27,7 @@ log = logging.getLogger("baco")
 # Tokens of the longest text, of a window, and up to which a rotary embedding is the original one.
 CONTEXT, WINDOW, ORIGINAL = 64, 8, 16
 VOCABULARY = 128
-# Texts shorter and longer than that, and how much of each is read as a prompt.
+# Lengths of texts, shorter and longer than these, and of their prefixes that are read as prompts.
 _TEXTS, _PREFIXES = (12, 40, 26), (5, 31, 18)
 _HEAD = 16  # width of a head
 _MOST_PARAMETERS = 20_000_000
@@ -60,33 +60,33 @@ _CONTEXTS = (
     "max_target_positions",
     "context_length",
 )
-# Layers that differ in one of these lists are tried each.
+# One layer of each kind is tried; these lists give the kinds.
 _KINDS = ("layer_types", "no_rope_layers", "layers_block_type", "block_types", "mlp_layer_types")
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What was found of an architecture.
+    """The ways to read rows that are right for an architecture.
 
     Attributes:
-        batched: the kinds of forwards that read rows of different lengths at once, and right.
-        per_row: the model hands its state out, so that rows can be read one after the other.
-        in_pieces: such a state takes several more tokens at a time.
+        batched: the kinds of forwards that read rows of different lengths at once.
+        per_row: the model returns its state, so that rows can be read one after the other.
+        in_chunks: such a state can be continued by several tokens at once.
     """
 
     batched: frozenset[str]
     per_row: bool
-    in_pieces: bool
+    in_chunks: bool
 
     def __bool__(self) -> bool:
-        """Does any way read right?"""
+        """Is any way right?"""
         return bool(self.batched) or self.per_row
 
 
 def reads_right(
     cache: KVCache,
     score: Callable[[Sequence[int]], Tensor],
-    fit: Callable[[Tensor], Tensor],
+    to_common_vocab: Callable[[Tensor], Tensor],
     rounding: float,
 ) -> bool:
     """Do rows of different lengths in one cache read as their texts do alone?
@@ -94,11 +94,11 @@ def reads_right(
     Args:
         cache: an empty one of a small model.
         score: logits after each token of a text, by a plain forward: [T, V].
-        fit: of logits [..., any], those of the vocabulary.
-        rounding: by how much of their spread logits may differ.
+        to_common_vocab: logits [..., any] → those of the vocabulary.
+        rounding: the share of their spread by which logits may differ.
 
     Raises:
-        Exception: whatever a model raises that does not go with the cache.
+        Exception: whatever a model raises that does not work with the cache.
     """
     generator = torch.Generator().manual_seed(0)
     texts = [
@@ -113,10 +113,10 @@ def reads_right(
         rows = zip(texts, lengths, counts, strict=True)
         new = [text[length : length + count] for text, length, count in rows]
         tokens = torch.tensor([[row[0]] * (span - len(row)) + row for row in new])
-        logits = fit(cache.extend(tokens, list(counts), 1)[:, -1])
+        logits = to_common_vocab(cache.extend(tokens, list(counts), 1)[:, -1])
         lengths[:] = [length + count for length, count in zip(lengths, counts, strict=True)]
-        each = zip(logits, texts, lengths, strict=True)
-        return all(close(score(text[:length])[-1], row, rounding) for row, text, length in each)
+        read = zip(logits, texts, lengths, strict=True)
+        return all(close(score(text[:length])[-1], row, rounding) for row, text, length in read)
 
     if not (reads_on([1, 1, 1]) and reads_on([3, 1, 2])):
         return False
@@ -131,7 +131,7 @@ def reads_right(
 
 
 def close(a: Tensor, b: Tensor, share: float) -> bool:
-    """Do logits differ by less than a share of their spread?"""
+    """Do two rows of logits differ by less than a share of their spread?"""
     known = a > -math.inf
     spread = float(a[known].std()) + 1e-6
     return bool((a[known] - b[known]).abs().max() < share * spread)
@@ -159,14 +159,14 @@ def small_model(model: nn.Module) -> nn.Module | None:
             torch.manual_seed(0)
             small: nn.Module = type(whole)(copy.deepcopy(config)).to(torch.float32).eval()
             _make_unruly(small)
-    except Exception as error:  # whatever a configuration, custom code too, has to say
+    except Exception as error:  # whatever a configuration, or custom code, raises
         log.debug("%s cannot be tried small: %r", type(whole).__name__, error)
         return None
     return small
 
 
 def architecture(model: nn.Module) -> str | None:
-    """What stands for a model's class and configuration, small; None where it cannot be shrunk."""
+    """A key of a model's class and small configuration; None where it cannot be shrunk."""
     whole = _without_adapter(model)
     try:
         with _quiet():
@@ -181,7 +181,7 @@ def architecture(model: nn.Module) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let transformers say nothing about a small configuration: it is not the user's."""
+    """Silence what transformers logs about a small configuration, which is not the user's."""
     log = logging.getLogger("transformers")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -198,7 +198,7 @@ def _without_adapter(model: Any) -> Any:
 
 
 def small_config(config: Any) -> Any:
-    """A configuration shrunk: two layers or one of each kind, heads in the same ratio."""
+    """A smaller configuration: two layers or one of each kind, heads in the same ratio."""
     small = copy.deepcopy(config)
     for name in ("quantization_config", "auto_map"):
         if hasattr(small, name):
@@ -260,10 +260,10 @@ def _small_rope(rope: Mapping[str, Any], rotated: int) -> dict[str, Any]:
 def _kept_layers(text: Any, layers: int) -> list[int]:
     """The first layer of every kind; two where there are no kinds."""
     lists = [getattr(text, name, None) for name in _KINDS]
-    per_layer = [one for one in lists if isinstance(one, list | tuple) and len(one) == layers]
+    per_layer = [kind for kind in lists if isinstance(kind, list | tuple) and len(kind) == layers]
     kinds: dict[Any, int] = {}
     for layer in range(layers):
-        kinds.setdefault(tuple(str(one[layer]) for one in per_layer), layer)
+        kinds.setdefault(tuple(str(kind[layer]) for kind in per_layer), layer)
     first = sorted(kinds.values())
     return first if len(first) > 1 else [0, min(1, max(0, layers - 1))]
 

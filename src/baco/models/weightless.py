@@ -1,4 +1,4 @@
-"""A pair whose weights are elsewhere: tokenizers, templates and configurations alone."""
+"""A pair whose weights are loaded elsewhere: tokenizers, templates and configurations alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ import torch
 from baco.errors import BacoError
 from baco.models.context import context_of, text_config
 from baco.models.known_pairs import KnownPair
-from baco.models.loading import check_model, explained, load_config, load_tokenizer
+from baco.models.loading import check_model, explain_errors, load_config, load_tokenizer
 from baco.models.model import PairModel
 from baco.models.pair import Pair, make_pair
 from baco.sampling.params import SamplingParams
+from baco.source import Source
 
 
 @dataclass
 class WeightlessModel(PairModel):
-    """A half that is known but not loaded.
+    """A model of the pair whose weights are not in this process.
 
     Attributes:
         where: its weights are, for messages: ``vLLM``, ``its server``.
@@ -27,11 +28,11 @@ class WeightlessModel(PairModel):
     where: str = ""
 
     @property
-    def held(self) -> str:
+    def weights_format(self) -> str:
         return f"by {self.where}"
 
     @cached_property
-    def rows(self) -> int:
+    def embedding_rows(self) -> int:
         return int(text_config(self.model.config).vocab_size)
 
     @cached_property
@@ -40,8 +41,8 @@ class WeightlessModel(PairModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Elsewhere:
-    """Stands for a model of which only the configuration is here."""
+class _ConfigOnly:
+    """Takes the place of a ``transformers`` model of which only the configuration is here."""
 
     name: str
     where: str
@@ -50,7 +51,7 @@ class _Elsewhere:
 
     @property
     def device(self) -> torch.device:
-        """Where what is computed of its rows in this process is kept."""
+        """Where this process computes with the model's rows of logits."""
         return torch.device("cpu")
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
@@ -67,45 +68,45 @@ class _Elsewhere:
         )
 
     def modules(self) -> list[Any]:
-        """None are here."""
+        """There are none here."""
         return []
 
     def named_modules(self) -> list[Any]:
-        """None are here."""
+        """There are none here."""
         return []
 
 
-def describe_pair(
+def load_weightless_pair(
     known: KnownPair,
-    where: dict[str, str],
+    where: dict[Source, str],
     *,
     base_template: str | None = None,
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Pair:
-    """A pair for routing, rendering and text; asking its halves for logits is refused.
+    """A pair for routing, rendering and text; a call of its models is refused.
 
     Args:
         known: where its tokenizers and configurations are.
-        where: each half's weights are, for messages.
+        where: the weights of each model are, for messages.
         base_template, chat_template, function_words, trust_remote_code: as for
             :func:`baco.models.pair.load_pair`.
 
     Raises:
-        BacoError: what cannot be found or read, or halves that do not fit.
+        BacoError: something cannot be found or read, or the models are no pair.
     """
     for name in (known.base, known.aligned):
         check_model(name)
     base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust_remote_code)
-    base = _describe(known.base, where["base"], base_tokenizer, trust_remote_code)
+    base = _load(known.base, where["base"], base_tokenizer, trust_remote_code)
     aligned_tokenizer = load_tokenizer(
         known.aligned, fallback=base_tokenizer, trust_remote_code=trust_remote_code
     )
     return make_pair(
         known.name,
         base,
-        _describe(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code),
+        _load(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code),
         base_template=base_template,
         chat_template=chat_template,
         chat_options=dict(known.chat_options),
@@ -114,15 +115,14 @@ def describe_pair(
     )
 
 
-def _describe(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> WeightlessModel:
+def _load(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> WeightlessModel:
     from transformers import GenerationConfig
 
     config = load_config(name, trust_remote_code=trust_remote_code)
-    with explained("the generation settings of", name):
+    with explain_errors("the generation settings of", name):
         try:
             generation = GenerationConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         except OSError:
-            generation = None  # it is optional: the model's configuration names the end token too
-    return WeightlessModel(
-        name, _Elsewhere(name, where, config, generation), tokenizer, where=where
-    )
+            generation = None  # optional: the model's configuration names the end token too
+    model = _ConfigOnly(name, where, config, generation)
+    return WeightlessModel(name, model, tokenizer, where=where)

@@ -19,7 +19,7 @@ from baco.engine.sequence import Request
 from baco.errors import BacoError, UpstreamError
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from baco.source import MODELS, Source
 
 log = logging.getLogger("baco")
@@ -73,7 +73,7 @@ def connect(
     urls: dict[Source, str] = {"base": base_url, "aligned": aligned_url}
     models: dict[Source, str | None] = {"base": base_model, "aligned": aligned_model}
     servers = {half: (urls[half], key_of(half), patience) for half in MODELS}
-    pair = describe_pair(
+    pair = load_weightless_pair(
         known,
         dict.fromkeys(MODELS, "its server"),  # an address is no part of what a pair is
         base_template=base_template,

@@ -17,7 +17,7 @@ from baco.models import hub
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import Placement, find_device, is_adapter, load_adapter, load_model
 from baco.models.pair import Pair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from baco.source import MODELS
 
 
@@ -46,7 +46,7 @@ def export_pair(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BacoError(f"{out} is not empty: export the pair to a new folder")
-    pair = describe_pair(
+    pair = load_weightless_pair(
         known,
         dict.fromkeys(MODELS, "vLLM"),
         function_words=function_words,
@@ -131,7 +131,7 @@ def _write(file: Path, told: dict[str, Any]) -> None:
 def read_pair(folder: Path, trust_remote_code: bool = False) -> Pair:
     """The pair of a folder that `export_pair` wrote, without its weights."""
     told = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
-    return describe_pair(
+    return load_weightless_pair(
         KnownPair.in_folder(folder),
         dict.fromkeys(MODELS, "vLLM"),
         function_words=told.get("function_words"),

@@ -17,7 +17,7 @@ from baco.errors import BacoError
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
-from baco.models.weightless import describe_pair
+from baco.models.weightless import load_weightless_pair
 from baco.source import MODELS
 from baco.text.vocabulary import load_words
 
@@ -45,7 +45,7 @@ def start(
     words = None
     if function_words is not None:
         words = sorted(load_words(function_words))
-    pair = describe_pair(
+    pair = load_weightless_pair(
         known,
         dict.fromkeys(MODELS, "vLLM"),
         function_words=function_words,

@@ -53,7 +53,7 @@ class PairRunner(_Runner):
         self.law = RoutingTables(
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),
-            pair.base.unknown.to(self.device),
+            pair.base.unknown_ids.to(self.device),
         )
         self._rows = None
         self._groups = []

@@ -10,7 +10,7 @@ from math import prod
 
 from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.self_draft import SelfDraft
-from baco.models.size import Size
+from baco.models.size import ModelSize
 from baco.source import Drafter, Source
 
 MAX_DRAFT_TOKENS = 8
@@ -85,7 +85,7 @@ class DraftPlanner:
     draft_token: float
 
     @classmethod
-    def of(cls, sizes: Mapping[str, Size], vocabulary: int, device: str) -> "DraftPlanner":
+    def of(cls, sizes: Mapping[str, ModelSize], vocabulary: int, device: str) -> "DraftPlanner":
         """The planner for models of these sizes with ``vocabulary`` tokens, on a kind of device
         (``cpu``, ``cuda`` …).
         """

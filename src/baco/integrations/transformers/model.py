@@ -226,7 +226,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def _base_rows(self) -> int:
-        rows: int = self.pair.base.rows
+        rows: int = self.pair.base.embedding_rows
         return rows
 
     def _layout(self, ids: Tensor, mask: Tensor | None, prompt_length: int | None) -> Layout:
@@ -295,7 +295,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         device, rope, lengths = half.device, half.long_rope, mask.sum(dim=1).cpu()
         if cache is None or not cache.batch_size:
             half.check_length(name, int(lengths.max()) - 1)
-            if half.without_embedding:
+            if half.ids_without_embedding:
                 half.check_prompt(name, ids[mask.bool()].unique().tolist())
         long = lengths > (UNBOUNDED if rope is None else rope.original_length)
         if cache is not None:
@@ -315,10 +315,10 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 use_cache=held is not None,
                 logits_to_keep=keep,
             ).logits
-        rows: Tensor = half.fit(logits[:, -keep:])
+        rows: Tensor = half.to_common_vocab(logits[:, -keep:])
         # `transformers` waits for every step's tokens anyway. Padding may say what it likes.
         told = mask[:, -rows.shape[1] :].bool().to(rows.device)
-        half.check(rows.amax(dim=-1)[told])
+        half.check_logits(rows.amax(dim=-1)[told])
         return rows.to(layout.aligned_ids.device)
 
     def _coin_seed(self, seed: int | None = None) -> int:

@@ -58,7 +58,7 @@ class CompiledForward:
         return self._read(tokens, columns, rotations, keys, values, 0)[:, -keep:]
 
     @torch.inference_mode()
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Compile all that there is to compile; whatever the compiler raises where it cannot."""
         for rows, span in product((1, _ROWS), (1, _TOKENS)):
             store = BatchedKVCache(self)

@@ -168,7 +168,7 @@ class CudaGraphForward:
             return self._said(shape)[:rows, -min(keep or span, span) :].clone()
 
     @torch.inference_mode()
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Try it out on a few tokens; whatever is raised where it cannot be recorded, RuntimeError
         where it then says something else.
         """

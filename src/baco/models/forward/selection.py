@@ -1,0 +1,222 @@
+"""The choice of a model's forward and KV cache, by trial on a small model of its architecture.
+
+A trial and not a table of architectures: there are many, and one that reads its mask or its
+positions in another way must not decode wrongly without an error. The rows of a batch must read as
+they do alone.
+"""
+
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from baco.kv_cache.batched import BatchedKVCache, Forward
+from baco.kv_cache.protocol import KVCache, finish
+from baco.kv_cache.slots import SlotCache
+from baco.models.caches.long_rope import LongRopeKVCache
+from baco.models.caches.per_row import PerRowKVCache
+from baco.models.forward.llama import LlamaForward, prepare
+from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
+from baco.models.loading import explain_errors
+from baco.models.rope import LongRope
+from baco.models.trial import Readings, architecture, close, reads_right, small_model
+
+log = logging.getLogger("baco")
+
+# The results of architectures that were tried, by architecture and use of `LlamaForward`.
+_TRIED: dict[tuple[str | None, bool], Readings] = {}
+# Nats between a plain forward and another right one; rounding gives some hundredths.
+_MAX_DIVERGENCE = 0.5
+
+
+class TriedModel(Protocol):
+    """What a trial needs of a `baco.models.model.PairModel`."""
+
+    name: str
+    model: Any
+
+    @property
+    def prefill_chunk(self) -> int: ...
+
+    @property
+    def embedding_rows(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def long_rope(self) -> LongRope | None: ...
+
+    def run(self, **inputs: Any) -> Any: ...
+
+    def score(self, ids: Sequence[int]) -> Tensor: ...
+
+    def to_common_vocab(self, logits: Tensor) -> Tensor: ...
+
+    def replace_unknown_ids(self, ids: Tensor) -> Tensor: ...
+
+    def small(self, model: Any) -> "TriedModel": ...
+
+
+class ModelCall:
+    """A model as caches call it: without its adapter where that is off."""
+
+    def __init__(self, model: TriedModel) -> None:
+        self._model = model
+        self.device, self.dtype = model.model.device, model.model.dtype
+        wrapped = hasattr(model.model, "peft_config")
+        forward = (model.model.get_base_model() if wrapped else model.model).forward
+        self._takes_keep = "logits_to_keep" in inspect.signature(forward).parameters
+
+    def __call__(self, **inputs: Any) -> Any:
+        if not self._takes_keep:
+            inputs.pop("logits_to_keep", None)
+        return self._model.run(**inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedForward:
+    """A `LlamaForward`, or one made of it, that gets only ids the model has an embedding for."""
+
+    model: TriedModel
+    forward: Forward
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        return self.forward(self.model.replace_unknown_ids(tokens), cache, keep)
+
+
+def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
+    """The forwards over many rows that a model may have, the fastest first."""
+    llama = LlamaForward.of(model.model)
+    if llama is not None:
+        yield ClampedForward(model, llama)
+    form, rope = MaskForm.of(model.model.config), model.long_rope
+    if form is None or has_own_window(model.model) or (rope is not None and not rope.modules):
+        return
+    for candidate in (form, replace(form, mapping=not form.mapping)):
+        yield MaskedForward(ModelCall(model), candidate, model.context, rope)
+
+
+def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
+    """A new cache that runs all rows in one forward."""
+    if model.long_rope is not None:
+        return LongRopeKVCache(forward, model.long_rope, chunk=model.prefill_chunk)
+    shares = isinstance(forward, ClampedForward) and isinstance(forward.forward, LlamaForward)
+    return BatchedKVCache(forward, shares=shares, chunk=model.prefill_chunk)
+
+
+def find_readings(model: TriedModel) -> Readings:
+    """The ways to read rows that fit a model, tried once for every architecture."""
+    llama = LlamaForward.of(model.model) is not None
+    key = (architecture(model.model), llama)
+    if key in _TRIED:
+        return _TRIED[key]
+    small = small_model(model.model)
+    if small is not None:
+        if llama:
+            prepare(small)
+        readings = try_out(model.small(small))
+        if readings:
+            _TRIED[key] = readings
+            return readings
+    # The architecture has no smaller configuration.
+    return try_out(model)
+
+
+@torch.inference_mode()
+def try_out(model: TriedModel) -> Readings:
+    """Try every way to read the rows of this very model."""
+    batched = frozenset(
+        forward_kind(forward)
+        for forward in candidate_forwards(model)
+        if _reads_right(model, batched_cache(model, forward))
+    )
+    call = ModelCall(model)
+    per_row = model.long_rope is None and _reads_right(model, PerRowKVCache(call))
+    return Readings(batched, per_row, per_row and _state_continues(model, call))
+
+
+@torch.inference_mode()
+def fastest_forward(model: TriedModel, readings: Readings) -> Forward | None:
+    """The fastest forward that reads rows of different lengths as they read alone; None for none.
+
+    Raises:
+        BacoError: the model's own forward fails, or returns damaged logits.
+    """
+    for forward in candidate_forwards(model):
+        if forward_kind(forward) in readings.batched and _is_sane(model, forward):
+            return forward
+    return None
+
+
+def forward_kind(forward: Forward) -> str:
+    """The name of a forward in `Readings.batched`."""
+    if isinstance(forward, MaskedForward):
+        return "a mask for each kind of layer" if forward.form.mapping else "one mask"
+    return "own"
+
+
+def warn_of_slow_reading(model: TriedModel, per_row: bool) -> None:
+    """Log why a model's rows are not read in one batch."""
+    again = "every step reads the whole text of each row again"
+    if per_row:
+        reason = "takes no batch of rows of different lengths: its rows are decoded one by one"
+    elif model.long_rope is None:
+        reason = f"returns no state that a text can be continued from: {again}"
+    else:
+        length = model.long_rope.original_length
+        reason = f"has other rotary factors beyond {length} tokens: {again}"
+    log.warning("%s (%s) %s", model.name, type(model.model).__name__, reason)
+
+
+def _reads_right(model: TriedModel, cache: KVCache) -> bool:
+    rounding = 0.005 if model.model.dtype == torch.float32 else 0.1
+    try:
+        return reads_right(cache, model.score, model.to_common_vocab, rounding)
+    except Exception as error:
+        log.debug("%s does not work with %s: %s", model.name, type(cache).__name__, error)
+        return False
+
+
+def _state_continues(model: TriedModel, call: ModelCall) -> bool:
+    """Can a state be continued by several tokens at once? Some models start anew instead."""
+    text = list(range(1, 8))
+    (whole,) = PerRowKVCache(call).score(text, len(text))
+    try:
+        *_, last = PerRowKVCache(call, 3).score(text, 3)
+    except Exception as error:
+        log.debug("%s reads prompts whole: %s", model.name, error)
+        return False
+    return close(model.to_common_vocab(whole[-1]), model.to_common_vocab(last[-1]), 1e-3)
+
+
+def _is_sane(model: TriedModel, forward: Forward) -> bool:
+    """Does a forward that is right for the architecture read these weights about right?"""
+    # Ids from the middle: the first ones are often tokens that were never trained.
+    start = model.embedding_rows // 3
+    texts = [[start + token for token in text] for text in ([0, 1, 2, 3, 4], [5, 6])]
+    # An error of the trial below only rules out this forward; an error here rules out the model.
+    with explain_errors("the model", model.name):
+        alone = [model.score(text)[-1] for text in texts]
+    cache = batched_cache(model, forward)
+    try:
+        for text in texts:
+            cache.copy_prefix(finish(cache.prefill(text[:-1])), 1)
+        last = torch.tensor([[text[-1]] for text in texts])
+        together = model.to_common_vocab(cache.extend(last, [1, 1], 1)[:, 0])
+    except Exception as error:
+        log.debug("%s does not work with %s: %s", model.name, type(forward).__name__, error)
+        return False
+    return all(_divergence(*pair) < _MAX_DIVERGENCE for pair in zip(alone, together, strict=True))
+
+
+def _divergence(a: Tensor, b: Tensor) -> float:
+    """Kullback-Leibler divergence of the distributions of two rows of logits [V], in nats."""
+    first, second = (row.double().log_softmax(dim=-1) for row in (a, b))
+    terms = first.exp() * (first - second)
+    return float(terms[first > -math.inf].sum())
