@@ -28,6 +28,13 @@ def test_the_committed_page_is_made_from_the_committed_sources() -> None:
     assert found[1] == fingerprint_of_sources(), "run 'make page' and commit what it makes"
 
 
+def test_the_safety_page_says_what_the_documentation_says() -> None:
+    docs = (WEB.parent / "docs" / "safety.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    said = re.findall(r"^- \*\*(.+?)\*\*", docs, re.MULTILINE)
+    assert len(said) >= 4
+    assert re.findall(r"<b>(.+?)</b>", page("safety.html")) == said
+
+
 def test_what_the_page_loads_lies_beside_it() -> None:
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page("index.html"))
     assert loaded

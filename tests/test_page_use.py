@@ -85,6 +85,34 @@ def test_axe_finds_nothing_to_mend(browser: Browser, server: str, theme: str) ->
         assert broken(page) == []
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_to_mend_on_the_safety_page(
+    browser: Browser, server: str, theme: str
+) -> None:
+    with visit(browser, server + "/", color_scheme=theme) as seen:
+        seen.page.get_by_role("link", name="What this does to refusals").click()
+        expect(seen.page.get_by_role("heading", name="Safety")).to_be_visible()
+        assert broken(seen.page) == []
+
+
+def test_the_safety_notice_is_dismissed_for_good_and_its_page_stays_in_reach(
+    browser: Browser, server: str
+) -> None:
+    with visit(browser, server + "/") as seen:
+        page = seen.page
+        notice = page.get_by_role("complementary", name="Safety notice")
+        expect(notice).to_contain_text("An unaligned base model writes part of every answer.")
+        notice.get_by_role("button", name="Dismiss").focus()
+        page.keyboard.press("Enter")
+        expect(notice).to_have_count(0)
+        assert focused(page).get_attribute("id") == "safety"
+        page.reload()
+        expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
+        expect(notice).to_have_count(0)
+        page.get_by_role("link", name="Safety", exact=True).click()
+        expect(page.get_by_text("Answers refuse less.")).to_be_visible()
+
+
 def broken(page: Page) -> list[str]:
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in found]
