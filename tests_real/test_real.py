@@ -30,8 +30,8 @@ def model(request: pytest.FixtureRequest) -> str:
 
 
 def load(model: str, dtype: str) -> Baco:
-    template = {"chat_template": "{{ messages[-1]['content'] }}"} if "gemma" in model else {}
-    return Baco.load(base=model, aligned=model, dtype=dtype, **template)
+    template = "{{ messages[-1]['content'] }}" if "gemma" in model else None
+    return Baco.load(base=model, aligned=model, dtype=dtype, chat_template=template)
 
 
 @pytest.fixture(scope="module")
