@@ -1,4 +1,4 @@
-"""What a run's report says: its figures are the frontier's, and every form of it says the same."""
+"""The report of a run: its figures are those of the indicators, in every form of the report."""
 
 import csv
 import html
@@ -17,12 +17,11 @@ from baco.cli import run as baco
 from baco.evaluation.indicators import Estimate, Measured, indicators
 from baco.evaluation.records import Prompt
 from baco.evaluation.report import write_report
-from baco.evaluation.report.examples import LONGEST, choose
-from baco.evaluation.report.families import family
-from baco.evaluation.report.load_scores import Cost, Findings, gather
-from baco.evaluation.report.plots import front_line
-from baco.evaluation.report.ranking import standing
-from baco.evaluation.report.summary import ranking, verdict
+from baco.evaluation.report.content import order_of_routers, summarise
+from baco.evaluation.report.load_scores import Cost, TaskScores, load_scores
+from baco.evaluation.report.page import LONGEST, choose
+from baco.evaluation.report.plots import family, front_line
+from baco.evaluation.report.ranking import rank
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.store import Run
 from baco.text.control_characters import well_formed
@@ -42,15 +41,15 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) -> None:
-    found = next(f for f in gather(Run.open(reported)) if f.task == "demo")
-    assert set(found.measured.metrics) == set(METRICS)
-    told = indicators([found.measured])
+    scores = next(f for f in load_scores(Run.open(reported)) if f.task == "demo")
+    assert set(scores.measured.metrics) == set(METRICS)
+    expected = indicators([scores.measured])
     rows = rows_of(reported / "report/tables/methods-demo.csv")
-    assert {row["method"] for row in rows} == set(told.methods)
+    assert {row["method"] for row in rows} == set(expected.methods)
     for row in rows:
         for part in ("lexical", "semantic", "overall"):
             for name, indicator in (("Coverage", "coverage"), ("Dominance", "dominance")):
-                estimate = told.estimate(indicator, row["method"], part)  # type: ignore[arg-type]
+                estimate = expected.estimate(indicator, row["method"], part)  # type: ignore[arg-type]
                 assert estimate is not None
                 head = f"{name}, {part}"
                 shown = [float(row[h]) for h in (head, f"{head} low", f"{head} high")]
@@ -63,7 +62,7 @@ def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) 
     assert share == pytest.approx(1, abs=1e-4)
 
 
-def test_every_sub_space_has_its_column_and_their_mean_is_told_of_each_kind(
+def test_every_sub_space_has_its_column_and_their_mean_is_summary_of_each_kind(
     reported: Path,
 ) -> None:
     methods = {r["method"]: r for r in rows_of(reported / "report/tables/methods-demo.csv")}
@@ -79,10 +78,10 @@ def test_every_sub_space_has_its_column_and_their_mean_is_told_of_each_kind(
 
 
 def test_the_aligned_rival_is_all_its_settings_together(reported: Path) -> None:
-    found = next(f for f in gather(Run.open(reported)) if f.task == "demo").measured
+    scores = next(f for f in load_scores(Run.open(reported)) if f.task == "demo").measured
     pooled = Measured(
-        ["aligned" if m.startswith("aligned") else m for m in found.methods],
-        found.settings, found.values, found.prompts, found.metrics, found.task,
+        ["aligned" if m.startswith("aligned") else m for m in scores.methods],
+        scores.settings, scores.values, scores.prompts, scores.metrics, scores.task,
     )  # fmt: skip
     row = next(
         row
@@ -110,7 +109,7 @@ def test_points_are_means_over_prompts_of_the_runs_own_scores(reported: Path) ->
     assert float(alone["Aligned T=0.7"]) == 0
 
 
-def test_accuracy_is_told_of_verified_tasks_and_kept_out_of_coverage(reported: Path) -> None:
+def test_accuracy_is_summary_of_verified_tasks_and_kept_out_of_coverage(reported: Path) -> None:
     rows = rows_of(reported / "report/tables/accuracy-demo-demo-facts.csv")
     scores: dict[str, list[float]] = {}
     for row in Run.open(reported).scores("accuracy"):
@@ -187,16 +186,16 @@ def _agree(cell: str, figures: list[str]) -> bool:
 
 def test_the_page_loads_nothing_and_forbids_itself_to(reported: Path) -> None:
     text = (reported / "report/index.html").read_text("utf-8")
-    found: list[tuple[str, str, str]] = []
+    sources: list[tuple[str, str, str]] = []
 
     class References(html.parser.HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             for name, value in attrs:
                 if name in ("src", "href", "srcset", "action", "data", "poster"):
-                    found.append((tag, name, value or ""))
+                    sources.append((tag, name, value or ""))
 
     References().feed(text)
-    assert [f for f in found if not f[2].startswith(("#", "data:"))] == []
+    assert [f for f in sources if not f[2].startswith(("#", "data:"))] == []
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
@@ -229,7 +228,7 @@ def test_the_fronts_edge_is_a_stair_from_axis_to_axis() -> None:
     assert front_line([]) == []
 
 
-def invented(**coverage: tuple[float, float]) -> Findings:
+def invented(**coverage: tuple[float, float]) -> TaskScores:
     """Methods with one setting each, at (quality, diversity); two corners stretch the plane."""
     named = {name.replace("_", ", "): point for name, point in coverage.items()}
     rng = np.random.default_rng(0)
@@ -243,53 +242,55 @@ def invented(**coverage: tuple[float, float]) -> Findings:
     )  # fmt: skip
     prompts = [Prompt(str(i), ({"role": "user", "content": str(i)},)) for i in range(12)]
     costs = {(name, name): Cost(answers=1) for name in rows}
-    return Findings("pair", "made up", measured, costs, prompts)
+    return TaskScores("pair", "made up", measured, costs, prompts)
 
 
-def told_of(**coverage: tuple[float, float]) -> tuple[str, str]:
-    found = invented(**coverage)
+def summary_of(**coverage: tuple[float, float]) -> tuple[str, str]:
+    scores = invented(**coverage)
     kinds = {"base, temperature": "base", "aligned, temperature": "aligned"}
     families = {
         method: family(method, kinds.get(method, "mixing" if "corner" in method else "routers"))
-        for method in found.measured.methods
+        for method in scores.measured.methods
     }
-    stands = standing("pair", [found], families, resamples=400)
-    told = verdict(stands)
-    return told.first, " ".join([*told.lines, *told.notes, *ranking(stands)])
+    ranking = rank("pair", [scores], families, resamples=400)
+    summary = summarise(ranking)
+    return summary.first, " ".join([*summary.lines, *summary.notes, *order_of_routers(ranking)])
 
 
 LOW, MIDDLE, HIGH = (0.3, 0.3), (0.6, 0.6), (0.8, 0.8)
 
 
-def test_the_verdict_is_yes_only_where_every_rival_is_beaten() -> None:
-    won = told_of(base_temperature=LOW, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE, Rand=HIGH)
+def test_the_summary_is_yes_only_where_every_rival_is_beaten() -> None:
+    won = summary_of(
+        base_temperature=LOW, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE, Rand=HIGH
+    )
     assert won[0].startswith("Yes. Rand, the best router")
     assert "better" in won[1]
-    part = told_of(base_temperature=LOW, aligned_temperature=HIGH, Nudging=LOW, P=MIDDLE)
+    part = summary_of(base_temperature=LOW, aligned_temperature=HIGH, Nudging=LOW, P=MIDDLE)
     assert part[0].startswith("In part. P")
     assert re.search(r"but not “aligned, temperature”", part[0])
-    lost = told_of(base_temperature=HIGH, aligned_temperature=HIGH, Nudging=HIGH, P=MIDDLE)
+    lost = summary_of(base_temperature=HIGH, aligned_temperature=HIGH, Nudging=HIGH, P=MIDDLE)
     assert lost[0].startswith("No. P")
     for rival in ("base, any sampling", "aligned, temperature", "aligned, any sampling", "Nudging"):
         assert re.search(rf"against {rival} \([^;]*?, worse", lost[1]), rival
-    same = told_of(base_temperature=MIDDLE, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE)
+    same = summary_of(base_temperature=MIDDLE, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE)
     assert "no difference can be told" in same[1]
 
 
-def test_the_verdict_names_who_is_ahead_and_the_papers_order() -> None:
-    _, rest = told_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=LOW, Gap=LOW)
+def test_the_summary_names_who_is_ahead_and_the_papers_order() -> None:
+    _, rest = summary_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=LOW, Gap=LOW)
     assert "Ahead of every router: Nudging." in rest
     assert "in order of Coverage (overall): P " in rest
     assert "The paper's order of these on NoveltyBench is Rand, P: 0 of the 1 pairs" in rest
 
 
-def test_where_a_coin_is_the_best_router_the_best_that_looks_is_told_beside_it() -> None:
-    _, rest = told_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=HIGH, Gap=LOW)
+def test_where_a_coin_is_the_best_router_the_best_that_looks_is_named_too() -> None:
+    _, rest = summary_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=HIGH, Gap=LOW)
     assert "Rand tosses a coin: it looks at neither model. The best that looks is P, 0." in rest
     beside = rest.partition("The best that looks is P")[2]
     assert re.match(r", 0\.\d+: against base, any sampling \+0\.[^;]*, better;", beside)
     assert re.search(r"against Nudging −0\.[^;.]*\.[^;]*, worse", beside)
-    assert "coin" not in told_of(base_temperature=LOW, P=HIGH, Rand=LOW)[1]
+    assert "coin" not in summary_of(base_temperature=LOW, P=HIGH, Rand=LOW)[1]
 
 
 def test_the_report_shows_the_command_that_was_typed(reported: Path) -> None:
@@ -302,32 +303,32 @@ def test_the_report_shows_the_command_that_was_typed(reported: Path) -> None:
     assert typed in html.unescape((folder / "index.html").read_text("utf-8"))
 
 
-def test_a_lead_is_also_told_on_prompts_the_router_was_not_chosen_on() -> None:
-    found = invented(base_temperature=LOW, P=HIGH)
-    families = {m: family(m, "base" if "base" in m else "routers") for m in found.measured.methods}
-    stands = standing("pair", [found], families, resamples=200)
-    leads = stands.on_unseen_prompts("base, any sampling")
+def test_a_lead_is_also_given_on_prompts_the_router_was_not_chosen_on() -> None:
+    scores = invented(base_temperature=LOW, P=HIGH)
+    families = {m: family(m, "base" if "base" in m else "routers") for m in scores.measured.methods}
+    ranking = rank("pair", [scores], families, resamples=200)
+    leads = ranking.on_unseen_prompts("base, any sampling")
     assert len(leads) == 2
     assert all(0.3 < lead < 0.8 for lead in leads)
 
 
 def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
     """P is good on even prompts only and Rand fair on odd ones: each is found out elsewhere."""
-    found = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)
+    scores = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)
     for method, start, worth in (("P", 1, 0.1), ("Rand", 0, 0.2)):
-        place = found.keys.index((method, method))
-        for rows in found.measured.metrics.values():
+        place = scores.keys.index((method, method))
+        for rows in scores.measured.metrics.values():
             rows[place, start::2] = worth
-    families = {m: family(m, "base" if "base" in m else "routers") for m in found.measured.methods}
+    families = {m: family(m, "base" if "base" in m else "routers") for m in scores.measured.methods}
     families |= {"corner 1": "mixing", "corner 2": "mixing"}
-    stands = standing("pair", [found], families, resamples=200)
-    halves = [indicators([found.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
+    ranking = rank("pair", [scores], families, resamples=200)
+    halves = [indicators([scores.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
     expected = [
         halves[measured_on].compare(router, "base, temperature")
         for router, measured_on in (("P", 1), ("Rand", 0))
     ]
     assert all(lead is not None and lead.difference < -0.2 for lead in expected)
-    leads = stands.on_unseen_prompts("base, any sampling")
+    leads = ranking.on_unseen_prompts("base, any sampling")
     assert leads == [pytest.approx(lead.difference) for lead in expected if lead is not None]
     assert leads[0] < leads[1]
 
@@ -387,8 +388,8 @@ def test_one_method_and_one_prompt_make_a_report_that_says_what_is_missing(
     asked = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
     assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
     assert baco(["report", str(run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["verdicts"][0]["answer"].startswith("No router was run")
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["verdicts"][0]["answer"].startswith("No router was run")
     page = (run / "report/index.html").read_text("utf-8")
     assert EVIL not in page
     assert "no diversity metric together with a quality metric has scores" in page
@@ -418,8 +419,8 @@ def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:
     asked += ["-r", "Nudging:0.5", "--metric", "distinct_1", "--metric", "distinct_k"]
     asked += ["--metric", "reward", "--workers", "1"]
     assert baco(["sweep", "-o", str(run), *asked]) == 0
-    made = write_report(run, resamples=20)
-    assert len(made.verdicts) == 2
+    report = write_report(run, resamples=20)
+    assert len(report.summaries) == 2
     tables = {path.stem for path in (run / "report/tables").iterdir()}
     headlines = [name for name in tables if name.startswith("headline-")]
     assert len(headlines) == 2
@@ -445,9 +446,9 @@ def test_shown_prompts_take_turns_by_category_and_fit_the_page() -> None:
     ]
     assert len(choose(prompts, 10, 50.0)) == 24
     assert "29" in {prompt.id for prompt in choose(prompts, 10, 50.0)}
-    few = choose(prompts, 150, 10.0 * LONGEST)
-    assert 1 <= len(few) < 5
-    assert "29" in {prompt.id for prompt in few}
+    shown = choose(prompts, 150, 10.0 * LONGEST)
+    assert 1 <= len(shown) < 5
+    assert "29" in {prompt.id for prompt in shown}
 
 
 def test_a_page_and_its_plots_are_well_formed_whatever_a_prompt_holds(tmp_path: Path) -> None:

@@ -26,24 +26,24 @@ def report(
     check_libraries()
     from baco.evaluation.report import write_report
 
-    made = write_report(run, output)
+    written = write_report(run, output)
     if as_json:
         print_json(
             {
-                "page": str(made.page),
+                "page": str(written.page),
                 "verdicts": [
                     {"pair": v.pair, "answer": v.first, "rivals": list(v.lines)}
-                    for v in made.verdicts
+                    for v in written.summaries
                 ],
             }
         )
         return
-    for verdict in made.verdicts:
-        title = f"{verdict.pair}: " if len(made.verdicts) > 1 else ""
-        out().print(title + verdict.first)
-        for line in verdict.lines:
+    for summary in written.summaries:
+        title = f"{summary.pair}: " if len(written.summaries) > 1 else ""
+        out().print(title + summary.first)
+        for line in summary.lines:
             out().print(f"  {line}")
-    note(f"report in {made.page}")
+    note(f"report in {written.page}")
 
 
 def check_libraries() -> None:

@@ -1,14 +1,17 @@
-"""What a report says in words beside its tables."""
+"""The report's text: whether the best router beats its rivals, and how the run was made."""
 
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+from baco.evaluation.indicators import Comparison
 from baco.evaluation.metrics import names
-from baco.evaluation.report.ranking import Standing
-from baco.evaluation.report.sections import Sections
-from baco.evaluation.report.summary import Verdict, ranking
+from baco.evaluation.report.ranking import ANY, Ranking
+from baco.evaluation.report.results import Sections, reference
+from baco.evaluation.report.tables import number, written
 from baco.evaluation.store import Run
 
 DEFINITIONS = (
@@ -23,41 +26,197 @@ DEFINITIONS = (
     "Intervals: 2000 bootstrap resamples of prompts, the same for all methods, the normalisation "
     "done anew in each. p: two-sided, from the same resamples.",
 )
+# The rivals of the paper's claim: base, aligned at every temperature and in any way, Nudging.
+CLAIMED = ("base" + ANY, "aligned, temperature", "aligned" + ANY, "Nudging")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Whether the best router beats its rivals on one pair, in sentences.
+
+    Attributes:
+        pair: its name.
+        first: the answer in a sentence.
+        lines: one for each rival.
+        notes: caveats.
+    """
+
+    pair: str
+    first: str
+    lines: Sequence[str]
+    notes: Sequence[str]
+
+
+def summarise(ranking: Ranking) -> Summary:
+    """The summary of one pair."""
+    best = ranking.best("BACo")
+    missing = _missing(ranking)
+    if best is None:
+        first = "No router was run, so there is nothing to say of BACo."
+        return Summary(ranking.pair, first, (), (missing,) if missing else ())
+    if missing:
+        return Summary(ranking.pair, missing, (), ())
+    own = ranking.estimate("coverage", best, ranking.part)
+    rivals = [rival for rival in ranking.rivals if ranking.compare(rival, ranking.part)]
+    if own is None or not rivals:
+        first = f"No rival was run beside {best}, the best router: nothing to compare it with."
+        return Summary(ranking.pair, first, (), tuple(_notes(ranking, best, rivals)))
+    claimed = [rival for rival in CLAIMED if rival in rivals]
+    won = [r for r in claimed if _outcome(ranking.compare(r, ranking.part)) == "beats"]
+    score = f"{best}, the best router, has a Coverage ({ranking.part}) of {written(own, 'figure')}"
+    if claimed and len(won) == len(claimed):
+        first = f"Yes. {score} and beats {_quoted(claimed)}."
+    elif won:
+        rest = [rival for rival in claimed if rival not in won]
+        first = f"In part. {score}; it beats {_quoted(won)}, but not {_quoted(rest)}."
+    elif claimed:
+        first = f"No. {score}, and beats none of {_quoted(claimed)}."
+    else:
+        first = f"{score}; base, aligned and Nudging were not run."
+    lines = [_line(ranking, rival) for rival in rivals]
+    return Summary(ranking.pair, first, lines, tuple(_notes(ranking, best, rivals)))
+
+
+def _line(ranking: Ranking, rival: str) -> str:
+    lead = ranking.compare(rival, ranking.part)
+    other = ranking.estimate("coverage", rival, ranking.part)
+    assert lead is not None
+    assert other is not None
+    parts = [
+        f"{part} {number(lead_in_part.difference, 'signed')}"
+        for part in ("lexical", "semantic")
+        if part != ranking.part and (lead_in_part := ranking.compare(rival, part)) is not None
+    ]
+    split = f" ({', '.join(parts)})" if parts else ""
+    return f"against {rival} ({number(other.value, 'figure')}): {_difference(lead)}{split}."
+
+
+def _difference(lead: Comparison) -> str:
+    outcome = {"beats": "better", "loses": "worse", "open": "no difference can be told"}
+    low, high = number(lead.low, "signed"), number(lead.high, "signed")
+    by = f"{number(lead.difference, 'signed')} [{low}, {high}]"
+    return f"{by}, p {_p(lead.p_value)}, {outcome[_outcome(lead)]}"
+
+
+def _missing(ranking: Ranking) -> str | None:
+    """The reason why there is no Coverage at all, if there is none."""
+    if ranking.alone.spaces:
+        return None
+    return (
+        "No Coverage can be told: no diversity metric together with a quality metric has scores on "
+        "every task; 'baco score RUN' adds metrics."
+    )
+
+
+def _notes(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
+    ahead = [name for name in ranking.ranked() if ranking.coverage(name) > ranking.coverage(best)]
+    if ahead:
+        yield f"Ahead of every router: {_quoted(ahead)}."
+    if _is_coin(best):
+        yield from _beside_the_coin(ranking, best, rivals)
+    pooled = [rival for rival in rivals if rival in ranking.pooled.methods]
+    unseen = {rival: ranking.on_unseen_prompts(rival) for rival in pooled}
+    if any(unseen.values()):
+        listed = "; ".join(
+            f"{rival} {' and '.join(number(lead, 'signed') for lead in leads)}"
+            for rival, leads in unseen.items()
+            if leads
+        )
+        yield (
+            "The best of many routers looks a little better than it is. Chosen on one half of the "
+            f"prompts and measured on the other half, and the other way round, it leads: {listed}."
+        )
+
+
+def _is_coin(router: str) -> bool:
+    return "Rand" in router.split("-")
+
+
+def _beside_the_coin(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
+    """A note that the best router is a coin, with the best one that reads the models."""
+    looking = next((name for name in ranking.ranked("BACo") if not _is_coin(name)), None)
+    note = f"{best} tosses a coin: it looks at neither model."
+    if looking is None:
+        yield note
+        return
+    score = number(ranking.coverage(looking), "figure")
+    leads = [
+        f"against {rival} {_difference(lead)}"
+        for rival in rivals
+        if rival in CLAIMED and (lead := ranking.compare(rival, ranking.part, looking))
+    ]
+    yield f"{note} The best that looks is {looking}, {score}: {'; '.join(leads)}."
+
+
+def order_of_routers(ranking: Ranking) -> list[str]:
+    """The order of the routers, and how much of it is the paper's."""
+    ranked = ranking.ranked("BACo")
+    if not ranked:
+        return []
+    order = ", ".join(f"{name} {number(ranking.coverage(name), 'figure')}" for name in ranked)
+    lines = [f"On {ranking.pair}, in order of Coverage ({ranking.part}): {order}."]
+    paper = reference("routers").figures
+    both = [name for name in ranked if name in paper]
+    pairs = list(combinations(both, 2))
+    if pairs:
+        alike = sum((paper[a].coverage or 0) > (paper[b].coverage or 0) for a, b in pairs)
+        theirs = sorted(both, key=lambda name: -(paper[name].coverage or 0))
+        lines.append(
+            f"The paper's order of these on NoveltyBench is {', '.join(theirs)}: {alike} of the "
+            f"{len(pairs)} pairs of routers stand the same way round here."
+        )
+    return lines
+
+
+def _outcome(lead: Comparison | None) -> str:
+    if lead is None or lead.low <= 0 <= lead.high:
+        return "open"
+    return "beats" if lead.low > 0 else "loses"
+
+
+def _p(value: float) -> str:
+    text = number(value, "p")
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    quoted = [f"“{name}”" if "," in name else name for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def content(
-    run: Run, standings: Sequence[Standing], tables: Sections, verdicts: Sequence[Verdict]
+    run: Run, rankings: Sequence[Ranking], tables: Sections, summaries: Sequence[Summary]
 ) -> dict[str, Any]:
-    """What page and Markdown say besides tables."""
-    findings = standings[0].findings
-    n, prompts = run.config["n"], sum(len(found.prompts) for found in findings)
-    pairs = _listed([one.pair for one in standings])
-    names = _listed([found.task for found in findings])
-    beside = _listed([found.task for found in standings[0].verified])
-    settings = max(len(found.keys) for found in findings)
+    """The text and tables of the page and of Markdown, by the names of the page's template."""
+    first = rankings[0]
+    n, prompts = run.config["n"], sum(len(task.prompts) for task in first.scores)
+    pairs = _listed([ranking.pair for ranking in rankings])
+    names = _listed([task.task for task in first.scores])
+    verified = _listed([task.task for task in first.verified])
+    settings = max(len(task.keys) for task in first.scores)
     lead = (
-        f"{len(standings[0].families)} methods at {settings} settings on {names}: {prompts} "
+        f"{len(first.families)} methods at {settings} settings on {names}: {prompts} "
         f"prompts × {n} samples each."
     )
-    if beside:
-        lead += f" Accuracy on {beside}, which is kept out of Coverage."
+    if verified:
+        lead += f" Accuracy on {verified}, which is kept out of Coverage."
     return {
         "title": f"BACo evaluation: {pairs}",
         "lead": lead,
-        "verdicts": verdicts,
-        "ranking": [line for one in standings for line in ranking(one)],
+        "summaries": summaries,
+        "ranking": [line for ranking in rankings for line in order_of_routers(ranking)],
         "headline": tables.headline,
         "routers": tables.routers,
         "methods": tables.methods,
         "parts": tables.parts,
         "accuracy": tables.accuracy,
         "points": tables.points,
-        "prompts_said": f"the {prompts} prompts" if len(findings) == 1 else "a task's prompts",
+        "prompts_said": f"the {prompts} prompts" if len(first.scores) == 1 else "a task's prompts",
         "samples_said": "Methods that mix the models' distributions have no source to show.",
         "command": _command(run),
-        "facts": _facts(run, standings),
+        "facts": _facts(run, rankings),
         "definitions": DEFINITIONS,
-        "left_out": _left_out(run, standings),
+        "left_out": _left_out(run, rankings),
         "configuration": json.dumps(run.config, indent=2, ensure_ascii=False),
     }
 
@@ -67,13 +226,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _command(run: Run) -> str:
-    """What was typed; a run that was begun from Python has only its configuration to tell."""
+    """The commands that made run and report; a run begun from Python has only a configuration."""
     typed = run.config["made"].get("command") or "# begun from Python; its configuration is below"
     return f"{typed}\n{shlex.join(['baco', 'report', str(run.path)])}"
 
 
-def _facts(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
-    """The settings that samples and scores hang on, and who made them."""
+def _facts(run: Run, rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
+    """The settings that samples and scores depend on, and versions and machine."""
     config, made = run.config, run.config["made"]
     sampling = ", ".join(f"{name} {value}" for name, value in config["sampling"].items())
     versions = ", ".join(
@@ -82,7 +241,7 @@ def _facts(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
         if name in made
     )
     facts = [
-        ("pairs", ", ".join(one.pair for one in standings)),
+        ("pairs", ", ".join(ranking.pair for ranking in rankings)),
         ("tasks", ", ".join(f"{t['name']} ({t['prompts']} prompts)" for t in config["tasks"])),
         ("samples per prompt", str(config["n"])),
         ("decoding seed", str(config["seed"])),
@@ -100,55 +259,55 @@ def _metrics(run: Run) -> list[str]:
     return [name for name in names() if name in known] + [n for n in known if n not in names()]
 
 
-def _left_out(run: Run, standings: Sequence[Standing]) -> list[tuple[str, str]]:
+def _left_out(run: Run, rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
     """Metrics and settings that are in no figure, and why."""
-    found = list(run.unavailable().items())
-    for one in standings:
-        for task in one.every:
-            where = f"{one.pair}, {task.task}"
-            found += [
+    reasons = list(run.unavailable().items())
+    for ranking in rankings:
+        for task in ranking.every:
+            where = f"{ranking.pair}, {task.task}"
+            reasons += [
                 (name, f"not scored on {where}, so its sub-spaces are left out there")
                 for name in names()
                 if name in run.metrics() and name not in task.measured.metrics
             ]
             if task.missing:
                 listed = ", ".join(task.missing)
-                found.append((where, f"not complete yet, left out whole: {listed}"))
-    return found
+                reasons.append((where, f"not complete yet, left out whole: {listed}"))
+    return reasons
 
 
-def markdown(told: Mapping[str, Any], tables: Sections, drawn: Sequence[str]) -> str:
-    """The report as Markdown: the words of `content`, every table, links to the plots."""
-    return "\n".join(_lines(told, tables, drawn)) + "\n"
+def markdown(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -> str:
+    """The report as Markdown: the text of `content`, every table, links to the plots."""
+    return "\n".join(_lines(content, tables, stems)) + "\n"
 
 
-def _lines(told: Mapping[str, Any], tables: Sections, drawn: Sequence[str]) -> Iterator[str]:
-    yield f"# {told['title']}\n\n{told['lead']}\n"
+def _lines(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -> Iterator[str]:
+    yield f"# {content['title']}\n\n{content['lead']}\n"
     yield "## Does BACo beat its own halves?\n"
-    for one in told["verdicts"]:
-        yield f"**{one.pair}.** {one.first}\n"
-        yield from (f"- {line}" for line in one.lines)
-        yield "\n" + "\n\n".join(one.notes) + "\n"
+    for summary in content["summaries"]:
+        yield f"**{summary.pair}.** {summary.first}\n"
+        yield from (f"- {line}" for line in summary.lines)
+        yield "\n" + "\n\n".join(summary.notes) + "\n"
     yield from (table.markdown() for table in tables.headline)
     yield "## Plots\n"
-    yield from (f"![{stem}](plots/{stem}.svg)\n" for stem in drawn)
+    yield from (f"![{stem}](plots/{stem}.svg)\n" for stem in stems)
     yield "## Which router?\n"
-    yield from (f"{line}\n" for line in told["ranking"])
+    yield from (f"{line}\n" for line in content["ranking"])
     yield from (table.markdown() for table in tables.routers)
     rest = {
-        "Every method": [table for _, found in tables.methods for table in found],
+        "Every method": [table for _, of_pair in tables.methods for table in of_pair],
         "Tasks and categories": tables.parts,
         "Accuracy, where answers can be verified": tables.accuracy,
         "Operating points": tables.points,
     }
-    for title, found in rest.items():
-        if found:
+    for title, section in rest.items():
+        if section:
             yield f"## {title}\n"
-            yield from (table.markdown() for table in found)
-    yield f"## How it was made\n\n```sh\n{told['command']}\n```\n"
-    yield from (f"- {name}: {value}" for name, value in told["facts"])
+            yield from (table.markdown() for table in section)
+    yield f"## How it was made\n\n```sh\n{content['command']}\n```\n"
+    yield from (f"- {name}: {value}" for name, value in content["facts"])
     yield "\n### Definitions\n"
-    yield from (f"- {line}" for line in told["definitions"])
-    if told["left_out"]:
+    yield from (f"- {line}" for line in content["definitions"])
+    if content["left_out"]:
         yield "\n### Left out, and why\n"
-        yield from (f"- {name}: {why}" for name, why in told["left_out"])
+        yield from (f"- {name}: {why}" for name, why in content["left_out"])

@@ -1,4 +1,4 @@
-"""Everything a report is made of, in one folder: page, tables, plots."""
+"""Writes the report of a run into one folder: page, Markdown, tables, plots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,29 +8,25 @@ from typing import Any
 from baco.errors import BacoError
 from baco.evaluation.methods.method import Family
 from baco.evaluation.report import page, plots
-from baco.evaluation.report.content import content, markdown
-from baco.evaluation.report.drawings import coverage_rows, draw
-from baco.evaluation.report.examples import choose, collect
-from baco.evaluation.report.families import family, looks
-from baco.evaluation.report.load_scores import Findings, by_pair, gather
-from baco.evaluation.report.ranking import Standing, standing
-from baco.evaluation.report.sections import sections
-from baco.evaluation.report.summary import Verdict, verdict
+from baco.evaluation.report.content import Summary, content, markdown, summarise
+from baco.evaluation.report.load_scores import TaskScores, by_pair, load_scores
+from baco.evaluation.report.ranking import Ranking, rank
+from baco.evaluation.report.results import sections
 from baco.evaluation.store import Run
 from baco.files import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written.
+    """A report that was written.
 
     Attributes:
         page: the HTML file.
-        verdicts: one for each pair.
+        summaries: one for each pair.
     """
 
     page: Path
-    verdicts: Sequence[Verdict]
+    summaries: Sequence[Summary]
 
 
 def write_report(path: Path, out: Path | None = None, resamples: int = 2000) -> Report:
@@ -45,45 +41,44 @@ def write_report(path: Path, out: Path | None = None, resamples: int = 2000) -> 
         BacoError: no run, one without samples or scores, or a folder that cannot be written.
     """
     run = Run.open(path)
-    findings = gather(run)
-    families = _families(run, findings)
-    standings = [
-        standing(pair, of_pair, families, resamples) for pair, of_pair in by_pair(findings)
-    ]
-    every = looks(families)
-    tables = sections(standings)
-    verdicts = [verdict(one) for one in standings]
-    told = content(run, standings, tables, verdicts)
+    scores = load_scores(run)
+    families = _families(run, scores)
+    rankings = [rank(pair, of_pair, families, resamples) for pair, of_pair in by_pair(scores)]
+    looks = plots.looks(families)
+    tables = sections(rankings)
+    summaries = [summarise(ranking) for ranking in rankings]
+    text = content(run, rankings, tables, summaries)
     folder = out or path / "report"
     try:
         for name in ("tables", "plots"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for table in tables.all:
             write_atomic(folder / "tables" / f"{table.name}.csv", table.csv())
-        drawn = draw(folder / "plots", standings, every)
-        write_atomic(folder / "report.md", markdown(told, tables, drawn))
-        coverages = [plots.coverages(coverage_rows(one), every) for one in standings]
+        stems = plots.draw(folder / "plots", rankings, looks)
+        write_atomic(folder / "report.md", markdown(text, tables, stems))
+        coverages = [plots.coverages(plots.coverage_rows(r), looks) for r in rankings]
         specs = [chart.to_dict(validate=False) for chart in coverages]
-        write_atomic(folder / "index.html", page.render(_views(run, standings), every, specs, told))
+        html = page.render(_views(run, rankings), looks, specs, text)
+        write_atomic(folder / "index.html", html)
     except OSError as error:
         raise BacoError(f"cannot write to {folder}: {error.strerror}") from error
-    return Report(folder / "index.html", verdicts)
+    return Report(folder / "index.html", summaries)
 
 
-def _families(run: Run, findings: Sequence[Findings]) -> dict[str, Family]:
+def _families(run: Run, scores: Sequence[TaskScores]) -> dict[str, Family]:
     kinds = {setting.method: setting.options.get("kind", "") for setting in run.settings}
-    methods = dict.fromkeys(m for found in findings for m in found.measured.methods)
-    return {method: family(method, kinds.get(method, "")) for method in methods}
+    methods = dict.fromkeys(m for task in scores for m in task.measured.methods)
+    return {method: plots.family(method, kinds.get(method, "")) for method in methods}
 
 
-def _views(run: Run, standings: Sequence[Standing]) -> list[dict[str, Any]]:
-    """Every pair and task as the page's script reads it, with its examples from a second pass."""
+def _views(run: Run, rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """Every pair and task as the page's script reads it; examples are read in a second pass."""
     views = []
-    for one in standings:
-        for found in one.every:
-            answers = sum(cost.answers for cost in found.costs.values())
-            tokens = sum(cost.tokens for cost in found.costs.values())
-            shown = choose(found.prompts, len(found.keys), 5 * tokens / answers)
-            groups = (g for g in run.groups() if (g.pair, g.task) == (one.pair, found.task))
-            views.append(page.view(one, found, collect(groups, shown)))
+    for ranking in rankings:
+        for task in ranking.every:
+            answers = sum(cost.answers for cost in task.costs.values())
+            tokens = sum(cost.tokens for cost in task.costs.values())
+            shown = page.choose(task.prompts, len(task.keys), 5 * tokens / answers)
+            groups = (g for g in run.groups() if (g.pair, g.task) == (ranking.pair, task.task))
+            views.append(page.view(ranking, task, page.collect(groups, shown)))
     return views

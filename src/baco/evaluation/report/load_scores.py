@@ -1,7 +1,7 @@
-"""From a run's directory to arrays: what every setting scored on every prompt, and what it cost.
+"""From a run's directory to arrays: the scores of every setting on every prompt, and their cost.
 
-One pass over the samples; they are never all in memory. A setting that lacks a score on some
-prompt is left out whole, and named, so that all points are means over the same prompts.
+The samples are read once and are never all in memory. A setting without a score on some prompt is
+left out and named, so that all points are means over the same prompts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,61 +23,57 @@ Place = tuple[str, str, str, str, str]  # (pair, task, method, setting, prompt)
 
 @dataclass(slots=True)
 class Cost:
-    """What one setting's answers are like, beyond the metrics.
+    """Tokens, sources and time of one setting's answers.
 
     Attributes:
         value: the swept number.
-        answers: how many there are.
+        answers: their number.
         tokens: of all answers together.
-        spoken: tokens from base, of the answers that have sources,
-        sourced: and all tokens of those answers.
-        switches: of all answers together, where they are known.
+        base_tokens, sourced: tokens from base and all tokens, of the answers that have sources.
         cut: answers that ended at the limit of length.
-        seconds: measured while they were generated; 0 where nothing was.
+        seconds, timed_tokens: measured while the answers were generated; 0 where nothing was.
     """
 
     value: float | None = None
     answers: int = 0
     tokens: int = 0
-    spoken: float = 0.0
+    base_tokens: float = 0.0
     sourced: int = 0
-    switches: int = 0
     cut: int = 0
     seconds: float = 0.0
     timed_tokens: int = 0
 
     def add(self, group: Group) -> None:
-        """Count a prompt's samples in."""
+        """Add a prompt's samples."""
         for sample in group.samples:
             self.value = sample.value
             self.answers += 1
             self.tokens += sample.tokens
-            self.switches += sample.switches or 0
             self.cut += sample.finish_reason == "length"
             if sample.base_share is not None:
-                self.spoken += sample.base_share * sample.tokens
+                self.base_tokens += sample.base_share * sample.tokens
                 self.sourced += sample.tokens
 
     @property
     def base_share(self) -> float | None:
         """Share of the tokens whose source is base; None where no answer has sources."""
-        return self.spoken / self.sourced if self.sourced else None
+        return self.base_tokens / self.sourced if self.sourced else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens of all samples of a batch per second, as it was measured."""
+        """Tokens per second of all samples of a batch together, as measured."""
         return self.timed_tokens / self.seconds if self.seconds else None
 
 
 @dataclass(slots=True)
-class Findings:
-    """One task on one pair.
+class TaskScores:
+    """The scores of one task on one pair.
 
     Attributes:
         measured: scores of every complete setting, [settings, prompts].
         costs: of every setting, by (method, label).
         prompts: in the order of `measured`.
-        accuracy: share of right answers, [settings, prompts]; None where nothing verifies.
+        accuracy: share of right answers, [settings, prompts]; None without a verifier.
         missing: settings left out for lack of samples or scores.
     """
 
@@ -116,8 +112,8 @@ class Findings:
         )
 
 
-def gather(run: Run) -> list[Findings]:
-    """What a run found, task after task, pair after pair.
+def load_scores(run: Run) -> list[TaskScores]:
+    """The scores of a run, task by task, pair by pair.
 
     Raises:
         BacoError: a run without samples or without scores.
@@ -137,22 +133,22 @@ def gather(run: Run) -> list[Findings]:
     for (task, _), prompt in run.prompts().items():
         known.setdefault(task, []).append(prompt)
     return [
-        _findings(pair, task, known[task], of_task, names, scores)
+        _task_scores(pair, task, known[task], of_task, names, scores)
         for (pair, task), of_task in costs.items()
     ]
 
 
-def _findings(
+def _task_scores(
     pair: str,
     task: str,
     prompts: list[Prompt],
     costs: dict[Key, Cost],
     names: Sequence[str],
     scores: Mapping[str, Mapping[Place, float]],
-) -> Findings:
+) -> TaskScores:
     ids = [prompt.id for prompt in prompts]
     places = {key: [(pair, task, *key, prompt) for prompt in ids] for key in costs}
-    # A task has the metrics that anything on it was scored by; a verifier, say, is a task's own.
+    # A task has the metrics that some setting was scored by on it; a verifier belongs to one task.
     names = [
         n for n in names if any(place in scores[n] for row in places.values() for place in row)
     ]
@@ -168,7 +164,7 @@ def _findings(
     if ACCURACY in scores:
         accuracy = _array(scores[ACCURACY], [places[key] for key in kept])
         accuracy = None if np.isnan(accuracy).any() else accuracy
-    return Findings(
+    return TaskScores(
         pair,
         task,
         Measured(
@@ -192,7 +188,7 @@ def _array(scores: Mapping[Place, float], places: Sequence[Sequence[Place]]) -> 
 
 
 def _by_place(rows: Iterable[Mapping[str, Any]]) -> dict[Place, float]:
-    """Every score by its place; NaN where a metric found nothing to measure."""
+    """Every score by its place; NaN where a metric had nothing to measure."""
     return {
         (row["pair"], row["task"], row["method"], row["setting"], row["prompt"]): (
             np.nan if row["value"] is None else row["value"]
@@ -209,7 +205,7 @@ def _add_speed(run: Run, costs: Mapping[tuple[str, str], Mapping[Key, Cost]]) ->
             cost.timed_tokens += row["tokens"]
 
 
-def by_pair(findings: Sequence[Findings]) -> Iterator[tuple[str, list[Findings]]]:
+def by_pair(scores: Sequence[TaskScores]) -> Iterator[tuple[str, list[TaskScores]]]:
     """The tasks of each pair together."""
-    for pair in dict.fromkeys(found.pair for found in findings):
-        yield pair, [found for found in findings if found.pair == pair]
+    for pair in dict.fromkeys(task.pair for task in scores):
+        yield pair, [task for task in scores if task.pair == pair]

@@ -1,50 +1,120 @@
-"""The page: one HTML file with its style, its script, its data and Vega inside.
+"""The page: one HTML file with its style, its script, its data, Vega and example answers inside.
 
-The content security policy in its head forbids it to load or send anything, and everything that a
-model or a prompt said is escaped: a page can be opened and passed on without a second thought.
+The content security policy in its head forbids it to load or send anything, and all text of models
+and prompts is escaped. So a page is safe to open and to pass on. It must also stay small enough to
+send: the number of prompts with example answers follows from how much text the run holds.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from baco.evaluation.methods.method import Family
+from baco.evaluation.records import Group, Prompt, Sample
 from baco.evaluation.report import plots
-from baco.evaluation.report.examples import Examples
-from baco.evaluation.report.families import Look
-from baco.evaluation.report.load_scores import Findings
-from baco.evaluation.report.ranking import Standing, balanced, spaces
+from baco.evaluation.report.load_scores import Key, TaskScores
+from baco.evaluation.report.ranking import Ranking, balanced, spaces
 from baco.text.control_characters import well_formed, well_formed_values
 from baco.version import __version__
 
-# What is shown first, where it was measured.
-DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")
-QUALITY = ("reward", "perplexity")
 COLUMNS = 4
-# Parts of the page's one script, each on what those before it define.
+# Parts of the page's one script; each uses what those before it define.
 SCRIPT = ("state", "answers", "plots", "plane", "choosers", "start")
+SAMPLES = 6  # shown of a prompt at a setting
+PROMPTS = 24  # shown at most
+CHARACTERS = 2_500_000  # of all shown answers together, at most
+LONGEST = 700  # characters shown of an answer
 
 
-def view(standing: Standing, found: Findings, examples: Examples) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The prompts that are shown, and their answers.
+
+    Attributes:
+        prompts: the ones shown.
+        answers: by (method, setting): the first samples, as `coded`, of every prompt shown.
+    """
+
+    prompts: Sequence[Prompt]
+    answers: Mapping[Key, Sequence[Sequence[list[Any]]]]
+
+
+def choose(prompts: Sequence[Prompt], settings: int, characters: float) -> list[Prompt]:
+    """Prompts to show, chosen from every category in turn, in the task's order.
+
+    Args:
+        prompts: of the task.
+        settings: their number.
+        characters: of a mean answer.
+    """
+    one_prompt = settings * SAMPLES * (min(characters, LONGEST) + 40)  # 40: quotes and sources
+    count = max(1, min(PROMPTS, len(prompts), int(CHARACTERS / one_prompt)))
+    by_category: dict[str | None, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        by_category.setdefault(prompt.category, []).append(place)
+    turns = sorted(
+        (turn, place) for places in by_category.values() for turn, place in enumerate(places)
+    )
+    return [prompts[place] for place in sorted(place for _, place in turns[:count])]
+
+
+def collect(groups: Iterable[Group], shown: Sequence[Prompt]) -> Examples:
+    """The first samples of the shown prompts, from all groups of one pair and task."""
+    place = {prompt.id: index for index, prompt in enumerate(shown)}
+    answers: dict[Key, list[list[list[Any]]]] = {}
+    for group in groups:
+        if group.prompt.id in place:
+            rows = answers.setdefault((group.method, group.setting), [[] for _ in shown])
+            rows[place[group.prompt.id]] = [coded(sample) for sample in group.samples[:SAMPLES]]
+    return Examples(shown, answers)
+
+
+def coded(sample: Sample) -> list[Any]:
+    """An answer for the page's script: the first source, then the text of one source at a time.
+
+    `["b", "Go to ", "Oslo."]` is base, then aligned; `["", "Go to Oslo."]` has no sources.
+    """
+    if not sample.pieces:
+        return ["", _cut(sample.text)]
+    turns: list[Any] = [sample.pieces[0][1][0]]
+    left, last = LONGEST, ""
+    for text, source in sample.pieces:
+        if left <= 0:
+            break
+        shown = _cut(text, left)
+        left -= len(text)
+        if source == last:
+            turns[-1] += shown
+        else:
+            turns.append(shown)
+        last = source
+    return turns
+
+
+def _cut(text: str, length: int = LONGEST) -> str:
+    return text if len(text) <= length else text[:length] + "…"
+
+
+def view(ranking: Ranking, scores: TaskScores, examples: Examples) -> dict[str, Any]:
     """One pair and task as the page's script reads it."""
-    planes = spaces(found, standing.alone.spaces)
-    main = standing.main
-    chosen = balanced(found, standing.alone.spaces)
+    planes = spaces(scores, ranking.alone.spaces)
+    chosen = balanced(scores, ranking.alone.spaces)
     order: tuple[Family, ...] = ("BACo", "base", "aligned", "Nudging")
-    bests = [standing.best(family) for family in order]
+    bests = [ranking.best(family) for family in order]
     compared = [chosen[name] for name in bests if name in chosen]
-    compared = [key for key in compared if key in examples.answers] or found.keys[:COLUMNS]
+    compared = [key for key in compared if key in examples.answers] or scores.keys[:COLUMNS]
     return {
-        "name": f"{standing.pair}: {found.task}",
-        "methods": standing.ranked(),
-        "lit": main,
-        "diversity": first(DIVERSITY, [plane.diversity for plane in planes]),
-        "quality": first(QUALITY, [plane.quality for plane in planes]),
+        "name": f"{ranking.pair}: {scores.task}",
+        "methods": ranking.ranked(),
+        "lit": ranking.main,
+        "diversity": plots.first(plots.DIVERSITY, [plane.diversity for plane in planes]),
+        "quality": plots.first(plots.QUALITY, [plane.quality for plane in planes]),
         "settings": [
-            {"method": method, "label": label, "baseShare": found.costs[method, label].base_share}
-            for method, label in found.keys
+            {"method": method, "label": label, "baseShare": scores.costs[method, label].base_share}
+            for method, label in scores.keys
         ],
         "spaces": [
             {
@@ -62,19 +132,14 @@ def view(standing: Standing, found: Findings, examples: Examples) -> dict[str, A
         "prompts": [
             {"text": prompt.text, "category": prompt.category} for prompt in examples.prompts
         ],
-        "answers": [examples.answers.get(key) for key in found.keys],
-        "columns": [found.keys.index(key) for key in compared[:COLUMNS]],
+        "answers": [examples.answers.get(key) for key in scores.keys],
+        "columns": [scores.keys.index(key) for key in compared[:COLUMNS]],
     }
-
-
-def first(wanted: Sequence[str], known: Sequence[str]) -> str:
-    """The first of what is wanted that is known, else whatever is known first."""
-    return next((name for name in wanted if name in known), next(iter(known), ""))
 
 
 def render(
     views: Sequence[Mapping[str, Any]],
-    looks: Mapping[str, Look],
+    looks: Mapping[str, plots.Look],
     coverages: Sequence[Mapping[str, Any]],
     content: Mapping[str, Any],
 ) -> str:
@@ -93,7 +158,7 @@ def render(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
     )
     environment.globals["interval"] = _with_interval
-    told = {
+    data = {
         "views": views,
         "looks": {
             name: {"light": look.light, "dark": look.dark, "shape": look.shape}
@@ -106,19 +171,19 @@ def render(
         css=Markup(_source("page.css")),
         script=Markup("\n".join(_source(f"script/{name}.js") for name in SCRIPT)),
         vega=Markup(plots.vega_script()),
-        data=Markup(_embedded(told)),
+        data=Markup(_embedded(data)),
         specs=Markup(_embedded(specs)),
         **content,
     )
 
 
 def _shown(value: Any) -> Any:
-    """A value as the page may hold it; the page's own parts are that already."""
+    """A value without characters that HTML forbids; the page's own parts hold none."""
     return well_formed(value) if type(value) is str else value
 
 
 def _with_interval(cell: str) -> Any:
-    """A figure with its interval on a line of its own; anything else as it is."""
+    """A figure with its interval on a line of its own; any other cell unchanged."""
     from markupsafe import Markup
 
     cell = well_formed(cell)
@@ -129,7 +194,7 @@ def _with_interval(cell: str) -> Any:
 
 
 def _embedded(value: Any) -> str:
-    """JSON that may stand in a script element whatever text it holds."""
+    """JSON that is safe in a script element, whatever text it holds."""
     shown = well_formed_values(value)
     text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,19 +1,35 @@
 """The plots, as Vega-Lite through Altair: one specification each for page, PNG and SVG.
 
-Altair, because a chart written once is interactive offline in the page (vl-convert carries Vega's
-JavaScript) and drawn without a browser as PNG and SVG (vl-convert again); Plotly would put 4 MB of
-script into every page and needs a browser for pictures, matplotlib has no page at all.
+A chart that is written once in Altair is interactive offline in the page, because vl-convert
+carries Vega's JavaScript, and vl-convert draws it as PNG and SVG without a browser. Plotly would
+add 4 MB of script to every page and needs a browser for pictures; matplotlib has no interactive
+page.
+
+Base and aligned have the project's two colours (Okabe and Ito 2008, safe for colour-blind readers).
+No method is known by its colour alone: members of a family differ in shape, and every curve is in a
+table too.
 
 Rows are plain dictionaries. A *plane* row has `x` and `y` (quality and diversity, min-max
-normalised over all points of the sub-space), `method`, `front` (is it on the joint front) and
-`lit` (does the method stand out); `front_line` makes the joint front's stairs of them.
+normalised over all points of the sub-space), `method`, `front` (whether it is on the joint front)
+and `lit` (whether the method stands out); `front_line` makes the joint front's stairs of them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from baco.evaluation.report.families import Look
+from baco.evaluation.methods import methods
+from baco.evaluation.methods.method import Family
+from baco.evaluation.report.load_scores import TaskScores
+from baco.evaluation.report.ranking import PARTS, Ranking, Space, spaces
+from baco.evaluation.report.results import slug
+from baco.files import write_atomic
 from baco.text.control_characters import well_formed_values
+
+# The metrics that are shown first, where they were measured.
+DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")
+QUALITY = ("reward", "perplexity")
 
 Row = dict[str, Any]
 WIDTH, HEIGHT = 420, 380
@@ -22,15 +38,74 @@ FAINT = 0.22
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 INK = "#24292e"
 
+# Colours on a light and on a dark page: the same hues, lighter on the dark one.
+LIGHT: dict[Family, str] = {
+    "base": "#D55E00",
+    "aligned": "#0072B2",
+    "Nudging": "#B0508A",
+    "prompting": "#7A5CB8",
+    "ensemble": "#7F6A3F",
+    "mixing": "#B88700",
+    "BACo": "#00825E",
+    "other": "#5A6470",
+}
+DARK: dict[Family, str] = {
+    "base": "#F28A3C",
+    "aligned": "#56A9DE",
+    "Nudging": "#E08CC0",
+    "prompting": "#B49BE8",
+    "ensemble": "#BFA878",
+    "mixing": "#E8BF4A",
+    "BACo": "#35C79B",
+    "other": "#A9B4C0",
+}
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A method's family, its colour on a light and on a dark page, and its shape."""
+
+    family: Family
+    light: str
+    dark: str
+    shape: str
+
+
+def family(method: str, kind: str) -> Family:
+    """The family of a method of a run.
+
+    Nudging is made by the method of all routers and is a family of its own, because it is a rival.
+
+    Args:
+        method: its name in the run.
+        kind: the name in `baco.evaluation.methods` of the method that made it; where that is no
+            longer installed the family is ``other``.
+    """
+    if method == "Nudging":
+        return "Nudging"
+    known = methods().get(kind)
+    return known.family if known is not None else "other"
+
+
+def looks(families: Mapping[str, Family]) -> dict[str, Look]:
+    """A look for every method, from the methods' families; members of one differ in shape."""
+    seen: dict[Family, int] = {}
+    result = {}
+    for method, group in families.items():
+        place = seen[group] = seen.get(group, -1) + 1
+        result[method] = Look(group, LIGHT[group], DARK[group], SHAPES[place % len(SHAPES)])
+    return result
+
 
 def front_line(points: Sequence[Row]) -> list[Row]:
-    """The stairs of the joint front, from the axis of diversity to that of quality.
+    """The stairs of the joint front, from the diversity axis to the quality axis.
 
     Args:
         points: plane rows of one sub-space.
 
     Returns:
-        rows of `x`, `y` and `step` (their order): the edge of the area that all points dominate.
+        Rows of `x`, `y` and `step` (their order): the edge of the area that all points dominate.
     """
     ends = sorted({(row["x"], row["y"]) for row in points if row["front"]})
     if not ends:
@@ -42,8 +117,8 @@ def front_line(points: Sequence[Row]) -> list[Row]:
 def page_plane() -> dict[str, Any]:
     """The interactive plane of the page, without data: its script fills `points` and `front`.
 
-    The script knows the theme and the chosen sub-space, so colour and shape are columns of the
-    rows, and the axes' titles are stand-ins that it replaces.
+    The script knows the theme and the chosen sub-space. So colour and shape are columns of the
+    rows, and the script replaces the titles of the axes.
     """
     import altair as alt
 
@@ -61,13 +136,13 @@ def page_plane() -> dict[str, Any]:
 def plane(
     points: Sequence[Row], looks: Mapping[str, Look], lit: Sequence[str], titles: tuple[str, str]
 ) -> Any:
-    """A still plane: the methods that stand out in their looks, the others faint.
+    """A static plane: the methods that stand out in their looks, the others faint.
 
     Args:
         points: plane rows of one sub-space.
         looks: of all methods.
-        lit: methods that stand out; they are the legend.
-        titles: of the two axes.
+        lit: methods that stand out; the legend lists them.
+        titles: of the axes x and y.
     """
     import altair as alt
 
@@ -118,7 +193,7 @@ def _plane(points: Any, front: Any, color: Any, shape: Any, titles: tuple[str, s
 def planes(
     spaces: Mapping[tuple[str, str], Sequence[Row]], looks: Mapping[str, Look], lit: Sequence[str]
 ) -> Any:
-    """All sub-spaces as small multiples: a row a quality metric, four planes wide."""
+    """All sub-spaces as small planes, four in a row."""
     import altair as alt
 
     small = [
@@ -142,12 +217,12 @@ def pair_of_planes(
 
 
 def coverages(rows: Sequence[Row], looks: Mapping[str, Look]) -> Any:
-    """Coverage of every method with its interval, a panel a kind of diversity, best on top.
+    """Coverage of every method with its interval: a panel per kind of diversity, best on top.
 
     Args:
         rows: `method`, `kind` (lexical, semantic, overall), `value`, `low`, `high`.
-        looks: of all methods; rows are given both colours, `colour` and `dark`, so that the page's
-            script can take the one of its theme.
+        looks: of all methods; every row has both colours, `colour` and `dark`, of which the page's
+            script uses the one of its theme.
     """
     import altair as alt
 
@@ -175,7 +250,7 @@ def coverages(rows: Sequence[Row], looks: Mapping[str, Look]) -> Any:
 
 
 def finished(chart: Any, title: str | None = None) -> dict[str, Any]:
-    """A chart with the house's type and grid, as a Vega-Lite specification for a file."""
+    """A chart with the report's fonts and grid, as a Vega-Lite specification for a file."""
     if title:
         chart = chart.properties(title=title)
     spec: dict[str, Any] = chart.to_dict(validate=False)
@@ -195,7 +270,7 @@ def paper() -> dict[str, Any]:
 
 
 def png(spec: Mapping[str, Any]) -> bytes:
-    """A picture for slides, twice the size in pixels."""
+    """A picture for slides, at twice the size in pixels."""
     import vl_convert
 
     drawn: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2)
@@ -231,3 +306,72 @@ def _legend(lit: Sequence[str]) -> Any:
     import altair as alt
 
     return alt.Legend(title=None, orient="right", values=list(lit))
+
+
+def draw(folder: Path, rankings: Sequence[Ranking], every: Mapping[str, Look]) -> list[str]:
+    """Draw all plots as SVG and PNG.
+
+    Returns:
+        The stems of the files.
+    """
+    charts: dict[str, tuple[Any, str]] = {}
+    for ranking in rankings:
+        pair = slug(ranking.pair)
+        chart = coverages(coverage_rows(ranking), every)
+        charts[f"coverage-{pair}"] = (chart, f"Coverage on {ranking.pair}")
+        for scores in ranking.every:
+            rows = {
+                (space.diversity, space.quality): _plane_rows(scores, space, ranking.main)
+                for space in spaces(scores, ranking.alone.spaces)
+            }
+            if not rows:
+                continue
+            stem, title = f"{pair}-{slug(scores.task)}", f"{scores.task} on {ranking.pair}"
+            charts[f"planes-{stem}"] = (planes(rows, every, ranking.main), title)
+            chosen = {space: rows[space] for space in _main_spaces(list(rows))}
+            charts[f"plane-{stem}"] = (pair_of_planes(chosen, every, ranking.main), title)
+    for stem, (chart, title) in charts.items():
+        spec = finished(chart, title)
+        write_atomic(folder / f"{stem}.svg", svg(spec))
+        write_atomic(folder / f"{stem}.png", png(spec))
+    return sorted(charts)
+
+
+def coverage_rows(ranking: Ranking) -> list[Row]:
+    """Coverage of every method and kind of diversity, as rows for `coverages`."""
+    return [
+        {"method": method, "kind": part, **asdict(estimate)}
+        for part in PARTS[::-1]
+        for method in ranking.ranked()
+        if (estimate := ranking.estimate("coverage", method, part)) is not None
+    ]
+
+
+def _main_spaces(known: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A semantic and a lexical sub-space to draw large."""
+    quality = first(QUALITY, [space[1] for space in known])
+    names = [space[0] for space in known if space[1] == quality]
+    kinds = (("distinct_k", "embedding_distance", "vendi"), ("self_rouge_l", "self_bleu"))
+    chosen = dict.fromkeys(first(kind, names) for kind in kinds)
+    return [(name, quality) for name in chosen]
+
+
+def _plane_rows(scores: TaskScores, space: Space, lit: Sequence[str]) -> list[Row]:
+    return [
+        {
+            "x": float(point[0]),
+            "y": float(point[1]),
+            "method": method,
+            "said": f"{method}, {setting}",
+            "front": bool(front),
+            "lit": method in lit,
+        }
+        for point, front, (method, setting) in zip(
+            space.points, space.front, scores.keys, strict=True
+        )
+    ]
+
+
+def first(wanted: Sequence[str], known: Sequence[str]) -> str:
+    """The first wanted name that is known; else the first known name, or nothing."""
+    return next((name for name in wanted if name in known), next(iter(known), ""))

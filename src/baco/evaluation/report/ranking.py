@@ -1,8 +1,8 @@
-"""How the methods of one pair stand: indicators per method, and base and aligned as one rival each.
+"""The ranking of one pair's methods: indicators of every method, and of the pooled rivals.
 
-A user who has only the aligned model may sample it as he likes. So beside `aligned, temperature`,
+A user who has only the aligned model may sample it in any way. So beside `aligned, temperature`,
 `aligned, top-p` and `aligned, min-p` there is *aligned, any sampling*: all points of the three as
-one method, the strictest rival; base likewise.
+one method, which is the strictest rival. The same holds for base.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from baco.evaluation.indicators import (
 )
 from baco.evaluation.methods.method import Family
 from baco.evaluation.pareto import coverage
-from baco.evaluation.report.load_scores import Findings, Key
+from baco.evaluation.report.load_scores import Key, TaskScores
 
 ANY = ", any sampling"
 SINGLES: tuple[Family, ...] = ("base", "aligned")
@@ -31,36 +31,37 @@ PARTS = ("lexical", "semantic", "overall")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """The methods of one pair.
+class Ranking:
+    """The methods of one pair and their indicators.
 
     Attributes:
         pair: its name.
-        findings: one for each task that Coverage is told of,
-        verified: and for each task of right answers beside such ones, where to differ is to err.
+        scores: of each task that counts for Coverage.
+        verified: scores of tasks with one right answer, where they are not the only tasks: there a
+            different answer is an error.
         families: of every method, in the run's order.
         alone: indicators of every method by itself.
-        pooled: the same with base and aligned as one method each, by any sampling.
-        part: what methods are ranked by: overall, or the one kind of diversity that is there.
+        pooled: the same with base and aligned as one method each, with any sampling.
+        part: of the indicator that methods are ranked by: overall, or the only kind of diversity.
     """
 
     pair: str
-    findings: Sequence[Findings]
-    verified: Sequence[Findings]
+    scores: Sequence[TaskScores]
+    verified: Sequence[TaskScores]
     families: Mapping[str, Family]
     alone: Indicators
     pooled: Indicators
     part: str
 
     @property
-    def every(self) -> list[Findings]:
-        """All tasks."""
-        return [*self.findings, *self.verified]
+    def every(self) -> list[TaskScores]:
+        """Scores of all tasks."""
+        return [*self.scores, *self.verified]
 
     def coverage(self, method: str) -> float:
-        """The Coverage a method is ranked by; below everything where it has none."""
-        found = self.estimate("coverage", method, self.part)
-        return -1.0 if found is None else found.value
+        """The Coverage that a method is ranked by; -1 where it has none."""
+        estimate = self.estimate("coverage", method, self.part)
+        return -1.0 if estimate is None else estimate.value
 
     def estimate(self, indicator: Indicator, method: str, part: Part) -> Estimate | None:
         """Coverage or Dominance of a method or of one of the pooled rivals."""
@@ -69,8 +70,8 @@ class Standing:
 
     def ranked(self, family: Family | None = None) -> list[str]:
         """Methods, of one family or all, the highest Coverage first."""
-        found = [m for m, its in self.families.items() if family in (None, its)]
-        return sorted(found, key=lambda method: -self.coverage(method))
+        members = [m for m, group in self.families.items() if family in (None, group)]
+        return sorted(members, key=lambda method: -self.coverage(method))
 
     def best(self, family: Family) -> str | None:
         """The method of a family with the highest Coverage."""
@@ -79,12 +80,12 @@ class Standing:
 
     @property
     def rivals(self) -> list[str]:
-        """What BACo is compared with: its halves, Nudging, and the best of every other family."""
-        found = [family + ANY for family in SINGLES if family + ANY in self.pooled.methods]
+        """What BACo is compared with: single models, Nudging, the best of every other family."""
+        rivals = [family + ANY for family in SINGLES if family + ANY in self.pooled.methods]
         if "aligned, temperature" in self.families:
-            found.insert(1, "aligned, temperature")
+            rivals.insert(1, "aligned, temperature")
         others: tuple[Family, ...] = ("Nudging", "mixing", "ensemble", "prompting", "other")
-        return found + [name for name in map(self.best, others) if name is not None]
+        return rivals + [name for name in map(self.best, others) if name is not None]
 
     @property
     def main(self) -> list[str]:
@@ -103,57 +104,59 @@ class Standing:
         return source.compare(router, rival, "coverage", part)
 
     def on_unseen_prompts(self, rival: str) -> list[float]:
-        """The lead of a router chosen on one half of the prompts, measured on the other half.
+        """The leads of the router that is best on one half of the prompts, on the other half.
 
-        Twice, the halves (every other prompt) changing places; empty where a half is too small.
-        The best of many routers on the very prompts it is measured on looks better than it is.
+        The best of many routers looks better than it is on the prompts it was chosen by. Every
+        other prompt is in the same half.
+
+        Returns:
+            One lead for each half that the router is measured on; empty where halves are too small.
         """
-        if any(len(found.prompts) < 4 for found in self.findings):
+        if any(len(task.prompts) < 4 for task in self.scores):
             return []
         halves = [
             indicators(
                 [
-                    _pooled(found.at(range(start, len(found.prompts), 2)), self.families)
-                    for found in self.findings
+                    _pooled(task.at(range(start, len(task.prompts), 2)), self.families)
+                    for task in self.scores
                 ],
                 resamples=1,
             )
             for start in (0, 1)
         ]
-        routers = [method for method, its in self.families.items() if its == "BACo"]
+        routers = [method for method, group in self.families.items() if group == "BACo"]
         leads = []
         for chosen_on, measured_on in (halves, halves[::-1]):
-            scored = {r: chosen_on.coverage(r, self.part) for r in routers}
-            known = {router: found.value for router, found in scored.items() if found is not None}
+            estimates = {router: chosen_on.coverage(router, self.part) for router in routers}
+            known = {router: e.value for router, e in estimates.items() if e is not None}
             if not known:
                 return []
-            won = measured_on.compare(max(known, key=lambda r: known[r]), rival, part=self.part)
-            if won is not None:
-                leads.append(won.difference)
+            best = max(known, key=lambda router: known[router])
+            lead = measured_on.compare(best, rival, part=self.part)
+            if lead is not None:
+                leads.append(lead.difference)
         return leads
 
 
-def standing(
-    pair: str, findings: Sequence[Findings], families: Mapping[str, Family], resamples: int = 2000
-) -> Standing:
-    """The standing of one pair's methods, from its tasks of open questions where there are any."""
-    verified = [found for found in findings if found.accuracy is not None]
-    open_ended = [found for found in findings if found.accuracy is None]
+def rank(
+    pair: str, scores: Sequence[TaskScores], families: Mapping[str, Family], resamples: int = 2000
+) -> Ranking:
+    """Rank one pair's methods, by its tasks without right answers where there are any."""
+    verified = [task for task in scores if task.accuracy is not None]
+    open_ended = [task for task in scores if task.accuracy is None]
     if not open_ended:
         open_ended, verified = verified, []
-    measured = [found.measured for found in open_ended]
+    measured = [task.measured for task in open_ended]
     present = dict.fromkeys(method for task in measured for method in task.methods)
     own = {method: families[method] for method in present}
     alone = indicators(measured, resamples=resamples)
     pooled = indicators([_pooled(task, own) for task in measured], resamples=resamples)
     parts = [part for part in PARTS[::-1] if any(alone.coverage(m, part) for m in present)]
-    return Standing(
-        pair, open_ended, verified, own, alone, pooled, parts[0] if parts else PARTS[-1]
-    )
+    return Ranking(pair, open_ended, verified, own, alone, pooled, parts[0] if parts else PARTS[-1])
 
 
 def _pooled(task: Measured, families: Mapping[str, Family]) -> Measured:
-    """The same points, base's and aligned's methods being one each."""
+    """The same points, with all methods of base as one method and all of aligned as another."""
     return replace(
         task,
         methods=[
@@ -180,27 +183,27 @@ class Space:
     front: np.ndarray
 
 
-def spaces(found: Findings, known: Sequence[tuple[str, str]]) -> list[Space]:
+def spaces(scores: TaskScores, known: Sequence[tuple[str, str]]) -> list[Space]:
     """The sub-spaces of one task as planes."""
-    made = []
+    planes = []
     for diversity, quality in known:
-        across, up = found.measured.figures(quality), found.measured.figures(diversity)
+        across, up = (scores.measured.figures(name) for name in (quality, diversity))
         if across is None or up is None:
             continue
         means = np.stack([across.mean(axis=1), up.mean(axis=1)], axis=-1)
         points = normalised(means.T).T
-        made.append(Space(diversity, quality, means, points, pareto_front(points)))
-    return made
+        planes.append(Space(diversity, quality, means, points, pareto_front(points)))
+    return planes
 
 
-def balanced(found: Findings, known: Sequence[tuple[str, str]]) -> dict[str, Key]:
-    """Of every method the setting that covers most by itself, in the mean over sub-spaces."""
-    planes = spaces(found, known)
+def balanced(scores: TaskScores, known: Sequence[tuple[str, str]]) -> dict[str, Key]:
+    """The setting of every method that covers most by itself, in the mean over sub-spaces."""
+    planes = spaces(scores, known)
     if not planes:
-        return {method: (method, setting) for method, setting in reversed(found.keys)}
+        return {method: (method, setting) for method, setting in reversed(scores.keys)}
     alone = np.mean([coverage(plane.points[:, None]) for plane in planes], axis=0)
     best: dict[str, int] = {}
-    for row, (method, _) in enumerate(found.keys):
+    for row, (method, _) in enumerate(scores.keys):
         if method not in best or alone[row] > alone[best[method]]:
             best[method] = row
-    return {method: found.keys[row] for method, row in best.items()}
+    return {method: scores.keys[row] for method, row in best.items()}

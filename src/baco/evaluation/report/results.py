@@ -1,36 +1,135 @@
-"""The tables of a report, made of standings and findings."""
+"""The tables of a report, by section, with the paper's own figures beside a run's."""
 
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 import numpy as np
 
 from baco.evaluation.indicators import Estimate, Indicator, Resamples, indicators, interval
 from baco.evaluation.methods.method import Family
-from baco.evaluation.report.families import TITLES
-from baco.evaluation.report.load_scores import Findings
-from baco.evaluation.report.paper import reference
-from baco.evaluation.report.ranking import ANY, PARTS, SINGLES, Standing, balanced
+from baco.evaluation.report.load_scores import TaskScores
+from baco.evaluation.report.ranking import ANY, PARTS, SINGLES, Ranking, balanced
 from baco.evaluation.report.tables import Cell, Column, Form, Table
+
+TITLES: dict[Family, str] = {
+    "base": "base alone",
+    "aligned": "aligned alone",
+    "Nudging": "Nudging",
+    "prompting": "prompting",
+    "ensemble": "ensemble",
+    "mixing": "mixing whole answers",
+    "BACo": "BACo",
+    "other": "other methods",
+}
 
 INDICATORS: tuple[Indicator, ...] = ("coverage", "dominance")
 BRACKETS = "Brackets are 95% bootstrap intervals over prompts."
 
 
-def headline(standing: Standing) -> Table:
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Overall Coverage and Dominance as the paper reports them; None where it does not."""
+
+    coverage: float | None = None
+    dominance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One table of the paper.
+
+    Attributes:
+        measured_on: tasks and pairs.
+        figures: by method or router.
+    """
+
+    measured_on: str
+    figures: dict[str, Reported]
+
+    def of(self, name: str) -> Reported:
+        """The figures of a method; nothing where the paper has none."""
+        return self.figures.get(name, Reported())
+
+
+@cache
+def reference(table: str) -> Reference:
+    """The paper's `headline` table or its `routers` ablation (arXiv 2511.05650)."""
+    text = resources.files("baco.evaluation.report").joinpath("paper.toml").read_text("utf-8")
+    entries = tomllib.loads(text)[table]
+    figures = {name: Reported(**row) for name, row in entries["figures"].items()}
+    return Reference(entries["measured_on"], figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """Tables by section; those of methods by pair."""
+
+    headline: list[Table]
+    routers: list[Table]
+    methods: list[tuple[str, list[Table]]]
+    parts: list[Table]
+    accuracy: list[Table]
+    points: list[Table]
+
+    @property
+    def all(self) -> list[Table]:
+        """Every table, in the order of the sections."""
+        return [
+            *self.headline,
+            *self.routers,
+            *(table for _, tables in self.methods for table in tables),
+            *self.parts,
+            *self.accuracy,
+            *self.points,
+        ]
+
+
+def sections(rankings: Sequence[Ranking]) -> Sections:
+    """The tables of all pairs."""
+    every = [(ranking, scores) for ranking in rankings for scores in ranking.every]
+    return Sections(
+        headline=_present(
+            [across(rankings), *(table(r) for r in rankings for table in (headline, against))]
+        ),
+        routers=_present([routers(ranking) for ranking in rankings]),
+        methods=[
+            (r.pair, _present([methods(r), *(subspaces(r, indicator) for indicator in INDICATORS)]))
+            for r in rankings
+        ],
+        parts=_present(
+            [
+                *(tasks(ranking) for ranking in rankings),
+                *(categories(r, scores) for r in rankings for scores in r.scores),
+            ]
+        ),
+        accuracy=_present([accuracy(ranking, scores) for ranking, scores in every]),
+        points=[points(ranking, scores) for ranking, scores in every],
+    )
+
+
+def _present(tables: Sequence[Table | None]) -> list[Table]:
+    return [table for table in tables if table is not None]
+
+
+def headline(ranking: Ranking) -> Table:
     """A row a family, in the paper's form, with the paper's own figures beside."""
     columns = [Column("method"), *_indicator_columns()]
     columns += [Column("paper: Coverage", "figure"), Column("paper: Dominance", "percent")]
     rows: list[list[Cell]] = []
     paper = reference("headline")
-    for name, family in _headline_rows(standing):
+    for name, family in _headline_rows(ranking):
         title = name if family in SINGLES else TITLES[family] + f" ({name})"
         title = title if name != TITLES[family] else name
-        told = paper.of(family if ANY in name or family not in SINGLES else "")
-        rows.append([title, *_indicators(standing, name), told.coverage, told.dominance])
+        reported = paper.of(family if ANY in name or family not in SINGLES else "")
+        figures = _indicators(ranking, name)
+        rows.append([title, *figures, reported.coverage, reported.dominance])
     return Table(
-        f"headline-{slug(standing.pair)}",
-        f"Coverage and Dominance on {standing.pair}",
+        f"headline-{slug(ranking.pair)}",
+        f"Coverage and Dominance on {ranking.pair}",
         "Of prompting, ensembles and BACo the method with the highest Coverage. Base and aligned "
         f"stand with all their settings together, the strictest rival. {BRACKETS} The paper's "
         f"figures are overall, on {paper.measured_on}; normalisation is by run, so only the order "
@@ -41,43 +140,43 @@ def headline(standing: Standing) -> Table:
     )
 
 
-def _headline_rows(standing: Standing) -> Iterator[tuple[str, Family]]:
+def _headline_rows(ranking: Ranking) -> Iterator[tuple[str, Family]]:
     for family in SINGLES:
-        if family + ANY in standing.pooled.methods:
+        if family + ANY in ranking.pooled.methods:
             yield family + ANY, family
-            if f"{family}, temperature" in standing.families:
+            if f"{family}, temperature" in ranking.families:
                 yield f"{family}, temperature", family
     others: tuple[Family, ...] = (
         "Nudging", "prompting", "ensemble", "mixing", "other", "BACo",
     )  # fmt: skip
     for family in others:
-        name = standing.best(family)
+        name = ranking.best(family)
         if name is not None:
             yield name, family
 
 
-def against(standing: Standing) -> Table | None:
+def against(ranking: Ranking) -> Table | None:
     """The best router against every rival: difference of Coverage, interval, p-value."""
-    best = standing.best("BACo")
-    if best is None or not standing.rivals:
+    best = ranking.best("BACo")
+    if best is None or not ranking.rivals:
         return None
     columns = [Column(f"{best} minus")]
     for part in PARTS[::-1]:
         columns += [Column(f"{part}, difference", "signed"), Column(f"{part}, p", "p")]
     rows: list[list[Cell]] = []
-    for rival in standing.rivals:
+    for rival in ranking.rivals:
         row: list[Cell] = [rival]
         for part in PARTS[::-1]:
-            found = standing.compare(rival, part)
+            lead = ranking.compare(rival, part)
             row += (
                 [None, None]
-                if found is None
-                else [Estimate(found.difference, found.low, found.high), found.p_value]
+                if lead is None
+                else [Estimate(lead.difference, lead.low, lead.high), lead.p_value]
             )
         rows.append(row)
     return Table(
-        f"against-{slug(standing.pair)}",
-        f"{best} against its rivals on {standing.pair}",
+        f"against-{slug(ranking.pair)}",
+        f"{best} against its rivals on {ranking.pair}",
         f"Difference of Coverage; above zero, {best} is better. Paired bootstrap over prompts, "
         "two-sided p, not corrected for the number of rivals.",
         columns,
@@ -85,21 +184,21 @@ def against(standing: Standing) -> Table | None:
     )
 
 
-def routers(standing: Standing) -> Table | None:
+def routers(ranking: Ranking) -> Table | None:
     """The ablation over routers, with the paper's NoveltyBench figures beside."""
     paper = reference("routers")
-    ranked = standing.ranked("BACo")
+    ranked = ranking.ranked("BACo")
     if not ranked:
         return None
     columns = [Column("router"), *_indicator_columns()]
     columns += [Column("paper: Coverage", "figure"), Column("paper: Dominance", "percent")]
     rows: list[list[Cell]] = [
-        [name, *_indicators(standing, name), paper.of(name).coverage, paper.of(name).dominance]
+        [name, *_indicators(ranking, name), paper.of(name).coverage, paper.of(name).dominance]
         for name in ranked
     ]
     return Table(
-        f"routers-{slug(standing.pair)}",
-        f"Routers on {standing.pair}, the best first",
+        f"routers-{slug(ranking.pair)}",
+        f"Routers on {ranking.pair}, the best first",
         f"Every router over its thresholds. {BRACKETS} The paper's figures are overall, on "
         f"{paper.measured_on}.",
         columns,
@@ -108,137 +207,137 @@ def routers(standing: Standing) -> Table | None:
     )
 
 
-def methods(standing: Standing) -> Table:
+def methods(ranking: Ranking) -> Table:
     """Every method, the best first."""
-    counts = dict.fromkeys(standing.families, 0)
-    for method in standing.findings[0].measured.methods:
+    counts = dict.fromkeys(ranking.families, 0)
+    for method in ranking.scores[0].measured.methods:
         counts[method] += 1
     columns = [Column("method"), Column("settings", "count"), *_indicator_columns()]
-    ranked = standing.ranked()
+    ranked = ranking.ranked()
     return Table(
-        f"methods-{slug(standing.pair)}",
-        f"Every method on {standing.pair}, the best first",
+        f"methods-{slug(ranking.pair)}",
+        f"Every method on {ranking.pair}, the best first",
         f"Coverage: normalised area that a method's settings dominate, 0 to 1. Dominance: its "
         f"share of the joint Pareto front of all methods. {BRACKETS}",
         columns,
-        [[name, float(counts[name]), *_indicators(standing, name)] for name in ranked],
-        frozenset(place for place, name in enumerate(ranked) if name == standing.best("BACo")),
+        [[name, float(counts[name]), *_indicators(ranking, name)] for name in ranked],
+        frozenset(place for place, name in enumerate(ranked) if name == ranking.best("BACo")),
     )
 
 
-def subspaces(standing: Standing, indicator: Indicator) -> Table | None:
+def subspaces(ranking: Ranking, indicator: Indicator) -> Table | None:
     """Coverage or Dominance of every method in each sub-space; None where there is none."""
     form: Form = "figure" if indicator == "coverage" else "percent"
-    known = standing.alone.spaces
+    known = ranking.alone.spaces
     if not known:
         return None
     return Table(
-        f"{indicator}-by-sub-space-{slug(standing.pair)}",
-        f"{indicator.capitalize()} in every sub-space on {standing.pair}",
+        f"{indicator}-by-sub-space-{slug(ranking.pair)}",
+        f"{indicator.capitalize()} in every sub-space on {ranking.pair}",
         f"A column is a metric of diversity with one of quality. {BRACKETS}",
         [Column("method"), *(Column(f"{d} × {q}", form) for d, q in known)],
         [
-            [name, *(standing.estimate(indicator, name, space) for space in known)]
-            for name in standing.ranked()
+            [name, *(ranking.estimate(indicator, name, space) for space in known)]
+            for name in ranking.ranked()
         ],
     )
 
 
-def across(standings: Sequence[Standing]) -> Table | None:
+def across(rankings: Sequence[Ranking]) -> Table | None:
     """Overall Coverage of every method on every pair; None of a single pair."""
-    if len(standings) < 2:
+    if len(rankings) < 2:
         return None
-    names = dict.fromkeys(name for standing in standings for name in standing.ranked())
+    names = dict.fromkeys(name for ranking in rankings for name in ranking.ranked())
     columns = [Column("method"), Column("mean over pairs", "figure"), Column("best on", "count")]
-    columns += [Column(standing.pair, "figure") for standing in standings]
+    columns += [Column(ranking.pair, "figure") for ranking in rankings]
     rows: list[list[Cell]] = []
     for name in names:
-        found = [
-            s.estimate("coverage", name, s.part) if name in s.families else None for s in standings
+        figures = [
+            r.estimate("coverage", name, r.part) if name in r.families else None for r in rankings
         ]
-        known = [one.value for one in found if one is not None]
-        mean = float(np.mean(known)) if len(known) == len(standings) else None
-        rows.append([name, mean, float(sum(s.ranked()[0] == name for s in standings)), *found])
+        known = [figure.value for figure in figures if figure is not None]
+        mean = float(np.mean(known)) if len(known) == len(rankings) else None
+        rows.append([name, mean, float(sum(r.ranked()[0] == name for r in rankings)), *figures])
     rows.sort(key=lambda row: -row[1] if isinstance(row[1], float) else 1.0)
     return Table(
         "across-pairs",
         "Every method across the pairs",
-        f"Coverage, {standings[0].part}; `best on` counts the pairs where no method has more. "
+        f"Coverage, {rankings[0].part}; `best on` counts the pairs where no method has more. "
         f"{BRACKETS}",
         columns,
         rows,
     )
 
 
-def tasks(standing: Standing) -> Table | None:
+def tasks(ranking: Ranking) -> Table | None:
     """Coverage of every method on every task; None of a single task."""
-    if len(standing.findings) < 2:
+    if len(ranking.scores) < 2:
         return None
     columns = [Column("method")]
-    columns += [Column(found.task, "figure") for found in standing.findings]
+    columns += [Column(scores.task, "figure") for scores in ranking.scores]
     rows: list[list[Cell]] = [
-        [name, *(standing.alone.coverage(name, standing.part, f.task) for f in standing.findings)]
-        for name in standing.ranked()
+        [name, *(ranking.alone.coverage(name, ranking.part, f.task) for f in ranking.scores)]
+        for name in ranking.ranked()
     ]
     return Table(
-        f"tasks-{slug(standing.pair)}",
-        f"Coverage by task on {standing.pair}",
-        f"Coverage, {standing.part}, each task normalised by itself. {BRACKETS}",
+        f"tasks-{slug(ranking.pair)}",
+        f"Coverage by task on {ranking.pair}",
+        f"Coverage, {ranking.part}, each task normalised by itself. {BRACKETS}",
         columns,
         rows,
     )
 
 
-def categories(standing: Standing, found: Findings) -> Table | None:
+def categories(ranking: Ranking, scores: TaskScores) -> Table | None:
     """Coverage of the main methods on the prompts of every category; None without categories."""
-    if not found.categories:
+    if not scores.categories:
         return None
-    main = standing.main
+    main = ranking.main
     rows: list[list[Cell]] = []
-    for category in found.categories:
-        alone = indicators([found.only(category)], resamples=1)
-        values = [alone.coverage(name, standing.part) for name in main]
-        count = len(found.only(category).prompts)
+    for category in scores.categories:
+        alone = indicators([scores.only(category)], resamples=1)
+        values = [alone.coverage(name, ranking.part) for name in main]
+        count = len(scores.only(category).prompts)
         rows.append(
             [category, float(count), *(None if value is None else value.value for value in values)]
         )
     return Table(
-        f"categories-{slug(standing.pair)}-{slug(found.task)}",
-        f"Coverage by category of {found.task} on {standing.pair}",
-        f"Coverage, {standing.part}, each category normalised by itself; a few prompts each, so "
+        f"categories-{slug(ranking.pair)}-{slug(scores.task)}",
+        f"Coverage by category of {scores.task} on {ranking.pair}",
+        f"Coverage, {ranking.part}, each category normalised by itself; a few prompts each, so "
         "without intervals.",
         [Column("category"), Column("prompts", "count"), *(Column(m, "figure") for m in main)],
         rows,
     )
 
 
-def accuracy(standing: Standing, found: Findings) -> Table | None:
+def accuracy(ranking: Ranking, scores: TaskScores) -> Table | None:
     """Right answers of every method; None where nothing verifies the task."""
-    if found.accuracy is None:
+    if scores.accuracy is None:
         return None
-    chosen = balanced(found, standing.alone.spaces)
-    resamples = Resamples.of(len(found.prompts))
+    chosen = balanced(scores, ranking.alone.spaces)
+    resamples = Resamples.of(len(scores.prompts))
     weights = resamples.counts / resamples.counts.sum(axis=1, keepdims=True)
     rows: list[list[Cell]] = []
-    for method in standing.ranked():
-        own = [row for row, (name, _) in enumerate(found.keys) if name == method]
+    for method in ranking.ranked():
+        own = [row for row, (name, _) in enumerate(scores.keys) if name == method]
         if not own:
             continue
-        means = {row: float(found.accuracy[row].mean()) for row in own}
+        means = {row: float(scores.accuracy[row].mean()) for row in own}
         top, low = max(own, key=lambda r: means[r]), min(own, key=lambda r: means[r])
-        its = found.keys.index(chosen[method])
+        middle = scores.keys.index(chosen[method])
         row: list[Cell] = [method]
-        for place in (top, its, low):
-            draws = weights @ found.accuracy[place]
-            row += [found.keys[place][1], Estimate(means[place], *interval(draws))]
+        for place in (top, middle, low):
+            draws = weights @ scores.accuracy[place]
+            row += [scores.keys[place][1], Estimate(means[place], *interval(draws))]
         rows.append(row)
     heads = ("most accurate setting", "balanced setting", "least accurate setting")
     columns = [Column("method")]
     for head in heads:
         columns += [Column(head), Column(f"{head.split()[0]}, accuracy", "percent")]
     return Table(
-        f"accuracy-{slug(standing.pair)}-{slug(found.task)}",
-        f"Accuracy on {found.task}, {standing.pair}",
+        f"accuracy-{slug(ranking.pair)}-{slug(scores.task)}",
+        f"Accuracy on {scores.task}, {ranking.pair}",
         "Share of samples that are right. The balanced setting is the one that covers most by "
         f"itself. {BRACKETS}",
         columns,
@@ -246,31 +345,31 @@ def accuracy(standing: Standing, found: Findings) -> Table | None:
     )
 
 
-def points(standing: Standing, found: Findings) -> Table:
+def points(ranking: Ranking, scores: TaskScores) -> Table:
     """Every operating point: its metrics, base share, length and speed."""
-    names = list(found.measured.metrics)
+    names = list(scores.measured.metrics)
     columns = [Column("method"), Column("setting"), *(Column(name, "figure") for name in names)]
-    if found.accuracy is not None:
+    if scores.accuracy is not None:
         columns.append(Column("accuracy", "percent"))
     columns += [Column("base share", "percent"), Column("tokens an answer", "short")]
     columns += [Column("cut at the limit", "percent"), Column("tokens/s", "round")]
     means = {
         name: np.nanmean(rows, axis=1) if rows.size else rows
-        for name, rows in found.measured.metrics.items()
+        for name, rows in scores.measured.metrics.items()
     }
     rows: list[list[Cell]] = []
-    for place, key in enumerate(found.keys):
-        cost = found.costs[key]
+    for place, key in enumerate(scores.keys):
+        cost = scores.costs[key]
         row: list[Cell] = [*key, *(float(means[name][place]) for name in names)]
-        row += [] if found.accuracy is None else [float(found.accuracy[place].mean())]
+        row += [] if scores.accuracy is None else [float(scores.accuracy[place].mean())]
         row += [cost.base_share, cost.tokens / cost.answers, cost.cut / cost.answers]
         # Mixing takes the answers that base and aligned have given already.
-        mixed = standing.families[key[0]] == "mixing"
+        mixed = ranking.families[key[0]] == "mixing"
         rows.append([*row, None if mixed else cost.tokens_per_second])
     return Table(
-        f"points-{slug(standing.pair)}-{slug(found.task)}",
-        f"Every setting on {found.task}, {standing.pair}",
-        f"Means over {len(found.prompts)} prompts, not normalised; higher is better in every "
+        f"points-{slug(ranking.pair)}-{slug(scores.task)}",
+        f"Every setting on {scores.task}, {ranking.pair}",
+        f"Means over {len(scores.prompts)} prompts, not normalised; higher is better in every "
         "metric. Speed is of all samples of a batch together, on the machine named below.",
         columns,
         rows,
@@ -289,7 +388,7 @@ def _indicator_columns() -> list[Column]:
     ]
 
 
-def _indicators(standing: Standing, name: str) -> list[Cell]:
+def _indicators(ranking: Ranking, name: str) -> list[Cell]:
     return [
-        standing.estimate(indicator, name, part) for indicator in INDICATORS for part in PARTS[::-1]
+        ranking.estimate(indicator, name, part) for indicator in INDICATORS for part in PARTS[::-1]
     ]

@@ -1,7 +1,6 @@
-"""A table, and the three ways it leaves: HTML cells, Markdown and CSV.
+"""A table and its three forms: cells of the page, Markdown and CSV.
 
-It knows cells and how a figure is written; what the figures mean is another matter. The page and
-Markdown show rounded figures, CSV the same ones in full, an interval as two columns of its own.
+The page and Markdown show rounded figures. CSV has six digits, and an interval in two columns.
 """
 
 import csv
@@ -14,7 +13,6 @@ from baco.evaluation.indicators import Estimate
 
 Form = Literal["text", "figure", "signed", "short", "round", "percent", "p", "count"]
 ABSENT = "–"
-
 
 Cell = str | float | Estimate | None
 
@@ -37,10 +35,10 @@ class Table:
 
     Attributes:
         name: stem of its files.
-        title: what it is about.
-        caption: how it is read, with units.
+        title: its subject.
+        caption: how to read it, with units.
         columns, rows: the first cell of a row is its heading.
-        marked: indices of rows to stand out.
+        marked: indices of highlighted rows.
     """
 
     name: str
@@ -51,7 +49,7 @@ class Table:
     marked: frozenset[int] = frozenset()
 
     def shown(self) -> list[list[str]]:
-        """Every cell as a reader sees it."""
+        """The text of every cell."""
         forms = [column.form for column in self.columns]
         return [
             [written(cell, form) for cell, form in zip(row, forms, strict=True)]
@@ -91,7 +89,7 @@ class Table:
 
 
 def written(cell: Cell, form: Form) -> str:
-    """A cell in words: `0.516 [0.463, 0.567]`, `32.7%`, `< 0.001`, `–` where there is nothing."""
+    """The text of a cell: `0.516 [0.463, 0.567]`, `32.7%`, `< 0.001`, `–` for None."""
     if cell is None:
         return ABSENT
     if isinstance(cell, str):
@@ -124,5 +122,5 @@ def _full(value: float) -> str:
 
 
 def _escaped(text: str) -> str:
-    # Prompts and labels are anyone's text: a bar or a line's end would break the row.
+    # Prompts and labels can hold any text: a bar or a line break would end the cell.
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split()) or " "
