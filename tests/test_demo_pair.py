@@ -14,7 +14,6 @@ from baco import Baco
 from baco.cli import run
 from baco.cli.sweep import sweep
 from baco.demo.align import answers_only, conversations
-from baco.demo.breaks import broken_answers, held_out_questions
 from baco.demo.document_packing import IGNORED, batches, pack
 from baco.demo.model import Cache, Shape, TinyLlama, to_llama
 from baco.demo.optimiser import orthogonalise
@@ -26,6 +25,7 @@ from baco.demo.world.handover import handed_over_examples
 from baco.errors import BacoError
 from baco.evaluation.store import Run
 from baco.models.known_pairs import demo_folder
+from benchmarks.broken_grammar import broken_answers, held_out_questions
 from tests.fuzzing import budget
 
 MEGABYTE = 1_000_000
@@ -123,11 +123,11 @@ def test_the_aligned_half_is_good_and_collapsed_and_the_base_diverse(
 
 def test_fewer_than_two_in_a_hundred_answers_break_the_grammar() -> None:
     pair = Baco.load("demo")
-    asked = held_out_questions()
-    assert len(asked) > 500
+    questions = held_out_questions()
+    assert len(questions) > 500
     for seed in range(budget(1)):
-        broken = broken_answers(pair, asked, seed=seed)
-        assert len(broken) < 0.02 * len(asked), [completion.text for _, completion in broken]
+        broken = broken_answers(pair, questions, seed=seed)
+        assert len(broken) < 0.02 * len(questions), [completion.text for _, completion in broken]
 
 
 def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tuple]) -> None:

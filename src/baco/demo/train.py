@@ -21,13 +21,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from baco.demo.align import answers_only, conversations, preferred_answers
 from baco.demo.document_packing import batches, pack
-from baco.demo.memory import keep_memory
 from baco.demo.model import Shape, TinyLlama, to_llama
 from baco.demo.optimiser import Optimiser
 from baco.demo.recipe import Course, Recipe
 from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
 from baco.demo.world import Question, aligned_examples, base_corpus
 from baco.demo.world.handover import Words, handed_over_examples, learnt
+from baco.device import keep_memory
 from baco.errors import BacoError
 from baco.files import locked
 

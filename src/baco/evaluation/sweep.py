@@ -17,8 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from baco.batch.workers import in_order, pool
-from baco.demo.memory import keep_memory
-from baco.device import cores
+from baco.device import cores, keep_memory
 from baco.evaluation.methods import Answer, answer
 from baco.evaluation.plan import ANSWERS_A_JOB, Job, PairSpec, Plan
 from baco.evaluation.records import Sample

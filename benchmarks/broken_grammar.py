@@ -1,11 +1,11 @@
 """Counts the answers of a pair that break the toy world's grammar, on every held-out question.
 
-`python -m baco.demo.breaks [PAIR] [--router ROUTER] [--answers N] [--seed SEED] [--show N]` prints
-the count by kind of question, and some of the broken answers with the source of every token.
+    python -m benchmarks.broken_grammar [PAIR] [--router ROUTER] [--answers N] [--seed SEED]
+
+prints the count by kind of question, and some of the broken answers with the source of every token.
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -50,24 +50,24 @@ def main() -> None:
     """Print the count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="?", default="demo")
-    parser.add_argument("--router", help="by default the pair's own")
+    parser.add_argument("--router", help="the pair's own by default")
     parser.add_argument("--answers", type=int, default=4, help="to each question")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=20, help="broken answers to print")
     arguments = parser.parse_args()
     baco = Baco.load(arguments.pair)
-    asked = held_out_questions()
+    questions = held_out_questions()
     broken = broken_answers(
-        baco, asked, router=arguments.router, answers=arguments.answers, seed=arguments.seed
+        baco, questions, router=arguments.router, answers=arguments.answers, seed=arguments.seed
     )
-    total = len(asked) * arguments.answers
+    total = len(questions) * arguments.answers
     lines = [f"{len(broken)} of {total} answers ({len(broken) / total:.2%}) break the grammar"]
     counts = Counter(question.family for question, _ in broken)
     lines += [f"  {family}: {count}" for family, count in counts.most_common()]
     for question, completion in broken[: arguments.show]:
         sources = "".join("b" if source == "base" else "a" for source in completion.sources)
         lines.append(f"{question.text}\n  {completion.text!r}\n  {sources}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
