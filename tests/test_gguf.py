@@ -116,7 +116,10 @@ def test_weights_of_a_gguf_file_are_ordinary_ones_in_any_precision(files: Path) 
     assert baco.pair.base.weights_format == "bfloat16 on cpu"
     assert baco.pair.base.can_roll_back
     plain = AutoModelForCausalLM.from_pretrained(files / "base", dtype=torch.float32)
-    assert Baco.load(base=one, aligned=one, dtype="float32").pair.base.embedding_rows == plain.vocab_size
+    assert (
+        Baco.load(base=one, aligned=one, dtype="float32").pair.base.embedding_rows
+        == plain.vocab_size
+    )
 
 
 def test_a_model_under_two_prompts_is_held_once(files: Path) -> None:

@@ -8,25 +8,34 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import urlencode
 
 import pytest
+from playwright.sync_api import Browser, expect
 
-from baco import Baco, BacoError, SamplingParams
+from baco import Baco, BacoError, SamplingParams, register_router
 from baco.backends.base import Capabilities
+from baco.backends.vllm.backend import CAPABILITIES, VllmBackend, VllmEngine
 from baco.cli import run
 from baco.engine.sequence import Request
 from baco.evaluation.tasks.catalogue import task_files
 from baco.plugins import plugins
+from baco.routing.parser import portable
+from tests.pages import visit
 from tests.registries import restored
-from tests.serving import served
+from tests.remoting import remote
+from tests.serving import PROMPT, served
 
 SOURCE = '''
 """One part of each kind."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from baco import register_sampler
+from baco import BacoError, register_sampler
+from baco.backends.base import Capabilities
+from baco.engine.engine import Engine
 from baco.evaluation.methods.method import sampled
 from baco.evaluation.metrics import register_metric
 from baco.evaluation.records import Setting
@@ -71,10 +80,37 @@ class Greeting:
         return sampled(baco, "Aligned", asked, draw.n, draw.seed, draw.sampling)
 
 
-def connect(known, greeting="none"):
-    from baco import BacoError
+class Bench(Engine):
+    def add(self, request):
+        CAPABILITIES.check(request)
+        return super().add(request)
 
-    raise BacoError(f"the nowhere backend has no models (greeting {greeting})")
+
+CAPABILITIES = Capabilities("workshop", explain=False)
+
+
+@dataclass
+class Workshop:
+    """Decodes with the models of this process."""
+
+    pair: object
+    capabilities: Capabilities = CAPABILITIES
+    ended: str | None = None
+
+    def engine(self):
+        return Bench(self.pair)
+
+    def close(self):
+        self.ended = "closed"
+
+
+def connect(known, *, max_rows, tools="all"):
+    from baco.models.pair import load_pair
+
+    if tools != "all":
+        raise BacoError(f"the workshop has no tools {tools!r}")
+    pair = load_pair(known)
+    return pair, Workshop(pair)
 '''
 ENTRY_POINTS = """
 [baco.routers]
@@ -88,7 +124,7 @@ riddles = riddles:TASK
 [baco.samplers]
 nudge = riddles:nudge
 [baco.backends]
-nowhere = riddles:connect
+workshop = riddles:connect
 """
 TASK = """
 help = "two riddles"
@@ -166,14 +202,60 @@ def test_a_packages_router_is_listed_generated_and_diagnosed(
 
 
 def test_a_packages_router_is_calibrated_once_and_used_by_the_dial(
-    site: Path, tmp_path: Path, command: Callable[..., str]
+    site: Path, tmp_path: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "calibration.json"
+    monkeypatch.setenv("BACO_HOME", str(tmp_path))
+    undialled = command("generate", "Hi", "-r", "Margin", "-d", "1", code=2)
+    assert "not calibrated for Margin" in undialled
     command(
         "calibrate", "--router", "Margin", "--prompts", site / "prompts.jsonl",
-        "--max-tokens", "8", "--samples", "2", "--output", out,
+        "--max-tokens", "8", "--samples", "2",
     )  # fmt: skip
-    assert json.loads(out.read_text())["curves"]["Margin"]["thresholds"] == [0.0, 0.5, 1.0]
+    [kept] = (tmp_path / "calibration").glob("*.json")
+    curve = json.loads(kept.read_text())["curves"]["Margin"]
+    assert curve["thresholds"] == [0.0, 0.5, 1.0]
+    dialled = json.loads(command("generate", "Hi", "-r", "Margin", "-d", "1", "--json", "-s", "1"))
+    name, threshold = dialled["router"].split(":")
+    assert name == "Margin"
+    assert 0.0 <= float(threshold) <= 1.0
+
+
+def test_a_packages_router_is_served_and_shown_on_the_page(
+    site: Path, demo: Baco, browser: Browser
+) -> None:
+    expected = demo.generate(PROMPT, router="Margin:0.4", seed=1)[0].text
+    with served(demo) as server:
+        reply = server.ask(model="baco/Margin:0.4", router=None, seed=1).json()
+        assert reply["choices"][0]["message"]["content"] == expected
+        with server.client as client:
+            models = client.get("/v1/models").json()["data"]
+            [entry] = [e for e in client.get("/baco/routers").json() if e["name"] == "Margin"]
+        assert "baco/Margin:0.4" in {model["id"] for model in models}
+        assert (entry["example"], entry["low"], entry["high"]) == ("Margin:0.4", 0.0, 1.0)
+        link = f"{server.url}/#{urlencode({'prompt': PROMPT, 'n': 1, 'seed': 1, 'compare': 0})}"
+        with visit(browser, link) as seen:
+            seen.settle()
+            seen.page.get_by_text("Router:").click()
+            seen.page.get_by_role("radio", name=f"Margin {entry['sentence']}").check()
+            expect(seen.page.locator(".of-baco")).to_contain_text("Margin:0.4")
+            seen.settle()
+            assert seen.column("baco") == [expected]
+
+
+def test_a_backend_that_cannot_supply_what_a_packages_router_reads_refuses_it(
+    site: Path, demo: Baco
+) -> None:
+    refusal = pytest.raises(BacoError, match=r"Margin:0\.4 may look at whole rows")
+    with served(demo) as server, remote(server.url) as elsewhere, refusal:
+        elsewhere.generate(PROMPT, router="Margin:0.4")
+
+
+def test_a_rule_of_this_process_alone_is_refused_by_vllm(site: Path, demo: Baco) -> None:
+    vllm = VllmEngine(cast(VllmBackend, SimpleNamespace(capabilities=CAPABILITIES)))
+    register_router("Homemade", lambda signals: signals.max_base < 0.5)
+    with pytest.raises(BacoError, match="router Homemade exists in this process only"):
+        vllm.add(request_of(demo, "Homemade"))
+    assert portable(demo.router("Margin:0.4"))
 
 
 def test_a_sweep_and_its_report_use_a_packages_task_methods_and_metrics(
@@ -188,7 +270,22 @@ def test_a_sweep_and_its_report_use_a_packages_task_methods_and_metrics(
     assert {row["setting"] for row in rows} == {"greeting", "Margin:0.4"}
     assert {row["task"] for row in rows} == {"riddles"}
     command("report", run)
-    assert "greeting" in (run / "report" / "report.md").read_text(encoding="utf-8")
+    for page in ("report.md", "index.html"):
+        report = (run / "report" / page).read_text(encoding="utf-8")
+        assert all(name in report for name in ("greeting", "Margin", "shouting", "riddles"))
+
+
+def test_a_packages_task_methods_and_metrics_are_listed(
+    site: Path, command: Callable[..., str]
+) -> None:
+    for kind, name, help in (
+        ("tasks", "riddles", "two riddles"),
+        ("methods", "greeting", "the aligned model, greeted first"),
+        ("metrics", "shouting", "share of samples that end with an exclamation mark"),
+    ):
+        [entry] = [e for e in json.loads(command(kind, "--json")) if e["name"] == name]
+        assert entry["help"] == help
+        assert name in command(kind)
 
 
 def test_a_packages_sampler_is_listed_generated_swept_served_and_refused(
@@ -223,25 +320,36 @@ def test_a_packages_sampler_is_listed_generated_swept_served_and_refused(
         assert "needs token, as in nudge:1,5.0" in refused.json()["error"]["message"]
 
     request = request_of(demo, samplers=(spelling,))
-    for backend in ("vllm", "remote", "nowhere"):
+    for backend in ("vllm", "remote", "workshop"):
         with pytest.raises(BacoError, match=f"the {backend} backend cannot run nudge"):
             Capabilities(backend).check(request)
 
 
-def request_of(baco: Baco, **sampling: Any) -> Request:
+def request_of(baco: Baco, router: str = "Aligned", **sampling: Any) -> Request:
     prompt, params = baco.pair.renderer.render("Hello"), SamplingParams(seed=1, **sampling)
-    router = baco.router("Aligned")
-    return Request(prompt.base_ids, prompt.aligned_ids, params, router, digest=prompt.digest)
+    chosen = baco.router(router)
+    return Request(prompt.base_ids, prompt.aligned_ids, params, chosen, digest=prompt.digest)
 
 
-def test_a_packages_backend_is_reached_and_its_refusal_is_one_line(
-    site: Path, command: Callable[..., str]
+def test_a_packages_backend_decodes_and_serves_and_its_refusal_is_one_line(
+    site: Path, command: Callable[..., str], demo: Baco
 ) -> None:
-    refused = command("generate", "Hi", "--backend", "nowhere", code=2)
-    assert "the nowhere backend has no models" in refused
-    assert "Traceback" not in refused
+    expected = demo.generate(PROMPT, router="P-Punc:0.4", seed=1)[0].text
+    asked = ("generate", PROMPT, "-r", "P-Punc:0.4", "-s", "1", "--json")
+    there = json.loads(command(*asked, "--backend", "workshop"))
+    assert there["samples"][0]["text"] == expected
+    with served(Baco.load("demo", backend="workshop", tools="all")) as server:
+        assert server.ask(seed=1).json()["choices"][0]["message"]["content"] == expected
+        refused = server.ask(seed=1, explain=True)
+        assert refused.status_code == 400
+        assert "the workshop backend cannot" in refused.json()["error"]["message"]
+    with pytest.raises(BacoError, match="the workshop has no tools 'few'"):
+        Baco.load("demo", backend="workshop", tools="few")
+    with pytest.raises(BacoError, match=r"the workshop backend takes no paint; .* max_rows, tools"):
+        Baco.load("demo", backend="workshop", paint="red")
     unknown = command("generate", "Hi", "--backend", "elsewhere", code=2)
-    assert "nowhere" in unknown
+    assert unknown.count("\n") == 1
+    assert "workshop" in unknown
 
 
 def test_a_package_that_cannot_be_loaded_is_named_in_one_line(
