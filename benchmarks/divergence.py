@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from baco import Baco
-from baco.calibration.agreement import rows as read_rows
+from baco.calibration.agreement import answer_logits
 from baco.decoder import Decoder
 from baco.demo.world import questions
 from baco.engine.engine import Engine
@@ -249,7 +249,7 @@ def _decode(
 def _rows(pair: Pair, prompt: Prompt, answer: Completion) -> dict[str, Tensor]:
     """Both models' logits that each of an answer's T tokens is drawn from: [T, V]."""
     ids = {"base": prompt.base_ids, "aligned": prompt.aligned_ids}
-    return {name: read_rows(getattr(pair, name), ids[name], answer.token_ids) for name in ids}
+    return {name: answer_logits(getattr(pair, name), ids[name], answer.token_ids) for name in ids}
 
 
 def _rounding(read: Tensor, truth: Tensor) -> Tensor:

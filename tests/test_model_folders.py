@@ -118,7 +118,7 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str]] = [
     ("../baco.json", write(b"[1]"), "holds no JSON object"),
     ("../baco.json", edit(sampling={"min_p": 7}), "baco.json, sampling: min_p is 7: give a number"),
     ("../baco.json", edit(name=7), "baco.json: name is 7: give a text or leave it out"),
-    ("../calibration.json", write(b"{}"), "calibration.json is no calibration"),
+    ("../calibration.json", write(b"{}"), "calibration.json is not a calibration"),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from baco import Baco, BacoError
-from baco.calibration.agreement import rows
+from baco.calibration.agreement import answer_logits
 from baco.cli import run
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
@@ -48,7 +48,7 @@ def test_quantised_weights_take_less_and_say_nearly_the_same(
         assert stored(ours) < size * stored(whole)
         assert "bits a weight" in ours.weights_format
         ids = getattr(prompt, f"{half}_ids")
-        right, said = (rows(one, ids, answer.token_ids) for one in (whole, ours))
+        right, said = (answer_logits(one, ids, answer.token_ids) for one in (whole, ours))
         can_win = right > right.amax(dim=-1, keepdim=True) - 10
         assert (right - said)[can_win].abs().mean() < off
         assert (right.argmax(-1) == said.argmax(-1)).float().mean() > same

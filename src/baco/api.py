@@ -133,8 +133,8 @@ class Baco:
                 trust_remote_code=options.get("trust_remote_code", False),
             )
         if compile:
-            halves = (pair.base, pair.aligned, drafting)
-            compile_models(half for half in halves if half is not None)
+            models = (pair.base, pair.aligned, drafting)
+            compile_models(model for model in models if model is not None)
         return cls(pair, max_rows, memory, drafting)
 
     def router(self, spelling: str | Router | None = None) -> Router:
@@ -145,10 +145,10 @@ class Baco:
         """
         if spelling is not None and not isinstance(spelling, str):
             return spelling
-        asked = spelling if spelling is not None else DEFAULT_ROUTER
-        if not needs_threshold(asked):
-            return parse(asked)
-        middle = calibration.middle(self.pair, router_name(asked))
+        name = spelling if spelling is not None else DEFAULT_ROUTER
+        if not needs_threshold(name):
+            return parse(name)
+        middle = calibration.middle(self.pair, router_name(name))
         if middle is None and spelling is None:
             log.warning(
                 "%s is not calibrated: using %s:%g; 'baco calibrate' finds its middle",
@@ -157,7 +157,7 @@ class Baco:
                 UNCALIBRATED,
             )
             middle = UNCALIBRATED
-        return parse(asked, middle)
+        return parse(name, middle)
 
     def generate(
         self,

@@ -12,7 +12,7 @@ import torch
 
 from baco.bench.contestants import Contestant, Generate, Naive, Paired, Run, Task, never_ending
 from baco.bench.race import Entry, race, ratios, same_answers
-from baco.calibration.agreement import Reading
+from baco.calibration.agreement import Agreement
 from baco.calibration.measure import open_prompts
 from baco.demo.world import questions
 from baco.device import cores, processor
@@ -170,7 +170,7 @@ def repeated_tasks(
 
 def _agreement(pair: Pair, tasks: Sequence[Task], runs: Sequence[Run]) -> float:
     """Share of the answers' positions where both models have the same most likely token."""
-    reading = Reading()
+    reading = Agreement()
     for task, run in zip(tasks, runs, strict=True):
         reading.add(pair, task.prompt, run.answers[0])
     return reading.agree / max(1, reading.positions)

@@ -1,1 +1,1 @@
-"""What a router does to a pair: measured, stored, diagnosed."""
+"""The effect of a router on a pair: measured, stored, diagnosed."""

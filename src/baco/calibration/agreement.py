@@ -1,12 +1,12 @@
-"""What the two halves say about the same texts, position by position, summed up.
+"""Sums of what both models compute for the same answers, position by position.
 
-Knows rows of logits and tokens; it knows nothing of verdicts. Rows are used up as they come, one
-answer at a time, so memory does not grow with the number of answers.
+It knows logits and tokens, not what they say about a pair. Answers are summed one at a time, so
+memory does not grow with their number.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,27 +15,31 @@ from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of
 from baco.routing.parser import router as parse
+from baco.routing.router import Router
 from baco.routing.rules import PROBABILITY_SWEEP
 from baco.routing.signals import Signals
+from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, resolve_source
 from baco.text.prompts import Prompt
 from baco.text.vocabulary import Role
 
-# A token that the base model does not own has probability 0 under it: as surprising as this, nats.
-_SURPRISE = 30.0
+# The lowest log-probability, in nats, that counts. A token that the base model does not own has
+# probability 0 under it.
+_MIN_LOGPROB = -30.0
 
 
 @dataclass(slots=True)
-class Reading:
-    """Sums over the positions of all the answers read.
+class Agreement:
+    """Sums over the positions of all answers that were added.
 
     Attributes:
-        positions: how many.
-        agree: where both halves find the same token most likely.
+        positions: their number.
+        agree: positions where both models have the same most likely token.
         overlap: of Σ_token min(P_base, P_aligned).
         entropy_base, entropy_aligned: in nats.
-        by_role: role of the base's most likely token → [positions, agreeing ones].
-        partings: (base's most likely token, aligned's) → times, where these differ.
-        base_tokens: router → positions that it gives to the base model.
+        by_role: role of the base model's most likely token → [positions, agreeing ones].
+        partings: (the base model's most likely token, the aligned model's) → how often they differ
+            so.
+        base_tokens: router → positions whose source is base.
     """
 
     positions: int = 0
@@ -49,17 +53,15 @@ class Reading:
 
     @torch.inference_mode()
     def add(self, pair: Pair, prompt: Prompt, answer: Sequence[int]) -> None:
-        """Read one answer with both halves."""
+        """Run both models over one answer, and add what they compute."""
         answer = readable(pair, answer, prompt)
         if not answer:
             return
-        base = rows(pair.base, prompt.base_ids, answer)
-        aligned = rows(pair.aligned, prompt.aligned_ids, answer)
+        base = answer_logits(pair.base, prompt.base_ids, answer)
+        aligned = answer_logits(pair.aligned, prompt.aligned_ids, answer)
         signals = Signals(base, aligned, pair.vocabulary)
-        top_base, top_aligned = (
-            _one_end(pair, signals.top_base),
-            _one_end(pair, signals.top_aligned),
-        )
+        top_base = _unify_ends(pair, signals.top_base)
+        top_aligned = _unify_ends(pair, signals.top_aligned)
         agree = top_base == top_aligned
         self.positions += len(answer)
         self.agree += int(agree.sum())
@@ -68,23 +70,23 @@ class Reading:
         self.entropy_aligned += float(signals.entropy_aligned.sum())
         roles = pair.vocabulary.role[signals.top_base]
         for role in roles.unique().tolist():
-            here = roles == role
+            has_role = roles == role
             counts = self.by_role.setdefault(Role(role).name.lower(), [0, 0])
-            counts[0] += int(here.sum())
-            counts[1] += int((here & agree).sum())
+            counts[0] += int(has_role.sum())
+            counts[1] += int((has_role & agree).sum())
         self.partings.update(
             zip(top_base[~agree].tolist(), top_aligned[~agree].tolist(), strict=True)
         )
         spellings = list(routers())
-        wanted = torch.stack([parse(spelling)(signals) for spelling in spellings])
-        spoken = sources_along(pair, signals, wanted, answer).sum(dim=1).tolist()
-        self.base_tokens.update(dict(zip(spellings, spoken, strict=True)))
+        sources = sources_along(signals, [parse(spelling) for spelling in spellings], answer)
+        base_tokens = sources.sum(dim=1).tolist()
+        self.base_tokens.update(dict(zip(spellings, base_tokens, strict=True)))
 
 
 def routers() -> Iterator[str]:
-    """The spellings whose base share is told: of every listed router that looks at the models.
+    """The spellings whose base share is reported: every listed router that reads the models.
 
-    A rule that tosses a coin has γ for its base share.
+    A rule that only tosses a coin has γ as its base share.
     """
     for name in (entry.name for entry in catalogue() if entry.name not in CONSTANTS):
         rule = logit_rule_of(name)
@@ -94,41 +96,44 @@ def routers() -> Iterator[str]:
             yield from (f"{name}:{gamma:g}" for gamma in rule.sweep or PROBABILITY_SWEEP)
 
 
-def sources_along(pair: Pair, signals: Signals, wanted: Tensor, answer: Sequence[int]) -> Tensor:
-    """Who would speak along a given text: the boundaries of
-    :func:`baco.routing.word_boundaries.select`.
+def sources_along(signals: Signals, routers: Sequence[Router], answer: Sequence[int]) -> Tensor:
+    """The sources that routers pick along a given answer, word by word.
 
-    Only boundaries are worked out here, for many routers at once: which tokens the source may say
-    does not matter where the text is given.
+    Masks do not matter here, since the tokens are given.
 
     Args:
-        pair: for its vocabulary.
         signals: at each of the answer's T positions.
-        wanted: what each of R routers answers there, bool [R, T], True for the base.
+        routers: R routers, none of them constant.
         answer: T tokens.
 
     Returns:
-        bool [R, T], True where the base model speaks.
+        bool [R, T], True for the base model.
     """
-    vocabulary = pair.vocabulary
-    starts_base = vocabulary.word_start[signals.top_base]
-    starts_aligned = vocabulary.word_start[signals.top_aligned]
-    ended = [True, *vocabulary.ends_word[torch.tensor(answer[:-1], dtype=torch.int64)].tolist()]
-    spoken = wanted.clone()
-    for t in range(1, len(answer)):
-        active = spoken[:, t - 1]
-        boundary = torch.where(active, starts_base[t], starts_aligned[t]) | ended[t]
-        spoken[:, t] = torch.where(boundary, wanted[:, t], active)
-    return spoken
+    previous = torch.tensor([NO_TOKEN, *answer[:-1]], dtype=torch.int64)
+    # Word boundaries are the same for all routers: only the choices have a row for each.
+    state = BoundaryState.of(signals, previous, [(routers[0], "word")], route=False)
+    state = replace(state, router_choice=torch.stack([router(signals) for router in routers]))
+    sources = torch.zeros_like(state.router_choice)
+    active = sources[:, 0]
+    for at in range(len(answer)):
+        position = BoundaryState(
+            state.router_choice[:, at],
+            state.free[at],
+            state.base_starts_word[at],
+            state.aligned_starts_word[at],
+        )
+        active, _ = resolve_source(position, active)
+        sources[:, at] = active
+    return sources
 
 
 @dataclass(slots=True)
 class PromptGain:
-    """How much likelier the base finds answers after their own prompt than after another.
+    """How much likelier answers are under the base model after their own prompt than after another.
 
     Attributes:
         own, other: sums of log-probabilities in nats.
-        tokens: how many tokens are behind each sum.
+        tokens: tokens in each sum.
     """
 
     own: float = 0.0
@@ -137,7 +142,7 @@ class PromptGain:
 
     @torch.inference_mode()
     def add(self, pair: Pair, own: Prompt, other: Prompt, answer: Sequence[int]) -> None:
-        """Let the base read one answer after both prompts."""
+        """Run the base model over one answer after both prompts."""
         answer = readable(pair, answer, own, other)
         if not answer:
             return
@@ -147,21 +152,23 @@ class PromptGain:
 
     @property
     def per_token(self) -> float:
-        """In nats; positive where the base follows the prompt."""
+        """In nats; positive where the base model follows the prompt."""
         return (self.own - self.other) / max(self.tokens, 1)
 
 
-def rows(half: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """The raw rows that each of T tokens would be drawn from: float32 [T, V], on the CPU."""
-    # The last token is drawn, not read: it may be one that only the other half owns.
-    logits: Tensor = half.score([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+def answer_logits(model: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """The raw logits that each of an answer's T tokens would be drawn from: float32 [T, V], on the
+    CPU.
+    """
+    # The last token is not read: it may be one that only the other model owns.
+    logits: Tensor = model.score([*prompt, *answer[:-1]])[len(prompt) - 1 :]
     return logits.cpu()
 
 
 def readable(pair: Pair, answer: Sequence[int], *prompts: Prompt) -> Sequence[int]:
-    """The part of an answer that both halves can read after any of these prompts.
+    """The part of an answer that both models can read after any of these prompts.
 
-    It ends with the first token that the base does not own, and where a context window is full.
+    It ends with the first token that the base model does not own, and where a context window ends.
     """
     unknown = pair.base.unknown_ids
     end = next((t for t, token in enumerate(answer, 1) if unknown[token]), len(answer))
@@ -172,13 +179,13 @@ def readable(pair: Pair, answer: Sequence[int], *prompts: Prompt) -> Sequence[in
     return answer[: max(min(end, room), 0)]
 
 
-def _logprob(half: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
+def _logprob(model: PairModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
     tokens = torch.tensor(answer, dtype=torch.int64)[:, None]
-    logp = rows(half, prompt, answer).log_softmax(-1).gather(1, tokens)
-    return float(logp.clamp_min(-_SURPRISE).sum())
+    logprobs = answer_logits(model, prompt, answer).log_softmax(-1).gather(1, tokens)
+    return float(logprobs.clamp_min(_MIN_LOGPROB).sum())
 
 
-def _one_end(pair: Pair, tokens: Tensor) -> Tensor:
-    """The halves end a text with tokens of their own; for comparing them these are one."""
+def _unify_ends(pair: Pair, tokens: Tensor) -> Tensor:
+    """Replace all end tokens by the first one: the models may end a text with different tokens."""
     ends = torch.tensor(sorted(pair.end_ids), dtype=tokens.dtype)
     return tokens.where(~torch.isin(tokens, ends), ends[:1]) if len(ends) else tokens

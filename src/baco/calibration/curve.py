@@ -1,4 +1,4 @@
-"""What a router does to a pair over its range of γ, and the way back from there to γ."""
+"""The base share and diversity of a router on a pair over γ, and γ for a given one of them."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ class Curve:
 
     Attributes:
         thresholds: γ at each point.
-        base_share: in [0, 1], never falling along the curve.
-        diversity: distinct-2, never falling along the curve (isotonic fit of what was measured).
+        base_share: in [0, 1], non-decreasing.
+        diversity: distinct-2, non-decreasing (an isotonic fit of the measured values).
         aligned: distinct-2 of the aligned model alone.
         prompts, samples, seed: what it was measured with.
     """
@@ -64,7 +64,7 @@ class Curve:
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """y at the first place where the never falling ``xs`` reach x."""
+    """y at the first place where the non-decreasing ``xs`` reach x."""
     upper = bisect.bisect_left(xs, x)
     if upper == 0:
         return ys[0]

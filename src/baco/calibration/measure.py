@@ -1,4 +1,4 @@
-"""Measuring a router over its range of γ: base share and diversity on a set of prompts."""
+"""Calibration: the base share and diversity of a router over its range of γ, on some prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from baco.text.segmentation import distinct
 
 
 def open_prompts() -> list[str]:
-    """Two dozen open-ended prompts in English, to calibrate and diagnose a pair with."""
+    """Two dozen open-ended prompts in English, for calibration and diagnosis."""
     text = resources.files("baco").joinpath("text", "word_lists", "open_prompts.txt")
     return text.read_text(encoding="utf-8").splitlines()
 

@@ -1,17 +1,17 @@
-"""A dial that means the same on every pair: which threshold gives how much diversity.
+"""Calibration curves kept per pair: which threshold gives how much diversity.
 
-The paper leaves γ to be tuned by hand, and the same γ does very different things to different
-pairs. Calibrating measures, on a set of prompts, the base share and the diversity of a router over
-its range of γ, and remembers the curve for the pair. The dial runs from 0, the aligned model's own
-diversity, to 1, the most that this router gives this pair; in between it is linear in diversity.
+The paper tunes γ by hand, and the same γ has very different effects on different pairs. Calibration
+measures the base share and the diversity of a router over its range of γ, on a set of prompts, and
+keeps the curve for the pair. The dial runs from 0, the aligned model's own diversity, to 1, the
+highest diversity of this router on this pair, and is linear in diversity.
 
 Diversity here is distinct-2 of a prompt's pooled samples (Li et al. 2016): distinct pairs of
-neighbouring words / all of them, in [0, 1], averaged over prompts. What a word is in each script,
-`baco.text.segmentation` says.
+neighbouring words / all pairs, in [0, 1], averaged over prompts. `baco.text.segmentation` defines
+words in each script.
 
-A pair in one folder (base/ and aligned/) may bring its curves along, in calibration.json beside the
-two. What a user measures goes to the user's own cache (or BACO_HOME), under a fingerprint of the
-pair, and goes before what the folder brought.
+A pair in one folder (base/ and aligned/) can have its curves in calibration.json beside the two.
+Curves that a user measures are kept in the user's cache (or BACO_HOME) under a fingerprint of the
+pair, and override those of the folder.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ from baco.models.weightless import WeightlessModel
 
 MIDDLE = 0.5
 
-# Another process holds a calibration for as long as it takes to write one.
+# How long to wait for another process that writes the same calibration.
 SECONDS_TO_KEEP = 60
 
 
 def isotonic(values: Sequence[float]) -> tuple[float, ...]:
-    """The never falling sequence nearest to ``values`` in squares (pool adjacent violators)."""
+    """The non-decreasing sequence nearest to ``values`` in squares (pool adjacent violators)."""
     blocks: list[tuple[float, int]] = []
     for value in values:
         mean, count = value, 1
@@ -60,18 +60,18 @@ class Calibration:
 
     @classmethod
     def load(cls, pair: Pair) -> Self | None:
-        """The user's own calibration of a pair, else the one kept beside its weights, else None.
+        """The curves beside the pair's weights and the user's own; None without any.
 
         Raises:
-            BacoError: a file that is no calibration.
+            BacoError: a file is not a calibration.
         """
-        found = cls()
-        # Weights that are elsewhere cannot be told from others, so nothing here is surely theirs.
+        calibration = cls()
+        # Without the weights there is no fingerprint.
         own = None if isinstance(pair.base, WeightlessModel) else _own(pair)
         for path in (_beside(pair), own):
             if path is not None and path.is_file():
-                found.curves |= _read(path)
-        return found if found.curves else None
+                calibration.curves |= _read(path)
+        return calibration if calibration.curves else None
 
     def threshold(self, router: str, diversity: float = MIDDLE) -> float:
         """γ of a router at a dial position; KeyError where it was not calibrated."""
@@ -81,26 +81,26 @@ class Calibration:
     def keep(cls, pair: Pair, router: str, curve: Curve, path: Path | None = None) -> Path:
         """Add a curve to the calibration in ``path``, or to the user's own; other curves stay.
 
-        Processes that calibrate at once take turns here, so that none loses the curve of another.
+        A lock keeps processes that calibrate at the same time from losing each other's curves.
 
         Raises:
-            BacoError: a place that cannot be written, or that holds another pair's calibration.
+            BacoError: the file cannot be written, or holds another pair's calibration.
         """
         target = path or _own(pair)
         check_writable(target)
         with locked(target, wait=SECONDS_TO_KEEP):
-            found = cls.load(pair) or cls()
+            calibration = cls.load(pair) or cls()
             if path is not None:
-                found.curves |= cls.in_file(pair, path)
-            found.curves[router] = curve
-            return found.save(pair, path)
+                calibration.curves |= cls.in_file(pair, path)
+            calibration.curves[router] = curve
+            return calibration.save(pair, path)
 
     @staticmethod
     def in_file(pair: Pair, path: Path) -> dict[str, Curve]:
         """The curves of a pair in a file; none where there is no such file.
 
         Raises:
-            BacoError: it holds something else, or another pair's calibration.
+            BacoError: it is not a calibration, or another pair's.
         """
         if not path.is_file():
             return {}
@@ -113,17 +113,17 @@ class Calibration:
         return curves
 
     def save(self, pair: Pair, path: Path | None = None) -> Path:
-        """Write the curves, whole or not at all, to ``path`` or the user's own place for the pair.
+        """Write the curves atomically to ``path`` or to the user's own file for the pair.
 
         Raises:
-            BacoError: a place that cannot be written.
+            BacoError: the file cannot be written.
         """
         target = path or _own(pair)
-        told = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
+        content = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
         check_writable(target)
         partial = _partial(target)
         try:
-            partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             partial.replace(target)
         except OSError as error:
             raise BacoError(f"cannot write {target}: {error.strerror}") from error
@@ -132,15 +132,17 @@ class Calibration:
 
 def middle(pair: Pair, router: str) -> float | None:
     """γ of a router at the middle of the pair's dial, None where it was not calibrated."""
-    found = Calibration.load(pair)
-    return found.threshold(router) if found is not None and router in found.curves else None
+    calibration = Calibration.load(pair)
+    if calibration is None or router not in calibration.curves:
+        return None
+    return calibration.threshold(router)
 
 
 def check_writable(target: Path | None) -> None:
-    """Find out before hours of measuring whether a curve can be kept there (None: in the cache).
+    """Check, before hours of measuring, that a file can be written (None: in the user's cache).
 
     Raises:
-        BacoError: it cannot.
+        BacoError: it cannot be written.
     """
     target = target or _home() / "any.json"
     try:
@@ -164,14 +166,14 @@ def _read(path: Path) -> dict[str, Curve]:
         return {name: Curve.from_row(row) for name, row in rows.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BacoError(
-            f"{path} is no calibration ({type(error).__name__}): delete it and run 'baco "
+            f"{path} is not a calibration ({type(error).__name__}): delete it and run 'baco "
             "calibrate' again"
         ) from error
 
 
 def _beside(pair: Pair) -> Path | None:
     base, aligned = Path(pair.base.name), Path(pair.aligned.name)
-    # Two folders of any names may share theirs with other pairs; a hub id is no folder at all.
+    # Folders of other names can lie beside those of other pairs; a hub id is not a folder.
     if (base.name, aligned) != ("base", base.parent / "aligned"):
         return None
     return base.parent / "calibration.json"
@@ -187,34 +189,34 @@ def _own(pair: Pair) -> Path:
 
 @torch.inference_mode()
 def fingerprint(pair: Pair) -> str:
-    """Stands for the pair: names, configurations, templates, and a few numbers of most weights.
+    """A digest of the pair: names, configurations, templates, and a few numbers of most weights.
 
-    It is the same however weights are laid out: layers that may be joined to another are left out,
-    and what is held twice counts once.
+    It does not depend on the layout of the weights in memory: layers that can be fused into another
+    are left out, and shared weights count once.
     """
     joined = {name for names in FUSED.values() for name in names[1:]}
     digest = hashlib.sha256()
-    for half, template in (
+    for model, template in (
         (pair.base, pair.renderer.base_template),
         (pair.aligned, pair.renderer.aligned_template),
     ):
-        config = half.model.config.to_dict()
-        config.pop("transformers_version", None)  # an upgrade leaves the model as it is
-        digest.update(f"{half.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
+        config = model.model.config.to_dict()
+        config.pop("transformers_version", None)  # an upgrade does not change the model
+        digest.update(f"{model.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         digest.update(str(template).encode())
-        # Weights kept on disk have no numbers at hand, quantised ones need not take part in sums.
+        # Weights that are offloaded to disk have no samples; quantised ones are not always floats.
         seen: set[int] = set()
         samples = [
             sample
-            for name, module in half.model.named_modules()
+            for name, module in model.model.named_modules()
             if name.rpartition(".")[2] not in joined
             for sample, _, _ in own_weights(module, seen)
             if len(sample)
         ]
         numbers = set[str]()
         for device in dict.fromkeys(sample.device for sample in samples):
-            few = [sample.float() for sample in samples if sample.device == device]
-            values = iter(torch.cat(few).tolist())  # one wait a device
-            numbers |= {str(list(islice(values, len(sample)))) for sample in few}
+            floats = [sample.float() for sample in samples if sample.device == device]
+            values = iter(torch.cat(floats).tolist())  # one wait per device
+            numbers |= {str(list(islice(values, len(sample)))) for sample in floats}
         digest.update(str(sorted(numbers)).encode())
     return digest.hexdigest()[:16]

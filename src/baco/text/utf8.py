@@ -8,8 +8,11 @@ def fault_of(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        return f"holds half a surrogate pair ({half!a}), which is no character: give Unicode text"
+        surrogate = text[error.start]
+        return (
+            f"holds half a surrogate pair ({surrogate!a}), which is not a character: give Unicode "
+            "text"
+        )
     return None
 
 
