@@ -146,12 +146,14 @@ def test_text_is_held_back_only_while_the_base_may_be_opening_a_turn(words: Word
         ([("Question: why?", "base")], ""),
     ],
 )
-def test_the_bases_next_turn_is_told_from_a_line_like_it(words: Words, text: str | None) -> None:
+def test_a_turn_opened_by_the_base_model_is_cut_and_a_similar_line_is_not(
+    words: Words, text: str | None
+) -> None:
     whole = "".join(word for word, _ in words)
     assert tell(words, opening=OPENING) == (whole if text is None else text, text is not None)
 
 
-def test_an_answer_that_goes_on_in_a_line_opens_no_turn_there() -> None:
+def test_an_answer_that_continues_a_line_opens_no_turn_there() -> None:
     words: Words = [("Question:", "base"), ("\nQuestion:", "base")]
     assert tell(words, opening=OPENING, starts_line=False) == ("Question:", True)
 
@@ -252,7 +254,9 @@ def test_a_pair_is_found_by_short_name_or_folder_and_typos_get_a_hint() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_an_isotonic_fit_never_falls_and_leaves_what_never_fell(values: list[float]) -> None:
+def test_an_isotonic_fit_is_non_decreasing_and_keeps_non_decreasing_values(
+    values: list[float],
+) -> None:
     fit = isotonic(values)
     assert list(fit) == sorted(fit)
     assert sum(fit) == pytest.approx(sum(values))

@@ -85,7 +85,7 @@ def test_any_prefill_ends_both_prompts(family: str, prefill: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_comes_before_the_prefill_is_what_asks_for_an_answer(family: str) -> None:
+def test_the_prefill_follows_the_generation_prompt(family: str) -> None:
     both = RENDERERS[family]
     system = None if family in NO_SYSTEM else "Be brief."
     asking = both.render([QUESTION], system)
@@ -182,7 +182,7 @@ def test_an_empty_last_message_is_an_ordinary_question() -> None:
         ([QUESTION, {"role": "system", "content": "x"}], None, "must end with"),
     ],
 )
-def test_what_cannot_be_continued_is_refused(
+def test_a_conversation_that_cannot_be_continued_is_refused(
     messages: list[dict[str, str]], continue_final: bool | None, message: str
 ) -> None:
     with pytest.raises(BacoError, match=message):
@@ -190,7 +190,7 @@ def test_what_cannot_be_continued_is_refused(
 
 
 @pytest.mark.parametrize("router", ["Aligned", "Base"])
-def test_an_answer_that_is_cut_short_goes_on_as_it_would_have(demo: Baco, router: str) -> None:
+def test_a_continued_answer_is_the_uninterrupted_one(demo: Baco, router: str) -> None:
     settings: dict[str, Any] = {"router": router, "temperature": 0, "max_tokens": 24}
     question = {"role": "user", "content": "Recommend a summer destination"}
     (whole,) = demo.generate([question], **settings)
@@ -220,7 +220,7 @@ def test_files_of_prompts_may_hold_begun_answers(demo: Baco, command: str, tmp_p
     assert not any(answer.text.startswith("You could") for answer in expected)
 
 
-def test_a_stream_of_a_begun_answer_is_its_whole(demo: Baco) -> None:
+def test_a_continued_answer_is_the_same_streamed_and_whole(demo: Baco) -> None:
     messages = [{"role": "user", "content": "Recommend a summer destination"}, begun("You could ")]
     chunks = list(demo.stream(messages, router="P-Punc:0.4", seed=3, max_tokens=12))
     assert chunks[-1].completion is not None

@@ -97,7 +97,9 @@ def test_only_the_affected_answers_end_and_rows_are_used_again_clean(
 
 
 @pytest.mark.parametrize("half", ["base", "aligned"])
-def test_a_model_that_is_not_needed_is_no_error(folder: PairFolder, half: str) -> None:
+def test_damage_in_a_model_that_is_not_needed_is_not_an_error(
+    folder: PairFolder, half: str
+) -> None:
     """Its rows are stood in for by the other's."""
     baco = damaged(folder, packed=True, half=half)
     other = "Aligned" if half == "base" else "Base"
@@ -108,7 +110,7 @@ def test_a_model_that_is_not_needed_is_no_error(folder: PairFolder, half: str) -
         assert getattr(baco.pair, half).name in str(completion.error)
 
 
-def test_what_a_model_says_of_rows_that_do_not_need_it_is_no_error(
+def test_damage_in_rows_that_do_not_need_the_model_is_not_an_error(
     folder: PairFolder, packed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such rows are padding to it, which is token 0; no text here has that token."""
@@ -216,7 +218,7 @@ def test_a_damaged_weight_is_one_line_at_load(
     assert not list((tmp_path).glob("out/rows-*"))
 
 
-def test_what_to_do_depends_on_the_numbers_that_weights_are_held_in(
+def test_the_advice_depends_on_the_number_format_of_the_weights(
     random_pair: Callable[..., PairFolder],
 ) -> None:
     folder = random_pair("llama", noise=0.3)
@@ -259,7 +261,7 @@ def test_scores_of_a_damaged_model_are_an_error(broken: Baco) -> None:
         broken.pair.base.score(ids)
 
 
-def test_nothing_that_measures_takes_such_answers(broken: Baco) -> None:
+def test_calibration_diagnosis_and_methods_refuse_such_answers(broken: Baco) -> None:
     with pytest.raises(BacoError, match="NaN"):
         calibrate(broken, "P", [*GOOD, BAD], samples=2, max_tokens=4)
     with pytest.raises(BacoError, match="NaN"):

@@ -81,11 +81,13 @@ def test_the_stream_is_the_text_that_the_tokenizer_decodes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_so_it_is_for_tokenizers_without_a_backend(slow: Callable[[type], Any], kind: str) -> None:
+def test_the_stream_is_the_decoded_text_for_tokenizers_without_a_backend(
+    slow: Callable[[type], Any], kind: str
+) -> None:
     check(slow(SLOW[kind]), kind, budget(60))
 
 
-def test_so_it_is_for_tokens_that_are_bytes_alone() -> None:
+def test_the_stream_is_the_decoded_text_for_byte_tokens() -> None:
     check(ByT5Tokenizer(), "bytes", budget(60))
 
 
@@ -102,7 +104,7 @@ def test_so_it_is_for_tokens_that_are_bytes_alone() -> None:
         ("a pattern across tokens", ["a", "t", "s", "s", "a", "t"]),
     ],
 )
-def test_what_a_later_token_changes_waits_for_it(kind: str, names: list[str]) -> None:
+def test_text_that_a_later_token_changes_is_held_back(kind: str, names: list[str]) -> None:
     tokenizer = FAST[kind]()
     ids = tokenizer.convert_tokens_to_ids(names)
     assert streamed(tokenizer, ids)[0] == whole(tokenizer, ids, kind)
@@ -117,7 +119,7 @@ def test_what_a_later_token_changes_waits_for_it(kind: str, names: list[str]) ->
         [104, 147, 227, 46, 197, 162, 123, 148, 94],
     ],
 )
-def test_bytes_of_no_character_are_shown_as_the_tokenizer_shows_them(ids: list[int]) -> None:
+def test_invalid_bytes_are_decoded_as_the_tokenizer_decodes_them(ids: list[int]) -> None:
     """The library's own stream raises on two of these, and tells other text of the others."""
     tokenizer = llama()
     assert streamed(tokenizer, ids)[0] == tokenizer.decode(ids, skip_special_tokens=True)
@@ -133,7 +135,7 @@ PLAIN = [kind for kind in FAST if "cleaned" not in kind and kind != "a pattern a
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_nothing_waits_but_what_a_later_token_may_change(kind: str) -> None:
+def test_only_text_that_a_later_token_may_change_is_held_back(kind: str) -> None:
     """Bytes of a character that may still be whole: at most three, or a run of good ones."""
     tokenizer = FAST[kind]()
     for ids in sequences(tokenizer, budget(40)):
@@ -214,7 +216,7 @@ def test_only_one_space_joins_an_answer_to_its_prompt(kind: str, space: str) -> 
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_no_text_or_token_beyond_a_stop_string_is_ever_handed_out(kind: str) -> None:
+def test_no_text_or_token_beyond_a_stop_string_is_released(kind: str) -> None:
     tokenizer = FAST[kind]()
     for seed, ids in enumerate(sequences(tokenizer, budget(60))):
         text, draw = whole(tokenizer, ids, kind), random.Random(seed)

@@ -66,7 +66,7 @@ def drafted(random_pair: Callable[..., PairFolder]) -> dict[str, Baco]:
 
 @pytest.mark.parametrize("draft", ["good", "bad"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_router_says_the_same_with_a_draft_model(
+def test_answers_are_the_same_with_a_draft_model(
     plain: Baco, drafted: dict[str, Baco], draft: str, temperature: float
 ) -> None:
     settings = SETTINGS | {"temperature": temperature}
@@ -80,7 +80,7 @@ def test_every_router_says_the_same_with_a_draft_model(
     assert ran > 100
 
 
-def test_a_good_draft_model_spares_forwards_and_a_bad_one_is_left_alone() -> None:
+def test_a_good_draft_model_saves_forwards_and_a_bad_one_is_not_used() -> None:
     folder = demo_folder()
     without = big(Baco.load("demo"))
     good = big(Baco.load("demo", draft=str(folder / "aligned")))
@@ -93,7 +93,7 @@ def test_a_good_draft_model_spares_forwards_and_a_bad_one_is_left_alone() -> Non
     assert ahead.accepted > 0.8 * ahead.drafted > 0
 
 
-def test_a_bad_draft_model_is_soon_left_alone(plain: Baco, drafted: dict[str, Baco]) -> None:
+def test_a_bad_draft_model_is_soon_not_used(plain: Baco, drafted: dict[str, Baco]) -> None:
     settings = SETTINGS | {"n": 1, "max_tokens": 120}
     expected, plainly = decoded(plain, PROMPTS[0], "Aligned", **settings)
     got, ahead = decoded(drafted["bad"], PROMPTS[0], "Aligned", **settings)
@@ -110,7 +110,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_the_first_differing
         Baco.load("demo", draft=str(folder.base))
 
 
-def test_a_draft_model_that_cannot_take_back_what_it_read_is_refused(
+def test_a_draft_model_that_cannot_be_rolled_back_is_refused(
     random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama", noise=0.1)

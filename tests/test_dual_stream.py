@@ -68,7 +68,7 @@ def decode(
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_nothing_that_both_streams_touch_is_in_no_order(
+def test_no_tensor_is_used_on_both_streams_without_order(
     recorded: Baco, plain: Baco, cuda: Cuda, crossed: list[FakeStream], router: str
 ) -> None:
     for seed, n in ((1, 1), (2, 3)):
@@ -84,7 +84,7 @@ def test_nothing_that_both_streams_touch_is_in_no_order(
 
 
 @torch.inference_mode()
-def test_work_that_is_in_no_order_is_found() -> None:
+def test_the_race_detector_finds_unordered_work() -> None:
     cuda = Cuda()
     side, shared = FakeStream(), torch.zeros(3)
 
@@ -104,7 +104,7 @@ def test_work_that_is_in_no_order_is_found() -> None:
     assert not touched(waits=False, works=lambda: torch.ones(2) + 1)
 
 
-def test_both_come_after_what_was_told_before_and_neither_after_the_other(
+def test_both_forwards_wait_for_earlier_work_and_not_for_each_other(
     crossed: list[FakeStream],
 ) -> None:
     cuda, side = Cuda(), FakeStream()
@@ -127,7 +127,7 @@ def test_both_come_after_what_was_told_before_and_neither_after_the_other(
     assert crossed == [cuda.main]
 
 
-def test_a_half_that_cannot_matter_is_still_not_read(recorded: Baco, cuda: Cuda) -> None:
+def test_a_model_that_cannot_matter_is_still_skipped(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 60, "router": "P:0.0001"}
     settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
     _, engine, dual = decode(replace(recorded), cuda, **settings)
@@ -136,7 +136,7 @@ def test_a_half_that_cannot_matter_is_still_not_read(recorded: Baco, cuda: Cuda)
 
 
 @pytest.mark.usefixtures("crossed")
-def test_both_are_read_at_once_where_one_is_seldom_enough(recorded: Baco, cuda: Cuda) -> None:
+def test_both_models_run_concurrently_where_one_rarely_suffices(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 8, "seed": 1, "max_tokens": 60, "router": "Rand:0.5"}
     settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
     _, _, dual = decode(recorded, cuda, **settings)
@@ -144,7 +144,7 @@ def test_both_are_read_at_once_where_one_is_seldom_enough(recorded: Baco, cuda: 
 
 
 @pytest.mark.usefixtures("crossed")
-def test_where_both_are_told_of_both_are_read_at_once(recorded: Baco, cuda: Cuda) -> None:
+def test_with_explain_both_models_run_concurrently(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 1, "max_tokens": 12, "router": "P:0.5"}
     _, engine, dual = decode(recorded, cuda, explain=True, **settings)
     assert dual.times > 0

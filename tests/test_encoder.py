@@ -189,7 +189,7 @@ class Counting:
         return self._tokenizer(text, **options)
 
 
-def test_a_text_beyond_any_number_of_bytes_that_fits_is_not_tokenised_at_all() -> None:
+def test_a_text_with_more_bytes_than_can_fit_is_not_tokenised() -> None:
     counting = Counting(byte_level())
     encoder = Encoder(counting)
     assert encoder.longest is not None
@@ -210,7 +210,7 @@ def test_tokenising_stops_as_soon_as_the_count_passes_the_limit() -> None:
     assert counting.characters < 40_000
 
 
-def test_a_tokenizer_that_may_read_any_number_of_bytes_as_one_token_has_no_bound() -> None:
+def test_a_tokenizer_whose_tokens_can_have_any_length_has_no_byte_limit() -> None:
     assert Encoder(word_piece()).longest is None
     assert Encoder(metaspace("first")).longest is None
     eating = train_tokenizer()
@@ -219,7 +219,7 @@ def test_a_tokenizer_that_may_read_any_number_of_bytes_as_one_token_has_no_bound
     assert Encoder(byte_level()).longest is not None
 
 
-def test_what_is_called_between_pieces_can_end_the_work(demo: Baco) -> None:
+def test_an_exception_between_pieces_ends_the_work(demo: Baco) -> None:
     class GoneError(Exception):
         pass
 

@@ -201,7 +201,7 @@ def test_every_word_has_one_source(
         assert all(len(set(word)) == 1 for word in words(llama, completion))
 
 
-def test_sources_do_change_so_that_the_law_of_whole_words_says_something(llama: Baco) -> None:
+def test_sources_change_often_enough_to_test_whole_words(llama: Baco) -> None:
     answers = llama.generate(PROMPTS[0], router="Rand:0.5", n=8, seed=1, max_tokens=40)
     assert sum(completion.switches for completion in answers) > 20
     loose = llama.generate(
@@ -226,7 +226,7 @@ def test_same_seed_same_answer_for_any_batch_and_order(
     assert [[told(c) for c in samples] for samples in together] == [alone[i] for i in order]
 
 
-def test_a_sample_does_not_depend_on_how_many_there_are(llama: Baco) -> None:
+def test_a_sample_does_not_depend_on_n(llama: Baco) -> None:
     settings: dict[str, Any] = {"router": "Rand:0.5", "seed": 5, "max_tokens": 16}
     few = llama.generate(PROMPTS[1], n=3, **settings)
     many = llama.generate(PROMPTS[1], n=17, **settings)
@@ -307,7 +307,7 @@ def test_special_tokens_are_never_drawn_from_the_base(llama: Baco, seed: int) ->
 
 
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
-def test_the_base_reads_a_token_only_the_aligned_half_owns_as_an_end_of_text(
+def test_the_base_model_reads_tokens_that_only_the_aligned_model_owns_as_end_of_text(
     random_pair: Callable[..., PairFolder], repetition_penalty: float
 ) -> None:
     folder = random_pair("olmo2", noise=0.3)
@@ -333,7 +333,7 @@ def test_the_base_reads_a_token_only_the_aligned_half_owns_as_an_end_of_text(
     assert torch.equal(pair.base.score([1, 2, own, 3]), spelled)
 
 
-def test_the_end_token_of_either_half_ends_the_answer(llama: Baco) -> None:
+def test_the_end_token_of_either_model_ends_the_answer(llama: Baco) -> None:
     assert len(llama.pair.end_ids) == 2
     answers = llama.generate(
         PROMPTS[0], router="Rand:0.5", n=400, seed=4, temperature=20, max_tokens=60
@@ -467,7 +467,7 @@ def test_a_model_with_a_state_of_its_own_is_decoded_row_by_row_and_right(
         )
 
 
-def test_a_burst_of_prompts_does_not_hold_up_who_is_being_answered(demo: Baco) -> None:
+def test_a_burst_of_prompts_does_not_delay_running_answers(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit("Recommend a summer destination", router=demo.router("P-Punc:0.4"), seed=1)
     decoder.step()

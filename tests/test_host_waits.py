@@ -127,14 +127,14 @@ def steps(baco: Baco, **settings: Any) -> Iterator[tuple[int, list[Any]]]:
 
 @pytest.mark.parametrize("router", ["P-Punc:0.6", "H-FC:2", "Rand:0.5", "Aligned", "Nudging:0.5"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"top_k": 20}, {"top_p": 0.9}])
-def test_a_step_waits_at_most_twice_and_says_the_same(
+def test_a_step_waits_for_the_device_at_most_twice(
     here: Baco, there: Baco, router: str, sampling: dict[str, Any]
 ) -> None:
     at_most_twice(here, there, router, sampling)
 
 
 @pytest.mark.parametrize("router", ["P-Punc:0.6", "Rand:0.5", "Aligned"])
-def test_nor_does_a_step_that_is_recorded_wait_more(here: Baco, router: str) -> None:
+def test_a_step_with_cuda_graphs_waits_at_most_twice(here: Baco, router: str) -> None:
     recorder = Reruns()
     base, aligned = (recorded(half, recorder) for half in (here.pair.base, here.pair.aligned))
     there = replace(here, pair=replace(here.pair, base=base, aligned=aligned))
@@ -157,7 +157,7 @@ def at_most_twice(here: Baco, there: Baco, router: str, sampling: dict[str, Any]
     ]
 
 
-def test_every_way_back_from_the_device_is_counted() -> None:
+def test_every_transfer_from_the_device_is_counted() -> None:
     with Waits():
         made = torch.zeros(2, 3, device=FAR)
         for ask in (

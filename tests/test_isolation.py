@@ -77,7 +77,7 @@ def test_the_other_prompts_of_a_batch_get_the_answers_they_get_without_it(
     assert all(len(one.token_ids) >= tokens for one in broken)
 
 
-def test_what_was_told_of_an_answer_is_told_once_though_it_is_decoded_again(
+def test_nothing_is_streamed_twice_when_an_answer_is_decoded_again(
     demo: Baco, poison: dict[str, int]
 ) -> None:
     expected = demo.generate_batch(GOOD, **SETTINGS)
@@ -104,7 +104,7 @@ def test_several_prompts_that_break_steps_are_all_found(demo: Baco, poison: dict
 
 @settings(max_examples=budget(12), deadline=None)
 @given(st.data())
-def test_requests_that_come_and_go_while_the_culprit_is_looked_for_are_whole(
+def test_requests_added_and_cancelled_during_bisection_are_whole(
     demo: Baco, data: st.DataObject
 ) -> None:
     """Whatever is submitted, cancelled or stepped in whatever order."""
@@ -161,7 +161,7 @@ def test_an_engine_that_fails_without_a_request_is_an_error_of_the_caller(demo: 
         engine.step()
 
 
-def test_an_answer_that_cannot_be_told_ends_alone(
+def test_an_answer_whose_text_cannot_be_decoded_ends_alone(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from baco.text.answer_text import AnswerText
@@ -253,7 +253,7 @@ def test_where_every_prompt_of_several_breaks_off_nothing_is_written(
     assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
 
 
-def test_what_servers_break_off_is_decoded_again(demo: Baco, poison: dict[str, int]) -> None:
+def test_answers_that_servers_failed_are_decoded_again(demo: Baco, poison: dict[str, int]) -> None:
     rows = demo.generate_batch([GOOD[0], BAD], **SETTINGS)
     assert "BrokenError" in str(check_group(rows, again=False))
     with pytest.raises(BacoError, match="2 of 4 answers broke off"):
@@ -287,7 +287,7 @@ def test_a_waiting_sample_that_is_stopped_is_never_decoded(demo: Baco) -> None:
     assert [bool(one.tokens) for one in sequences] == [True, True, True, False, True, False]
 
 
-def test_logprobs_of_none_beside_logprobs_of_some_are_no_error(demo: Baco) -> None:
+def test_requests_with_and_without_logprobs_share_a_batch(demo: Baco) -> None:
     """A sample that asks for no most likely tokens has none, whoever is decoded with it."""
     decoder = demo.decoder()
     router = demo.router(ROUTER)
@@ -312,7 +312,7 @@ def requests_of(demo: Baco, prompts: list[str], **sampling: Any) -> list[Request
     return made
 
 
-def test_who_comes_while_the_culprit_is_looked_for_does_not_keep_it_from_being_found(
+def test_requests_added_during_bisection_do_not_delay_it(
     demo: Baco, poison: dict[str, int]
 ) -> None:
     poison["tokens"] = 4

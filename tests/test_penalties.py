@@ -41,9 +41,7 @@ def seen(batch: Batch) -> list[tuple[list[int], ...]]:
 
 @settings(max_examples=budget(60), deadline=None)
 @given(st.data())
-def test_counts_are_those_from_scratch_whoever_joins_leaves_or_grows(
-    demo: Baco, data: st.DataObject
-) -> None:
+def test_incremental_counts_equal_counts_from_scratch(demo: Baco, data: st.DataObject) -> None:
     batch, router = Batch("cpu", WIDTH), demo.router("P:0.5")
     for _ in range(data.draw(st.integers(1, 8))):
         match data.draw(st.sampled_from(["join", "leave", "grow"])):
@@ -106,7 +104,7 @@ def test_a_row_is_counted_once_however_many_join_and_leave_after_it(
     assert tokens <= counted["tokens"] <= tokens + 8 * len(answers)
 
 
-def test_an_answer_with_penalties_does_not_depend_on_who_joins_and_leaves(demo: Baco) -> None:
+def test_an_answer_with_penalties_does_not_depend_on_other_rows(demo: Baco) -> None:
     settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1, **PENALTIES}
     alone = demo.generate("Recommend a summer destination", n=3, max_tokens=24, **settings)
     decoder, router = demo.decoder(), demo.router("P-Punc:0.4")

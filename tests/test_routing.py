@@ -87,7 +87,7 @@ def test_content_rules_go_by_the_role_of_the_predicted_token() -> None:
     assert decide(table, base) == [True, False, True, True, True, True, False, False, True]
 
 
-def test_whose_prediction_counts_can_be_chosen() -> None:
+def test_predict_chooses_the_model_whose_prediction_counts() -> None:
     base, aligned = rows(1, 6, 6), rows(6, 1, 6)
     assert decide("Punc", base, aligned) == [False, True, True]
     assert decide("Punc:predict=aligned", base, aligned) == [True, False, True]
@@ -119,7 +119,7 @@ def test_rand_is_base_with_probability_gamma() -> None:
 
 
 @pytest.mark.parametrize("entry", registry.catalogue(), ids=lambda entry: entry.name)
-def test_every_spelling_of_the_catalogue_makes_a_router_spelled_so(entry: registry.Entry) -> None:
+def test_every_spelling_in_the_catalogue_round_trips(entry: registry.Entry) -> None:
     made = router(entry.example)
     assert made.spelling == entry.example
     assert router(made.spelling) == made
@@ -173,7 +173,7 @@ def own_router() -> Iterator[str]:
     del RULES["Differ"]
 
 
-def test_a_users_own_router_can_be_written_wherever_a_spelling_is(own_router: str) -> None:
+def test_a_registered_router_can_be_spelled_and_is_listed(own_router: str) -> None:
     assert decide("Differ:0.9", rows(1, 2), rows(1, 3)) == [False, True]
     assert router("Differ:0.9").spelling == "Differ:0.9"
     entry = next(entry for entry in registry.catalogue() if entry.name == "Differ")
@@ -218,23 +218,23 @@ def choose(
     return logits[0].tolist(), bool(source[0])
 
 
-def test_the_router_is_asked_at_the_first_position_and_nothing_is_masked() -> None:
+def test_the_router_decides_at_the_first_position_and_nothing_is_masked() -> None:
     logits, source = choose(rows(7), rows(7), NO_TOKEN, False)
     assert source and -math.inf not in logits
 
 
-def test_inside_a_word_the_active_source_goes_on() -> None:
+def test_inside_a_word_the_active_source_continues() -> None:
     logits, source = choose(rows(6), rows(7), 6, False)
     assert not source and logits == rows(7)[0].tolist()
 
 
-def test_at_a_boundary_the_other_source_may_say_only_word_starts() -> None:
+def test_at_a_boundary_the_other_source_may_write_only_word_starts() -> None:
     logits, source = choose(rows(7), rows(6), 6, False)
     assert source
     assert [value == -math.inf for value in logits] == (~VOCABULARY.word_start).tolist()
 
 
-def test_after_a_token_that_ended_a_word_the_other_source_may_say_anything() -> None:
+def test_after_a_token_that_ended_a_word_the_other_source_may_write_anything() -> None:
     logits, source = choose(rows(7), rows(7), 8, False)
     assert source and -math.inf not in logits
 
@@ -251,7 +251,7 @@ def test_a_source_that_stays_is_never_masked() -> None:
     active=st.booleans(),
     spelling=st.sampled_from(["P:0.3", "H-Punc:1.5", "Gap:0", "FC", "Nudging:0.2", "Rand:0.5"]),
 )
-def test_a_rows_choice_does_not_depend_on_the_rows_beside_it(
+def test_a_rows_choice_does_not_depend_on_other_rows(
     base: list[float], aligned: list[float], previous: int, active: bool, spelling: str
 ) -> None:
     def run(copies: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def margin() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("rule", LOGIT, ids=lambda rule: rule.name)
-def test_a_built_in_logit_rule_says_its_range_grid_sweep_and_page_sentence(rule: LogitRule) -> None:
+def test_a_built_in_logit_rule_has_a_range_grid_sweep_and_page_sentence(rule: LogitRule) -> None:
     assert rule.threshold and rule.help and rule.page
     assert rule.low <= rule.example <= rule.high
     for values in (rule.grid, rule.sweep):
@@ -52,7 +52,7 @@ def test_a_built_in_logit_rule_says_its_range_grid_sweep_and_page_sentence(rule:
 
 
 @pytest.mark.parametrize("rule", CONTENT, ids=lambda rule: rule.name)
-def test_a_built_in_content_rule_says_what_it_keeps(rule: ContentRule) -> None:
+def test_a_built_in_content_rule_has_roles_and_sentences(rule: ContentRule) -> None:
     assert rule.help and rule.roles and all(rule.page)
     assert router(rule.example).spelling == rule.example
 
@@ -68,7 +68,7 @@ def test_a_grid_runs_from_the_lowest_base_share_to_the_highest(rule: LogitRule, 
     assert shares[0] < shares[-1]
 
 
-def test_a_rule_that_looks_at_more_than_it_declares_is_an_error(demo: Baco) -> None:
+def test_reading_more_than_a_rule_declares_is_an_error(demo: Baco) -> None:
     def sly(signals: Any, gamma: float) -> Tensor:
         """base where the aligned model is unsure"""
         flat: Tensor = signals.entropy_aligned > gamma
@@ -100,7 +100,7 @@ def test_servers_are_asked_for_what_the_rules_read(spelling: str, quantity: str)
     assert figure(router(spelling)) == quantity
 
 
-def test_a_rule_that_says_nothing_of_what_it_reads_needs_whole_rows(margin: str) -> None:
+def test_a_rule_that_declares_nothing_needs_all_logits(margin: str) -> None:
     assert figure(router("Margin:0.4")) == "all"
     assert router("Margin:0.4").reads == {"base", "aligned"}
 
@@ -118,7 +118,7 @@ def test_entropies_decide_from_bounds_only_where_the_rule_is_monotone() -> None:
         del RULES["Band"]
 
 
-def test_a_rule_of_ones_own_is_listed_combined_calibrated_diagnosed_and_swept(
+def test_a_registered_rule_is_listed_combined_calibrated_diagnosed_and_swept(
     margin: str, demo: Baco
 ) -> None:
     assert rules()["Margin"].help.startswith("base where its two likeliest")
@@ -140,7 +140,7 @@ def test_a_rule_without_a_grid_is_refused_by_calibration_in_one_line(demo: Baco)
         del RULES["Gridless"]
 
 
-def test_the_server_lists_a_rule_of_ones_own_and_decodes_by_it(margin: str, demo: Baco) -> None:
+def test_the_server_lists_a_registered_rule_and_decodes_with_it(margin: str, demo: Baco) -> None:
     with served(demo) as server, server.client as client:
         entries = {entry["name"]: entry for entry in client.get("/baco/routers").json()}
         assert (entries["Margin"]["low"], entries["Margin"]["high"]) == (0.0, 1.0)
@@ -155,7 +155,7 @@ def test_the_server_lists_a_rule_of_ones_own_and_decodes_by_it(margin: str, demo
         assert answer["choices"][0]["baco"]["router"] == "Margin:0.5"
 
 
-def test_names_are_matched_in_any_case_and_shown_as_they_are_listed() -> None:
+def test_names_match_in_any_case_and_are_shown_in_canonical_case() -> None:
     assert router("p-PUNC-fc:0.4").spelling == "P-Punc-FC:0.4"
     assert router("ROLE:Number=Aligned,predict=Either").spelling == (
         "Role:number=aligned,predict=either"

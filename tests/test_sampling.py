@@ -68,7 +68,7 @@ def test_skipping_tokens_that_cannot_win_changes_no_draw(
     assert int(drawn) == int(scores.argmax())
 
 
-def test_temperature_0_is_the_plain_argmax_beside_rows_that_are_warm() -> None:
+def test_temperature_0_is_the_plain_argmax_beside_random_rows() -> None:
     row = torch.tensor([[0.0, 0.1, 0.0]]).repeat(200, 1)
     params = [SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)] * 100
     keys = torch.stack([key(1, sample) for sample in range(200)])
@@ -144,12 +144,12 @@ def test_a_wrong_parameter_is_refused_by_name(changes: dict[str, Any], message: 
         SamplingParams().updated(changes)
 
 
-def test_a_fresh_seed_is_drawn_only_where_none_is_given() -> None:
+def test_a_random_seed_is_taken_only_where_none_is_given() -> None:
     assert SamplingParams(seed=0).seeded().seed == 0
     assert len({SamplingParams().seeded().seed for _ in range(20)}) > 15
 
 
-def test_one_stop_string_may_come_bare() -> None:
+def test_stop_may_be_one_string() -> None:
     assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
 
 

@@ -134,7 +134,7 @@ def add_all(
     return texts, answers
 
 
-def test_one_piece_of_a_long_text_is_read_between_two_steps(
+def test_one_chunk_of_a_long_text_is_read_between_two_steps(
     loaded_pair: Callable[..., Baco],
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
@@ -153,7 +153,7 @@ def test_one_piece_of_a_long_text_is_read_between_two_steps(
     assert sum(map(sum, spans)) > 100
 
 
-def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
+def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
     loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for the rest of the text is there, but attention to it would cost as much."""
@@ -173,7 +173,7 @@ def test_a_piece_looks_at_what_has_been_read_and_at_no_more(
     assert sorted(set(widths)) == [columns_for(48 * (piece + 1)) for piece in range(5)]
 
 
-def test_everything_that_waits_has_its_turn(loaded_pair: Callable[..., Baco]) -> None:
+def test_prompts_and_texts_take_turns(loaded_pair: Callable[..., Baco]) -> None:
     """One long prompt, short ones behind it, and a text: none waits until another is through."""
     baco = loaded_pair("llama", noise=0.3)
     with watched():
@@ -191,7 +191,7 @@ def test_everything_that_waits_has_its_turn(loaded_pair: Callable[..., Baco]) ->
             engine.step()
 
 
-def test_a_prompt_is_read_in_the_same_pieces_whatever_else_is_done(
+def test_a_prompt_is_read_in_the_same_chunks_whatever_else_is_read(
     loaded_pair: Callable[..., Baco],
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
@@ -209,7 +209,7 @@ def test_a_prompt_is_read_in_the_same_pieces_whatever_else_is_done(
     assert one == other
 
 
-def test_what_was_not_read_for_long_is_read_before_it_is_much(
+def test_a_model_that_lags_behind_catches_up_in_bounded_forwards(
     loaded_pair: Callable[..., Baco],
 ) -> None:
     """A router that never looks at the aligned model leaves it behind, by a bounded number."""
@@ -239,7 +239,7 @@ def test_what_was_not_read_for_long_is_read_before_it_is_much(
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma2"])
 @pytest.mark.parametrize("first", [0, 1, 7, 30])
-def test_scores_read_in_pieces_are_those_of_one_reading(
+def test_scores_read_in_chunks_are_those_of_one_forward(
     loaded_pair: Callable[..., Baco], architecture: str, first: int
 ) -> None:
     baco = loaded_pair(architecture, noise=0.3)
@@ -320,7 +320,7 @@ class Noted(Decoder):
         return super().step()
 
 
-def test_between_two_steps_a_bounded_number_of_requests_is_taken_up(demo: Baco) -> None:
+def test_between_two_steps_a_bounded_number_of_requests_is_accepted(demo: Baco) -> None:
     events: list[str] = []
 
     def make() -> Decoder:
@@ -392,7 +392,7 @@ def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo
     assert told.empty()
 
 
-def test_what_goes_wrong_with_a_prompt_is_told_its_caller_alone(demo: Baco) -> None:
+def test_an_error_with_a_prompt_reaches_its_caller_alone(demo: Baco) -> None:
     driver, told = EngineThread(demo.decoder, most=10), SimpleQueue[Any]()
 
     def bad(_: Callable[[], None]) -> None:

@@ -70,7 +70,7 @@ def test_answers_are_the_same_with_and_without_drafts(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
+def test_bonus_tokens_change_no_answer_whether_accepted_or_not(
     pairs: Callable[[str], Baco], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came_true: list[bool] = []
@@ -95,7 +95,7 @@ def test_an_expectation_changes_nothing_whether_it_comes_true_or_not(
     assert set(came_true) == {True, False}
 
 
-def test_penalties_and_biases_see_drafted_tokens_as_said(pairs: Callable[[str], Baco]) -> None:
+def test_penalties_and_biases_count_draft_tokens(pairs: Callable[[str], Baco]) -> None:
     sampling: dict[str, Any] = {
         "n": 3,
         "seed": 5,
@@ -120,7 +120,7 @@ def test_requests_of_different_routers_share_a_batch_and_answer_as_alone(demo: B
         assert together[at] == [(list(c.token_ids), list(c.sources)) for c in alone]
 
 
-def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
+def test_drafts_save_steps_and_half_of_them_are_accepted(demo: Baco) -> None:
     decoder = demo.decoder()
     for seed in range(3):
         decoder.submit(
@@ -133,7 +133,7 @@ def test_drafts_spare_rounds_and_half_of_them_stand(demo: Baco) -> None:
     assert stats.accepted > 0.5 * stats.drafted > 0
 
 
-def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
+def test_bonus_tokens_save_forwards_of_the_drafter(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def aligned_forwards() -> tuple[int, dict[int, Told]]:
@@ -152,7 +152,7 @@ def test_what_the_checking_half_would_say_next_spares_the_runner_forwards(
     assert spared < 0.95 * plain
 
 
-def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
+def test_a_model_that_cannot_matter_does_not_run(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit(PROMPTS[0], router=demo.router("Aligned"), n=2, seed=1)
     answers(decoder)
@@ -160,7 +160,7 @@ def test_a_half_that_cannot_matter_is_not_read(demo: Baco) -> None:
     assert decoder.engine.stats.forwards["base"] == 0
 
 
-def test_a_half_is_read_only_where_its_rows_are_needed(demo: Baco) -> None:
+def test_a_model_runs_only_where_its_logits_are_needed(demo: Baco) -> None:
     engine = Engine(demo.pair, speculate=False)
     decoder = Decoder(demo.pair, engine)
     for seed in range(4):
@@ -176,7 +176,7 @@ def chunks(decoder: Decoder) -> Iterator[Any]:
         yield from decoder.step()
 
 
-def test_why_tells_what_the_router_saw(demo: Baco) -> None:
+def test_explain_records_what_the_router_read(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit(PROMPTS[0], router=demo.router("P:0.4"), seed=1, explain=True)
     tokens = [token for chunk in chunks(decoder) for token in chunk.tokens]
@@ -191,7 +191,7 @@ def test_why_tells_what_the_router_saw(demo: Baco) -> None:
         before = token.source
 
 
-def test_a_cancelled_request_leaves_its_neighbours_as_they_are(demo: Baco) -> None:
+def test_a_cancelled_request_changes_no_other_answer(demo: Baco) -> None:
     decoder = demo.decoder()
     first = decoder.submit(PROMPTS[0], router=demo.router("P-Punc:0.4"), n=3, seed=1)
     second = decoder.submit(PROMPTS[1], router=demo.router("P-Punc:0.4"), n=2, seed=1)
@@ -202,7 +202,7 @@ def test_a_cancelled_request_leaves_its_neighbours_as_they_are(demo: Baco) -> No
     assert decoder.running == decoder.waiting == 0
 
 
-def test_continuations_draft_what_followed_before() -> None:
+def test_ngrams_draft_what_followed_before() -> None:
     table = NgramTable()
     table.add([1, 2, 3, 4, 5], 5)
     silent = lambda ahead, token: 0.0  # noqa: E731
@@ -214,7 +214,7 @@ def test_continuations_draft_what_followed_before() -> None:
     assert table.draft([9, 2, 3], 1, lambda ahead, token: 5.0 * (token == 4), 1.0) == [4]
 
 
-def test_drafting_stops_where_it_does_not_pay() -> None:
+def test_the_planner_drafts_only_where_it_pays() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
     sure, unsure = AcceptanceStats(0.9), AcceptanceStats(0.02)
@@ -231,7 +231,7 @@ def test_drafting_stops_where_it_does_not_pay() -> None:
 
 
 @pytest.mark.parametrize(("rows", "every"), [(1, 1), (16, 5)])
-def test_where_no_draft_paid_many_rows_look_for_one_seldom(
+def test_planning_pauses_longer_with_more_rows_when_no_draft_pays(
     demo: Baco, monkeypatch: pytest.MonkeyPatch, rows: int, every: int
 ) -> None:
     asked: list[int] = []
@@ -249,7 +249,7 @@ def test_where_no_draft_paid_many_rows_look_for_one_seldom(
     assert asked == [rows] * (30 // every)
 
 
-def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> None:
+def test_self_drafting_stops_where_confidence_is_low() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
     models: tuple[Source, ...] = ("base", "aligned")
@@ -269,7 +269,7 @@ def test_a_half_goes_on_ahead_while_it_is_sure_and_stops_where_it_is_not() -> No
     assert not planner.bonus_pays(run([0.9] * 8, 15.0, 2), "base")
 
 
-def test_a_record_learns_how_often_a_sure_draft_stands_and_how_often_an_unsure_one() -> None:
+def test_acceptance_is_tracked_per_confidence_bucket() -> None:
     stats = AcceptanceStats()
     for _ in range(40):
         stats.update_self_draft(

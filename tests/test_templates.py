@@ -127,7 +127,7 @@ def test_chat_templates_render_as_transformers_renders_them(
         "{{ dict.fromkeys(['a'], 0) }}{{ bos_token }}{{ eos_token }}{{ pad_token }}",
     ],
 )
-def test_what_templates_may_use_is_what_transformers_gives_them(source: str) -> None:
+def test_templates_can_use_what_transformers_offers(source: str) -> None:
     both = renderer(source)
     theirs = both.aligned_tokenizer.apply_chat_template(
         [QUESTION], tokenize=False, add_generation_prompt=True
@@ -187,7 +187,7 @@ def test_any_error_in_a_template_is_one_line(kind: templates.Kind, source: str, 
     assert f"give another (--{kind}-template, {kind}_template=)" in message
 
 
-def test_what_a_template_says_of_a_conversation_is_told_on_one_line() -> None:
+def test_a_templates_own_message_is_shown_on_one_line() -> None:
     said = "Roles must\n alternate"
     assert refused("{{ raise_exception(x) }}", x=said) == (
         "the template refuses this conversation: Roles must alternate"
@@ -208,7 +208,7 @@ def test_a_failure_keeps_its_traceback() -> None:
     assert 'File "<template>", line 1' in str(caught.value.__cause__)
 
 
-def test_a_template_that_ends_its_process_is_told_so() -> None:
+def test_a_template_that_ends_its_process_is_an_error() -> None:
     # A crash of the interpreter itself, which Jinja's sandbox has allowed before.
     process = templates._Process()
     with pytest.raises(templates._EndedError) as caught:
@@ -277,7 +277,7 @@ else:
     assert (done.stdout, done.stderr) == ("well\n", "")
 
 
-def test_the_process_ends_with_the_one_that_asks() -> None:
+def test_the_process_ends_with_its_parent() -> None:
     program = """
 import os, signal
 from baco.text import templates
@@ -322,7 +322,7 @@ def test_errors_name_the_model_or_the_file(tmp_path: Path) -> None:
         renderer(aligned_template="{{ 1 / 0 }}").render("Hi")
 
 
-def test_of_several_templates_the_default_is_taken_or_one_by_name() -> None:
+def test_the_default_of_several_templates_is_used_or_one_by_name() -> None:
     several = {"default": "D {{ eos_token }}", "rag": "R {{ eos_token }}"}
     assert renderer(several).render("Hi").aligned_text == "D <|im_end|>"
     assert renderer(several, aligned_template="rag").render("Hi").aligned_text == "R <|im_end|>"
@@ -350,7 +350,7 @@ def test_a_file_of_several_templates_is_read_by_name(tmp_path: Path) -> None:
         ("{{ raise_exception('no system role') }}", "refuses this conversation: no system role"),
     ],
 )
-def test_the_command_line_says_it_in_one_line_and_ends_with_2(
+def test_the_command_line_prints_one_line_and_exits_with_2(
     hurried: None, source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "own.jinja"
@@ -364,7 +364,7 @@ def test_the_command_line_says_it_in_one_line_and_ends_with_2(
 
 
 @pytest.mark.parametrize("option", ["chat_template", "base_template"])
-def test_a_server_refuses_what_a_template_cannot_render_and_serves_on(
+def test_a_server_refuses_what_a_template_cannot_render_and_continues(
     hurried: None, option: str
 ) -> None:
     bad = "{% if 'loop' in messages[-1].content %}" + ENDLESS["nested loops"] + "{% endif %}"
@@ -435,7 +435,7 @@ def test_half_a_surrogate_pair_is_refused_before_any_tokenizer_sees_it() -> None
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def test_arguments_reach_both_templates_and_go_over_the_pairs_own() -> None:
+def test_arguments_reach_both_templates_and_override_the_pairs_own() -> None:
     source = "{{ tone|default('-') }}{{ pitch|default('-') }}"
     both = renderer(source, base_template=source, chat_options={"tone": "a", "pitch": "b"})
     assert both.render("Hi").aligned_text == both.render("Hi").base_text == "ab"
@@ -453,7 +453,7 @@ def test_arguments_reach_both_templates_and_go_over_the_pairs_own() -> None:
         ("tone", object(), "is object: give what JSON can hold"),
     ],
 )
-def test_arguments_that_are_none_are_refused(name: str, value: object, message: str) -> None:
+def test_invalid_template_arguments_are_refused(name: str, value: object, message: str) -> None:
     with pytest.raises(BacoError, match=message):
         renderer().render("Hi", template_args={name: value})
 

@@ -196,7 +196,7 @@ def test_a_tokenizer_that_does_not_tell_its_spelling_is_refused_in_one_line() ->
         read(ByT5Tokenizer())
 
 
-def test_the_kind_is_read_off_the_tokenizer_and_not_off_its_tokens() -> None:
+def test_the_kind_is_read_from_the_tokenizer_and_not_from_its_tokens() -> None:
     """Each token below means something in another kind of tokenizer."""
     byte, piece, space = tokenizer_of("<0xE4>", "##a", "▁a"), word_piece(), sentencepiece()
     assert data_of(byte) == [b"<0xE4>", b"##a", "▁a".encode()]
@@ -299,7 +299,7 @@ def test_starts_a_word(text: str) -> None:
     "text", ["side", "ing", "7", "ы", "ü", "ا", "한", "क", "n't", "\u0301", "\ufe0f", "\u200d",
              "\u20e3", "\U0001f3fd", "ั", "ी"],
 )  # fmt: skip
-def test_goes_on_with_a_word(text: str) -> None:
+def test_continues_a_word(text: str) -> None:
     assert not starts(text)
 
 
@@ -322,11 +322,13 @@ def test_goes_on_with_a_word(text: str) -> None:
         (b"\xe4a", True),  # never text: shown as U+FFFD, a symbol
     ],
 )
-def test_parts_of_characters_go_by_what_they_may_become(data: bytes, expected: bool) -> None:
+def test_parts_of_characters_are_classified_by_what_they_can_become(
+    data: bytes, expected: bool
+) -> None:
     assert starts_word(Spelled(0, data)) is expected
 
 
-def test_bytes_that_are_no_character_are_shown_as_decoders_show_them() -> None:
+def test_invalid_bytes_are_decoded_as_decoders_do() -> None:
     assert Spelled(0, b"\xe4a").readings == ("\ufffda",)
     assert Spelled(0, b"a\xe4\xb8").readings == ("a\u4e00", "a\u4e3f")
 
@@ -337,7 +339,7 @@ def test_ends_a_word_only_with_white_space_at_the_end() -> None:
     assert ends == [True, True, True, True, False, False, False, False, False]
 
 
-def test_wordpiece_says_itself_what_carries_on_a_word() -> None:
+def test_wordpiece_marks_the_continuation_of_a_word() -> None:
     tokenizer, vocabulary = word_piece(), read(word_piece())
     for text, index in tokenizer.get_vocab().items():
         if text in ("[UNK]", "[CLS]"):

@@ -11,7 +11,7 @@ page and the backends read it here.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -130,25 +130,18 @@ class _DeclaredSignals:
 
 
 def logit_rule(
-    name: str,
-    *,
-    help: str = "",
-    low: float = -math.inf,
-    high: float = math.inf,
-    grid: Sequence[float] = (),
-    sweep: Sequence[float] = (),
-    example: float = 0.5,
-    reads: Sequence[str] = EVERYTHING,
-    monotone: bool = False,
-    compares: tuple[str, Side] | None = None,
-    page: str = "",
+    name: str, *, help: str = "", **attributes: Any
 ) -> Callable[[Callable[..., Tensor]], LogitRule]:
     """Register a function as a logit rule.
 
     The function takes ``(signals, γ)``, or ``(signals)`` for a rule without γ. It returns bool [N],
     True where the base model writes the word. It must keep no state and must not loop over rows.
-    The arguments are the attributes of :class:`LogitRule`. ``help`` defaults to the first line of
-    the function's docstring.
+
+    Args:
+        name: one word of letters, digits and ``_``.
+        help: one sentence; by default the first line of the function's docstring.
+        attributes: ``low``, ``high``, ``grid``, ``sweep``, ``example``, ``reads``, ``monotone``,
+            ``compares`` and ``page`` of :class:`LogitRule`.
 
     Raises:
         BacoError: the name is built in or not a word, or the function takes other arguments.
@@ -161,22 +154,10 @@ def logit_rule(
                 f"router {name!r} takes {arguments} arguments: give (signals[, threshold])"
             )
         sentence = help or (inspect.getdoc(decide) or "a router of your own").splitlines()[0]
-        rule = LogitRule(
-            name,
-            decide,
-            sentence,
-            arguments == 2,
-            low,
-            high,
-            tuple(grid),
-            tuple(sweep),
-            example,
-            tuple(reads),
-            monotone,
-            compares,
-            page,
-        )
-        return add_rule(rule)
+        for key in ("grid", "sweep", "reads"):
+            if key in attributes:
+                attributes[key] = tuple(attributes[key])
+        return add_rule(LogitRule(name, decide, sentence, arguments == 2, **attributes))
 
     return register
 
