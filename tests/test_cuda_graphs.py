@@ -200,7 +200,7 @@ def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cu
 def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, most: int, replays: int
 ) -> None:
-    monkeypatch.setattr("baco.models.forward.cuda_graphs._MOST", most)
+    monkeypatch.setattr("baco.models.forward.cuda_graphs._MAX_TOKENS", most)
     lean, forward = one(plain, cuda)
     both = [forward.new_cache(forward), BatchedKVCache(lean)]
     both[0].cache.preallocate(3, 128)
@@ -265,7 +265,7 @@ def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) 
 def test_recordings_are_few_and_go_together(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baco.models.forward.cuda_graphs._SHAPES", 3)
+    monkeypatch.setattr("baco.models.forward.cuda_graphs._MAX_SHAPES", 3)
     _, forward = one(plain, cuda)
     store = forward.new_cache(forward)
     store.cache.preallocate(1, 128)
@@ -317,7 +317,7 @@ def test_what_cannot_be_recorded_any_more_is_read_plainly_and_said_once(
             told(c) for c in plain.generate(PROMPT, **settings)
         ]
     assert [r.getMessage() for r in caplog.records] == [
-        "forwards are recorded no more: CUDA out of memory."
+        "forwards are no longer recorded as CUDA graphs: CUDA out of memory."
     ]
 
 
@@ -332,7 +332,7 @@ def test_a_recording_that_says_something_else_is_refused_at_load(
         return said.roll(1, -1) if cuda.capturing else said
 
     monkeypatch.setattr(lean, "read", read_amiss)
-    with pytest.raises(RuntimeError, match="says something else"):
+    with pytest.raises(RuntimeError, match="returns other logits"):
         CudaGraphForward(lean, GraphRecorder(CUDA, cuda)).warm_up()
     broken = CudaGraphForward(lean, GraphRecorder(CUDA, cuda))
     monkeypatch.setattr(GraphRecorder, "record", lambda *_: 1 / 0)

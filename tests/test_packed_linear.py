@@ -10,8 +10,7 @@ from torch import nn
 
 from baco import Baco
 from baco.calibration.store import fingerprint
-from baco.models.forward.packed_embedding import PackedEmbedding
-from baco.models.forward.packed_linear import PackedLinear, pack, rounded, weights
+from baco.models.forward.packed_linear import PackedEmbedding, PackedLinear, pack, rounded, weights
 from tests.pairs import PairFolder
 
 
@@ -87,7 +86,7 @@ def test_a_layout_that_is_no_order_of_the_rows_leaves_the_embedding_plain(
     def beyond(shape: torch.Size, _: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.arange(shape[0]) + shape.numel() * 64, torch.arange(shape[1])
 
-    monkeypatch.setattr("baco.models.forward.packed_embedding._places", beyond)
+    monkeypatch.setattr("baco.models.forward.packed_linear._places", beyond)
     model = Tied(500)
     pack(model)
     assert type(model.embed) is nn.Embedding

@@ -1,9 +1,11 @@
-"""The lean forward without Python in it, on a GPU: recorded once for a shape, and then replayed.
+"""Experimental: a `LlamaForward` as CUDA graphs, each recorded for one shape and then replayed.
 
-Starting operations one by one costs more than a small model computes; a CUDA graph starts all of
-them at once. It runs the very kernels that were recorded, on the very addresses: what goes in is
-copied to buffers that stay where they are, and a recording belongs to the cache's tables as they
-lay when it was made. Rows, tokens and columns are rounded up, so that few shapes are recorded.
+Launching operations one by one takes longer than a small model computes; a CUDA graph launches all
+of them at once. It runs the recorded kernels on the recorded addresses: inputs are copied to
+buffers that do not move, and a graph is valid for the cache's tables at the addresses they had when
+it was recorded. Rows, tokens and columns are rounded up, so that few shapes are recorded.
+
+Nobody has run this on a GPU yet; the tests simulate the device.
 """
 
 import logging
@@ -26,65 +28,65 @@ from baco.models.forward.llama import LlamaForward
 
 log = logging.getLogger("baco")
 
-# Tokens of all rows up to which a forward is recorded: beyond, what it computes costs more.
-_MOST = 256
+# Tokens of all rows up to which a forward is recorded: with more, computing takes most of the time.
+_MAX_TOKENS = 256
 # Tokens of a row that are recorded; others are padded.
 _SPANS = (1, 2, 3, 4, 6, 9, 12, 16)
-# Columns that attention looks at, at least; beyond, twice as many at a time.
-_NARROWEST = 128
-# Shapes for which there are recordings at a time.
-_SHAPES = 96
-# Runs before a recording, so that nothing is made for the first time while it is recorded.
+# The smallest number of columns that attention covers; larger ones are powers of two.
+_MIN_WIDTH = 128
+# Shapes that may be recorded at a time.
+_MAX_SHAPES = 96
+# Runs before a recording, so that nothing is allocated for the first time while it is recorded.
 _WARM_UPS = 2
-# A process records one thing at a time, and nobody may wait for the whole device meanwhile.
-_ALONE = Lock()
+# A process records one graph at a time, and no thread may wait for the whole device meanwhile.
+_RECORDING = Lock()
 
-# Rows, tokens of each, columns that attention looks at.
+# Rows, tokens of each, columns that attention covers.
 Shape = tuple[int, int, int]
 Step = Callable[[], None]
 
 
 class Recorder(Protocol):
-    """What makes one call of many operations on tensors that stay where they are."""
+    """Turns many operations on tensors that do not move into one call."""
 
     def record(self, step: Step) -> Step:
-        """Run ``step`` a few times; what then runs the same operations on the same addresses. It
-        may be called only while these are somebody's.
+        """Run ``step`` a few times; return a function that runs the same operations on the same
+        addresses. It may be called only as long as the tensors at these addresses are in use.
         """
 
     def turn(self) -> AbstractContextManager[None]:
-        """Inside, what is told to the device comes after all that was told in turns before."""
+        """In this block, work queued on the device runs after all work of earlier blocks."""
 
     def forget(self) -> None:
-        """All recordings will be dropped now, and none of them is used again."""
+        """All recordings are about to be dropped, and none of them will be used again."""
 
 
 class GraphRecorder:
     """Records CUDA graphs.
 
     Args:
-        device: where.
+        device: to record on.
         cuda: the interface to it.
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self._device, self._cuda = device, cuda
-        # A stream of its own: recordings made on one stream share the workspace of its matrix
-        # products, and those of another half may be replayed at the same time.
+        # A stream for each recorder: graphs recorded on one stream share the workspace of its
+        # matrix products, and those of the other model may be replayed at the same time.
         self._stream = cuda.Stream(device)
         self._pool = cuda.graph_pool_handle()
         self._done: Any = None
 
     def record(self, step: Step) -> Step:
-        cuda, here = self._cuda, self._cuda.current_stream(self._device)
-        with _ALONE, cuda.device(self._device):
-            self._stream.wait_stream(here)
+        cuda, current = self._cuda, self._cuda.current_stream(self._device)
+        with _RECORDING, cuda.device(self._device):
+            self._stream.wait_stream(current)
             with cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     step()
-            here.wait_stream(self._stream)
+            current.wait_stream(self._stream)
             graph = cuda.CUDAGraph()
-            # What other threads do on the device is neither recorded nor refused.
+            # The work of other threads on the device is neither recorded nor refused.
             with cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -94,24 +96,24 @@ class GraphRecorder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        here = self._cuda.current_stream(self._device)
+        current = self._cuda.current_stream(self._device)
         if self._done is not None:
-            here.wait_event(self._done)
+            current.wait_event(self._done)
         try:
             yield
         finally:
-            self._done = here.record_event()
+            self._done = current.record_event()
 
     def forget(self) -> None:
-        with _ALONE:
+        with _RECORDING:
             self._cuda.synchronize(self._device)
-        # A pool cannot be taken up again once all graphs that shared it are gone.
+        # A pool cannot be used again once all graphs that shared it are gone.
         self._pool = self._cuda.graph_pool_handle()
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """What recordings read and write: tokens and their columns [_MOST], logits [_MOST, V]."""
+    """Inputs and outputs of the graphs: tokens and columns [_MAX_TOKENS], logits [., V]."""
 
     tokens: Tensor
     columns: Tensor
@@ -119,109 +121,112 @@ class _Buffers:
 
 
 class CudaGraphForward:
-    """A lean forward that is replayed, over caches that hold their tables where they are; others,
-    and many tokens, are read plainly.
+    """A `LlamaForward` that is replayed over caches with static shapes; other caches, and many
+    tokens, are read by the plain forward.
 
     Args:
-        lean: the plain forward.
-        recorder: CUDA graphs where none is given.
+        forward: the plain forward.
+        recorder: by default CUDA graphs.
     """
 
-    def __init__(self, lean: LlamaForward, recorder: Recorder | None = None) -> None:
-        self._lean = lean
-        self._recorder = GraphRecorder(lean.device) if recorder is None else recorder
-        self._steps: dict[Shape, Step | None] = {}  # None where a shape was seen once
+    def __init__(self, forward: LlamaForward, recorder: Recorder | None = None) -> None:
+        self._plain = forward
+        self._recorder = GraphRecorder(forward.device) if recorder is None else recorder
+        self._steps: dict[Shape, Step | None] = {}  # None for a shape that was met once
         self._addresses: tuple[int, ...] = ()  # that the steps were recorded on
         self._buffers: _Buffers | None = None
-        self._lock = Lock()  # two threads may decode with one half
+        self._lock = Lock()  # two threads may decode with one model
         self._spare: deque[SlotCache] = deque(maxlen=1)
         self._proven = self._given_up = False
 
     def new_cache(self, forward: Forward) -> BatchedKVCache:
-        """A store whose tables are those of the last one that is gone, so that recordings last."""
+        """A cache with the tables of the last one that was freed, so that recordings stay valid."""
         try:
-            cache = self._spare.pop()
+            tables = self._spare.pop()
         except IndexError:
-            cache = SlotCache(0, 0)
-        store = BatchedKVCache(forward, cache, chunk=CHUNK)
-        finalize(store, self._spare.append, cache).atexit = False
-        return store
+            tables = SlotCache(0, 0)
+        cache = BatchedKVCache(forward, tables, chunk=CHUNK)
+        finalize(cache, self._spare.append, tables).atexit = False
+        return cache
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
-        """Read tokens [B, T] into the cache; the raw logits after the last ``keep`` of them."""
+        """Read tokens [B, T] into the cache; return the raw logits after the last ``keep``."""
         rows, span = tokens.shape
         shape = None if self._given_up else _shape(rows, span, cache)
         if shape is None:
-            return self._lean(tokens, cache, keep)
+            return self._plain(tokens, cache, keep)
         with self._lock, self._recorder.turn():
-            self._settle(cache)
-            if shape not in self._steps:  # it may never come again
-                logits = self._lean(tokens, cache, keep)
-                self._see(shape, logits)
+            self._check_addresses(cache)
+            if shape not in self._steps:  # it may never be met again
+                logits = self._plain(tokens, cache, keep)
+                self._add_shape(shape, logits)
                 return logits
             self._fill(shape, tokens, cache.plan)
             step = self._steps[shape] or self._record(shape, cache)
             if step is None:
-                return self._lean(tokens, cache, keep)
+                return self._plain(tokens, cache, keep)
             step()
-            # The next step writes over it.
-            return self._said(shape)[:rows, -min(keep or span, span) :].clone()
+            # A copy, since the next step overwrites the buffer.
+            return self._logits(shape)[:rows, -min(keep or span, span) :].clone()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Try it out on a few tokens; whatever is raised where it cannot be recorded, RuntimeError
-        where it then says something else.
+        """Try it on a few tokens.
+
+        Raises:
+            Exception: whatever the device raises where the forward cannot be recorded.
+            RuntimeError: a recorded forward returns other logits than the plain one.
         """
-        store, plain = self.new_cache(self), BatchedKVCache(self._lean)
-        store.cache.preallocate(2, _NARROWEST)
-        for one in (store, plain):
-            one.copy_prefix(None, 2)
-        for token in range(1, 5):  # seen, recorded, replayed
+        recorded, plain = self.new_cache(self), BatchedKVCache(self._plain)
+        recorded.cache.preallocate(2, _MIN_WIDTH)
+        for cache in (recorded, plain):
+            cache.copy_prefix(None, 2)
+        for token in range(1, 5):  # met, recorded, replayed
             tokens = torch.tensor([[token], [2 * token]])
-            found, expected = (one.extend(tokens, [1, 1], 1).float() for one in (store, plain))
-            if not (found - expected).abs().max() < 0.1 * expected.std():
-                raise RuntimeError("a recorded forward says something else than the plain one")
+            logits, expected = (c.extend(tokens, [1, 1], 1).float() for c in (recorded, plain))
+            if not (logits - expected).abs().max() < 0.1 * expected.std():
+                raise RuntimeError("a recorded forward returns other logits than the plain one")
         self._proven = True
 
-    def _settle(self, cache: SlotCache) -> None:
-        """Drop what was recorded on other addresses than those of these tables."""
-        keys, values = self._lean.tables(cache)
-        tables = (*self._lean.rotations(cache.columns), *keys, *values)
+    def _check_addresses(self, cache: SlotCache) -> None:
+        """Drop the recordings if the tables are at other addresses than when they were made."""
+        keys, values = self._plain.tables(cache)
+        tables = (*self._plain.rotations(cache.columns), *keys, *values)
         addresses = (cache.rows, cache.columns, *(table.data_ptr() for table in tables))
         if addresses != self._addresses:
             self._drop()
             self._addresses = addresses
 
-    def _see(self, shape: Shape, logits: Tensor) -> None:
-        if len(self._steps) >= _SHAPES:
+    def _add_shape(self, shape: Shape, logits: Tensor) -> None:
+        if len(self._steps) >= _MAX_SHAPES:
             self._drop()
         self._steps[shape] = None
         if self._buffers is None:
-            tokens, columns = (logits.new_zeros(_MOST, dtype=torch.int64) for _ in range(2))
-            said = logits.new_empty(_MOST, logits.shape[-1])
-            self._buffers = _Buffers(tokens, columns, said)
+            tokens, columns = (logits.new_zeros(_MAX_TOKENS, dtype=torch.int64) for _ in range(2))
+            output = logits.new_empty(_MAX_TOKENS, logits.shape[-1])
+            self._buffers = _Buffers(tokens, columns, output)
 
     def _drop(self) -> None:
-        """Drop all recordings: with the first that goes, torch lets go of memory that others made
-        on the same stream still use.
+        """Drop all recordings: when the first is freed, torch frees memory that others made on the
+        same stream still use.
         """
         if any(self._steps.values()):
             self._recorder.forget()
         self._steps.clear()
 
     def _fill(self, shape: Shape, tokens: Tensor, plan: ForwardPlan) -> None:
-        """Put tokens and their columns where a step reads them. Padding goes where nobody looks
-        before a token is written there: to a column behind all rows, and to rows that are nobody's.
+        """Copy tokens and columns into the buffers. Padding goes to columns that no token attends
+        to before they are overwritten: one behind all rows, and those of unused rows.
         """
         assert self._buffers is not None
         rows, span, _ = shape
         padding = (span - tokens.shape[1], 0, 0, rows - len(tokens))
         columns = F.pad(plan.columns, padding, value=plan.width)
-        for buffer, own in (
+        for buffer, content in (
             (self._buffers.tokens, F.pad(tokens, padding)),
             (self._buffers.columns, columns),
         ):
-            buffer[: rows * span].copy_(own.flatten(), non_blocking=True)
+            buffer[: rows * span].copy_(content.flatten(), non_blocking=True)
 
     def _record(self, shape: Shape, cache: SlotCache) -> Step | None:
         assert self._buffers is not None
@@ -230,12 +235,12 @@ class CudaGraphForward:
             buffer[: rows * span].view(rows, span)
             for buffer in (self._buffers.tokens, self._buffers.columns)
         )
-        keys, values = self._lean.tables(cache)
-        rotations, said = self._lean.rotations(cache.columns), self._said(shape)
+        keys, values = self._plain.tables(cache)
+        rotations, output = self._plain.rotations(cache.columns), self._logits(shape)
 
         def step() -> None:
-            read = self._lean.read(tokens, columns, rotations, keys, values, 0, width=width)
-            said.copy_(read)
+            logits = self._plain.read(tokens, columns, rotations, keys, values, 0, width=width)
+            output.copy_(logits)
 
         try:
             self._steps[shape] = self._recorder.record(step)
@@ -244,11 +249,13 @@ class CudaGraphForward:
                 raise
             self._given_up = True
             self._drop()
-            log.warning("forwards are recorded no more: %s", str(error).partition("\n")[0])
+            log.warning(
+                "forwards are no longer recorded as CUDA graphs: %s", str(error).partition("\n")[0]
+            )
             return None
         return self._steps[shape]
 
-    def _said(self, shape: Shape) -> Tensor:
+    def _logits(self, shape: Shape) -> Tensor:
         """The logits of a step, [rows, span, V]."""
         assert self._buffers is not None
         rows, span, _ = shape
@@ -256,18 +263,18 @@ class CudaGraphForward:
 
 
 def _shape(rows: int, span: int, cache: SlotCache) -> Shape | None:
-    """What a forward is recorded as, rounded up where there is room for padding; None where it is
-    to be read plainly.
+    """The shape that a forward is recorded as, rounded up where there is room for padding; None
+    where the plain forward reads it.
     """
     if not cache.preallocated[0] or span > _SPANS[-1]:
         return None
     last = cache.plan.width
-    if last < cache.columns:  # a column behind all rows is left
-        rows, span = min(_up(rows), cache.rows), _SPANS[bisect_left(_SPANS, span)]
-    width = min(max(_NARROWEST, _up(last)), cache.columns)
-    return (rows, span, width) if rows * span <= _MOST else None
+    if last < cache.columns:  # a column behind all rows is free
+        rows, span = min(_power_of_two(rows), cache.rows), _SPANS[bisect_left(_SPANS, span)]
+    width = min(max(_MIN_WIDTH, _power_of_two(last)), cache.columns)
+    return (rows, span, width) if rows * span <= _MAX_TOKENS else None
 
 
-def _up(count: int) -> int:
-    """The least power of two that is no less."""
+def _power_of_two(count: int) -> int:
+    """The least power of two that is not less than ``count``."""
     return 1 << (count - 1).bit_length()

@@ -1,6 +1,6 @@
-"""Linear layers that read the same input, made one: a product of many columns beats three of few.
+"""Linear layers that read the same input, fused: one product of many columns is faster than three.
 
-Each of them stays where it was, as a part of the whole; nothing is held twice.
+Each of them is replaced by a `Part` of the fused layer; no weight is held twice.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ FUSED = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_p
 
 
 class Part(nn.Module):
-    """Some columns of a linear layer's output, in the place of the layer they once were.
+    """Some columns of a fused layer's output, in place of the layer that computed them.
 
     Attributes:
-        whole: the layer.
+        whole: the fused layer.
         start, stop: the columns.
     """
 
@@ -31,7 +31,7 @@ class Part(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of these columns: a view, or a copy where the whole is packed."""
+        """The weight of these columns: a view, or a copy where the fused layer is packed."""
         weight: Tensor = self.whole.weight
         return weight[self.start : self.stop]
 
@@ -44,14 +44,14 @@ class Part(nn.Module):
 
 
 def fuse(parent: nn.Module, names: Sequence[str]) -> bool:
-    """Make the plain linear layers ``names`` of a module one; False where they are not alike."""
+    """Fuse the plain linear layers ``names`` of a module; False where they differ in kind."""
     layers = [getattr(parent, name) for name in names]
     if not all(type(layer) is nn.Linear for layer in layers):
         return False
     if not all(type(layer.weight.data) is Tensor for layer in layers):
         return False  # quantised
-    kinds = {(one.in_features, one.weight.dtype, one.weight.device) for one in layers}
-    if len(kinds) > 1 or len({one.bias is None for one in layers}) > 1:
+    kinds = {(layer.in_features, layer.weight.dtype, layer.weight.device) for layer in layers}
+    if len(kinds) > 1 or len({layer.bias is None for layer in layers}) > 1:
         return False
     columns = sum(layer.out_features for layer in layers)
     bias = layers[0].bias is not None

@@ -1,6 +1,6 @@
-"""What a layer of Llama and of its closest relatives is made of: norms and products.
+"""A layer of Llama and of its closest relatives: norms and linear layers.
 
-It knows where `transformers` keeps them (`LAYOUTS`); it knows nothing of caches or positions.
+It knows where `transformers` keeps them (`LAYOUTS`). It knows nothing of caches or positions.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Linear = Callable[[Tensor], Tensor]
-# Positions whose rotations depend on nothing but themselves.
+# Kinds of rotary embeddings whose rotation depends on the position alone.
 _ROPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a block keeps its norms: names of modules, None where it has no such norm."""
+    """The names of a block's norms; None where it has no such norm."""
 
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
@@ -26,14 +26,14 @@ class Layout:
     after_mlp: str | None = None
 
 
-_FIRST = Layout()
-_LAST = Layout(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+_NORM_FIRST = Layout()
+_NORM_LAST = Layout(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 LAYOUTS = {
-    "LlamaForCausalLM": _FIRST,
-    "MistralForCausalLM": _FIRST,
-    "Qwen2ForCausalLM": _FIRST,
-    "Qwen3ForCausalLM": _FIRST,
-    "Olmo2ForCausalLM": _LAST,
+    "LlamaForCausalLM": _NORM_FIRST,
+    "MistralForCausalLM": _NORM_FIRST,
+    "Qwen2ForCausalLM": _NORM_FIRST,
+    "Qwen3ForCausalLM": _NORM_FIRST,
+    "Olmo2ForCausalLM": _NORM_LAST,
 }
 
 
@@ -42,9 +42,9 @@ class Norm:
     """Root mean square normalisation (Zhang and Sennrich 2019) over the last ``len(weight)``.
 
     Attributes:
-        weight: what is multiplied with afterwards.
+        weight: multiplied with afterwards.
         epsilon: added to the mean of squares.
-        by_length: the same two for lengths in the place of means, in float32 on a CPU.
+        by_length: both rescaled for the vector's length instead of the mean, in float32 on a CPU.
     """
 
     weight: Tensor
@@ -54,14 +54,14 @@ class Norm:
     def __call__(self, rows: Tensor) -> Tensor:
         if self.by_length is None or torch.compiler.is_compiling():
             return F.rms_norm(rows, self.weight.shape, self.weight, self.epsilon)
-        # Half as many operations as torch's own is made of.
+        # Half as many operations as torch's own.
         scaled, floor = self.by_length
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         return (rows / torch.hypot(length, floor)).mul_(scaled)
 
     @classmethod
     def of(cls, parent: nn.Module, name: str | None) -> Self | None:
-        """The norm ``name`` of a module, None where there is none."""
+        """The norm ``name`` of a module; None where there is none."""
         module: Any = getattr(parent, name, None) if name else None
         if module is None:
             return None
@@ -74,7 +74,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: its norms, its products; ``qkv`` and ``gate_up`` are several made one."""
+    """One layer: its norms and linear layers; ``qkv`` and ``gate_up`` are fused."""
 
     before_attention: Norm | None
     qkv: Linear
@@ -89,7 +89,7 @@ class Block:
 
     @classmethod
     def of(cls, block: Any, layout: Layout) -> Self:
-        """A layer of a model whose products were fused."""
+        """A layer of a model whose linear layers were fused."""
         attention, mlp = block.self_attn, block.mlp
         return cls(
             Norm.of(block, layout.before_attention),
@@ -106,9 +106,7 @@ class Block:
 
 
 def layout_of(model: Any) -> Layout | None:
-    """How a model is laid out; None where it is none that `LlamaForward` knows, or has something
-    more.
-    """
+    """The layout of a model; None where `LlamaForward` does not support the model."""
     layout, config = LAYOUTS.get(type(model).__name__), model.config
     if layout is None or config.hidden_act != "silu":
         return None
@@ -121,5 +119,5 @@ def layout_of(model: Any) -> Layout | None:
 
 
 def _window(config: Any) -> int | None:
-    used: int | None = getattr(config, "sliding_window", None)
-    return used if getattr(config, "use_sliding_window", True) else None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if getattr(config, "use_sliding_window", True) else None

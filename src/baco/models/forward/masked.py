@@ -1,4 +1,4 @@
-"""A batch of rows of different lengths through a ``transformers`` model, by 4-D masks."""
+"""The forward of a ``transformers`` model over rows of different lengths, by 4-D masks."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from baco.models.rope import LongRope
 
 @dataclass(frozen=True, slots=True)
 class MaskForm:
-    """How a model wants its 4-D masks.
+    """The form of the 4-D masks that a model takes.
 
     Attributes:
-        kinds: the kinds of attention in it, ``full_attention`` and ``sliding_attention``.
+        kinds: of attention in the model, ``full_attention`` and ``sliding_attention``.
         window: of sliding attention, in tokens.
-        mapping: one mask per kind in a dict, or just the one mask.
-        additive: added to the scores (eager attention), or a bool per pair (SDPA).
+        mapping: a dict with one mask per kind, else a single mask.
+        additive: added to the scores (eager attention), else a bool per pair (SDPA).
     """
 
     kinds: tuple[str, ...]
@@ -30,7 +30,7 @@ class MaskForm:
 
     @classmethod
     def of(cls, config: Any) -> Self | None:
-        """Read off a model's configuration; None where its attention is of another kind."""
+        """From a model's configuration; None where its attention is of another kind."""
         text = text_config(config)
         implementation = getattr(text, "_attn_implementation", None)
         window = getattr(text, "sliding_window", None)
@@ -43,33 +43,32 @@ class MaskForm:
         return cls(kinds, window, layers is not None, implementation == "eager")
 
     def masks(self, plan: ForwardPlan, device: Any, dtype: torch.dtype) -> Any:
-        """Which cached columns every new token sees: [B, 1, T, width], or a dict of such."""
-        at = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
+        """The cached columns that each new token attends to: [B, 1, T, width], or a dict of such."""
+        position = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
         column = torch.arange(plan.width, device=device)
-        causal = column <= at
-        made: dict[str, Tensor] = {}
+        causal = column <= position
+        masks: dict[str, Tensor] = {}
         for kind in self.kinds:
-            seen = causal
+            mask = causal
             if kind == "sliding_attention" and self.window is not None:
-                seen = causal & (column > at - self.window)
+                mask = causal & (column > position - self.window)
             if self.additive:
-                seen = torch.zeros_like(seen, dtype=dtype).masked_fill(
-                    ~seen, torch.finfo(dtype).min
-                )
-            made[kind] = seen
-        return made if self.mapping else made[self.kinds[0]]
+                lowest = torch.finfo(dtype).min
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+            masks[kind] = mask
+        return masks if self.mapping else masks[self.kinds[0]]
 
 
 def has_own_window(model: Any) -> bool:
-    """Does a layer of a model keep a table of what each position sees, with a window in it?
+    """Does a layer of a model have its own mask table, with a window in it?
 
-    GPT-Neo's local layers do. They read the table at places counted from the longest row's end, so
-    no mask of ours gives a shorter row its own window.
+    GPT-Neo's local layers do. They index the table from the end of the longest row, so no mask of
+    ours gives a shorter row its own window.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     tables = [table for table in decoder.buffers() if table.dtype in (torch.bool, torch.uint8)]
     square = [table for table in tables if table.dim() > 1 and table.shape[-1] == table.shape[-2]]
-    # Without a window the last position sees the first one.
+    # Without a window the last position attends to the first one.
     return any(not bool(table[..., -1, 0].all()) for table in square)
 
 
@@ -80,7 +79,7 @@ class MaskedForward:
     Attributes:
         model: called as ``transformers`` calls a causal LM.
         form: of its masks.
-        context: tokens its positions go up to.
+        context: the number of its positions.
         rope: its rotary embeddings, where their factors depend on a text's length.
     """
 
@@ -94,7 +93,7 @@ class MaskedForward:
         with self.rope.per_row(plan.long) if self.rope else nullcontext():
             output = self.model(
                 input_ids=tokens.to(device),
-                # Padding may stand beyond what a table of positions holds.
+                # Padding may be beyond the end of a table of positions.
                 position_ids=plan.columns.clamp(max=self.context - 1).to(device),
                 attention_mask=self.form.masks(plan, device, self.model.dtype),
                 past_key_values=cache,

@@ -1,12 +1,18 @@
-"""Weights laid out the way a CPU's matrix kernels read them.
+"""Weights in the layout that a CPU's matrix kernels read.
 
-Decoding multiplies a few rows with every weight of a model, so it runs as fast as weights can be
-read. oneDNN reads them in blocks; handed a plain matrix it rearranges it at every call, which takes
-longer than the product. Here that is done once, at load, in the place of the plain matrix: nothing
-large is held twice. Numbers stay what they are, sums may be taken in another order.
+Decoding multiplies a few rows with every weight of a model, so it is as fast as weights can be
+read. oneDNN reads them in blocks; given a plain matrix it rearranges the matrix at every call,
+which takes longer than the product. Here that is done once, at load, in place of the plain matrix:
+nothing large is held twice. The numbers stay the same; sums may be taken in another order.
+
+Many models use one matrix twice: for the embedding, and for the product at the output (tied
+embeddings). oneDNN's layout is a fixed order of the same numbers, so `PackedEmbedding` finds the
+numbers of a row in the packed matrix.
 """
 
+import ctypes
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,22 +20,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-# Rows a product is laid out for: a handful of drafted tokens, or of samples.
+# Rows that the layout is chosen for: a few draft tokens, or samples.
 _ROWS = 8
-# Up to so many weights in float32 a plain product, by a matrix that lies turned round, is the
-# faster: one in the packed layout takes longer to start.
+# Up to this many weights in float32, a plain product with a transposed matrix is faster: a product
+# in the packed layout takes longer to start.
 _SMALL = 3 * 2**16
-# For every number of rows oneDNN writes kernels of its own: 3 MB for a model of 0.2 B parameters,
-# which takes as long as a forward. Drafts and leaving rows bring all numbers about, so rows are
-# filled up: numbers up to this one are multiplied as they are, above it half as many in a doubling.
+# oneDNN compiles kernels for each number of rows: 3 MB for a model of 0.2 B parameters, which takes
+# as long as a forward. Drafts and leaving rows produce all numbers, so rows are padded: numbers up
+# to this one are multiplied as they are; above it, there are half as many sizes per doubling.
 _SIZES = 16
-# A matrix that is also looked up in (tied embeddings), and cannot be where it is packed, has to be
-# kept as it is too; a packed copy beside it may take no more of the model's weights than this.
-_LARGEST_COPY = 0.05
+# A tied matrix whose rows cannot be found in the packed layout must be kept plain too; the packed
+# copy beside it may take no larger share of the model's weights than this.
+_MAX_COPY = 0.05
+# Rows of an embedding that are compared at once.
+_COMPARED = 4096
+# Whole numbers below it are exact in bfloat16, so that a number can encode a place digit by digit.
+_DIGIT = 255
 
 
-# `torch.compile` refuses the packed product unless it lays the weights out itself, once for each of
-# its functions. Under a name of our own it takes it as it is.
+# `torch.compile` refuses the packed product unless it packs the weights itself, once for each of
+# its functions. It accepts the product as an operator of ours.
 _library = torch.library.Library("baco", "DEF")
 _library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int columns) -> Tensor")
 
@@ -44,7 +54,7 @@ def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -
 
 
 def rounded(rows: int) -> int:
-    """As many rows as are multiplied in the place of so many."""
+    """The number of rows that ``rows`` are padded to for a product."""
     step = max(1, (1 << (rows - 1).bit_length()) // _SIZES)
     return -(-rows // step) * step
 
@@ -52,27 +62,27 @@ def rounded(rows: int) -> int:
 _library.impl("packed_linear", _multiply, "MkldnnCPU")
 
 
-def _shaped(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
+def _output_shape(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:  # noqa: ARG001
     return rows.new_empty(*rows.shape[:-1], columns)
 
 
-torch.library.register_fake("baco::packed_linear", _shaped, lib=_library)
+torch.library.register_fake("baco::packed_linear", _output_shape, lib=_library)
 _opaque = torch.ops.baco.packed_linear.default
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a packed weight.
+    """A linear layer with a packed weight.
 
     Attributes:
-        plain: the weight, where it is small and in float32; its columns lie in one piece.
+        plain: the weight where it is small and in float32; its columns are contiguous.
         packed: else the weight in oneDNN's own layout.
         shape: of the weight, (out, in).
-        sample: its first numbers as they were, to know it by.
+        sample: the first numbers of the plain weight, for a fingerprint.
         bias: as in ``nn.Linear``.
 
     Args:
-        linear: the layer as it was.
-        shared: its weight is also looked up in, where it is packed.
+        linear: the layer to replace.
+        shared: its weight is also an embedding, which then reads the packed weight.
     """
 
     def __init__(self, linear: nn.Linear, *, shared: bool = False) -> None:
@@ -81,14 +91,14 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         small = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not shared
         self.plain = weight.t().contiguous().t() if small else None
-        self.packed = torch.empty(0) if small else packed(weight)
+        self.packed = torch.empty(0) if small else _packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
         self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it was, to look at."""
+        """The weight in its plain layout, for inspection."""
         plain: Tensor = torch.Tensor.to_dense(self.packed) if self.plain is None else self.plain
         return plain
 
@@ -102,16 +112,35 @@ class PackedLinear(nn.Module):
         return _multiply(rows, self.packed, self.bias, self.out_features)
 
 
-def packed(weight: Tensor) -> Tensor:
-    """A weight [out, in] in oneDNN's own layout."""
-    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-    return made
+class PackedEmbedding(nn.Module):
+    """``nn.Embedding`` on the weight of a packed linear layer.
+
+    Args:
+        head: the layer.
+        rows, columns: the place of a weight among the packed numbers is the sum of its row's and
+            its column's, int64 [out] and [in].
+    """
+
+    def __init__(self, head: PackedLinear, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.num_embeddings, self.embedding_dim = head.shape
+        self._numbers, self._rows, self._columns = _numbers(head.packed), rows, columns
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in its plain layout, for inspection."""
+        return self.head.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids [...] → rows [..., in]."""
+        return self._numbers[self._rows[ids][..., None] + self._columns]
 
 
 def pack(model: nn.Module) -> None:
-    """Pack every plain linear layer of a model on a CPU, in place; others are left as they are.
+    """Pack every plain linear layer of a model on a CPU, in place; others stay as they are.
 
-    Quantised layers, and those of a class of their own, have kernels of their own.
+    Quantised layers and subclasses of ``nn.Linear`` have kernels of their own.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -119,7 +148,7 @@ def pack(model: nn.Module) -> None:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and _packable(child.weight)
+        if type(child) is nn.Linear and _is_packable(child.weight)
     ]
     total = sum(weight.numel() for weight in model.parameters())
     users: dict[int, int] = {}
@@ -128,22 +157,20 @@ def pack(model: nn.Module) -> None:
             users[id(weight)] = users.get(id(weight), 0) + 1
     done: dict[int, PackedLinear] = {}
     while linears:
-        parent, name, child = linears.pop()  # so that the plain weight goes as soon as it may
+        parent, name, child = linears.pop()  # so that the plain weight is freed at once
         tied = users[id(child.weight)] > 1
         layer = done.get(id(child)) or PackedLinear(child, shared=tied)
-        shared = tied and not _shares(model, child.weight, layer)
-        if not shared or child.weight.numel() <= _LARGEST_COPY * total:
+        shared = tied and not _replace_embedding(model, child.weight, layer)
+        if not shared or child.weight.numel() <= _MAX_COPY * total:
             setattr(parent, name, done.setdefault(id(child), layer))
     for weight in model.parameters():
         if type(weight.data) is Tensor and weight.device.type == "cpu":
-            # What stays plain is a view of the file, all of which it would keep in memory.
+            # A weight that stays plain is a view of the file and would keep all of it in memory.
             weight.data = weight.data.clone()
 
 
-def _shares(model: nn.Module, weight: Tensor, layer: PackedLinear) -> bool:
-    """Let the one embedding that a weight is also for look it up where it is packed."""
-    from baco.models.forward.packed_embedding import looked_up  # it stands on this module
-
+def _replace_embedding(model: nn.Module, weight: Tensor, layer: PackedLinear) -> bool:
+    """Let the one embedding with this weight read the packed layer; False where it cannot."""
     places = [
         (parent, name)
         for parent in model.modules()
@@ -152,7 +179,7 @@ def _shares(model: nn.Module, weight: Tensor, layer: PackedLinear) -> bool:
     ]
     if len(places) != 1:
         return False
-    embedding = looked_up(layer, weight.detach())
+    embedding = _packed_embedding(layer, weight.detach())
     if embedding is None:
         return False
     parent, name = places[0]
@@ -160,7 +187,56 @@ def _shares(model: nn.Module, weight: Tensor, layer: PackedLinear) -> bool:
     return True
 
 
-def _packable(weight: Tensor) -> bool:
+def _packed_embedding(head: PackedLinear, plain: Tensor) -> PackedEmbedding | None:
+    """The embedding on a packed layer; None where its layout is no fixed order of ``plain``."""
+    try:
+        embedding = PackedEmbedding(head, *_places(head.shape, head.dtype))
+        chunks = torch.arange(len(plain)).split(_COMPARED)
+        equal = all(torch.equal(embedding(ids), plain[ids]) for ids in chunks)
+    except (AttributeError, IndexError, RuntimeError, ValueError):
+        return None  # another build of torch, or another kind of layout
+    return embedding if equal else None
+
+
+@cache
+def _places(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The places of a matrix's first column, and of its first row relative to its first number."""
+    rows, columns = _line_places(shape, dtype, 0), _line_places(shape, dtype, 1)
+    return rows, columns - columns[0]
+
+
+def _line_places(shape: torch.Size, dtype: torch.dtype, dim: int) -> Tensor:
+    """The places of a matrix's first column (0) or first row (1) once it is packed.
+
+    The line is filled with the digits of its indices, one packing per digit.
+    """
+    plain = torch.zeros(shape, dtype=dtype)
+    line = plain.select(1 - dim, 0)
+    order, index, power = torch.arange(len(line)), torch.tensor(0), 1
+    while power < len(line):
+        line.copy_(order // power % _DIGIT + 1)
+        packed = _packed(plain)
+        numbers = _numbers(packed)
+        places = numbers.nonzero()[:, 0]
+        index = index + (numbers[places].long() - 1) * power
+        power *= _DIGIT
+    return torch.empty_like(order).scatter_(0, index, places)
+
+
+def _numbers(matrix: Tensor) -> Tensor:
+    """All numbers of a packed matrix in memory order; valid only as long as the matrix exists."""
+    size = torch.ops.mkldnn._nbytes(matrix)
+    memory = (ctypes.c_char * size).from_address(torch.ops.mkldnn.data_ptr(matrix))
+    return torch.frombuffer(memory, dtype=matrix.dtype)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A weight [out, in] in oneDNN's own layout."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    return packed
+
+
+def _is_packable(weight: Tensor) -> bool:
     if type(weight.data) is not Tensor or weight.device.type != "cpu":
         return False
     if weight.dtype == torch.bfloat16:
@@ -176,7 +252,7 @@ def weights(model: Any) -> Iterator[tuple[Tensor, int, int]]:
 
 
 def own_weights(module: nn.Module, seen: set[int]) -> Iterator[tuple[Tensor, int, int]]:
-    """As `weights`, of one module without those inside it; ``seen`` holds what was there before."""
+    """As `weights`, of one module without its children, except weights in ``seen``."""
     if isinstance(module, PackedLinear):
         size = module.shape.numel()
         yield module.sample, size, size * module.dtype.itemsize
@@ -184,13 +260,13 @@ def own_weights(module: nn.Module, seen: set[int]) -> Iterator[tuple[Tensor, int
         if id(weight) not in seen:
             seen.add(id(weight))
             plain = type(weight.data) is Tensor and not weight.is_meta
-            few = weight.data.flatten()[:4] if plain else torch.empty(0)
-            yield few, weight.numel(), _stored(weight.data)
+            sample = weight.data.flatten()[:4] if plain else torch.empty(0)
+            yield sample, weight.numel(), _stored_bytes(weight.data)
 
 
-def _stored(weight: Tensor) -> int:
-    """Bytes that a weight takes; a quantised one is made of several tensors."""
+def _stored_bytes(weight: Tensor) -> int:
+    """Bytes that a weight takes; a quantised one consists of several tensors."""
     if not is_traceable_wrapper_subclass(weight):
         return weight.numel() * weight.element_size()
     names, _ = weight.__tensor_flatten__()
-    return sum(_stored(getattr(weight, name)) for name in names)
+    return sum(_stored_bytes(getattr(weight, name)) for name in names)
