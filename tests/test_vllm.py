@@ -1,4 +1,4 @@
-"""What of the vLLM backend needs no vLLM: pair folders, a request's options, each half's lane."""
+"""The parts of the vLLM backend that need no vLLM: pair folders, options, each model's inputs."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from baco import Baco, BacoError
 from baco.backends.vllm import versions
 from baco.backends.vllm.folder import export_pair, read_pair
 from baco.backends.vllm.middleware import TwoPrompts
-from baco.backends.vllm.model_inputs import Lane, Step
+from baco.backends.vllm.model_inputs import ModelInputs, Step
 from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
@@ -134,7 +134,7 @@ def test_a_half_reads_its_own_prompt_at_its_own_positions(
     drawn: list[tuple[int, int, int, int]],
 ) -> None:
     """Requests of (base's length, aligned's, tokens computed, tokens scheduled), read token by
-    token and in one lane.
+    token and in one inputs.
     """
     table = RequestTable(WIDTH, "cpu")
     names, texts, scheduled, computed = [], [], [], []
@@ -160,20 +160,20 @@ def test_a_half_reads_its_own_prompt_at_its_own_positions(
     )
     slot = torch.tensor(table.slots(names))
     blocks = torch.arange(len(names) * 8).view(-1, 8).flip(0)
-    for half in MODELS:
-        lane = Lane.of(step, half, table, slot)
-        found = list(zip(lane.ids.tolist(), lane.positions.tolist(), strict=True))
+    for source in MODELS:
+        inputs = ModelInputs.of(step, source, table, slot)
+        found = list(zip(inputs.ids.tolist(), inputs.positions.tolist(), strict=True))
         expected, places, lengths = [], [], []
         for row, ((ids, mine), span) in enumerate(zip(texts, spans, strict=True)):
-            offset = len(ids) - len(mine[half])
+            offset = len(ids) - len(mine[source])
             own = [at - offset for at in span if at >= offset]
-            expected += [(mine[half][at], at) for at in own]
+            expected += [(mine[source][at], at) for at in own]
             places += [int(blocks[row, at // BLOCK]) * BLOCK + at % BLOCK for at in own]
             lengths += [own[-1] + 1] if own else []
         assert found == expected
-        assert lane.slots(blocks, BLOCK).tolist() == places
-        assert lane.lengths.tolist() == lengths
-        kept = lane.kept.tolist() if lane.kept is not None else list(range(len(step.ids)))
+        assert inputs.slots(blocks, BLOCK).tolist() == places
+        assert inputs.lengths.tolist() == lengths
+        kept = inputs.kept.tolist() if inputs.kept is not None else list(range(len(step.ids)))
         assert len(kept) == len(found)
 
 

@@ -1,6 +1,6 @@
 """A pair inside one vLLM engine: the plugin that vLLM loads, and the backend that drives it.
 
-vLLM's processes import this package too, so it names little more than `connect`.
+vLLM's processes import this package too, so it imports little.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,22 +27,22 @@ def connect(
     ngram: int = 0,
     engine: Mapping[str, Any] | None = None,
 ) -> "tuple[Pair, VllmBackend]":
-    """Start a vLLM engine in this process that holds both halves.
+    """Start a vLLM engine in this process that holds both models.
 
     Args:
-        known: where the halves are; a folder that ``baco pair export`` wrote is taken as it is.
+        known: where the models are; a folder that ``baco pair export`` wrote is taken as it is.
         dtype: of the weights; by default the pair's own, else vLLM's choice.
         base_template, chat_template, function_words, trust_remote_code: as for
             :func:`baco.models.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
-        max_rows: answers decoded at once; more wait.
+        max_rows: answers decoded at once; others wait.
         cache: memory for keys and values, as for :func:`baco.kv_cache.memory_limit.cache_bytes`; by
             default vLLM's share of a GPU's memory, and 1 GiB on a CPU.
-        ngram: tokens that are drafted from the text so far; 0 for none.
-        engine: vLLM's own engine arguments, by their names there; they go before the others.
+        ngram: draft tokens taken from the text so far (prompt lookup); 0 for none.
+        engine: vLLM's own engine arguments by name; they override the others.
 
     Raises:
-        BacoError: no vLLM or one of another version, a pair or setting that it cannot run.
+        BacoError: vLLM is missing or has another version, or it cannot run the pair or a setting.
     """
     from baco.backends.vllm.versions import check_version
 

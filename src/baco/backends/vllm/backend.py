@@ -1,7 +1,7 @@
-"""One vLLM engine behind BACo's decoders: requests go in as token ids, tokens and sources come out.
+"""One vLLM engine behind BACo's decoders: token ids in, tokens and sources out.
 
-What vLLM draws is vLLM's: its sampler, its seeds. It knows no text either; stop strings are the
-decoder's.
+vLLM samples with its own sampler and its own seeds. It sees no text; the decoder handles stop
+strings.
 """
 
 import logging
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("baco")
 
-# What vLLM tells at a position unless it is started with more.
+# The most likely tokens that vLLM returns at a position by default.
 _TOP_LOGPROBS = 20
 CAPABILITIES = Capabilities("vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS)
-# vLLM's draws of one seed are alike for every request: prompts and samples need seeds apart.
+# vLLM draws alike for every request of one seed: each prompt and sample needs its own seed.
 _SEED_STEP = 0x9E3779B97F4A7C15
 
 
 @dataclass(slots=True)
-class Drafts:
-    """What vLLM's drafts came to."""
+class DraftCounts:
+    """Running totals of vLLM's draft tokens."""
 
     drafted: int = 0
     accepted: int = 0
@@ -50,9 +50,9 @@ class VllmBackend:
 
     Attributes:
         pair: without its weights.
-        llm: vLLM's own engine; one caller at a time.
-        folder: the pair directory, where one had to be made.
-        ended: what ended the engine, in one line; None while it runs.
+        llm: vLLM's own engine; it serves one caller at a time.
+        folder: the pair directory, where one was made for this engine.
+        ended: the error that ended the engine, in one line; None while it runs.
     """
 
     pair: Pair
@@ -75,10 +75,10 @@ class VllmBackend:
                 self.folder = None
 
     def submit(self, engine: "VllmEngine", sequence: SequenceState) -> str:
-        """Hand a sequence to vLLM; where that has ended, the sequence ends in an error too.
+        """Submit a sequence to vLLM; if vLLM has ended, the sequence ends with its error.
 
         Raises:
-            BacoError: what vLLM has against it.
+            BacoError: vLLM refuses the request.
         """
         request = sequence.request
         ids, arguments, salt = pair_prompt(request.base_ids, request.aligned_ids, request.digest)
@@ -105,14 +105,14 @@ class VllmBackend:
         return name
 
     def abort(self, names: Iterable[str]) -> None:
-        """Give requests up; what has ended is no error."""
+        """Abort requests; those that have ended are skipped."""
         with self._lock:
-            going = [name for name in names if self._open.pop(name, None) is not None]
-            if going:
-                self.llm.abort_request(going)
+            running = [name for name in names if self._open.pop(name, None) is not None]
+            if running:
+                self.llm.abort_request(running)
 
     def step(self) -> None:
-        """One step of vLLM's; what comes of it goes to the engines that asked."""
+        """Run one step of vLLM and pass its outputs to the engines whose sequences they are."""
         with self._lock:
             if not self._open:
                 return
@@ -130,7 +130,7 @@ class VllmBackend:
                 engine.news.put((sequence, output))
 
     def _end(self, error: Exception) -> None:
-        """Tell all who wait. After a failed step nobody knows what the engine holds."""
+        """End all sequences: after a failed step the state of the engine is unknown."""
         log.error("a step of vLLM failed: %r", error, exc_info=error)
         self.ended = f"the vLLM engine ended ({first_line(error)}): start it again"
         for engine, sequence in self._open.values():
@@ -140,17 +140,17 @@ class VllmBackend:
 
 @dataclass(eq=False)
 class VllmEngine:
-    """What one decoder drives.
+    """The engine of one decoder.
 
     Attributes:
-        backend: the engine that it shares.
-        stats: what drafts came to, once answers have ended.
-        news: what vLLM tells of its sequences, or what ended it; another decoder's thread may put
-            it there.
+        backend: the vLLM engine that decoders share.
+        stats: totals of draft tokens, of answers that have ended.
+        news: vLLM's outputs for these sequences, or the error that ended vLLM; the thread of
+            another decoder may put them there.
     """
 
     backend: VllmBackend
-    stats: Drafts = field(default_factory=Drafts)
+    stats: DraftCounts = field(default_factory=DraftCounts)
     news: "SimpleQueue[tuple[SequenceState, RequestOutput | str]]" = field(
         default_factory=SimpleQueue
     )
@@ -164,30 +164,30 @@ class VllmEngine:
                 "runs built-in rules and those of installed packages"
             )
         room = self._room(request)
-        made = [
+        sequences = [
             SequenceState(request, sample, min(request.params.max_tokens, room))
             for sample in range(request.params.n)
         ]
         try:
-            for sequence in made:
+            for sequence in sequences:
                 self._names[sequence] = self.backend.submit(self, sequence)
         except BacoError:
-            self.backend.abort(self._names.pop(s) for s in made if s in self._names)
+            self.backend.abort(self._names.pop(s) for s in sequences if s in self._names)
             raise
-        return made
+        return sequences
 
     def step(self) -> list[SequenceState]:
         if self.news.empty():
             self.backend.step()
-        grew: dict[SequenceState, None] = {}
+        grown: dict[SequenceState, None] = {}
         try:
             while True:
                 sequence, output = self.news.get_nowait()
                 if sequence in self._names:
                     self._take(sequence, output)
-                    grew[sequence] = None
+                    grown[sequence] = None
         except Empty:
-            return list(grew)
+            return list(grown)
 
     def stop(self, sequence: SequenceState, tokens: int) -> None:
         sequence.finish_reason = "stop"
@@ -197,24 +197,24 @@ class VllmEngine:
             self.backend.abort([name])
 
     def _take(self, sequence: SequenceState, output: "RequestOutput | str") -> None:
-        """Append what vLLM tells of a sequence."""
+        """Append vLLM's output to a sequence."""
         if isinstance(output, str):
             del self._names[sequence]
             sequence.finish_reason, sequence.error = "error", output
             return
         completion = output.outputs[0]
-        had = len(sequence.tokens)
+        before = len(sequence.tokens)
         sequence.tokens += completion.token_ids
-        told = (output.kv_transfer_params or {}).get(f"{PREFIX}sources", "")
-        sequence.sources += ["base" if letter == "b" else "aligned" for letter in told[had:]]
+        letters = (output.kv_transfer_params or {}).get(f"{PREFIX}sources", "")
+        sequence.sources += ["base" if letter == "b" else "aligned" for letter in letters[before:]]
         wanted = sequence.request.params.logprobs
-        for token, each in zip(completion.token_ids, completion.logprobs or [], strict=True):
-            if not isfinite(each[token].logprob):
-                self._break_off(sequence, had)
+        for token, top in zip(completion.token_ids, completion.logprobs or [], strict=True):
+            if not isfinite(top[token].logprob):
+                self._break_off(sequence, before)
                 return
-            sequence.logprobs.append(each[token].logprob)
+            sequence.logprobs.append(top[token].logprob)
             if wanted:
-                ranked = sorted(each.items(), key=lambda item: item[1].rank or 0)
+                ranked = sorted(top.items(), key=lambda item: item[1].rank or 0)
                 sequence.top_logprobs.append({t: p.logprob for t, p in ranked[:wanted]})
         if output.finished:
             self._names.pop(sequence, None)
@@ -225,7 +225,7 @@ class VllmEngine:
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
 
     def _break_off(self, sequence: SequenceState, tokens: int) -> None:
-        """End a sequence whose logits are NaN or infinite; what it had before is kept."""
+        """End a sequence whose logits are NaN or infinite; its earlier tokens are kept."""
         self.stop(sequence, tokens)
         pair = self.backend.pair
         sequence.finish_reason = "error"
@@ -248,19 +248,19 @@ class VllmEngine:
 
     def _room(self, request: Request) -> int:
         context: int = self.backend.llm.model_config.max_model_len
-        for half in MODELS:
-            getattr(self.backend.pair, half).check_prompt(half, request.ids(half), context)
-        return context - max(len(request.ids(half)) for half in MODELS)
+        for source in MODELS:
+            self.backend.pair.model(source).check_prompt(source, request.ids(source), context)
+        return context - max(len(request.ids(source)) for source in MODELS)
 
 
 def _sampling(
     params: SamplingParams, sequence: SequenceState, ends: Iterable[int], arguments: dict[str, Any]
 ) -> Any:
-    """The same wishes, as vLLM takes them."""
-    from vllm import SamplingParams as TheirParams
+    """The sampling parameters in vLLM's own class."""
+    from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
 
-    return TheirParams(
+    return VllmParams(
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,

@@ -1,4 +1,4 @@
-"""What a pair asks of vLLM's configuration: its own worker and scheduler, and no CUDA graphs."""
+"""A pair's changes to vLLM's configuration: its own worker and scheduler, no CUDA graphs."""
 
 import os
 from pathlib import Path
@@ -18,24 +18,24 @@ _HOME = "baco.backends.vllm"
 
 
 class PairConfiguration(VerifyAndUpdateConfig):
-    """Called by vLLM for the architecture of a pair, in the process that takes requests."""
+    """Called by vLLM for the architecture of a pair, in the process that accepts requests."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        """Put the pair's worker and scheduler in place.
+        """Set the pair's worker and scheduler.
 
         Raises:
-            BacoError: a version of vLLM, or a feature, that a pair does not work with.
+            BacoError: a pair does not work with this version of vLLM, or with a feature that is on.
         """
         check_version()
         _check_features(vllm_config)
-        # Model Runner V2 has no place yet that knows both a row's request and its base prompt and
-        # runs on CPUs too. Workers inherit the variable.
+        # Model Runner V2 has no hook yet that knows both a row's request and its base prompt, and
+        # that runs on CPUs too. Workers inherit the variable.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         worker = "CpuPairWorker" if current_platform.is_cpu() else "PairWorker"
         vllm_config.parallel_config.worker_cls = f"{_HOME}.worker.{worker}"
         vllm_config.scheduler_config.scheduler_cls = f"{_HOME}.scheduler.pair_scheduler"
-        # A half that reads fewer tokens than the batch has does not fit into a captured graph.
+        # A model that reads fewer tokens than the batch has cannot use a captured graph.
         vllm_config.model_config.enforce_eager = True
         model = vllm_config.model_config
         Limits.of_pair(
@@ -49,7 +49,7 @@ class PairConfiguration(VerifyAndUpdateConfig):
 def _check_features(vllm_config: "VllmConfig") -> None:
     folder = Path(vllm_config.model_config.model)
     if not (folder / "base").is_dir() or not (folder / "aligned").is_dir():
-        raise BacoError(f"{folder} is no pair directory: make one with 'baco pair export DIR'")
+        raise BacoError(f"{folder} is not a pair directory: make one with 'baco pair export DIR'")
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.method != "ngram":
         raise BacoError(
@@ -61,4 +61,4 @@ def _check_features(vllm_config: "VllmConfig") -> None:
     if parallel.decode_context_parallel_size > 1 or parallel.enable_dbo:
         raise BacoError("a pair in vLLM runs without context parallelism and dual batch overlap")
     if vllm_config.kv_transfer_config is not None:
-        raise BacoError("a pair in vLLM runs without a KV connector: its halves' caches differ")
+        raise BacoError("a pair in vLLM runs without a KV connector: its models' caches differ")

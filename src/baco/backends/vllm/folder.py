@@ -1,8 +1,8 @@
-"""A pair in one folder that a vLLM server takes for one model: written by ``baco pair export``.
+"""A pair in one folder that a vLLM server reads as one model: written by ``baco pair export``.
 
-DIR/config.json, generation_config.json, tokenizer…   what vLLM reads of a model
-DIR/base/, DIR/aligned/                               the halves as they are, linked or copied
-DIR/baco.json, calibration.json                       what BACo knows of the pair
+DIR/config.json, generation_config.json, tokenizer…   the files that vLLM reads of a model
+DIR/base/, DIR/aligned/                               the models as they are, linked or copied
+DIR/baco.json, calibration.json                       the pair's own settings
 """
 
 import json
@@ -32,17 +32,17 @@ def export_pair(
     """Write a pair to the folder ``out``, which must be empty or new.
 
     Args:
-        known: where the halves are. An adapter is put into the base model's weights for it.
+        known: where the models are. An adapter is merged into a copy of the base model's weights.
         out: the folder.
-        copy: the halves' files, in place of linking to where they are.
-        function_words: a word list in place of the English one.
+        copy: copy the models' files instead of linking to them.
+        function_words: a word list instead of the English one.
         trust_remote_code: run the Python code that comes with a model.
 
     Returns:
         The pair, without its weights.
 
     Raises:
-        BacoError: a folder that is taken, halves that do not fit or cannot be read.
+        BacoError: the folder is not empty, or the models are no pair or cannot be read.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BacoError(f"{out} is not empty: export the pair to a new folder")
@@ -53,31 +53,31 @@ def export_pair(
         trust_remote_code=trust_remote_code,
     )
     out.mkdir(parents=True, exist_ok=True)
-    for half, name in (("base", known.base), ("aligned", known.aligned)):
-        if half == "aligned" and is_adapter(name):
-            _merge(known, pair, out / half, trust_remote_code)
+    for source, name in (("base", known.base), ("aligned", known.aligned)):
+        if source == "aligned" and is_adapter(name):
+            _merge(known, pair, out / source, trust_remote_code)
         else:
-            _place(_folder(name, trust_remote_code), out / half, copy)
+            _link_or_copy(_folder(name, trust_remote_code), out / source, copy)
     pair.tokenizer.save_pretrained(out)
     _write(out / "config.json", _config(pair, known.dtype))
     _write(out / "generation_config.json", {"eos_token_id": sorted(pair.end_ids)})
-    told: dict[str, Any] = {"name": known.name}
+    settings: dict[str, Any] = {"name": known.name}
     for key, value in (("chat_options", known.chat_options), ("sampling", known.sampling)):
         if value:
-            told[key] = dict(value)
+            settings[key] = dict(value)
     if function_words is not None:
-        told["function_words"] = function_words
+        settings["function_words"] = function_words
     if known.dtype:
-        told["dtype"] = known.dtype
-    _write(out / "baco.json", told)
-    dial = Calibration.load(pair)
-    if dial is not None:
-        dial.save(pair, out / "calibration.json")
+        settings["dtype"] = known.dtype
+    _write(out / "baco.json", settings)
+    calibration = Calibration.load(pair)
+    if calibration is not None:
+        calibration.save(pair, out / "calibration.json")
     return pair
 
 
 def _config(pair: Pair, dtype: str | None) -> dict[str, Any]:
-    """The base's configuration, on the common vocabulary and with the shorter context window."""
+    """The base's configuration with the common vocabulary and the shorter context window."""
     config: dict[str, Any] = pair.base.model.config.to_dict()
     config["architectures"] = [ARCHITECTURE]
     config["vocab_size"] = pair.vocabulary.size
@@ -91,7 +91,7 @@ def _config(pair: Pair, dtype: str | None) -> dict[str, Any]:
 
 
 def _folder(name: str, trust_remote_code: bool) -> Path:
-    """Where a model's files are; from the hub where it is no folder."""
+    """The folder of a model, downloaded from the hub if needed."""
     folder = Path(name)
     if folder.is_dir():
         return folder.resolve()
@@ -99,14 +99,14 @@ def _folder(name: str, trust_remote_code: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        kinds = ["*.json", "*.safetensors", "*.model", *(["*.py"] if trust_remote_code else [])]
+        patterns = ["*.json", "*.safetensors", "*.model", *(["*.py"] if trust_remote_code else [])]
         with hub.reading(name):
-            return Path(snapshot_download(name, allow_patterns=kinds))
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BacoError(f"cannot fetch the model {name}: {one_line(error)}") from error
 
 
-def _place(source: Path, target: Path, copy: bool) -> None:
+def _link_or_copy(source: Path, target: Path, copy: bool) -> None:
     if not any(source.glob("*.safetensors")):
         raise BacoError(f"{source} has no *.safetensors: save the model in that format first")
     if copy:
@@ -116,7 +116,7 @@ def _place(source: Path, target: Path, copy: bool) -> None:
 
 
 def _merge(known: KnownPair, pair: Pair, target: Path, trust_remote_code: bool) -> None:
-    """Write the base model with the adapter in its weights."""
+    """Write the base model with the adapter merged into its weights."""
     placement = Placement(find_device("cpu"), known.dtype, trust_remote_code=trust_remote_code)
     model = load_model(known.base, placement)
     merged = load_adapter(model, known.aligned).merge_and_unload()
@@ -124,16 +124,16 @@ def _merge(known: KnownPair, pair: Pair, target: Path, trust_remote_code: bool) 
     pair.aligned.tokenizer.save_pretrained(target)
 
 
-def _write(file: Path, told: dict[str, Any]) -> None:
-    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_pair(folder: Path, trust_remote_code: bool = False) -> Pair:
     """The pair of a folder that `export_pair` wrote, without its weights."""
-    told = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
     return load_weightless_pair(
         KnownPair.in_folder(folder),
         dict.fromkeys(MODELS, "vLLM"),
-        function_words=told.get("function_words"),
+        function_words=settings.get("function_words"),
         trust_remote_code=trust_remote_code,
     )

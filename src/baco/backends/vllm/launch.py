@@ -1,4 +1,4 @@
-"""From a pair's name to a running vLLM engine."""
+"""Starting a vLLM engine for a pair."""
 
 import difflib
 import json
@@ -24,7 +24,7 @@ from baco.text.vocabulary import load_words
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-# Of keys and values on a CPU, where vLLM's own default is most of the machine.
+# Memory for keys and values on a CPU, where vLLM's own default is most of the machine.
 _CPU_CACHE = 2**30
 
 
@@ -37,10 +37,10 @@ def start(
     cache: int | float | str | None,
     ngram: int,
 ) -> "tuple[Pair, TemporaryDirectory[str] | None, LLMEngine]":
-    """A pair without weights, the folder that was made for it, and the engine that has them.
+    """A pair without weights, the folder made for it if one was needed, and the engine.
 
     Raises:
-        BacoError: what cannot be started, in one line.
+        BacoError: the engine does not start; the reason in one line.
     """
     words = None
     if function_words is not None:
@@ -52,52 +52,52 @@ def start(
         trust_remote_code=trust_remote_code,
         **templates,
     )
-    made = None
+    temporary = None
     folder = exported(known) if words is None else None
     if folder is None:
-        made = TemporaryDirectory(prefix="baco-pair-")
-        folder = Path(made.name)
+        temporary = TemporaryDirectory(prefix="baco-pair-")
+        folder = Path(temporary.name)
         export_pair(known, folder, function_words=words, trust_remote_code=trust_remote_code)
-    # Answers go to standard output: what vLLM has to say does not.
+    # Standard output is for answers; vLLM's log must not go there.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # The engine's loop runs where `step` is called; only several devices take several processes.
+    # The engine runs in the process that calls `step`; only several devices need more processes.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     register()
     try:
         engine = _engine(_cache(cache) | _drafts(ngram) | arguments | {"model": str(folder)})
-    except Exception as error:  # vLLM raises whatever its parts raise
-        if made is not None:
-            made.cleanup()
+    except Exception as error:  # of any kind
+        if temporary is not None:
+            temporary.cleanup()
         if isinstance(error, BacoError):
             raise
         raise BacoError(f"vLLM does not start: {first_line(error)}") from error
-    return pair, made, engine
+    return pair, temporary, engine
 
 
 def exported(known: KnownPair) -> Path | None:
-    """The pair directory that a pair lies in, if it is one."""
+    """The folder of a pair, if `export_pair` wrote it."""
     folder = Path(known.base).parent
     config = folder / "config.json"
     if not config.is_file() or Path(known.aligned) != folder / "aligned":
         return None
     try:
-        told = json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return folder if told.get("architectures") == [ARCHITECTURE] else None
+    return folder if settings.get("architectures") == [ARCHITECTURE] else None
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
-    """BacoError where an argument is none of vLLM's engine, or not the caller's to give."""
+    """Raise BacoError for arguments that vLLM's engine does not have, and for ``model``."""
     from vllm.engine.arg_utils import EngineArgs
 
     known = [field.name for field in fields(EngineArgs)]
     for name in arguments:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            mend = f"did you mean {near[0]}?" if near else "see vLLM's engine arguments"
-            raise BacoError(f"vLLM's engine has no argument {name!r}: {mend}")
+            advice = f"did you mean {near[0]}?" if near else "see vLLM's engine arguments"
+            raise BacoError(f"vLLM's engine has no argument {name!r}: {advice}")
         if name == "model":
             raise BacoError("the engine's model is the pair: leave out model")
 
@@ -135,12 +135,12 @@ def _drafts(ngram: int) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message that says something."""
+    """The first line of another library's message that is not empty."""
     from pydantic import ValidationError
 
-    told = str(error)
+    message = str(error)
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        told = ": ".join((".".join(map(str, first["loc"])), first["msg"])).removeprefix(": ")
-    lines = (line.strip().rstrip(".") for line in told.splitlines())
+        message = ": ".join((".".join(map(str, first["loc"])), first["msg"])).removeprefix(": ")
+    lines = (line.strip().rstrip(".") for line in message.splitlines())
     return next((line for line in lines if line), type(error).__name__)

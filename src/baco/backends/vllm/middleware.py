@@ -1,7 +1,7 @@
 """For ``vllm serve DIR --middleware baco.backends.vllm.middleware.TwoPrompts``: chats are rendered
 twice, as BACo renders them, before vLLM reads the request.
 
-Without it both halves of a pair read the aligned half's chat template.
+Without it both models of a pair read the aligned model's chat template.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from baco.sampling.params import MAX_SEED
 from baco.sampling.seeds import noise_seed
 
 _PATH = "/v1/chat/completions"
-_OF_TEMPLATES = ("chat_template_kwargs", "continue_final_message")
+_TEMPLATE_FIELDS = ("chat_template_kwargs", "continue_final_message")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -26,17 +26,17 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class TwoPrompts:
     """An ASGI middleware.
 
-    It puts both prompts' token ids into the body: the aligned half's where vLLM takes a prompt that
-    is already tokens, the base half's beside the pair's other arguments.
+    It puts the token ids of both prompts into the body: the aligned model's where vLLM accepts a
+    tokenised prompt, the base model's beside the pair's other arguments.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self._pair: Pair | None = None
-        self._reading = threading.Lock()
+        self._lock = threading.Lock()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Change the body of a chat completion; all else passes."""
+        """Change the body of a chat completion; pass everything else on unchanged."""
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != _PATH:
             await self.app(scope, receive, send)
             return
@@ -54,46 +54,46 @@ class TwoPrompts:
             return
         headers = [h for h in scope["headers"] if h[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(changed)).encode()))
-        told = False
+        replayed = False
 
         async def replay() -> dict[str, Any]:
-            nonlocal told
-            if told:
+            nonlocal replayed
+            if replayed:
                 return await receive()
-            told = True
+            replayed = True
             return {"type": "http.request", "body": changed, "more_body": False}
 
         await self.app(scope | {"headers": headers}, replay, send)
 
     def _changed(self, body: bytes) -> bytes:
         try:
-            asked = json.loads(body)
+            fields = json.loads(body)
         except ValueError:
-            return body  # vLLM says what is wrong with it
-        if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+            return body  # vLLM reports the error
+        if not isinstance(fields, dict) or not isinstance(fields.get("messages"), list):
             return body
-        mine = asked.get("vllm_xargs") or {}
-        if not isinstance(mine, dict) or "baco_base_prompt_ids" in mine:
+        extra = fields.get("vllm_xargs") or {}
+        if not isinstance(extra, dict) or "baco_base_prompt_ids" in extra:
             return body
-        variables, continued = (asked.get(name) for name in _OF_TEMPLATES)
+        variables, continued = (fields.get(name) for name in _TEMPLATE_FIELDS)
         if not isinstance(variables, dict | None) or not isinstance(continued, bool | None):
             return body
-        prompt = self._known().renderer.render(
-            asked["messages"], template_args=variables, continue_final=continued
+        prompt = self._served_pair().renderer.render(
+            fields["messages"], template_args=variables, continue_final=continued
         )
         ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
-        theirs = asked.get("kv_transfer_params")
-        asked["kv_transfer_params"] = {**(theirs or {}), "prompt_token_ids": ids}
-        asked["vllm_xargs"] = {**mine, **arguments}
-        seed = asked.get("seed")
+        transfer = fields.get("kv_transfer_params") or {}
+        fields["kv_transfer_params"] = {**transfer, "prompt_token_ids": ids}
+        fields["vllm_xargs"] = {**extra, **arguments}
+        seed = fields.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED:
-            # vLLM's draws of one seed are alike for every prompt.
-            asked["seed"] = noise_seed(seed, prompt.digest)
-        asked["cache_salt"] = f"{asked.get('cache_salt') or ''}{salt}"
-        return json.dumps(asked).encode()
+            # vLLM draws alike for every prompt of one seed.
+            fields["seed"] = noise_seed(seed, prompt.digest)
+        fields["cache_salt"] = f"{fields.get('cache_salt') or ''}{salt}"
+        return json.dumps(fields).encode()
 
-    def _known(self) -> Pair:
-        with self._reading:
+    def _served_pair(self) -> Pair:
+        with self._lock:
             if self._pair is None:
                 if Limits.here.folder is None:
                     raise BacoError("this vLLM serves no pair: leave out BACo's middleware")
@@ -101,9 +101,9 @@ class TwoPrompts:
             return self._pair
 
 
-async def _refuse(send: Send, told: str) -> None:
-    """A 400 as vLLM words it."""
-    error = {"message": told, "type": "BadRequestError", "param": None, "code": 400}
+async def _refuse(send: Send, message: str) -> None:
+    """Send a 400 in vLLM's own form."""
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 400, "headers": headers})

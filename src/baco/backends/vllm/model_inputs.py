@@ -1,8 +1,8 @@
-"""How each half reads a batch that vLLM laid out: its own tokens, positions and cache slots.
+"""The inputs of each model for a batch that vLLM laid out: tokens, positions and cache slots.
 
-vLLM's batch counts positions from the start of the longer prompt. A half with a shorter prompt does
-not read the tokens before its own, and counts from there. Its keys and values lie in the request's
-blocks from the first slot on, in cache tensors of its own.
+vLLM's batch counts positions from the start of the longer prompt. A model with a shorter prompt
+skips the tokens before its own, and counts positions from there. Its keys and values are in the
+request's blocks from the first slot on, in cache tensors of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ class Step:
     Attributes:
         requests: their ids.
         scheduled: tokens of each in this step, [N].
-        computed: tokens of each before it, [N]; where tokens are prompt, exactly.
-        row: which request each token is of, int64 [T], on the device.
+        computed: tokens of each before it, [N]; exact for prompt tokens.
+        row: the request of each token, int64 [T], on the device.
         ids, positions: of the tokens, [T], on the device.
         lengths: tokens of each request after the step, int32 [N], on the device.
     """
@@ -41,18 +41,18 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """What one half reads of a step.
+class ModelInputs:
+    """The inputs of one model in a step.
 
     Attributes:
         ids, positions: of its tokens, [T'].
-        kept: which of the step's tokens they are, int64 [T']; None: all.
-        row: which request each is of, int64 [T'].
-        alive: the requests with any token here, int64 [N']; None: all.
-        counts: tokens of those, [N'].
-        lengths: what the half has of those requests after the step, int32 [N'].
-        longest: upper bound of ``lengths``.
-        shifted: whether positions differ from the step's.
+        kept: their indices among the step's tokens, int64 [T']; None for all.
+        row: the request of each, int64 [T'].
+        alive: the requests with any token here, int64 [N']; None for all.
+        counts: tokens of these requests, [N'].
+        lengths: tokens that the model has of these requests after the step, int32 [N'].
+        longest: an upper bound of ``lengths``.
+        shifted: whether the positions differ from the step's.
     """
 
     ids: Tensor
@@ -66,15 +66,15 @@ class Lane:
     shifted: bool
 
     @classmethod
-    def of(cls, step: Step, half: Source, table: RequestTable, slot: Tensor) -> "Lane":
-        """A half's lane through a step; ``slot`` of each request in the table, int64 [N]."""
+    def of(cls, step: Step, source: Source, table: RequestTable, slot: Tensor) -> "ModelInputs":
+        """A model's inputs in a step; ``slot`` of each request in the table, int64 [N]."""
         device = step.ids.device
-        offsets = np.array(table.offsets(step.requests, half), dtype=np.int32)
+        offsets = np.array(table.offsets(step.requests, source), dtype=np.int32)
         dropped = np.clip(offsets - step.computed, 0, step.scheduled)
         counts = step.scheduled - dropped
         kept = alive = None
         row, ids, positions, lengths = step.row, step.ids, step.positions, step.lengths
-        shift = table.offset[half][slot]
+        shift = table.offset[source][slot]
         lengths = lengths - shift.to(lengths.dtype)
         if dropped.any():
             kept = _upload(_tail(step.scheduled, counts), device)
@@ -84,7 +84,7 @@ class Lane:
             alive = _upload(living, device)
             lengths, counts = lengths[alive], counts[living]
         positions = positions - shift[row]
-        if half == "base":
+        if source == "base":
             at = slot[row]
             within = positions.clamp_min(0).clamp_max(table.width - 1)
             prompted = table.base_ids[at, within]
@@ -98,7 +98,7 @@ class Lane:
         return block * block_size + self.positions % block_size
 
     def metadata(self, make: Callable[..., Any], blocks: Tensor, slots: Tensor) -> Any:
-        """vLLM's common attention metadata for this lane, made by its class ``make``."""
+        """vLLM's common attention metadata for these inputs; ``make`` is its class."""
         starts = np.zeros(len(self.counts) + 1, dtype=np.int32)
         np.cumsum(self.counts, out=starts[1:])
         on_host = torch.from_numpy(starts)

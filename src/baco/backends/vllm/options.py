@@ -1,9 +1,8 @@
-"""What a request may say to a pair inside vLLM, checked in the process that takes requests.
+"""The options of a request to a pair inside vLLM, checked in the process that accepts requests.
 
-The options travel in ``SamplingParams.extra_args``, which over HTTP is ``vllm_xargs``. vLLM's
-prompt is what its caches and limits go by. It is the aligned half's prompt, and where the base half
-reads a longer one, as many tokens stand before it as the base half's is longer; the aligned half
-does not read those.
+The options are sent in ``SamplingParams.extra_args``, which over HTTP is ``vllm_xargs``. vLLM's
+caches and limits refer to one prompt: that of the aligned model. Where the base model's prompt is
+longer, fill tokens are put before it, as many as the difference; the aligned model skips them.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ DEFAULT_ROUTER = "P-Punc:0.4"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a pair's token ids and prompts may be, where this process serves one; its folder, and
+    """Limits on token ids and prompts of the pair that this process serves, if any; its folder, and
     whether code that comes with it may run.
     """
 
@@ -39,7 +38,7 @@ class Limits:
     def of_pair(
         cls, vocabulary: int, context: int, folder: Path, trust_remote_code: bool = False
     ) -> None:
-        """Take down what the pair of this process allows."""
+        """Set the limits of this process."""
         cls.here = cls(vocabulary, context, folder, trust_remote_code)
 
 
@@ -51,12 +50,12 @@ class PairOptions:
     """How one request is routed.
 
     Attributes:
-        base_ids: the prompt as the base half reads it; None: as the aligned half does.
-        fill: tokens before the aligned half's prompt that it does not read.
-        router: names the source at every boundary.
+        base_ids: the base model's prompt; None: the same as the aligned model's.
+        fill: tokens before the aligned model's prompt that it skips.
+        router: picks the source at every boundary.
         switch: ``word`` or ``token``.
-        seed, sample: of the coins that random routers toss.
-        digest: of the prompt, keys the coins; None: the aligned half's token ids do.
+        seed, sample: of the coins of random routers.
+        digest: of the prompt, a key of the coins; None: of the aligned model's token ids.
     """
 
     base_ids: tuple[int, ...] | None
@@ -72,7 +71,7 @@ class PairOptions:
         """The options of a request's extra arguments.
 
         Raises:
-            BacoError: one that is unknown or cannot be.
+            BacoError: an option is unknown, or its value is not allowed.
         """
         given = {
             name.removeprefix(PREFIX): value
@@ -93,7 +92,7 @@ class PairOptions:
             if name not in known:
                 raise BacoError(
                     f"unknown argument {PREFIX}{name}: known are "
-                    f"{', '.join(PREFIX + each for each in known)}"
+                    f"{', '.join(PREFIX + option for option in known)}"
                 )
         switch = given.get("switch", "word")
         if switch not in get_args(Switch):
@@ -109,11 +108,11 @@ class PairOptions:
         )
 
     def check_prompt(self, length: int, vocabulary: int) -> None:
-        """BacoError where they do not go with a prompt of ``length`` tokens."""
+        """Raise BacoError if the options do not fit a prompt of ``length`` tokens."""
         if self.fill >= length:
             raise BacoError(
                 f"{PREFIX}fill is {self.fill}: the prompt has {length} tokens, and the aligned "
-                "half has to read some of them"
+                "model has to read some of them"
             )
         if self.base_ids is not None and len(self.base_ids) > length:
             raise BacoError(
@@ -131,18 +130,18 @@ class PairOptions:
 def pair_prompt(
     base_ids: Sequence[int], aligned_ids: Sequence[int], digest: bytes | None = None
 ) -> tuple[list[int], dict[str, Any], str]:
-    """What vLLM is given for a prompt that the two halves read differently.
+    """The arguments to vLLM for a prompt that the two models read differently.
 
     Args:
-        base_ids, aligned_ids: the prompt as each half reads it.
-        digest: of the prompt, that coins are keyed by; None: the aligned half's token ids are.
+        base_ids, aligned_ids: the prompt as each model reads it.
+        digest: of the prompt, a key of the coins; None: of the aligned model's token ids.
 
     Returns:
         (token ids, extra arguments, cache salt). The salt keeps vLLM's prefix cache from taking
         one base prompt's keys and values for another's.
     """
     fill = max(0, len(base_ids) - len(aligned_ids))
-    # A token that is in the prompt anyway, so that penalties see nothing new.
+    # A token of the prompt, so that penalties count no other token.
     ids = [aligned_ids[0]] * fill + list(aligned_ids)
     arguments: dict[str, Any] = {
         f"{PREFIX}base_prompt_ids": list(base_ids),
@@ -150,8 +149,8 @@ def pair_prompt(
     }
     if digest is not None:
         arguments[f"{PREFIX}digest"] = digest.hex()
-    told = json.dumps([list(base_ids), fill]).encode()
-    return ids, arguments, hashlib.sha256(told).hexdigest()
+    salted = json.dumps([list(base_ids), fill]).encode()
+    return ids, arguments, hashlib.sha256(salted).hexdigest()
 
 
 def _ids(given: object) -> tuple[int, ...] | None:
@@ -163,10 +162,10 @@ def _ids(given: object) -> tuple[int, ...] | None:
     if not isinstance(given, list | tuple) or not given:
         raise BacoError(f"{PREFIX}base_prompt_ids: give a list of token ids, one at least")
     ids: list[int] = []
-    for each in given:
-        whole = int(each) if isinstance(each, float) and each.is_integer() else each
+    for token in given:
+        whole = int(token) if isinstance(token, float) and token.is_integer() else token
         if isinstance(whole, bool) or not isinstance(whole, int) or whole < 0:
-            raise BacoError(f"{PREFIX}base_prompt_ids has {each!r} in it: give token ids")
+            raise BacoError(f"{PREFIX}base_prompt_ids has {token!r} in it: give token ids")
         ids.append(whole)
     vocabulary, context = Limits.here.vocabulary, Limits.here.context
     if vocabulary is not None and max(ids) >= vocabulary:
@@ -206,10 +205,10 @@ def _router(spelling: object, threshold: object) -> Router:
         spelling = DEFAULT_ROUTER if threshold is None else DEFAULT_ROUTER.partition(":")[0]
     if not isinstance(spelling, str):
         raise BacoError(f"{PREFIX}router is {spelling!r}: give a spelling such as P-Punc:0.4")
-    made = router(spelling, None if threshold is None else float(threshold))
-    if not portable(made):
+    chosen = router(spelling, None if threshold is None else float(threshold))
+    if not portable(chosen):
         raise BacoError(
             f"router {spelling!r} exists in this process only: vLLM's processes know built-in "
             "rules and those of installed packages"
         )
-    return made
+    return chosen

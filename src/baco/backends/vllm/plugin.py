@@ -1,7 +1,6 @@
-"""Announces BACo to vLLM: run by every vLLM process, so it imports next to nothing.
+"""Registers a pair's architecture with vLLM. Every vLLM process runs it, so it imports little.
 
-In a vLLM that serves other models it changes nothing: what it registers is looked up by the
-architecture's name.
+It does not affect other models: vLLM looks up what it registers by the architecture's name.
 """
 
 ARCHITECTURE = "BacoForCausalLM"

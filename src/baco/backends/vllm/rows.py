@@ -1,4 +1,4 @@
-"""Which model speaks at the rows of logits of one step: the shared rules, asked on the device."""
+"""The source of each row of logits of one step, by the shared rules, computed on the device."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +18,12 @@ from baco.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class RoutingTables:
-    """What every row is routed by, on the device.
+    """The vocabulary tables that rows are routed by, on the device.
 
     Attributes:
         vocabulary: word starts, word ends, roles.
-        banned: tokens the base may never say, bool [V].
-        unknown: ids that the base half does not have, bool [V].
+        banned: tokens that are never drawn from the base model, bool [V].
+        unknown: ids that the base model does not have, bool [V].
     """
 
     vocabulary: Vocabulary
@@ -33,22 +33,22 @@ class RoutingTables:
 
 @dataclass
 class Rows:
-    """The rows of logits of one step, N requests and R rows, those of a request one after another.
+    """The rows of logits of one step: N requests and R rows, those of a request adjacent.
 
     Attributes:
-        law: what they are routed by.
-        table: the requests.
+        tables: what they are routed by.
+        requests: what the worker knows of them.
         slot: of each request in the table, int64 [N].
-        rules, rule: the routers, each once, and which each request goes by, int64 [N].
-        layout: how many rows each request has.
+        rules, rule: the distinct routers, and the index of each request's router, int64 [N].
+        layout: the number of rows of each request.
         heads: each request's first row, int64 [N].
-        token, position: the token before each row and where it stands, int64 [R].
-        settled: requests whose next token is known already, bool [N]: what is drawn is thrown away.
-        source: once routed, who speaks at each row, bool [R], True for the base.
+        token, position: the token before each row and its position, int64 [R].
+        settled: requests whose next token is known already, bool [N]: the draw is discarded.
+        source: of each row once routed, bool [R], True for the base.
     """
 
-    law: RoutingTables
-    table: RequestTable
+    tables: RoutingTables
+    requests: RequestTable
     slot: Tensor
     rules: list[tuple[Router, Switch]]
     rule: Tensor
@@ -60,30 +60,31 @@ class Rows:
     source: Tensor | None = field(default=None)
 
     def route(self, base: Tensor, aligned: Tensor) -> Tensor:
-        """The rows to draw from, float32 [R, V], by both halves' raw ones; remembers who spoke."""
-        table, layout = self.table, self.layout
-        base = base.masked_fill_(self.law.unknown, -torch.inf)
-        # NaN where either row is damaged, else 0: whatever is drawn there has no log-probability.
+        """The rows to draw from, float32 [R, V], from both models' raw rows. Notes the sources."""
+        requests, layout = self.requests, self.layout
+        base = base.masked_fill_(self.tables.unknown, -torch.inf)
+        # NaN where either row is damaged, else 0: a token drawn there has no log-probability.
         damage = base.amax(dim=-1) * 0 + aligned.amax(dim=-1) * 0
         slot = self.slot[layout.row]
-        first = self.position == table.prompt[slot] - 1
+        first = self.position == requests.prompt[slot] - 1
         previous = torch.where(first, NO_TOKEN, self.token)
-        signals = Signals(base, aligned, self.law.vocabulary, partial(self._toss, slot))
+        signals = Signals(base, aligned, self.tables.vocabulary, partial(self._toss, slot))
         rule = self.rule[layout.row] if len(self.rules) > 1 else None
         boundary_state = BoundaryState.of(signals, previous, self.rules, rule)
-        active = table.previous_source[self.slot, self.position[self.heads]]
+        active = requests.previous_source[self.slot, self.position[self.heads]]
         _, source, masked = resolve_sources(layout, boundary_state, active)
         self._remember(slot, source)
         self.source = source
-        left = mask_logits(signals, source, masked, self.law.banned)
+        left = mask_logits(signals, source, masked, self.tables.banned)
         return left.add_(damage[:, None])
 
     def _remember(self, slot: Tensor, source: Tensor) -> None:
         at = (slot, self.position + 1)
         known = self.settled[self.layout.row]
-        self.table.previous_source[at] = torch.where(known, self.table.previous_source[at], source)
+        previous = self.requests.previous_source
+        previous[at] = torch.where(known, previous[at], source)
 
     def _toss(self, slot: Tensor) -> Tensor:
-        seed, sample = self.table.identity[slot].unbind(1)
-        keys = noise_keys(seed, sample, self.position + 1 - self.table.prompt[slot])
+        seed, sample = self.requests.identity[slot].unbind(1)
+        keys = noise_keys(seed, sample, self.position + 1 - self.requests.prompt[slot])
         return coin(keys, ROUTER)

@@ -1,7 +1,7 @@
-"""vLLM's model runner, for a pair: what it adds around a step, and nothing of the step itself.
+"""vLLM's model runner for a pair: additions before and after a step, not the step itself.
 
-Before a forward each half gets its lane, and the rows of logits what they are routed by; after it
-the sources go along with the tokens.
+Before a forward it sets each model's inputs, and the tables that rows of logits are routed by.
+After it, the sources are sent with the tokens.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.utils import AttentionGroup
 
 from baco.backends.vllm.folder import read_pair
-from baco.backends.vllm.model_inputs import Lane, Step
+from baco.backends.vllm.model_inputs import ModelInputs, Step
 from baco.backends.vllm.options import PairOptions
 from baco.backends.vllm.rows import RoutingTables, Rows
-from baco.backends.vllm.sources import Sources, TellingOutput
+from baco.backends.vllm.sources import OutputWithSources, Sources
 from baco.backends.vllm.table import RequestTable
 from baco.engine.draft import Positions
 from baco.source import MODELS, Source
@@ -32,25 +32,25 @@ else:
 
 
 class PairRunner(_Runner):
-    """To be mixed in before a model runner of vLLM (V1).
+    """A mixin to be placed before a model runner of vLLM (V1).
 
     Attributes:
         table: the requests that this worker knows.
-        law: what rows of logits are routed by.
+        routing_tables: what rows of logits are routed by.
     """
 
     table: RequestTable
-    law: RoutingTables
+    routing_tables: RoutingTables
     intermediate_tensors: Any
     _rows: Rows | None
     _groups: list[tuple[int, Source, AttentionGroup]]
 
-    def take_up_pair(self) -> None:
-        """Make what a pair needs beside vLLM's own state."""
+    def init_pair(self) -> None:
+        """Create the pair's state beside vLLM's own."""
         self.table = RequestTable(self.max_model_len, self.device)
         model = self.model_config
         pair = read_pair(Path(model.model), model.trust_remote_code)
-        self.law = RoutingTables(
+        self.routing_tables = RoutingTables(
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),
             pair.base.unknown_ids.to(self.device),
@@ -59,8 +59,8 @@ class PairRunner(_Runner):
         self._groups = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM does, with room for what the stage before hands on: vLLM makes it in a warm-up
-        that it leaves out on CPUs.
+        """As in vLLM, with buffers for the tensors of the previous pipeline stage. vLLM creates
+        these in a warm-up, which it skips on CPUs.
         """
         super().load_model(*args, **kwargs)
         if not get_pp_group().is_first_rank and self.intermediate_tensors is None:
@@ -68,7 +68,7 @@ class PairRunner(_Runner):
                 batch_size=self.max_num_tokens, dtype=self.dtype, device=self.device
             )
 
-    # --- what a half reads ------------------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------------
 
     def _update_states(self, scheduler_output: "SchedulerOutput") -> Callable[[], Any] | None:
         for request in scheduler_output.finished_req_ids:
@@ -82,8 +82,8 @@ class PairRunner(_Runner):
     def _prepare_inputs(
         self, scheduler_output: "SchedulerOutput", num_scheduled_tokens: np.ndarray
     ) -> Any:
-        made = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        logits_indices, drafts, _ = made
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        logits_indices, drafts, _ = prepared
         requests = list(self.input_batch.req_ids)
         count, tokens = len(requests), int(num_scheduled_tokens.sum())
         step = Step(
@@ -97,11 +97,11 @@ class PairRunner(_Runner):
         )
         slot = torch.tensor(self.table.slots(requests)).to(self.device, non_blocking=True)
         model = self.get_model()
-        model.lanes = {half: Lane.of(step, half, self.table, slot) for half in MODELS}
-        model.rows = self._rows = self._to_route(step, slot, logits_indices, drafts)
-        return made
+        model.inputs = {source: ModelInputs.of(step, source, self.table, slot) for source in MODELS}
+        model.rows = self._rows = self._rows_to_route(step, slot, logits_indices, drafts)
+        return prepared
 
-    def _to_route(
+    def _rows_to_route(
         self, step: Step, slot: torch.Tensor, logits_indices: torch.Tensor, drafts: Any
     ) -> Rows:
         count = len(step.requests)
@@ -109,7 +109,7 @@ class PairRunner(_Runner):
         rules, rule = self.table.rules(step.requests)
         heads = np.cumsum([0, *counts[:-1]])
         return Rows(
-            self.law,
+            self.routing_tables,
             self.table,
             slot,
             rules,
@@ -124,42 +124,42 @@ class PairRunner(_Runner):
     def initialize_metadata_builders(
         self, kv_cache_config: Any, kernel_block_sizes: list[int]
     ) -> None:
-        """Also makes attention groups of one half's layers each: lanes differ between halves."""
+        """Also create attention groups of one model's layers: inputs differ between the models."""
         super().initialize_metadata_builders(kv_cache_config, kernel_block_sizes)
         self._groups = []
         for gid, groups in enumerate(self.attn_groups):
             for group in groups:
-                for half in MODELS:
-                    layers = [name for name in group.layer_names if name.startswith(f"{half}.")]
+                for source in MODELS:
+                    layers = [name for name in group.layer_names if name.startswith(f"{source}.")]
                     if layers:
                         own = AttentionGroup(group.backend, layers, group.kv_cache_spec, gid)
                         own.create_metadata_builders(
                             self.vllm_config, self.device, kernel_block_sizes[gid]
                         )
-                        self._groups.append((gid, half, own))
+                        self._groups.append((gid, source, own))
 
-    def _lanes(self) -> dict[Source, Lane]:
-        """The lanes that are not the step as it stands; none while memory is measured."""
-        lanes: dict[Source, Lane] = getattr(self.get_model(), "lanes", {})
-        return {half: lane for half, lane in lanes.items() if lane.shifted and len(lane.counts)}
+    def _shifted_inputs(self) -> dict[Source, ModelInputs]:
+        """The inputs that differ from the step's own; none while memory is measured."""
+        inputs: dict[Source, ModelInputs] = getattr(self.get_model(), "inputs", {})
+        return {source: own for source, own in inputs.items() if own.shifted and len(own.counts)}
 
     def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
         by_group, by_layer = super()._get_slot_mappings(*args, **kwargs)
-        lanes = self._lanes()
-        for gid, half, group in self._groups:
-            if half in lanes:
-                slots = self._slots(gid, lanes[half])
+        shifted = self._shifted_inputs()
+        for gid, source, group in self._groups:
+            if source in shifted:
+                slots = self._slots(gid, shifted[source])
                 by_layer.update(dict.fromkeys(group.layer_names, slots))
         return by_group, by_layer
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         metadata, common = super()._build_attention_metadata(*args, **kwargs)
-        lanes = self._lanes()
-        for gid, half, group in self._groups:
-            if half in lanes:
-                lane = lanes[half]
+        shifted = self._shifted_inputs()
+        for gid, source, group in self._groups:
+            if source in shifted:
+                inputs = shifted[source]
                 blocks = self._blocks(gid)
-                own = lane.metadata(CommonAttentionMetadata, blocks, self._slots(gid, lane))
+                own = inputs.metadata(CommonAttentionMetadata, blocks, self._slots(gid, inputs))
                 built = group.build_metadata(own)
                 metadata.update(dict.fromkeys(group.layer_names, built))
         return metadata, common
@@ -169,16 +169,16 @@ class PairRunner(_Runner):
         blocks: torch.Tensor = table.get_device_tensor(self.input_batch.num_reqs)
         return blocks
 
-    def _slots(self, gid: int, lane: Lane) -> torch.Tensor:
-        return lane.slots(self._blocks(gid), self.input_batch.block_table[gid].block_size)
+    def _slots(self, gid: int, inputs: ModelInputs) -> torch.Tensor:
+        return inputs.slots(self._blocks(gid), self.input_batch.block_table[gid].block_size)
 
-    # --- what comes of it -------------------------------------------------------------------------
+    # --- outputs ----------------------------------------------------------------------------------
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().execute_model(*args, **kwargs)
         finally:
-            self.get_model().lanes = {}
+            self.get_model().inputs = {}
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         rows, self._rows = self._rows, None
@@ -188,7 +188,7 @@ class PairRunner(_Runner):
         requests = list(self.input_batch.req_ids)
         sources = Sources.of(requests, rows.layout.counts, rows.source)
         if isinstance(output, AsyncModelRunnerOutput):
-            return TellingOutput(output, sources)
+            return OutputWithSources(output, sources)
         if isinstance(output, ModelRunnerOutput) and output.req_ids:
             sources.put(output)
         return output

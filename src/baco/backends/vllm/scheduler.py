@@ -1,4 +1,4 @@
-"""vLLM's scheduler, for a pair: sources go out with tokens, and shared blocks hold prompts only."""
+"""vLLM's scheduler for a pair: it sends sources with tokens, and shares prompt blocks only."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -24,23 +24,23 @@ else:
 
 log = logging.getLogger("baco")
 
-# In a request output's ``kv_transfer_params``, the one field of vLLM's outputs that is free in form
-# and comes with every one of them: a letter a token, ``b`` or ``a``, from the answer's start.
+# The key in ``kv_transfer_params``, the only field of free form in all of vLLM's request outputs.
+# Its value has a letter for each token of the answer, ``b`` or ``a``.
 SOURCES = f"{PREFIX}sources"
 
 
 class _PairScheduling(_Scheduler):
-    """To be mixed in before a scheduler of vLLM."""
+    """A mixin to be placed before a scheduler of vLLM."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._said: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
         self._shared: dict[str, int] = {}
         _share_prompts_only(self.kv_cache_manager, self._shared)
 
     def add_request(self, request: "Request") -> None:
-        """As vLLM does. What `Guard` cannot see, as it does not know the prompt, ends here in an
-        error of that request alone.
+        """As in vLLM. Options that do not fit the prompt, which `Guard` does not know, end that
+        request alone with an error.
         """
         params, length = request.sampling_params, request.num_prompt_tokens
         arguments = params.extra_args if params is not None else None
@@ -49,7 +49,7 @@ class _PairScheduling(_Scheduler):
             options.check_prompt(length, self.vllm_config.model_config.get_vocab_size())
         except BacoError as error:
             log.error("request %s: %s", request.request_id, error)
-            # Until vLLM collects such requests, no worker may see what is wrong with it.
+            # No worker may see the bad options before vLLM collects such requests.
             params.extra_args = None
             self.grammar_compile_error_reqs.add(request.request_id)
             options = PairOptions.read(None)
@@ -60,27 +60,26 @@ class _PairScheduling(_Scheduler):
     def update_from_output(
         self, scheduler_output: "SchedulerOutput", model_runner_output: "ModelRunnerOutput"
     ) -> "dict[int, EngineCoreOutputs]":
-        """As vLLM does, with the sources of the tokens that stand."""
+        """As in vLLM, with the sources of the accepted tokens."""
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
-        told = sources_of(model_runner_output)
+        sources = sources_of(model_runner_output)
         for client in outputs.values():
             for output in client.outputs:
-                previous_source = told.get(output.request_id, [])[: len(output.new_token_ids)]
-                said = self._said.pop(output.request_id, "") + "".join(
-                    "ab"[b] for b in previous_source
-                )
+                is_base = sources.get(output.request_id, [])[: len(output.new_token_ids)]
+                letters = self._sources.pop(output.request_id, "")
+                letters += "".join("ab"[base] for base in is_base)
                 if not output.finished:
-                    self._said[output.request_id] = said
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), SOURCES: said}
+                    self._sources[output.request_id] = letters
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), SOURCES: letters}
         return outputs
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        """As vLLM does, for requests that are given up."""
+        """As in vLLM, for aborted requests."""
         ended = super().finish_requests(request_ids, finished_status)
         for request in ended:
-            self._said.pop(request.request_id, None)
+            self._sources.pop(request.request_id, None)
         return ended
 
     def _free_request(self, request: "Request", *args: Any, **kwargs: Any) -> Any:
@@ -89,25 +88,25 @@ class _PairScheduling(_Scheduler):
 
 
 class PairScheduler(_PairScheduling, Scheduler):
-    """Where the host waits for every step."""
+    """For synchronous scheduling."""
 
 
 class PairAsyncScheduler(_PairScheduling, AsyncScheduler):
-    """Where the next step is laid out while the device is at the last."""
+    """For asynchronous scheduling."""
 
 
 def pair_scheduler(vllm_config: "VllmConfig", **rest: Any) -> Scheduler:
-    """The scheduler that a configuration asks for; vLLM calls it in the place of a class."""
+    """The scheduler that a configuration names; vLLM calls this function as if it were a class."""
     kind = PairAsyncScheduler if vllm_config.scheduler_config.async_scheduling else PairScheduler
     return kind(vllm_config=vllm_config, **rest)
 
 
 def _share_prompts_only(manager: "KVCacheManager", shared: dict[str, int]) -> None:
-    """Take from the prefix cache only blocks that hold prompt in both halves.
+    """Share only blocks of the prefix cache that hold prompt tokens in both models.
 
-    The half with the shorter prompt is ahead of vLLM's count: the last tokens of a block that vLLM
-    holds for full are still to be written by it, and where they are of the answer, two answers
-    would write different ones into one shared block.
+    The model with the shorter prompt is behind vLLM's count: it still has to write the last tokens
+    of a block that vLLM takes for full. Where these belong to the answer, two answers would write
+    different tokens into one shared block.
     """
     find = manager.coordinator.find_longest_cache_hit
     compute = manager.get_computed_blocks

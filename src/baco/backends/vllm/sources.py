@@ -1,6 +1,6 @@
-"""The sources of a step's tokens on their way from a worker to the scheduler.
+"""The sources of a step's tokens, sent from a worker to the scheduler.
 
-They ride on the output that vLLM's executor sends anyway, whatever the number of processes.
+They are attached to the output that vLLM's executor sends anyway, with any number of processes.
 """
 
 from collections.abc import Mapping
@@ -11,60 +11,60 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-# An attribute that vLLM's output does not have of itself; it is pickled along.
+# An attribute that BACo adds to vLLM's output; it is pickled with it.
 _NAME = "baco_sources"
 
 
 @dataclass(slots=True)
 class Sources:
-    """Who speaks at the rows of one step, on its way to the host.
+    """The sources of the rows of one step, while they are copied to the host.
 
     Attributes:
-        requests, counts: whose rows they are, and how many each has.
-        previous_source: bool [R], True for the base, on the host once ``ready``.
-        ready: what tells so; None where it is there already.
+        requests, counts: the requests, and the number of rows of each.
+        is_base: bool [R], True for the base; valid once ``ready``.
+        ready: the event after the copy; None where no copy is needed.
     """
 
     requests: list[str]
     counts: list[int]
-    previous_source: Tensor
+    is_base: Tensor
     ready: Any
 
     @classmethod
-    def of(cls, requests: list[str], counts: list[int], previous_source: Tensor) -> "Sources":
-        """Start the copy to the host; nothing waits for it here."""
-        if previous_source.device.type == "cpu":
-            return cls(requests, counts, previous_source, None)
-        on_host = previous_source.to("cpu", non_blocking=True)
-        ready = torch.Event(device=previous_source.device)
+    def of(cls, requests: list[str], counts: list[int], is_base: Tensor) -> "Sources":
+        """Start the copy to the host without waiting for it."""
+        if is_base.device.type == "cpu":
+            return cls(requests, counts, is_base, None)
+        on_host = is_base.to("cpu", non_blocking=True)
+        ready = torch.Event(device=is_base.device)
         ready.record()
         return cls(requests, counts, on_host, ready)
 
     def put(self, output: ModelRunnerOutput) -> None:
-        """Wait for the copy, and attach to every request which of its rows the base speaks at."""
+        """Wait for the copy, and attach the sources of each request's rows to the output."""
         if self.ready is not None:
             self.ready.synchronize()
-        every, told, at = self.previous_source.tolist(), {}, 0
+        is_base, by_request, first = self.is_base.tolist(), {}, 0
         for request, count in zip(self.requests, self.counts, strict=True):
-            told[request] = every[at : at + count]
-            at += count
-        setattr(output, _NAME, told)
+            by_request[request] = is_base[first : first + count]
+            first += count
+        setattr(output, _NAME, by_request)
 
 
 def sources_of(output: ModelRunnerOutput) -> Mapping[str, list[bool]]:
-    """What `Sources.put` attached."""
-    told: Mapping[str, list[bool]] = getattr(output, _NAME, {})
-    return told
+    """The sources that `Sources.put` attached, by request: True for the base."""
+    sources: Mapping[str, list[bool]] = getattr(output, _NAME, {})
+    return sources
 
 
-class TellingOutput(AsyncModelRunnerOutput):
-    """An output under way, and the sources of its tokens."""
+class OutputWithSources(AsyncModelRunnerOutput):
+    """An asynchronous output, and the sources of its tokens."""
 
     def __init__(self, output: AsyncModelRunnerOutput, sources: Sources) -> None:
         self.output, self.sources = output, sources
 
     def get_output(self) -> ModelRunnerOutput:
-        """Both, once they are on the host."""
+        """Wait for both, and return the output with its sources."""
         output = self.output.get_output()
         self.sources.put(output)
         return output

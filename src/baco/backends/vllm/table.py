@@ -1,4 +1,4 @@
-"""What a worker knows of every request, as tables on the device: one slot a request."""
+"""A worker's requests as tables on the device: one slot per request."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from baco.text.digest import ids_digest
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a request is, and what of it the host has to know."""
+    """The slot of a request, and what the host needs to know of it."""
 
     slot: int
     offsets: dict[Source, int]
@@ -28,18 +28,17 @@ class _Place:
 class RequestTable:
     """Every request from its first step to its last, preempted ones included.
 
-    A half whose prompt is the shorter one reads a request from its ``offset`` on: its own positions
-    begin there.
+    The model with the shorter prompt reads a request from ``offset`` on; its positions begin there.
 
     Attributes:
         width: tokens that a request may have, prompt and answer.
         device: of the tables.
-        base_ids: the base half's prompts, int32 [S, width].
+        base_ids: the base model's prompts, int32 [S, width].
         base_length: how long they are, int64 [S].
-        offset: tokens that each half does not read, int64 [S].
+        offset: tokens that each model does not read, int64 [S].
         prompt: tokens before the answer, int64 [S].
         previous_source: of the token at every position, bool [S, width + 1], True for the base.
-        identity: the prompt's noise seed and the sample, of the coins, int64 [S, 2].
+        identity: the noise seed of the prompt and the sample, for coins, int64 [S, 2].
     """
 
     width: int
@@ -59,7 +58,7 @@ class RequestTable:
 
         self.base_ids = column(self.width, dtype=torch.int32)
         self.base_length, self.prompt = column(), column()
-        self.offset = {half: column() for half in MODELS}
+        self.offset = {source: column() for source in MODELS}
         self.previous_source = column(self.width + 1, dtype=torch.bool)
         self.identity = column(2)
 
@@ -67,7 +66,7 @@ class RequestTable:
         return request in self._places
 
     def add(self, request: str, prompt: list[int], options: PairOptions) -> None:
-        """Take a request up; ``prompt`` is what vLLM takes for its prompt."""
+        """Add a request; ``prompt`` is the one that vLLM sees."""
         self.drop(request)
         if not self._free:
             self._grow()
@@ -79,43 +78,43 @@ class RequestTable:
         self.base_ids[slot, : len(base)] = ids.to(self.device, non_blocking=True)
         self.base_length[slot] = len(base)
         self.prompt[slot] = len(prompt)
-        for half, offset in offsets.items():
-            self.offset[half][slot] = offset
+        for source, offset in offsets.items():
+            self.offset[source][slot] = offset
         digest = options.digest or ids_digest(prompt[options.fill :])
         identity = torch.tensor([noise_seed(options.seed, digest), options.sample])
         self.identity[slot] = identity.to(self.device, non_blocking=True)
 
     def drop(self, request: str) -> None:
-        """Forget a request; one that is not there is no error."""
+        """Remove a request, if it is there."""
         place = self._places.pop(request, None)
         if place is not None:
             self._free.append(place.slot)
 
     def slots(self, requests: list[str]) -> list[int]:
-        """Where the tables have them."""
+        """The slots of some requests."""
         return [self._places[request].slot for request in requests]
 
-    def offsets(self, requests: list[str], half: Source) -> list[int]:
-        """Tokens that a half does not read of each."""
-        return [self._places[request].offsets[half] for request in requests]
+    def offsets(self, requests: list[str], source: Source) -> list[int]:
+        """The number of tokens of each request that a model skips."""
+        return [self._places[request].offsets[source] for request in requests]
 
     def rules(self, requests: list[str]) -> tuple[list[tuple[Router, Switch]], list[int]]:
-        """The routers of some requests, each once, and which of them each request goes by."""
-        every = [self._places[request].rule for request in requests]
-        rules = list(dict.fromkeys(every))
-        at = {rule: index for index, rule in enumerate(rules)}
-        return rules, [at[rule] for rule in every]
+        """The distinct routers of some requests, and the index of each request's router."""
+        of_requests = [self._places[request].rule for request in requests]
+        rules = list(dict.fromkeys(of_requests))
+        index = {rule: at for at, rule in enumerate(rules)}
+        return rules, [index[rule] for rule in of_requests]
 
     def _grow(self) -> None:
-        had, more = len(self.prompt), max(16, len(self.prompt))
+        size, more = len(self.prompt), max(16, len(self.prompt))
 
         def longer(column: Tensor) -> Tensor:
             return torch.cat((column, column.new_zeros(more, *column.shape[1:])))
 
         self._change(longer)
-        self._free += reversed(range(had, had + more))
+        self._free += reversed(range(size, size + more))
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("base_ids", "base_length", "prompt", "previous_source", "identity"):
             setattr(self, name, change(getattr(self, name)))
-        self.offset = {half: change(column) for half, column in self.offset.items()}
+        self.offset = {source: change(column) for source, column in self.offset.items()}

@@ -1,7 +1,7 @@
-"""Refuses bad requests where vLLM takes them in, as a 400 over HTTP, before any worker sees them.
+"""Refuses bad requests as they arrive, with a 400 over HTTP, before any worker sees them.
 
-vLLM asks every logits processor about every request's parameters. This one has only that to do: it
-changes no logits.
+vLLM lets every logits processor validate the parameters of every request. This one only does that;
+it changes no logits.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class Guard(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
-        """Refuse what a pair cannot do; other models' requests pass."""
+        """Refuse what a pair cannot do; ignore the requests of other models."""
         arguments = sampling_params.extra_args or {}
         if Limits.here.vocabulary is None and not any(n.startswith(PREFIX) for n in arguments):
             return
@@ -39,7 +39,7 @@ class Guard(LogitsProcessor):
             )
         if sampling_params.structured_outputs is not None and options.switch == "word":
             raise VLLMValidationError(
-                "structured outputs cut words where they like: ask with "
+                "structured outputs may cut words anywhere: ask with "
                 f"{PREFIX}switch=token in vllm_xargs"
             )
 

