@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ from typing import Any
 import psutil
 
 from baco.api import Baco
-from baco.batch.batch import Batch, Executor, LocalExecutor, carry_out
-from baco.batch.ray_cluster import Cluster
-from baco.batch.replica import PairOptions
-from baco.batch.replicas import BLOCKS_A_REPLICA, Replicas
-from baco.batch.replicas import hand_out as spread
+from baco.batch.answering import LoadSpec
+from baco.batch.job import Place, ThisProcess, carry_out
+from baco.batch.ray_cluster import Cluster, Share
+from baco.batch.ray_executor import RayWorkers
 from baco.batch.rows import Row
+from baco.batch.shards import Batch
 from baco.evaluation.plan import machine
 from baco.routing.router import Router
 
@@ -54,30 +54,32 @@ class Measured:
     busy: float
 
 
-def spell(baco: Baco) -> Router:
+def choose_router(baco: Baco) -> Router:
     """The router of all answers."""
     return baco.router("P-Punc:0.4")
 
 
 @contextmanager
-def place(workers: int | None) -> Iterator[Executor]:
+def place(workers: int | None) -> Iterator[Place]:
     """This process, or so many replicas on this machine."""
     if workers is None:
-        yield LocalExecutor()
+        yield ThisProcess()
         return
     with Cluster(workers=workers).reached() as share:
-        yield Replicas(share)
+        yield RayWorkers(share)
 
 
 def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured:
     """Answer all rows once."""
-    copy = PairOptions({"name": pair, "max_rows": 256}, threads=1)
+    load = LoadSpec({"name": pair, "max_rows": 256}, threads=1)
     settings = {"system": None, "switch": "word", "n": n, "seed": 1, "max_tokens": 64}
-    batch = Batch(rows, copy, spell, settings, rows_a_shard=ROWS_A_SHARD)
+    batch = Batch(rows, load, choose_router, settings, rows_a_shard=ROWS_A_SHARD)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, place(workers) as where:
-        order = batch.order(Path(folder) / "out", where.look(batch), {})
-        made = [(time.perf_counter() - started, one) for one in carry_out(batch, order, where)]
+        job = batch.begin(Path(folder) / "out", where, {})
+        made = [
+            (time.perf_counter() - started, result) for result in carry_out(job, job.worker, where)
+        ]
     # What the other replicas were at when the first shard came counts for none of them.
     (first, _), *rest = made
     span = rest[-1][0] - first
@@ -91,30 +93,26 @@ def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured
     )
 
 
-class Idle:
-    """A replica that has nothing to do."""
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"start": batch["start"]}
+def idle(_: object) -> Callable[[Any], int]:
+    """A worker that does nothing."""
+    return len
 
 
 def hand_out(shards: int, replicas: int, most: int = 1000) -> None:
-    """Print what Ray Data takes for a batch of so many shards, over the first of them."""
-    items = [{"start": at, "stop": at, "rows": "x" * 6000} for at in range(shards)]
+    """Print what handing out so many shards takes, over the first of them."""
     before = psutil.Process().memory_info().rss
-    with Cluster(workers=1).reached() as share:
+    # Replicas that take no processor, so that many of them fit on this machine.
+    workers = RayWorkers(Share(replicas, 0, 0))
+    with Cluster(workers=1).reached(), workers.workers(idle, ordered=False) as results:
+        sizes = iter(results("x" * 6000 for _ in range(shards)))
+        next(sizes)
         started = time.perf_counter()
-        blocks = min(shards, BLOCKS_A_REPLICA * replicas)
-        told = iter(spread(items, blocks, share, Idle).iter_rows())
-        begun = time.perf_counter() - started
-        next(told)
-        started = time.perf_counter()
-        handed = sum(1 for _ in itertools.islice(told, most))
-        each = (time.perf_counter() - started) / handed * 1e3
+        count = sum(1 for _ in itertools.islice(sizes, most))
+        each = (time.perf_counter() - started) / count * 1e3
         memory = psutil.Process().memory_info().rss
     print(
-        f"{shards} shards in {blocks} blocks: {begun:.1f} s to begin, {each:.1f} ms each; "
-        f"driver {memory >> 20} MiB, {memory - before >> 20} of them for Ray and the blocks"
+        f"{shards} shards by {replicas} replicas: {each:.1f} ms each; "
+        f"driver {memory >> 20} MiB, {memory - before >> 20} of them for Ray and its calls"
     )
 
 

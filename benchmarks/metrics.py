@@ -60,10 +60,11 @@ def one_metric(name: str, prompts: int) -> Callable[[], object]:
 
 def one_run(prompts: int, folder: Path) -> Callable[[], object]:
     """A call that scores the samples of a run's directory."""
+    from baco.batch.job import append
     from baco.evaluation.plan import Plan
     from baco.evaluation.records import Sample, Setting
     from baco.evaluation.score import score, wanted
-    from baco.evaluation.store import append, begin, sample_line
+    from baco.evaluation.store import begin, sample_line
     from baco.evaluation.tasks import Task
 
     asked, rows = material(prompts)

@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 
-# How Ray names a process that makes shards, and one that draws for a sweep.
-REPLICA, WORKER = "ray::MapWorker", "ray::_Worker"
+# How Ray names a process that carries out pieces of a job.
+WORKER = "ray::_Worker"
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

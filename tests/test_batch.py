@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from baco import Baco
-from baco.batch.output import MOST_ATTEMPTS, Output
 from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.files import locked
@@ -250,20 +249,6 @@ def test_two_commands_do_not_write_to_one_directory(
     with locked(whole):
         assert run(["batch", str(prompts), str(whole), *DRAWS, "--shard-rows", "2"]) == 2
     assert "another process writes" in capsys.readouterr().err
-
-
-def test_a_shard_that_ends_its_process_every_time_is_given_up(tmp_path: Path) -> None:
-    output = Output(tmp_path, "jsonl", 4, 2)
-    for _ in range(MOST_ATTEMPTS):
-        output.attempt(range(2, 4)).__enter__()  # and nobody lives to leave it
-    with (
-        pytest.raises(ValueError, match="rows 2 to 3 ended their process"),
-        output.attempt(range(2, 4)),
-    ):
-        pass
-    with output.held(), output.attempt(range(2, 4)):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_log_is_told_how_far_a_batch_is(

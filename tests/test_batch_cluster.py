@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +10,13 @@ from pathlib import Path
 import pytest
 
 from baco.cli import run
-from tests.nodes import REPLICA, Nodes
+from tests.nodes import WORKER, Nodes
 from tests.test_batch import BACO, WAIT_SECONDS, prompt_file, shards, wait_for
 
 pytest.importorskip("ray")
 
 DRAWS = ["-n", "4", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "32", "--shard-rows", "2"]
 SHARDS = 24
-# As in a large batch: a replica is given several shards at a time.
-SEVERAL = [
-    sys.executable,
-    "-c",
-    "import baco.cli, baco.batch.replicas as r; r.BLOCKS_A_REPLICA = 2; baco.cli.main()",
-]
 
 
 def on(cluster: Nodes, workers: int) -> list[str]:
@@ -60,20 +53,19 @@ def test_what_a_replica_refuses_is_told_with_its_line_before_anything_runs(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(["batch", str(path), str(out), *on(cluster, 1)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "in.jsonl, line 2: 6" in said and "shorten the prompt" in said
+    assert "in.jsonl, line 2: prompt of 6" in said and "shorten the prompt" in said
     assert not out.exists()
 
 
 def test_storage_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     """A replica that sees another manifest under the same path writes nothing there."""
-    from baco.batch.output import Output
-    from baco.batch.replica import JobSpec, PairOptions, Replica
+    from baco.batch.answering import LoadSpec
+    from baco.batch.shards import Output, Replica, ShardSpec
 
-    order = JobSpec(
-        PairOptions({"max_rows": 2}, 1), Output(tmp_path, "jsonl", 1, 1), {"format": 1}, {}
-    )
+    output = Output(tmp_path, "jsonl", 1, 1)
+    spec = ShardSpec(LoadSpec({"max_rows": 2}, 1), output, {"format": 1}, {})
     with pytest.raises(ValueError, match="storage that all nodes share"):
-        Replica(order).make(range(1), [])
+        Replica(spec)((range(1), []))
     assert not list(tmp_path.iterdir())
 
 
@@ -86,14 +78,14 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     command = ["batch", str(prompts), str(out), *DRAWS]
 
     driver = subprocess.Popen(
-        [*SEVERAL, *command, *on(cluster, 1)], stderr=subprocess.DEVNULL, text=True
+        [*BACO, *command, *on(cluster, 1)], stderr=subprocess.DEVNULL, text=True
     )
     wait_for(driver, made(out, 3))
-    with cluster.held(REPLICA):
+    with cluster.held(WORKER):
         driver.kill()
     driver.wait()
     until = time.monotonic() + WAIT_SECONDS
-    while cluster.processes(REPLICA):
+    while cluster.processes(WORKER):
         assert time.monotonic() < until, "replicas outlive their driver"
         time.sleep(0.05)
     by_one = there(out)
@@ -101,7 +93,7 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
 
     driver = subprocess.Popen([*BACO, *command, *on(cluster, 2)], stderr=subprocess.PIPE, text=True)
     wait_for(driver, made(out, len(by_one) + 3))
-    with cluster.held(REPLICA):
+    with cluster.held(WORKER):
         driver.send_signal(signal.SIGINT)
         _, told = driver.communicate(timeout=WAIT_SECONDS)
     assert driver.returncode == 130, told
@@ -110,15 +102,15 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     assert len(by_two) < SHARDS - 8
 
     driver = subprocess.Popen(
-        [*SEVERAL, *command, *on(cluster, 4)],
+        [*BACO, *command, *on(cluster, 4)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     wait_for(driver, made(out, len(by_two) + 2))
-    cluster.kill_one(REPLICA)
+    cluster.kill_one(WORKER)
     wait_for(driver, made(out, len(by_two) + 4))
-    cluster.remove_one(REPLICA)
+    cluster.remove_one(WORKER)
     by_four = there(out)
     assert len(by_four) < SHARDS, "it had ended before the node was lost: the test shows nothing"
     said, told = driver.communicate(timeout=WAIT_SECONDS)

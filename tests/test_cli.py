@@ -21,6 +21,7 @@ import pytest
 import typer
 
 from baco import Baco
+from baco.batch import answer_file as answer_file_job
 from baco.cli import run
 from baco.cli.options import grouped
 from baco.sampling.seeds import NOISE_VERSION
@@ -174,16 +175,15 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from baco.cli import jsonl
-
-    monkeypatch.setattr(jsonl, "ANSWERS_A_WRITE", 2)  # one prompt a write
+    monkeypatch.setattr(answer_file_job, "ANSWERS_A_WRITE", 2)  # one prompt a write
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     assert run(answer_file(prompts, whole)) == 0
     child = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import sys; from baco.cli import jsonl, run; jsonl.ANSWERS_A_WRITE = 2;"
+            "import sys; from baco.batch import answer_file; from baco.cli import run;"
+            "answer_file.ANSWERS_A_WRITE = 2;"
             f"sys.exit(run({answer_file(prompts, stopped)!r}))",
         ],
         stderr=subprocess.DEVNULL,

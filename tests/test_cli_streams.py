@@ -87,9 +87,10 @@ def test_a_file_that_is_written_never_takes_the_place_of_closed_standard_error(
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "Hi"}\n')
     code = (
-        "import os, sys; from baco.cli import jsonl, main; write = jsonl._finish\n"
-        "def finish(*paths): os.write(2, b'library'); write(*paths)\n"
-        "jsonl._finish = finish\n"
+        "import os, sys; from baco.batch.answer_file import AnswerFile; from baco.cli import main\n"
+        "finish = AnswerFile.finish\n"
+        "def noisy(self): os.write(2, b'library'); return finish(self)\n"
+        "AnswerFile.finish = noisy\n"
         f"sys.argv = ['baco', 'generate', '--jsonl', {str(source)!r}, '-o', {str(out)!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, preexec_fn=closing(2))

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from baco import Baco
-from baco.cli import jsonl, run
+from baco.batch import answer_file
+from baco.cli import run
 from baco.cli.console import coloured
 from baco.cli.svg import command_line
 from baco.text.answer_text import Piece
@@ -166,14 +167,14 @@ def test_a_prompt_may_hold_any_line_separator_of_unicode(tmp_path: Path) -> None
 def test_a_stopped_run_goes_on_at_the_border_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl, "ANSWERS_A_WRITE", 4)  # two prompts a batch
+    monkeypatch.setattr(answer_file, "ANSWERS_A_WRITE", 4)  # two prompts a batch
     prompts = prompt_file(tmp_path, *(f"Suggest a hobby for day {day}" for day in range(5)))
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    monkeypatch.setattr(jsonl, "_finish", lambda partial, out: None)
+    monkeypatch.setattr(answer_file.AnswerFile, "finish", lambda _: None)
     assert run(command(prompts, whole)) == 0
     lines = (tmp_path / "whole.jsonl.partial").read_bytes().splitlines(keepends=True)
     monkeypatch.undo()
-    monkeypatch.setattr(jsonl, "ANSWERS_A_WRITE", 4)
+    monkeypatch.setattr(answer_file, "ANSWERS_A_WRITE", 4)
     (tmp_path / "stopped.jsonl.partial").write_bytes(b"".join(lines[:4]) + lines[4][:9])
     batches: list[int] = []
     stream = Baco.stream_batch
@@ -208,7 +209,7 @@ def test_a_prompt_that_fits_no_context_is_told_before_the_first_answer(
     prompts = prompt_file(tmp_path, "short", "word " * 600)
     assert run(command(prompts, tmp_path / "out.jsonl")) == 2
     told = capsys.readouterr().err
-    assert "line 2 of the prompts" in told
+    assert "in.jsonl, line 2: " in told
     assert "context window is 512" in told
     assert told.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from baco import Baco, BacoError
+from baco.batch.answer_file import AnswerFile
 from baco.cli import run
 from baco.evaluation.plan import PairSpec, Plan
 from baco.text import templates
@@ -150,7 +151,7 @@ def test_a_file_of_answers_goes_on_with_its_first_date(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("baco.cli.jsonl.ANSWERS_A_WRITE", 1)
+    monkeypatch.setattr("baco.batch.answer_file.ANSWERS_A_WRITE", 1)
     out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
     command = ["generate", "--jsonl", str(rows), "-s", "7", "--max-tokens", "4", "-r", "Aligned"]
     command += ["--chat-template", clock, "-o"]
@@ -160,7 +161,7 @@ def test_a_file_of_answers_goes_on_with_its_first_date(
     assert [json.loads(row)["params"]["date"] for row in whole] == [DAY] * 3
     # A run that was killed behind its first row: the settings' line comes from one that fails.
     with monkeypatch.context() as failing:
-        failing.setattr("baco.cli.jsonl._finish", lambda *_: (_ for _ in ()).throw(OSError(5, "x")))
+        failing.setattr(AnswerFile, "finish", lambda _: (_ for _ in ()).throw(OSError(5, "x")))
         assert run([*command, str(out)]) == 2
     partial = tmp_path / "out.jsonl.partial"
     head, first, *_ = partial.read_text().splitlines(keepends=True)
@@ -180,7 +181,7 @@ def test_another_date_is_another_setting(
     batch = ["batch", str(rows), str(tmp_path / "out"), *common]
     assert run([*batch, "--date", DAY]) == 0
     assert run([*batch, "--date", NEXT]) == 2
-    assert "holds a batch of other settings (date)" in capsys.readouterr().err
+    assert "was begun with other settings (date)" in capsys.readouterr().err
 
 
 def test_a_date_that_no_template_reads_is_no_setting(rows: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError, as_transformers
-from baco.batch.replica import check_fit
+from baco.batch.answering import check_fit
 from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.errors import UnfitPairError

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from baco.batch import answer_file
 from baco.cli import run
 from baco.demo.recipe import Recipe
 from baco.demo.train import train
@@ -107,8 +108,11 @@ def test_two_runs_on_one_output_make_every_line_once(prompts: Path, tmp_path: Pa
     out = tmp_path / "out.jsonl"
     many = tmp_path / "many.jsonl"
     many.write_text("".join(f'{{"prompt": "Suggest hobby {i}", "id": {i}}}\n' for i in range(60)))
-    slow = "import sys; from baco.cli import jsonl, run; jsonl.ANSWERS_A_WRITE = 2; sys.exit(run("
-    command = [sys.executable, "-c", f"{slow}{jsonl_command(many, out)!r}))"]
+    slow = (
+        "import sys; from baco.batch import answer_file; from baco.cli import run; "
+        f"answer_file.ANSWERS_A_WRITE = 2; sys.exit(run({jsonl_command(many, out)!r}))"
+    )
+    command = [sys.executable, "-c", slow]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
     partial = tmp_path / "out.jsonl.partial"
     wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 3, first)
@@ -176,12 +180,10 @@ def test_lines_that_are_not_the_answers_to_their_prompts_are_answered_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from baco.cli import jsonl
-
-    monkeypatch.setattr(jsonl, "ANSWERS_A_WRITE", 2)  # one prompt a write
+    monkeypatch.setattr(answer_file, "ANSWERS_A_WRITE", 2)  # one prompt a write
     whole, spoilt = tmp_path / "whole.jsonl", tmp_path / "spoilt.jsonl"
     with monkeypatch.context() as context:
-        context.setattr(jsonl, "_finish", lambda partial, out: None)
+        context.setattr(answer_file.AnswerFile, "finish", lambda _: None)
         assert run(jsonl_command(prompts, whole)) == 0
     lines = (tmp_path / "whole.jsonl.partial").read_bytes().splitlines(keepends=True)
     (tmp_path / "spoilt.jsonl.partial").write_bytes(b"".join(spoil(list(lines))))

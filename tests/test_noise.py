@@ -20,7 +20,7 @@ from baco.backends.remote.half import Draws
 from baco.backends.vllm.middleware import TwoPrompts
 from baco.backends.vllm.options import PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
-from baco.batch.output import begin as begin_batch
+from baco.batch.shards import begin as begin_batch
 from baco.cli import run
 from baco.evaluation import store
 from baco.evaluation.methods import Draw, Grid, answer, methods
@@ -289,12 +289,12 @@ def test_a_file_begun_with_other_noise_is_refused(
 
 def test_a_batch_and_a_run_begun_with_other_noise_are_refused(tmp_path: Path) -> None:
     asked = {"seed": 5, "noise": NOISE_VERSION}
-    assert begin_batch(tmp_path / "batch", asked, 5, {})["settings"] == asked
-    assert begin_batch(tmp_path / "batch", asked, 5, {})
+    assert begin_batch(tmp_path / "batch", asked, {})["settings"] == asked
+    assert begin_batch(tmp_path / "batch", asked, {})
     del asked["noise"]
-    begin_batch(tmp_path / "old batch", asked, 5, {})
+    begin_batch(tmp_path / "old batch", asked, {})
     with pytest.raises(BacoError, match=BEGUN):
-        begin_batch(tmp_path / "old batch", asked | {"noise": NOISE_VERSION}, 5, {})
+        begin_batch(tmp_path / "old batch", asked | {"noise": NOISE_VERSION}, {})
 
     task = replace(load_task("demo"), prompts=(Prompt("1", tuple(user("Hello"))),))
     plan = Plan([PairSpec("demo")], [task], methods()["aligned"].settings(Grid("quick", 2)), 2, 1)

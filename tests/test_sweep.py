@@ -15,6 +15,7 @@ import duckdb
 import pandas
 import pytest
 
+from baco.batch.job import processes
 from baco.cli import run as baco_run
 from baco.evaluation.methods import Grid, select_settings
 from baco.evaluation.plan import PairSpec, Plan
@@ -51,7 +52,7 @@ def small_plan(tasks: tuple[str, ...] = ("demo",), n: int = 2) -> Plan:
 
 def drawn(plan: Plan, path: Path) -> Run:
     run = begin(path, plan.config(), {task.name: task.prompts for task in plan.tasks})
-    sweep(run, plan, workers=1)
+    sweep(run, plan)
     return run
 
 
@@ -116,7 +117,7 @@ def test_a_sweep_is_the_same_however_many_work_at_it(
 ) -> None:
     plan = small_plan()
     run = begin(tmp_path / "r", plan.config(), {t.name: t.prompts for t in plan.tasks})
-    sweep(run, plan, workers)
+    sweep(run, plan, processes(workers))
     assert bytes_of(run.path) == bytes_of(whole.path)
 
 
@@ -132,7 +133,7 @@ def test_whatever_a_killed_sweep_left_the_next_one_ends_the_same(
         (path / "samples.jsonl").write_bytes(samples[:cut])
         (path / "speed.jsonl").write_bytes(speed)
         run = Run.open(path)
-        sweep(run, plan, workers=1)
+        sweep(run, plan)
         assert (path / "samples.jsonl").read_bytes() == samples
         assert len(list(run.speed())) == len(list(run.groups()))
 
@@ -219,7 +220,7 @@ def test_a_run_of_other_settings_is_refused(whole: Run, tmp_path: Path) -> None:
         (small_plan(n=3), "n"),
         (small_plan(("demo-facts",)), "tasks"),
     ):
-        with pytest.raises(ValueError, match=rf"run of other settings \(.*{name}"):
+        with pytest.raises(ValueError, match=rf"begun with other settings \(.*{name}"):
             begin(whole.path, changed.config(), {})
     (tmp_path / "thesis.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no run"):

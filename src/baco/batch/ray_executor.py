@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
 
+from baco.batch.job import Advance, Map, Piece, Result, Worker, hand_out, start_worker
 from baco.batch.ray_cluster import Share, go_to, last_line
 from baco.errors import BacoError
 
@@ -231,9 +233,56 @@ def _kill(worker: Any) -> None:
         ray.kill(worker)
 
 
+class RayWorkers:
+    """Carries out pieces of a job in processes of a cluster.
+
+    Attributes:
+        share: of the cluster.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+
+    def call(self, function: Callable[[], R]) -> R:
+        """See `baco.batch.job.Place`."""
+        import ray
+
+        try:
+            result: R | BacoError = ray.get(
+                ray.remote(**self.share.resources)(_call).remote(function, str(Path.cwd()))
+            )
+        except ray.exceptions.RayError as error:
+            raise BacoError(
+                f"a process of the cluster ended before its first answer: {last_line(error)}"
+            ) from error
+        if isinstance(result, BacoError):
+            raise result
+        return result
+
+    @contextmanager
+    def workers(
+        self,
+        worker: Worker[Piece, Result],
+        advance: Advance | None = None,  # noqa: ARG002 (the caller counts results)
+        *,
+        ordered: bool = True,
+    ) -> Iterator[Map[Piece, Result]]:
+        """See `baco.batch.job.Place`."""
+        with cluster_pool(self.share, partial(start_worker, worker)) as executor:
+            yield partial(hand_out, executor, self.share.workers, ordered)
+
+
+def _call(function: Callable[[], R], folder: str) -> R | BacoError:
+    go_to(folder)
+    try:
+        return function()
+    except BacoError as error:
+        return error
+
+
 @contextmanager
 def cluster_pool(share: Share, start: Callable[[], None]) -> Iterator[Executor]:
-    """Processes of a cluster, as :func:`baco.batch.workers.pool` has them on this machine."""
+    """Processes of a cluster that have called a function, ended with the block."""
     executor = ClusterExecutor(share, start)
     try:
         yield executor

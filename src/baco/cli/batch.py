@@ -17,9 +17,8 @@ from baco.cli.progress import answering
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco.batch.batch import Batch, Executor
+    from baco.batch.job import Place
     from baco.batch.ray_cluster import Cluster
-    from baco.batch.replica import JobSpec, ShardResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,81 +135,51 @@ def batch(
     routing.check()
     load = opt.load_arguments(models, weights, servers, templates)
     load |= {"max_rows": max_rows, "backend": place.decodes}
-    from baco.batch.batch import Batch
+    from baco.batch.answering import LoadSpec, broke_off
     from baco.batch.formats import check_format
-    from baco.batch.output import refuse_other
-    from baco.batch.replica import PairOptions
+    from baco.batch.job import carry_out
     from baco.batch.rows import read_rows
-    from baco.files import locked
+    from baco.batch.shards import Batch, check_directory
+    from baco.evaluation.plan import made
 
     checked = check_format(form)
     out = out.absolute()
-    refuse_other(out)
-    if out.is_dir():
-        with locked(out):  # another command's is refused before two models are loaded
-            pass
+    check_directory(out)
     rows = read_rows(inputs)
     asked = Batch(
-        rows, PairOptions(load, place.threads), routing.choose, settings, checked, shard_rows
+        rows, LoadSpec(load, place.threads), routing.choose, settings, checked, shard_rows
     )
     command = shlex.join(["baco", *context.obj])
     opt.quiet_libraries()
-    with _executor(cluster) as executor:
-        order = _begin(asked, executor, out, command)
-        made = _make(asked, order, executor)
-    _told(order, len(made), as_json)
-    if broken := [one for one in made if one.broken]:
-        raise BacoError(
-            f"answers to {sum(one.broken for one in broken)} of {order.output.rows} prompts broke "
-            f"off; they have the finish_reason 'error'. The first, {broken[0].error}"
-        )
+    with _started(cluster) as where:
+        job = asked.begin(out, where, {"command": command, **made()})
+        with job.held(), answering("prompts", len(rows)) as bar:
+            results = sorted(
+                carry_out(job, job.worker, where, bar), key=lambda result: result.shard.start
+            )
+    if (date := job.spec.manifest.get("date")) is not None:
+        note(f"the prompts hold the date {date}")
+    if as_json:
+        summary = {"out": str(out), "rows": len(rows), "shards": len(job.spec.output.shards())}
+        print_json(summary | {"made": len(results), "seed": job.spec.settings["seed"]})
+    else:
+        note(f"{len(rows)} prompts answered in {out}")
+    if broken := [result for result in results if result.broken]:
+        count = sum(result.broken for result in broken)
+        raise broke_off(count, len(rows), out, broken[0].error)
 
 
 @contextmanager
-def _executor(cluster: "Cluster | None") -> "Iterator[Executor]":
-    """Where shards are made: this process, or a cluster that is reached for as long as it takes."""
+def _started(cluster: "Cluster | None") -> "Iterator[Place]":
+    """Where shards are made: this process, or a cluster that is connected during the block."""
     if cluster is None:
-        from baco.batch.batch import LocalExecutor
+        from baco.batch.job import ThisProcess
 
-        yield LocalExecutor()
+        yield ThisProcess()
         return
     with cluster.reached() as share:
-        from baco.batch.replicas import Replicas
+        from baco.batch.ray_executor import RayWorkers
 
         cards = f", {share.gpus:g} GPUs each" if share.gpus else ""
         note(f"{share.workers} replica{'s' if share.workers > 1 else ''}{cards}")
-        yield Replicas(share)
-
-
-def _begin(batch: "Batch", place: "Executor", out: Path, command: str) -> "JobSpec":
-    from baco.evaluation.plan import made
-
-    return batch.order(out, place.look(batch), {"command": command, **made()})
-
-
-def _make(batch: "Batch", order: "JobSpec", place: "Executor") -> "list[ShardResult]":
-    """Make what is missing, with a bar; the shards made, in order."""
-    from baco.batch.batch import carry_out
-
-    total = len(batch.rows)
-    made: list[ShardResult] = []
-    with answering("prompts", total) as bar:
-        bar.skip(total - sum(len(shard) for shard in order.output.missing()))
-
-        def advance(answers: int, tokens: int) -> None:
-            bar.advance(answers / batch.settings["n"], tokens)
-
-        made += carry_out(batch, order, place, advance)
-    return sorted(made, key=lambda one: one.shard.start)
-
-
-def _told(order: "JobSpec", made: int, as_json: bool) -> None:
-    output = order.output
-    if (date := order.manifest.get("date")) is not None:
-        note(f"the prompts hold the date {date}")
-    if as_json:
-        shards = len(output.shards())
-        told = {"out": str(output.path), "rows": output.rows, "shards": shards, "made": made}
-        print_json(told | {"seed": order.settings["seed"]})
-        return
-    note(f"{output.rows} prompts answered in {output.path}")
+        yield RayWorkers(share)

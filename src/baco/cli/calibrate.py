@@ -129,9 +129,9 @@ def read_prompts(path: Path) -> list[Any]:
         BacoError: a file that cannot be read, is empty, or has a bad row.
     """
     if path.suffix in (".jsonl", ".json"):
-        from baco.cli.jsonl import read_prompts as read_rows
+        from baco.batch.rows import read_rows
 
-        return [row.prompt for row in read_rows(path)]
+        return [row.prompt for row in read_rows([path])]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,14 +1,21 @@
 """``baco generate``: draw answers, and show which model wrote which word."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from baco.cli import options as opt
-from baco.cli.console import print_json
+from baco.cli.console import note, print_json
+from baco.cli.progress import answering
 from baco.errors import BacoError
+
+if TYPE_CHECKING:
+    from baco.api import Baco
+    from baco.batch.answer_file import AnswerFile
+    from baco.routing.router import Router
 
 
 @opt.grouped()
@@ -66,28 +73,46 @@ def generate(
         raise BacoError(f"--compare shows {alone} anyway: give another router")
     groups = (models, weights, servers, templates)
     if jsonl is not None and output is not None:
-        from baco.cli.jsonl import answer_all, read_prompts, reserved
+        from baco.batch.answer_file import AnswerFile
+        from baco.batch.rows import read_rows
 
-        # Before two models are loaded for a file that is not right.
-        rows = read_prompts(jsonl)
-        context.with_resource(reserved(output))
+        # The files are checked before two models are loaded.
+        answers = AnswerFile(output, read_rows([jsonl]), settings)
+        context.with_resource(answers.held())
         baco = opt.load(*groups, backend=backend)
         loading = templates.arguments()
         recorded = ("base_template", "chat_template", "trust_remote_code")
-        answer_all(
-            baco,
-            rows,
-            output,
-            routing.choose(baco),
-            settings,
-            opt.given({name: loading[name] for name in recorded}),
-        )
+        more = opt.given({name: loading[name] for name in recorded})
+        _answer_file(baco, answers, routing.choose(baco), more)
         return
     text = _prompt(prompt)
     baco = opt.load(*groups, backend=backend)
     router = routing.choose(baco)
     opt.take_today(baco, text, sampling.system)
     _answer(baco, text, router, settings, compare=compare, as_json=as_json, svg=svg)
+
+
+def _answer_file(
+    baco: "Baco", answers: "AnswerFile", router: "Router", more: dict[str, Any]
+) -> None:
+    """Answer the rows of ``--jsonl``."""
+    from baco.batch.answering import broke_off
+    from baco.batch.job import ThisProcess, carry_out
+
+    total = len(answers.rows)
+    try:
+        answers.begin(baco, router, more)
+        if answers.date is not None:
+            note(f"the prompts hold the date {answers.date}")
+        with answering("prompts", total) as bar:
+            for _ in carry_out(answers, partial(answers.worker, baco), ThisProcess(), bar):
+                pass
+        broken = answers.finish()
+    except OSError as error:
+        raise BacoError(f"cannot write {answers.partial}: {error.strerror}") from error
+    note(f"{total} prompts answered in {answers.path}")
+    if broken:
+        raise broke_off(len(broken), total, answers.path, broken[0])
 
 
 def _answer(

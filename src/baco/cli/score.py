@@ -79,11 +79,11 @@ def score(
     from baco.evaluation.store import Run
 
     there = Run.open(run)
-    refused = measure(there, metrics.names, metrics.models(), processes(workers, None))
+    refused = measure(there, metrics.names, metrics.models(), count_processes(workers, None))
     conclude(there, refused, as_json)
 
 
-def processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
+def count_processes(given: int | None, pairs: "Sequence[PairSpec] | None") -> int:
     """How many: as given, or as these pairs, if any are loaded, leave room for.
 
     Raises:

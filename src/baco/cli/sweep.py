@@ -10,7 +10,7 @@ import typer
 from baco.backends import RAY
 from baco.cli import options as opt
 from baco.cli.progress import answering
-from baco.cli.score import MetricOptions, Workers, conclude, measure, processes
+from baco.cli.score import MetricOptions, Workers, conclude, count_processes, measure
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def sweep(
     )
     if scoring:
         check_metrics(metrics.names or names(), plan.n)
-    count = processes(workers if cluster is None else None, plan.pairs)
+    count = count_processes(workers if cluster is None else None, plan.pairs)
     plan = replace(plan, tasks=options.tasks())
     if scoring:
         check_verifiable(metrics.names, [t.verifier for t in plan.tasks if t.verifier])
@@ -200,26 +200,16 @@ def _cluster(
     return None
 
 
-def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None" = None) -> None:
+def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None") -> None:
+    from baco.batch.job import processes
     from baco.evaluation import sweep as drawing
 
     opt.quiet_libraries()
     with answering("prompts × settings", sum(len(job.prompts) for job in plan.jobs())) as bar:
-
-        def advance(prompts: int, tokens: int) -> None:
-            if tokens:
-                bar.advance(prompts, tokens)
-            else:
-                bar.skip(prompts)
-
         if cluster is None:
-            drawing.sweep(run, plan, workers, advance)
+            drawing.sweep(run, plan, processes(workers), bar)
             return
-        from baco.batch.ray_executor import cluster_pool
+        from baco.batch.ray_executor import RayWorkers
 
         with cluster.reached() as share:
-
-            def processes(_: int, start: Any) -> Any:
-                return cluster_pool(share, start)
-
-            drawing.sweep(run, plan, share.workers, advance, processes)
+            drawing.sweep(run, plan, RayWorkers(share), bar)

@@ -8,15 +8,16 @@ is scored where it is new.
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
-from baco.batch.workers import in_order, pool
+from baco.batch.job import append, cut_back, line, matches, processes
 from baco.errors import BacoError
 from baco.evaluation.metrics import Entry, Metric, MetricUnavailable, entry, metric
 from baco.evaluation.metrics import names as metric_names
 from baco.evaluation.records import Group
-from baco.evaluation.store import Run, append, batches, count_rows, cut_back, line, matches
+from baco.evaluation.store import Run, batches, count_rows
 from baco.evaluation.tasks import accuracy
 from baco.files import locked, write_atomic
 
@@ -147,7 +148,7 @@ def score(
         BacoError: a metric has scores that were made with other models.
     """
     refused: dict[str, str] = {}
-    with locked(run.path), pool(workers, _ready) as executor:
+    with locked(run.path), processes(workers).workers(_worker) as in_workers:
         (run.path / "scores").mkdir(exist_ok=True)
         for of in metrics:
             why = None if asked_by_name else needs_hub(of)
@@ -159,9 +160,9 @@ def score(
             if isinstance(available, str):
                 refused[of.name] = available
                 continue
-            shared = executor if of.cheap else None
+            scores = in_workers if of.cheap else partial(map, _score)
             batches = _due(run, of, available, advance)
-            for lines in in_order(shared, _score, batches, workers):
+            for lines in scores(batches):
                 append(run.score_file(of.name), lines)
                 advance(of.name, len(lines))
     return refused
@@ -270,5 +271,6 @@ def _built(of: Wanted, task: str) -> Metric:
     return _kept[of.name, task][1]
 
 
-def _ready() -> None:
-    """Workers need nothing before their first batch."""
+def _worker(_: object) -> Callable[[Batch], list[str]]:
+    """A process needs nothing before its first batch."""
+    return _score

@@ -12,25 +12,21 @@ job and goes on there.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from baco.errors import BacoError
+from baco.batch.job import as_manifest, begin_folder, check_settings, line, read_manifest
 from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
-from baco.files import NAME as LOCK
-from baco.files import locked, write_atomic
-from baco.sampling.seeds import check_version
 
 T = TypeVar("T")
 
 FORMAT = 1
-# What a run that was killed while it was begun may leave; run.json comes last.
-BEGUN = frozenset({LOCK, "prompts.jsonl", "prompts.jsonl.partial", "run.json.partial"})
+# What to choose where a directory is something else.
+OTHER = "another --out"
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,7 @@ class Run:
             BacoError: no run is there, or one of another format.
         """
         folder = Path(path)
-        try:
-            config = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BacoError(
-                f"{folder} holds no run: give the directory that 'baco sweep --out' made"
-            ) from error
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise BacoError(f"{folder} holds a run of another format: this baco reads {FORMAT}")
+        config = read_manifest(folder / "run.json", FORMAT, "run", "baco sweep --out")
         return cls(folder, config)
 
     def prompts(self) -> Mapping[tuple[str, str], Prompt]:
@@ -152,41 +141,15 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
         BacoError: a directory with something else in it, a run of other settings, or one that
             another process writes to.
     """
-    told = json.loads(json.dumps({"format": FORMAT, **config}))
-    begun = (path / "run.json").exists() or not path.exists()
-    if not begun and (not path.is_dir() or {file.name for file in path.iterdir()} - BEGUN):
-        raise BacoError(f"{path} is there already and holds no run: choose another --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        # Two commands of different settings must not begin one directory together.
-        with locked(path):
-            if (path / "run.json").exists():
-                return _continued(path, told)
-            rows = [{"task": task, **asdict(p)} for task, asked in prompts.items() for p in asked]
-            write_atomic(path / "prompts.jsonl", "".join(map(line, rows)))
-            write_atomic(path / "run.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise BacoError(f"cannot write {path}: {error.strerror}") from error
-    return Run(path, told)
-
-
-def _continued(path: Path, config: Mapping[str, Any]) -> Run:
-    """The run that is there; BacoError where it has other settings than ``config``."""
+    asked = json.loads(json.dumps({"format": FORMAT, **config}))
+    rows = [{"task": task, **asdict(p)} for task, given in prompts.items() for p in given]
+    files = {"prompts.jsonl": "".join(map(line, rows)), "run.json": as_manifest(asked)}
+    if not begin_folder(path, files, "run", OTHER):
+        return Run(path, asked)
     run = Run.open(path)
-    check_version(run.config.get("noise"), path)
-    names = (config.keys() | run.config.keys()) - {"made"}
-    differing = sorted(n for n in names if config.get(n) != run.config.get(n))
-    if differing:
-        raise BacoError(
-            f"{path} holds a run of other settings ({', '.join(differing)}): give the same "
-            "ones to go on with it, or choose another --out"
-        )
+    begun, asked = ({k: v for k, v in c.items() if k != "made"} for c in (run.config, asked))
+    check_settings(path, begun, asked, OTHER)
     return run
-
-
-def line(row: Mapping[str, Any]) -> str:
-    """A row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 _FIELDS = [field.name for field in fields(Sample)]
@@ -215,50 +178,8 @@ def count_rows(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def count_matching(path: Path, expected: Iterable[Mapping[str, Any]]) -> int:
-    """How many rows at the beginning of a file are the expected ones, in order.
-
-    Args:
-        path: a JSONL file; one that is not there has no rows.
-        expected: the fields that each row must have, with their values.
-    """
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(takewhile(bool, map(matches, file, expected)))
-
-
-def matches(text: bytes, fields: Mapping[str, Any]) -> bool:
-    """Is a line whole, and a JSON object with these fields?"""
-    if not text.endswith(b"\n"):
-        return False
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and all(row.get(name) == fields[name] for name in fields)
-
-
-def cut_back(path: Path, rows: int) -> None:
-    """Keep the first `rows` lines of a file."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        for _ in range(rows):
-            file.readline()
-        file.truncate(file.tell())
-
-
 def batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     """The rows in lists of `size`; the last may be shorter."""
     left = iter(rows)
     while some := list(islice(left, size)):
         yield some
-
-
-def append(path: Path, lines: Iterable[str]) -> None:
-    """Append lines, and wait until they are on the disk."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())

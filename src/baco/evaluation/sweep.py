@@ -5,32 +5,34 @@ is decoded in the company it would have had: the samples are the same, byte for 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
-from baco.batch.workers import in_order, pool
+from baco.api import Baco
+from baco.batch.job import (
+    Advance,
+    Place,
+    Progress,
+    ThisProcess,
+    append,
+    carry_out,
+    count_matching,
+    cut_back,
+    line,
+)
 from baco.device import cores, keep_memory
 from baco.evaluation.methods import Answer, answer
 from baco.evaluation.plan import ANSWERS_A_JOB, Job, PairSpec, Plan
 from baco.evaluation.records import Sample
-from baco.evaluation.store import Run, append, count_matching, cut_back, line, sample_line
+from baco.evaluation.store import Run, sample_line
 from baco.files import locked
 
-if TYPE_CHECKING:
-    from baco.api import Baco
-
-# Told after every job: prompts answered, tokens said.
-Advance = Callable[[int, int], None]
-# Makes so many processes, each of which has called a function; None stands for this process.
-Processes = Callable[[int, Callable[[], None]], AbstractContextManager[Executor | None]]
 # The part of free memory that the weights of all workers' pairs may take.
 WEIGHTS_SHARE = 0.5
 
@@ -43,35 +45,55 @@ class Done:
     rows: list[list[Answer]]
     seconds: float
 
+    @property
+    def prompts(self) -> int:
+        """Prompts that were answered."""
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(answer.tokens for row in self.rows for answer in row)
+
 
 def sweep(
-    run: Run,
-    plan: Plan,
-    workers: int,
-    advance: Advance = lambda *_: None,
-    processes: Processes = pool,
+    run: Run, plan: Plan, place: Place | None = None, progress: Progress | None = None
 ) -> None:
     """Draw the samples of the plan that the run does not have yet.
 
     Args:
         run: from :func:`baco.evaluation.store.begin`, of this very plan.
         plan: what is to be drawn.
-        workers: processes, each with its own copy of the pair.
-        advance: told of progress, that of an earlier sweep first.
-        processes: where they come from, given their number and what each calls first.
+        place: where; None: in this process. Every process has its own copy of the pair.
+        progress: receives the prompts of an earlier sweep, then those of this one.
 
     Raises:
         BacoError: a pair that cannot be loaded, a prompt that does not fit, a judge that fails;
             the samples before it are kept.
     """
     with locked(run.path):
-        jobs = resume(run, plan)
-        advance(_prompts(plan) - sum(len(job.prompts) for job in jobs), 0)
-        with processes(workers, _start_worker) as executor:
-            for done in in_order(executor, carry_out, jobs, workers):
-                _write(run, done)
-                tokens = sum(sample.tokens for row in done.rows for sample in row)
-                advance(len(done.rows), tokens)
+        for _ in carry_out(_Samples(run, plan), Drawer, place or ThisProcess(), progress):
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """The samples of a run, as the output of a job."""
+
+    run: Run
+    plan: Plan
+    ordered = True
+
+    def missing(self) -> tuple[list[Job], int]:
+        """See `baco.batch.job.Output`."""
+        jobs = resume(self.run, self.plan)
+        prompts = sum(len(task.prompts) for task in self.plan.tasks)
+        total = len(self.plan.pairs) * len(self.plan.settings) * prompts
+        return jobs, total - sum(len(job.prompts) for job in jobs)
+
+    def keep(self, result: Done) -> None:
+        """See `baco.batch.job.Output`."""
+        _write(self.run, result)
 
 
 def resume(run: Run, plan: Plan) -> list[Job]:
@@ -123,12 +145,6 @@ def _of(job: Job) -> dict[str, Any]:
     }
 
 
-def _prompts(plan: Plan) -> int:
-    """Prompts to answer, over all settings."""
-    prompts = sum(len(task.prompts) for task in plan.tasks)
-    return len(plan.pairs) * len(plan.settings) * prompts
-
-
 def _write(run: Run, done: Done) -> None:
     """Speed first: a run that is killed in between has the more of it, and cuts it back."""
     job = done.job
@@ -143,7 +159,7 @@ def _write(run: Run, done: Done) -> None:
                     **of,
                     "prompt": prompt.id,
                     "seconds": seconds,
-                    "tokens": sum(a.tokens for a in row),
+                    "tokens": sum(answer.tokens for answer in row),
                 }
             )
             for prompt, row in zip(job.prompts, done.rows, strict=True)
@@ -175,31 +191,37 @@ def samples_of(done: Done) -> Iterator[Sample]:
             )
 
 
-class _Loaded:
-    """The pair that this process has in memory."""
+class Drawer:
+    """Answers the prompts of jobs in one process, with the pair of the last job loaded.
 
-    pair: PairSpec | None = None
-    baco: "Baco"
+    Args:
+        advance: receives the prompts and tokens of every job; None in a worker process.
+    """
 
+    def __init__(self, advance: Advance | None = None) -> None:
+        self._advance = advance
+        self._loaded: tuple[PairSpec, Baco] | None = None
+        if advance is None:
+            torch.set_num_threads(1)
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
 
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    def __call__(self, job: Job) -> Done:
+        """Answer a job's prompts."""
+        baco = self._pair(job.pair)
+        started = time.perf_counter()
+        rows = answer(baco, job.setting, job.prompts, job.draw)
+        done = Done(job, rows, time.perf_counter() - started)
+        if self._advance is not None:
+            self._advance(done.prompts, done.tokens)
+        return done
 
-
-def carry_out(job: Job) -> Done:
-    """Answer a job's prompts in this process."""
-    from baco.api import Baco
-
-    if _Loaded.pair != job.pair:
-        keep_memory()
-        _Loaded.pair = None
-        _Loaded.baco = Baco.load(**job.pair.where, **job.pair.options, max_rows=ANSWERS_A_JOB)
-        _Loaded.pair = job.pair
-    started = time.perf_counter()
-    rows = answer(_Loaded.baco, job.setting, job.prompts, job.draw)
-    return Done(job, rows, time.perf_counter() - started)
+    def _pair(self, pair: PairSpec) -> Baco:
+        if self._loaded is None or self._loaded[0] != pair:
+            keep_memory()
+            self._loaded = None  # the memory of the last pair is free before the next is loaded
+            self._loaded = pair, Baco.load(**pair.where, **pair.options, max_rows=ANSWERS_A_JOB)
+        return self._loaded[1]
 
 
 def default_workers(pairs: Sequence[PairSpec]) -> int:
