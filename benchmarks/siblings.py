@@ -1,0 +1,65 @@
+"""A pair from one real model: the model itself as the aligned one, a perturbed copy as the base.
+
+    python -m benchmarks.siblings [smollm2 | gemma3 | FILE.gguf | FOLDER] [--noise 0.05]
+
+Few base models come as packages, so the base is made: every matrix but the embeddings gets noise of
+5% of its standard deviation. The two then agree on the most likely token in 0.81 of the positions
+of SmolLM2's own answers, like real siblings (0.78 for Llama 2 7B and its chat model). Prints the
+folder, for `baco bench FOLDER` and others; a folder that is there already is used again.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from baco.models.dtypes import chosen_dtype
+from baco.models.loading import Placement, load_model, load_tokenizer
+from tests_real.fetch import MODELS, fetch, folder, path_of
+
+# Gemma 3 270M comes without a chat template: its prompts are continued as they are.
+PLAIN_TEMPLATE = "{{ messages[-1]['content'] }}"
+
+
+def made(name: str, noise: float) -> Path:
+    """The folder of such a pair, with ``base`` and ``aligned`` in it."""
+    if name in MODELS:
+        fetch(name)
+        name, stem = str(path_of(name)), name
+    else:
+        stem = Path(name).stem
+    out = folder() / f"{stem}-{noise:g}"
+    if out.exists():
+        return out
+    partial = out.with_suffix(".partial")
+    device = torch.device("cpu")
+    model = load_model(name, Placement(device, chosen_dtype("bfloat16", device)))
+    tokenizer = load_tokenizer(name)
+    tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
+    generator = torch.Generator().manual_seed(0)
+    for half in ("aligned", "base"):
+        if half == "base":
+            perturb(model, noise, generator)
+        model.save_pretrained(partial / half)
+        tokenizer.save_pretrained(partial / half)
+    partial.rename(out)
+    return out
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, noise: float, generator: torch.Generator) -> None:
+    """Add noise of a share of its standard deviation to every matrix but the embeddings."""
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2 and "embed" not in name and "lm_head" not in name:
+            drawn = torch.randn(weight.shape, generator=generator)
+            weight.add_((drawn * noise * weight.float().std()).to(weight.dtype))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("--noise", type=float, default=0.05)
+    arguments = parser.parse_args()
+    print(made(arguments.model, arguments.noise))
