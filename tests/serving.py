@@ -71,6 +71,7 @@ class Served:
     @property
     def rounds(self) -> int:
         """Steps that its decoder has decoded anything in."""
+        wait_for(lambda: self.driver._decoder is not None)  # its thread makes it
         assert self.driver._decoder is not None
         assert isinstance(self.driver._decoder.engine, IsolatingEngine)
         return self.driver._decoder.engine.stats.steps

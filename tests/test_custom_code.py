@@ -104,6 +104,7 @@ def test_code_of_a_model_is_refused_in_one_line_that_names_the_option(
         [*PROMPT, "--base", folder, "--aligned", plain],
         [*PROMPT, "--base", plain, "--aligned", folder],
         [*PROMPT, "--base", plain, "--aligned", plain, "--draft", folder],
+        ["pair", "export", str(ran.parent / "exported"), "--base", folder, "--aligned", plain],
     ):
         assert run(command) == 2
         told = capsys.readouterr()

@@ -13,7 +13,7 @@ import torch
 
 from baco import Baco, BacoError
 from baco.cli import run
-from baco.engine.engine import Engine
+from baco.engine.verify import Verifier
 from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.loading import placements
 from baco.models.model import PairModel
@@ -80,7 +80,7 @@ def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
     def asked(*_: Any) -> bool:
         raise AssertionError("waited for the first half's rows")
 
-    monkeypatch.setattr(Engine, "_suffices", asked)
+    monkeypatch.setattr(Verifier, "one_suffices", asked)
     apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
     (answer,) = apart.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
     assert answer.error is None

@@ -120,7 +120,7 @@ def test_a_draft_model_that_cannot_be_rolled_back_is_refused(
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     with pytest.raises(BacoError, match="use a transformer as draft model"):
         Baco.load(**where, draft=str(tmp_path))
-    with pytest.raises(BacoError, match="so nothing drafts for it"):
+    with pytest.raises(BacoError, match="so nothing can draft for it"):
         Baco.load(base=str(tmp_path), aligned=str(folder.aligned), draft=str(folder.aligned))
 
 

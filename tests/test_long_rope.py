@@ -174,7 +174,7 @@ def test_factors_that_cannot_be_chosen_row_by_row_are_taken_on_a_slower_path_tha
     rule = rules(baco.pair)["Rand:0.5"]
     for prompt, (answer,) in zip(PROMPTS[:2], together, strict=True):
         assert answer == reference(baco, prompt, rule, sample=0, **settings)
-    slow = [record.message for record in caplog.records if "read anew" in record.message]
+    slow = [record.message for record in caplog.records if "reads the whole text" in record.message]
     assert len(slow) == 2
     assert all("other rotary factors beyond 28 tokens" in text for text in slow)
 

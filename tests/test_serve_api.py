@@ -306,7 +306,7 @@ def test_half_a_surrogate_pair_is_refused_by_its_place(
             error = answer.json()["error"]
             assert error["param"] == param
             assert error["message"] == (
-                f"{param or 'the body'} holds half a surrogate pair ('\\ud83d'), which is no "
+                f"{param or 'the body'} holds half a surrogate pair ('\\ud83d'), which is not a "
                 "character: give Unicode text"
             )
 

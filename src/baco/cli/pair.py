@@ -31,6 +31,7 @@ def export(
     from baco.backends.vllm.folder import export_pair
     from baco.models.known_pairs import choose_pair
 
+    opt.quiet_libraries()
     known = choose_pair(models.pair, models.base, models.aligned)
     made = export_pair(known, directory, copy=copy, trust_remote_code=bool(trust_remote_code))
     held = f" --dtype {known.dtype}" if known.dtype else ""
