@@ -30,7 +30,7 @@ PARTS = {
     "routing": ("routing",),
     "sampling": ("sampling",),
     "drafting": ("engine.speculative",),
-    "verification": ("engine.verify", "engine.commit", "engine.engine", "engine.skip_stats"),
+    "verification": ("engine.verify", "engine.commit", "engine.engine"),
 }
 EVERY = 1e-3  # seconds
 PROMPTS = 5

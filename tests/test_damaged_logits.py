@@ -32,13 +32,13 @@ BAD = "Where is the Zoo of the town, and what is in it?"
 KINDS = ("llama", "llama, as in transformers", "gemma2")
 
 
-def damaged(folder: PairFolder, *, packed: bool, half: str, token: int | None = None) -> Baco:
+def damaged(folder: PairFolder, *, packed: bool, model: str, token: int | None = None) -> Baco:
     """A pair one of whose models reads a token as NaN: by default one of `BAD` alone."""
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     baco = Baco.load(**where, dtype="float32", packed=packed)
     # An output that shares the weights of the embedding would be damaged for every text.
     token = own_token(baco) if token is None else token
-    embedding = getattr(baco.pair, half).model.get_input_embeddings()
+    embedding = getattr(baco.pair, model).model.get_input_embeddings()
     read = embedding.forward
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
@@ -70,11 +70,11 @@ def whole(rows: list[list[Completion]]) -> list[list[tuple[Any, Any]]]:
     return [[(one.token_ids, one.sources) for one in row] for row in rows]
 
 
-@pytest.mark.parametrize("half", ["base", "aligned"])
+@pytest.mark.parametrize("model", ["base", "aligned"])
 def test_only_the_affected_answers_end_and_rows_are_used_again_clean(
-    folder: PairFolder, packed: bool, half: str
+    folder: PairFolder, packed: bool, model: str
 ) -> None:
-    baco = damaged(folder, packed=packed, half=half)
+    baco = damaged(folder, packed=packed, model=model)
     healthy = Baco.load(
         base=str(folder.base), aligned=str(folder.aligned), dtype="float32", packed=packed
     )
@@ -91,30 +91,30 @@ def test_only_the_affected_answers_end_and_rows_are_used_again_clean(
         for broken in (found[1], found[4]):
             assert [one.finish_reason for one in broken] == ["error"] * 3
             told = str(broken[0].error)
-            name = getattr(baco.pair, half).name
+            name = getattr(baco.pair, model).name
             assert name in told and "NaN" in told and "float32" in told
             assert all(math.isfinite(value) for one in broken for value in one.logprobs)
 
 
-@pytest.mark.parametrize("half", ["base", "aligned"])
+@pytest.mark.parametrize("model", ["base", "aligned"])
 def test_damage_in_a_model_that_is_not_needed_is_not_an_error(
-    folder: PairFolder, half: str
+    folder: PairFolder, model: str
 ) -> None:
-    """Its rows are stood in for by the other's."""
-    baco = damaged(folder, packed=True, half=half)
-    other = "Aligned" if half == "base" else "Base"
+    """The other model's logits take the place of its own."""
+    baco = damaged(folder, packed=True, model=model)
+    other = "Aligned" if model == "base" else "Base"
     settings: dict[str, Any] = {"n": 2, "seed": 1, "max_tokens": 8}
     assert all(c.error is None for c in baco.generate(BAD, router=other, **settings))
-    alone = {"base": "Base", "aligned": "Aligned"}[half]
+    alone = {"base": "Base", "aligned": "Aligned"}[model]
     for completion in baco.generate(BAD, router=alone, **settings):
-        assert getattr(baco.pair, half).name in str(completion.error)
+        assert getattr(baco.pair, model).name in str(completion.error)
 
 
 def test_damage_in_rows_that_do_not_need_the_model_is_not_an_error(
     folder: PairFolder, packed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such rows are padding to it, which is token 0; no text here has that token."""
-    baco = damaged(folder, packed=packed, half="base", token=0)
+    baco = damaged(folder, packed=packed, model="base", token=0)
     decoder = baco.decoder()
     for router in ("Aligned", "P:0.5"):
         decoder.submit(GOOD[0], router=baco.router(router), seed=1, max_tokens=8)
@@ -129,7 +129,7 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
     folder: PairFolder, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speculation stays lossless: plain decoding never reads such a draft."""
-    baco = damaged(folder, packed=packed, half="base")
+    baco = damaged(folder, packed=packed, model="base")
     token = own_token(baco)
     settings: dict[str, Any] = {"router": "P:0.5", "n": 2, "seed": 1, "logit_bias": {token: -100.0}}
     expected = whole(baco.generate_batch(GOOD, max_tokens=12, **settings))
@@ -179,10 +179,10 @@ def damaged_folder(source: PairFolder, target: Path) -> Path:
     """The pair on disk with a weight of its aligned model's output that is NaN (case 03)."""
     from safetensors.torch import load_file, save_file
 
-    for half in ("base", "aligned"):
-        (target / half).mkdir(parents=True)
-        for file in getattr(source, half).iterdir():
-            (target / half / file.name).write_bytes(file.read_bytes())
+    for model in ("base", "aligned"):
+        (target / model).mkdir(parents=True)
+        for file in getattr(source, model).iterdir():
+            (target / model / file.name).write_bytes(file.read_bytes())
     file = target / "aligned" / "model.safetensors"
     weights = load_file(file)
     name = next(name for name in ("lm_head.weight", "model.embed_tokens.weight") if name in weights)
@@ -234,7 +234,7 @@ def test_the_advice_depends_on_the_number_format_of_the_weights(
 
 @pytest.fixture
 def broken(random_pair: Callable[..., PairFolder]) -> Baco:
-    return damaged(random_pair("llama", noise=0.3), packed=True, half="base")
+    return damaged(random_pair("llama", noise=0.3), packed=True, model="base")
 
 
 def test_the_server_answers_with_an_error_and_serves_the_others(broken: Baco) -> None:

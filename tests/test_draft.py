@@ -1,4 +1,4 @@
-"""A draft model changes how often the halves run, and nothing else."""
+"""A draft model changes how often the models run, and nothing else."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,10 +34,10 @@ def decoded(baco: Baco, prompt: str, router: str, **settings: Any) -> tuple[list
 
 
 def big(baco: Baco) -> Baco:
-    """The planner sees halves of some size, so that a forward of theirs is worth sparing."""
-    for half, layers in ((baco.pair.base, 80), (baco.pair.aligned, 80), (baco.draft, 1)):
-        if half is not None:
-            half.__dict__["size"] = ModelSize(layers, layers * 10**8, layers * 10**8)
+    """The planner sees large models, so that saving one of their forwards pays."""
+    for model, layers in ((baco.pair.base, 80), (baco.pair.aligned, 80), (baco.draft, 1)):
+        if model is not None:
+            model.__dict__["size"] = ModelSize(layers, layers * 10**8, layers * 10**8)
     return baco
 
 
@@ -48,7 +48,7 @@ def plain(loaded_pair: Callable[..., Baco]) -> Baco:
 
 @pytest.fixture(scope="module")
 def drafted(random_pair: Callable[..., PairFolder]) -> dict[str, Baco]:
-    """The same pair with its own aligned half for a draft model, and with a stranger."""
+    """The same pair with its own aligned model as draft model, and with an unrelated one."""
     folder = random_pair("llama", noise=0.1)
     strange = random_pair("llama", noise=None)
     return {

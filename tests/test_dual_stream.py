@@ -1,4 +1,4 @@
-"""Both halves at once on one device: in order where they must be, and only where both are read."""
+"""Both forwards at once on one device: ordered where they must be, and only where both run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_no_tensor_is_used_on_both_streams_without_order(
             done, _, dual = decode(recorded, cuda, always=True, **settings)
         assert races.found == []
         assert [told(c) for c in done] == [told(c) for c in plain.generate(PROMPT, **settings)]
-        if router != "Aligned":  # one half is never read
+        if router != "Aligned":  # one model never runs
             assert dual.times > 0
             assert races.streams[dual._stream] > 0
             assert crossed[-dual.times :] == [cuda.main] * dual.times

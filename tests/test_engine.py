@@ -270,9 +270,9 @@ def test_first_tokens_at_temperature_1_follow_the_models_distribution(
     llama: Baco, router: str
 ) -> None:
     prompt = llama.pair.renderer.render(PROMPTS[0])
-    half = llama.pair.base if router == "Base" else llama.pair.aligned
+    model = llama.pair.base if router == "Base" else llama.pair.aligned
     ids = prompt.base_ids if router == "Base" else prompt.aligned_ids
-    row = half.score(ids)[-1]
+    row = model.score(ids)[-1]
     if router == "Base":
         row = row.masked_fill(llama.pair.banned, -torch.inf)
     probabilities = row.softmax(-1).double()
@@ -432,9 +432,9 @@ def test_log_probabilities_are_the_sources_own(llama: Baco) -> None:
     for index, (token, source) in enumerate(
         zip(completion.token_ids, completion.sources, strict=True)
     ):
-        half = getattr(llama.pair, source)
+        model = getattr(llama.pair, source)
         prompt = rendered.base_ids if source == "base" else rendered.aligned_ids
-        row = half.score([*prompt, *completion.token_ids[:index]])[-1].log_softmax(-1)
+        row = model.score([*prompt, *completion.token_ids[:index]])[-1].log_softmax(-1)
         assert completion.logprobs[index] == pytest.approx(float(row[token]), abs=1e-4)
         best = {int(t): pytest.approx(float(row[t]), abs=1e-4) for t in row.topk(3).indices}
         assert completion.top_logprobs[index] == best

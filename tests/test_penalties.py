@@ -24,19 +24,20 @@ def from_scratch(rows: list[SequenceState]) -> list[tuple[list[int], ...]]:
     return [
         (
             [row.tokens.count(token) for token in range(WIDTH)],
-            *([int(token in row.request.ids(half)) for token in range(WIDTH)] for half in MODELS),
+            *([int(token in row.request.ids(model)) for token in range(WIDTH)] for model in MODELS),
         )
         for row in rows
     ]
 
 
 def seen(batch: Batch) -> list[tuple[list[int], ...]]:
-    """The same, as penalties are told it."""
+    """The same, as penalties read it."""
     size = len(batch)
     at, none = torch.arange(size), torch.empty(size, 0, dtype=torch.int64)
-    found = [batch.token_counts(at, torch.full((size,), half == "base"), none) for half in MODELS]
-    (base, said), (aligned, _) = found
-    return list(zip(said.tolist(), base.long().tolist(), aligned.long().tolist(), strict=True))
+    (base, counts), (aligned, _) = (
+        batch.token_counts(at, torch.full((size,), model == "base"), none) for model in MODELS
+    )
+    return list(zip(counts.tolist(), base.long().tolist(), aligned.long().tolist(), strict=True))
 
 
 @settings(max_examples=budget(60), deadline=None)
@@ -60,9 +61,9 @@ def test_incremental_counts_equal_counts_from_scratch(demo: Baco, data: st.DataO
                     row.tokens += data.draw(ids)
                 batch.advance(before)
         if batch.sampling.any_penalty:
-            expected, found = from_scratch(batch.rows), seen(batch)
-            for row, mine, told in zip(batch.rows, expected, found, strict=True):
-                assert not row.request.params.penalises or mine == told
+            columns = zip(batch.rows, from_scratch(batch.rows), seen(batch), strict=True)
+            for row, expected, counted in columns:
+                assert not row.request.params.penalises or expected == counted
 
 
 @pytest.fixture

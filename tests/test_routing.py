@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baco import BacoError, register_router, router
-from baco.routing import parser as registry
+from baco.routing import parser
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import NO_TOKEN, select
@@ -118,8 +118,8 @@ def test_rand_is_base_with_probability_gamma() -> None:
     assert decide("Rand:1", base, coin=1 - 2.0**-24) == [True]
 
 
-@pytest.mark.parametrize("entry", registry.catalogue(), ids=lambda entry: entry.name)
-def test_every_spelling_in_the_catalogue_round_trips(entry: registry.Entry) -> None:
+@pytest.mark.parametrize("entry", parser.catalogue(), ids=lambda entry: entry.name)
+def test_every_spelling_in_the_catalogue_round_trips(entry: parser.Entry) -> None:
     made = router(entry.example)
     assert made.spelling == entry.example
     assert router(made.spelling) == made
@@ -176,7 +176,7 @@ def own_router() -> Iterator[str]:
 def test_a_registered_router_can_be_spelled_and_is_listed(own_router: str) -> None:
     assert decide("Differ:0.9", rows(1, 2), rows(1, 3)) == [False, True]
     assert router("Differ:0.9").spelling == "Differ:0.9"
-    entry = next(entry for entry in registry.catalogue() if entry.name == "Differ")
+    entry = next(entry for entry in parser.catalogue() if entry.name == "Differ")
     assert entry.sentence.startswith("base where the two models'")
     assert entry.example == "Differ:0.5"
     with pytest.raises(BacoError, match="needs a threshold"):
@@ -203,7 +203,7 @@ def test_a_class_can_be_a_router_and_bad_names_and_signatures_are_refused() -> N
 def choose(
     base: Tensor, aligned: Tensor, previous: int, active_base: bool, spelling: str = "Base-wins"
 ) -> tuple[list[float], bool]:
-    """One row through `select` with a router that names the base, or the aligned half."""
+    """One row through `select` with a router that picks the base or the aligned model."""
     wanted = router("Rand:1" if spelling == "Base-wins" else "Rand:0")
     logits, source = select(
         base,

@@ -92,7 +92,7 @@ def request(baco: Baco, tokens: int, **sampling: Any) -> Request:
 OTHERS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.one_of(
         st.builds(dict, tokens=st.integers(1, 150), n=st.integers(1, 3)),
-        st.builds(dict, scored=st.integers(2, 150), half=st.sampled_from(["base", "aligned"])),
+        st.builds(dict, scored=st.integers(2, 150), model=st.sampled_from(["base", "aligned"])),
     ),
     max_size=6,
 )
@@ -127,7 +127,7 @@ def add_all(
     texts, answers = [], []
     for other in others:
         if "scored" in other:
-            texts.append(Scoring(ids_of(other["scored"]), other["half"], 0, 2))
+            texts.append(Scoring(ids_of(other["scored"]), other["model"], 0, 2))
             engine.score(texts[-1])
         else:
             answers += engine.add(request(baco, other["tokens"], n=other["n"], max_tokens=3))
@@ -157,7 +157,7 @@ def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
     loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for the rest of the text is there, but attention to it would cost as much."""
-    half = loaded_pair("llama", noise=0.3).pair.base
+    model = loaded_pair("llama", noise=0.3).pair.base
     widths: list[int] = []
 
     def attended(query: Tensor, keys: Tensor, *others: Any) -> Tensor:
@@ -165,7 +165,7 @@ def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
         return attend(query, keys, *others)
 
     monkeypatch.setattr("baco.models.forward.llama.attend", attended)
-    store = half.new_cache()
+    store = model.new_cache()
     assert isinstance(store, BatchedKVCache)
     store.chunk = 48
     with torch.inference_mode():
@@ -197,7 +197,7 @@ def test_a_prompt_is_read_in_the_same_chunks_whatever_else_is_read(
     baco = loaded_pair("llama", noise=0.3)
     asked = request(baco, 120, n=2, max_tokens=12)
     answers = []
-    busy: list[dict[str, Any]] = [{"tokens": 90, "n": 2}, {"scored": 70, "half": "aligned"}]
+    busy: list[dict[str, Any]] = [{"tokens": 90, "n": 2}, {"scored": 70, "model": "aligned"}]
     for others in ([], busy):
         with watched():
             engine = Engine(baco.pair, chunks_per_step=1)

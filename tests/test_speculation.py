@@ -1,4 +1,4 @@
-"""Drafting changes how often the halves run, and nothing else."""
+"""Speculative decoding changes how often the models run, and nothing else."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +23,7 @@ from tests.pairs import ARCHITECTURES
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
 ROUTERS = ("P:0.5", "H:1.5", "P-Punc:0.7", "P-FC:0.6", "Gap:0", "Rand:0.5", "Nudging:0.5", "Punc")
-Told = list[tuple[list[int], list[str]]]
+Drawn = list[tuple[list[int], list[str]]]  # tokens and sources of each sample
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,17 @@ def pairs(loaded_pair: Callable[..., Baco]) -> Callable[[str], Baco]:
     return partial(loaded_pair, noise=0.1)
 
 
-def answers(decoder: Decoder) -> dict[int, Told]:
+def answers(decoder: Decoder) -> dict[int, Drawn]:
     """Tokens and sources of every sample, by ticket."""
-    found: dict[int, dict[int, Any]] = {}
-    while decoder.busy:
-        for chunk in decoder.step():
-            if chunk.completion is not None:
-                said = (list(chunk.completion.token_ids), list(chunk.completion.sources))
-                found.setdefault(chunk.prompt, {})[chunk.sample] = said
-    return {ticket: [said for _, said in sorted(rows.items())] for ticket, rows in found.items()}
+    samples: dict[int, dict[int, Any]] = {}
+    for chunk in chunks(decoder):
+        if chunk.completion is not None:
+            drawn = (list(chunk.completion.token_ids), list(chunk.completion.sources))
+            samples.setdefault(chunk.prompt, {})[chunk.sample] = drawn
+    return {ticket: [row[index] for index in sorted(row)] for ticket, row in samples.items()}
 
 
-def decode(baco: Baco, routers: list[str], *, speculate: bool, **sampling: Any) -> dict[int, Told]:
+def decode(baco: Baco, routers: list[str], *, speculate: bool, **sampling: Any) -> dict[int, Drawn]:
     decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
     for prompt, router in zip(PROMPTS, routers, strict=True):
         decoder.submit(prompt, router=baco.router(router), **sampling)
@@ -73,26 +72,26 @@ def test_answers_are_the_same_with_and_without_drafts(
 def test_bonus_tokens_change_no_answer_whether_accepted_or_not(
     pairs: Callable[[str], Baco], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    came_true: list[bool] = []
-    monkeypatch.setattr(AcceptanceStats, "update_bonus", lambda _, right: came_true.append(right))
+    accepted: list[bool] = []
+    monkeypatch.setattr(AcceptanceStats, "update_bonus", lambda _, right: accepted.append(right))
     monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan("aligned", 2))
     monkeypatch.setattr(DraftPlanner, "next_token_pays", lambda _, run, __: len(run.tokens) < 2)
     monkeypatch.setattr(DraftPlanner, "bonus_pays", lambda *_: True)
     baco = pairs(architecture)
 
-    def logprobs(*, speculate: bool) -> list[float]:
-        said: dict[tuple[int, int], list[float]] = {}
+    def decoded(*, speculate: bool) -> list[float]:
+        logprobs: dict[tuple[int, int], list[float]] = {}
         for seed in range(8):
             decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
             sampling: dict[str, Any] = {"n": 1 + seed % 2, "seed": seed, "max_tokens": 32}
             decoder.submit(PROMPTS[0], router=baco.router("Rand:0.3"), **sampling)
             for chunk in chunks(decoder):
                 if chunk.completion is not None:
-                    said[seed, chunk.sample] = chunk.completion.logprobs
-        return [one for key in sorted(said) for one in said[key]]
+                    logprobs[seed, chunk.sample] = list(chunk.completion.logprobs)
+        return [value for key in sorted(logprobs) for value in logprobs[key]]
 
-    assert logprobs(speculate=True) == pytest.approx(logprobs(speculate=False), abs=1e-3)
-    assert set(came_true) == {True, False}
+    assert decoded(speculate=True) == pytest.approx(decoded(speculate=False), abs=1e-3)
+    assert set(accepted) == {True, False}
 
 
 def test_penalties_and_biases_count_draft_tokens(pairs: Callable[[str], Baco]) -> None:
@@ -136,20 +135,19 @@ def test_drafts_save_steps_and_half_of_them_are_accepted(demo: Baco) -> None:
 def test_bonus_tokens_save_forwards_of_the_drafter(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def aligned_forwards() -> tuple[int, dict[int, Told]]:
-        decoder = demo.decoder()
+    def aligned_forwards() -> tuple[int, list[Drawn]]:
+        decoder, drawn = demo.decoder(), []
         for seed in range(4):
             decoder.submit("Tell me a story", router=demo.router("P-Punc:0.4"), seed=seed)
-            told.update({seed: next(iter(answers(decoder).values()))})
+            drawn += answers(decoder).values()
         assert isinstance(decoder.engine, IsolatingEngine)
-        return decoder.engine.stats.forwards["aligned"], dict(told)
+        return decoder.engine.stats.forwards["aligned"], drawn
 
-    told: dict[int, Told] = {}
-    spared, said = aligned_forwards()
+    with_bonus, drawn = aligned_forwards()
     monkeypatch.setattr(DraftPlanner, "bonus_pays", lambda *_: False)
-    plain, same = aligned_forwards()
-    assert said == same
-    assert spared < 0.95 * plain
+    without_bonus, same = aligned_forwards()
+    assert drawn == same
+    assert with_bonus < 0.95 * without_bonus
 
 
 def test_a_model_that_cannot_matter_does_not_run(demo: Baco) -> None:
@@ -166,9 +164,9 @@ def test_a_model_runs_only_where_its_logits_are_needed(demo: Baco) -> None:
     for seed in range(4):
         decoder.submit(PROMPTS[0], router=demo.router("P:0.6"), seed=seed)
         answers(decoder)
-    read = {half: count - 4 for half, count in engine.stats.forwards.items()}  # but the prompts
+    forwards = engine.stats.forwards["aligned"] - 4  # without the prompts
     assert engine.stats.tokens["base"] > 0.2 * engine.stats.steps
-    assert read["aligned"] < 0.95 * engine.stats.steps
+    assert forwards < 0.95 * engine.stats.steps
 
 
 def chunks(decoder: Decoder) -> Iterator[Any]:
@@ -217,27 +215,27 @@ def test_ngrams_draft_what_followed_before() -> None:
 def test_the_planner_drafts_only_where_it_pays() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
-    sure, unsure = AcceptanceStats(0.9), AcceptanceStats(0.02)
-    for stats, chance in ((sure, 0.95), (unsure, 0.05)):
-        stats.by_drafter = dict.fromkeys(stats.by_drafter, chance)
+    high, low = AcceptanceStats(0.9), AcceptanceStats(0.02)
+    for stats, rate in ((high, 0.95), (low, 0.05)):
+        stats.by_drafter = dict.fromkeys(stats.by_drafter, rate)
     both: tuple[Source, ...] = ("base", "aligned")
     room = {"base": 100, "aligned": 100}
-    assert planner.plan([unsure], [4], both, 0.1, room).num_tokens == 0
-    assert planner.plan([sure], [8], both, 0.1, room).num_tokens > 3
-    ahead = planner.plan([sure], [0], both, 0.9, room)
+    assert planner.plan([low], [4], both, 0.1, room).num_tokens == 0
+    assert planner.plan([high], [8], both, 0.1, room).num_tokens > 3
+    ahead = planner.plan([high], [0], both, 0.9, room)
     assert (ahead.drafter, ahead.num_tokens > 2) == ("base", True)
     # Where one of the two has room for no more than two drafts, no more are made.
-    assert planner.plan([sure], [0], both, 0.9, room | {"aligned": 2}).num_tokens == 2
+    assert planner.plan([high], [0], both, 0.9, room | {"aligned": 2}).num_tokens == 2
 
 
 @pytest.mark.parametrize(("rows", "every"), [(1, 1), (16, 5)])
 def test_planning_pauses_longer_with_more_rows_when_no_draft_pays(
     demo: Baco, monkeypatch: pytest.MonkeyPatch, rows: int, every: int
 ) -> None:
-    asked: list[int] = []
+    planned: list[int] = []
 
-    def plan(_: DraftPlanner, records: list[AcceptanceStats], *__: Any) -> Plan:
-        asked.append(len(records))
+    def plan(_: DraftPlanner, stats: list[AcceptanceStats], *__: Any) -> Plan:
+        planned.append(len(stats))
         return NO_DRAFT
 
     monkeypatch.setattr(DraftPlanner, "plan", plan)
@@ -246,7 +244,7 @@ def test_planning_pauses_longer_with_more_rows_when_no_draft_pays(
     router = demo.router("P-Punc:0.4")
     decoder.submit(PROMPTS[0], router=router, n=rows, seed=1, max_tokens=30, logit_bias=endless)
     answers(decoder)
-    assert asked == [rows] * (30 // every)
+    assert planned == [rows] * (30 // every)
 
 
 def test_self_drafting_stops_where_confidence_is_low() -> None:
@@ -263,7 +261,7 @@ def test_self_drafting_stops_where_confidence_is_low() -> None:
     assert planner.next_token_pays(run([0.99], 1.99, 2), models)
     assert not planner.next_token_pays(run([0.3], 1.99, 2), models)
     assert planner.next_token_pays(run([0.99, 0.9, 0.3], 3.0, 1), models)
-    # The checking half reads on where all that was drafted is likely to stand.
+    # A bonus token pays where all draft tokens are likely to be accepted.
     assert planner.bonus_pays(run([0.9], 1.9, 2), "base")
     assert not planner.bonus_pays(run([0.1], 1.9, 2), "base")
     assert not planner.bonus_pays(run([0.9] * 8, 15.0, 2), "base")
