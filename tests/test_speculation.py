@@ -136,7 +136,8 @@ def test_bonus_tokens_save_forwards_of_the_drafter(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def aligned_forwards() -> tuple[int, list[Drawn]]:
-        decoder, drawn = demo.decoder(), []
+        decoder = demo.decoder()
+        drawn: list[Drawn] = []
         for seed in range(4):
             decoder.submit("Tell me a story", router=demo.router("P-Punc:0.4"), seed=seed)
             drawn += answers(decoder).values()

@@ -140,7 +140,7 @@ class Batch:
     def run_samplers(
         self,
         logits: Tensor,
-        row: Tensor,
+        row: Tensor | None,
         keys: Tensor,
         drafted: Callable[[], Sequence[Sequence[int]]],
     ) -> Tensor:
@@ -148,7 +148,7 @@ class Batch:
 
         Args:
             logits: float32 [N, V], left as they are.
-            row: of each position, int64 [N].
+            row: of each position, int64 [N]; None for one position of each row.
             keys: noise keys of the positions, int64 [N, 2].
             drafted: returns the draft tokens before each position; called only if a sampler reads
                 tokens.
@@ -160,15 +160,16 @@ class Batch:
             return logits
 
         def tokens() -> Tensor:
+            rows = self.rows if row is None else [self.rows[index] for index in row.tolist()]
             answers = [
-                [*self.rows[index].tokens, *after]
-                for index, after in zip(row.tolist(), drafted(), strict=True)
+                [*sequence.tokens, *after] for sequence, after in zip(rows, drafted(), strict=True)
             ]
             longest = max(map(len, answers), default=0)
             padded = [[NO_TOKEN] * (longest - len(answer)) + answer for answer in answers]
             return tensor_on(self.device, padded, torch.int64).view(len(answers), longest)
 
-        return apply_chains(logits, self.chains, self.chain_index[row], Context(tokens, keys))
+        index = self.chain_index if row is None else self.chain_index[row]
+        return apply_chains(logits, self.chains, index, Context(tokens, keys))
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""

@@ -57,13 +57,12 @@ def commit_tokens(
     for at, (row, values) in enumerate(zip(rows, numbers, strict=True)):
         tokens, sources, damaged = (values[i * most : (i + 1) * most] for i in range(3))
         num_committed, num_accepted = values[-2:]
-        for offset, bits in enumerate(damaged[: positions.counts[at]]):
-            model = next((m for m in damaged_models(bits) if row.request.needs(m)), None)
-            if model is not None:
-                damage[at] = offset, model
-                num_committed = min(num_committed, offset)
-                num_accepted = min(num_accepted, offset)
-                break
+        if any(damaged):
+            row_damage = _first_damage(row, damaged[: positions.counts[at]])
+            if row_damage is not None:
+                damage[at] = row_damage
+                num_committed = min(num_committed, row_damage[0])
+                num_accepted = min(num_accepted, row_damage[0])
         accepted.append(num_accepted)
         num_top = row.request.params.logprobs
         for offset in range(num_committed):
@@ -81,6 +80,14 @@ def commit_tokens(
             if row.finish_reason is not None:
                 break
     return accepted, damage
+
+
+def _first_damage(row: SequenceState, damaged: Sequence[int]) -> Damage | None:
+    for offset, bits in enumerate(damaged):
+        for model in damaged_models(bits):
+            if row.request.needs(model):
+                return offset, model
+    return None
 
 
 def end_damaged_rows(

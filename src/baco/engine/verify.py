@@ -157,9 +157,9 @@ class Verifier:
 
     def one_suffices(self, draft: Draft, model: Source, logits: Logits) -> bool:
         """Whether one model's logits decide every position, so that the other need not run."""
-        rows, positions = draft.batch.rows, draft.positions
-        reads_only = [row.request.router.reads <= {model} for row in rows]
-        routed = tensor_on(self.banned.device, reads_only)
+        batch, positions = draft.batch, draft.positions
+        reads_only = [router.reads <= {model} for router, _ in batch.routers]
+        routed = tensor_on(self.banned.device, reads_only)[batch.router_index]
         state = self.boundary_state(draft, self.signals(draft, logits), route=any(reads_only))
         is_base = model == "base"
         starts_word = state.base_starts_word if is_base else state.aligned_starts_word

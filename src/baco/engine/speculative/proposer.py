@@ -211,8 +211,8 @@ class Proposer:
         def drafts() -> list[list[int]]:
             return torch.stack((*drafted,), dim=1).tolist() if drafted else [[]] * len(batch)
 
-        rows, keys = torch.arange(len(batch), device=logits.device), batch.noise_keys()[:, index]
-        shaped = batch.run_samplers(self._shape(model, logits), rows, keys, drafts)
+        keys = batch.noise_keys()[:, index]
+        shaped = batch.run_samplers(self._shape(model, logits), None, keys, drafts)
         return draw(shaped, batch.sampling, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:
