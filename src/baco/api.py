@@ -1,4 +1,4 @@
-"""`Baco`: a pair, ready to answer. Every front end stands on `Baco.stream_batch`."""
+"""`Baco`: a loaded pair, and the ways to draw answers from it. All front ends use it."""
 
 import datetime
 import logging

@@ -96,14 +96,14 @@ class Token:
     """One token of an answer with what is known of it.
 
     Attributes:
-        id: its id; `Pair.spelling` tells its bytes.
+        id: its id; `Pair.spelling` returns its bytes.
         source: the model it came from.
         logprob: under its source, in nats, of the raw distribution.
         text: its part of the answer's text: the characters that it completes, without the joining
             space. A stop string may have cut off the end of the last token's.
         offset: where that begins in the answer's text, in characters.
-        top_logprobs: the most likely tokens (id → nats) of the source there, if asked.
-        why: what the router saw there, if asked.
+        top_logprobs: the most likely tokens (id → nats) of the source there, if requested.
+        why: what the router read there, if requested.
     """
 
     id: int

@@ -31,8 +31,8 @@ def commit_tokens(
         end_ids: tokens that end an answer.
 
     Returns:
-        How many draft tokens of each row were accepted, and the damage by row. Logits of a model
-        that the row does not need are no damage.
+        How many draft tokens of each row were accepted, and the damage by row. Damaged logits of a
+        model that the row does not need are ignored.
     """
     most = positions.most
     packed = torch.cat(

@@ -92,7 +92,7 @@ class ContentRule:
         roles: the roles that it locks. For ``Role``, these hold where the user gives no table.
         help: one sentence.
         example: a spelling.
-        page: what it locks, for the server's page: said of one word, and of all of them.
+        page: what it locks, for the server's page: in the singular, and in the plural.
     """
 
     name: str

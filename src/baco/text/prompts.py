@@ -502,8 +502,8 @@ class _Rendering:
         usable = end and text.endswith(kept)
         if usable and asking is not None:
             question = next(m["content"] for m in reversed(before) if m["role"] == "user").strip()
-            asked = asking.rfind(question)
-            usable = asked < 0 or text.startswith(asking[: asked + len(question)])
+            at = asking.rfind(question)
+            usable = at < 0 or text.startswith(asking[: at + len(question)])
         if usable:
             head = text[: len(text) - len(kept)]
             ordinary = head[:-1] if asking is None else asking

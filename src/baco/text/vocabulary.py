@@ -3,8 +3,8 @@
 A token is classified by its own text, without its neighbours. Its bytes come from
 `baco.text.token_bytes`, so that unfinished characters are recognised.
 
-A word starts where the token's first character says so (`character_starts_word`): `` (the`` and
-``."`` start one, ``ing`` does not. A contraction's piece (``'s``) is a word of its own.
+A token starts a word if its first character does (`character_starts_word`): `` (the`` and ``."``
+do, ``ing`` does not. The second part of a contraction (``'s``) is a separate word.
 
 Roles, by the first rule that fits:
 
