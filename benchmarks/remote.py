@@ -119,7 +119,7 @@ class TokenByToken:
         there: Any = baco.backend
         fields: dict[str, dict[str, Any]] = {
             half: {
-                "model": there.halves[half].ability.model,
+                "model": there.models[half].ability.model,
                 "return_tokens_as_token_ids": True,
                 "min_p": 0.0,
             }

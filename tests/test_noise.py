@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency
 
 from baco import Baco, BacoError, as_transformers
-from baco.backends.remote.half import Draws
+from baco.backends.remote.model import Draws
 from baco.backends.vllm.middleware import TwoPrompts
 from baco.backends.vllm.options import PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable

@@ -245,7 +245,7 @@ def test_a_packages_router_is_served_and_shown_on_the_page(
 def test_a_backend_that_cannot_supply_what_a_packages_router_reads_refuses_it(
     site: Path, demo: Baco
 ) -> None:
-    refusal = pytest.raises(BacoError, match=r"Margin:0\.4 may look at whole rows")
+    refusal = pytest.raises(BacoError, match=r"Margin:0\.4 may read whole rows")
     with served(demo) as server, remote(server.url) as elsewhere, refusal:
         elsewhere.generate(PROMPT, router="Margin:0.4")
 

@@ -119,8 +119,8 @@ def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, serve
         remote(server.url, aligned_url=plain, aligned_model="half") as halves,
     ):
         backend: Any = halves.backend
-        ability = backend.halves["aligned"].ability
-        assert (ability.echo, ability.several, ability.top) == (None, False, 20)
+        ability = backend.models["aligned"].ability
+        assert (ability.echo, ability.batches, ability.top) == (None, False, 20)
         for router in ("P-Punc:0.4", "Role:name=base,content=aligned"):
             expected = told(demo, PROMPT, router, temperature=0)
             assert told(halves, PROMPT, router, temperature=0) == expected
@@ -249,9 +249,9 @@ def test_explain_tells_what_the_router_saw(halves: Baco, demo: Baco) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 1.0}, "penalties need the weights"),
-    ({"top_p": 0.9}, "top_k and top_p cut off what is left"),
+    ({"top_p": 0.9}, "top_k and top_p truncate the row"),
     ({"samplers": "xtc"}, "the remote backend cannot run xtc:0.5,0.1: leave samplers out"),
-    ({"logprobs": 2049}, "logprobs is 2049: the remote backend tells 2048 at most"),
+    ({"logprobs": 2049}, "logprobs is 2049: the remote backend returns at most 2048"),
 ]
 
 

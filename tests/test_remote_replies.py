@@ -136,20 +136,23 @@ def test_an_answer_ends_well_or_with_one_line(
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (b"<html>", "answered no JSON: is it an API"),
-        (b"[" * 100_000, "answered no JSON: is it an API"),
-        (b"\xff\xfe{", "answered no JSON: is it an API"),
-        (b"3", "answers what is no completion: 3 where an object belongs"),
-        (b'{"choices": "none"}', 'answers what is no completion: "none" where a list belongs'),
+        (b"<html>", "answered without JSON: is it an API"),
+        (b"[" * 100_000, "answered without JSON: is it an API"),
+        (b"\xff\xfe{", "answered without JSON: is it an API"),
+        (b"3", "answered without a completion: 3 where an object belongs"),
+        (
+            b'{"choices": "none"}',
+            'answered without a completion: "none" where a list belongs',
+        ),
         (
             b'{"choices": [{"text": "a", "token_ids": [-3]}]}',
-            "answers what is no completion: -3 where a whole number belongs",
+            "answered without a completion: -3 where a whole number belongs",
         ),
-        (b'{"choices": []}', "answers without choices: is it completions"),
+        (b'{"choices": []}', "answers without choices: is it a completions API"),
         (
             b'{"choices": [{"text": "a", "token_ids": [5], "logprobs": {"tokens": ["token_id:5"], '
             b'"token_logprobs": [7.25]}}]}',
-            "answers what is no completion: 7.25 where a log-probability belongs",
+            "answered without a completion: 7.25 where a log-probability belongs",
         ),
     ],
     ids=str,

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 
 from baco import Baco
 from baco.backends.remote.client import Patience, _retry_after
-from baco.backends.remote.half import Draws, RemoteModel
+from baco.backends.remote.model import Draws, RemoteModel
 from baco.backends.remote.table import Table
 from baco.backends.remote.view import AnswerRules, DraftSpan, NextSource, RoutingView
 from baco.backends.remote.wire import Names, Row
@@ -141,11 +141,11 @@ def test_a_name_that_is_no_single_tokens_leaves_room_for_it(demo: Baco) -> None:
 def test_pauses_grow_and_a_servers_own_word_goes_before() -> None:
     patience = Patience()
     for attempt, middle in ((1, 0.25), (3, 1.0), (9, 8.0)):
-        pauses = {patience.before(attempt, None) for _ in range(50)}
+        pauses = {patience.pause_after(attempt, None) for _ in range(50)}
         assert len(pauses) > 1
         assert all(middle / 2 <= pause <= middle * 1.5 for pause in pauses)
-    assert patience.before(1, 5.0) == 5.0
-    assert patience.before(1, 5000.0) == patience.asked
+    assert patience.pause_after(1, 5.0) == 5.0
+    assert patience.pause_after(1, 5000.0) == patience.max_retry_after
 
 
 def test_a_server_may_tell_seconds_or_a_date() -> None:
@@ -167,23 +167,25 @@ def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(d
     masked, free = NextSource("base", True), NextSource("base", False)
     for min_p in (0.0, 0.1):
         params = SamplingParams(seed=1, min_p=min_p, logit_bias=((start, 0.0),))
-        law = AnswerRules(
+        rules = AnswerRules(
             demo.pair, Request((1,), (1,), params, demo.router("Rand:0.5"), digest=b""), 0
         )
-        assert law.may_say(start, masked)
-        assert law.may_say(inside, free)
-        assert not law.may_say(inside, masked)
-        assert not law.may_say(special, free)
-        assert law.may_say(special, NextSource("aligned", False))
+        assert rules.may_write(start, masked)
+        assert rules.may_write(inside, free)
+        assert not rules.may_write(inside, masked)
+        assert not rules.may_write(special, free)
+        assert rules.may_write(special, NextSource("aligned", False))
 
         likelier = [Row({one: -0.5, start: -1.2}, -3.0) for one in (inside, special)]
         for row in likelier:
             # It was drawn from a row cut off below a token that may not be said.
             pen = masked if inside in row.known else free
-            assert RoutingView(law, span(demo.pair, [start], [row])).stands(0, pen) == (min_p == 0)
+            assert RoutingView(rules, span(demo.pair, [start], [row])).is_allowed(0, pen) == (
+                min_p == 0
+            )
         best = Row({start: -0.5, inside: -1.2}, -3.0)
-        assert RoutingView(law, span(demo.pair, [start], [best])).stands(0, masked)
-        assert not RoutingView(law, span(demo.pair, [inside], [best])).stands(0, masked)
+        assert RoutingView(rules, span(demo.pair, [start], [best])).is_allowed(0, masked)
+        assert not RoutingView(rules, span(demo.pair, [inside], [best])).is_allowed(0, masked)
 
 
 @pytest.mark.parametrize("min_p", [0.0, 0.6])
@@ -211,7 +213,7 @@ def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p
 
     with served(demo) as server, remote(server.url) as halves:
         backend: Any = halves.backend
-        found = backend._await(drawn(backend.halves["base"]))
+        found = backend._await(drawn(backend.models["base"]))
     kept = [token for token in range(len(row)) if chance[token] * len(found) >= 5]
     counts = [found.count(token) for token in kept]
     expected = [float(chance[token]) * len(found) for token in kept]

@@ -80,7 +80,7 @@ def test_the_parameters_of_a_server_are_found_within_the_bounds_it_sets(server: 
         door = Door(Backing(server.url), change)
         with listening(door) as url, remote(server.url, aligned_url=url) as halves:
             backend: Any = halves.backend
-            assert backend.halves["aligned"].ability.obeys == found
+            assert backend.models["aligned"].ability.obeys == found
             if change is strict:  # the pair's own sampling has a min_p
                 assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
             else:
@@ -102,9 +102,9 @@ def test_json_has_null_where_a_server_tells_no_log_probability(
 def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
     with listening(Door(Backing(server.url), bare, textual)) as url:
         with remote(server.url, base_url=url) as halves:
-            with pytest.raises(BacoError, match=r"P-Punc:0.4 goes by probabilities and the base"):
+            with pytest.raises(BacoError, match=r"P-Punc:0.4 needs probabilities and the base"):
                 halves.generate(PROMPT, router=ROUTER)
-            with pytest.raises(BacoError, match="logprobs is 1: the remote backend tells 0"):
+            with pytest.raises(BacoError, match="the remote backend returns at most 0"):
                 halves.generate(PROMPT, router="Punc", logprobs=1)
             with pytest.raises(BacoError, match="does not follow min_p"):
                 halves.generate(PROMPT, router="Punc", min_p=0.1)
@@ -129,7 +129,7 @@ def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
                 decided += 1
             else:
                 assert mine.finish_reason == "error"
-                assert "most likely tokens that the server tells leave" in mine.error
+                assert "most likely tokens that the server returns leave" in mine.error
         assert decided > 0
 
 
@@ -184,7 +184,7 @@ def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) 
         assert broken.finish_reason == "error"
         assert broken.error is not None
         assert broken.error.startswith("the aligned server at http://127.0.0.1:")
-        assert broken.error.endswith("says 400: no")
+        assert broken.error.endswith("answers 400: no")
         assert len(door.asked) - before < 12
 
 
@@ -278,7 +278,7 @@ def test_whoever_goes_away_leaves_no_call_open(server: Served) -> None:
 def test_what_nobody_waits_for_is_not_written_on(server: Served) -> None:
     with remote(server.url) as halves:
         backend: Any = halves.backend
-        places, free = backend._places, backend._places._value
+        places, free = backend._slots, backend._slots._value
         chunks = halves.stream(STORY, router=ROUTER, n=8, max_tokens=200)
         next(chunks)
         chunks.close()  # type: ignore[attr-defined]
@@ -401,7 +401,7 @@ def test_a_key_that_no_header_carries_is_refused_and_not_told(
     key: str, server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACO_ALIGNED_API_KEY", key)
-    with pytest.raises(BacoError, match="look at BACO_ALIGNED_API_KEY") as told:
+    with pytest.raises(BacoError, match="check BACO_ALIGNED_API_KEY") as told:
         Baco.load("demo", backend="remote", base_url=server.url, aligned_url=server.url)
     assert key not in str(told.value)
 

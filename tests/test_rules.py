@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baco import Baco, BacoError, register_router, router
-from baco.backends.remote.view import figure
+from baco.backends.remote.view import needed_quantity
 from baco.calibration.agreement import routers as diagnosed
 from baco.calibration.measure import calibrate, grid_of
 from baco.evaluation.methods.method import Grid
@@ -97,11 +97,11 @@ def test_reading_more_than_a_rule_declares_is_an_error(demo: Baco) -> None:
     ],
 )
 def test_servers_are_asked_for_what_the_rules_read(spelling: str, quantity: str) -> None:
-    assert figure(router(spelling)) == quantity
+    assert needed_quantity(router(spelling)) == quantity
 
 
 def test_a_rule_that_declares_nothing_needs_all_logits(margin: str) -> None:
-    assert figure(router("Margin:0.4")) == "all"
+    assert needed_quantity(router("Margin:0.4")) == "all"
     assert router("Margin:0.4").reads == {"base", "aligned"}
 
 
@@ -113,7 +113,7 @@ def test_entropies_decide_from_bounds_only_where_the_rule_is_monotone() -> None:
 
     register_router("Band", band, reads=("entropy_base",))
     try:
-        assert figure(router("Band:2")) == "all"
+        assert needed_quantity(router("Band:2")) == "all"
     finally:
         del RULES["Band"]
 

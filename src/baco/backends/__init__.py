@@ -1,7 +1,7 @@
-"""Where a pair decodes: in this process, or in an engine that serves models already.
+"""Where a pair is decoded: in this process, or by an engine outside of it.
 
-A backend is an engine for `baco.decoder.Decoder` and a pair without weights; text, stop strings,
-routers, the server and its page are the same code on all of them.
+A backend provides an engine for `baco.decoder.Decoder` and a pair without weights. Text, stop
+strings, routers, the server and its page use the same code with all backends.
 """
 
 import inspect
@@ -34,7 +34,7 @@ def names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """BacoError where no backend of one pair has this name."""
+    """Raise BacoError if no backend of one pair has this name."""
     if name == RAY:
         raise BacoError(
             "backend ray is a whole cluster of pairs: give it to 'baco batch' or 'baco sweep'; "
@@ -47,16 +47,16 @@ def check_name(name: str) -> None:
 def connect(
     name: str, known: "KnownPair", max_rows: int, options: dict[str, Any]
 ) -> "tuple[Pair, Backend]":
-    """Reach a backend that is not this process.
+    """Connect to a backend outside of this process.
 
     Args:
         name: one of :func:`names`, but not ``local``.
         known: where the pair's tokenizers and configurations are.
-        max_rows: answers decoded at once, where that is for this process to say.
+        max_rows: answers decoded at once, for backends that take this option.
         options: the backend's own.
 
     Raises:
-        BacoError: an option it does not take, a package it needs, or what the backend itself says.
+        BacoError: an unknown option, a missing package, or the backend's own error.
     """
     try:
         reach = import_module(_HOMES[name]).connect if name in _HOMES else plugins("backends")[name]

@@ -1,4 +1,4 @@
-"""What a backend is: the engine that a decoder drives, and what it can keep of the laws."""
+"""The protocols of a backend and of its engine, and what a backend supports."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,14 +10,14 @@ from baco.errors import BacoError
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend keeps and can tell.
+    """What a backend supports.
 
     Attributes:
         name: of the backend.
         replayable: the same seed gives the same answer, whatever the batch.
-        explain: it can tell why each token has its source.
+        explain: it can return why each token has its source.
         token_switch: sources may change inside words (``switch="token"``).
-        raw_logprobs: most likely tokens it tells at a position; None: any number.
+        raw_logprobs: the number of most likely tokens that it returns at a position; None for any.
         samplers: it runs the samplers that a request names.
     """
 
@@ -29,8 +29,8 @@ class Capabilities:
     samplers: bool = False
 
     def check(self, request: Request) -> None:
-        """BacoError where a request asks for what the backend cannot give."""
-        asked = request.params.logprobs or 0
+        """Raise BacoError for a request that needs what the backend does not support."""
+        logprobs = request.params.logprobs or 0
         if request.explain and not self.explain:
             raise BacoError(f"the {self.name} backend cannot tell why a word has its source")
         if request.switch == "token" and not self.token_switch:
@@ -40,22 +40,23 @@ class Capabilities:
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
                 "samplers out, or use --backend local"
             )
-        if self.raw_logprobs is not None and asked > self.raw_logprobs:
+        if self.raw_logprobs is not None and logprobs > self.raw_logprobs:
             raise BacoError(
-                f"logprobs is {asked}: the {self.name} backend tells {self.raw_logprobs} at most"
+                f"logprobs is {logprobs}: the {self.name} backend returns at most "
+                f"{self.raw_logprobs}"
             )
 
 
 class Counts(Protocol):
-    """Running totals of drafts."""
+    """Running totals of draft tokens."""
 
     @property
     def drafted(self) -> int:
-        """Tokens that were drafted."""
+        """Draft tokens."""
 
     @property
     def accepted(self) -> int:
-        """How many of them stood."""
+        """Draft tokens that were accepted."""
 
 
 class TokenEngine(Protocol):
@@ -63,17 +64,17 @@ class TokenEngine(Protocol):
 
     @property
     def stats(self) -> Counts:
-        """What drafts came to."""
+        """Totals of draft tokens."""
 
     def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request.
 
         Raises:
-            BacoError: a request that cannot be decoded.
+            BacoError: the request cannot be decoded.
         """
 
     def step(self) -> list[SequenceState]:
-        """Go on, and wait a moment for news if need be; the sequences that got tokens or ended."""
+        """Decode further, or wait a moment; return the sequences that got tokens or ended."""
 
     def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens."""
@@ -93,32 +94,32 @@ class TokenEngine(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """An engine that can also tell how likely a text is."""
+    """An engine that can also score texts."""
 
     def score(self, scoring: Scoring) -> None:
-        """Queue a text to be scored; `Scoring.done` says when it was.
+        """Queue a text to be scored; `Scoring.done` becomes true when it has been.
 
         Raises:
-            BacoError: a text that there is no memory for.
+            BacoError: the text does not fit into memory.
         """
 
     def stop_scoring(self, scoring: Scoring) -> None:
-        """Give a text up."""
+        """Stop scoring a text."""
 
 
 class Backend(Protocol):
-    """What decoders share: an engine's process, connections."""
+    """What the engines of several decoders share, such as a process or connections."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it keeps and can tell."""
+        """What it supports."""
 
     @property
     def ended(self) -> str | None:
-        """What ended it for good, in one line; None while it decodes."""
+        """The error that ended it for good, in one line; None while it can decode."""
 
     def engine(self) -> TokenEngine:
         """An engine for one decoder."""
 
     def close(self) -> None:
-        """Let go of processes and connections."""
+        """Close processes and connections."""

@@ -1,7 +1,7 @@
-"""The pair on two servers that speak OpenAI's completions API, each scaled by its owner.
+"""The pair on two servers with OpenAI's completions API.
 
-Not token by token: one half drafts a span, the other scores it in one call, the router is evaluated
-along it by the code that every backend shares, and what agrees is kept.
+One model drafts a span and the other scores it in one call. The shared rules are evaluated along
+the span, and the tokens that plain decoding would have drawn are accepted.
 """
 
 from baco.backends.remote.backend import CONCURRENCY, RemoteBackend, connect

@@ -1,15 +1,16 @@
-"""One answer while two servers write it: one drafts a span, the other scores it, what stands stays.
+"""One answer from two servers: one model drafts a span, the other scores it, both are verified.
 
-Who drafts, and how far, follows from what stood before. It knows token ids, and nothing of text.
+Which model drafts, and how many tokens, follows from the acceptance so far. This module knows token
+ids. It knows nothing of text.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from baco.backends.remote.half import FEW, FEWER, Draws, RemoteModel
-from baco.backends.remote.verify import SpanResult, judge
-from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, figure
+from baco.backends.remote.model import TOP_DRAFTED, TOP_SCORED, Draws, RemoteModel
+from baco.backends.remote.verify import SpanResult, verify_span
+from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, needed_quantity
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
@@ -18,13 +19,13 @@ from baco.models.pair import Pair
 from baco.routing.word_boundaries import NO_TOKEN
 from baco.source import MODELS, Source
 
-# A span's two calls cost about as much as so many tokens that a server decodes one by one.
-_CALLS = 4
-_LONGEST = 32
-# Where one half says everything, a call ends only so that there is something to show.
-_ALONE = 16
-# Routers of these figures need all that servers tell.
-_MUCH = ("entropy", "all")
+# The two calls of a span cost about as much as this many tokens that a server decodes.
+_CALL_TOKENS = 4
+_MAX_SPAN = 32
+# With one source, a call ends after this many tokens so that there is something to show.
+_MAX_SINGLE = 16
+# Routers that need these quantities need all tokens that a server returns.
+_NEED_ALL_TOKENS = ("entropy", "all")
 
 
 @dataclass(slots=True)
@@ -32,200 +33,205 @@ class Totals:
     """Running totals of one engine.
 
     Attributes:
-        rounds: spans that were decided.
-        tokens: said, by source.
-        drafted, accepted: tokens that were drafted, and how many of them stood.
+        steps: spans that were verified.
+        tokens: of the answers, by source.
+        drafted, accepted: draft tokens, and how many of them were accepted.
     """
 
-    rounds: int = 0
+    steps: int = 0
     tokens: dict[Source, int] = field(default_factory=lambda: {"base": 0, "aligned": 0})
     drafted: int = 0
     accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What came to an answer.
+class Update:
+    """New tokens of an answer.
 
     Attributes:
         sequence: the answer.
-        tokens, sources, logprobs, tops, whys: new ones.
-        finish: how it ended, if it did,
-        error: and what was wrong.
+        tokens, sources, logprobs, tops, whys: of the new tokens.
+        finish_reason: set if the answer ended.
+        error: what ended it, in one line.
     """
 
     sequence: SequenceState
-    tokens: list[int]
-    sources: list[Source]
-    logprobs: list[float]
-    tops: list[dict[int, float]]
-    whys: list[Why]
-    finish: FinishReason | None = None
+    tokens: list[int] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[dict[int, float]] = field(default_factory=list)
+    whys: list[Why] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
     error: str | None = None
 
 
 class Answer:
-    """Writes one sequence.
+    """Decodes one sequence.
 
     Args:
-        sequence: what is asked; nothing is appended to it here.
-        halves: both servers.
-        pair: the rules' vocabulary.
-        totals: to be counted in.
-        tell: takes news.
+        sequence: the request and sample; this class appends nothing to it.
+        models: on both servers.
+        pair: the vocabulary of the rules.
+        totals: of the engine, to be updated.
+        emit: receives updates.
     """
 
     def __init__(
         self,
         sequence: SequenceState,
-        halves: Mapping[Source, RemoteModel],
+        models: Mapping[Source, RemoteModel],
         pair: Pair,
         totals: Totals,
-        tell: Callable[[News], None],
+        emit: Callable[[Update], None],
     ) -> None:
-        self._sequence, self._halves, self._pair = sequence, halves, pair
-        self._totals, self._tell = totals, tell
+        self._sequence, self._models, self._pair = sequence, models, pair
+        self._totals, self._emit = totals, emit
         request = sequence.request
-        self._law = AnswerRules(pair, request, sequence.sample)
+        self._rules = AnswerRules(pair, request, sequence.sample)
         self._draws = Draws(request.params, sequence.sample, request.noise_seed)
-        self._record = AcceptanceStats()
+        self._acceptance = AcceptanceStats()
         self._tokens: list[int] = []
         self._sources: list[Source] = []
-        self._pen: NextSource | None = None
-        self._drafter: Source = request.router.only or "aligned"
-        self._done = False
-        much, wanted = figure(request.router) in _MUCH, request.params.logprobs or 0
+        self._next_source: NextSource | None = None
+        self._finished = False
+        needs_all = needed_quantity(request.router) in _NEED_ALL_TOKENS
+        wanted = request.params.logprobs or 0
         self._top, self._top_scored = (
             {
-                name: half.ability.top if much and name in request.router.reads else few
-                for name, half in halves.items()
+                source: model.ability.top if needs_all and source in request.router.reads else few
+                for source, model in models.items()
             }
-            for few in (max(FEW, wanted), max(FEWER, wanted))
+            for few in (max(TOP_DRAFTED, wanted), max(TOP_SCORED, wanted))
         )
 
-    async def write(self) -> None:
-        """Write it to its end, and tell of every span."""
+    async def decode(self) -> None:
+        """Decode it to its end; emit an update after every span."""
         try:
-            while not self._done:
-                self._tell(await self._round())
+            while not self._finished:
+                self._emit(await self._step())
         except (UpstreamError, BacoError) as error:
-            self._tell(News(self._sequence, [], [], [], [], [], "error", str(error)))
+            self._emit(Update(self._sequence, finish_reason="error", error=str(error)))
 
-    async def _round(self) -> News:
+    async def _step(self) -> Update:
         drafter, length = self._plan()
-        half, text = self._halves[drafter], self._text(drafter)
-        told = await half.draft(text, length, self._draws, len(self._tokens), self._top[drafter])
-        result = await self._judged(drafter, told)
-        if result.redraw and result.pen is not None:
-            await self._redraw(result, told)
-        if self._alone is None:
-            self._record.update_self_draft(drafter, result.agreed, len(told.tokens), ())
-        self._totals.drafted += len(told.tokens)
-        self._totals.accepted += result.agreed
-        self._totals.rounds += 1
-        self._pen = result.pen
-        return self._take(result)
+        model, text = self._models[drafter], self._text(drafter)
+        draft = await model.draft(text, length, self._draws, len(self._tokens), self._top[drafter])
+        result = await self._verify(drafter, draft)
+        if result.redraw and result.next_source is not None:
+            await self._redraw(result, result.next_source, draft)
+        if self._only_source is None:
+            self._acceptance.update_self_draft(drafter, result.num_accepted, len(draft.tokens), ())
+        self._totals.drafted += len(draft.tokens)
+        self._totals.accepted += result.num_accepted
+        self._totals.steps += 1
+        self._next_source = result.next_source
+        return self._commit(result)
 
     @property
-    def _alone(self) -> Source | None:
+    def _only_source(self) -> Source | None:
         return self._sequence.request.router.only
 
     def _plan(self) -> tuple[Source, int]:
-        """Who drafts, and how far: what promises the most tokens for what it costs."""
+        """The drafter and the length of the span with the most expected tokens per cost."""
         room = self._sequence.limit - len(self._tokens)
-        if self._alone is not None:
-            return self._alone, min(_ALONE, room)
-        if self._pen is not None:
-            drafters: tuple[Source, ...] = (self._pen.half,)
+        if self._only_source is not None:
+            return self._only_source, min(_MAX_SINGLE, room)
+        if self._next_source is not None:
+            drafters: tuple[Source, ...] = (self._next_source.source,)
         elif self._sequence.request.params.temperature > 0 and self._sources:
-            drafters = (self._sources[-1],)  # what another says could only be thrown away
+            drafters = (self._sources[-1],)  # draft tokens of the other would be rejected
         else:
             drafters = MODELS
         plans = [
-            (_rate(self._record.by_drafter[half], length), half, length)
-            for half in drafters
-            for length in range(1, min(_LONGEST, room) + 1)
+            (_tokens_per_cost(self._acceptance.by_drafter[source], length), source, length)
+            for source in drafters
+            for length in range(1, min(_MAX_SPAN, room) + 1)
         ]
-        _, half, length = max(plans, key=lambda plan: plan[0])
-        return half, length
+        _, source, length = max(plans, key=lambda plan: plan[0])
+        return source, length
 
-    async def _judged(self, drafter: Source, told: ServerTokens) -> SpanResult:
-        """What stands; the other half is asked only where it may have a say."""
-        tokens = [token for token in told.tokens if token is not None]
+    async def _verify(self, drafter: Source, draft: ServerTokens) -> SpanResult:
+        """Verify a draft; the other model scores it only where that can matter."""
+        tokens = [token for token in draft.tokens if token is not None]
         span = DraftSpan(
             drafter=drafter,
             tokens=tokens,
-            drafted=[row for row in told.rows if row is not None],
+            drafted=[row for row in draft.rows if row is not None],
             scored=None,
             previous=self._tokens[-1] if self._tokens else NO_TOKEN,
             active=self._sources[-1] if self._sources else "aligned",
-            pen=self._pen,
+            next_source=self._next_source,
             position=len(self._tokens),
         )
         request = self._sequence.request
-        alone = self._alone is not None or request.router.reads <= {drafter}
+        alone = self._only_source is not None or request.router.reads <= {drafter}
         if alone and not request.explain:
-            result = judge(self._law, span)
-            if not result.open:
+            result = verify_span(self._rules, span)
+            if not result.needs_other:
                 return result
-        other = self._halves[OTHER[drafter]]
-        span.scored = await other.rows(self._text(other.name), tokens, self._top_scored[other.name])
-        return judge(self._law, span)
+        other = OTHER[drafter]
+        text, top = self._text(other), self._top_scored[other]
+        span.scored = await self._models[other].rows(text, tokens, top)
+        return verify_span(self._rules, span)
 
-    async def _redraw(self, result: SpanResult, told: ServerTokens) -> None:
-        """Have the pen's half say something that may stand, in place of what it said."""
-        pen, at = result.pen, len(result.tokens)
-        assert pen is not None
-        row = told.rows[at]
+    async def _redraw(
+        self, result: SpanResult, next_source: NextSource, draft: ServerTokens
+    ) -> None:
+        """Draw a token that the source may write, in place of the one that it drafted."""
+        at, source = len(result.tokens), next_source.source
+        row = draft.rows[at]
         assert row is not None
-        token, row = await self._halves[pen.half].draw(
-            [*self._text(pen.half), *result.tokens],
+        token, row = await self._models[source].draw(
+            [*self._text(source), *result.tokens],
             row,
-            lambda token: self._law.may_say(token, pen),
+            lambda token: self._rules.may_write(token, next_source),
             self._draws,
             len(self._tokens) + at,
-            self._top[pen.half],
+            self._top[source],
         )
-        result.say(token, pen.half, row, result.explain)
-        result.pen = None
+        result.append(token, source, row, result.explain)
+        result.next_source = None
 
-    def _text(self, half: Source) -> list[int]:
-        return [*self._sequence.request.ids(half), *self._tokens]
+    def _text(self, source: Source) -> list[int]:
+        return [*self._sequence.request.ids(source), *self._tokens]
 
-    def _take(self, result: SpanResult) -> News:
-        """Take up what stands, as far as the answer goes."""
-        tokens, sources, finish = list[int](), list[Source](), None
+    def _commit(self, result: SpanResult) -> Update:
+        """Append the accepted tokens up to the end of the answer."""
+        tokens, sources = list[int](), list[Source]()
+        finish_reason: FinishReason | None = None
         for token, source in zip(result.tokens, result.sources, strict=True):
             tokens.append(token)
             sources.append(source)
             self._totals.tokens[source] += 1
             if token in self._pair.end_ids:
-                finish = "stop"
+                finish_reason = "stop"
                 break
             if len(self._tokens) + len(tokens) >= self._sequence.limit:
-                finish = "length"
+                finish_reason = "length"
                 break
         self._tokens += tokens
         self._sources += sources
-        self._done = finish is not None
+        self._finished = finish_reason is not None
         wanted = self._sequence.request.params.logprobs
-        kept = result.rows[: len(tokens)]
-        return News(
+        rows = result.rows[: len(tokens)]
+        return Update(
             self._sequence,
             tokens,
             sources,
-            [_logprob(row, token) for row, token in zip(kept, tokens, strict=True)],
-            [row.best(wanted) for row in kept] if wanted else [],
+            [_logprob(row, token) for row, token in zip(rows, tokens, strict=True)],
+            [row.best(wanted) for row in rows] if wanted else [],
             result.whys[: len(tokens)],
-            finish,  # type: ignore[arg-type]
+            finish_reason,
         )
 
 
 def _logprob(row: Row, token: int) -> float:
-    """Of a token under its row, in nats; NaN where the server tells none."""
+    """Log-probability of a token in a row, in nats; NaN where the server returns none."""
     return row.known.get(token, math.nan) if row.measured else math.nan
 
 
-def _rate(chance: float, length: int) -> float:
-    """Tokens for what they cost, where each of ``length`` drafts stands with ``chance``."""
-    return (1 - chance**length) / (1 - chance) / (_CALLS + length)
+def _tokens_per_cost(acceptance: float, length: int) -> float:
+    """Expected tokens per cost, where each of ``length`` draft tokens is accepted with the
+    probability ``acceptance``.
+    """
+    return (1 - acceptance**length) / (1 - acceptance) / (_CALL_TOKENS + length)

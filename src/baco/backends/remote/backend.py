@@ -1,4 +1,4 @@
-"""Two servers as one backend: reaching them, and refusing what they cannot keep."""
+"""Two servers as one backend: connecting to them, and refusing what they cannot decode."""
 
 import asyncio
 import logging
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from baco.backends.base import Capabilities
 from baco.backends.remote.client import Patience, Server
 from baco.backends.remote.engine import RemoteEngine
-from baco.backends.remote.half import RemoteModel
+from baco.backends.remote.model import RemoteModel
 from baco.backends.remote.probe import probe
-from baco.backends.remote.view import figure
+from baco.backends.remote.view import needed_quantity
 from baco.backends.remote.wire import Names
 from baco.engine.sequence import Request
 from baco.errors import BacoError, UpstreamError
@@ -27,7 +27,7 @@ log = logging.getLogger("baco")
 T = TypeVar("T")
 NAME = "remote"
 CONCURRENCY = 64
-_NEEDS = {"max": "probabilities", "entropy": "probabilities", "all": "whole rows"}
+_QUANTITIES = {"max": "probabilities", "entropy": "probabilities", "all": "whole rows"}
 
 
 def connect(
@@ -45,22 +45,23 @@ def connect(
     function_words: str | Iterable[str] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Pair, "RemoteBackend"]:
-    """A pair whose halves run on two servers.
+    """A pair whose models run on two servers.
 
     Args:
         known: where its tokenizers and configurations are; no weights are loaded.
-        base_url, aligned_url: OpenAI-compatible completions servers; they may be one.
-        base_model, aligned_model: names of the models there, where a server has several. A
-            `baco serve` is asked for ``baco/base`` and ``baco/aligned``.
-        concurrency: answers that are written at once. Each has one call open at a time; where a
-            server scores no prompt and takes one at a time, a call for each token of a span.
+        base_url, aligned_url: OpenAI-compatible completions servers, or the same one twice.
+        base_model, aligned_model: names of the models there, where a server has several. The
+            default for a `baco serve` is ``baco/base`` and ``baco/aligned``.
+        concurrency: answers that are decoded at once. Each has one open call at a time; where a
+            server cannot score a prompt and accepts one prompt per call, one for each token of a
+            span.
         timeout: seconds that one call may take.
-        retries: of a call that meets 429, 5xx or no connection.
+        retries: of a call that gets 429, 5xx or no connection.
         base_template, chat_template, function_words, trust_remote_code: as for
             :func:`baco.models.pair.load_pair`.
 
     Raises:
-        BacoError: a server that is not there or cannot do it, or halves that do not fit.
+        BacoError: a server cannot be reached or used, or the models are no pair.
     """
     if base_url is None or aligned_url is None:
         raise BacoError(
@@ -68,14 +69,14 @@ def connect(
             "--aligned-url)"
         )
     if concurrency < 1:
-        raise BacoError(f"concurrency is {concurrency}: write at least one answer at a time")
+        raise BacoError(f"concurrency is {concurrency}: decode at least one answer at a time")
     patience = Patience(answer=timeout, tries=retries + 1)
     urls: dict[Source, str] = {"base": base_url, "aligned": aligned_url}
     models: dict[Source, str | None] = {"base": base_model, "aligned": aligned_model}
-    servers = {half: (urls[half], key_of(half), patience) for half in MODELS}
+    servers = {source: (urls[source], key_of(source), patience) for source in MODELS}
     pair = load_weightless_pair(
         known,
-        dict.fromkeys(MODELS, "its server"),  # an address is no part of what a pair is
+        dict.fromkeys(MODELS, "its server"),  # an address is not part of a pair
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
@@ -84,9 +85,9 @@ def connect(
     return pair, RemoteBackend(pair, servers, models, concurrency)
 
 
-def key_of(half: Source) -> str | None:
+def key_of(source: Source) -> str | None:
     """A server's key: BACO_BASE_API_KEY or BACO_ALIGNED_API_KEY, else OPENAI_API_KEY."""
-    names = (f"BACO_{half.upper()}_API_KEY", "OPENAI_API_KEY")
+    names = (f"BACO_{source.upper()}_API_KEY", "OPENAI_API_KEY")
     return next((key for name in names if (key := os.environ.get(name, "").strip())), None)
 
 
@@ -95,12 +96,12 @@ class RemoteBackend:
 
     Args:
         pair: the pair without its weights.
-        servers: of each half, what `Server` takes.
-        models: names of the models there.
-        concurrency: answers that are written at once.
+        servers: the arguments of each `Server`.
+        names: of the models there.
+        concurrency: answers that are decoded at once.
 
     Raises:
-        BacoError: a server that is not there, or does not do what any router needs.
+        BacoError: a server cannot be reached, or lacks what every router needs.
     """
 
     # A server that is gone may come back.
@@ -110,7 +111,7 @@ class RemoteBackend:
         self,
         pair: Pair,
         servers: dict[Source, tuple[str, str | None, Patience]],
-        models: dict[Source, str | None],
+        names: dict[Source, str | None],
         concurrency: int,
     ) -> None:
         self._pair = pair
@@ -119,58 +120,57 @@ class RemoteBackend:
         self._thread.start()
         self._servers: dict[Source, Server] = {}
         try:
-            for half in MODELS:
-                self._servers[half] = Server(half, *servers[half])
-            self.halves = self._await(self._reach(models))
+            for source in MODELS:
+                self._servers[source] = Server(source, *servers[source])
+            self.models = self._await(self._probe(names))
         except UpstreamError as error:
             self.close()
             raise BacoError(str(error)) from error
         except BaseException:
             self.close()
             raise
-        self._places = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(concurrency)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Draws are the servers' own, so they cannot be replayed."""
-        tops = [half.ability.top for half in self.halves.values()]
+        """The servers draw tokens themselves, so answers cannot be replayed."""
+        tops = [model.ability.top for model in self.models.values()]
         return Capabilities(NAME, replayable=False, raw_logprobs=min(tops))
 
     @property
     def calls(self) -> dict[Source, int]:
-        """How often each server was asked so far, retries and the start included."""
-        return {half: server.calls for half, server in self._servers.items()}
+        """The number of calls to each server so far, retries and probes included."""
+        return {source: server.calls for source, server in self._servers.items()}
 
     def engine(self) -> RemoteEngine:
-        """A view for one decoder; servers, connections and places are shared."""
-        return RemoteEngine(self._pair, self.halves, self._loop, self._places, self.room)
+        """An engine for one decoder; servers, connections and slots are shared."""
+        return RemoteEngine(self._pair, self.models, self._loop, self._slots, self.room)
 
     def room(self, request: Request) -> int:
         """How many tokens an answer may get at most.
 
         Raises:
-            BacoError: the servers cannot keep what the request asks, or its prompt is too long.
+            BacoError: the servers cannot decode the request, or its prompt is too long.
         """
         self.capabilities.check(request)
-        needed = [half for half in MODELS if request.needs(half)]
+        needed = [source for source in MODELS if request.needs(source)]
         if request.router.only is None:
             self._check_router(request)
-        for half in needed:
-            _check_half(request, self.halves[half])
+        for source in needed:
+            _check_params(request, self.models[source])
         rooms = []
-        for half in needed:
-            told = self.halves[half].ability.context
-            context = min(getattr(self._pair, half).context, told or math.inf)
-            ids = request.ids(half)
-            getattr(self._pair, half).check_prompt(half, ids, context)
+        for source in needed:
+            model, ids = self._pair.model(source), request.ids(source)
+            context = min(model.context, self.models[source].ability.context or math.inf)
+            model.check_prompt(source, ids, context)
             rooms.append(int(context - len(ids)))
         return min(rooms)
 
     def close(self) -> None:
-        """Let connections go; answers that are being written end nowhere."""
+        """Close connections; answers that are being decoded never end."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
-        self._await(self._leave())
+        self._await(self._disconnect())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -182,24 +182,23 @@ class RemoteBackend:
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _reach(self, models: dict[Source, str | None]) -> dict[Source, RemoteModel]:
-        names = Names(self._pair)
-        found = await asyncio.gather(
-            *(probe(self._servers[half], self._pair, names, models[half]) for half in MODELS)
+    async def _probe(self, names: dict[Source, str | None]) -> dict[Source, RemoteModel]:
+        ids = Names(self._pair)
+        abilities = await asyncio.gather(
+            *(probe(self._servers[source], self._pair, ids, names[source]) for source in MODELS)
         )
-        made = {}
-        for half, ability in zip(MODELS, found, strict=True):
-            own = getattr(self._pair, half)
-            config = own.model.config.get_text_config()
-            made[half] = RemoteModel(
-                half, self._servers[half], names, ability, own.end_ids, int(config.vocab_size)
+        models: dict[Source, RemoteModel] = {}
+        for source, ability in zip(MODELS, abilities, strict=True):
+            model, server = self._pair.model(source), self._servers[source]
+            models[source] = RemoteModel(
+                source, server, ids, ability, model.end_ids, model.embedding_rows
             )
-            log.debug("%s: %s", self._servers[half].called, ability)
-        return made
+            log.debug("%s: %s", server.called, ability)
+        return models
 
-    async def _leave(self) -> None:
-        mine = asyncio.current_task()
-        tasks = [task for task in asyncio.all_tasks() if task is not mine]
+    async def _disconnect(self) -> None:
+        current = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not current]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -208,28 +207,28 @@ class RemoteBackend:
 
     def _check_router(self, request: Request) -> None:
         router, params = request.router, request.params
-        needs = figure(router)
-        for half in router.reads:
-            ability, called = self.halves[half].ability, self.halves[half].server.called
-            if needs in _NEEDS and not ability.top:
+        needs = needed_quantity(router)
+        for source in router.reads:
+            ability, called = self.models[source].ability, self.models[source].server.called
+            if needs in _QUANTITIES and not ability.top:
                 raise BacoError(
-                    f"{router.spelling} goes by {_NEEDS[needs]} and {called} tells no "
+                    f"{router.spelling} needs {_QUANTITIES[needs]} and {called} returns no "
                     "log-probabilities: use Punc, FC or Role"
                 )
             if needs == "all" and ability.top < self._pair.vocabulary.size:
                 raise BacoError(
-                    f"{router.spelling} may look at whole rows and {called} tells {ability.top} "
+                    f"{router.spelling} may read whole rows and {called} returns {ability.top} "
                     f"tokens of {self._pair.vocabulary.size}: use a built-in router"
                 )
         if params.temperature > 0 and (params.top_k or params.top_p < 1):
             raise BacoError(
-                "top_k and top_p cut off what is left once a word's source is known, which the "
-                "remote backend cannot have its servers do: use temperature and min_p"
+                "top_k and top_p truncate the row after a word's source is known, which the "
+                "servers of the remote backend cannot do: use temperature and min_p"
             )
 
 
-def _check_half(request: Request, half: RemoteModel) -> None:
-    params, ability, called = request.params, half.ability, half.server.called
+def _check_params(request: Request, model: RemoteModel) -> None:
+    params, ability, called = request.params, model.ability, model.server.called
     if params.penalises:
         raise BacoError("penalties need the weights in this process: use --backend local")
     if params.logit_bias and "logit_bias" not in ability.obeys:
@@ -238,16 +237,16 @@ def _check_half(request: Request, half: RemoteModel) -> None:
         return
     if not ability.raw and params.temperature != 1:
         raise BacoError(
-            f"temperature is {params.temperature:g} and {called} tells log-probabilities that "
-            "change with it: use 0 or 1"
+            f"temperature is {params.temperature:g} and {called} returns log-probabilities "
+            "that change with it: use 0 or 1"
         )
-    if half.name == "base" and request.router.only == "base" and params.top_p < 1:
+    if model.source == "base" and request.router.only == "base" and params.top_p < 1:
         raise BacoError("top_p of the base alone is not exact on a server: use min_p")
     for name in ("min_p", "top_k"):
         if getattr(params, name) and name not in ability.obeys:
             raise BacoError(f"{called} does not follow {name}: give {name} 0")
     if params.min_p and request.router.only is None and "logit_bias" not in ability.obeys:
         raise BacoError(
-            f"{called} does not follow logit_bias, without which min_p is not exact where a half "
-            "may say only word starts: give min_p 0"
+            f"{called} does not follow logit_bias, without which min_p is not exact where a "
+            "model may write only word starts: give min_p 0"
         )

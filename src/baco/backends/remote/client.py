@@ -1,4 +1,4 @@
-"""One server over HTTP: connections that are kept, retries, one line for what fails."""
+"""One server over HTTP: kept connections, retries, and errors in one line."""
 
 import asyncio
 import logging
@@ -16,39 +16,40 @@ from baco.source import Source
 
 log = logging.getLogger("baco")
 
-# Another try may help; any other status is the server's last word.
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
-# Nobody is there: what one call finds out is true of all.
+# Statuses after which a retry may help; others are final.
+_RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
+# Statuses of a server that is away: what one call finds is true of all calls.
 _AWAY = frozenset((502, 503))
-_LONGEST_MESSAGE = 300
+_MAX_MESSAGE = 300
 
 
 class RefusedError(UpstreamError):
-    """A server understood and says no: 4xx."""
+    """A server refused a request: 4xx."""
 
 
 class MalformedError(UpstreamError):
-    """A server answered, and not as its API does."""
+    """A server answered with something that its API does not return."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a server is waited for.
+    """Time limits and retries of calls.
 
     Attributes:
         answer: seconds that one call may take once it is connected.
         connect: seconds to connect.
         tries: of one call in all.
-        pause: seconds before the second try, doubled from try to try, give or take a half,
-        longest: up to this many; a server's Retry-After goes before it, up to `asked`.
+        pause: seconds before the second try, doubled at every try, with a jitter of 50%.
+        max_pause: seconds of a pause at most, unless the server's Retry-After is longer.
+        max_retry_after: seconds of a Retry-After that are waited at most.
     """
 
     answer: float = 60.0
     connect: float = 5.0
     tries: int = 7
     pause: float = 0.25
-    longest: float = 8.0
-    asked: float = 60.0
+    max_pause: float = 8.0
+    max_retry_after: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.answer > 0:
@@ -56,60 +57,64 @@ class Patience:
         if self.tries < 1:
             raise BacoError(f"retries is {self.tries - 1}: give 0 or more")
 
-    def before(self, attempt: int, told: float | None) -> float:
-        """Seconds to wait before try ``attempt`` (from 1), where a server said ``told``."""
-        doubled: float = min(self.pause * 2.0 ** (attempt - 1), self.longest)
+    def pause_after(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds to wait after try ``attempt``, from 1; ``retry_after`` is the server's header."""
+        doubled: float = min(self.pause * 2.0 ** (attempt - 1), self.max_pause)
         pause = doubled * random.uniform(0.5, 1.5)
-        return pause if told is None else max(pause, min(told, self.asked))
+        if retry_after is None:
+            return pause
+        return max(pause, min(retry_after, self.max_retry_after))
 
 
 class Server:
-    """A server of one half's model. All of it runs on one event loop.
+    """A server of one model of the pair. All of it runs on one event loop.
 
     Args:
-        half: whose model it runs, for messages.
-        url: of its API, ``/v1`` included or not.
-        key: bearer token, if it asks for one.
-        patience: how long to wait for it.
+        source: base or aligned, for messages.
+        url: of its API, with or without ``/v1``.
+        key: bearer token, if it needs one.
+        patience: time limits and retries.
 
     Raises:
-        BacoError: the URL is none or holds secrets, or the key no header can carry.
+        BacoError: the URL is invalid or holds secrets, or the key is invalid in a header.
     """
 
-    def __init__(self, half: Source, url: str, key: str | None, patience: Patience) -> None:
-        self.half, self.url = half, _checked(half, url)
+    def __init__(self, source: Source, url: str, key: str | None, patience: Patience) -> None:
+        self.source, self.url = source, _checked_url(source, url)
         self.calls = 0
         self._reached = False
-        # While it is away one call looks for it and all others wait for what that one finds; once
-        # it stayed away for as long as a call is made again, each asks once.
+        # A circuit breaker: while the server is away, one call retries and all others wait for its
+        # result. Once that call has used up its tries, every call makes a single attempt.
         self._outage: asyncio.Event | None = None
         self._gone = False
         self._patience = patience
-        self._headers = {} if key is None else {"Authorization": f"Bearer {_carried(half, key)}"}
+        self._headers = (
+            {} if key is None else {"Authorization": f"Bearer {_checked_key(source, key)}"}
+        )
         self._trust = httpx.create_ssl_context()
-        # A connection each, the one used last first: a pool of many looks through all at each call.
+        # One client per connection, the last used first: a pool of many searches all at each call.
         self._idle: list[httpx.AsyncClient] = []
 
     @property
     def called(self) -> str:
-        """What messages call it."""
-        return f"the {self.half} server at {self.url}"
+        """Its name in messages."""
+        return f"the {self.source} server at {self.url}"
 
     async def get(self, path: str) -> Any:
-        """What stands at a path; errors as for `post`."""
-        return await self._ask("GET", path, None)
+        """The JSON at a path; errors as for `post`."""
+        return await self._call("GET", path, None)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The answer to a request, as JSON.
 
         Raises:
-            RefusedError: the server says no.
-            UpstreamError: it cannot be reached, or fails however often it is asked.
+            RefusedError: the server refuses it.
+            UpstreamError: the server cannot be reached, or fails at every try.
         """
-        return await self._ask("POST", path, body)
+        return await self._call("POST", path, body)
 
     async def close(self) -> None:
-        """Let its connections go."""
+        """Close its connections."""
         for client in self._idle:
             await client.aclose()
         self._idle.clear()
@@ -125,59 +130,58 @@ class Server:
         timeout = httpx.Timeout(self._patience.answer, connect=self._patience.connect)
         return httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._trust)
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        mine: asyncio.Event | None = None
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        own_outage: asyncio.Event | None = None
         try:
             for attempt in range(1, self._patience.tries + 1):
-                if self._outage not in (None, mine):
+                if self._outage not in (None, own_outage):
                     await self._outage.wait()
                 self.calls += 1
-                reply, problem = await self._tried(method, path, body)
+                reply, problem = await self._attempt(method, path, body)
                 if reply is not None and reply.status_code not in _AWAY:
-                    self._is_there()
-                    if reply.status_code not in _PASSING:
+                    self._mark_reached()
+                    if reply.status_code not in _RETRIED:
                         return self._read(reply)
                 elif self._gone:
                     break
                 elif self._outage is None:
-                    mine = self._outage = asyncio.Event()
+                    own_outage = self._outage = asyncio.Event()
                 if attempt == 1 < self._patience.tries and not self._reached:
-                    log.warning("%s: %s; it is asked again", self.called, problem)
-                if attempt < self._patience.tries and self._outage in (None, mine):
-                    told = None if reply is None else _retry_after(reply)
-                    await asyncio.sleep(self._patience.before(attempt, told))
+                    log.warning("%s: %s; retrying", self.called, problem)
+                if attempt < self._patience.tries and self._outage in (None, own_outage):
+                    retry_after = None if reply is None else _retry_after(reply)
+                    await asyncio.sleep(self._patience.pause_after(attempt, retry_after))
             else:
-                self._gone = self._gone or (mine is not None and self._outage is mine)
+                self._gone = self._gone or (own_outage is not None and self._outage is own_outage)
         finally:
-            if mine is not None and self._outage is mine:
+            if own_outage is not None and self._outage is own_outage:
                 self._end_outage()
         times = f"{attempt} times" if attempt > 1 else "once"
         raise UpstreamError(f"{self.called} failed {times}: {problem}")
 
-    async def _tried(
+    async def _attempt(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> tuple[httpx.Response | None, str]:
-        """One try: what came, and what is wrong where nothing did or another try may help."""
+        """One try: the reply, and the problem where there is none or a retry may help."""
         try:
             reply = await self._send(method, path, body)
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            # It is at work: to ask again would only be more of it.
+            # No retry: the server is busy with the call.
             raise UpstreamError(
                 f"{self.called} gave no answer within {self._patience.answer:g} s: "
-                "raise the timeout, or give it less to do"
+                "raise the timeout, or lower the load"
             ) from error
         except httpx.DecodingError as error:
             raise MalformedError(
-                f"{self.called} answers what cannot be decoded: {error}"
+                f"{self.called} sent a body that cannot be decoded: {error}"
             ) from error
         except httpx.TransportError as error:
             return None, f"{type(error).__name__}: {error}".rstrip(": ")
-        if reply.status_code in _PASSING:
+        if reply.status_code in _RETRIED:
             return reply, f"{reply.status_code} {_message(reply)}"
         return reply, ""
 
-    def _is_there(self) -> None:
-        """It answered somebody."""
+    def _mark_reached(self) -> None:
         self._gone = False
         self._end_outage()
 
@@ -192,64 +196,67 @@ class Server:
             try:
                 return reply.json()
             except (ValueError, RecursionError) as error:
-                raise MalformedError(f"{self.called} answered no JSON: is it an API?") from error
+                raise MalformedError(
+                    f"{self.called} answered without JSON: is it an API?"
+                ) from error
         advice = {
-            401: f"; put its key into BACO_{self.half.upper()}_API_KEY",
+            401: f"; put its key into BACO_{self.source.upper()}_API_KEY",
             404: "; is the address right, and the model's name?",
         }.get(reply.status_code, "")
-        raise RefusedError(f"{self.called} says {reply.status_code}: {_message(reply)}{advice}")
+        raise RefusedError(f"{self.called} answers {reply.status_code}: {_message(reply)}{advice}")
 
 
-def _checked(half: Source, url: str) -> str:
+def _checked_url(source: Source, url: str) -> str:
     try:
-        read = httpx.URL(url)
+        parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
-        read = httpx.URL()
-    shown = url.rpartition("@")[2]  # a password is told nowhere
-    if read.scheme not in ("http", "https") or not read.host or not 0 < (read.port or 80) < 65_536:
+        parsed = httpx.URL()
+    shown = url.rpartition("@")[2]  # without a password
+    is_http = parsed.scheme in ("http", "https") and parsed.host
+    if not is_http or not 0 < (parsed.port or 80) < 65_536:
         raise BacoError(
-            f"{half}_url is {shown!r}: give an address such as http://127.0.0.1:8000/v1"
+            f"{source}_url is {shown!r}: give an address such as http://127.0.0.1:8000/v1"
         )
-    if read.userinfo or read.query:
+    if parsed.userinfo or parsed.query:
         raise BacoError(
-            f"{half}_url holds a password or a query: give the address alone, and the key in "
-            f"BACO_{half.upper()}_API_KEY"
+            f"{source}_url holds a password or a query: give the address alone, and the key in "
+            f"BACO_{source.upper()}_API_KEY"
         )
-    path = read.path.rstrip("/") or "/v1"
-    return str(read.copy_with(path=path, fragment=None))
+    path = parsed.path.rstrip("/") or "/v1"
+    return str(parsed.copy_with(path=path, fragment=None))
 
 
-def _carried(half: Source, key: str) -> str:
+def _checked_key(source: Source, key: str) -> str:
     if not key.isascii() or not key.isprintable():
-        # The key itself is told nowhere.
+        # The message must not contain the key.
         raise BacoError(
-            f"the key of the {half} server holds characters that no HTTP header carries: look at "
-            f"BACO_{half.upper()}_API_KEY or OPENAI_API_KEY"
+            f"the key of the {source} server holds characters that no HTTP header can hold: check "
+            f"BACO_{source.upper()}_API_KEY or OPENAI_API_KEY"
         )
     return key
 
 
 def _message(reply: httpx.Response) -> str:
-    """What an error says, in one line."""
+    """The message of an error reply, in one line."""
     try:
-        told: Any = reply.json()
+        content: Any = reply.json()
     except (ValueError, RecursionError):
-        told = reply.text
-    if isinstance(told, dict):
-        told = told.get("error", told.get("message", told))
-    if isinstance(told, dict):
-        told = told.get("message", told)
-    return " ".join(str(told).split())[:_LONGEST_MESSAGE]
+        content = reply.text
+    if isinstance(content, dict):
+        content = content.get("error", content.get("message", content))
+    if isinstance(content, dict):
+        content = content.get("message", content)
+    return " ".join(str(content).split())[:_MAX_MESSAGE]
 
 
 def _retry_after(reply: httpx.Response) -> float | None:
-    """The seconds that a server asks to be left alone."""
-    told = reply.headers.get("retry-after", "")
+    """The seconds of a Retry-After header; None without one."""
+    value = reply.headers.get("retry-after", "")
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None

@@ -1,14 +1,13 @@
-"""The engine that a decoder drives: an event loop writes answers, steps take up the news."""
+"""The engine of one decoder: an event loop decodes answers, and steps collect their updates."""
 
 import asyncio
 import logging
 import queue
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
 
-from baco.backends.remote.answer import Answer, News, Totals
-from baco.backends.remote.half import RemoteModel
+from baco.backends.remote.answer import Answer, Totals, Update
+from baco.backends.remote.model import RemoteModel
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.models.pair import Pair
@@ -16,8 +15,8 @@ from baco.source import Source
 
 log = logging.getLogger("baco")
 
-# Seconds that a step waits for news: whoever adds or stops a request waits no longer.
-_MOMENT = 0.02
+# Seconds that a step waits for updates; adding or stopping a request waits no longer.
+_WAIT = 0.02
 
 
 class RemoteEngine:
@@ -25,59 +24,60 @@ class RemoteEngine:
 
     Args:
         pair: the pair without its weights.
-        halves: both servers.
-        loop: runs the answers, in a thread of its own.
-        places: how many answers are written at once.
-        check: refuses requests that the servers cannot keep.
+        models: on both servers.
+        loop: decodes the answers, in a thread of its own.
+        slots: limit how many answers are decoded at once.
+        room: how many tokens an answer may get; refuses requests that the servers cannot decode.
     """
 
     def __init__(
         self,
         pair: Pair,
-        halves: Mapping[Source, RemoteModel],
+        models: Mapping[Source, RemoteModel],
         loop: asyncio.AbstractEventLoop,
-        places: asyncio.Semaphore,
-        check: Callable[[Request], int],
+        slots: asyncio.Semaphore,
+        room: Callable[[Request], int],
     ) -> None:
-        self._pair, self._halves, self._loop, self._places = pair, halves, loop, places
-        self._check = check
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._pair, self._models, self._loop, self._slots = pair, models, loop, slots
+        self._room = room
+        self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         self._open: dict[SequenceState, Future[None]] = {}
-        self._writing: set[SequenceState] = set()
+        self._decoding: set[SequenceState] = set()
         self.stats = Totals()
 
     def add(self, request: Request) -> list[SequenceState]:
         """Queue the n samples of a request.
 
         Raises:
-            BacoError: the servers cannot keep what it asks, or its prompt fits no context window.
+            BacoError: the servers cannot decode it, or its prompt does not fit a context window.
         """
-        limit = min(request.params.max_tokens, self._check(request))
-        made = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
-        for sequence in made:
-            self._open[sequence] = self._start(self._write(sequence))
-        return made
+        limit = min(request.params.max_tokens, self._room(request))
+        sequences = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
+        for sequence in sequences:
+            decoding = self._decode(sequence)
+            self._open[sequence] = asyncio.run_coroutine_threadsafe(decoding, self._loop)
+        return sequences
 
     def step(self) -> list[SequenceState]:
-        """Take up what came, and wait a moment for it if need be; the sequences that got any.
+        """Collect updates, waiting a moment for the first; return the sequences that got any.
 
         Raises:
             BacoError: the backend was closed.
         """
         grown: dict[SequenceState, None] = {}
         try:
-            news = self._news.get(timeout=_MOMENT)
+            update = self._updates.get(timeout=_WAIT)
             while True:
-                if self._take(news):
-                    grown[news.sequence] = None
-                news = self._news.get_nowait()
+                if self._apply(update):
+                    grown[update.sequence] = None
+                update = self._updates.get_nowait()
         except queue.Empty:
             if self._loop.is_closed():
                 raise BacoError("the remote backend is closed: load the pair again") from None
             return list(grown)
 
     def stop(self, sequence: SequenceState, tokens: int) -> None:
-        """End a sequence early and keep its first ``tokens`` tokens; its calls are given up."""
+        """End a sequence early and keep its first ``tokens`` tokens; its calls are cancelled."""
         sequence.finish_reason = "stop"
         sequence.cut(tokens)
         self._forget(sequence)
@@ -89,46 +89,43 @@ class RemoteEngine:
 
     @property
     def waiting(self) -> int:
-        """Sequences that have no place yet."""
+        """Sequences that are not being decoded yet."""
         return max(0, len(self._open) - self.running)
 
     @property
     def running(self) -> int:
-        """Sequences that are being written."""
-        return len(self._writing)
+        """Sequences that are being decoded."""
+        return len(self._decoding)
 
-    def _start(self, work: Any) -> "Future[None]":
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _write(self, sequence: SequenceState) -> None:
-        async with self._places:
-            self._writing.add(sequence)
+    async def _decode(self, sequence: SequenceState) -> None:
+        async with self._slots:
+            self._decoding.add(sequence)
             try:
-                tell = self._news.put
-                await Answer(sequence, self._halves, self._pair, self.stats, tell).write()
+                emit = self._updates.put
+                await Answer(sequence, self._models, self._pair, self.stats, emit).decode()
             except Exception:
                 log.exception("an answer failed")
-                told = "decoding failed in this process; its log says how"
-                self._news.put(News(sequence, [], [], [], [], [], "error", told))
+                message = "decoding failed in this process; see its log"
+                self._updates.put(Update(sequence, finish_reason="error", error=message))
             finally:
-                self._writing.discard(sequence)
+                self._decoding.discard(sequence)
 
-    def _take(self, news: News) -> bool:
-        """Append news to a sequence that still wants any."""
-        sequence = news.sequence
+    def _apply(self, update: Update) -> bool:
+        """Append an update to its sequence; False where that has been stopped or got nothing."""
+        sequence = update.sequence
         if sequence not in self._open:
             return False
-        sequence.tokens += news.tokens
-        sequence.sources += news.sources
-        sequence.logprobs += news.logprobs
-        sequence.top_logprobs += news.tops
-        sequence.why += news.whys
-        sequence.finish_reason, sequence.error = news.finish, news.error
-        if news.finish is not None:
+        sequence.tokens += update.tokens
+        sequence.sources += update.sources
+        sequence.logprobs += update.logprobs
+        sequence.top_logprobs += update.tops
+        sequence.why += update.whys
+        sequence.finish_reason, sequence.error = update.finish_reason, update.error
+        if update.finish_reason is not None:
             self._forget(sequence)
-        return bool(news.tokens) or news.finish is not None
+        return bool(update.tokens) or update.finish_reason is not None
 
     def _forget(self, sequence: SequenceState) -> None:
-        writing = self._open.pop(sequence, None)
-        if writing is not None:
-            writing.cancel()
+        decoding = self._open.pop(sequence, None)
+        if decoding is not None:
+            decoding.cancel()

@@ -1,4 +1,4 @@
-"""What a server can do, found out once at the start by asking it little things."""
+"""Probes what a server can do, once at the start, with a few small requests."""
 
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -6,27 +6,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baco.backends.remote.client import MalformedError, RefusedError, Server
-from baco.backends.remote.half import FEW, Ability, ask
+from baco.backends.remote.model import TOP_DRAFTED, Ability, ask
 from baco.backends.remote.wire import Names, ServerTokens
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
 
 _TEXT = "Question: Where is the sea?\nAnswer:"
-_GREEDY = 6
-# OpenAI and vLLM refuse more.
+_GREEDY_TOKENS = 6
+# The highest temperature that OpenAI and vLLM accept.
 _HOT = 2.0
-# So often must a server say something else under heat and not under a cut: once could be chance.
-_ENOUGH, _MOST_TRIES = 3, 8
-# How many most likely tokens are tried, most first: servers refuse, or tell fewer.
-_TOPS = (2048, 200, FEW, 5, 1)
-# What a request says in so many words, because servers have defaults of their own; the second is
-# for those that write an open top_k otherwise, the last for those that know OpenAI's fields alone.
-_OPEN: tuple[Mapping[str, Any], ...] = (
+# A parameter counts as followed once hot draws differ this often without it and never with it: one
+# difference could be chance.
+_MIN_DIFFERENCES, _MAX_TRIES = 3, 8
+# Numbers of most likely tokens to try, the largest first: servers refuse, or return fewer.
+_TOPS = (2048, 200, TOP_DRAFTED, 5, 1)
+# Fields that switch truncation off, because servers have defaults of their own. The second form is
+# for servers that disable top_k by -1, the last for servers that accept OpenAI's fields only.
+_NO_TRUNCATION: tuple[Mapping[str, Any], ...] = (
     {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
     {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     {"top_p": 1.0},
 )
-# What a question comes to where a server cannot answer it.
+# Errors of a server that cannot do what it is asked.
 _UNABLE = (RefusedError, MalformedError)
 _IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
@@ -35,86 +36,86 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
     """Find out what a server can do.
 
     Args:
-        server: a half's.
-        pair: whose half it is said to run.
+        server: of one model of the pair.
+        pair: that the model belongs to.
         names: token ids by name.
         model: the name of its model; None where it has only one, or is a `baco serve`.
 
     Raises:
-        UpstreamError: it cannot be reached, or does not complete token ids.
-        BacoError: no such model, or it spells tokens in another way than the pair.
+        UpstreamError: the server cannot be reached, or does not complete token ids.
+        BacoError: it has no such model, or the model's vocabulary is another one.
     """
     name, context = await _model(server, model)
     raw = pair.renderer.raw(_TEXT)
-    text = list(raw.base_ids if server.half == "base" else raw.aligned_ids)
-    asking = _Asking(server, names, name, text)
-    await asking.open()
-    await asking.count(pair.vocabulary.size)
-    greedy = await asking.complete(max_tokens=_GREEDY, temperature=0)
-    if asking.tells_ids:
+    text = list(raw.base_ids if server.source == "base" else raw.aligned_ids)
+    probes = _Probes(server, names, name, text)
+    await probes.find_fields()
+    await probes.find_top(pair.vocabulary.size)
+    greedy = await probes.complete(max_tokens=_GREEDY_TOKENS, temperature=0)
+    if probes.returns_ids:
         _check_spelling(server, pair, greedy)
     return Ability(
         model=name,
         context=context,
-        fields=asking.fields,
-        top=asking.top,
-        told=asking.tells_ids,
-        echo=await asking.echo(),
-        part=await asking.part(),
-        several=await asking.several(),
-        raw=await asking.raw(greedy),
-        obeys=frozenset([name async for name in asking.obeyed(greedy)]),
+        fields=probes.fields,
+        top=probes.top,
+        returns_ids=probes.returns_ids,
+        echo=await probes.echo(),
+        scores_part=await probes.scores_part(),
+        batches=await probes.batches(),
+        raw=await probes.raw(greedy),
+        obeys=frozenset([name async for name in probes.obeyed(greedy)]),
     )
 
 
 async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
-    """The name of the model to ask for, and its context window."""
+    """The name of the server's model, and its context window."""
     try:
-        listed = await server.get("/models")
+        reply = await server.get("/models")
     except _UNABLE:
         if model is None:
             raise
-        return model, None  # not every server lists what it has
-    found = listed.get("data") if isinstance(listed, dict) else None
-    listed = found if isinstance(found, list) else []  # an address may be of anything
+        return model, None  # not every server lists its models
+    data = reply.get("data") if isinstance(reply, dict) else None
+    listed = data if isinstance(data, list) else []  # the server may be anything
     cards = {str(card["id"]): card for card in listed if isinstance(card, dict) and "id" in card}
-    own = f"baco/{server.half}"  # of a baco serve, which has many
+    own = f"baco/{server.source}"  # of a baco serve, which has several
     if model is None:
         if len(cards) != 1 and own not in cards:
             raise BacoError(
-                f"{server.called} has {len(cards)} models: name one with {server.half}_model "
-                f"(--{server.half}-model)"
+                f"{server.called} has {len(cards)} models: name one with {server.source}_model "
+                f"(--{server.source}-model)"
             )
         model = next(iter(cards)) if len(cards) == 1 else own
     card = cards.get(model, {})
     meta = card.get("meta")  # llama.cpp
-    told = card.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
-    return model, told if type(told) is int and told > 0 else None
+    context = card.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return model, context if type(context) is int and context > 0 else None
 
 
 def _check_spelling(server: Server, pair: Pair, greedy: ServerTokens) -> None:
     ids = [token for token in greedy.tokens if token is not None]
     if len(ids) < len(greedy.tokens):
         raise BacoError(
-            f"{server.called} says tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
+            f"{server.called} writes tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
             "model is of another pair"
         )
-    spelled = _legible(pair.tokenizer.decode(ids, skip_special_tokens=True))
-    if greedy.text and (said := _legible(greedy.text)) != spelled:
+    expected = _comparable(pair.tokenizer.decode(ids, skip_special_tokens=True))
+    if greedy.text and (text := _comparable(greedy.text)) != expected:
         raise BacoError(
-            f"{server.called} spells tokens {ids[:_GREEDY]} as {said[:40]!r}, the "
-            f"pair {pair.name} as {spelled[:40]!r}: its model is of another pair"
+            f"{server.called} spells tokens {ids[:_GREEDY_TOKENS]} as {text[:40]!r}, the "
+            f"pair {pair.name} as {expected[:40]!r}: its model is of another pair"
         )
 
 
-def _legible(text: str) -> str:
-    """A text without what servers spell differently: unfinished characters and outer spaces."""
+def _comparable(text: str) -> str:
+    """A text without what servers return differently: unfinished characters and outer spaces."""
     return text.replace("\ufffd", "").strip()
 
 
 @dataclass
-class _Asking:
-    """Little questions to one server, each of which may be refused."""
+class _Probes:
+    """Small requests to one server, each of which may be refused."""
 
     server: Server
     names: Names
@@ -122,52 +123,52 @@ class _Asking:
     text: list[int]
     fields: Mapping[str, Any] = field(default_factory=dict)
     top: int = 1
-    tells_ids: bool = False
+    returns_ids: bool = False
 
-    async def complete(self, prompt: Any = None, **asked: Any) -> ServerTokens:
+    async def complete(self, prompt: Any = None, **fields: Any) -> ServerTokens:
         """A completion of the text, or of a prompt."""
-        return (await self.completions(prompt, **asked))[0]
+        return (await self.completions(prompt, **fields))[0]
 
-    async def completions(self, prompt: Any = None, **asked: Any) -> list[ServerTokens]:
-        body = {**self.fields, "model": self.model, "prompt": prompt or self.text} | asked
-        if self.top and "logprobs" not in asked:
-            body["logprobs"] = min(self.top, FEW)
-        found = await ask(self.server, self.names, body)
-        if not found:
+    async def completions(self, prompt: Any = None, **fields: Any) -> list[ServerTokens]:
+        body = {**self.fields, "model": self.model, "prompt": prompt or self.text} | fields
+        if self.top and "logprobs" not in fields:
+            body["logprobs"] = min(self.top, TOP_DRAFTED)
+        choices = await ask(self.server, self.names, body)
+        if not choices:
             raise MalformedError(
-                f"{self.server.called} answers without choices: is it completions?"
+                f"{self.server.called} answers without choices: is it a completions API?"
             )
-        self.tells_ids = self.tells_ids or found[0].numbered
-        return found
+        self.returns_ids = self.returns_ids or choices[0].has_ids
+        return choices
 
-    async def tried(self, prompt: Any = None, **asked: Any) -> ServerTokens | None:
-        """The same; None where it is refused, or what comes is of no use."""
+    async def attempt(self, prompt: Any = None, **fields: Any) -> ServerTokens | None:
+        """As `complete`; None where the server refuses or answers with something else."""
         try:
-            return await self.complete(prompt, **asked)
+            return await self.complete(prompt, **fields)
         except _UNABLE:
             return None
 
-    async def open(self) -> None:
-        """Find the fields that it takes; log-probabilities among them, if it has any."""
+    async def find_fields(self) -> None:
+        """Find the fields that it accepts, and whether it returns log-probabilities."""
         refusal: UpstreamError | None = None
-        for fields in _spellings():
+        for fields in _field_sets():
             for top in (1, 0):
                 self.fields, self.top = fields, top
                 try:
-                    told = await self.complete(max_tokens=1, temperature=0)
+                    reply = await self.complete(max_tokens=1, temperature=0)
                 except _UNABLE as error:
                     refusal = refusal or error
                     continue
-                self.top = top if told.rows and told.rows[0] is not None else 0
+                self.top = top if reply.rows and reply.rows[0] is not None else 0
                 return
         assert refusal is not None
         raise refusal
 
-    async def count(self, size: int) -> None:
-        """Find how many most likely tokens it tells."""
+    async def find_top(self, size: int) -> None:
+        """Find how many most likely tokens it returns."""
         for most in _TOPS if self.top else ():
-            told = await self.tried(max_tokens=1, temperature=0, logprobs=min(most, size))
-            row = told.rows[0] if told and told.rows else None
+            reply = await self.attempt(max_tokens=1, temperature=0, logprobs=min(most, size))
+            row = reply.rows[0] if reply and reply.rows else None
             if row is not None:
                 self.top = min(most, len(row.known), size)
                 return
@@ -175,22 +176,22 @@ class _Asking:
     async def echo(self) -> int | None:
         """The least ``max_tokens`` with which it scores a prompt."""
         for least in (0, 1) if self.top else ():
-            told = await self.tried(max_tokens=least, temperature=0, echo=True)
-            if told is None or len(told.tokens) < len(self.text):
+            reply = await self.attempt(max_tokens=least, temperature=0, echo=True)
+            if reply is None or len(reply.tokens) < len(self.text):
                 continue
-            rows = told.rows[1 : len(self.text)]
-            if told.tokens[: len(self.text)] == self.text and None not in rows:
+            rows = reply.rows[1 : len(self.text)]
+            if reply.tokens[: len(self.text)] == self.text and None not in rows:
                 return least
         return None
 
-    async def part(self) -> bool:
-        """Does it score a part of a prompt?"""
+    async def scores_part(self) -> bool:
+        """Can it score only the end of a prompt?"""
         first = len(self.text) - 2
-        told = await self.tried(max_tokens=0, temperature=0, echo=True, echo_from=first)
-        return told is not None and told.tokens == self.text[first:]
+        reply = await self.attempt(max_tokens=0, temperature=0, echo=True, echo_from=first)
+        return reply is not None and reply.tokens == self.text[first:]
 
-    async def several(self) -> bool:
-        """Does it take several prompts at once?"""
+    async def batches(self) -> bool:
+        """Does it accept several prompts in one request?"""
         prompts = [self.text, self.text[:-1]]
         try:
             return len(await self.completions(prompts, max_tokens=1, temperature=0)) == 2
@@ -202,40 +203,40 @@ class _Asking:
         before = greedy.rows[0] if greedy.rows else None
         if before is None:
             return True
-        told = await self.complete(max_tokens=1, temperature=2.0, seed=1)
-        after = told.rows[0] if told.rows else None
+        reply = await self.complete(max_tokens=1, temperature=2.0, seed=1)
+        after = reply.rows[0] if reply.rows else None
         best = max(before.known, key=lambda token: before.known[token])
         known = math.nan if after is None else after.known.get(best, math.nan)
         return abs(known - before.known[best]) < 0.05
 
     async def obeyed(self, greedy: ServerTokens) -> AsyncIterator[str]:
-        """The parameters that it follows, told by what it says under them."""
-        said = greedy.tokens or [None]
+        """The parameters that it follows, judged by the tokens it writes with them."""
+        first = (greedy.tokens or [None])[0]
         for name, least in (("min_p", 1.0), ("top_k", 1)):
-            if name in self.fields and await self._cuts({name: least}, greedy):
+            if name in self.fields and await self._truncates({name: least}, greedy):
                 yield name
-        other = next(token for token in self.text if token != said[0])
+        other = next(token for token in self.text if token != first)
         bias = {str(other): 100}
-        told = await self.tried(max_tokens=1, temperature=0, logit_bias=bias)
-        if told is not None and told.tokens[:1] == [other]:
+        reply = await self.attempt(max_tokens=1, temperature=0, logit_bias=bias)
+        if reply is not None and reply.tokens[:1] == [other]:
             yield "logit_bias"
 
-    async def _cuts(self, cut: Mapping[str, Any], greedy: ServerTokens) -> bool:
-        """Does a cut leave the likeliest token alone, where it would have said others without?"""
-        others = 0
-        for seed in range(_MOST_TRIES):
-            hot = {"max_tokens": _GREEDY, "temperature": _HOT, "seed": seed}
-            told = await self.tried(**hot, **cut)
-            if told is None or told.tokens != greedy.tokens:
+    async def _truncates(self, fields: Mapping[str, Any], greedy: ServerTokens) -> bool:
+        """Do these fields leave only the most likely tokens where hot draws differ without them?"""
+        differences = 0
+        for seed in range(_MAX_TRIES):
+            hot = {"max_tokens": _GREEDY_TOKENS, "temperature": _HOT, "seed": seed}
+            reply = await self.attempt(**hot, **fields)
+            if reply is None or reply.tokens != greedy.tokens:
                 return False
-            told = await self.tried(**hot)
-            others += told is not None and told.tokens != greedy.tokens
-            if others == _ENOUGH:
+            reply = await self.attempt(**hot)
+            differences += reply is not None and reply.tokens != greedy.tokens
+            if differences == _MIN_DIFFERENCES:
                 return True
         return False
 
 
-def _spellings() -> Iterator[Mapping[str, Any]]:
+def _field_sets() -> Iterator[Mapping[str, Any]]:
     for ids in (_IDS, {}):
-        for fields in _OPEN:
+        for fields in _NO_TRUNCATION:
             yield {**fields, **ids}

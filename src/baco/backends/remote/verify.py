@@ -1,9 +1,9 @@
-"""What stands of a drafted span, by the rules that every backend shares.
+"""Verifies a drafted span by the rules that every backend shares.
 
-Of every position: the source, and whether the token that the drafting half said is what plain
-decoding could have said there. At temperature 0 the source's own most likely token stands, whoever
-drafted it. Above, a token that was drawn from the right row stands where its row's half is the
-source; the first position of the other half hands that half the pen.
+At every position: the source, and whether plain decoding could have drawn the draft token there. At
+temperature 0 the source's own most likely token is accepted, whichever model drafted it. Above, a
+token that was drawn from the right row is accepted where its model is the source; at the first
+position routed to the other model, verification stops and that model drafts next.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,32 @@ from baco.source import Source
 
 @dataclass(slots=True)
 class SpanResult:
-    """What stands, in order, and how it goes on.
+    """The accepted tokens of a span, and how decoding continues.
 
     Attributes:
-        tokens, sources, rows: of what stands; each row is its source's.
-        whys: what the router saw at each, if asked.
-        agreed: how many of them were drafted.
-        pen: who has to say the next token, where that is known.
-        redraw: the pen's half has said something there that may not stand.
-        explain: what the router saw where it is to be drawn again, of the token that will stand.
-        open: the other half's rows have to be known to go on.
+        tokens, sources, rows: of the accepted tokens; each row is that of the source.
+        whys: what the router saw at each, if the request asks for it.
+        num_accepted: how many of them were draft tokens.
+        next_source: the source of the next token, where it is known.
+        redraw: the source drafted a token there that it may not write.
+        explain: what the router saw at the position to be redrawn, for the token drawn there.
+        needs_other: the other model's rows are needed to continue.
     """
 
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     whys: list[Why] = field(default_factory=list)
-    agreed: int = 0
-    pen: NextSource | None = None
+    num_accepted: int = 0
+    next_source: NextSource | None = None
     redraw: bool = False
     explain: Callable[[int], Why] | None = None
-    open: bool = False
+    needs_other: bool = False
 
-    def say(
+    def append(
         self, token: int, source: Source, row: Row, explain: Callable[[int], Why] | None
     ) -> None:
-        """One more stands."""
+        """Add a token."""
         self.tokens.append(token)
         self.sources.append(source)
         self.rows.append(row)
@@ -51,45 +51,47 @@ class SpanResult:
             self.whys.append(explain(token))
 
 
-def judge(law: AnswerRules, span: DraftSpan) -> SpanResult:
-    """Go along a span as far as it stands.
+def verify_span(rules: AnswerRules, span: DraftSpan) -> SpanResult:
+    """Accept the tokens of a span up to the first that plain decoding would not have drawn.
 
     Raises:
-        BacoError: the router cannot be told what it has to know.
+        BacoError: the servers do not return what the router needs to know.
     """
-    view = RoutingView(law, span)
+    view = RoutingView(rules, span)
     result, active = SpanResult(), span.active
     for at, token in enumerate(span.tokens):
-        pen = span.pen if at == 0 and span.pen is not None else view.source(at, active)
-        if pen is None:
-            result.open = True
+        first = span.next_source if at == 0 else None
+        routed = view.source(at, active) if first is None else first
+        if routed is None:
+            result.needs_other = True
             return result
-        row = span.rows(pen.half)[at]
-        why = partial(view.why, at, active) if law.request.explain else None
-        if pen.half == span.drafter:
-            if not view.stands(at, pen):
-                # At temperature 0 what it would say instead is mostly known.
-                said = view.best(at, pen) if law.cold else None
-                if said is None:
-                    result.pen, result.redraw, result.explain = pen, True, why
+        source = routed.source
+        row = span.rows(source)[at]
+        why = partial(view.why, at, active) if rules.request.explain else None
+        if source == span.drafter:
+            if not view.is_allowed(at, routed):
+                # At temperature 0 the token that it would write instead is mostly known.
+                best = view.best(at, routed) if rules.greedy else None
+                if best is None:
+                    result.next_source, result.redraw, result.explain = routed, True, why
                 else:
-                    result.say(said, pen.half, row, why)
+                    result.append(best, source, row, why)
                 return result
-            result.agreed += 1
-            result.say(token, pen.half, row, why)
+            result.num_accepted += 1
+            result.append(token, source, row, why)
         else:
-            if law.cold and span.scored is None:
-                result.open = True
+            if rules.greedy and span.scored is None:
+                result.needs_other = True
                 return result
-            said = view.best(at, pen) if law.cold else None
-            if said is None:
-                result.pen = pen
+            best = view.best(at, routed) if rules.greedy else None
+            if best is None:
+                result.next_source = routed
                 return result
-            result.say(said, pen.half, row, why)
-            if said != token:
+            result.append(best, source, row, why)
+            if best != token:
                 return result
-            result.agreed += 1
-        if token in law.pair.end_ids:
+            result.num_accepted += 1
+        if token in rules.pair.end_ids:
             return result
-        active = pen.half
+        active = source
     return result

@@ -1,4 +1,4 @@
-"""A drafted span as the shared rules see it: what servers told, the router, who may speak."""
+"""A drafted span as the shared rules see it: the rows that servers returned, and the router."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from baco.routing.router import Router, RuleRouter
 from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin, noise_keys
-from baco.source import Source
+from baco.source import MODELS, Source
 
 OTHER: dict[Source, Source] = {"base": "aligned", "aligned": "base"}
 
 
-def figure(router: Router) -> str:
-    """What a router has to know of a row: ``nothing``, the ``top`` token, its probability
-    (``max``), the ``entropy``, or ``all`` of it.
+def needed_quantity(router: Router) -> str:
+    """What a router needs of a row: ``nothing``, the ``top`` token, its probability (``max``), the
+    ``entropy``, or ``all`` of it.
     """
     if router.only is not None:
         return "nothing"
@@ -40,29 +40,29 @@ def figure(router: Router) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NextSource:
-    """Who says the next token.
+    """The source of the next token.
 
     Attributes:
-        half: the source.
-        masked: it may say only word starts.
+        source: base or aligned.
+        masked: it may write only word starts.
     """
 
-    half: Source
+    source: Source
     masked: bool
 
 
 @dataclass(slots=True)
 class DraftSpan:
-    """A drafted span and what both halves say along it.
+    """A drafted span and both models' rows along it.
 
     Attributes:
-        drafter: who drafted.
+        drafter: the model that drafted it.
         tokens: k ids.
         drafted: the drafter's row at each.
-        scored: the other half's rows, or None where it was not asked.
-        previous: the token before; NOTHING before the first.
-        active: who spoke last.
-        pen: the first position's source, where it is known from an earlier span.
+        scored: the other model's rows; None where it has not scored the span.
+        previous: the token before; NO_TOKEN before the first.
+        active: the source of the token before.
+        next_source: the source of the first position, where an earlier span decided it.
         position: of the first token in the answer.
     """
 
@@ -72,12 +72,12 @@ class DraftSpan:
     scored: Sequence[Row] | None
     previous: int
     active: Source
-    pen: NextSource | None
+    next_source: NextSource | None
     position: int
 
-    def rows(self, half: Source) -> Sequence[Row]:
-        """A half's rows; where they are not known, the other's stand in for them."""
-        return self.drafted if half == self.drafter or self.scored is None else self.scored
+    def rows(self, source: Source) -> Sequence[Row]:
+        """A model's rows; the drafter's in place of rows that are not known."""
+        return self.drafted if source == self.drafter or self.scored is None else self.scored
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class AnswerRules:
     """The rules of one answer.
 
     Attributes:
-        pair: its vocabulary, and what the base may never say.
+        pair: its vocabulary, and the tokens that are never drawn from the base.
         request: the router, where it may switch, sampling parameters.
-        sample: which sample, for routers that toss a coin.
+        sample: the sample's number, for routers that toss a coin.
     """
 
     pair: Pair
@@ -96,44 +96,46 @@ class AnswerRules:
 
     @cached_property
     def bias(self) -> Mapping[int, float]:
-        """What is added to logits: token id → number."""
+        """Added to logits: token id → number."""
         return dict(self.request.params.logit_bias)
 
-    def may_say(self, token: int, pen: NextSource) -> bool:
-        """May a half say a token there?"""
-        words = self.pair.vocabulary
-        if pen.half == "base" and bool(self.pair.banned[token]):
+    def may_write(self, token: int, next_source: NextSource) -> bool:
+        """May the next source write this token?"""
+        if next_source.source == "base" and bool(self.pair.banned[token]):
             return False
-        return not pen.masked or bool(words.word_start[token])
+        return not next_source.masked or bool(self.pair.vocabulary.word_start[token])
 
     @property
-    def cold(self) -> bool:
-        """Is the most likely token taken?"""
+    def greedy(self) -> bool:
+        """Is the temperature 0?"""
         return self.request.params.temperature == 0
 
 
 class RoutingView:
-    """A span's rows as tensors, and what the shared rules say of them."""
+    """A span's rows as tensors, and the decisions of the shared rules on them."""
 
-    def __init__(self, law: AnswerRules, span: DraftSpan) -> None:
-        self._law, self._span = law, span
-        self._router, pair = law.request.router, law.pair
-        needs = figure(self._router)
-        others = {*span.tokens, *law.bias, max(span.previous, 0)}
+    def __init__(self, rules: AnswerRules, span: DraftSpan) -> None:
+        self._rules, self._span = rules, span
+        self._router, pair = rules.request.router, rules.pair
+        needs = needed_quantity(self._router)
+        others = {*span.tokens, *rules.bias, max(span.previous, 0)}
         rows = span.rows("base"), span.rows("aligned")
         whole = needs in ("entropy", "all")
         self._table = Table(pair.vocabulary, pair.banned, *rows, others, whole)
         self._rows = self._table.filled(wide=False)
-        self._signals = self._looked_at(needs == "entropy")
-        rules = [(self._router, law.request.switch)]
-        self._standing = [BoundaryState.of(one, self._previous, rules) for one in self._signals]
+        self._signals = self._bounds(needs == "entropy")
+        routers = [(self._router, rules.request.switch)]
+        self._boundary_states = [
+            BoundaryState.of(signals, self._previous, routers) for signals in self._signals
+        ]
 
-    def _looked_at(self, entropies: bool) -> list[Signals]:
-        """The rows as the router sees them; with an entropy in question, at both its bounds."""
+    def _bounds(self, entropies: bool) -> list[Signals]:
+        """The rows as the router sees them; where it reads an entropy, at both bounds of it."""
         words, (base, aligned) = self._table.words, self._rows
         if entropies:
             wide = self._table.filled(wide=True)
-            # The least of one half goes with the most of the other: it bounds a difference too.
+            # The least entropy of one model with the greatest of the other, so that differences are
+            # bounded too.
             return [
                 Signals(base, wide[1], words, self._coins),
                 Signals(wide[0], aligned, words, self._coins),
@@ -146,110 +148,108 @@ class RoutingView:
     def _previous(self) -> Tensor:
         before = [self._span.previous, *self._span.tokens[:-1]]
         column = self._table.column
-        return torch.tensor([NO_TOKEN if one == NO_TOKEN else column[one] for one in before])
+        return torch.tensor([NO_TOKEN if token == NO_TOKEN else column[token] for token in before])
 
     def _coins(self) -> Tensor:
-        count, seed = len(self._span.tokens), self._law.request.noise_seed
+        count, seed = len(self._span.tokens), self._rules.request.noise_seed
         at = torch.arange(count) + self._span.position
-        keys = noise_keys(torch.full((count,), seed), torch.full((count,), self._law.sample), at)
+        keys = noise_keys(torch.full((count,), seed), torch.full((count,), self._rules.sample), at)
         return coin(keys, ROUTER)
 
     def source(self, at: int, active: Source) -> NextSource | None:
-        """Whose a position is; None where the half that was not asked may have a say in it.
+        """The source of a position; None where it may depend on rows that are not known.
 
         Raises:
-            BacoError: the threshold lies between the bounds of what is known, or a server did not
-                tell which token is the likeliest.
+            BacoError: the threshold is between the bounds of what is known, or a server did not
+                return its most likely token.
         """
-        if not all(self._span.rows(half)[at].clear for half in OTHER):
+        span = self._span
+        if not all(span.rows(source)[at].has_top for source in MODELS):
             raise BacoError(
-                "a server names its likeliest token by a text that no single token has: it has to "
-                "tell token ids"
+                "a server names its most likely token by a text that no single token has: it has "
+                "to return token ids"
             )
-        found = [
-            boundary_state.map(lambda column: column[at : at + 1])
-            for boundary_state in self._standing
-        ]
-        first, mine = found[0], self._span.drafter
-        spoke = torch.tensor([active == "base"])
-        asked = bool(first.is_boundary(spoke))
-        if self._span.scored is None and self._router.only is None:
-            if active != mine and not bool(first.free):
-                return None  # the one who spoke may be about to begin a word
-            if asked and not self._router.reads <= {mine}:
+        states = [self._state(bound, at) for bound in range(len(self._signals))]
+        state, previous_source = states[0], torch.tensor([active == "base"])
+        asked = bool(state.is_boundary(previous_source))
+        if span.scored is None and self._router.only is None:
+            if active != span.drafter and not bool(state.free):
+                return None  # the active source may be about to begin a word
+            if asked and not self._router.reads <= {span.drafter}:
                 return None
-        if asked and len({bool(one.router_choice) for one in found}) > 1:
+        if asked and len({bool(bound.router_choice) for bound in states}) > 1:
             raise self._undecided(at)
-        source, masked = resolve_source(first, spoke)
+        source, masked = resolve_source(state, previous_source)
         return NextSource("base" if bool(source) else "aligned", bool(masked))
 
     def why(self, at: int, active: Source, token: int) -> Why:
-        """What the router saw where a token stands. An entropy is the middle of its bounds where
-        the router goes by one, else NaN; so is a log-probability that no server told.
+        """What the router saw at an accepted token. An entropy is the middle of its bounds if the
+        router reads one, else NaN; so is a log-probability that no server returned.
         """
-        signals, boundary_state = self._signals[0], self._standing[0]
-        here = boundary_state.map(lambda column: column[at : at + 1])
-        rows = {half: self._span.rows(half)[at] for half in OTHER}
-        bounds = [float(one.entropy_base[at]) for one in self._signals]
-        base = rows["base"]
+        signals, state = self._signals[0], self._state(0, at)
+        base, aligned = (self._span.rows(source)[at] for source in MODELS)
+        bounds = [float(bound.entropy_base[at]) for bound in self._signals]
         return Why(
             base_logprob=base.known.get(token, math.nan) if base.measured else math.nan,
-            aligned_logprob=(
-                rows["aligned"].known.get(token, math.nan) if rows["aligned"].measured else math.nan
-            ),
+            aligned_logprob=aligned.known.get(token, math.nan) if aligned.measured else math.nan,
             max_base=float(signals.max_base[at]) if base.measured else math.nan,
             entropy_base=sum(bounds) / 2 if len(bounds) == 2 else math.nan,
-            predicted=max(base.known, key=lambda one: (base.known[one], -one)),
-            asked=bool(here.is_boundary(torch.tensor([active == "base"]))),
-            wanted="base" if bool(here.router_choice) else "aligned",
+            predicted=max(base.known, key=lambda token: (base.known[token], -token)),
+            asked=bool(state.is_boundary(torch.tensor([active == "base"]))),
+            wanted="base" if bool(state.router_choice) else "aligned",
         )
+
+    def _state(self, bound: int, at: int) -> BoundaryState:
+        return self._boundary_states[bound].map(lambda column: column[at : at + 1])
 
     def _undecided(self, at: int) -> BacoError:
         low, high = (float(signals.entropy_base[at]) for signals in self._signals)
         known = len(self._span.rows("base")[at].known)
         return BacoError(
             f"{self._router.spelling} cannot be decided: the {known} most likely tokens that the "
-            f"server tells leave the base's entropy anywhere from {low:.2f} to {high:.2f} nats; "
-            "let it tell more (vLLM and baco serve: --max-logprobs), or use a P router"
+            f"server returns leave the base's entropy anywhere from {low:.2f} to {high:.2f} nats; "
+            "let it return more (vLLM and baco serve: --max-logprobs), or use a P router"
         )
 
-    def stands(self, at: int, pen: NextSource) -> bool:
-        """May what the drafting half said stand where it is the source?"""
-        if not self._law.may_say(self._span.tokens[at], pen):
+    def is_allowed(self, at: int, next_source: NextSource) -> bool:
+        """May the source write its draft token?"""
+        rules = self._rules
+        if not rules.may_write(self._span.tokens[at], next_source):
             return False
-        params = self._law.request.params
-        free = pen.half == "aligned" and not pen.masked
-        if params.temperature == 0 or params.min_p == 0 or free:
+        params = rules.request.params
+        unrestricted = next_source.source == "aligned" and not next_source.masked
+        if params.temperature == 0 or params.min_p == 0 or unrestricted:
             return True
-        # min_p is a share of the likeliest token: that one must be among those that may be said.
-        top = self._argmax(self._biased(at, pen), at, pen)
-        return top is not None and self._law.may_say(top, pen)
+        # min_p is a share of the most likely token's probability: that token must be allowed too.
+        top = self._argmax(self._biased(at, next_source), at, next_source)
+        return top is not None and rules.may_write(top, next_source)
 
-    def best(self, at: int, pen: NextSource) -> int | None:
-        """The source's most likely token of those it may say; None where it cannot be known."""
-        logits = self._biased(at, pen)
-        source, masked = torch.tensor([pen.half == "base"]), torch.tensor([pen.masked])
-        table = self._table
+    def best(self, at: int, next_source: NextSource) -> int | None:
+        """The source's most likely token of those it may write; None where it is not known."""
+        logits, table = self._biased(at, next_source), self._table
+        source = torch.tensor([next_source.source == "base"])
+        masked = torch.tensor([next_source.masked])
         signals = Signals(logits, logits, table.words)
-        left = mask_logits(signals, source, masked, table.forbidden)
-        return self._argmax(left, at, pen)
+        allowed = mask_logits(signals, source, masked, table.forbidden)
+        return self._argmax(allowed, at, next_source)
 
-    def _biased(self, at: int, pen: NextSource) -> Tensor:
-        """The source's row with the bias; tokens that are not known as likely as may be: [1, W]."""
-        rows, row = self._rows[pen.half == "aligned"], self._span.rows(pen.half)[at]
+    def _biased(self, at: int, next_source: NextSource) -> Tensor:
+        """The source's row with the bias; unknown tokens as likely as they can be: [1, W]."""
+        source = next_source.source
+        rows, row = self._rows[source == "aligned"], self._span.rows(source)[at]
         logits = rows[at : at + 1].clone()
-        for token, value in self._law.bias.items():
+        for token, value in self._rules.bias.items():
             column = self._table.column[token]
             known = token in row.known
             logits[0, column] = value + (float(logits[0, column]) if known else row.cap)
         return logits
 
-    def _argmax(self, logits: Tensor, at: int, pen: NextSource) -> int | None:
-        """The token of a row [1, W]; None where one that is not known may be it."""
-        row, found = self._span.rows(pen.half)[at], int(logits[0].argmax())
-        if logits[0, found] == -math.inf or found >= len(self._table.ids):
+    def _argmax(self, logits: Tensor, at: int, next_source: NextSource) -> int | None:
+        """The most likely token of a row [1, W]; None where it may be an unknown one."""
+        row, column = self._span.rows(next_source.source)[at], int(logits[0].argmax())
+        if logits[0, column] == -math.inf or column >= len(self._table.ids):
             return None
-        if self._law.bias and not row.measured:
+        if self._rules.bias and not row.measured:
             return None
-        token = self._table.ids[found]
+        token = self._table.ids[column]
         return token if token in row.known else None
