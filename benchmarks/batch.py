@@ -24,9 +24,9 @@ import psutil
 
 from baco.api import Baco
 from baco.batch.answering import LoadSpec
-from baco.batch.job import Place, ThisProcess, carry_out
+from baco.batch.job import LocalExecutor, carry_out
 from baco.batch.ray_cluster import Cluster, Share
-from baco.batch.ray_executor import RayWorkers
+from baco.batch.ray_executor import RayExecutor
 from baco.batch.rows import Row
 from baco.batch.shards import Batch
 from baco.evaluation.plan import machine
@@ -60,13 +60,13 @@ def choose_router(baco: Baco) -> Router:
 
 
 @contextmanager
-def place(workers: int | None) -> Iterator[Place]:
+def executors(workers: int | None) -> Iterator[LocalExecutor | RayExecutor]:
     """This process, or so many replicas on this machine."""
     if workers is None:
-        yield ThisProcess()
+        yield LocalExecutor()
         return
     with Cluster(workers=workers).reached() as share:
-        yield RayWorkers(share)
+        yield RayExecutor(share)
 
 
 def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured:
@@ -75,10 +75,11 @@ def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured
     settings = {"system": None, "switch": "word", "n": n, "seed": 1, "max_tokens": 64}
     batch = Batch(rows, load, choose_router, settings, rows_a_shard=ROWS_A_SHARD)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, place(workers) as where:
-        job = batch.begin(Path(folder) / "out", where, {})
+    with tempfile.TemporaryDirectory() as folder, executors(workers) as executor:
+        job = batch.begin(Path(folder) / "out", executor, {})
         made = [
-            (time.perf_counter() - started, result) for result in carry_out(job, job.worker, where)
+            (time.perf_counter() - started, result)
+            for result in carry_out(job, job.worker, executor)
         ]
     # What the other replicas were at when the first shard came counts for none of them.
     (first, _), *rest = made
@@ -102,7 +103,7 @@ def hand_out(shards: int, replicas: int, most: int = 1000) -> None:
     """Print what handing out so many shards takes, over the first of them."""
     before = psutil.Process().memory_info().rss
     # Replicas that take no processor, so that many of them fit on this machine.
-    workers = RayWorkers(Share(replicas, 0, 0))
+    workers = RayExecutor(Share(replicas, 0, 0))
     with Cluster(workers=1).reached(), workers.workers(idle, ordered=False) as results:
         sizes = iter(results("x" * 6000 for _ in range(shards)))
         next(sizes)

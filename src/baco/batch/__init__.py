@@ -1,6 +1,5 @@
-"""Many prompts, answered into a directory of shards by one process or by the replicas of a cluster.
+"""Resumable jobs: many prompts answered into a file or a directory, here or on a cluster.
 
-A shard is a range of rows, decoded together and written in one step under a name that says the
-range. So a shard that is there is whole, one that is missing was never begun as far as a reader can
-tell, and whoever makes it, however often, makes the same bytes.
+`job` has the engine, `answer_file` and `shards` have the two outputs for prompts; the sweep of
+`baco.evaluation` has its own.
 """

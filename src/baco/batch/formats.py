@@ -31,24 +31,24 @@ def check_format(name: str) -> Format:
 
 
 def encode(records: Sequence[Mapping[str, Any]], form: Format) -> bytes:
-    """The records of :func:`baco.record.record`, each with ``row`` and ``id``, as a file."""
+    """Records of :func:`baco.outputs.record`, each with ``row`` and ``id``, as a file."""
     if form == "parquet":
         return _parquet(records)
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def _parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([_flat(one) for one in records], schema=schema())
+    table = pa.Table.from_pylist([_flat(record) for record in records], schema=schema())
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
 def schema() -> Any:
-    """Of a Parquet shard: a row for every prompt, its samples nested in it."""
+    """The schema of a Parquet shard: one row per prompt, with its samples nested."""
     import pyarrow as pa
 
     text, whole = pa.string(), pa.int64()
@@ -82,11 +82,11 @@ def schema() -> Any:
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record whose columns have one type each."""
-    told, prompt = record["id"], record["prompt"]
+    id_, prompt = record["id"], record["prompt"]
     chat = not isinstance(prompt, str)
     return {
         **record,
-        "id": told if isinstance(told, str) else json.dumps(told, ensure_ascii=False),
+        "id": id_ if isinstance(id_, str) else json.dumps(id_, ensure_ascii=False),
         "prompt": None if chat else prompt,
         "messages": prompt if chat else None,
         "params": json.dumps(record["params"], ensure_ascii=False),

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import takewhile
@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 
 # Receives progress: prompts (a part of one for a part of its answers) and tokens.
 Advance = Callable[[float, int], None]
-# Called once in each process; returns the function that is called for each piece. It is given what
-# receives the progress within pieces, or None in another process than the command's.
+# Called once in each process; returns the function that is called for each piece. Its argument
+# receives the progress within pieces; it is None in worker processes.
 Worker = Callable[[Advance | None], Callable[[Piece], Result]]
 # Gives the results of pieces.
 Map = Callable[[Iterable[Piece]], Iterator[Result]]
@@ -43,11 +43,8 @@ AHEAD = 2
 # Where pieces are carried out.
 
 
-class Place(Protocol):
-    """Where the pieces of a job are carried out: this process, its children or a cluster."""
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """The result of one function, called there."""
+class Executor(Protocol):
+    """Carries out the pieces of a job: in this process, in its children or on a cluster."""
 
     def workers(
         self, worker: Worker[Piece, Result], advance: Advance | None = None, *, ordered: bool = True
@@ -61,12 +58,8 @@ class Place(Protocol):
         """
 
 
-class ThisProcess:
+class LocalExecutor:
     """Carries out pieces in this process, one after the other."""
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """See `Place`."""
-        return function()
 
     @contextmanager
     def workers(
@@ -76,11 +69,11 @@ class ThisProcess:
         *,
         ordered: bool = True,  # noqa: ARG002 (there is one order)
     ) -> "Iterator[Map[Piece, Result]]":
-        """See `Place`."""
+        """See `Executor`."""
         yield partial(map, worker(advance or ignore))
 
 
-class Processes:
+class ProcessExecutor:
     """Carries out pieces in processes of this machine.
 
     Attributes:
@@ -90,12 +83,6 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def call(self, function: Callable[[], Result]) -> Result:
-        """See `Place`."""
-        with self.workers(partial(_constant, function)) as results:
-            result: Result = next(results([None]))
-            return result
-
     @contextmanager
     def workers(
         self,
@@ -104,35 +91,35 @@ class Processes:
         *,
         ordered: bool = True,
     ) -> "Iterator[Map[Piece, Result]]":
-        """See `Place`."""
+        """See `Executor`."""
         start = partial(_start_child, worker)
-        executor = ProcessPoolExecutor(self.count, get_context("spawn"), start)
+        pool = futures.ProcessPoolExecutor(self.count, get_context("spawn"), start)
         try:
-            yield partial(hand_out, executor, self.count, ordered)
+            yield partial(hand_out, pool, self.count, ordered)
         finally:
-            executor.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
-def processes(count: int) -> Place:
-    """This process for one, else as many children."""
-    return ThisProcess() if count == 1 else Processes(count)
+def processes(count: int) -> Executor:
+    """An executor in this process for a count of 1, else one with that many processes."""
+    return LocalExecutor() if count == 1 else ProcessExecutor(count)
 
 
 def hand_out(
-    executor: Executor, workers: int, ordered: bool, pieces: Iterable[Piece]
+    pool: futures.Executor, workers: int, ordered: bool, pieces: Iterable[Piece]
 ) -> Iterator[Any]:
     """The results of pieces from processes that called `start_worker`, a few of them at a time."""
-    pending: list[Future[Any]] = []
+    pending: list[futures.Future[Any]] = []
 
-    def ready() -> Future[Any]:
+    def ready() -> futures.Future[Any]:
         if ordered:
             return pending.pop(0)
-        finished = next(iter(wait(pending, return_when=FIRST_COMPLETED).done))
+        finished = next(futures.as_completed(pending))
         pending.remove(finished)
         return finished
 
     for piece in pieces:
-        pending.append(executor.submit(_carry_out, piece))
+        pending.append(pool.submit(_carry_out, piece))
         if len(pending) >= workers * AHEAD:
             yield ready().result()
     while pending:
@@ -165,10 +152,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _constant(function: Callable[[], Result], _: Advance | None) -> Callable[[Any], Result]:
-    return lambda _: function()
 
 
 def ignore(_: float, __: int) -> None:
@@ -226,7 +209,7 @@ class Output(Protocol[Piece_co, R_contra]):
 def carry_out(
     output: Output[Piece, R],
     worker: Worker[Piece, R],
-    place: Place,
+    executor: Executor,
     progress: Progress | None = None,
 ) -> Iterator[R]:
     """Carry out the pieces that are missing, and yield each result when it is kept.
@@ -239,9 +222,9 @@ def carry_out(
         progress.skip(done)
     if not pieces:
         return
-    here = isinstance(place, ThisProcess)
+    here = isinstance(executor, LocalExecutor)
     advance = ignore if progress is None else progress.advance
-    with place.workers(worker, advance, ordered=output.ordered) as results:
+    with executor.workers(worker, advance, ordered=output.ordered) as results:
         for result in results(pieces):
             output.keep(result)
             if not here:

@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster, or starting one on this machine, and what a replica takes of it."""
+"""The connection to a Ray cluster, or to one started on this machine, and the resources used."""
 
 import io
 import logging
@@ -16,23 +16,23 @@ from typing import Any, NoReturn
 from baco.device import cores
 from baco.errors import BacoError
 
-KNOCK_SECONDS = 10
-# Characters of one that Ray has to say.
+CONNECT_SECONDS = 10
+# Longest line of Ray's messages, in characters.
 LINE = 120
 MISSING = "a cluster needs Ray: pip install 'baco[ray]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster as the user names it, and what runs on it.
+    """A cluster as the user names it, and the processes to run on it.
 
     Attributes:
         address: ``auto``, ``host:port``, ``ray://host:port``; None: Ray on this machine, for as
             long as the command runs.
-        workers: replicas; None: one a device.
-        threads: processors of a replica.
-        gpus: of a replica, where the cluster has any.
-        on_cpu: leave GPUs alone.
+        workers: processes; None: one per device.
+        threads: CPUs of a process.
+        gpus: GPUs of a process, where the cluster has any.
+        on_cpu: do not use GPUs.
     """
 
     address: str | None = None
@@ -43,18 +43,18 @@ class Cluster:
 
     @contextmanager
     def reached(self) -> Iterator["Share"]:
-        """Connected to the cluster, until the block ends.
+        """Connect to the cluster until the block ends.
 
         Raises:
-            BacoError: Ray is not installed, there is no such cluster, or no room in it.
+            BacoError: Ray is not installed, the cluster does not answer or has no room.
         """
-        # What Ray's core tells of a worker that is lost is told again by what follows from it.
+        # Ray's core reports lost workers; the errors that follow report them again.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             import ray
         except ImportError as error:
             raise BacoError(MISSING) from error
-        # Standard output is the command's own; Ray tells there of what is lost, at great length.
+        # Ray prints long reports of lost workers on standard output, which belongs to the command.
         with redirect_stdout(_Short()):
             self._connect(ray)
             try:
@@ -64,10 +64,10 @@ class Cluster:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
-        self._knock()
+        self._check_address()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
-            # Nothing is told to anybody by a cluster that lives as long as one command.
+            # A cluster for one command sends no usage statistics.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             quiet |= {"include_dashboard": False}
             if self.workers is not None:
@@ -76,35 +76,36 @@ class Cluster:
             with _mute():
                 ray.init(address=self.address or "local", **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if self.address is None:
-                raise BacoError(f"Ray does not start on this machine: {told}") from error
+                raise BacoError(f"Ray does not start on this machine: {reason}") from error
             raise BacoError(
-                f"no Ray cluster at {self.address}: {told} (Ray here is {ray.__version__}: the "
+                f"no Ray cluster at {self.address}: {reason} (Ray here is {ray.__version__}: the "
                 "cluster's must be the same, and so must RAY_AUTH_MODE)"
             ) from error
 
-    def _knock(self) -> None:
-        """Ray asks an address that nobody answers for minutes."""
+    def _check_address(self) -> None:
+        """Fail early: Ray itself tries an address that does not answer for minutes."""
         if self.address is None or self.address in ("auto", "local"):
             return
         host, colon, port = self.address.removeprefix("ray://").rpartition(":")
         if not colon or not port.isdigit():
             raise BacoError(f"address is {self.address!r}: give auto, host:port or ray://host:port")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except OSError as error:
             raise BacoError(
                 f"no Ray cluster at {self.address}: {error.strerror or error}"
             ) from error
 
     def _share(self, ray: Any) -> "Share":
-        there = ray.cluster_resources()
-        gpus = 0.0 if self.on_cpu else there.get("GPU", 0.0)
-        fits = int(gpus // self.gpus) if gpus else int(there.get("CPU", 0.0) // self.threads)
+        resources = ray.cluster_resources()
+        gpus = 0.0 if self.on_cpu else resources.get("GPU", 0.0)
+        cpus = resources.get("CPU", 0.0)
+        fits = int(gpus // self.gpus) if gpus else int(cpus // self.threads)
         if fits < 1 and self.workers is None:
             raise BacoError(
-                f"no room for a replica in the cluster: it needs {self.gpus:g} GPUs or "
+                f"no room for a process in the cluster: it needs {self.gpus:g} GPUs or "
                 f"{self.threads} CPUs; lower --gpus-per-worker or --threads, or give --workers to "
                 "wait for machines"
             )
@@ -113,7 +114,7 @@ class Cluster:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """What schedulers end a command by does what Ctrl-C does; Ray's own handler aborts."""
+    """Let SIGTERM, which schedulers send, act as Ctrl-C does; Ray's own handler aborts."""
 
     def stop(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
@@ -129,7 +130,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 class _Short(io.TextIOBase):
-    """Standard error, for lines that a log has whole."""
+    """Standard error with shortened lines; Ray's logs have them whole."""
 
     def write(self, text: str) -> int:
         sys.stderr.write("\n".join(shorten(line) for line in text.split("\n")))
@@ -146,7 +147,7 @@ def shorten(line: str) -> str:
 
 @contextmanager
 def _mute() -> Iterator[None]:
-    """Ray's core says on standard error, past Python, which log level it was given."""
+    """Discard what Ray's core writes to standard error outside Python, such as its log level."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -161,7 +162,7 @@ def _mute() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Part of a cluster: so many replicas, and what each of them takes."""
+    """Part of a cluster: a number of processes, and the resources of each."""
 
     workers: int
     cpus: int
@@ -169,19 +170,17 @@ class Share:
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of one replica, as Ray's options."""
+        """Resources of one process, as Ray's options."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
 
 def go_to(folder: str) -> None:
-    """Work where the driver does, so that relative paths mean the same; elsewhere if it is not
-    there.
-    """
+    """Change to the command's folder, so that relative paths mean the same, if it is here."""
     if Path(folder).is_dir():
         os.chdir(folder)
 
 
 def last_line(error: Exception) -> str:
-    """What an error of Ray comes to: the lines above are traces of its processes."""
-    told = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return told[-1] if told else type(error).__name__
+    """The last line of an error of Ray; the lines above are tracebacks of its processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,10 +1,11 @@
-"""Worker processes on a Ray cluster behind the standard library's `Executor`."""
+"""Worker processes on a Ray cluster, as an executor of `concurrent.futures` and of jobs."""
 
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,9 @@ from baco.batch.ray_cluster import Share, go_to, last_line
 from baco.errors import BacoError
 
 R = TypeVar("R")
-# So often may a call take its process down, or a process fail to start, before it is given up.
+# Attempts at a call whose process is lost, and at starting a process.
 MOST_ATTEMPTS = 5
-# For threads to hear at the end that their processes are gone.
+# Time for threads to end after their processes, in seconds.
 END_SECONDS = 10.0
 
 
@@ -31,10 +32,10 @@ class _Worker:
         start()
 
     def ready(self) -> None:
-        """Comes back when the process has started."""
+        """Returns when the process has started."""
 
     def call(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> R | BacoError:
-        """What the function gives; what it refuses comes back as it is, not as a failure."""
+        """The function's result, or the BacoError that it raises: returned, so that Ray adds no trace."""
         try:
             return function(*arguments)
         except BacoError as error:
@@ -53,12 +54,12 @@ class _Call:
         return self.number < other.number
 
 
-class ClusterExecutor(Executor):
-    """Calls functions in the processes of a cluster; a call whose process is lost is made again.
+class ClusterPool(futures.Executor):
+    """Calls functions in processes of a cluster, and repeats a call whose process is lost.
 
-    A process that has started and is free takes the oldest call. So one whose machine is gone, and
-    that waits for room on another, keeps no call from the others. Functions must give the same
-    however often they are called.
+    Each free process that has started takes the oldest call. A process that still waits for room,
+    for example after its machine was lost, therefore delays no call. Functions must return the same
+    result each time.
     """
 
     def __init__(self, share: Share, start: Callable[[], None]) -> None:
@@ -74,9 +75,9 @@ class ClusterExecutor(Executor):
         self._waiting: list[_Call] = []
         self._numbers = itertools.count()
         self._workers: set[Any] = set()
-        self._places = share.workers
+        self._slots = share.workers
         self._ended: BaseException | None = None
-        # Daemons: a driver that is stopped does not wait for them.
+        # Daemons: a command that is stopped does not wait for them.
         self._threads = [
             threading.Thread(target=self._serve, daemon=True) for _ in range(share.workers)
         ]
@@ -86,9 +87,9 @@ class ClusterExecutor(Executor):
     def submit(
         self, function: Callable[..., R], /, *arguments: Any, **keywords: Any
     ) -> "Future[R]":
-        """Have a function called; the future gives what it gives or raises.
+        """Call a function; the future has its result or error.
 
-        It raises BacoError where the call's processes are lost time and again, or none starts.
+        The error is a BacoError where the call's process is lost each time, or none starts.
         """
         if keywords:
             raise TypeError("a call on a cluster takes its arguments by place")
@@ -102,18 +103,18 @@ class ClusterExecutor(Executor):
 
     def shutdown(
         self,
-        wait: bool = True,  # noqa: ARG002 (as Executor has it)
+        wait: bool = True,  # noqa: ARG002 (as futures.Executor has it)
         *,
         cancel_futures: bool = False,  # noqa: ARG002
     ) -> None:
-        """End the processes; whoever wants results has waited for them."""
+        """End the processes; calls without a result fail."""
         self._end(RuntimeError("this executor was shut down"))
         until = time.monotonic() + END_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _serve(self) -> None:
-        """One process after the other in one place, each until it is lost."""
+        """Run one process after the other in one slot, each until it is lost."""
         from ray.exceptions import RayError
 
         failures = 0
@@ -128,7 +129,7 @@ class ClusterExecutor(Executor):
                         return
                 else:
                     failures = 0
-                    while (call := self._taken()) is not None and self._made(call, worker):
+                    while (call := self._next_call()) is not None and self._run(call, worker):
                         pass
                 self._drop(worker)
         except BaseException as error:
@@ -136,7 +137,7 @@ class ClusterExecutor(Executor):
             raise
 
     def _started(self) -> Any:
-        """A process that may still have to wait for room; None at the end."""
+        """A new process, which may have to wait for room; None at the end."""
         with self._changed:
             if self._ended is not None:
                 return None
@@ -144,8 +145,8 @@ class ClusterExecutor(Executor):
             self._workers.add(worker)
             return worker
 
-    def _taken(self) -> _Call | None:
-        """The oldest call that nobody has cancelled; None at the end."""
+    def _next_call(self) -> _Call | None:
+        """The oldest call that is not cancelled; None at the end."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
@@ -155,31 +156,31 @@ class ClusterExecutor(Executor):
                 if call.future.running() or call.future.set_running_or_notify_cancel():
                     return call
 
-    def _made(self, call: _Call, worker: Any) -> bool:
-        """Make a call; False where the process was lost with it."""
+    def _run(self, call: _Call, worker: Any) -> bool:
+        """Make a call; False where its process is lost."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            # A process that was lost while it had nothing to do was not lost at this call.
+            # A process that was lost before the call counts for no attempt.
             _get(worker.ready.remote())
             call.attempts += 1
-            told = _get(worker.call.remote(call.function, call.arguments))
+            result = _get(worker.call.remote(call.function, call.arguments))
         except RayError as error:
             if isinstance(error, RayTaskError):
                 call.future.set_exception(error)
                 return True
-            self._again(call)
+            self._retry(call)
             return False
-        except Exception as error:  # arguments that do not travel
+        except Exception as error:  # arguments that cannot be sent
             call.future.set_exception(error)
             return True
-        if isinstance(told, BacoError):
-            call.future.set_exception(told)
+        if isinstance(result, BacoError):
+            call.future.set_exception(result)
         else:
-            call.future.set_result(told)
+            call.future.set_result(result)
         return True
 
-    def _again(self, call: _Call) -> None:
+    def _retry(self, call: _Call) -> None:
         with self._changed:
             if self._ended is not None:
                 call.future.set_exception(self._ended)
@@ -190,7 +191,7 @@ class ClusterExecutor(Executor):
                 call.future.set_exception(
                     BacoError(
                         f"{MOST_ATTEMPTS} processes were lost at the same work: out of memory? "
-                        "The same command goes on where it was"
+                        "Lower --max-rows or --memory; the same command continues the work"
                     )
                 )
 
@@ -201,12 +202,12 @@ class ClusterExecutor(Executor):
 
     def _give_up(self, error: Exception) -> None:
         with self._changed:
-            self._places -= 1
-        if not self._places:
+            self._slots -= 1
+        if not self._slots:
             self._end(BacoError(f"no process of the cluster starts: {last_line(error)}"))
 
     def _end(self, why: BaseException) -> None:
-        """Wake who waits, for a call or a result, and end the processes."""
+        """Wake all waiting threads, fail the waiting calls, and end the processes."""
         with self._changed:
             self._ended = self._ended or why
             waiting, self._waiting = self._waiting, []
@@ -219,21 +220,21 @@ class ClusterExecutor(Executor):
             _kill(worker)
 
 
-def _get(told: Any) -> Any:
+def _get(reference: Any) -> Any:
     import ray
 
-    return ray.get(told)
+    return ray.get(reference)
 
 
 def _kill(worker: Any) -> None:
     import ray
 
-    # It may be gone, and so may the cluster.
+    # The process or the cluster may be gone already.
     with suppress(Exception):
         ray.kill(worker)
 
 
-class RayWorkers:
+class RayExecutor:
     """Carries out pieces of a job in processes of a cluster.
 
     Attributes:
@@ -244,7 +245,11 @@ class RayWorkers:
         self.share = share
 
     def call(self, function: Callable[[], R]) -> R:
-        """See `baco.batch.job.Place`."""
+        """The result of a function that is called in a process of the cluster.
+
+        Raises:
+            BacoError: as the function raises it, or the process is lost.
+        """
         import ray
 
         try:
@@ -267,7 +272,7 @@ class RayWorkers:
         *,
         ordered: bool = True,
     ) -> Iterator[Map[Piece, Result]]:
-        """See `baco.batch.job.Place`."""
+        """See `baco.batch.job.Executor`."""
         with cluster_pool(self.share, partial(start_worker, worker)) as executor:
             yield partial(hand_out, executor, self.share.workers, ordered)
 
@@ -281,9 +286,9 @@ def _call(function: Callable[[], R], folder: str) -> R | BacoError:
 
 
 @contextmanager
-def cluster_pool(share: Share, start: Callable[[], None]) -> Iterator[Executor]:
+def cluster_pool(share: Share, start: Callable[[], None]) -> Iterator[futures.Executor]:
     """Processes of a cluster that have called a function, ended with the block."""
-    executor = ClusterExecutor(share, start)
+    executor = ClusterPool(share, start)
     try:
         yield executor
     finally:

@@ -10,13 +10,13 @@ from baco.errors import BacoError
 from baco.text.prompts import conversation
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".txt")
-# Bad rows that one error names.
+# Invalid rows that one error names.
 NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt, where it stands, and its ``id`` if it has one.
+    """A prompt, its place in a file, and its ``id`` if it has one.
 
     Attributes:
         line: of its file, from 1; of a Parquet file, the row.
@@ -32,32 +32,31 @@ class Row:
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """File and line, for error messages."""
         return f"{self.path}, line {self.line}"
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """The rows of files, and of all files of folders by name, checked.
+    """The rows of files and folders, checked; the files of a folder are sorted by name.
 
     Raises:
-        BacoError: a file that cannot be read, no prompt at all, or rows that are not right, with
-            their lines.
+        BacoError: a file cannot be read, there is no prompt, or rows are invalid, with their lines.
     """
     files = [file for path in paths for file in _files(path)]
     rows: list[Row] = []
     bad: list[tuple[str, int, str]] = []
     for file in files:
         try:
-            for line, told in _told(file):
+            for line, value in _values(file):
                 try:
-                    rows.append(_row(file, line, told))
+                    rows.append(_row(file, line, value))
                 except BacoError as error:
                     bad.append((str(file), line, str(error)))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BacoError(f"cannot read {file}: {reason}") from error
     if bad:
-        raise BacoError(_told_bad(bad))
+        raise BacoError(_describe(bad))
     if not rows:
         named = ", ".join(map(str, files))
         raise BacoError(f'{named} holds no prompt: give lines such as {{"prompt": "…"}}')
@@ -67,14 +66,14 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if not found:
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not files:
         raise BacoError(f"{path} holds no file of prompts: give {', '.join(SUFFIXES)}")
-    return found
+    return files
 
 
-def _told(path: Path) -> Iterator[tuple[int, Any]]:
-    """What stands on each line that is not empty."""
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number and the JSON value of each line that is not empty; None where it is not JSON."""
     if path.suffix == ".parquet":
         yield from _from_parquet(path)
         return
@@ -105,7 +104,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         file = pq.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise BacoError(f"{path} is no Parquet file: {error}") from error
+        raise BacoError(f"{path} is not a Parquet file: {error}") from error
     columns = [name for name in ("prompt", "messages", "id") if name in file.schema_arrow.names]
     if "prompt" not in columns and "messages" not in columns:
         raise BacoError(f"{path} has neither a column prompt nor messages: rename one")
@@ -116,29 +115,30 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, {name: value for name, value in row.items() if value is not None}
 
 
-def _row(path: Path, line: int, told: Any) -> Row:
-    if not isinstance(told, dict) or not (
-        isinstance(told.get("prompt"), str) or isinstance(told.get("messages"), list)
+def _row(path: Path, line: int, value: Any) -> Row:
+    if not isinstance(value, dict) or not (
+        isinstance(value.get("prompt"), str) or isinstance(value.get("messages"), list)
     ):
         raise BacoError('give a JSON object with "prompt" (text) or "messages" (a list)')
-    prompt = told["prompt"] if isinstance(told.get("prompt"), str) else told["messages"]
+    prompt = value["prompt"] if isinstance(value.get("prompt"), str) else value["messages"]
     conversation(prompt)
-    kept = {"id": told["id"]} if "id" in told else {}
+    kept = {"id": value["id"]} if "id" in value else {}
     try:
         json.dumps([prompt, kept], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise BacoError("half a surrogate pair is no character") from error
+        raise BacoError("a lone surrogate is not a character") from error
     except TypeError as error:
-        raise BacoError("an id is a text or a number") from error
+        raise BacoError("the id must be a text or a number") from error
     return Row(line, prompt, kept, str(path))
 
 
-def _told_bad(bad: list[tuple[str, int, str]]) -> str:
+def _describe(bad: list[tuple[str, int, str]]) -> str:
+    """One line about the invalid rows, with the reason of the first."""
     path, line, why = bad[0]
-    told = f"{path}, line {line}: {why}"
+    message = f"{path}, line {line}: {why}"
     if more := [
         f"line {line}" if file == path else f"{file}, line {line}" for file, line, _ in bad[1:]
     ]:
-        told += f"; {len(more)} more bad: {', '.join(more[:NAMED])}"
-        told += ", …" if len(more) > NAMED else ""
-    return told
+        message += f"; {len(more)} more bad: {', '.join(more[:NAMED])}"
+        message += ", …" if len(more) > NAMED else ""
+    return message

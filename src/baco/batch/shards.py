@@ -25,8 +25,7 @@ from baco.batch.answering import LoadSpec, PairInfo, answer, inspect
 from baco.batch.formats import Format, encode
 from baco.batch.job import (
     Advance,
-    Place,
-    ThisProcess,
+    LocalExecutor,
     as_manifest,
     begin_folder,
     check_folder,
@@ -45,6 +44,7 @@ from baco.text.templates import today
 
 if TYPE_CHECKING:
     from baco.api import Baco
+    from baco.batch.ray_executor import RayExecutor
     from baco.routing.router import Router
 
 FORMAT = 1
@@ -161,12 +161,14 @@ class Batch:
         baco = self.load.load()
         return inspect(baco, self.choose_router, self.settings, self.rows), baco
 
-    def begin(self, path: Path, place: Place, made: Mapping[str, Any]) -> "ShardJob":
+    def begin(
+        self, path: Path, executor: "LocalExecutor | RayExecutor", made: Mapping[str, Any]
+    ) -> "ShardJob":
         """Begin or continue a directory.
 
         Args:
             path: the directory; it is made where it is not there.
-            place: where the pair is loaded.
+            executor: of the shards; it loads the pair.
             made: what the manifest says besides settings, such as versions.
 
         Raises:
@@ -174,10 +176,10 @@ class Batch:
                 something else or of other settings, or one that another process writes to.
         """
         baco: Baco | None = None
-        if isinstance(place, ThisProcess):
+        if isinstance(executor, LocalExecutor):
             pair, baco = self.inspect()
         else:
-            pair = place.call(self._pair_info)
+            pair = executor.call(self._pair_info)
         size = self.rows_a_shard or max(1, ANSWERS_A_SHARD // int(self.settings["n"]))
         load = self.load.arguments
         asked = {

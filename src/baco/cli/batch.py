@@ -17,12 +17,13 @@ from baco.cli.progress import answering
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco.batch.job import Place
+    from baco.batch.job import LocalExecutor
     from baco.batch.ray_cluster import Cluster
+    from baco.batch.ray_executor import RayExecutor
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceOptions:
+class ExecutorOptions:
     """Where shards are made."""
 
     backend: Annotated[
@@ -45,7 +46,10 @@ class PlaceOptions:
     ] = 1
     threads: Annotated[
         int,
-        typer.Option("--threads", help="Processors of one replica; last digits hang on it."),
+        typer.Option(
+            "--threads",
+            help="CPU threads of one replica. Results can differ in the last digits between thread counts.",
+        ),
     ] = 1
 
     @property
@@ -98,7 +102,7 @@ def batch(
     ],
     n: opt.Answers = 1,
     routing: opt.RouterOptions,
-    place: PlaceOptions,
+    where: ExecutorOptions,
     form: Annotated[str, typer.Option("--format", help="Of the shards: jsonl or parquet.")] = (
         "jsonl"
     ),
@@ -126,15 +130,15 @@ def batch(
         raise BacoError(
             f"missing argument OUT: give prompts and a directory, as in baco batch {out} answers/"
         )
-    place.check()
+    where.check()
     for name, value in (("shard-rows", shard_rows), ("max-rows", max_rows)):
         if value is not None and value < 1:
             raise BacoError(f"{name} is {value}: give 1 or more")
-    cluster = place.cluster(weights.device)
+    cluster = where.cluster(weights.device)
     settings = sampling.settings(n)
     routing.check()
     load = opt.load_arguments(models, weights, servers, templates)
-    load |= {"max_rows": max_rows, "backend": place.decodes}
+    load |= {"max_rows": max_rows, "backend": where.decodes}
     from baco.batch.answering import LoadSpec, broke_off
     from baco.batch.formats import check_format
     from baco.batch.job import carry_out
@@ -147,15 +151,15 @@ def batch(
     check_directory(out)
     rows = read_rows(inputs)
     asked = Batch(
-        rows, LoadSpec(load, place.threads), routing.choose, settings, checked, shard_rows
+        rows, LoadSpec(load, where.threads), routing.choose, settings, checked, shard_rows
     )
     command = shlex.join(["baco", *context.obj])
     opt.quiet_libraries()
-    with _started(cluster) as where:
-        job = asked.begin(out, where, {"command": command, **made()})
+    with _started(cluster) as executor:
+        job = asked.begin(out, executor, {"command": command, **made()})
         with job.held(), answering("prompts", len(rows)) as bar:
             results = sorted(
-                carry_out(job, job.worker, where, bar), key=lambda result: result.shard.start
+                carry_out(job, job.worker, executor, bar), key=lambda result: result.shard.start
             )
     if (date := job.spec.manifest.get("date")) is not None:
         note(f"the prompts hold the date {date}")
@@ -170,16 +174,16 @@ def batch(
 
 
 @contextmanager
-def _started(cluster: "Cluster | None") -> "Iterator[Place]":
-    """Where shards are made: this process, or a cluster that is connected during the block."""
+def _started(cluster: "Cluster | None") -> "Iterator[LocalExecutor | RayExecutor]":
+    """The executor: this process, or a cluster that is connected during the block."""
     if cluster is None:
-        from baco.batch.job import ThisProcess
+        from baco.batch.job import LocalExecutor
 
-        yield ThisProcess()
+        yield LocalExecutor()
         return
     with cluster.reached() as share:
-        from baco.batch.ray_executor import RayWorkers
+        from baco.batch.ray_executor import RayExecutor
 
         cards = f", {share.gpus:g} GPUs each" if share.gpus else ""
         note(f"{share.workers} replica{'s' if share.workers > 1 else ''}{cards}")
-        yield RayWorkers(share)
+        yield RayExecutor(share)

@@ -97,7 +97,7 @@ def _answer_file(
 ) -> None:
     """Answer the rows of ``--jsonl``."""
     from baco.batch.answering import broke_off
-    from baco.batch.job import ThisProcess, carry_out
+    from baco.batch.job import LocalExecutor, carry_out
 
     total = len(answers.rows)
     try:
@@ -105,7 +105,7 @@ def _answer_file(
         if answers.date is not None:
             note(f"the prompts hold the date {answers.date}")
         with answering("prompts", total) as bar:
-            for _ in carry_out(answers, partial(answers.worker, baco), ThisProcess(), bar):
+            for _ in carry_out(answers, partial(answers.worker, baco), LocalExecutor(), bar):
                 pass
         broken = answers.finish()
     except OSError as error:

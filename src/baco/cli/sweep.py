@@ -209,7 +209,7 @@ def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None") -> 
         if cluster is None:
             drawing.sweep(run, plan, processes(workers), bar)
             return
-        from baco.batch.ray_executor import RayWorkers
+        from baco.batch.ray_executor import RayExecutor
 
         with cluster.reached() as share:
-            drawing.sweep(run, plan, RayWorkers(share), bar)
+            drawing.sweep(run, plan, RayExecutor(share), bar)

@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 from baco.api import Baco
 from baco.batch.job import (
     Advance,
-    Place,
+    Executor,
     Progress,
-    ThisProcess,
+    LocalExecutor,
     append,
     carry_out,
     count_matching,
@@ -57,14 +57,14 @@ class Done:
 
 
 def sweep(
-    run: Run, plan: Plan, place: Place | None = None, progress: Progress | None = None
+    run: Run, plan: Plan, executor: Executor | None = None, progress: Progress | None = None
 ) -> None:
     """Draw the samples of the plan that the run does not have yet.
 
     Args:
         run: from :func:`baco.evaluation.store.begin`, of this very plan.
         plan: what is to be drawn.
-        place: where; None: in this process. Every process has its own copy of the pair.
+        executor: draws them; None: this process. Every process has its own copy of the pair.
         progress: receives the prompts of an earlier sweep, then those of this one.
 
     Raises:
@@ -72,7 +72,7 @@ def sweep(
             the samples before it are kept.
     """
     with locked(run.path):
-        for _ in carry_out(_Samples(run, plan), Drawer, place or ThisProcess(), progress):
+        for _ in carry_out(_Samples(run, plan), Drawer, executor or LocalExecutor(), progress):
             pass
 
 
