@@ -161,7 +161,7 @@ def test_a_chat_is_saved_to_be_read_too(chat: Chat, tmp_path: Path) -> None:
         ("/save", "needs a file"),
         ("/quit now", "takes nothing after it"),
         ("word " * 600, "context window is 512: shorten it"),
-        ("caf\udce9", "no UTF-8 text"),
+        ("caf\udce9", "not valid UTF-8"),
     ],
 )
 def test_a_wrong_line_in_a_pipe_ends_it_with_one_line(line: str, message: str, chat: Chat) -> None:

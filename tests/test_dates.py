@@ -257,7 +257,7 @@ def test_serve_says_that_a_template_reads_the_clock(
         ([], False),
     ):
         assert run(["serve", "--port", "0", *options]) == 0
-        note = f"prompts hold the date of their day, today {DAY}: --date {DAY} holds on to it"
+        note = f"prompts contain the current date, today {DAY}: --date {DAY} keeps it"
         assert (note in capsys.readouterr().err) == told
 
 

@@ -35,7 +35,7 @@ class _Worker:
         """Returns when the process has started."""
 
     def call(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> R | BacoError:
-        """The function's result, or the BacoError that it raises: returned, so that Ray adds no trace."""
+        """The function's result, or the BacoError that it raises, to which Ray adds no trace."""
         try:
             return function(*arguments)
         except BacoError as error:

@@ -80,7 +80,7 @@ def _root(
         typer.Option(
             _DEBUG,
             envvar="BACO_DEBUG",
-            help="Show tracebacks, and what libraries log; may stand behind a command too.",
+            help="Show tracebacks and the logs of libraries. May follow the command too.",
         ),
     ] = False,
 ) -> None:
@@ -94,9 +94,9 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Fill the places of closed standard streams, else the next file that is opened takes one.
+    """Open closed standard streams, so that no file that is opened later takes their numbers.
 
-    A library that writes to standard error would then write into that file.
+    A library that writes to standard error would write into that file.
     """
     for number in range(3):
         try:
@@ -106,7 +106,7 @@ def _open_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The original too: the size of the terminal is asked of it.
+        # The original too: the size of the terminal is read from it.
         sys.stdout = sys.__stdout__ = StandardOutput.over(sys.stdout)  # type: ignore[misc]
 
 
@@ -131,7 +131,7 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if _DEBUG in own:  # wherever it stands, it is an option of all commands
+    if _DEBUG in own:  # an option of all commands, before or after the command's name
         arguments = [_DEBUG, *(a for a in own if a != _DEBUG), *arguments[len(own) :]]
     try:
         code = app(
@@ -155,11 +155,11 @@ def _run(arguments: list[str]) -> int:
         code = INTERRUPTED
     except Exception as error:
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
-            told = "out of memory: lower -n or --max-tokens, or use a smaller model or --dtype"
-            complain(told, error)
+            message = "out of memory: lower -n or --max-tokens, or use a smaller model or --dtype"
+            complain(message, error)
             return FAULT
-        kind, told = type(error).__name__, one_line(error)
-        what = told if told.startswith(kind) else f"{kind}: {told}"
+        kind, message = type(error).__name__, one_line(error)
+        what = message if message.startswith(kind) else f"{kind}: {message}"
         complain(f"unexpected {what} (baco --debug shows where)", error)
         return UNEXPECTED
     if code == INTERRUPTED:

@@ -31,24 +31,24 @@ class ExecutorOptions:
         typer.Option("--backend", help="local (this process), vllm, remote, or ray (a cluster)."),
     ] = "local"
     replica: Annotated[
-        str, typer.Option("--replica", help="Of --backend ray: what each replica is.")
+        str, typer.Option("--replica", help="With --backend ray: backend of each replica.")
     ] = "local"
     address: opt.Address = None
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
-            help="Of --backend ray: replicas; by default one a GPU, or one a core where none is.",
+            help="With --backend ray: number of replicas. Default: one per GPU, or one per core.",
         ),
     ] = None
     gpus_per_worker: Annotated[
-        float, typer.Option("--gpus-per-worker", help="Of --backend ray: GPUs of one replica.")
+        float, typer.Option("--gpus-per-worker", help="With --backend ray: GPUs of one replica.")
     ] = 1
     threads: Annotated[
         int,
         typer.Option(
             "--threads",
-            help="CPU threads of one replica. Results can differ in the last digits between thread counts.",
+            help="CPU threads of one replica; the last digits of results depend on the number.",
         ),
     ] = 1
 
@@ -69,7 +69,7 @@ class ExecutorOptions:
         of_cluster = (self.address, self.workers, self.replica, self.gpus_per_worker)
         if self.backend != RAY and of_cluster != (None, None, "local", 1):
             raise BacoError(
-                "--address, --workers, --replica and --gpus-per-worker are of a cluster: "
+                "--address, --workers, --replica and --gpus-per-worker need a cluster: "
                 "give --backend ray with them"
             )
         if self.threads < 1:
@@ -103,17 +103,19 @@ def batch(
     n: opt.Answers = 1,
     routing: opt.RouterOptions,
     where: ExecutorOptions,
-    form: Annotated[str, typer.Option("--format", help="Of the shards: jsonl or parquet.")] = (
-        "jsonl"
-    ),
+    form: Annotated[
+        str, typer.Option("--format", help="Format of the shards: jsonl or parquet.")
+    ] = ("jsonl"),
     shard_rows: Annotated[
         int | None,
-        typer.Option("--shard-rows", help="Prompts of a shard; by default 1,024 answers' worth."),
+        typer.Option(
+            "--shard-rows", help="Prompts per shard. Default: as many as have 1,024 answers."
+        ),
     ] = None,
     models: opt.PairOptions,
     sampling: opt.SamplingOptions,
     max_rows: Annotated[
-        int, typer.Option("--max-rows", help="Answers that a replica decodes at once.")
+        int, typer.Option("--max-rows", help="Answers that a replica decodes at the same time.")
     ] = 256,
     weights: opt.WeightOptions,
     servers: opt.BackendOptions,
@@ -122,8 +124,8 @@ def batch(
 ) -> None:
     """Answer files of prompts into a directory of shards.
 
-    Stop it at any moment, or lose machines: the same command makes what is missing, and every row
-    is the same byte for byte, whoever made it.
+    It can be stopped at any moment, and machines can be lost: the same command makes the missing
+    shards. Every row is the same byte for byte, whichever process makes it.
     """
     *inputs, out = paths
     if not inputs:

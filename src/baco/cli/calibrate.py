@@ -1,5 +1,6 @@
-"""``baco calibrate``: find the threshold that gives a wanted diversity, and remember it."""
+"""``baco calibrate``: find the threshold for a diversity, and save the curve."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,31 +32,34 @@ def calibrate(
     ] = "P-Punc",
     diversity: Annotated[
         float | None,
-        typer.Option("--diversity", "-d", help="Tell γ at this dial position, 0 to 1."),
+        typer.Option("--diversity", "-d", help="Print the threshold at this diversity, 0 to 1."),
     ] = None,
     base_share: Annotated[
-        float | None, typer.Option("--base-share", help="Tell γ at this share of base tokens.")
+        float | None,
+        typer.Option("--base-share", help="Print the threshold at this share of base tokens."),
     ] = None,
     prompts: PromptFile = None,
     samples: Annotated[int, typer.Option("--samples", "-n", help="Answers per prompt.")] = 8,
-    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens")] = 64,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the answers.")] = 0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Longest answer, in tokens.")
+    ] = 64,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Keep the curve in this file, beside those it has, not in your own cache.",
+            help="Save the curve in this file, beside those it has, instead of the user's cache.",
         ),
     ] = None,
     as_json: opt.AsJson = False,
     weights: opt.WeightOptions,
     templates: opt.TemplateOptions,
 ) -> None:
-    """Measure a router over its range of γ; from then on --diversity 0 … 1 is a dial for the pair.
+    """Measure a router over its thresholds, so that --diversity from 0 to 1 works for the pair.
 
-    0 is the aligned model's own diversity, 1 the most this router gives this pair, and what lies
-    between is linear in diversity (distinct-2 of a prompt's answers).
+    0 is the aligned model's own diversity, 1 the most that this router reaches with this pair.
+    Between them the scale is linear in diversity (distinct-2 of a prompt's answers).
     """
     from baco.calibration.measure import calibrate as measure
     from baco.calibration.measure import grid_of
@@ -63,17 +67,19 @@ def calibrate(
     from baco.routing.parser import canonical_name
 
     if diversity is not None and base_share is not None:
-        raise BacoError("--diversity and --base-share each ask for a threshold: give one of them")
+        raise BacoError("--diversity and --base-share each set a threshold: give one of them")
     for name, value in (("diversity", diversity), ("base-share", base_share)):
         if value is not None and not 0 <= value <= 1:
             raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
     steps = len(grid_of(router)) + 1
     router = canonical_name(router)
-    asked = None if prompts is None else read_prompts(prompts)
+    questions = None if prompts is None else read_prompts(prompts)
     check_writable(output)
     baco = opt.load(models, weights, templates)
     if output is not None:
-        Calibration.in_file(baco.pair, output)  # refused before hours of measuring
+        Calibration.in_file(
+            baco.pair, output
+        )  # an invalid file ends the command before hours of measuring
     opt.take_today(baco)
     console = err()
     columns = (TextColumn(router), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -82,31 +88,25 @@ def calibrate(
         curve = measure(
             baco,
             router,
-            asked or default_prompts(baco),
+            questions or default_prompts(baco),
             samples=samples,
             seed=seed,
             max_tokens=max_tokens,
             advance=lambda: progress.advance(task),
         )
     path = Calibration.keep(baco.pair, router, curve, output)
-    # The curve is shown and kept even where it does not reach what was asked for.
+    # The curve is shown and saved even where it does not reach the given share or diversity.
     if not as_json:
         _show(router, curve)
-        note(f"kept in {path}")
+        note(f"saved in {path}")
     dial = MIDDLE if diversity is None else diversity
     gamma = curve.at_base_share(base_share) if base_share is not None else curve.at_diversity(dial)
     if as_json:
-        print_json(_told(baco, router, gamma, curve))
+        summary = {"pair": baco.pair.name, "router": f"{router}:{gamma:g}", "threshold": gamma}
+        print_json(summary | {"curve": asdict(curve)})
         return
     wanted = f"base share {base_share:g}" if base_share is not None else f"diversity {dial:g}"
     out().print(Text(f"{wanted} on {baco.pair.name}: {router}:{gamma:g}"))
-
-
-def _told(baco: Any, router: str, gamma: float, curve: "Curve") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    told = {"pair": baco.pair.name, "router": f"{router}:{gamma:g}", "threshold": gamma}
-    return told | {"curve": asdict(curve)}
 
 
 def _show(router: str, curve: "Curve") -> None:
@@ -138,14 +138,14 @@ def read_prompts(path: Path) -> list[Any]:
         raise BacoError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
         raise BacoError(f"{path} holds no prompt: write one on each line")
-    return found
+    return prompts
 
 
 def default_prompts(baco: Any) -> list[str]:
-    """Prompts a pair can answer: the toy world's own for the demo pair, open-ended ones else."""
+    """Prompts that a pair can answer: those of the toy world for the demo pair, else open-ended."""
     from baco.calibration.measure import open_prompts
     from baco.models.known_pairs import DEMO
 

@@ -148,7 +148,7 @@ def write(text: str) -> None:
 def complain(message: str, error: BaseException | None = None) -> None:
     """One line to standard error; before it, with ``--debug``, the traceback of ``error``."""
     line = " ".join(message.split())
-    with suppress(OSError):  # nobody can be told that standard error is closed or full
+    with suppress(OSError):  # standard error is closed or full
         if Debug.on and error is not None:
             err().print(Text(escaped("".join(traceback.format_exception(error)))), end="")
         err().print(Text("baco: ", style="bold red") + Text(escaped(line)))

@@ -1,4 +1,4 @@
-"""``baco diagnose``: is this pair any good for BACo, before an hour is spent?"""
+"""``baco diagnose``: measure whether a pair suits BACo."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -29,13 +29,15 @@ def diagnose(
     samples: Annotated[
         int, typer.Option("--samples", "-n", min=1, help="Answers of each model to a prompt.")
     ] = 2,
-    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens")] = 64,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the answers.")] = 0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Longest answer, in tokens.")
+    ] = 64,
     as_json: opt.AsJson = False,
     weights: opt.WeightOptions,
     templates: opt.TemplateOptions,
 ) -> None:
-    """Tell where two models agree and part, what routers would do, and whether the pair is good."""
+    """Measure where two models agree, what routers would do, and whether the pair suits BACo."""
     from baco.calibration.diagnose import ANSWERERS, check_prompts
     from baco.calibration.diagnose import diagnose as examine
 
@@ -106,8 +108,8 @@ def _show(found: "Diagnosis") -> None:
     for spelling, share in found.base_share.items():
         name, _, gamma = spelling.partition(":")
         by_router.setdefault(name, []).append(f"{gamma}: {share:.0%}" if gamma else f"{share:.0%}")
-    for name, told_shares in by_router.items():
-        shares.add_row(name, "   ".join(told_shares))
+    for name, shares_at_gamma in by_router.items():
+        shares.add_row(name, "   ".join(shares_at_gamma))
     console.print(shares, soft_wrap=False)
     console.print(
         Text.assemble(
@@ -122,7 +124,7 @@ def _show(found: "Diagnosis") -> None:
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
-    """The verdict on two models that are no pair, before a word is said."""
+    """Show the verdict on two models that cannot be a pair."""
     if as_json:
         print_json({"pair": pair, "verdict": "useless", "reasons": [reason]})
         return

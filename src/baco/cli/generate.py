@@ -159,7 +159,7 @@ def _prompt(argument: str | None) -> str:
         try:
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
-            raise BacoError(f"standard input is no UTF-8 text: {error}") from error
+            raise BacoError(f"standard input is not valid UTF-8: {error}") from error
     opt.check_text(text)
     if not text.strip():
         raise BacoError("the prompt is empty: give some text to answer")

@@ -36,8 +36,8 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="Where the pair decodes: local (this process), vllm (one vLLM engine), or remote "
-        "(two servers, see --base-url). A cluster (ray) is for batch and sweep.",
+        help="Where the pair decodes: local (this process), vllm (one vLLM engine) or remote "
+        "(two servers, see --base-url). batch and sweep can use a cluster too (ray).",
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -51,7 +51,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Of --backend ray: auto, host:port or ray://host:port; by default this machine.",
+        help="With --backend ray: auto, host:port or ray://host:port. Default: this machine.",
     ),
 ]
 
@@ -59,7 +59,7 @@ Samplers = Annotated[
     list[str] | None,
     typer.Option(
         "--sampler",
-        help="A further sampler, such as top_n_sigma:1 (see 'baco samplers'); may be given again.",
+        help="A further sampler, such as top_n_sigma:1 (see 'baco samplers'); Repeatable.",
     ),
 ]
 
@@ -132,14 +132,14 @@ class PairOptions:
 
 @dataclass(frozen=True, slots=True)
 class WeightOptions:
-    """How their weights are held, and how this process runs them."""
+    """The number format and device of the weights, and how this process runs them."""
 
     dtype: Annotated[
         str | None,
         typer.Option(
             "--dtype",
             help="Weights as float32, bfloat16 or float16; by default bfloat16 where it is native. "
-            "One for both halves, or base=…,aligned=….",
+            "One for both models, or base=…,aligned=….",
         ),
     ] = None
     device: Annotated[
@@ -153,20 +153,22 @@ class WeightOptions:
     draft: Annotated[
         str | None,
         typer.Option(
-            "--draft", help="A small model of the same vocabulary that drafts: id or folder."
+            "--draft",
+            help="A small model of the same vocabulary that drafts tokens: hub id or folder.",
         ),
     ] = None
     compile: Annotated[
         bool | None,
         typer.Option(
             "--compile",
-            help="Compile forwards (CPU) or record them (CUDA): small models answer sooner.",
+            help="Compile the forwards (CPU) or record CUDA graphs: faster for small models.",
         ),
     ] = None
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", help="For caches and a step's tensors, as 2GiB or 40% of what is free."
+            "--memory",
+            help="Limit for KV caches and the tensors of a step: 2GiB, or 40% of the free memory.",
         ),
     ] = None
 
@@ -181,27 +183,35 @@ class BackendOptions:
 
     base_url: Annotated[
         str | None,
-        typer.Option("--base-url", help="Of --backend remote: the base model's server, with /v1."),
+        typer.Option(
+            "--base-url", help="With --backend remote: URL of the base model's server, with /v1."
+        ),
     ] = None
     aligned_url: Annotated[
         str | None,
-        typer.Option("--aligned-url", help="Of --backend remote: the aligned model's server."),
+        typer.Option(
+            "--aligned-url", help="With --backend remote: URL of the aligned model's server."
+        ),
     ] = None
     base_model: Annotated[
         str | None,
-        typer.Option("--base-model", help="Its name there, where that server has several models."),
+        typer.Option(
+            "--base-model", help="Name of the base model on its server, if it serves several."
+        ),
     ] = None
     aligned_model: Annotated[
         str | None,
-        typer.Option("--aligned-model", help="The same of the aligned model's server."),
+        typer.Option(
+            "--aligned-model", help="Name of the aligned model on its server, if it serves several."
+        ),
     ] = None
     engine: Annotated[
         list[str] | None,
         typer.Option(
             "--engine",
             metavar="NAME=VALUE",
-            help="Of --backend vllm: an engine argument of vLLM's, as tensor_parallel_size=2; may "
-            "be given again.",
+            help="With --backend vllm: an engine argument of vLLM, such as tensor_parallel_size=2. "
+            "Repeatable.",
         ),
     ] = None
 
@@ -219,20 +229,22 @@ class TemplateOptions:
         str | None,
         typer.Option(
             "--base-template",
-            help="Jinja text or file of the base model's prompt; 'aligned': the chat template's "
-            "text.",
+            help="Template of the base model's prompt: Jinja text or a file; 'aligned' takes the "
+            "text of the aligned model's chat template.",
         ),
     ] = None
     chat_template: Annotated[
         str | None,
-        typer.Option("--chat-template", help="Jinja text or file of the aligned model's prompt."),
+        typer.Option(
+            "--chat-template", help="Template of the aligned model's prompt: Jinja text or a file."
+        ),
     ] = None
     template_arg: Annotated[
         list[str] | None,
         typer.Option(
             "--template-arg",
             metavar="NAME=VALUE",
-            help="A variable of the templates, as enable_thinking=false; may be given again.",
+            help="A variable for the templates, such as enable_thinking=false. Repeatable.",
         ),
     ] = None
     date: Annotated[
@@ -240,7 +252,7 @@ class TemplateOptions:
         typer.Option(
             "--date",
             metavar="YYYY-MM-DD",
-            help="The date in prompts whose template reads the clock; by default today.",
+            help="The date in prompts whose template reads the clock. Default: today.",
         ),
     ] = None
     trust_remote_code: TrustRemoteCode = None
@@ -249,7 +261,7 @@ class TemplateOptions:
         """See `LoadGroup`.
 
         Raises:
-            BacoError: a value without a name, a name that no template may have, or no date.
+            BacoError: a value without a name, a reserved name, or an invalid date.
         """
         from baco.text.prompts import check_template_args
         from baco.text.templates import check_date
@@ -274,8 +286,8 @@ class RouterOptions:
         typer.Option(
             "--router",
             "-r",
-            help="Such as P-Punc:0.4 (see 'baco routers'); by default P-Punc at its calibrated "
-            "middle.",
+            help="Rule that picks the model of each word, such as P-Punc:0.4 (see 'baco routers'). "
+            "Default: P-Punc, with the threshold at diversity 0.5 for a calibrated pair.",
         ),
     ] = None
     diversity: Annotated[
@@ -283,8 +295,8 @@ class RouterOptions:
         typer.Option(
             "--diversity",
             "-d",
-            help="In place of a threshold: from 0, the aligned model's own diversity, to 1, "
-            "the most this router gives.",
+            help="Instead of a threshold, after 'baco calibrate': 0 is the aligned model's own "
+            "diversity, 1 the most that this router reaches.",
         ),
     ] = None
 
@@ -297,7 +309,7 @@ class RouterOptions:
         if self.router is not None:
             from baco.routing.parser import needs_threshold, router
 
-            # 0.5 is in every rule's range: it stands in for the threshold that the pair may supply.
+            # 0.5 is in every rule's range; the pair supplies the threshold later.
             router(self.router, 0.5 if needs_threshold(self.router) else None)
 
     def choose(self, baco: "Baco") -> "Router":
@@ -317,7 +329,7 @@ class RouterOptions:
         spelling = self.router or DEFAULT_ROUTER
         if ":" in spelling:
             raise BacoError(
-                f"--diversity and --router {spelling} both say how often the base speaks: "
+                f"--diversity and --router {spelling} both set the base share: "
                 f"give --router {router_name(spelling)}, or leave out --diversity"
             )
         spelling = canonical_name(spelling)
@@ -336,36 +348,46 @@ class SamplingOptions:
 
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None
     seed: Annotated[
-        int | None, typer.Option("--seed", "-s", help="Same seed, same answers; fresh if left out.")
+        int | None,
+        typer.Option("--seed", "-s", help="Same seed, same answers. Default: a random one."),
     ] = None
     temperature: Annotated[
         float | None,
         typer.Option("--temperature", "-t", help="0 takes the most likely token."),
     ] = None
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Draw from the k most likely tokens.")
-    ] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k most likely tokens.")] = (
+        None
+    )
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Draw from the likeliest tokens up to this probability."),
+        typer.Option("--top-p", help="Keep the most likely tokens up to this total probability."),
     ] = None
     min_p: Annotated[
         float | None,
-        typer.Option("--min-p", help="Least probability, as a part of the likeliest token's."),
+        typer.Option(
+            "--min-p",
+            help="Keep tokens with this fraction of the most likely token's probability, or more.",
+        ),
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        typer.Option("--repetition-penalty", help="Above 1: say less often what was said."),
+        typer.Option(
+            "--repetition-penalty", help="Above 1: tokens that already occurred become less likely."
+        ),
     ] = None
     sampler: Samplers = None
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
     ] = None
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End answers here; may be given again.")
+        list[str] | None, typer.Option("--stop", help="End answers before this text. Repeatable.")
     ] = None
     switch: Annotated[
-        str, typer.Option("--switch", help="Change the model between 'word's, or at any 'token'.")
+        str,
+        typer.Option(
+            "--switch",
+            help="Where the source may change: between words (word), or at any token (token).",
+        ),
     ] = "word"
 
     def settings(self, n: int) -> dict[str, Any]:
@@ -454,7 +476,7 @@ def named_values(
 def check_text(text: str) -> None:
     """BacoError for a text with lone surrogates, which stand for bytes that are not UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BacoError("the prompt is no UTF-8 text: convert it first, as with iconv")
+        raise BacoError("the prompt is not valid UTF-8: convert it first, for example with iconv")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

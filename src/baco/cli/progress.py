@@ -1,4 +1,4 @@
-"""How many prompts are answered: a bar in a terminal, a line now and then in a log."""
+"""How many prompts are answered: a bar on a terminal, a line per minute in a log."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from baco.cli.console import err, note
 
 # Between two lines where there is no terminal, in seconds.
 LINE_EVERY = 60.0
-# What is told may come in large pieces, minutes apart: the pace is taken over many of them.
+# Progress may come in large steps, minutes apart: the pace is a mean over many of them.
 PACE_SECONDS = 1800.0
 
 
@@ -37,39 +37,39 @@ def bars() -> Iterator[Progress]:
 
 
 class Answering:
-    """One bar, and the lines that stand for it.
+    """One bar, or lines in its place where there is no terminal.
 
     Args:
-        progress: where the bar goes.
+        progress: shows the bar.
         name: of what is counted.
-        total: of them.
+        total: the count at the end.
     """
 
     def __init__(self, progress: Progress, name: str, total: int) -> None:
         self._progress, self._name, self._total = progress, name, total
-        self._there = self._done = 0.0
+        self._before = self._done = 0.0
         self._tokens = 0
-        self._started = self._said = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._bar = progress.add_task(name, total=total, rate="")
 
     def skip(self, there: int) -> None:
-        """Begin behind what an earlier run did, which says nothing of this one's pace."""
+        """Begin after the part that an earlier run did; it does not count for the pace."""
         if there:
             note(f"{there} of {self._total} {self._name} were done before: going on")
-        self._there = self._done = float(there)
+        self._before = self._done = float(there)
         self._progress.reset(self._bar, completed=there, rate="")
 
     def advance(self, done: float, tokens: int) -> None:
-        """Tell of more that is done."""
+        """Show more progress."""
         self._done += done
         self._tokens += tokens
         now = time.monotonic()
         rate = f"{self._tokens / max(now - self._started, 1e-9):.0f} tokens/s"
         self._progress.update(self._bar, completed=self._done, rate=rate)
-        if self._progress.disable and now - self._said >= LINE_EVERY:
-            self._said = now
+        if self._progress.disable and now - self._last_line >= LINE_EVERY:
+            self._last_line = now
             left = (self._total - self._done) * (now - self._started)
-            seconds = round(left / max(self._done - self._there, 1e-9))
+            seconds = round(left / max(self._done - self._before, 1e-9))
             note(
                 f"{self._done:.0f} of {self._total} {self._name}, {rate}, "
                 f"{timedelta(seconds=seconds)} to go"
@@ -78,6 +78,6 @@ class Answering:
 
 @contextmanager
 def answering(name: str, total: int) -> Iterator[Answering]:
-    """A bar alone."""
+    """A single bar."""
     with bars() as progress:
         yield Answering(progress, name, total)

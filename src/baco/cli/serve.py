@@ -21,7 +21,7 @@ KEY_VARIABLE = "BACO_API_KEY"
 class ServerOptions:
     """Where the server listens, and its limits."""
 
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8000
@@ -31,18 +31,22 @@ class ServerOptions:
             "--api-key",
             envvar=KEY_VARIABLE,
             show_default=False,
-            help="Ask clients for this key; may be given again. Better in the environment.",
+            help="Key that clients must send. Repeatable. Better set in the environment.",
         ),
     ] = None
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option("--cors-origin", help="Let this origin's pages call; may be given again."),
+        typer.Option("--cors-origin", help="Origin whose pages may call the server. Repeatable."),
     ] = None
     max_rows: Annotated[
-        int, typer.Option("--max-rows", min=1, help="Answers decoded at once; more wait.")
+        int,
+        typer.Option("--max-rows", min=1, help="Answers decoded at the same time; others wait."),
     ] = 256
     max_open: Annotated[
-        int, typer.Option("--max-open", min=1, help="Prompts open at once; more are answered 429.")
+        int,
+        typer.Option(
+            "--max-open", min=1, help="Prompts accepted at the same time; others get status 429."
+        ),
     ] = 512
     max_n: Annotated[int, typer.Option("--max-n", min=1, help="Answers per request.")] = 128
     max_tokens: Annotated[
@@ -51,11 +55,13 @@ class ServerOptions:
     max_logprobs: Annotated[
         int,
         typer.Option(
-            "--max-logprobs", min=0, help="Most likely tokens told at a position of a continuation."
+            "--max-logprobs",
+            min=0,
+            help="Largest number of most likely tokens that a client may ask for per position.",
         ),
     ] = 20
     max_body: Annotated[
-        int, typer.Option("--max-body", min=1, help="Bytes of a request's body.")
+        int, typer.Option("--max-body", min=1, help="Largest request body, in bytes.")
     ] = 2**20
     header_timeout: Annotated[
         float,
@@ -66,7 +72,7 @@ class ServerOptions:
         typer.Option(
             "--body-timeout",
             min=0.001,
-            help="Seconds for a request's body, and for a client to take what is sent.",
+            help="Seconds for a request's body, and for a client to receive what is sent.",
         ),
     ] = 60.0
     max_connections: Annotated[
@@ -84,7 +90,7 @@ class ServerOptions:
             "--max-incomplete",
             min=1,
             show_default="half of those, at most 1024",
-            help="Connections whose request may be incomplete.",
+            help="Connections that may have sent an incomplete request.",
         ),
     ] = None
     max_incomplete_per_address: Annotated[
@@ -93,7 +99,7 @@ class ServerOptions:
             "--max-incomplete-per-address",
             min=1,
             show_default="no bound",
-            help="The same for one address; it does not hold for trusted proxies.",
+            help="The same limit for one address; trusted proxies are exempt.",
         ),
     ] = None
     trusted_proxy: Annotated[
@@ -101,11 +107,11 @@ class ServerOptions:
         typer.Option(
             "--trusted-proxy",
             show_default="127.0.0.1 and ::1",
-            help="Address or network whose X-Forwarded-For is believed; may be given again.",
+            help="Address or network whose X-Forwarded-For header is trusted. Repeatable.",
         ),
     ] = None
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take.")
+        float, typer.Option("--timeout", min=0.001, help="Longest time for a request, in seconds.")
     ] = 600.0
     grace: Annotated[
         float, typer.Option("--grace", min=0, help="Seconds for open requests after SIGTERM.")
@@ -139,7 +145,7 @@ def serve(
     servers: opt.BackendOptions,
     templates: opt.TemplateOptions,
 ) -> None:
-    """Serve a pair behind OpenAI's API, with a page at / that shows who wrote which word.
+    """Serve a pair behind OpenAI's API, with a page at / that shows which model wrote each word.
 
     One line of JSON per request goes to standard output.
     """
@@ -158,15 +164,15 @@ def serve(
     loaded = opt.load(
         models, weights, servers, templates, backend=backend, max_rows=server.max_rows
     )
-    loaded.decoder()  # a pair that cannot decode ends the command before anybody is served
+    loaded.decoder()  # a pair that cannot decode ends the command before the first request
     today = opt.date_in_prompts(loaded)
     if today is not None and loaded.pair.renderer.date is None:
-        note(f"prompts hold the date of their day, today {today}: --date {today} holds on to it")
+        note(f"prompts contain the current date, today {today}: --date {today} keeps it")
     app = create_app(loaded, settings)
     log_to_streams()
     address, taken = bound.getsockname()[:2]
     if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
-        note(f"whoever reaches port {taken} may use it: set {KEY_VARIABLE} to ask for a key")
+        note(f"anyone who reaches port {taken} can use it: set {KEY_VARIABLE} to require a key")
     shown = f"[{address}]" if ":" in address else address
     ready = f"{loaded.pair.name} at http://{shown}:{taken}"
     Server(app, server.grace, lambda: note(ready)).run(sockets=[bound])

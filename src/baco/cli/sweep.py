@@ -30,8 +30,7 @@ class PlanOptions:
         typer.Option(
             "--pair",
             "-p",
-            help="Short name, folder, or BASE+ALIGNED; may be given several times.  "
-            "[default: demo]",
+            help="Short name, folder, or BASE+ALIGNED; repeatable.  [default: demo]",
         ),
     ] = None
     task: Annotated[
@@ -40,7 +39,7 @@ class PlanOptions:
             "--task",
             "-t",
             help="A task's name, NAME=PATH for a local copy of its data, or a file of prompts "
-            "(.jsonl, .txt); may be given several times.  [default: demo]",
+            "(.jsonl, .txt); repeatable.  [default: demo]",
         ),
     ] = None
     method: Annotated[
@@ -57,9 +56,9 @@ class PlanOptions:
     ] = None
     n: Annotated[int, typer.Option("--n", "-n", help="Samples per prompt.")] = 10
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Take the first so many prompts of every task.")
+        int | None, typer.Option("--limit", help="Use only this many prompts of every task.")
     ] = None
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Of all draws.")] = 0
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of all draws.")] = 0
     preset: Annotated[
         str, typer.Option("--preset", help="full, or quick: fewer operating points.")
     ] = "full"
@@ -96,11 +95,24 @@ class PlanOptions:
 class SweepSampling:
     """Sampling parameters in place of each pair's own."""
 
-    temperature: Annotated[float | None, typer.Option("--temperature")] = None
-    top_p: Annotated[float | None, typer.Option("--top-p")] = None
-    min_p: Annotated[float | None, typer.Option("--min-p")] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 takes the most likely token.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Keep the most likely tokens up to this total probability."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            "--min-p",
+            help="Keep tokens with this fraction of the most likely token's probability, or more.",
+        ),
+    ] = None
     sampler: opt.Samplers = None
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens")] = None
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
+    ] = None
 
     def settings(self) -> dict[str, Any]:
         """Keywords of :class:`baco.SamplingParams` that were given."""
@@ -115,10 +127,14 @@ class JudgeOptions:
 
     judge_url: Annotated[
         str | None,
-        typer.Option("--judge-url", help="OpenAI-compatible endpoint: Judge routing takes part."),
+        typer.Option(
+            "--judge-url",
+            help="OpenAI-compatible endpoint of the judge; adds Judge routing to the run.",
+        ),
     ] = None
     judge_model: Annotated[
-        str | None, typer.Option("--judge-model", help="What that endpoint calls its model.")
+        str | None,
+        typer.Option("--judge-model", help="Name of the judge's model at that endpoint."),
     ] = None
 
     def judge(self) -> "Judge | None":
@@ -159,8 +175,8 @@ def sweep(
 ) -> None:
     """Draw every method's samples on every task, and measure their diversity and quality.
 
-    Stop it at any moment: the same command goes on where it was, and the samples are the same as if
-    it had never been stopped. Everything is kept in the run's directory; 'baco report' draws it.
+    It can be stopped at any moment: the same command continues, and the samples are the same as
+    without a stop. All results are in the run's directory; 'baco report' shows them.
     """
     from baco.evaluation.metrics import names
     from baco.evaluation.score import check_metrics, check_verifiable

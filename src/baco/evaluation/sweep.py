@@ -18,8 +18,8 @@ from baco.api import Baco
 from baco.batch.job import (
     Advance,
     Executor,
-    Progress,
     LocalExecutor,
+    Progress,
     append,
     carry_out,
     count_matching,

@@ -98,8 +98,8 @@ def _sampling(name: str) -> "Callable[[Session, str], None]":
             SamplingParams().updated(change)
             settings |= change
 
-        told = settings | params(session.conversation.baco.pair, settings)
-        note(f"{name.replace('_', '-')} {told[name]}")
+        values = settings | params(session.conversation.baco.pair, settings)
+        note(f"{name.replace('_', '-')} {values[name]}")
 
     return act
 

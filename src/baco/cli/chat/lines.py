@@ -41,7 +41,7 @@ class Piped:
         try:
             line = next((line for line in sys.stdin if line.strip()), None)
         except UnicodeDecodeError as error:
-            raise BacoError(f"standard input is no UTF-8 text: {error}") from error
+            raise BacoError(f"standard input is not valid UTF-8: {error}") from error
         if line is None:
             raise EOFError
         check_text(line)

@@ -23,7 +23,7 @@ class Session:
 
     Attributes:
         conversation: what is said.
-        interactive: whether a person types: errors are then told and the chat goes on, and an
+        interactive: whether a person types: errors are then shown and the chat continues, and an
             interrupt stops an answer. In a pipe both end the program.
     """
 
