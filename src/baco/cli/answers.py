@@ -1,4 +1,4 @@
-"""Answers on a terminal while they grow, in a pipe as they come; and the figures under them."""
+"""Shows answers: on a terminal while they grow, in a pipe as they end; and figures below them."""
 
 import sys
 import time
@@ -23,10 +23,10 @@ FRAMES_A_SECOND = 15
 
 
 class Show:
-    """One prompt's answers by one router, shown as they come.
+    """Shows one prompt's answers by one router.
 
-    On a terminal all answers grow at once; those that are whole, and all before them, stand above
-    the growing ones for good, so that nothing is lost where answers are taller than the screen.
+    On a terminal all answers grow at once. Finished answers are printed above the growing ones, in
+    their order, so that nothing is lost where answers are taller than the screen.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Show:
         self.legend = legend
         self.growing: list[list[Piece]] = [[] for _ in range(settings["n"])]
         self.done: dict[int, Completion] = {}
-        self.shown = 0  # answers that stand for good
+        self.shown = 0  # answers that were printed in full
 
     def run(self, svg: Path | None = None) -> None:
         """Draw and show the answers and their figures; also as an SVG file where asked.
 
         Raises:
-            BacoError: answers broke off; what there is of them is shown.
+            BacoError: answers broke off; their beginnings are shown.
         """
         from baco.outputs import check_whole
 
@@ -72,14 +72,14 @@ class Show:
                     self._take(chunk)
                     while self.shown in self.done:
                         self.shown += 1
-                        # Drawn first: what is printed above is followed by the picture drawn last.
+                        # Refresh first: rich redraws the last picture below what is printed.
                         live.update(self._unfinished(console), refresh=True)
                         console.print(self._answer(self.shown - 1), Text(), sep="\n")
                     if time.monotonic() - drawn > 1 / FRAMES_A_SECOND:
                         live.update(self._unfinished(console), refresh=True)
                         drawn = time.monotonic()
         except BaseException:
-            # Whoever interrupts keeps what is there.
+            # After an interrupt the answers so far stay on the screen.
             for index in range(self.shown, len(self.growing)):
                 if self.growing[index]:
                     console.print(self._answer(index), Text(), sep="\n")
@@ -121,7 +121,7 @@ class Show:
         return text if len(self.growing) == 1 else Text.assemble((f"{index + 1}. ", "bold"), text)
 
     def _unfinished(self, console: Console) -> Group:
-        """The ends of the growing answers, as many lines of each as the screen has room for."""
+        """The last lines of the growing answers, as many as the screen has room for."""
         growing = [i for i in range(self.shown, len(self.growing)) if self.growing[i]]
         room = max(console.height - 2, 1)
         growing = growing[:room]
@@ -153,7 +153,7 @@ class Show:
 
 
 def figures(completions: "Sequence[Completion]") -> Text:
-    """The line under the answers; tokens/s counts all answers of the call together."""
+    """The line of figures; tokens/s counts all answers of the call together."""
     count = len(completions)
     tokens = sum(len(c.token_ids) for c in completions)
     speed = tokens / max(c.seconds for c in completions)
@@ -175,5 +175,5 @@ def share(completions: "Sequence[Completion]") -> float:
 
 
 def distinct(completions: "Sequence[Completion]") -> int:
-    """How many different texts there are."""
+    """Number of different texts."""
     return len({c.text for c in completions})

@@ -2,17 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from baco.cli import options as opt
 from baco.cli.bench_table import show
-from baco.cli.console import err, print_json
+from baco.cli.console import print_json
+from baco.cli.progress import steps
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ def bench(
     settings = race.settings()
     known = choose_pair(pair.pair, pair.base, pair.aligned)
     opt.quiet_libraries()
-    with _progress(settings.steps + 1) as begin:
+    with steps("", settings.steps + 1) as begin:
         begin("loading the pair")
         loaded = load(known, weights.dtype, weights.device, compile=bool(weights.compile))
         report = measure(loaded, prompts_for(known), settings, begin)
@@ -109,22 +107,3 @@ def bench(
         print_json(report)
     else:
         show(report)
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar; calling what it yields begins the next step."""
-    console = err()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=steps)
-
-        def begin(step: str) -> None:
-            progress.update(bar, description=step, advance=1)
-
-        yield begin

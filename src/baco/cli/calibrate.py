@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from baco.cli import options as opt
-from baco.cli.console import err, note, out, print_json
+from baco.cli.console import note, out, print_json
+from baco.cli.progress import steps
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -71,20 +71,16 @@ def calibrate(
     for name, value in (("diversity", diversity), ("base-share", base_share)):
         if value is not None and not 0 <= value <= 1:
             raise BacoError(f"{name} is {value:g}: give a number from 0 to 1")
-    steps = len(grid_of(router)) + 1
+    grid_of(router)  # refuses a router without thresholds before a pair is loaded
     router = canonical_name(router)
     questions = None if prompts is None else read_prompts(prompts)
     check_writable(output)
     baco = opt.load(models, weights, templates)
     if output is not None:
-        Calibration.in_file(
-            baco.pair, output
-        )  # an invalid file ends the command before hours of measuring
+        # An invalid file ends the command before hours of measuring.
+        Calibration.in_file(baco.pair, output)
     opt.take_today(baco)
-    console = err()
-    columns = (TextColumn(router), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(router, total=steps)
+    with steps(router, len(grid_of(router)) + 1) as advance:
         curve = measure(
             baco,
             router,
@@ -92,7 +88,7 @@ def calibrate(
             samples=samples,
             seed=seed,
             max_tokens=max_tokens,
-            advance=lambda: progress.advance(task),
+            advance=advance,
         )
     path = Calibration.keep(baco.pair, router, curve, output)
     # The curve is shown and saved even where it does not reach the given share or diversity.

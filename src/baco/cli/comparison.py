@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from baco.outputs import Completion
     from baco.text.prompts import Conversation
 
-COLUMN_WIDTH = 28  # narrower columns are hard to read: then the answers stand in one
+COLUMN_WIDTH = (
+    28  # narrower columns are hard to read: the answers are then shown one below the other
+)
 
 
 def show_comparison(
@@ -30,10 +32,10 @@ def show_comparison(
     settings: dict[str, Any],
     svg: Path | None,
 ) -> None:
-    """Draw the answers of every router and show them; also as an SVG file where asked.
+    """Draw the answers of every router and show them; also as an SVG file if ``svg`` is given.
 
     Raises:
-        BacoError: answers broke off; what there is of them is shown.
+        BacoError: answers broke off; their beginnings are shown.
     """
     from baco.outputs import check_whole
 
@@ -94,7 +96,7 @@ def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableT
     for spelling, completions in columns:
         table.add_column(spelling, _summary(completions), ratio=1, overflow="fold")
     for row in zip_longest(*(completions for _, completions in columns)):
-        cells = [Text() if one is None else coloured(one.pieces) for one in row]
+        cells = [Text() if cell is None else coloured(cell.pieces) for cell in row]
         table.add_row(*(cell + Text("\n") for cell in cells))
     seed = columns[0][1][0].seed
     return Group(table, legend() + Text(f" · seed {seed}", style="dim"))

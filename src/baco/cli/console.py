@@ -1,8 +1,8 @@
-r"""What the terminal shows: the two colours, errors in one line, progress on standard error.
+r"""Terminal output: the two colours, errors in one line, progress on standard error.
 
-Prompts, answers, file names and servers' messages may hold control characters, which would steer a
-terminal. None reaches one: in answers U+FFFD takes their place, in messages an escape such as
-``\x1b``. What goes into a pipe or a file keeps them, since it is data there.
+Prompts, answers, file names and servers' messages may contain control characters. A terminal gets
+none of them: answers have U+FFFD in their place, messages an escape such as ``\x1b``. Pipes and
+files get them unchanged, as data.
 """
 
 import io
@@ -26,13 +26,12 @@ from baco.text.control_characters import CONTROL, escaped, json_line
 if TYPE_CHECKING:
     from baco.text.answer_text import Piece
 
-# Vermilion and blue of a colour-blind-safe palette (Okabe and Ito 2008), dark enough for a white
-# screen and light enough for a black one; base words are underlined too, so that nothing hangs on
-# colour alone.
+# Vermilion and blue of a colour-blind-safe palette (Okabe and Ito 2008), readable on white and on
+# black. Base words are underlined too, so that colour is not the only sign.
 STYLES = {"base": "underline #D55E00", "aligned": "#0072B2"}
 
 _REPLACED = dict.fromkeys(CONTROL, "\ufffd") | {ord("\r"): ""}
-# Names and answers may look like rich's own marks.
+# Names and answers may contain rich's markup.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
@@ -43,15 +42,15 @@ class Debug:
 
 
 class OutputError(BacoError):
-    """Standard output takes no more."""
+    """Standard output cannot be written."""
 
 
 class StandardOutput(io.TextIOWrapper):
-    """Standard output whose errors say that they are its own; a broken pipe stays one."""
+    """Standard output that raises `OutputError`, except for a broken pipe."""
 
     @classmethod
     def over(cls, stream: io.TextIOWrapper) -> Self:
-        """The same stream; the one that is given cannot be used any more."""
+        """Wrap a stream, which cannot be used any more afterwards."""
         encoding, errors, by_line = stream.encoding, stream.errors, stream.line_buffering
         return cls(stream.detach(), encoding, errors, line_buffering=by_line)
 
@@ -82,7 +81,7 @@ def _refused(error: OSError) -> OutputError:
 
 
 class _Harmless:
-    """What something renders to, without control characters but those of styles and the cursor."""
+    """Renders something without control characters except those of styles and the cursor."""
 
     def __init__(self, renderable: ConsoleRenderable) -> None:
         self._renderable = renderable
@@ -104,18 +103,18 @@ class _Output(Console):
 
 
 def reader_left() -> NoReturn:
-    """End quietly: whoever reads standard output has seen enough, as in ``baco … | head``."""
+    """End quietly when the reader of standard output has ended, as in ``baco … | head``."""
     give_up_output()
     raise typer.Exit
 
 
 def give_up_output() -> None:
-    """Throw away what Python still holds of standard output: it must not complain at its end."""
+    """Discard buffered standard output, so that Python reports no error at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def out() -> Console:
-    """Standard output: colours in a terminal, none in a pipe, NO_COLOR and FORCE_COLOR heeded.
+    """Standard output: colours on a terminal, none in a pipe; follows NO_COLOR and FORCE_COLOR.
 
     Every print is flushed.
     """
@@ -134,7 +133,7 @@ def _guarded(console: Console) -> Console:
 
 
 def write(text: str) -> None:
-    """Text on standard output as it is: for a pipe.
+    """Write text on standard output unchanged, for a pipe.
 
     A terminal gets :func:`coloured` text through :func:`out`.
     """
@@ -146,7 +145,7 @@ def write(text: str) -> None:
 
 
 def complain(message: str, error: BaseException | None = None) -> None:
-    """One line to standard error; before it, with ``--debug``, the traceback of ``error``."""
+    """Print one line on standard error; with ``--debug`` the traceback of ``error`` before it."""
     line = " ".join(message.split())
     with suppress(OSError):  # standard error is closed or full
         if Debug.on and error is not None:
@@ -155,12 +154,12 @@ def complain(message: str, error: BaseException | None = None) -> None:
 
 
 def note(message: str) -> None:
-    """A remark on standard error that is no error."""
+    """Print a remark on standard error."""
     err().print(Text(escaped(message), style="dim"))
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on standard output, nothing else."""
+    """Print one JSON value on standard output."""
     write(json_line(value) + "\n")
 
 
@@ -171,14 +170,14 @@ def coloured(pieces: "Iterable[Piece]") -> Text:
     """
     text = Text()
     for source, same in groupby(pieces, key=lambda piece: piece.source):
-        said = "".join(piece.text for piece in same).translate(_REPLACED)
-        for part in re.split(r"(\s+)", said):
+        words = "".join(piece.text for piece in same).translate(_REPLACED)
+        for part in re.split(r"(\s+)", words):
             text.append(part, style=None if not part or part.isspace() else STYLES[source])
     return text
 
 
 def show(console: Console, pieces: "Iterable[Piece]") -> None:
-    """Text on standard output, :func:`out`: coloured where it is a terminal, else as it is."""
+    """Print text on standard output, :func:`out`: coloured on a terminal, else unchanged."""
     if console.is_terminal:
         console.print(coloured(pieces), end="")
     else:
@@ -186,7 +185,7 @@ def show(console: Console, pieces: "Iterable[Piece]") -> None:
 
 
 def legend() -> Text:
-    """Which style is which model."""
+    """The key to the two styles."""
     return Text.assemble(
         ("words from ", "dim"),
         ("base", STYLES["base"]),

@@ -1,7 +1,7 @@
 """How many prompts are answered: a bar on a terminal, a line per minute in a log."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -74,6 +74,25 @@ class Answering:
                 f"{self._done:.0f} of {self._total} {self._name}, {rate}, "
                 f"{timedelta(seconds=seconds)} to go"
             )
+
+
+@contextmanager
+def steps(name: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar without lines for a log; what it yields counts a step, under a new name if given."""
+    console = err()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=total)
+
+        def advance(name: str | None = None) -> None:
+            progress.update(bar, description=name, advance=1)
+
+        yield advance
 
 
 @contextmanager

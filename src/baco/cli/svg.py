@@ -1,4 +1,4 @@
-"""What the terminal shows, as an SVG file for a page: no script, no font from elsewhere."""
+"""The terminal's picture as an SVG file, without scripts and external fonts."""
 
 import io
 import re
@@ -11,12 +11,13 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from baco.errors import BacoError
+from baco.files import write_atomic
 from baco.models.known_pairs import DEMO
 from baco.text.control_characters import well_formed
 
 WIDTH = 96
 
-# Dark on white: both of the sources' colours can be read on it, on a light page and on a dark one.
+# Dark on white: the colours of both sources are readable, on a light page and on a dark one.
 PAPER = TerminalTheme(
     background=(255, 255, 255),
     foreground=(36, 41, 46),
@@ -30,7 +31,7 @@ PAPER = TerminalTheme(
 def command_line(
     prompt: str, pair: str, router: str, settings: Mapping[str, Any], *, compare: bool = False
 ) -> str:
-    """The command that gives these answers again."""
+    """The command that gives the same answers."""
     parts = ["baco generate", _quoted(prompt), f"-n {settings['n']}", f"--router {router}"]
     parts += ["--compare"] if compare else []
     parts += [f"--seed {settings['seed']}"]
@@ -39,8 +40,8 @@ def command_line(
         if name in ("n", "seed") or value is None or (name, value) == ("switch", "word"):
             continue
         option = "--" + name.replace("_", "-")
-        for one in value if isinstance(value, tuple) else (value,):
-            parts.append(f"{option} {_quoted(one) if isinstance(one, str) else one}")
+        for item in value if isinstance(value, tuple) else (value,):
+            parts.append(f"{option} {_quoted(item) if isinstance(item, str) else item}")
     return " ".join(parts)
 
 
@@ -49,10 +50,10 @@ def _quoted(text: str) -> str:
 
 
 def draw_svg(path: Path, command: str, view: RenderableType) -> None:
-    """Draw ``view`` under the command it came from (written whole or not at all).
+    """Draw ``view`` under its command; the file is written whole or not at all.
 
     Raises:
-        BacoError: a file that cannot be written.
+        BacoError: the file cannot be written.
     """
     console = Console(
         record=True,
@@ -69,9 +70,7 @@ def draw_svg(path: Path, command: str, view: RenderableType) -> None:
     console.print(view)
     drawing = well_formed(console.export_svg(title="BACo", theme=PAPER))
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(drawing, encoding="utf-8")
-        partial.replace(path)
+        write_atomic(path, drawing)
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What a line that begins with a slash does."""
+"""Commands of the chat: lines that begin with a slash."""
 
 import difflib
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LeaveError(Exception):
-    """The user wants to go."""
+    """The user leaves the chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Command:
     """One command.
 
     Attributes:
-        act: does it, with the text behind its name.
-        sentence: what it does.
-        argument: what may follow it.
+        act: runs it, with the text after its name.
+        sentence: what it does, for the list of commands.
+        argument: what may follow its name.
     """
 
     act: "Callable[[Session, str], None]"
@@ -39,10 +39,10 @@ class Command:
 
 
 def obey(session: "Session", line: str) -> None:
-    """Do what a line such as ``/n 4`` says.
+    """Run the command of a line such as ``/n 4``.
 
     Raises:
-        BacoError: no such command, or an argument that is wrong.
+        BacoError: no such command, or an invalid argument.
         LeaveError: ``/quit``.
     """
     name, *rest = re.split(r"\s+", line[1:].strip(), maxsplit=1)
@@ -161,20 +161,22 @@ def _quit(_: "Session", __: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "router": Command(_router, "who speaks from now on, such as P-Punc:0.4", "[SPELLING]"),
-    "diversity": Command(_diversity, "the router's threshold by the dial, from 0 to 1", "NUMBER"),
+    "router": Command(_router, "router from now on, such as P-Punc:0.4", "[SPELLING]"),
+    "diversity": Command(
+        _diversity, "set the router's threshold by diversity, from 0 to 1", "NUMBER"
+    ),
     "compare": Command(
         _compare, "base, aligned and BACo on the last message, or on another, one seed", "[MESSAGE]"
     ),
     "n": Command(_sampling("n"), "answers to draw from now on", "[NUMBER]"),
-    "pick": Command(_pick, "go on with this one of the answers; else the first", "NUMBER"),
-    "retry": Command(_retry, "draw another answer to the last message"),
-    "undo": Command(_undo, "take the last message and its answer back"),
+    "pick": Command(_pick, "continue with this answer instead of the first", "NUMBER"),
+    "retry": Command(_retry, "draw other answers to the last message"),
+    "undo": Command(_undo, "remove the last message and its answers"),
     "new": Command(_new, "start over, with the same settings"),
-    "seed": Command(_sampling("seed"), "of the next answer; later ones count up", "[NUMBER]"),
+    "seed": Command(_sampling("seed"), "seed of the next answer; later ones count up", "[NUMBER]"),
     "temperature": Command(_sampling("temperature"), "0 takes the most likely token", "[NUMBER]"),
     "min-p": Command(
-        _sampling("min_p"), "least probability, as a part of the likeliest token's", "[NUMBER]"
+        _sampling("min_p"), "keep tokens with this fraction of the top probability", "[NUMBER]"
     ),
     "max-tokens": Command(_sampling("max_tokens"), "longest answer, in tokens", "[NUMBER]"),
     "system": Command(_system, "system message from now on; - for none", "[TEXT]"),

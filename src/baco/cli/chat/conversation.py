@@ -1,4 +1,4 @@
-"""A conversation with a pair: what was said, and what the next answer is drawn with.
+"""A conversation with a pair: its turns, and the settings of the next answer.
 
 It knows nothing of terminals and commands.
 """
@@ -40,9 +40,9 @@ class Turn:
     Attributes:
         question: what the user wrote.
         answers: the n samples.
-        router: its spelling,
-        settings: and the keywords of ``Baco.stream`` that gave the answers; ``seed`` is among them.
-        chosen: the sample that the conversation goes on with.
+        router: spelling of the answers' router.
+        settings: keywords of ``Baco.stream`` that gave the answers, with ``seed``.
+        chosen: number of the sample that the conversation continues with.
         date: the day that a template wrote into the prompt, if any.
     """
 
@@ -55,7 +55,7 @@ class Turn:
 
     @property
     def answer(self) -> Answer:
-        """The sample that the conversation goes on with."""
+        """The sample that the conversation continues with."""
         return self.answers[self.chosen]
 
 
@@ -63,15 +63,14 @@ class Turn:
 class Conversation:
     """Turns with one pair.
 
-    Every draw takes a seed of its own, one more than the last, so that a conversation can be had
-    again from its first seed and a question asked again gets another answer.
+    Every draw has its own seed, one more than the last: the first seed repeats the conversation,
+    and a question asked twice gets two answers.
 
     Attributes:
         baco: the pair.
         router: the next answer's router.
-        settings: keywords of ``Baco.stream`` for the next answer; ``n`` and ``seed`` are always
-            among them.
-        turns: what was said.
+        settings: keywords of ``Baco.stream`` for the next answer, always with ``n`` and ``seed``.
+        turns: questions and answers so far.
     """
 
     baco: "Baco"
@@ -80,18 +79,18 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
 
     def messages(self, question: str, before: int | None = None) -> list[dict[str, str]]:
-        """The turns (those before number ``before`` where it is given) and then a question."""
-        said = []
+        """The turns, up to number ``before`` if it is given, and then a question."""
+        messages = []
         for turn in self.turns[:before]:
-            said.append({"role": "user", "content": turn.question})
-            said.append({"role": "assistant", "content": turn.answer.text})
-        return [*said, {"role": "user", "content": question}]
+            messages.append({"role": "user", "content": turn.question})
+            messages.append({"role": "assistant", "content": turn.answer.text})
+        return [*messages, {"role": "user", "content": question}]
 
     def check_fits(self, messages: Sequence[Mapping[str, str]]) -> None:
-        """Raise where the next answer would have no room.
+        """Check that the context windows have room for an answer.
 
         Raises:
-            BacoError: a context window is full, and what to do.
+            BacoError: one is full.
         """
         used, window = self.room(messages)
         if used >= window:
@@ -103,19 +102,19 @@ class Conversation:
             )
 
     def room(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-        """Tokens that messages take and those there may be, in the half that is nearer its end."""
+        """Tokens of the messages and of the context window, for the model with less room left."""
         pair = self.baco.pair
         prompt = pair.renderer.render(messages, self.settings["system"])
-        halves = {
+        models = {
             "base": (len(prompt.base_ids), pair.base.context),
             "aligned": (len(prompt.aligned_ids), pair.aligned.context),
         }
         only = self.router.only
-        read = [halves[only]] if only is not None else list(halves.values())
-        return min(read, key=lambda lengths: lengths[1] - lengths[0])
+        lengths = [models[only]] if only is not None else list(models.values())
+        return min(lengths, key=lambda pair: pair[1] - pair[0])
 
     def take_seed(self) -> int:
-        """The seed of the draw that begins now."""
+        """The seed of the next draw; the one after it gets another."""
         seed: int = self.settings["seed"]
         self.settings["seed"] = seed + 1
         return seed
@@ -127,13 +126,13 @@ class Conversation:
         done: "Mapping[int, Completion]",
         settings: Mapping[str, Any],
     ) -> Turn | None:
-        """Take a turn in, as far as its answers got; None where no word of any was said.
+        """Add a turn with its answers so far; None where all of them are empty.
 
         Args:
             question: what the user wrote.
             growing: the pieces of each sample.
-            done: the samples that are whole.
-            settings: what they were drawn with.
+            done: the samples that are complete.
+            settings: keywords of ``Baco.stream`` that gave them.
         """
         answers = [
             Answer(tuple(pieces), done[i].finish_reason if i in done else "interrupted")
@@ -148,10 +147,10 @@ class Conversation:
         return turn
 
     def undo(self) -> Turn:
-        """Take the last turn back.
+        """Remove the last turn and return it.
 
         Raises:
-            BacoError: there is none.
+            BacoError: there are no turns.
         """
         self.last()
         return self.turns.pop()
@@ -160,17 +159,17 @@ class Conversation:
         """The last turn.
 
         Raises:
-            BacoError: there is none.
+            BacoError: there are no turns.
         """
         if not self.turns:
             raise BacoError("nothing has been said yet: write a message first")
         return self.turns[-1]
 
     def pick(self, number: int) -> None:
-        """Go on with the last turn's sample of this number, from 1.
+        """Continue with the last turn's sample of this number, counted from 1.
 
         Raises:
-            BacoError: there is no such sample, or nothing was said in it.
+            BacoError: there is no such sample.
         """
         turn = self.last()
         if not 1 <= number <= len(turn.answers):

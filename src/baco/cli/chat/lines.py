@@ -1,4 +1,4 @@
-"""Where a user's messages come from: a terminal with an editor, or a pipe with a turn a line."""
+"""Input of the chat: a terminal with line editing, or a pipe with one turn per line."""
 
 import contextlib
 import os
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 MENU_LINES = 6
 
-# What completes an argument: the words it may be, each with what it means.
+# Words that may follow a command, each with its meaning.
 Arguments = dict[str, Callable[[], Iterable[tuple[str, str]]]]
 
 
 class Lines(Protocol):
-    """Messages and commands, one by one."""
+    """Reads messages and commands."""
 
     def read(self) -> str:
-        """The next one; EOFError after the last, KeyboardInterrupt where one is given up."""
+        """The next line; EOFError after the last, KeyboardInterrupt where the user drops a line."""
         ...
 
 
 class Piped:
-    """Standard input that is no terminal: a line is a turn; empty lines are passed over."""
+    """Standard input that is not a terminal: one turn per line; empty lines are skipped."""
 
     def read(self) -> str:
         try:
@@ -49,13 +49,13 @@ class Piped:
 
 
 class Typed:
-    """A terminal: line editing, completion, and a history that is kept.
+    """A terminal with line editing, completion, and a saved history.
 
     Args:
-        commands: name → its sentence.
-        arguments: command → the words it may be followed by.
-        foot: what stands under the input.
-        hint: what stands in the empty input.
+        commands: name → what it does.
+        arguments: command → words that may follow it.
+        foot: the line under the input.
+        hint: the text in the empty input.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Typed:
 
     def read(self) -> str:
         hint = self._text([("class:hint", self._hint())])
-        # Room for completions, where the screen is high enough for it.
+        # Room for completions, where the screen is high enough.
         room = shutil.get_terminal_size().lines - 6
         self._session.reserve_space_for_menu = min(max(room, 0), MENU_LINES)
         return self._session.prompt(placeholder=hint)
@@ -113,7 +113,7 @@ def _completer(commands: dict[str, str], arguments: Arguments) -> Any:
     from prompt_toolkit.document import Document
 
     class Commands(Completer):
-        """Completes what begins with a slash and leaves messages alone."""
+        """Completes commands, not messages."""
 
         def get_completions(
             self, document: "Document", event: "CompleteEvent"
@@ -138,28 +138,28 @@ def _completer(commands: dict[str, str], arguments: Arguments) -> Any:
 
 
 def _history() -> "History":
-    """The messages of earlier chats; kept only as long as this one where they cannot be."""
+    """The messages of earlier chats; only this chat's where the file cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = history_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # What people ask is theirs alone to read.
+        # Only the user may read the history.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
-        note(f"the history is not kept: cannot write {path} ({error.strerror})")
+        note(f"the history is not saved: cannot write {path} ({error.strerror})")
         return InMemoryHistory()
     return FileHistory(path)
 
 
 def history_path() -> Path:
-    """Where messages are kept from one chat to the next: the user's state, or BACO_HOME."""
+    """The file of messages of all chats, in BACO_HOME or the user's state folder."""
     return Path(os.environ.get("BACO_HOME") or platformdirs.user_state_dir("baco")) / "chat_history"
 
 
 @contextlib.contextmanager
-def unheard_keys() -> Iterator[None]:
-    """Keys pressed while an answer grows are not shown in the middle of it; Ctrl-C still works."""
+def hidden_keys() -> Iterator[None]:
+    """Do not show keys that are pressed while an answer grows; Ctrl-C still works."""
     try:
         import termios
     except ImportError:  # no such terminals on this system

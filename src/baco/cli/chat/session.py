@@ -1,4 +1,4 @@
-"""The loop of a chat: read a line, obey it or answer it, show what came."""
+"""The loop of a chat: read a line, run the command or answer the message, show the answers."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from rich.text import Text
 from baco.cli.answers import Show
 from baco.cli.chat.commands import COMMANDS, LeaveError, obey, router_words
 from baco.cli.chat.conversation import Conversation, Turn
-from baco.cli.chat.lines import Lines, Piped, Typed, unheard_keys
+from baco.cli.chat.lines import Lines, Piped, Typed, hidden_keys
 from baco.cli.comparison import show_comparison
 from baco.cli.console import complain, err, legend, note, out
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
 from baco.version import __version__
 
-# A context window that no model names is as good as endless.
+# Stands for the context window of a model that has no limit.
 _ENDLESS = 2**30
 
 
@@ -22,8 +22,8 @@ class Session:
     """One user's chat.
 
     Attributes:
-        conversation: what is said.
-        interactive: whether a person types: errors are then shown and the chat continues, and an
+        conversation: the turns and settings.
+        interactive: whether a person types: an error is then shown and the chat continues, and an
             interrupt stops an answer. In a pipe both end the program.
     """
 
@@ -61,7 +61,7 @@ class Session:
                     raise
 
     def answer(self, question: str) -> None:
-        """Draw the answers to a message and take the turn in, stopped answers as far as they got.
+        """Draw the answers to a message and add the turn, with stopped answers as they are.
 
         Raises:
             BacoError: the conversation does not fit.
@@ -77,7 +77,7 @@ class Session:
         show = Show(conversation.baco, messages, conversation.router, settings, legend=False)
         stopped = False
         try:
-            with unheard_keys():
+            with hidden_keys():
                 show.run()
         except KeyboardInterrupt:
             if not self.interactive:
@@ -88,10 +88,10 @@ class Session:
             self._remark(turn, stopped, messages)
 
     def retry(self) -> None:
-        """Draw the last turn's answers anew, with what is set now.
+        """Draw the last turn's answers again, with the present settings.
 
         Raises:
-            BacoError: nothing was said yet.
+            BacoError: there is no turn yet.
         """
         conversation = self.conversation
         turn = conversation.undo()
@@ -106,10 +106,10 @@ class Session:
         """Show base, aligned and BACo on one seed; the conversation stays as it is.
 
         Args:
-            question: what to compare on in place of the last turn's question and seed.
+            question: takes the place of the last turn's question and seed.
 
         Raises:
-            BacoError: nothing was said yet, or it does not fit.
+            BacoError: there is no turn yet, or the conversation does not fit.
         """
         from baco.routing.parser import router as parse
 
@@ -122,10 +122,10 @@ class Session:
             messages = conversation.messages(question)
             seed = conversation.take_seed()
         conversation.check_fits(messages)
-        routers = {one.spelling: one for one in (parse("Base"), parse("Aligned"))}
+        routers = {router.spelling: router for router in (parse("Base"), parse("Aligned"))}
         routers |= {conversation.router.spelling: conversation.router}
         settings = conversation.settings | {"seed": seed}
-        with unheard_keys():
+        with hidden_keys():
             show_comparison(conversation.baco, messages, list(routers.values()), settings, None)
 
     def _greet(self) -> None:
@@ -136,7 +136,7 @@ class Session:
         note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
 
     def _remark(self, turn: Turn | None, stopped: bool, messages: list[dict[str, str]]) -> None:
-        """Say what is to be known of a turn besides its answers."""
+        """Show notes about a turn below its answers."""
         if stopped:
             kept = "; what was said stays: /retry draws anew, /undo takes it back"
             note("stopped" + (kept if turn is not None else ""))

@@ -1,4 +1,4 @@
-"""A conversation as a file: JSON with every word's source, or Markdown to read."""
+"""A conversation as a file: JSON with the source of every word, or Markdown."""
 
 import json
 from itertools import groupby
@@ -7,35 +7,34 @@ from typing import Any
 
 from baco.cli.chat.conversation import Answer, Conversation, Turn
 from baco.errors import BacoError
+from baco.files import write_atomic
 from baco.outputs import params
 
 
 def save(conversation: Conversation, path: Path) -> None:
-    """Write a conversation whole or not at all, over an earlier file of that name.
+    """Write a conversation, whole or not at all; an earlier file of that name is replaced.
 
     Args:
         conversation: what to write.
         path: gets JSON where it ends in ``.json``, Markdown otherwise.
 
     Raises:
-        BacoError: a file that cannot be written.
+        BacoError: the file cannot be written.
     """
     if path.suffix.lower() == ".json":
         text = json.dumps(_record(conversation), ensure_ascii=False, indent=1) + "\n"
     else:
         text = _markdown(conversation)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_atomic(path, text)
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _record(conversation: Conversation) -> dict[str, Any]:
-    """``messages`` as ``baco generate --jsonl`` and OpenAI's API take them, and whence they came.
+    """``messages`` in the form of ``baco generate --jsonl`` and OpenAI's API, and every turn.
 
-    A turn's answer comes again by its own ``messages``, ``router``, ``seed`` and ``params``.
+    A turn's ``messages``, ``router``, ``seed`` and ``params`` give its answers again.
     """
     system = conversation.settings["system"]
     messages = [] if system is None else [{"role": "system", "content": system}]
