@@ -111,8 +111,8 @@ def _show(result: "Diagnosis") -> None:
     )
     for reason in result.reasons:
         console.print(f"- {reason}")
-    for half, held in result.weights.items():
-        console.print(f"{half}: {held}; read by {result.forwards[half]}", style="dim")
+    for source, weights in result.weights.items():
+        console.print(f"{source}: {weights}; read by {result.forwards[source]}", style="dim")
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
