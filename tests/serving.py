@@ -41,10 +41,10 @@ class _Records(logging.Handler):
 
 @dataclass
 class Served:
-    """A running server: where it is, its driver, and what it wrote into its access log."""
+    """A running server: where it is, its engine thread, and what it wrote into its access log."""
 
     url: str
-    driver: EngineThread
+    engine_thread: EngineThread
     connections: Connections
     server: Server
     records: _Records = field(repr=False)
@@ -70,15 +70,16 @@ class Served:
 
     @property
     def rounds(self) -> int:
-        """Steps that its decoder has decoded anything in."""
-        wait_for(lambda: self.driver._decoder is not None)  # its thread makes it
-        assert self.driver._decoder is not None
-        assert isinstance(self.driver._decoder.engine, IsolatingEngine)
-        return self.driver._decoder.engine.stats.steps
+        """Steps that its decoder has decoded anything in; a decoder is made for a first prompt."""
+        decoder = self.engine_thread._decoder
+        if decoder is None:
+            return 0
+        assert isinstance(decoder.engine, IsolatingEngine)
+        return decoder.engine.stats.steps
 
     def settles(self) -> None:
         """Wait until nothing is open or in the batch."""
-        wait_for(lambda: not self.driver.open and not self.driver.load.running)
+        wait_for(lambda: not self.engine_thread.open and not self.engine_thread.load.running)
 
 
 def chat(prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
@@ -116,7 +117,9 @@ def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
     port = bound.getsockname()[1]
     try:
         state = app.state
-        yield Served(f"http://127.0.0.1:{port}", state.driver, state.connections, server, records)
+        yield Served(
+            f"http://127.0.0.1:{port}", state.engine_thread, state.connections, server, records
+        )
     finally:
         server.should_exit = True
         thread.join()

@@ -29,8 +29,8 @@ from baco.kv_cache.slots import columns_for
 from baco.models.forward.llama import attend
 from baco.outputs import Chunk
 from baco.serve.endpoints import _json
-from baco.serve.engine_thread import MOST_TAKEN, EngineThread
-from baco.serve.formats import TextShape
+from baco.serve.engine_thread import MAX_ANSWERS_PER_STEP, EngineThread
+from baco.serve.formats import TextFormatter
 from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
 from baco.text.encoder import Encoder
@@ -307,7 +307,7 @@ def test_a_text_is_scored_though_another_request_breaks_steps(
     assert [one.done for one in told][-1]
 
 
-# --- the driver -----------------------------------------------------------------------------------
+# --- the engine thread ----------------------------------------------------------------------------
 
 
 class Noted(Decoder):
@@ -328,14 +328,14 @@ def test_between_two_steps_a_bounded_number_of_requests_is_accepted(demo: Baco) 
         decoder.events = events
         return decoder
 
-    driver, told = EngineThread(make, most=1000), SimpleQueue[Any]()
-    give_up = driver._give_up
+    engine_thread, told = EngineThread(make, max_open=1000), SimpleQueue[Any]()
+    cancel_job = engine_thread._cancel_job
 
-    def given_up(job: Job) -> None:
+    def cancelled(job: Job) -> None:
         events.append("give up")
-        give_up(job)
+        cancel_job(job)
 
-    driver._give_up = given_up  # type: ignore[method-assign]
+    engine_thread._cancel_job = cancelled  # type: ignore[method-assign]
     never = dict.fromkeys(demo.pair.end_ids, -100.0)
 
     def submit(decoder: Decoder, **sampling: Any) -> int:
@@ -344,27 +344,27 @@ def test_between_two_steps_a_bounded_number_of_requests_is_accepted(demo: Baco) 
         return decoder.submit("Hello", router=router, seed=1, logit_bias=never, **sampling)
 
     running = Job(lambda decoder: submit(decoder, max_tokens=200), told.put)
-    driver.submit([running])
+    engine_thread.submit([running])
     told.get(timeout=WAIT)
     many = [
         Job(lambda decoder: submit(decoder, n=4, max_tokens=1), lambda _: None, answers=4)
         for _ in range(100)
     ]
-    driver.submit(many)
+    engine_thread.submit(many)
     for job in many[50:]:
-        driver.cancel(job)
+        engine_thread.cancel(job)
     while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
         pass
-    wait_for(lambda: driver.open == 0)
-    driver.close()
+    wait_for(lambda: engine_thread.open == 0)
+    engine_thread.close()
     events = events[events.index("step") :]
     spans = "".join("s" if one == "step" else "x" for one in events).split("s")
-    assert max(map(len, spans[:-1])) <= MOST_TAKEN // 4
+    assert max(map(len, spans[:-1])) <= MAX_ANSWERS_PER_STEP // 4
     assert sum(map(len, spans)) >= 100
 
 
 def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo: Baco) -> None:
-    driver, told = EngineThread(demo.decoder, most=10), SimpleQueue[Any]()
+    engine_thread, told = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
     begun, go = threading.Event(), threading.Event()
 
     def long(going_on: Callable[[], None]) -> None:
@@ -377,31 +377,31 @@ def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo
         return decoder.submit("Hello", router=router, seed=1, max_tokens=2)
 
     held = Job(submit, told.put, long, size=10**6)
-    driver.submit([held])
+    engine_thread.submit([held])
     assert begun.wait(WAIT)
     names: list[str] = []
     short = Job(submit, told.put, lambda _: names.append(threading.current_thread().name), size=10)
-    driver.submit([short])
+    engine_thread.submit([short])
     while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
         pass
     assert "short" in names[0]
-    driver.cancel(held)
-    wait_for(lambda: driver.open == 0)
+    engine_thread.cancel(held)
+    wait_for(lambda: engine_thread.open == 0)
     go.set()  # it finds that it was given up, and nothing more comes of it
-    driver.close()
+    engine_thread.close()
     assert told.empty()
 
 
 def test_an_error_with_a_prompt_reaches_its_caller_alone(demo: Baco) -> None:
-    driver, told = EngineThread(demo.decoder, most=10), SimpleQueue[Any]()
+    engine_thread, told = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
 
     def bad(_: Callable[[], None]) -> None:
         raise ValueError("no such prompt")
 
-    driver.submit([Job(lambda _: 0, told.put, bad)])
+    engine_thread.submit([Job(lambda _: 0, told.put, bad)])
     assert str(told.get(timeout=WAIT)) == "no such prompt"
-    wait_for(lambda: driver.open == 0)
-    driver.close()
+    wait_for(lambda: engine_thread.open == 0)
+    engine_thread.close()
 
 
 # --- the server -----------------------------------------------------------------------------------
@@ -513,7 +513,7 @@ def test_a_client_that_goes_away_ends_the_work_on_its_prompt(
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=1) as client:
         client.post("/v1/completions", json={"prompt": prompt})
     assert first.is_set()
-    wait_for(lambda: server.driver.open == 0)
+    wait_for(lambda: server.engine_thread.open == 0)
     go.set()
     wait_for(lambda: calls)
     assert server.ask(seed=1, max_tokens=2).status_code == 200
@@ -521,7 +521,7 @@ def test_a_client_that_goes_away_ends_the_work_on_its_prompt(
 
 
 def test_a_reply_written_choice_by_choice_is_what_it_is_written_at_once() -> None:
-    shape = TextShape('"choices":[] \\ "', True)
+    shape = TextFormatter('"choices":[] \\ "', True)
     usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
     choices = [
         TextChoice(

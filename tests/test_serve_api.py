@@ -411,9 +411,9 @@ def test_concurrent_requests_share_the_batch(server: Served) -> None:
     one_by_one, before = server.rounds - before, server.rounds
     with waiting_router("Waits") as decides, ThreadPoolExecutor(7) as pool:
         pool.submit(server.ask, router="Waits", max_tokens=1)
-        wait_for(lambda: server.driver.open == 1)
+        wait_for(lambda: server.engine_thread.open == 1)
         together = [pool.submit(ask, seed) for seed in range(6)]
-        wait_for(lambda: server.driver.open == 7)
+        wait_for(lambda: server.engine_thread.open == 7)
         decides.set()
         assert [answer.result() for answer in together] == alone
     assert server.rounds - before < one_by_one / 2

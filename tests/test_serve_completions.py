@@ -134,7 +134,7 @@ def test_ids_and_a_part_of_the_prompt_are_told_if_asked(server: Served, demo: Ba
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"model": "baco"}, "echo is of one model: give baco/base or baco/aligned"),
+        ({"model": "baco"}, "echo scores with one model: give baco/base or baco/aligned"),
         ({"model": "baco/P-Punc:0.4"}, "under a router a prompt has no likelihood"),
         ({"max_tokens": 4}, "give logprobs and max_tokens 0"),
         ({"logprobs": None}, "give logprobs and max_tokens 0"),

@@ -18,7 +18,7 @@ import pytest
 
 from baco import Baco, BacoError
 from baco.serve import connections
-from baco.serve.connections import file_room
+from baco.serve.connections import connection_limit
 from baco.serve.middleware import RepeatFilter
 from baco.serve.settings import Settings
 from tests.serving import (
@@ -112,7 +112,7 @@ def test_a_body_must_arrive_in_time_and_the_log_says_where_it_did_not(demo: Baco
         settles(server)
         wait_for(server.log)
         assert [entry["status"] for entry in server.log()] == [408]
-        assert not server.driver.open
+        assert not server.engine_thread.open
 
 
 @pytest.mark.parametrize("sent", [HALF_HEADER, HALF_BODY, HALF_BODY.replace(b"/v1/", b"/v2/")])
@@ -340,9 +340,9 @@ def test_two_thousand_idle_connections_stop_nobody() -> None:
 def test_too_low_a_limit_of_files_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
     with pytest.raises(BacoError, match=r"may open 40 files and needs .*: raise ulimit -n"):
-        file_room()
+        connection_limit()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert file_room() == connections.WITHOUT_LIMIT
+    assert connection_limit() == connections.NO_FILE_LIMIT
 
 
 def test_a_log_does_not_repeat_itself(

@@ -18,7 +18,7 @@ from baco.routing.rules import LogitRule
 from baco.serve.engine_thread import ClosedError, EngineThread, QueueFullError
 from baco.serve.errors import ClientGoneError
 from baco.serve.job import Job
-from baco.serve.stream import unless_gone
+from baco.serve.stream import unless_disconnected
 
 PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
@@ -28,10 +28,10 @@ Told = SimpleQueue[Chunk | Scored | Exception]
 
 
 @pytest.fixture
-def driver(demo: Baco) -> Iterator[EngineThread]:
-    driver = EngineThread(demo.decoder, most=3)
-    yield driver
-    driver.close()
+def engine_thread(demo: Baco) -> Iterator[EngineThread]:
+    engine_thread = EngineThread(demo.decoder, max_open=3)
+    yield engine_thread
+    engine_thread.close()
 
 
 def job(demo: Baco, **sampling: Any) -> tuple[Job, Told]:
@@ -40,9 +40,9 @@ def job(demo: Baco, **sampling: Any) -> tuple[Job, Told]:
     return Job(lambda d: d.submit(PROMPT, router=router, **sampling), told.put), told
 
 
-def ask(driver: EngineThread, demo: Baco, **sampling: Any) -> Told:
+def ask(engine_thread: EngineThread, demo: Baco, **sampling: Any) -> Told:
     asked, told = job(demo, **sampling)
-    driver.submit([asked])
+    engine_thread.submit([asked])
     return told
 
 
@@ -66,57 +66,57 @@ def alone(demo: Baco, **sampling: Any) -> list[str]:
     return [c.text for c in demo.generate(PROMPT, router=ROUTER, **sampling)]
 
 
-def settle(driver: EngineThread) -> None:
+def settle(engine_thread: EngineThread) -> None:
     """Wait until the thread has done all it was asked before."""
     done: SimpleQueue[None] = SimpleQueue()
-    driver._asked.put((0, lambda: done.put(None)))
+    engine_thread._work.put((0, lambda: done.put(None)))
     done.get(timeout=WAIT)
 
 
 def test_concurrent_requests_get_the_answers_they_get_alone(
-    driver: EngineThread, demo: Baco
+    engine_thread: EngineThread, demo: Baco
 ) -> None:
-    asked = [ask(driver, demo, seed=seed) for seed in range(3)]
+    asked = [ask(engine_thread, demo, seed=seed) for seed in range(3)]
     for seed, told in enumerate(asked):
         assert texts(told) == alone(demo, seed=seed)
 
 
 def test_all_answers_arrive_also_where_several_end_in_one_step(
-    driver: EngineThread, demo: Baco
+    engine_thread: EngineThread, demo: Baco
 ) -> None:
-    told = ask(driver, demo, seed=1, n=6, max_tokens=4)
+    told = ask(engine_thread, demo, seed=1, n=6, max_tokens=4)
     assert texts(told, 6) == alone(demo, seed=1, n=6, max_tokens=4)
 
 
 def test_a_refused_request_tells_its_caller_and_no_neighbour(
-    driver: EngineThread, demo: Baco
+    engine_thread: EngineThread, demo: Baco
 ) -> None:
-    good = ask(driver, demo, seed=1)
-    bad = ask(driver, demo, temperature=-1.0)
+    good = ask(engine_thread, demo, seed=1)
+    bad = ask(engine_thread, demo, temperature=-1.0)
     assert isinstance(bad.get(timeout=WAIT), BacoError)
     assert texts(good) == alone(demo, seed=1)
 
 
 def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
-    driver: EngineThread, demo: Baco
+    engine_thread: EngineThread, demo: Baco
 ) -> None:
     jobs = [job(demo, seed=seed, n=16)[0] for seed in range(3)]
-    driver.submit(jobs)
+    engine_thread.submit(jobs)
     with pytest.raises(QueueFullError):
-        ask(driver, demo)
+        ask(engine_thread, demo)
     for one in jobs:
-        driver.cancel(one)
-    settle(driver)
-    assert driver.open == 0
-    assert driver._decoder is not None
-    assert not any(driver._decoder.holds(ticket) for ticket in range(3))
-    assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
+        engine_thread.cancel(one)
+    settle(engine_thread)
+    assert engine_thread.open == 0
+    assert engine_thread._decoder is not None
+    assert not any(engine_thread._decoder.holds(ticket) for ticket in range(3))
+    assert texts(ask(engine_thread, demo, seed=1)) == alone(demo, seed=1)
 
 
-def test_jobs_are_taken_all_or_none(driver: EngineThread, demo: Baco) -> None:
+def test_jobs_are_taken_all_or_none(engine_thread: EngineThread, demo: Baco) -> None:
     with pytest.raises(QueueFullError):
-        driver.submit([job(demo, seed=seed)[0] for seed in range(4)])
-    assert driver.open == 0
+        engine_thread.submit([job(demo, seed=seed)[0] for seed in range(4)])
+    assert engine_thread.open == 0
 
 
 class BrokenError(RuntimeError):
@@ -136,10 +136,10 @@ def poisoned(innocent_steps: int) -> Router:
     return RuleRouter(LogitRule("Poisoned", decide, "breaks", threshold=False))
 
 
-def poison(driver: EngineThread, innocent_steps: int) -> Told:
+def poison(engine_thread: EngineThread, innocent_steps: int) -> Told:
     told: Told = SimpleQueue()
     router = poisoned(innocent_steps)
-    driver.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), told.put)])
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), told.put)])
     return told
 
 
@@ -155,27 +155,27 @@ def broke_off(told: Told) -> bool:
 def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
     demo: Baco, innocent_steps: int
 ) -> None:
-    driver = EngineThread(demo.decoder, most=10)
-    before = [ask(driver, demo, seed=seed, n=3) for seed in range(3)]
-    bad = poison(driver, innocent_steps)
-    after = [ask(driver, demo, seed=seed) for seed in range(3, 5)]
+    engine_thread = EngineThread(demo.decoder, max_open=10)
+    before = [ask(engine_thread, demo, seed=seed, n=3) for seed in range(3)]
+    bad = poison(engine_thread, innocent_steps)
+    after = [ask(engine_thread, demo, seed=seed) for seed in range(3, 5)]
     assert broke_off(bad)
     for seed, told in enumerate(before):
         assert texts(told, 3) == alone(demo, seed=seed, n=3)
     for seed, told in enumerate(after, 3):
         assert texts(told) == alone(demo, seed=seed)
-    assert driver.open == 0
-    driver.close()
+    assert engine_thread.open == 0
+    engine_thread.close()
 
 
 def test_two_poisons_in_one_batch_are_both_found(demo: Baco) -> None:
-    driver = EngineThread(demo.decoder, most=10)
-    good = ask(driver, demo, seed=1)
-    bad = [poison(driver, 0), poison(driver, 2)]
-    other = ask(driver, demo, seed=2)
+    engine_thread = EngineThread(demo.decoder, max_open=10)
+    good = ask(engine_thread, demo, seed=1)
+    bad = [poison(engine_thread, 0), poison(engine_thread, 2)]
+    other = ask(engine_thread, demo, seed=2)
     assert all(broke_off(told) for told in bad)
     assert (texts(good), texts(other)) == (alone(demo, seed=1), alone(demo, seed=2))
-    driver.close()
+    engine_thread.close()
 
 
 def test_a_decoder_that_cannot_be_made_fails_its_request_and_the_next_one_tries_again(
@@ -188,10 +188,10 @@ def test_a_decoder_that_cannot_be_made_fails_its_request_and_the_next_one_tries_
             raise failures.pop()
         return demo.decoder()
 
-    driver = EngineThread(make, most=3)
-    assert isinstance(ask(driver, demo, seed=1).get(timeout=WAIT), MemoryError)
-    assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
-    driver.close()
+    engine_thread = EngineThread(make, max_open=3)
+    assert isinstance(ask(engine_thread, demo, seed=1).get(timeout=WAIT), MemoryError)
+    assert texts(ask(engine_thread, demo, seed=1)) == alone(demo, seed=1)
+    engine_thread.close()
 
 
 def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(demo: Baco) -> None:
@@ -200,38 +200,38 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
             raise BrokenError
 
     made = [Failing(demo.pair, demo.decoder().engine)]
-    driver = EngineThread(lambda: made.pop() if made else demo.decoder(), most=3)
-    assert isinstance(ask(driver, demo, seed=1).get(timeout=WAIT), BrokenError)
-    assert texts(ask(driver, demo, seed=1)) == alone(demo, seed=1)
-    assert driver.open == 0
-    driver.close()
+    engine_thread = EngineThread(lambda: made.pop() if made else demo.decoder(), max_open=3)
+    assert isinstance(ask(engine_thread, demo, seed=1).get(timeout=WAIT), BrokenError)
+    assert texts(ask(engine_thread, demo, seed=1)) == alone(demo, seed=1)
+    assert engine_thread.open == 0
+    engine_thread.close()
 
 
 def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
-    driver: EngineThread, demo: Baco
+    engine_thread: EngineThread, demo: Baco
 ) -> None:
     def gone(_: Chunk | Scored | Exception) -> None:
         raise RuntimeError("the loop is closed")
 
     router = demo.router(ROUTER)
-    driver.submit([Job(lambda d: d.submit(PROMPT, router=router, n=8, seed=1), gone)])
-    assert texts(ask(driver, demo, seed=2)) == alone(demo, seed=2)
-    settle(driver)
-    assert driver.open == 0
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=router, n=8, seed=1), gone)])
+    assert texts(ask(engine_thread, demo, seed=2)) == alone(demo, seed=2)
+    settle(engine_thread)
+    assert engine_thread.open == 0
 
 
 def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
-    driver = EngineThread(demo.decoder, most=3)
-    told = ask(driver, demo, seed=1)
-    driver.drain()
+    engine_thread = EngineThread(demo.decoder, max_open=3)
+    told = ask(engine_thread, demo, seed=1)
+    engine_thread.drain()
     with pytest.raises(ClosedError):
-        ask(driver, demo, seed=2)
-    driver.close(grace=WAIT)
+        ask(engine_thread, demo, seed=2)
+    engine_thread.close(grace=WAIT)
     assert texts(told) == alone(demo, seed=1)
 
 
 def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
-    driver = EngineThread(demo.decoder, most=3)
+    engine_thread = EngineThread(demo.decoder, max_open=3)
     told: Told = SimpleQueue()
 
     def decide(signals: Any) -> Any:
@@ -239,9 +239,9 @@ def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
         return signals.max_base < 2
 
     slow = RuleRouter(LogitRule("Slow", decide, "takes its time", threshold=False))
-    driver.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), told.put)])
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), told.put)])
     told.get(timeout=WAIT)
-    driver.close(grace=0)
+    engine_thread.close(grace=0)
     assert isinstance(last_error(told), ClosedError)
 
 
@@ -269,7 +269,7 @@ def test_what_works_for_a_client_that_is_gone_is_cancelled() -> None:
                 cancelled.set()
 
         with pytest.raises(ClientGoneError):
-            await unless_gone(Request({"type": "http"}, disconnected), work())
+            await unless_disconnected(Request({"type": "http"}, disconnected), work())
         await asyncio.wait_for(cancelled.wait(), WAIT)
 
     asyncio.run(ask())

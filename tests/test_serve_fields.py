@@ -9,7 +9,7 @@ import pytest
 
 from baco import Baco
 from baco.serve import fields
-from baco.serve.fields import Foreign, by_name
+from baco.serve.fields import ForeignField, by_name
 from baco.serve.parse_request import RequestParser
 from baco.serve.request_models import ChatRequest, CompletionRequest, Message
 from baco.serve.settings import Settings
@@ -68,7 +68,7 @@ def test_what_they_would_change_is_refused_with_the_reason(server: Served, path:
                 assert error["message"].endswith(f"this is not supported; {entry.reason}")
 
 
-def not_this(entry: Foreign) -> Any:
+def not_this(entry: ForeignField) -> Any:
     """The opposite of a switch; a number that is near to an accepted one."""
     accepted = entry.accepted
     assert accepted is not None
@@ -227,7 +227,7 @@ def test_what_contradicts_the_last_message_is_refused(
     refused = ask(server, CHAT, messages=messages, **told)
     assert refused.status_code == 400
     assert fault in refused.json()["error"]["message"]
-    assert not server.driver.open
+    assert not server.engine_thread.open
 
 
 def test_arguments_of_the_chat_template_reach_it(server: Served) -> None:
@@ -238,7 +238,7 @@ def test_arguments_of_the_chat_template_reach_it(server: Served) -> None:
         assert name in refused.json()["error"]["message"]
 
 
-def row(entry: Foreign) -> str:
+def row(entry: ForeignField) -> str:
     """An entry's line in the documentation's tables."""
     names = ", ".join(f"`{name}`" for name in entry.names.split())
     accepted = "any"
@@ -249,7 +249,7 @@ def row(entry: Foreign) -> str:
 
 @pytest.mark.parametrize("table", ["COMMON", "CHAT", "COMPLETION", "MESSAGE", "PART", "STREAM"])
 def test_the_documentation_lists_them_all(table: str) -> None:
-    entries: tuple[Foreign, ...] = getattr(fields, table)
+    entries: tuple[ForeignField, ...] = getattr(fields, table)
     assert "\n".join(map(row, entries)) in DOCS.read_text(encoding="utf-8")
 
 

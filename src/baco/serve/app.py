@@ -25,16 +25,16 @@ from baco.version import __version__
 
 
 def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
-    """Serve a pair. The decoder's thread runs from here until the application shuts down.
+    """Create the application. The engine thread runs until the application shuts down.
 
     Raises:
         BacoError: the pair has no default router.
     """
     settings = settings or Settings()
     connections = Connections(settings)
-    driver = EngineThread(baco.decoder, settings.max_open)
-    asking, metrics = RequestParser(baco, settings), Metrics(driver, connections)
-    # What reads the whole vocabulary is done now, rather than while others wait.
+    engine_thread = EngineThread(baco.decoder, settings.max_open)
+    parser, metrics = RequestParser(baco, settings), Metrics(engine_thread, connections)
+    # These read the whole vocabulary: do it now rather than during the first request.
     baco.pair.spelling(0)
     for encoder in baco.pair.renderer.encoders.values():
         encoder.prepare()
@@ -42,7 +42,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        driver.close()
+        engine_thread.close()
         baco.close()
 
     app = FastAPI(
@@ -50,11 +50,11 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description="Base-aligned model collaboration behind OpenAI's API.",
         lifespan=lifespan,
-        docs_url=None,  # it would be fetched from elsewhere
+        docs_url=None,  # its page would load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.driver, app.state.connections = driver, connections
+    app.state.engine_thread, app.state.connections = engine_thread, connections
     errors.install(app)
     app.add_middleware(Auth, settings=settings, connections=connections)
     if settings.cors_origins:
@@ -66,22 +66,22 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     app.add_middleware(AccessLog, metrics=metrics)  # the last one added is the outermost
-    app.include_router(Endpoints(baco, driver, asking, settings, metrics).router())
-    app.include_router(Playground(baco, asking, settings).router())
+    app.include_router(Endpoints(baco, engine_thread, parser, settings, metrics).router())
+    app.include_router(Playground(baco, parser, settings).router())
     add_page(app)
 
     @app.get("/health", response_model=Health, responses=ERRORS | {503: {"model": Health}})
     async def health() -> Any:
-        """Does the server answer? 503 once it shuts down, or its engine has ended for good."""
-        if driver.closing:
+        """Whether the server answers: 503 while it shuts down, and once its engine has ended."""
+        if engine_thread.closing:
             return JSONResponse(Health(status="closing").model_dump(), 503)
         if baco.backend is not None and baco.backend.ended is not None:
             return JSONResponse(Health(status="ended").model_dump(), 503)
         return Health(status="ok")
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
-    async def scraped() -> Response:
-        """What Prometheus may scrape."""
+    async def scrape() -> Response:
+        """Metrics in Prometheus' text format."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
@@ -89,15 +89,15 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, without the 422 that FastAPI writes and this server never answers."""
+    """The OpenAPI document, without the 422 replies that FastAPI adds; this server sends none."""
     if app.openapi_schema is None:
-        made = get_openapi(
+        document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        for path in made["paths"].values():
+        for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
-            made["components"]["schemas"].pop(name, None)
-        app.openapi_schema = made
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
     return app.openapi_schema

@@ -1,4 +1,4 @@
-"""From chunks to what OpenAI's API calls choices: texts, log-probabilities, provenance."""
+"""Turns the chunks of answers into the choices of OpenAI's API, with their provenance."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,24 +20,25 @@ from baco.source import Source
 from baco.text.answer_text import Piece, name_of
 from baco.text.prompts import Prompt
 
-# JSON has no infinity; this is how OpenAI writes a token that cannot be.
+# JSON has no infinity. OpenAI writes this for a token of probability 0.
 IMPOSSIBLE = -9999.0
 
 
 @dataclass
 class Choice:
-    """One answer while it is told.
+    """One answer while it is sent.
 
     Attributes:
-        pair: spells its tokens.
-        explain: tell of every token why it has its source.
-        ids: tell token ids beside the text.
-        named: name tokens by their ids in the older endpoint's log-probabilities, where end tokens
-            then stand too.
+        pair: spells the tokens.
+        explain: report why each token has its source.
+        ids: report token ids beside the text.
+        named: in the log-probabilities of ``/v1/completions``, name tokens by their ids and include
+            end tokens.
         tokens: so far.
-        base, switches: counted so far.
-        why: of the tokens so far, if asked.
-        prompt: its prompt, once the decoder has taken that.
+        base: tokens so far whose source is base.
+        switches: changes of the source so far.
+        why: of the tokens so far, if asked for.
+        prompt: as the decoder accepted it.
         completion: the answer, once it has ended.
     """
 
@@ -53,34 +54,36 @@ class Choice:
     completion: Completion | None = None
     _last: Source | None = None
 
-    def take(self, chunk: Chunk) -> Provenance:
-        """Count a chunk in; what it brings, and how the answer stands with it."""
+    def add(self, chunk: Chunk) -> Provenance:
+        """Add a chunk, and return the provenance of its text with the totals so far."""
         for token in chunk.tokens:
             self.base += token.source == "base"
             self.switches += self._last not in (None, token.source)
             self._last = token.source
         self.tokens += chunk.tokens
-        told = Provenance(
-            sources=stretches(chunk.pieces),
+        provenance = Provenance(
+            sources=merge_pieces(chunk.pieces),
             base_share=round(self.base / len(self.tokens), 4) if self.tokens else 0.0,
             switches=self.switches,
         )
         if self.explain:
-            told.why = [self._why(token) for token in chunk.tokens]
-            self.why += told.why
+            provenance.why = [self._why(token) for token in chunk.tokens]
+            self.why += provenance.why
         if chunk.completion is not None:
             self.completion = chunk.completion
-            _settle(told, chunk.completion)
-        return told
+            _set_totals(provenance, chunk.completion)
+        return provenance
 
     def whole(self) -> Provenance:
         """The provenance of the answer, which has ended."""
         assert self.completion is not None
-        told = Provenance(sources=stretches(self.completion.pieces), base_share=0, switches=0)
+        provenance = Provenance(
+            sources=merge_pieces(self.completion.pieces), base_share=0, switches=0
+        )
         if self.explain:
-            told.why = self.why
-        _settle(told, self.completion)
-        return told
+            provenance.why = self.why
+        _set_totals(provenance, self.completion)
+        return provenance
 
     def _why(self, token: Token) -> WhyToken:
         why = token.why
@@ -104,7 +107,7 @@ class Choice:
         return self.pair.spelling(why.predicted).decode(errors="replace")
 
     def chat_logprobs(self, tokens: Iterable[Token]) -> ChatLogprobs:
-        """Of new tokens, as chat choices tell them; without what ended the answer."""
+        """Log-probabilities of new tokens for a chat choice; end tokens are left out."""
         content = [
             TokenLogprob(
                 **self._logprob(token.id, token.logprob).model_dump(),
@@ -116,48 +119,50 @@ class Choice:
         return ChatLogprobs(content=content)
 
     def text_logprobs(self, tokens: Iterable[Token]) -> TextLogprobs:
-        """Of new tokens, as the older endpoint's choices tell them."""
-        told = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        """Log-probabilities of new tokens for a choice of ``/v1/completions``."""
+        logprobs = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
             ends = token.id in self.pair.end_ids
             if ends and not self.named:
                 continue
-            told.tokens.append(self._called(token.id))
-            told.token_logprobs.append(finite(token.logprob))
-            told.top_logprobs.append(self._table(token.top_logprobs or {}))
-            told.text_offset.append(token.offset)
-        return told
+            logprobs.tokens.append(self._name(token.id))
+            logprobs.token_logprobs.append(finite(token.logprob))
+            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}))
+            logprobs.text_offset.append(token.offset)
+        return logprobs
 
     def _table(self, top: Mapping[int, float]) -> dict[str, float]:
-        return {self._called(id_): finite(logprob) for id_, logprob in top.items()}
+        return {self._name(id_): finite(logprob) for id_, logprob in top.items()}
 
-    def _called(self, token: int) -> str:
-        return by_id(token) if self.named else name_of(self.pair.spelling(token))
+    def _name(self, token: int) -> str:
+        return token_id_name(token) if self.named else name_of(self.pair.spelling(token))
 
     def _logprob(self, token: int, logprob: float) -> TopLogprob:
-        spelled = self.pair.spelling(token)
-        return TopLogprob(token=name_of(spelled), logprob=finite(logprob), bytes=list(spelled))
+        spelling = self.pair.spelling(token)
+        return TopLogprob(token=name_of(spelling), logprob=finite(logprob), bytes=list(spelling))
 
 
-def by_id(token: int) -> str:
-    """A token's name where it is named by its id, as vLLM does."""
+def token_id_name(token: int) -> str:
+    """The name of a token that is named by its id, as in vLLM."""
     return f"token_id:{token}"
 
 
-def stretches(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
-    """Pieces, neighbours of one source as one."""
+def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
+    """The (text, source) of pieces; neighbouring pieces of one source are joined."""
     return [
         ("".join(piece.text for piece in same), source)
         for source, same in groupby(pieces, key=lambda piece: piece.source)
     ]
 
 
-def _settle(told: Provenance, completion: Completion) -> None:
-    """What is told of whole answers only, and their own counts."""
-    told.base_share, told.switches = round(completion.base_share, 4), completion.switches
-    told.router, told.seed, told.date = completion.router, completion.seed, completion.date
+def _set_totals(provenance: Provenance, completion: Completion) -> None:
+    """Fill in the totals of a whole answer, and what repeats it."""
+    provenance.base_share = round(completion.base_share, 4)
+    provenance.switches = completion.switches
+    provenance.router, provenance.seed = completion.router, completion.seed
+    provenance.date = completion.date
 
 
 def finite(logprob: float) -> float:
-    """A log-probability as JSON can hold it."""
+    """A log-probability that JSON can hold."""
     return max(logprob, IMPOSSIBLE)

@@ -1,8 +1,8 @@
-"""The connections of a server: what each waits for, how long, and which is closed to make room.
+"""The connections of a server: their phases, their time limits, and which is closed to make room.
 
-A request is *incomplete* while its header or its body is on the way. Clients send one at once. A
-connection that holds one back keeps a file of the process from others, needs no key to do so, and
-the application never sees it. So there are time limits, and bounds on the number of connections.
+A request is *incomplete* until its header and body have arrived. A client that sends a request
+slowly, or never to its end, occupies a file of the process. It needs no key for this, and the
+application does not see it. So each phase has a time limit, and the number of connections a bound.
 """
 
 import asyncio
@@ -21,48 +21,48 @@ from baco.errors import BacoError
 from baco.serve import errors
 from baco.serve.settings import Settings
 
-# Seconds that a request may be incomplete, whoever needs the room.
+# Seconds for which an incomplete request is not closed to make room.
 PATIENCE = 1.0
-# Files that the process may open beside connections: pages, the process that renders templates, and
-# what libraries open when they are first used.
+# Files that the process may open besides connections: pages, pipes to the process that renders
+# templates, and files that libraries open on first use.
 SPARE_FILES = 64
-FEWEST, MOST_INCOMPLETE = 8, 1024
-WITHOUT_LIMIT = 2**16
+MIN_CONNECTIONS, MAX_INCOMPLETE = 8, 1024
+NO_FILE_LIMIT = 2**16
 
 
 class Phase(StrEnum):
     """What a connection waits for."""
 
-    HEADER = "header"  # of its first request, or of a next one that has begun
-    BODY = "body"  # the rest of a request, which may be answered already
-    ANSWER = "answer"
-    IDLE = "idle"  # a next request
-    CLOSING = "closing"  # the client takes the last bytes
+    HEADER = "header"  # the header of its first request, or the rest of a later one
+    BODY = "body"  # the rest of a request, which may already be answered
+    ANSWER = "answer"  # the application
+    IDLE = "idle"  # the next request
+    CLOSING = "closing"  # the client, to read the last bytes
 
 
 _INCOMPLETE = (Phase.HEADER, Phase.BODY)
 
 
 class Connection(H11Protocol):
-    """A connection as uvicorn has it, with time limits.
+    """uvicorn's connection, with time limits.
 
     Args:
-        room: all connections of the server.
+        connections: all connections of the server.
         address: of the other end.
-        given: what uvicorn gives its protocols.
+        given: uvicorn's arguments for protocols.
     """
 
-    def __init__(self, room: "Connections", address: str, **given: Any) -> None:
+    def __init__(self, connections: "Connections", address: str, **given: Any) -> None:
         super().__init__(**given)
         self.phase, self.address = Phase.HEADER, address
-        self._room = room
+        self._connections = connections
         self._received = self._lost = False
-        self._deadline = self._room.deadline(self, self._expire)
+        self._deadline = self._connections.deadline(self, self._expire)
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self.phase is Phase.CLOSING:  # it had to give way before it was here
+        if self.phase is Phase.CLOSING:  # it was closed before it was made
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,22 +70,22 @@ class Connection(H11Protocol):
         self._lost = True
         _cancel(self._deadline)
         _cancel(self._stalled)
-        self._room.left(self)
+        self._connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
         self._received = True
         super().data_received(data)
-        self._look()
+        self._update_phase()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._look()
+        self._update_phase()
 
     def pause_writing(self) -> None:
-        """Called where the client does not take what is sent: that has a time limit, too."""
+        """Start the time limit of a client that does not read what is sent."""
         super().pause_writing()
-        seconds = self._room.settings.body_timeout
-        self._stalled = self.loop.call_later(seconds, self.give_way, "stalled")
+        seconds = self._connections.settings.body_timeout
+        self._stalled = self.loop.call_later(seconds, self.close_now, "stalled")
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -94,62 +94,64 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         self._refuse(400, "this is not an HTTP/1.1 request that the server can read")
 
-    def give_way(self, reason: str) -> None:
+    def close_now(self, reason: str) -> None:
         """Close at once."""
-        self._room.closed[reason] += 1
+        self._connections.closed[reason] += 1
         if self._received and self.phase in _INCOMPLETE:
             self._refuse(408, "the request was incomplete, and others needed its place")
         if self.transport is not None:
             self.transport.abort()
-        self._enter(Phase.CLOSING)
+        self._set_phase(Phase.CLOSING)
 
-    def _look(self) -> None:
-        """Note what the connection waits for now."""
+    def _update_phase(self) -> None:
+        """Set the phase that follows from the state of the protocol."""
         theirs = self.conn.their_state
         if self.transport.is_closing():
-            self._enter(Phase.CLOSING)
+            self._set_phase(Phase.CLOSING)
         elif theirs is h11.SEND_BODY:
-            self._enter(Phase.BODY)
+            self._set_phase(Phase.BODY)
         elif theirs is not h11.IDLE:
-            self._enter(Phase.ANSWER)
+            self._set_phase(Phase.ANSWER)
         elif self.cycle is None or self.conn.trailing_data[0]:
-            self._enter(Phase.HEADER)
+            self._set_phase(Phase.HEADER)
         else:
-            self._enter(Phase.IDLE)
+            self._set_phase(Phase.IDLE)
 
-    def _enter(self, phase: Phase) -> None:
+    def _set_phase(self, phase: Phase) -> None:
         if phase is not self.phase and not self._lost:
             before, self.phase = self.phase, phase
             _cancel(self._deadline)
-            self._deadline = self._room.deadline(self, self._expire)
-            self._room.moved(self, before)
+            self._deadline = self._connections.deadline(self, self._expire)
+            self._connections.phase_changed(self, before)
 
     def _expire(self) -> None:
-        """What the connection waits for did not come in time."""
+        """Close the connection: the time limit of its phase is over."""
         if self.phase not in _INCOMPLETE or not self._received:
-            self.give_way(f"{self.phase}_timeout")
+            self.close_now(f"{self.phase}_timeout")
             return
-        self._room.closed[f"{self.phase}_timeout"] += 1
-        seconds = self._room.seconds(self.phase)
+        self._connections.closed[f"{self.phase}_timeout"] += 1
+        seconds = self._connections.seconds(self.phase)
         self._refuse(408, f"the request's {self.phase} did not arrive within {seconds:g} s")
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer in the application's place where it has not yet answered, then close."""
+        """Answer instead of the application if it has not answered yet, then close."""
         state = self.conn.our_state
         if state in (h11.IDLE, h11.SEND_RESPONSE):
-            told = errors.response(status, errors.problem(status, message), {"Connection": "close"})
-            body = bytes(told.body)
+            response = errors.response(
+                status, errors.problem(status, message), {"Connection": "close"}
+            )
+            body = bytes(response.body)
             if state is h11.SEND_RESPONSE:  # the application is waiting for the body
                 self.scope["state"]["refused"] = status
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
                 body = b"" if self.scope["method"] == "HEAD" else body
             phrase = HTTPStatus(status).phrase.encode()
-            head = h11.Response(status_code=status, headers=told.raw_headers, reason=phrase)
+            head = h11.Response(status_code=status, headers=response.raw_headers, reason=phrase)
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        self._enter(Phase.CLOSING)
+        self._set_phase(Phase.CLOSING)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
@@ -162,17 +164,17 @@ class Connections:
 
     Attributes:
         settings: with the limits.
-        most: how many there may be.
+        most: how many may be open.
         most_incomplete: how many of them may have an incomplete request.
-        closed: how many were closed from this side, by the reason.
+        closed: connections that the server closed, by reason.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.most = settings.max_connections or file_room()
-        self.most_incomplete = settings.max_incomplete or min(MOST_INCOMPLETE, self.most // 2)
+        self.most = settings.max_connections or connection_limit()
+        self.most_incomplete = settings.max_incomplete or min(MAX_INCOMPLETE, self.most // 2)
         self.closed: Counter[str] = Counter()
-        # Since when; in order, so that the one that has been there longest comes first.
+        # The time at which each entered the phase, longest ago first.
         self._incomplete: dict[Connection, float] = {}
         self._idle: dict[Connection, float] = {}
         self._answered: dict[Connection, float] = {}
@@ -183,21 +185,22 @@ class Connections:
         return sum(map(len, (self._incomplete, self._idle, self._answered, self._closing)))
 
     def counts(self) -> dict[str, int]:
-        """Connections by what they wait for."""
-        lists = (self._incomplete, self._idle, self._answered, self._closing)
-        found = Counter(connection.phase for each in lists for connection in each)
-        return {str(phase): found[phase] for phase in Phase}
+        """How many connections are in each phase."""
+        phases = (self._incomplete, self._idle, self._answered, self._closing)
+        counts = Counter(connection.phase for phase in phases for connection in phase)
+        return {str(phase): counts[phase] for phase in Phase}
 
     @property
     def crowded(self) -> bool:
-        """Are as many requests being answered as may be? The rest is for short ones, as /health."""
+        """Whether all connections but those kept for short requests wait for answers."""
         return len(self._answered) > self.most - max(1, self.most // 8)
 
-    async def room(self) -> None:
-        """Wait until there is room for one more connection, and close what stands in its way.
+    async def wait_for_room(self) -> None:
+        """Wait until one more connection may be opened, and close another one if necessary.
 
-        That is the one that was idle longest; else the one whose request was incomplete longest,
-        but not before some time: clients that come all at once are served one after another.
+        The longest idle one is closed first; else the one whose request has been incomplete
+        longest, but not within its first ``PATIENCE`` seconds, so that many clients that connect
+        at once are served one after another.
         """
         while True:
             self._changed.clear()
@@ -205,33 +208,33 @@ class Connections:
             oldest, since = next(iter(self._incomplete.items()), (None, 0.0))
             wait = None if oldest is None else since + PATIENCE - self._now()
             if full and self._idle:
-                next(iter(self._idle)).give_way("room")
+                next(iter(self._idle)).close_now("room")
             elif not full and len(self._incomplete) < self.most_incomplete:
                 if len(self) < self.most:
                     return
                 await self._changed.wait()
             elif oldest is not None and wait is not None and wait <= 0:
-                oldest.give_way("room")
+                oldest.close_now("room")
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait)
 
-    def shed(self) -> None:
-        """Close the connection that is missed least: the process has no files left."""
+    def close_one(self) -> None:
+        """Close the longest idle or incomplete connection: the process has no files left."""
         for connection in [*self._idle, *self._incomplete][:1]:
-            connection.give_way("room")
+            connection.close_now("room")
 
     def accept(self, connection: Connection) -> None:
-        """Count a new connection in."""
+        """Add a connection whose request is incomplete."""
         self._bound_address(connection)
         self._incomplete[connection] = self._now()
 
-    def moved(self, connection: Connection, before: Phase) -> None:
-        """A connection waits for something else than before."""
+    def phase_changed(self, connection: Connection, before: Phase) -> None:
+        """Take note of a connection's new phase."""
         phase = connection.phase
         if before in _INCOMPLETE and phase in _INCOMPLETE:
             return  # it keeps its place in the order
-        self._forget(connection)
+        self._discard(connection)
         if phase in _INCOMPLETE:
             self.accept(connection)
         elif phase is Phase.IDLE:
@@ -242,13 +245,13 @@ class Connections:
             self._closing[connection] = self._now()
         self._changed.set()
 
-    def left(self, connection: Connection) -> None:
-        """A connection is closed."""
-        self._forget(connection)
+    def remove(self, connection: Connection) -> None:
+        """Take note of a closed connection."""
+        self._discard(connection)
         self._changed.set()
 
     def seconds(self, phase: Phase) -> float | None:
-        """How long a connection may wait for something; None where others bound that."""
+        """The time limit of a phase; None for answers, which have limits of their own."""
         if phase is Phase.ANSWER:
             return None
         header = phase is Phase.HEADER
@@ -257,7 +260,7 @@ class Connections:
     def deadline(
         self, connection: Connection, expire: Callable[[], None]
     ) -> asyncio.TimerHandle | None:
-        """The timer of what a connection waits for."""
+        """Start the timer of a connection's phase."""
         seconds = self.seconds(connection.phase)
         return None if seconds is None else connection.loop.call_later(seconds, expire)
 
@@ -265,34 +268,35 @@ class Connections:
         most = self.settings.max_incomplete_per_address
         if most is None or self.settings.trusts(connection.address):
             return
-        same = [one for one in self._incomplete if one.address == connection.address]
+        same = [other for other in self._incomplete if other.address == connection.address]
         if len(same) >= most:
-            same[0].give_way("address")
+            same[0].close_now("address")
 
-    def _forget(self, connection: Connection) -> None:
-        for each in (self._incomplete, self._idle, self._answered, self._closing):
-            each.pop(connection, None)
+    def _discard(self, connection: Connection) -> None:
+        for phase in (self._incomplete, self._idle, self._answered, self._closing):
+            phase.pop(connection, None)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
 
-def file_room() -> int:
-    """How many connections the operating system lets this process have.
+def connection_limit() -> int:
+    """How many connections this process may open under the operating system's limit on files.
 
     Raises:
-        BacoError: too few.
+        BacoError: the limit is too low.
     """
     try:
         import resource
     except ImportError:  # on Windows, which sets no such limit
-        return WITHOUT_LIMIT
+        return NO_FILE_LIMIT
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
-        return WITHOUT_LIMIT
+        return NO_FILE_LIMIT
     taken = psutil.Process().num_fds() + SPARE_FILES
-    if most - taken < FEWEST:
+    if most - taken < MIN_CONNECTIONS:
         raise BacoError(
-            f"this process may open {most} files and needs {taken + FEWEST}: raise ulimit -n"
+            f"this process may open {most} files and needs {taken + MIN_CONNECTIONS}: "
+            "raise ulimit -n"
         )
-    return min(most - taken, WITHOUT_LIMIT)
+    return min(most - taken, NO_FILE_LIMIT)

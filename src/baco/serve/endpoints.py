@@ -1,4 +1,4 @@
-"""``/v1``: OpenAI's endpoints, on answers that a driver decodes."""
+"""The endpoints under ``/v1``, as in OpenAI's API."""
 
 import asyncio
 import time
@@ -17,10 +17,10 @@ from baco.serve import errors
 from baco.serve.choices import Choice
 from baco.serve.engine_thread import EngineThread
 from baco.serve.errors import ErrorBody
-from baco.serve.formats import ChatShape, Shape, TextShape
+from baco.serve.formats import ChatFormatter, Formatter, TextFormatter
 from baco.serve.metrics import Metrics
 from baco.serve.parse_request import ParsedRequest, RequestParser
-from baco.serve.request_models import Asked, ChatRequest, CompletionRequest
+from baco.serve.request_models import ChatRequest, CompletionRequest, GenerationRequest
 from baco.serve.response_models import (
     ChatReply,
     ModelCard,
@@ -31,7 +31,7 @@ from baco.serve.response_models import (
 )
 from baco.serve.scoring import Scores
 from baco.serve.settings import Settings
-from baco.serve.stream import Answers, unless_gone
+from baco.serve.stream import Answers, unless_disconnected
 from baco.source import MODELS
 
 _FAILURES = (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
@@ -45,12 +45,12 @@ class Endpoints:
     def __init__(
         self,
         baco: Baco,
-        driver: EngineThread,
-        asking: RequestParser,
+        engine_thread: EngineThread,
+        parser: RequestParser,
         settings: Settings,
         metrics: Metrics,
     ) -> None:
-        self._pair, self._driver, self._asking = baco.pair, driver, asking
+        self._pair, self._engine_thread, self._parser = baco.pair, engine_thread, parser
         self._settings, self._metrics, self._since = settings, metrics, int(time.time())
 
     def router(self) -> APIRouter:
@@ -76,96 +76,96 @@ class Endpoints:
 
     async def models(self) -> ModelList:
         """List the names that requests may give as their model."""
-        return ModelList(data=[self._card(name) for name in self._asking.models()])
+        return ModelList(data=[self._card(name) for name in self._parser.models()])
 
     async def model(self, model: str) -> ModelCard:
         """One of these names, or any router's spelling after ``baco/``."""
-        self._asking.router_of(model)
+        self._parser.router_of(model)
         return self._card(model)
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
-        question = self._asking.chat(body)
-        logprobs = question.params.logprobs is not None
-        choices = [Choice(self._pair, question.explain) for _ in range(question.params.n)]
-        shape = ChatShape(body.model, logprobs)
-        return await self._answer(request, body, question, shape, choices)
+        parsed = self._parser.chat(body)
+        logprobs = parsed.params.logprobs is not None
+        choices = [Choice(self._pair, parsed.explain) for _ in range(parsed.params.n)]
+        formatter = ChatFormatter(body.model, logprobs)
+        return await self._answer(request, body, parsed, formatter, choices)
 
     async def completion(self, request: Request, body: CompletionRequest) -> Response:
-        """Continue texts, or tell how likely they are."""
+        """Continue texts, or score them (``echo``)."""
         if body.echo:
             return await self._score(request, body)
-        question = self._asking.completion(body)
-        logprobs = question.params.logprobs is not None
+        parsed = self._parser.completion(body)
+        logprobs = parsed.params.logprobs is not None
         choices = [
             Choice(
                 self._pair,
-                question.explain,
+                parsed.explain,
                 ids=bool(body.return_token_ids),
                 named=bool(body.return_tokens_as_token_ids),
             )
-            for _ in question.prompts
-            for _ in range(question.params.n)
+            for _ in parsed.prompts
+            for _ in range(parsed.params.n)
         ]
-        shape = TextShape(body.model, logprobs)
-        return await self._answer(request, body, question, shape, choices)
+        formatter = TextFormatter(body.model, logprobs)
+        return await self._answer(request, body, parsed, formatter, choices)
 
     async def _score(self, request: Request, body: CompletionRequest) -> Response:
-        echo = self._asking.echo(body)
-        request.state.entry["router"] = echo.half.capitalize()
+        echo = self._parser.echo(body)
+        request.state.entry["router"] = echo.source.capitalize()
         if self._settings.log_prompts:
             request.state.entry["prompts"] = echo.prompts
-        scores = Scores(self._pair, self._driver, echo, self._settings.timeout)
-        choices = await unless_gone(request, scores.choices())
-        read = request.state.entry["prompt_tokens"] = scores.tokens
-        usage = Usage(prompt_tokens=read, completion_tokens=0, total_tokens=read)
-        return await _json(TextShape(body.model, True), choices, usage)
+        scores = Scores(self._pair, self._engine_thread, echo, self._settings.timeout)
+        choices = await unless_disconnected(request, scores.choices())
+        tokens = request.state.entry["prompt_tokens"] = scores.tokens
+        usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
+        return await _json(TextFormatter(body.model, True), choices, usage)
 
     def _card(self, name: str) -> ModelCard:
-        only = self._asking.router_of(name).only
-        halves = [getattr(self._pair, half) for half in MODELS if only in (half, None)]
-        room = min(half.context for half in halves)
-        bounded = room if room < UNBOUNDED else None
+        only = self._parser.router_of(name).only
+        sources = [source for source in MODELS if only in (source, None)]
+        context = min(getattr(self._pair, source).context for source in sources)
+        bounded = context if context < UNBOUNDED else None
         return ModelCard(id=name, created=self._since, max_model_len=bounded)
 
     async def _answer(
         self,
         request: Request,
-        body: Asked,
-        question: ParsedRequest,
-        shape: Shape,
+        body: GenerationRequest,
+        parsed: ParsedRequest,
+        formatter: Formatter,
         choices: list[Choice],
     ) -> Response:
         entry = request.state.entry
-        self._note(entry, body, question)
-        answers = Answers(self._pair, self._driver, question, self._settings.timeout)
-        telling = Telling(answers, choices, self._metrics, entry)
+        self._note(entry, body, parsed)
+        answers = Answers(self._pair, self._engine_thread, parsed, self._settings.timeout)
+        recorder = AnswerRecorder(answers, choices, self._metrics, entry)
         try:
-            await unless_gone(request, telling.accepted())
+            await unless_disconnected(request, recorder.accepted())
             if not body.stream:
-                await unless_gone(request, telling.whole())
-                whole = (shape.whole(index, choice) for index, choice in enumerate(choices))
-                return await _json(shape, whole, telling.usage())
+                await unless_disconnected(request, recorder.whole())
+                whole = (formatter.whole(index, choice) for index, choice in enumerate(choices))
+                return await _json(formatter, whole, recorder.usage())
         except BaseException:
             answers.cancel()
             raise
         counted = body.stream_options is not None and bool(body.stream_options.include_usage)
-        return EventStream(answers, _events(telling, shape, counted))
+        return EventStream(answers, _events(recorder, formatter, counted))
 
-    def _note(self, entry: dict[str, Any], body: Asked, question: ParsedRequest) -> None:
-        """Tell the access log what is asked."""
+    def _note(self, entry: dict[str, Any], body: GenerationRequest, parsed: ParsedRequest) -> None:
+        """Add the request to the access log."""
         entry |= {
-            "router": question.router.spelling,
-            "n": question.params.n * len(question.prompts),
-            "seed": question.params.seed,
+            "router": parsed.router.spelling,
+            "n": parsed.params.n * len(parsed.prompts),
+            "seed": parsed.params.seed,
             "stream": bool(body.stream),
         }
         if self._settings.log_prompts:
-            entry["prompts"] = question.prompts
+            entry["prompts"] = parsed.prompts
 
 
-class Telling:
-    """A request's answers while they are told, counted for the metrics and the access log."""
+class AnswerRecorder:
+    """Counts a request's answers for the metrics and the access log while they are sent."""
 
     def __init__(
         self, answers: Answers, choices: list[Choice], metrics: Metrics, entry: dict[str, Any]
@@ -183,12 +183,12 @@ class Telling:
         self._entry["prompt_tokens"] = self._answers.prompt_tokens
 
     async def chunks(self) -> AsyncIterator[tuple[int, Chunk, Provenance]]:
-        """Every chunk, with its choice's index and how the choice stands with it."""
-        self._entry["outcome"] = "gone"  # unless it comes to another end
+        """Every chunk, with the index of its choice and the choice's provenance so far."""
+        self._entry["outcome"] = "gone"  # the client, unless another outcome follows
         try:
             async for index, chunk in self._answers.chunks():
                 self._count(chunk)
-                yield index, chunk, self.choices[index].take(chunk)
+                yield index, chunk, self.choices[index].add(chunk)
             self._entry["outcome"] = "told"
         except Exception:
             self._entry["outcome"] = "failed"
@@ -197,7 +197,7 @@ class Telling:
     def _count(self, chunk: Chunk) -> None:
         if not self._tokens and chunk.tokens:
             self._metrics.first_token.observe(time.perf_counter() - self._answers.started)
-        self._metrics.heard(chunk)
+        self._metrics.count(chunk)
         self._tokens += len(chunk.tokens)
         self._base += sum(token.source == "base" for token in chunk.tokens)
         self._entry["tokens"] = self._tokens
@@ -209,14 +209,15 @@ class Telling:
             pass
 
     def usage(self) -> Usage:
-        """What was counted, once all answers have ended."""
-        kept = [choice.completion for choice in self.choices if choice.completion is not None]
-        said, prompt = sum(len(one.token_ids) for one in kept), self._answers.prompt_tokens
-        return Usage(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)
+        """The counted tokens, once all answers have ended."""
+        ended = [choice.completion for choice in self.choices if choice.completion is not None]
+        prompt = self._answers.prompt_tokens
+        answers = sum(len(completion.token_ids) for completion in ended)
+        return Usage(prompt_tokens=prompt, completion_tokens=answers, total_tokens=prompt + answers)
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; however it ends, answers that have not ended are given up."""
+    """Server-sent events. When the stream ends in any way, unfinished answers are cancelled."""
 
     def __init__(self, answers: Answers, events: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -230,34 +231,36 @@ class EventStream(StreamingResponse):
             self._answers.cancel()
 
 
-async def _json(shape: Shape, choices: Iterable[BaseModel], usage: Usage) -> Response:
-    """A whole reply, written choice by choice: between two of them others have their turn."""
+async def _json(formatter: Formatter, choices: Iterable[BaseModel], usage: Usage) -> Response:
+    """A whole reply. Other requests run between two choices, since long ones take time to write."""
     written = []
     for choice in choices:
         written.append(choice.model_dump_json())
         await asyncio.sleep(0)
-    reply = shape.reply(usage).model_dump_json()
-    # No text can hold these characters: quotes are escaped in it.
+    reply = formatter.reply(usage).model_dump_json()
+    # These characters occur in no text, because quotes in texts are escaped.
     reply = reply.replace('"choices":[]', f'"choices":[{",".join(written)}]', 1)
     return Response(reply, media_type="application/json")
 
 
-async def _events(telling: Telling, shape: Shape, counted: bool) -> AsyncIterator[str]:
-    for index in range(len(telling.choices)):
-        opening = shape.opening(index)
+async def _events(
+    recorder: AnswerRecorder, formatter: Formatter, counted: bool
+) -> AsyncIterator[str]:
+    for index in range(len(recorder.choices)):
+        opening = formatter.opening(index)
         if opening is not None:
             yield _event(opening)
     try:
-        async for index, chunk, told in telling.chunks():
-            yield _event(shape.chunk(index, telling.choices[index], chunk, told))
+        async for index, chunk, provenance in recorder.chunks():
+            yield _event(formatter.chunk(index, recorder.choices[index], chunk, provenance))
     except Exception as error:
         _, problem = errors.problem_of(error)
         yield _event(ErrorBody(error=problem))
         return
     if counted:
-        yield _event(shape.counted(telling.usage()))
+        yield _event(formatter.counted(recorder.usage()))
     yield "data: [DONE]\n\n"
 
 
-def _event(told: BaseModel) -> str:
-    return f"data: {told.model_dump_json()}\n\n"
+def _event(content: BaseModel) -> str:
+    return f"data: {content.model_dump_json()}\n\n"

@@ -1,10 +1,10 @@
-"""The one thread that owns the decoder: it admits, steps and cancels what other threads ask for.
+"""The thread that owns the decoder. Other threads submit and cancel jobs, which it decodes.
 
-Prompts are rendered and tokenised in threads of their own. Between two steps it takes up a bounded
-number of requests, so that neither many of them nor long ones keep running answers waiting.
+Prompts are rendered and tokenised in threads of their own. Between two steps the engine thread
+starts and cancels a bounded number of answers, so that running answers are not delayed.
 
-It knows nothing of HTTP. A prompt that breaks a step ends alone: the decoder's engine sees to that.
-Where the decoder itself fails, all its jobs end, and the next one gets another decoder.
+This module knows nothing of HTTP. A prompt that breaks a step fails alone (`IsolatingEngine`). If
+the decoder itself fails, all its jobs end and the next job gets a new decoder.
 """
 
 import logging
@@ -21,32 +21,34 @@ from baco.serve.job import Job
 
 log = logging.getLogger("baco.serve")
 
-# Answers that are taken up, or given up, between two steps; one request may be of more.
-MOST_TAKEN = 64
-# Characters of a prompt that counts as long: these are prepared one after the other, apart from
-# the others.
+# Answers that are started or cancelled between two steps. A single request may have more.
+MAX_ANSWERS_PER_STEP = 64
+# Prompts of more characters are prepared in a thread of their own, so that they do not delay short
+# ones.
 _LONG = 2**16
 
 
 class QueueFullError(Exception):
-    """More prompts are open than the driver was told to hold."""
+    """The limit on open prompts is reached."""
 
 
-class GivenUpError(Exception):
-    """A job was given up while it was prepared."""
+class JobCancelledError(Exception):
+    """A job was cancelled while its prompt was prepared."""
 
 
 class ClosedError(Exception):
-    """The driver takes no more jobs."""
+    """The engine thread is closing and accepts no jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy a driver is, and what its drafts came to.
+    """How busy the engine thread is, and how many draft tokens were accepted.
 
     Attributes:
-        waiting, running: answers without and with a row in the batch.
-        drafted, accepted: tokens since the start.
+        waiting: answers that have no row in the batch yet.
+        running: answers in the batch.
+        drafted: draft tokens since the start.
+        accepted: accepted ones.
     """
 
     waiting: int = 0
@@ -57,26 +59,26 @@ class Load:
 
 @dataclass
 class EngineThread:
-    """Steps a decoder for as long as there is work.
+    """Steps a decoder while there is work.
 
     Attributes:
-        make: builds an empty decoder; called in the thread that owns it.
-        most: how many jobs may be open at once, waiting ones included.
-        load: how it was after the latest step.
+        make: builds a decoder; called in the engine thread.
+        max_open: limit on open jobs, waiting ones included.
+        load: after the latest step.
     """
 
     make: Callable[[], Decoder]
-    most: int
+    max_open: int
     load: Load = field(default_factory=Load, init=False)
-    # What is to be done in the decoder's thread, and how many answers it is about.
-    _asked: SimpleQueue[tuple[int, Callable[[], None]]] = field(
+    # Functions to call in the engine thread, each with the number of answers it concerns.
+    _work: SimpleQueue[tuple[int, Callable[[], None]]] = field(
         default_factory=SimpleQueue, init=False
     )
     _open: set[Job] = field(default_factory=set, init=False)
     _closing: bool = field(default=False, init=False)
     _decoder: Decoder | None = field(default=None, init=False)
     _jobs: dict[int, Job] = field(default_factory=dict, init=False)
-    _past: Load = field(default_factory=Load, init=False)
+    _previous: Load = field(default_factory=Load, init=False)
     _stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -88,48 +90,48 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs from any thread, all or none; what goes wrong later is delivered.
+        """Queue jobs from any thread, all or none. Later errors are delivered to the jobs.
 
         Raises:
-            QueueFullError: more would be open than may be.
-            ClosedError: the driver is being closed.
+            QueueFullError: more than ``max_open`` jobs would be open.
+            ClosedError: the engine thread is closing.
         """
         new = list(jobs)
         with self._changed:
             if self._closing:
                 raise ClosedError
-            if self.open + len(new) > self.most:
+            if self.open + len(new) > self.max_open:
                 raise QueueFullError
             self._open.update(new)
         for job in new:
             if job.prepare is None:
-                self._ask(job, self._take)
+                self._enqueue(job, self._start)
             else:
-                lane = self._long if job.size > _LONG else self._short
-                lane.submit(self._prepare, job)
+                executor = self._long if job.size > _LONG else self._short
+                executor.submit(self._prepare, job)
 
     def cancel(self, job: Job) -> None:
-        """Give a job up from any thread; its rows leave the batch before the next step."""
+        """Cancel a job from any thread. Its rows leave the batch before the next step."""
         if job in self._open:
-            self._ask(job, self._give_up)
+            self._enqueue(job, self._cancel_job)
 
     def drain(self) -> None:
-        """Take no more jobs; the open ones go on."""
+        """Accept no more jobs; open jobs continue."""
         with self._changed:
             self._closing = True
 
     def close(self, grace: float = 0) -> None:
-        """Take no more jobs and stop the thread once all are ended, or after ``grace`` seconds.
+        """Accept no more jobs. Stop once all have ended, or after ``grace`` seconds.
 
-        A job that is still open then is told so with a `ClosedError`.
+        Jobs that are still open then end with a `ClosedError`.
         """
         self.drain()
         with self._changed:
             self._changed.wait_for(lambda: not self.open, grace)
-        self._asked.put((0, self._stop))
+        self._work.put((0, self._stop))
         self._thread.join()
-        for lane in (self._short, self._long):
-            lane.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._short, self._long):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def open(self) -> int:
@@ -138,50 +140,48 @@ class EngineThread:
 
     @property
     def closing(self) -> bool:
-        """Has it been told to take no more jobs?"""
+        """Whether it accepts no more jobs."""
         return self._closing
 
-    def _ask(self, job: Job, work: Callable[[Job], None]) -> None:
-        """Have something done for a job in the decoder's thread."""
-        self._asked.put((job.answers, partial(work, job)))
+    def _enqueue(self, job: Job, work: Callable[[Job], None]) -> None:
+        """Call ``work`` with a job in the engine thread."""
+        self._work.put((job.answers, partial(work, job)))
 
     def _prepare(self, job: Job) -> None:
-        """Prepare a job, in a thread for that, and have it taken; what goes wrong ends it."""
+        """Prepare a job in a thread for prompts, then start it; an error ends it."""
 
-        def going_on() -> None:
+        def check_open() -> None:
             if job not in self._open:
-                raise GivenUpError
+                raise JobCancelledError
 
         assert job.prepare is not None
         try:
-            going_on()
-            job.prepare(going_on)
-        except GivenUpError:
+            check_open()
+            job.prepare(check_open)
+        except JobCancelledError:
             return
         except Exception as error:
-            self._ask(job, partial(self._end, error=error))
+            self._enqueue(job, partial(self._fail, error=error))
             return
-        self._ask(job, self._take)
+        self._enqueue(job, self._start)
 
     def _run(self) -> None:
         while not self._stopped:
-            self._take_up()
+            self._run_queued()
             if self._busy:
                 self._step()
-            self._measure()
+            self._update_load()
 
-    def _take_up(self) -> None:
-        """Do what was asked, in order, but no more than a bounded amount; wait for something to do
-        where there is nothing.
-        """
-        taken = 0
-        while taken < MOST_TAKEN and not self._stopped:
+    def _run_queued(self) -> None:
+        """Do queued work for a bounded number of answers; wait for work when idle."""
+        done = 0
+        while done < MAX_ANSWERS_PER_STEP and not self._stopped:
             try:
-                answers, work = self._asked.get(block=not self._busy and not taken)
+                answers, work = self._work.get(block=not self._busy and not done)
             except Empty:
                 return
             work()
-            taken += max(1, answers)
+            done += max(1, answers)
 
     @property
     def _busy(self) -> bool:
@@ -192,34 +192,34 @@ class EngineThread:
         try:
             chunks = self._decoder.step()
         except Exception as error:
-            self._give_up_decoder(error)
+            self._discard_decoder(error)
             return
-        told: list[Chunk | Scored] = [*chunks, *self._decoder.scored()]
-        for chunk in told:
-            self._tell(chunk)
-        # Only now: several answers to a prompt may end in one step.
-        for ticket in {chunk.prompt for chunk in told} & self._jobs.keys():
+        results: list[Chunk | Scored] = [*chunks, *self._decoder.scored()]
+        for result in results:
+            self._deliver(result)
+        # After all are delivered: several answers to a prompt may end in one step.
+        for ticket in {result.prompt for result in results} & self._jobs.keys():
             if not self._decoder.holds(ticket):
-                self._forget(self._jobs[ticket])
+                self._remove(self._jobs[ticket])
 
-    def _give_up_decoder(self, error: Exception) -> None:
-        """End all jobs of a decoder that failed."""
+    def _discard_decoder(self, error: Exception) -> None:
+        """End all jobs of a failed decoder."""
         log.error("the decoder failed", exc_info=error)
         jobs = list(self._jobs.values())
-        self._measure()
-        self._past = Load(drafted=self.load.drafted, accepted=self.load.accepted)
+        self._update_load()
+        self._previous = Load(drafted=self.load.drafted, accepted=self.load.accepted)
         assert self._decoder is not None
         try:
-            self._decoder.close()  # an engine elsewhere would go on beside the next decoder
+            self._decoder.close()  # an engine elsewhere would keep running beside the next decoder
         except Exception:
             log.exception("the failed decoder could not be closed")
         self._decoder = None
         self._jobs.clear()
         for job in jobs:
             job.ticket = None
-            self._end(job, error)
+            self._fail(job, error)
 
-    def _take(self, job: Job) -> None:
+    def _start(self, job: Job) -> None:
         if job not in self._open:
             return
         try:
@@ -227,34 +227,34 @@ class EngineThread:
                 self._decoder = self.make()
             job.ticket = job.submit(self._decoder)
         except Exception as error:
-            self._end(job, error)
+            self._fail(job, error)
             return
         self._jobs[job.ticket] = job
 
-    def _give_up(self, job: Job) -> None:
+    def _cancel_job(self, job: Job) -> None:
         if job in self._open:
-            self._forget(job)
+            self._remove(job)
 
-    def _tell(self, chunk: Chunk | Scored) -> None:
-        job = self._jobs.get(chunk.prompt)
+    def _deliver(self, result: Chunk | Scored) -> None:
+        job = self._jobs.get(result.prompt)
         if job is None:
             return
         try:
-            job.deliver(chunk)
+            job.deliver(result)
         except Exception:
-            log.exception("nobody takes an answer any more")
-            self._give_up(job)
+            log.exception("an answer could not be delivered")
+            self._cancel_job(job)
 
-    def _end(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         if job not in self._open:
             return
-        self._forget(job)
+        self._remove(job)
         try:
             job.deliver(error)
         except Exception:
-            log.exception("nobody takes an error any more")
+            log.exception("an error could not be delivered")
 
-    def _forget(self, job: Job) -> None:
+    def _remove(self, job: Job) -> None:
         if job.ticket is not None and self._jobs.pop(job.ticket, None) is not None:
             assert self._decoder is not None
             self._decoder.cancel(job.ticket)
@@ -264,17 +264,17 @@ class EngineThread:
 
     def _stop(self) -> None:
         for job in list(self._open):
-            self._end(job, ClosedError())
+            self._fail(job, ClosedError())
         self._stopped = True
 
-    def _measure(self) -> None:
+    def _update_load(self) -> None:
         if self._decoder is None:
-            self.load = Load(0, 0, self._past.drafted, self._past.accepted)
+            self.load = Load(0, 0, self._previous.drafted, self._previous.accepted)
             return
         stats = self._decoder.engine.stats
         self.load = Load(
             self._decoder.waiting,
             self._decoder.running,
-            self._past.drafted + stats.drafted,
-            self._past.accepted + stats.accepted,
+            self._previous.drafted + stats.drafted,
+            self._previous.accepted + stats.accepted,
         )

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them, so that clients raise the exceptions they have for them."""
+"""Errors in the format of OpenAI's API, so that clients raise their usual exceptions."""
 
 import json
 import reprlib
@@ -15,23 +15,23 @@ from baco.errors import AnswerError, BacoError, DamagedLogitsError, UpstreamErro
 from baco.serve.engine_thread import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
-CLIENT_GONE = 499  # nginx's: nobody reads it but the access log
-MOST_SHOWN, MOST_TOLD = 80, 1000  # characters of a value and of a message
+CLIENT_GONE = 499  # nginx's status; it appears in the access log only
+MAX_SHOWN, MAX_MESSAGE = 80, 1000  # characters of a value and of a message
 _REFUSED = "baco_refused"
-# What OpenAI calls an error of a status; other 4xx are invalid_request_error, 5xx server_error.
+# OpenAI's error type by status. Other 4xx are invalid_request_error, 5xx are server_error.
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class UnknownModelError(Exception):
-    """No model of this server has the name that a request gives."""
+    """The server has no model of the requested name."""
 
 
 class ClientGoneError(Exception):
-    """Who asked no longer listens."""
+    """The client has disconnected."""
 
 
 class Problem(BaseModel):
-    """What went wrong."""
+    """One error."""
 
     message: str
     type: str
@@ -46,7 +46,7 @@ class ErrorBody(BaseModel):
 
 
 def problem_of(error: Exception) -> tuple[int, Problem]:
-    """Status and body of what ended a request; what nobody foresaw is 500 and tells no details."""
+    """Status and body for an exception. An unexpected one is 500 and reveals no details."""
     code = None
     match error:
         case AnswerError() | DamagedLogitsError():
@@ -56,13 +56,16 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
         case UnknownModelError():
             status, message, code = 404, str(error), "model_not_found"
         case QueueFullError():
-            status, message = 429, "the server holds as many requests as it may: try again"
+            status, message = 429, "the server has as many open requests as it allows: try again"
         case ClosedError():
-            status, message = 503, "the server is shutting down: ask another, or try again later"
+            status, message = (
+                503,
+                "the server is shutting down: use another one, or try again later",
+            )
         case UpstreamError():
             status, message = 502, str(error)
         case TimeoutError():
-            status, message = 504, "the answer took longer than this server lets a request take"
+            status, message = 504, "the answer took longer than the time limit of this server"
         case _:
             status, message = 500, "the server failed at this request; its log says how"
     return status, problem(status, message, code=code)
@@ -71,30 +74,30 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
 def problem(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Problem:
-    """A problem of the type that OpenAI gives a status; its message is made one printable line."""
+    """A problem with OpenAI's type for its status, and its message as one printable line."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     param = None if param is None else _printable(cut(param))
-    message = _printable(cut(message, MOST_TOLD))
+    message = _printable(cut(message, MAX_MESSAGE))
     return Problem(message=message, type=kind, param=param, code=code)
 
 
 def _printable(text: str) -> str:
-    """Line breaks, control characters and lone surrogates as escapes: clients print messages."""
+    """A text with line breaks, control characters and lone surrogates escaped, for terminals."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def response(status: int, told: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+def response(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error's whole response."""
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
-    body = ErrorBody(error=told).model_dump()
+    body = ErrorBody(error=problem).model_dump()
     return JSONResponse(body, status, retry | (headers or {}))
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of an app answered in OpenAI's shape."""
-    foreseen_errors = (
+    """Answer all errors of an app in OpenAI's format."""
+    expected = (
         BacoError,
         UnknownModelError,
         QueueFullError,
@@ -103,14 +106,14 @@ def install(app: FastAPI) -> None:
         UpstreamError,
         AnswerError,
     )
-    for foreseen in foreseen_errors:
-        app.add_exception_handler(foreseen, _on_foreseen)
+    for kind in expected:
+        app.add_exception_handler(kind, _on_expected)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientGoneError, _on_gone)
 
 
-async def _on_foreseen(_: Request, error: Exception) -> Response:
+async def _on_expected(_: Request, error: Exception) -> Response:
     return response(*problem_of(error))
 
 
@@ -120,18 +123,18 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    # Not request.url, which cannot be had where the Host header is not a host.
+    # Not request.url, which fails if the Host header is not a host.
     path = cut(request.scope["path"])
     messages = {404: f"there is no {path} here", 405: f"{path} takes no {request.method}"}
     message = messages.get(error.status_code, str(error.detail))
     if error.status_code == 400 and error.__cause__ is not None:
         message = f"the body cannot be read as JSON: {_fault(error.__cause__)}"
-    told = problem(error.status_code, message)
-    return response(error.status_code, told, dict(error.headers or {}))
+    body = problem(error.status_code, message)
+    return response(error.status_code, body, dict(error.headers or {}))
 
 
 def _fault(error: BaseException) -> str:
-    """What is wrong with a body that a JSON parser gave up on."""
+    """Why a body cannot be parsed as JSON."""
     match error:
         case UnicodeDecodeError():
             return "it is not valid UTF-8"
@@ -144,17 +147,17 @@ def _fault(error: BaseException) -> str:
 
 
 def refused(fault: str, field: str) -> PydanticCustomError:
-    """An error of a validator, with its own words.
+    """A validation error with a message of ours.
 
     Args:
-        fault: what is wrong, as what follows a field's name in a sentence.
-        field: its name, from the part of the body on that the validator checks.
+        fault: the message without the field's name, which comes first.
+        field: the field's name, relative to the part of the body that is validated.
     """
     return PydanticCustomError(_REFUSED, "{fault}", {"fault": fault, "field": field})
 
 
 async def _on_invalid(_: Request, error: Exception) -> Response:
-    """One line on the first thing that is wrong."""
+    """The first fault, in one line."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:] if _is_place(part)]
@@ -178,20 +181,20 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 
 
 def _is_place(part: int | str) -> bool:
-    """Is a part of an error's place one of the body's, or the name of a type that was tried?"""
+    """Whether a part of an error's location is in the body, rather than the name of a type."""
     return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
 _short = reprlib.Repr()
-_short.maxstring = _short.maxlong = _short.maxother = MOST_SHOWN
+_short.maxstring = _short.maxlong = _short.maxother = MAX_SHOWN
 _short.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value as an error repeats it: on one line, and not all of it where it is long."""
+    """A value for a message: on one line, and shortened if it is long."""
     return cut(_short.repr(value))
 
 
-def cut(text: str, most: int = MOST_SHOWN) -> str:
-    """A text as an error repeats it: not all of it where it is long."""
+def cut(text: str, most: int = MAX_SHOWN) -> str:
+    """A text for a message: shortened if it is long."""
     return text if len(text) <= most else text[: most - 1] + "…"

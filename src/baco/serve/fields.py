@@ -1,26 +1,26 @@
-"""Fields that clients of other servers send, and what becomes of each.
+"""Fields that clients of other servers send, and how this server treats each.
 
-A field is accepted where ignoring it changes nothing that was asked for, and refused elsewhere: an
-answer must be what was asked for. ``null`` always means nothing. `docs/serve.md` has these tables.
+A value is accepted if ignoring it changes nothing that the client asks for, and refused otherwise.
+``null`` means: not given. `docs/serve.md` has these tables.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-# Every value is accepted: the field changes no answer.
+# All values are accepted: the field changes no answer.
 ANY: Final = None
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """Fields of other servers that share a fate.
+class ForeignField:
+    """Fields of other servers that are treated alike.
 
     Attributes:
         names: of the fields.
-        accepted: the values that mean nothing here, or ANY.
-        reason: why these mean nothing, and why all others are refused, as the end of a sentence
-            that begins with the field's name and value.
+        accepted: the values without effect here, or ANY.
+        reason: why these have no effect and others are refused; ends a message that begins with
+            the field's name and value.
     """
 
     names: str
@@ -28,14 +28,14 @@ class Foreign:
     reason: str
 
     def accepts(self, value: Any) -> bool:
-        """Does a value mean nothing here?"""
+        """Whether a value is accepted."""
         if value is None or self.accepted is None:
             return True
         return any(_equal(value, neutral) for neutral in self.accepted)
 
 
 def _equal(value: Any, neutral: Any) -> bool:
-    """Equal as in JSON, where 1 is 1.0, but not true."""
+    """Equality as in JSON: 1 equals 1.0, but not true."""
     if isinstance(neutral, bool) or isinstance(value, bool):
         return value is neutral
     if isinstance(neutral, int):
@@ -55,14 +55,14 @@ _ELSEWHERE = "this belongs to another server's machinery"
 
 # Of both endpoints.
 COMMON = (
-    # Accepted whatever they are.
-    Foreign(
+    # Any value.
+    ForeignField(
         "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_options "
         "prompt_cache_retention id chat_id session_id request_id rid extra_key cache_salt priority",
         ANY,
         "names the request or its sender, or says how it is billed, cached or put in order",
     ),
-    Foreign(
+    ForeignField(
         "cache_prompt id_slot n_keep n_discard num_ctx truncation_length truncation_side "
         "keep_alive speculative_ngram stream_interval timings_per_token return_progress "
         "return_mm_kwargs spaces_between_special_tokens routed_experts_start_len "
@@ -72,104 +72,108 @@ COMMON = (
         ANY,
         "says how another server is to work; no answer changes",
     ),
-    Foreign(
+    ForeignField(
         "dynatemp_exponent dynatemp_low dynatemp_high dynatemp_min dynatemp_max smoothing_curve "
         "dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold "
         "mirostat_tau mirostat_eta repeat_last_n rep_pen_slope adaptive_decay",
         ANY,
         "shapes a sampler of another server whose own switch is refused where it is on",
     ),
-    # Accepted where they say what holds anyway.
-    Foreign("skip_special_tokens", (True,), "special tokens are never part of a text"),
-    Foreign(
+    # Values that say what holds anyway.
+    ForeignField("skip_special_tokens", (True,), "special tokens are never part of a text"),
+    ForeignField(
         "include_stop_str_in_output no_stop_trim",
         (False,),
         "a stop string is cut off the answer",
     ),
-    Foreign("ignore_eos ban_eos_token", (False,), "an end token of either model ends the answer"),
-    Foreign(
+    ForeignField(
+        "ignore_eos ban_eos_token", (False,), "an end token of either model ends the answer"
+    ),
+    ForeignField(
         "min_tokens min_length minimum_message_content_tokens",
         (0,),
         "an answer may be as short as the models make it",
     ),
-    Foreign("stop_token_ids", ([],), "an answer stops at strings (stop) and at end tokens"),
-    Foreign("stop_regex", ("", []), "an answer stops at strings (stop) and at end tokens"),
-    Foreign("use_beam_search early_stopping", (False,), _NO_SEARCH),
-    Foreign("num_beams length_penalty", (1,), _NO_SEARCH),
-    Foreign("penalty_alpha", (0,), _NO_SEARCH),
-    Foreign("do_sample", (True,), "give temperature 0 for the most likely token"),
-    Foreign(
+    ForeignField("stop_token_ids", ([],), "an answer stops at strings (stop) and at end tokens"),
+    ForeignField("stop_regex", ("", []), "an answer stops at strings (stop) and at end tokens"),
+    ForeignField("use_beam_search early_stopping", (False,), _NO_SEARCH),
+    ForeignField("num_beams length_penalty", (1,), _NO_SEARCH),
+    ForeignField("penalty_alpha", (0,), _NO_SEARCH),
+    ForeignField("do_sample", (True,), "give temperature 0 for the most likely token"),
+    ForeignField(
         "repeat_penalty rep_pen encoder_repetition_penalty",
         (1,),
         "give repetition_penalty, which counts the whole prompt and answer",
     ),
-    Foreign(
+    ForeignField(
         "repetition_penalty_range rep_pen_range",
         (0, -1),
         "repetition_penalty counts the whole prompt and answer",
     ),
-    Foreign(
+    ForeignField(
         "repetition_decay no_repeat_ngram_size",
         (0,),
         "give repetition_penalty, presence_penalty or frequency_penalty",
     ),
-    Foreign("repetition_detection", ({},), "give repetition_penalty or frequency_penalty"),
-    Foreign("typical_p typical typ_p tfs tfs_z", (1,), _NO_SAMPLER),
-    Foreign(
+    ForeignField("repetition_detection", ({},), "give repetition_penalty or frequency_penalty"),
+    ForeignField("typical_p typical typ_p tfs tfs_z", (1,), _NO_SAMPLER),
+    ForeignField(
         "top_a epsilon_cutoff eta_cutoff dynatemp_range smoothing_factor mirostat mirostat_mode "
         "dry_multiplier xtc_probability skew max_tokens_second",
         (0,),
         _NO_SAMPLER,
     ),
-    Foreign("top_n_sigma nsigma adaptive_target", (0, -1), _NO_SAMPLER),
-    Foreign("dynamic_temperature temperature_last", (False,), _NO_SAMPLER),
-    Foreign("sampler_priority sampler_order", ([],), _NO_SAMPLER),
-    Foreign("guidance_scale", (1,), "no answer is guided by a second prompt"),
-    Foreign("negative_prompt", ("",), "no answer is guided by a second prompt"),
-    Foreign("response_format", ({"type": "text"},), _NO_GRAMMAR),
-    Foreign(
+    ForeignField("top_n_sigma nsigma adaptive_target", (0, -1), _NO_SAMPLER),
+    ForeignField("dynamic_temperature temperature_last", (False,), _NO_SAMPLER),
+    ForeignField("sampler_priority sampler_order", ([],), _NO_SAMPLER),
+    ForeignField("guidance_scale", (1,), "no answer is guided by a second prompt"),
+    ForeignField("negative_prompt", ("",), "no answer is guided by a second prompt"),
+    ForeignField("response_format", ({"type": "text"},), _NO_GRAMMAR),
+    ForeignField(
         "grammar grammar_string json_schema regex ebnf guided_json guided_regex guided_choice "
         "guided_grammar structured_outputs",
         ("", [], {}),
         _NO_GRAMMAR,
     ),
-    Foreign("grammar_lazy", (False,), _NO_GRAMMAR),
-    Foreign(
+    ForeignField("grammar_lazy", (False,), _NO_GRAMMAR),
+    ForeignField(
         "bad_words banned_strings custom_token_bans logits_processors",
         ([], ""),
         _BY_BIAS,
     ),
-    Foreign("allowed_token_ids", (), _BY_BIAS),
-    Foreign("add_bos_token", (True,), "each model's own tokenizer opens the text"),
-    Foreign(
+    ForeignField("allowed_token_ids", (), _BY_BIAS),
+    ForeignField("add_bos_token", (True,), "each model's own tokenizer opens the text"),
+    ForeignField(
         "truncate_prompt_tokens",
         (),
         "a prompt that does not fit is refused, not cut",
     ),
-    Foreign(
+    ForeignField(
         "prompt_logprobs logprob_token_ids",
         (),
         "give echo with logprobs to /v1/completions for the log-probabilities of a prompt",
     ),
-    Foreign(
+    ForeignField(
         "return_hidden_states return_routed_experts return_cached_tokens_details return_tokens "
         "return_prompt_token_ids return_meta_info return_token_offsets return_prompt_text "
         "post_sampling_probs verbose",
         (False,),
         _NOT_TOLD,
     ),
-    Foreign("n_probs", (0,), "give logprobs"),
-    Foreign("response_fields", ([],), _NOT_TOLD),
-    Foreign("n_indent t_max_predict_ms", (0, -1), _ELSEWHERE),
-    Foreign("watermarking", (False,), _ELSEWHERE),
-    Foreign("lora lora_path", ([], ""), "the pair that is served answers; load an adapter with it"),
-    Foreign(
+    ForeignField("n_probs", (0,), "give logprobs"),
+    ForeignField("response_fields", ([],), _NOT_TOLD),
+    ForeignField("n_indent t_max_predict_ms", (0, -1), _ELSEWHERE),
+    ForeignField("watermarking", (False,), _ELSEWHERE),
+    ForeignField(
+        "lora lora_path", ([], ""), "the pair that is served answers; load an adapter with it"
+    ),
+    ForeignField(
         "vllm_xargs custom_params session_params kv_transfer_params ec_transfer_params "
         "media_io_kwargs mm_processor_kwargs images_config",
         ({},),
         _ELSEWHERE,
     ),
-    Foreign(
+    ForeignField(
         "custom_logit_processor bootstrap_host bootstrap_port bootstrap_room input_ids "
         "prompt_embeds moderation",
         (),
@@ -179,35 +183,35 @@ COMMON = (
 
 # Of conversations.
 CHAT = (
-    Foreign("parallel_tool_calls parse_tool_calls", ANY, _NO_TOOLS),
-    Foreign("tools functions", ([],), _NO_TOOLS),
-    Foreign("tool_choice function_call", ("none", "auto"), _NO_TOOLS),
-    Foreign("web_search_options", (), _NO_TOOLS),
-    Foreign("modalities", (["text"],), _TEXT_ALONE),
-    Foreign("audio", (), _TEXT_ALONE),
-    Foreign("prediction", (), "the server drafts by itself"),
-    Foreign("reasoning_effort reasoning thinking enable_thinking task", (), _BY_TEMPLATE),
-    Foreign("thinking_token_budget reasoning_budget", (-1,), _BY_TEMPLATE),
-    Foreign("include_reasoning separate_reasoning stream_reasoning", (True,), _BY_TEMPLATE),
-    Foreign("reasoning_format", ("auto",), _BY_TEMPLATE),
-    Foreign("verbosity", (), "ask for it in the prompt"),
-    Foreign("chat_template", (), "whoever runs the server gives the template"),
-    Foreign("documents", ([],), "put them into the messages"),
-    Foreign("echo", (False,), "echo belongs to /v1/completions"),
-    Foreign(
+    ForeignField("parallel_tool_calls parse_tool_calls", ANY, _NO_TOOLS),
+    ForeignField("tools functions", ([],), _NO_TOOLS),
+    ForeignField("tool_choice function_call", ("none", "auto"), _NO_TOOLS),
+    ForeignField("web_search_options", (), _NO_TOOLS),
+    ForeignField("modalities", (["text"],), _TEXT_ALONE),
+    ForeignField("audio", (), _TEXT_ALONE),
+    ForeignField("prediction", (), "the server drafts by itself"),
+    ForeignField("reasoning_effort reasoning thinking enable_thinking task", (), _BY_TEMPLATE),
+    ForeignField("thinking_token_budget reasoning_budget", (-1,), _BY_TEMPLATE),
+    ForeignField("include_reasoning separate_reasoning stream_reasoning", (True,), _BY_TEMPLATE),
+    ForeignField("reasoning_format", ("auto",), _BY_TEMPLATE),
+    ForeignField("verbosity", (), "ask for it in the prompt"),
+    ForeignField("chat_template", (), "whoever runs the server gives the template"),
+    ForeignField("documents", ([],), "put them into the messages"),
+    ForeignField("echo", (False,), "echo belongs to /v1/completions"),
+    ForeignField(
         "return_token_ids return_tokens_as_token_ids",
         (False,),
         "token ids are told at /v1/completions",
     ),
-    Foreign("add_special_tokens", (False,), "the chat template writes them"),
+    ForeignField("add_special_tokens", (False,), "the chat template writes them"),
 )
 
 # Of texts to be continued.
 COMPLETION = (
-    Foreign("suffix", ("",), "texts are only continued"),
-    Foreign("add_special_tokens", (True,), "each model's own tokenizer opens the text"),
-    Foreign("chat_template_kwargs", ({},), "texts are read as they are; give messages"),
-    Foreign(
+    ForeignField("suffix", ("",), "texts are only continued"),
+    ForeignField("add_special_tokens", (True,), "each model's own tokenizer opens the text"),
+    ForeignField("chat_template_kwargs", ({},), "texts are read as they are; give messages"),
+    ForeignField(
         "continue_final_message add_generation_prompt",
         (False,),
         "texts are read as they are; give messages",
@@ -216,27 +220,27 @@ COMPLETION = (
 
 # Of a message of a conversation.
 MESSAGE = (
-    Foreign(
+    ForeignField(
         "id name cache_control reasoning reasoning_content reasoning_details thinking "
         "thinking_blocks provider_specific_fields created_at createdAt timestamp weight",
         ANY,
         "no part of what the models read",
     ),
-    Foreign("tool_calls", ([],), _NO_TOOLS),
-    Foreign("function_call tool_call_id", (), _NO_TOOLS),
-    Foreign("audio", (), _TEXT_ALONE),
-    Foreign("images", ([],), _TEXT_ALONE),
-    Foreign("annotations", ([],), "no annotations are read"),
-    Foreign("refusal parsed", (), "a message is its content"),
+    ForeignField("tool_calls", ([],), _NO_TOOLS),
+    ForeignField("function_call tool_call_id", (), _NO_TOOLS),
+    ForeignField("audio", (), _TEXT_ALONE),
+    ForeignField("images", ([],), _TEXT_ALONE),
+    ForeignField("annotations", ([],), "no annotations are read"),
+    ForeignField("refusal parsed", (), "a message is its content"),
 )
 
 # Of a part of a message.
-PART = (Foreign("id cache_control", ANY, "no part of what the models read"),)
+PART = (ForeignField("id cache_control", ANY, "no part of what the models read"),)
 
 # Of stream_options.
 STREAM = (
-    Foreign("include_obfuscation", ANY, "streams are not padded"),
-    Foreign("continuous_usage_stats", (False,), "a stream's last chunk tells the usage"),
+    ForeignField("include_obfuscation", ANY, "streams are not padded"),
+    ForeignField("continuous_usage_stats", (False,), "a stream's last chunk tells the usage"),
 )
 
 # Other names of a field, as other servers have them.
@@ -249,6 +253,6 @@ ALIASES = {
 }
 
 
-def by_name(*tables: tuple[Foreign, ...]) -> Mapping[str, Foreign]:
+def by_name(*tables: tuple[ForeignField, ...]) -> Mapping[str, ForeignField]:
     """The entries of tables, by each field's name."""
     return {name: entry for table in tables for entry in table for name in entry.names.split()}

@@ -1,4 +1,4 @@
-"""The two shapes of OpenAI's API that answers are told in: chat completions and completions."""
+"""Formats answers as the two endpoints of OpenAI's API do: chat completions and completions."""
 
 import time
 import uuid
@@ -24,31 +24,31 @@ from baco.serve.response_models import (
 )
 
 
-class Shape(Protocol):
-    """Tells one request's answers; indices are those of its choices."""
+class Formatter(Protocol):
+    """Formats the answers to one request; indices are those of its choices."""
 
     def opening(self, index: int, /) -> Reply | None:
-        """What a stream begins a choice with."""
+        """The chunk that opens a choice of a stream; None if there is none."""
 
-    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
-        """A piece of a choice."""
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, provenance: Provenance) -> Reply:
+        """A chunk of a choice."""
 
     def counted(self, usage: Usage) -> Reply:
-        """A stream's last word, if asked."""
+        """The last chunk of a stream, with the usage."""
 
     def whole(self, index: int, choice: Choice) -> BaseModel:
-        """A choice that has ended."""
+        """A choice whose answer has ended."""
 
     def reply(self, usage: Usage) -> Reply:
-        """What stands around all choices at once."""
+        """The reply, still without its choices."""
 
 
 def _head(prefix: str, model: str) -> dict[str, Any]:
-    """What all replies to a request begin with."""
+    """The fields that all replies to a request share."""
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
-class ChatShape:
+class ChatFormatter:
     """``/v1/chat/completions``."""
 
     def __init__(self, model: str, logprobs: bool) -> None:
@@ -60,13 +60,13 @@ class ChatShape:
             [ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)]
         )
 
-    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, provenance: Provenance) -> Reply:
         part = ChatChunkChoice(
             index=index,
             delta=Delta(content=chunk.text) if chunk.text else Delta(),
             logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
             finish_reason=chunk.finish_reason,
-            baco=told,
+            baco=provenance,
         )
         return self._chunk([part])
 
@@ -90,7 +90,7 @@ class ChatShape:
         )
 
 
-class TextShape:
+class TextFormatter:
     """``/v1/completions``."""
 
     def __init__(self, model: str, logprobs: bool) -> None:
@@ -99,7 +99,7 @@ class TextShape:
     def opening(self, _: int) -> None:
         return None
 
-    def chunk(self, index: int, choice: Choice, chunk: Chunk, told: Provenance) -> Reply:
+    def chunk(self, index: int, choice: Choice, chunk: Chunk, provenance: Provenance) -> Reply:
         first = len(choice.tokens) == len(chunk.tokens)
         part = TextChoice(
             index=index,
@@ -108,7 +108,7 @@ class TextShape:
             finish_reason=chunk.finish_reason,
             prompt_token_ids=self._prompt(choice) if first else None,
             token_ids=self._ids(choice, (token.id for token in chunk.tokens)),
-            baco=told,
+            baco=provenance,
         )
         return self._reply([part], None)
 

@@ -1,4 +1,4 @@
-"""One prompt while it is open."""
+"""A prompt that is queued or being decoded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,21 @@ from baco.outputs import Chunk
 
 Submit = Callable[[Decoder], int]
 Deliver = Callable[[Chunk | Scored | Exception], None]
-# Given what is to be called between pieces of work, which raises where the job was given up.
+# Gets a function to call between pieces of work, which raises if the job was cancelled.
 Prepare = Callable[[Callable[[], None]], None]
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A prompt and who hears of it.
+    """A prompt, and where its results go.
 
     Attributes:
-        submit: hands the prompt to a decoder and returns its ticket.
-        deliver: called from the decoder's thread with all that comes of it; with an exception, then
-            nothing more follows.
-        prepare: what is to be done before, in another thread than the decoder's.
-        size: characters of what is prepared; long prompts do not hold up short ones.
-        answers: that it asks for.
-        ticket: of the decoder that it is in, if it is in one.
+        submit: gives the prompt to a decoder and returns its ticket.
+        deliver: called in the engine thread with every result. An exception is the last one.
+        prepare: called before, in another thread.
+        size: characters to prepare; long prompts do not delay short ones.
+        answers: how many are asked for.
+        ticket: in the decoder; None before it is submitted.
     """
 
     submit: Submit

@@ -1,4 +1,4 @@
-"""What Prometheus may scrape."""
+"""The server's metrics, for Prometheus."""
 
 from collections.abc import Iterator
 
@@ -23,11 +23,11 @@ _SPEEDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
 class Metrics:
-    """Counts what a server does; reads what its driver knows when it is scraped."""
+    """Counters and histograms of a server; the engine thread's load is read at each scrape."""
 
-    def __init__(self, driver: EngineThread, connections: Connections) -> None:
+    def __init__(self, engine_thread: EngineThread, connections: Connections) -> None:
         self._registry = registry = CollectorRegistry()
-        registry.register(_DriverCollector(driver))
+        registry.register(_EngineThreadCollector(engine_thread))
         registry.register(_ConnectionsCollector(connections))
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -38,7 +38,7 @@ class Metrics:
             "Tokens of prompts, as the aligned model reads them.",
             registry=registry,
         )
-        self._tokens = Counter("baco_tokens", "Tokens said.", ["source"], registry=registry)
+        self._tokens = Counter("baco_tokens", "Tokens of answers.", ["source"], registry=registry)
         self._share = Histogram(
             "baco_answer_base_share",
             "Share of an answer's tokens whose source is base.",
@@ -60,15 +60,15 @@ class Metrics:
         )
         self._speed = Histogram(
             "baco_answer_tokens_per_second",
-            "Of an answer, from when its prompt was taken to its end.",
+            "Speed of an answer, from its prompt's start to its end.",
             buckets=_SPEEDS,
             registry=registry,
         )
         for source in ("base", "aligned"):
             self._tokens.labels(source)
 
-    def heard(self, chunk: Chunk) -> None:
-        """Count a chunk of an answer in."""
+    def count(self, chunk: Chunk) -> None:
+        """Count a chunk of an answer."""
         base = sum(token.source == "base" for token in chunk.tokens)
         self._tokens.labels("base").inc(base)
         self._tokens.labels("aligned").inc(len(chunk.tokens) - base)
@@ -80,29 +80,31 @@ class Metrics:
         self._speed.observe(completion.tokens_per_second)
 
     def page(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _DriverCollector(Collector):
-    def __init__(self, driver: EngineThread) -> None:
-        self._driver = driver
+class _EngineThreadCollector(Collector):
+    def __init__(self, engine_thread: EngineThread) -> None:
+        self._engine_thread = engine_thread
 
     def collect(self) -> Iterator[Metric]:
-        load = self._driver.load
+        load = self._engine_thread.load
         for name, help_, value in (
-            ("baco_prompts_open", "Prompts that have not ended.", self._driver.open),
+            ("baco_prompts_open", "Prompts that have not ended.", self._engine_thread.open),
             ("baco_answers_waiting", "Answers that have no row in the batch.", load.waiting),
             ("baco_answers_running", "Answers in the batch.", load.running),
             (
                 "baco_acceptance",
-                "Share of drafted tokens that stood, since the start.",
+                "Share of draft tokens that were accepted, since the start.",
                 load.accepted / load.drafted if load.drafted else 0.0,
             ),
         ):
             yield GaugeMetricFamily(name, help_, value)
         yield CounterMetricFamily("baco_drafted_tokens", "Tokens drafted.", load.drafted)
-        yield CounterMetricFamily("baco_accepted_tokens", "Drafts that stood.", load.accepted)
+        yield CounterMetricFamily(
+            "baco_accepted_tokens", "Draft tokens that were accepted.", load.accepted
+        )
 
 
 class _ConnectionsCollector(Collector):
@@ -110,15 +112,15 @@ class _ConnectionsCollector(Collector):
         self._connections = connections
 
     def collect(self) -> Iterator[Metric]:
-        open_ones = GaugeMetricFamily(
-            "baco_connections", "Open connections, by what they wait for.", labels=["phase"]
+        open_connections = GaugeMetricFamily(
+            "baco_connections", "Open connections by phase.", labels=["phase"]
         )
         for phase, count in self._connections.counts().items():
-            open_ones.add_metric([phase], count)
-        yield open_ones
+            open_connections.add_metric([phase], count)
+        yield open_connections
         closed = CounterMetricFamily(
             "baco_connections_closed",
-            "Connections that the server closed for a time limit or to make room.",
+            "Connections that the server closed, by reason.",
             labels=["reason"],
         )
         for reason, count in sorted(self._connections.closed.items()):

@@ -1,6 +1,6 @@
-"""What every request passes: the ledger that numbers and logs it, the gate that lets it in.
+"""ASGI middleware for all requests: the access log, API keys and the limit on bodies.
 
-Both are plain ASGI, so that a client's going away reaches the endpoints.
+It is plain ASGI, so that endpoints notice when a client disconnects.
 """
 
 import hashlib
@@ -25,22 +25,22 @@ from baco.text.control_characters import escaped, json_line
 log = logging.getLogger("baco.serve")
 access = logging.getLogger("baco.access")
 
-# The page asks for a key by itself, and a load balancer has none.
+# No key is needed here: the page asks for one itself, and a load balancer has none.
 OPEN = ("/", "/health")
 OPEN_FOLDER = "/page/"
-# Of messages that a log remembers to have told.
-MOST_KINDS = 1000
-# Of a length that is read at all.
-MOST_DIGITS = 20
-# Of an address: proxies send what they like.
-MOST_ADDRESS = 100
+# Kinds of messages that the filter of repeated messages remembers.
+MAX_KINDS = 1000
+# A longer Content-Length is too large, whatever it says.
+MAX_LENGTH_DIGITS = 20
+# Characters of an address in the log: proxies may send any text.
+MAX_ADDRESS = 100
 
 
 def log_to_streams() -> None:
-    """To standard output a line of JSON for every request, to standard error what goes wrong."""
+    """Log requests to standard output as JSON lines, and faults to standard error."""
     lines, faults = _AccessHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     faults.setFormatter(_Escaped("%(asctime)s %(levelname)s %(message)s"))
-    # Whatever clients can bring about again and again must not fill the disk.
+    # Clients can repeat a fault without limit; the log must not fill the disk.
     faults.addFilter(RepeatFilter())
     for logger, handler in ((access, lines), (log, faults)):
         logger.setLevel(logging.INFO)
@@ -53,56 +53,58 @@ def log_to_streams() -> None:
 
 
 class _AccessHandler(logging.StreamHandler[TextIO]):
-    """Standard output, which may be a file on a full disk: the server goes on without it."""
+    """Writes to standard output. If that is a file on a full disk, the server continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
         log.error("the access log cannot be written: %s", sys.exc_info()[1])
 
 
 class _Escaped(logging.Formatter):
-    """Control characters of clients' texts as escapes, since a terminal may show the log."""
+    """Escapes control characters in clients' texts, since a terminal may show the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
 
 
 class RepeatFilter(logging.Filter):
-    """Lets one message of a kind through in a while, with how many were left out since the last.
+    """Lets one message of a kind through per interval, with the number of messages dropped before.
 
-    Of a kind are messages that begin with the same line before their values are filled in, and tell
-    of the same type of exception.
+    Messages are of one kind if their first lines are equal before values are filled in, and their
+    exceptions have the same type.
 
     Args:
-        seconds: how long a while is.
+        seconds: the interval.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
         super().__init__()
         self._seconds = seconds
-        self._told: dict[tuple[object, ...], tuple[float, int]] = {}  # when, and left out since
+        self._last: dict[
+            tuple[object, ...], tuple[float, int]
+        ] = {}  # the time of the last one, and how many were dropped since
 
     def filter(self, record: logging.LogRecord) -> bool:
         fault = record.exc_info[0] if record.exc_info else None
         kind = (record.name, record.levelno, str(record.msg).partition("\n")[0], fault)
         now = time.monotonic()
-        since, left_out = self._told.pop(kind, (now - self._seconds, 0))
+        since, dropped = self._last.pop(kind, (now - self._seconds, 0))
         if now - since < self._seconds:
-            self._told[kind] = since, left_out + 1
+            self._last[kind] = since, dropped + 1
             return False
-        if len(self._told) >= MOST_KINDS:
-            self._told.pop(next(iter(self._told)))
-        self._told[kind] = now, 0
-        if left_out:
-            record.msg = f"{record.getMessage()} ({left_out} more like this in the meantime)"
+        if len(self._last) >= MAX_KINDS:
+            self._last.pop(next(iter(self._last)))
+        self._last[kind] = now, 0
+        if dropped:
+            record.msg = f"{record.getMessage()} ({dropped} more like this in the meantime)"
             record.args = None
         return True
 
 
 class AccessLog:
-    """Numbers every request (X-Request-Id), counts it and writes it into the access log.
+    """Gives every request an id (X-Request-Id), counts it and writes it to the access log.
 
-    Endpoints add to ``request.state.entry`` what they know; prompts are no part of it unless the
-    server is told so.
+    Endpoints add what they know to ``request.state.entry``. Prompts are logged only if the settings
+    say so.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -117,14 +119,14 @@ class AccessLog:
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "id": uuid.uuid4().hex,
-            "client": client[0][:MOST_ADDRESS] if client else None,
+            "client": client[0][:MAX_ADDRESS] if client else None,
             "method": scope["method"],
             "path": scope["path"],
             "status": errors.CLIENT_GONE,
         }
         state = scope.setdefault("state", {})
         state["entry"] = entry
-        scope = _plain(scope)
+        scope = _normalised(scope)
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -143,11 +145,11 @@ class AccessLog:
             access.info("%s", json_line(entry, default=str))
 
 
-def _plain(scope: Scope) -> Scope:
-    """A request as the application is to see it.
+def _normalised(scope: Scope) -> Scope:
+    """The request that the application gets.
 
-    HEAD is GET without the body, which uvicorn leaves out. Parts of pages are not worth asking for,
-    and what answers a wrong range has no shape of OpenAI's; a server may ignore all ranges.
+    HEAD becomes GET; uvicorn leaves out the body. Ranges are ignored, as a server may: nothing here
+    is worth reading in parts, and the error for a wrong range would not have OpenAI's format.
     """
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     headers = [header for header in scope["headers"] if header[0] != b"range"]
@@ -155,7 +157,7 @@ def _plain(scope: Scope) -> Scope:
 
 
 class Auth:
-    """Asks for a key, stops bodies that are too large, and answers 500 where the app breaks."""
+    """Checks the API key, refuses bodies that are too large, and answers 500 if the app fails."""
 
     def __init__(self, app: ASGIApp, settings: Settings, connections: Connections) -> None:
         self._app, self._connections = app, connections
@@ -205,17 +207,17 @@ class Auth:
     def _refusal(self, path: str, headers: Headers) -> ASGIApp | None:
         is_open = path in OPEN or path.startswith(OPEN_FOLDER)
         if self._keys and not is_open and not self._knows(headers.get("authorization", "")):
-            told = errors.problem(401, "give an API key of this server as a bearer token")
-            return errors.response(401, told, {"WWW-Authenticate": "Bearer"})
+            problem = errors.problem(401, "give an API key of this server as a bearer token")
+            return errors.response(401, problem, {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
-        if length.isdecimal() and (len(length) > MOST_DIGITS or int(length) > self._most):
+        if length.isdecimal() and (len(length) > MAX_LENGTH_DIGITS or int(length) > self._most):
             return errors.response(413, errors.problem(413, self._too_large()))
         return None
 
     def _knows(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
         given = _digest(key.strip())
-        # Every key is compared, each in constant time: how long it takes tells nothing.
+        # All keys are compared, each in constant time, so that the time reveals nothing.
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)
 

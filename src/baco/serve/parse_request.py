@@ -1,4 +1,4 @@
-"""From a request's body to what a decoder is asked: router, sampling parameters, prompts."""
+"""Turns a request's body into router, sampling parameters and prompts for a decoder."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,10 @@ from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.serve.errors import UnknownModelError, shown
 from baco.serve.request_models import (
-    MOST_SPELLING,
-    Asked,
+    MAX_SPELLING,
     ChatRequest,
     CompletionRequest,
+    GenerationRequest,
     Message,
 )
 from baco.serve.scoring import Echo
@@ -28,7 +28,7 @@ from baco.text.prompts import Conversation, Prompt, check_template_args, convers
 
 ROOT = "baco"
 TokenIds = tuple[int, ...]
-# What a request and SamplingParams call alike.
+# Fields that have one name in requests and in SamplingParams.
 _SAME = (
     "n",
     "seed",
@@ -45,11 +45,11 @@ _SAME = (
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """What one request asks a decoder.
+    """A request for a decoder.
 
     Attributes:
-        prompts: conversations, or texts and token ids that both halves continue as they are
-            (``raw``).
+        prompts: conversations; with ``raw`` texts or token ids, which both models continue as they
+            are.
         params: seeded, so that every prompt can be decoded again.
         explain, switch, router, template_args, continue_final: see :meth:`Decoder.submit`.
     """
@@ -64,20 +64,20 @@ class ParsedRequest:
     continue_final: bool | None = None
 
     def size(self, index: int) -> int:
-        """Characters of one of the prompts, about; 0 for token ids."""
+        """Approximate characters of a prompt; 0 for token ids."""
         prompt = self.prompts[index]
         if isinstance(prompt, tuple):
             return 0
-        texts = [prompt] if isinstance(prompt, str) else [one["content"] for one in prompt]
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         return sum(map(len, texts))
 
     def render(self, index: int, pair: Pair, pause: Callable[[], None]) -> Prompt:
-        """One of the prompts as both models read it, made in any thread.
+        """A prompt as both models read it; may be called in any thread.
 
         Args:
-            index: which one.
+            index: of the prompt.
             pair: renders it.
-            pause: called between pieces of work; what it raises ends it.
+            pause: called between pieces of work; an exception that it raises ends the work.
 
         Raises:
             BacoError: a template that fails, or a prompt that is too long.
@@ -94,7 +94,7 @@ class ParsedRequest:
         )
 
     def submit(self, prompt: Prompt, decoder: Decoder) -> int:
-        """Hand a prompt that was rendered to a decoder; its ticket."""
+        """Give a rendered prompt to a decoder; returns its ticket."""
         return decoder.submit_rendered(
             prompt,
             self.params,
@@ -106,11 +106,11 @@ class ParsedRequest:
 
 
 class RequestParser:
-    """Reads requests to one pair, within a server's limits."""
+    """Parses requests to one pair and checks them against the server's limits."""
 
     def __init__(self, baco: Baco, settings: Settings) -> None:
         self._baco, self._settings = baco, settings
-        # A calibration is found by a fingerprint of all weights: not once per request.
+        # Cached: finding the calibration takes a fingerprint of all weights.
         self._routers = lru_cache(maxsize=1024)(baco.router)
 
     def default_router(self) -> Router:
@@ -118,7 +118,7 @@ class RequestParser:
         return self._routers(None)
 
     def models(self) -> list[str]:
-        """Names that requests may give as their model; any other router's spelling goes as well."""
+        """The model names to list. Requests may also name any other router after ``baco/``."""
         examples = [entry.example for entry in catalogue()]
         alone = ("Base", "Aligned")
         own = [f"{ROOT}/{example}" for example in examples if example not in alone]
@@ -131,7 +131,7 @@ class RequestParser:
             UnknownModelError: no such model.
         """
         root, slash, spelling = model.partition("/")
-        if root != ROOT or bool(slash) != bool(spelling) or len(model) > MOST_SPELLING:
+        if root != ROOT or bool(slash) != bool(spelling) or len(model) > MAX_SPELLING:
             raise UnknownModelError(
                 f"there is no model {shown(model)} here: use {ROOT}, {ROOT}/base, {ROOT}/aligned "
                 f"or a router as in {ROOT}/P-Punc:0.4"
@@ -144,7 +144,7 @@ class RequestParser:
             raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
 
     def chat(self, body: ChatRequest) -> ParsedRequest:
-        """What a conversation asks.
+        """Parse a request of ``/v1/chat/completions``.
 
         Raises:
             BacoError, UnknownModelError: a value that is out of its range or of this server's.
@@ -160,12 +160,12 @@ class RequestParser:
         continue_final = _continues(body)
         messages = [_message(message) for message in body.messages]
         conversation(messages, continue_final=continue_final)
-        made = self._question(body, (messages,), False, longest, logprobs)
+        parsed = self._parsed(body, (messages,), False, longest, logprobs)
         template_args = check_template_args(body.chat_template_kwargs or {})
-        return replace(made, template_args=template_args, continue_final=continue_final)
+        return replace(parsed, template_args=template_args, continue_final=continue_final)
 
     def completion(self, body: CompletionRequest) -> ParsedRequest:
-        """What texts to be continued ask; errors as for `chat`."""
+        """Parse a request of ``/v1/completions``; errors as for `chat`."""
         if body.max_tokens == 0 or body.echo_from is not None:
             raise BacoError("max_tokens 0 and echo_from go with echo: true")
         if body.best_of not in (None, body.n or self._baco.pair.defaults.n):
@@ -173,24 +173,23 @@ class RequestParser:
                 f"best_of is {shown(body.best_of)}: no answer is chosen here; ask for n answers"
             )
         self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
-        return self._question(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
+        return self._parsed(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
 
     def echo(self, body: CompletionRequest) -> Echo:
-        """What a request with ``echo`` asks.
+        """Parse a request with ``echo``.
 
         Raises:
-            BacoError: it asks for more than scores, or of no single model.
+            BacoError: it asks for more than scores, or the router is not a single model.
         """
         if body.max_tokens != 0 or body.logprobs is None or body.stream or (body.n or 1) > 1:
             raise BacoError(
-                "echo tells how likely a prompt is: give logprobs and max_tokens 0 with it, "
-                "neither stream nor n"
+                "echo scores a prompt: give logprobs and max_tokens 0 with it, neither stream nor n"
             )
-        half = self._router(body).only
-        if half is None:
+        source = self._router(body).only
+        if source is None:
             raise BacoError(
-                f"echo is of one model: give {ROOT}/base or {ROOT}/aligned as the model; under a "
-                "router a prompt has no likelihood"
+                f"echo scores with one model: give {ROOT}/base or {ROOT}/aligned as the model; "
+                "a prompt has no likelihood under a router"
             )
         self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
         prompts = _prompts(body.prompt)
@@ -200,16 +199,16 @@ class RequestParser:
             raise BacoError("echo needs the weights in this process: serve with --backend local")
         return Echo(
             prompts,
-            half,
+            source,
             body.logprobs,
             body.echo_from or 0,
             bool(body.return_token_ids),
             bool(body.return_tokens_as_token_ids),
         )
 
-    def _question(
+    def _parsed(
         self,
-        body: Asked,
+        body: GenerationRequest,
         prompts: tuple[Conversation | TokenIds, ...],
         raw: bool,
         longest: int | None,
@@ -217,7 +216,7 @@ class RequestParser:
     ) -> ParsedRequest:
         if body.stream_options is not None and not body.stream:
             raise BacoError("stream_options goes with stream: true")
-        # Before `SamplingParams`, whose own bounds are wider than this server's.
+        # Checked before `SamplingParams`, whose bounds are wider.
         n = body.n or self._baco.pair.defaults.n
         self._limit("the number of answers", n, self._settings.max_n)
         self._limit("the number of answers", n * len(prompts), self._settings.max_n)
@@ -244,7 +243,7 @@ class RequestParser:
             bool(body.explain),
         )
 
-    def _router(self, body: Asked) -> Router:
+    def _router(self, body: GenerationRequest) -> Router:
         by_model = self.router_of(body.model)
         if body.router is None:
             return by_model
@@ -257,7 +256,7 @@ class RequestParser:
         return chosen
 
     def _longest(self, asked: int | None) -> int:
-        """How long an answer may be; one ends at the end of the context in any case."""
+        """The length limit of the answers; they also end at the end of the context."""
         most = self._settings.max_tokens
         if asked is None:
             return min(self._baco.pair.defaults.max_tokens, most)
@@ -269,7 +268,7 @@ class RequestParser:
             raise BacoError(f"{name} is {shown(asked)}: this server gives at most {most}")
 
     def _check_ids(self, prompts: tuple[Conversation | TokenIds, ...]) -> None:
-        """Before any prompt is decoded: one that is wrong refuses the whole request."""
+        """Check the ids of all prompts first, since one wrong id refuses the whole request."""
         for prompt in prompts:
             if isinstance(prompt, tuple):
                 self._check_known("prompt", prompt)
@@ -284,10 +283,10 @@ def _prompts(asked: str | list[str] | list[int] | list[list[int]]) -> tuple[str 
     """One prompt or several, each a text or token ids."""
     if isinstance(asked, str):
         return (asked,)
-    several = [one for one in asked if not isinstance(one, int)]
-    if not several:
-        return (tuple(one for one in asked if isinstance(one, int)),)
-    return tuple(one if isinstance(one, str) else tuple(one) for one in several)
+    prompts = [item for item in asked if not isinstance(item, int)]
+    if not prompts:
+        return (tuple(item for item in asked if isinstance(item, int)),)
+    return tuple(item if isinstance(item, str) else tuple(item) for item in prompts)
 
 
 def _agree(one: int | None, other: int | None, name: str, other_name: str) -> int | None:
@@ -299,28 +298,28 @@ def _agree(one: int | None, other: int | None, name: str, other_name: str) -> in
 
 
 def _continues(body: ChatRequest) -> bool | None:
-    """Does a request say whether its last message is to be continued?
+    """Whether a request says that its last message is continued; None if it does not say.
 
     Raises:
-        BacoError: it says both, or what does not hold.
+        BacoError: fields contradict each other or the messages.
     """
-    told, asks = body.continue_final_message, body.add_generation_prompt
-    if told and asks:
+    continues, opens = body.continue_final_message, body.add_generation_prompt
+    if continues and opens:
         raise BacoError(
             "continue_final_message and add_generation_prompt are both true: give one of them"
         )
     *others, last = body.messages
     if any(message.prefix for message in others) or (last.prefix and last.role != "assistant"):
         raise BacoError("prefix is true: only a last message of role 'assistant' is continued")
-    if asks is not None and asks != (last.role != "assistant"):
+    if opens is not None and opens != (last.role != "assistant"):
         raise BacoError(
             "add_generation_prompt is true, but a last message of role 'assistant' is continued: "
             "end the conversation with a message of role 'user'"
-            if asks
+            if opens
             else "add_generation_prompt is false: end the conversation with a message of role "
             "'assistant', which is continued"
         )
-    return told if told is not None else last.prefix
+    return continues if continues is not None else last.prefix
 
 
 def _message(message: Message) -> dict[str, str]:

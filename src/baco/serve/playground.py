@@ -1,4 +1,4 @@
-"""``/`` and ``/baco``: the page, and what it asks beside OpenAI's endpoints."""
+"""The page at ``/``, and the endpoints under ``/baco`` that it uses beside OpenAI's."""
 
 import asyncio
 from importlib import resources
@@ -41,14 +41,14 @@ DEMO_PROMPTS = (
 
 
 class Playground:
-    """What the page asks of one pair; all of it is known from the start but for `diversity`."""
+    """The endpoints under ``/baco`` for one pair."""
 
-    def __init__(self, baco: Baco, asking: RequestParser, settings: Settings) -> None:
+    def __init__(self, baco: Baco, parser: RequestParser, settings: Settings) -> None:
         demo = baco.pair.name == DEMO
         self._info = Info(
             pair=baco.pair.name,
             version=__version__,
-            default_router=asking.default_router().spelling,
+            default_router=parser.default_router().spelling,
             examples=list(DEMO_PROMPTS) if demo else open_prompts()[:EXAMPLES],
             limits=Limits(n=settings.max_n, max_tokens=settings.max_tokens),
         )
@@ -66,16 +66,16 @@ class Playground:
         return routes
 
     async def info(self) -> Info:
-        """What is served."""
+        """The pair, its default router, and the limits."""
         return self._info
 
     async def routers(self) -> list[RouterEntry]:
-        """The routers there are, with the pair's dial for those it is calibrated for."""
+        """All routers; those that the pair is calibrated for have a dial."""
         return [self._entry(entry.name, entry.example, entry.sentence) for entry in catalogue()]
 
     async def diversity(self, body: DiversityRequest) -> Diversity:
-        """Measure how unlike answers to one prompt are."""
-        async with self._measuring:  # one model embeds, beside two that decode
+        """Measure how different the answers to one prompt are."""
+        async with self._measuring:  # one embedding model runs beside the two that decode
             return await run_in_threadpool(measure, body.texts)
 
     def _entry(self, name: str, example: str, sentence: str) -> RouterEntry:
@@ -104,7 +104,7 @@ class Playground:
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at ``/`` and what it loads under ``/page``."""
+    """Serve the page at ``/``, and its files under ``/page``."""
     folder = Path(str(resources.files("baco").joinpath("serve", "page")))
 
     @app.get("/", include_in_schema=False)
@@ -115,14 +115,14 @@ def add_page(app: FastAPI) -> None:
 
 
 def measure(texts: list[str]) -> Diversity:
-    """How unlike texts are, as far as what is installed can tell."""
-    told = [text for text in texts if text.strip()]
+    """How different texts are, by the metrics whose packages are installed."""
+    nonempty = [text for text in texts if text.strip()]
     distance, why_not = None, None
-    if len(told) < 2:
+    if len(nonempty) < 2:
         why_not = "needs two answers"
     else:
         try:
-            distance = _embedding_distance(told)
+            distance = _embedding_distance(nonempty)
         except (BacoError, ImportError) as error:
             why_not = str(error)
     different = {" ".join(text.split()) for text in texts}
@@ -142,7 +142,7 @@ def _embedding_distance(texts: list[str]) -> float:
 
 
 def _range(name: str) -> tuple[float | None, float | None]:
-    """γ from where the base speaks least to most, as calibration would try it."""
+    """The range of γ that calibration tries."""
     rule = logit_rule_of(name)
     if rule is None or not rule.grid:
         return None, None

@@ -1,8 +1,8 @@
-"""What clients may send: requests of OpenAI's API that a pair can answer, and BACo's own fields.
+"""Requests: those of OpenAI's API that a pair can answer, with BACo's own fields.
 
-Values are checked without conversion, but for 1.0, which counts as 1. ``null`` always means: not
-given. What would change the answer and is not supported is refused, as is any field that no client
-is known to send; fields of other servers that change no answer are accepted (`baco.serve.fields`).
+Values are checked without conversion, except that 1.0 counts as 1. ``null`` means: not given. A
+field of another server is accepted if ignoring it changes no answer, and refused otherwise
+(`baco.serve.fields`). Unknown fields are refused.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,22 @@ from baco.sampling.params import MAX_SEED
 from baco.sampling.sampler_chain import MAX_CHAIN
 from baco.serve import fields
 from baco.serve.errors import cut, refused, shown
-from baco.serve.fields import Foreign
+from baco.serve.fields import ForeignField
 from baco.text.utf8 import fault_of
 
-MOST_STOPS = 16
-MOST_TEXTS = 1024
-MOST_LEVELS = 32
-MOST_SPELLING = 300  # of a router or sampler: errors repeat it
+MAX_STOPS = 16
+MAX_TEXTS = 1024
+MAX_LEVELS = 32
+MAX_SPELLING = 300  # of a router or sampler: errors repeat it
 
 
 def _integer(value: Any) -> Any:
-    """1.0 as 1: the numbers of some clients are all floating-point."""
+    """Read 1.0 as 1: some clients send only floating-point numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _mapping(value: Any) -> Any:
-    """An empty list as an empty object, for languages that do not tell these apart."""
+    """Read an empty list as an empty object: some languages do not distinguish them."""
     if not isinstance(value, list):
         return value
     if value:
@@ -47,15 +47,15 @@ def _mapping(value: Any) -> Any:
 
 
 def _one_or_several(value: Any) -> str:
-    """As which of two types a value is checked, so that an error speaks of that one alone.
+    """The type that a value is checked as, so that an error is about that type only.
 
-    The names are not identifiers, which tells them from the names of fields in an error's place.
+    The names hold spaces, which distinguishes them from fields in an error's location.
     """
     return "several texts" if isinstance(value, list) else "one text"
 
 
 def _kind_of_prompt(value: Any) -> str:
-    """The same for prompts, which may be token ids as well."""
+    """The same for prompts, which may also be token ids."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return "lists of ids"
     if isinstance(value, list) and value and isinstance(value[0], int | float):
@@ -65,19 +65,19 @@ def _kind_of_prompt(value: Any) -> str:
 
 _Whole = Annotated[int, BeforeValidator(_integer)]
 _Count = Annotated[_Whole, Field(ge=1)]
-_Length = Annotated[_Whole, Field(ge=-1)]  # -1 is as long as there is room
+_Length = Annotated[_Whole, Field(ge=-1)]  # -1: to the end of the context
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 _Bias = dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]]
-_Nothing = Annotated[list[Any], Field(max_length=0)]
-_Biases = Annotated[_Bias, BeforeValidator(_mapping, json_schema_input_type=_Bias | _Nothing)]
-_Spelling = Annotated[str, Field(max_length=MOST_SPELLING)]
+_EmptyList = Annotated[list[Any], Field(max_length=0)]
+_Biases = Annotated[_Bias, BeforeValidator(_mapping, json_schema_input_type=_Bias | _EmptyList)]
+_Spelling = Annotated[str, Field(max_length=MAX_SPELLING)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 
 
 def _described(schema: dict[str, Any], model: type["Strict"]) -> None:
-    """Add to a JSON schema what `Strict` drops before fields are checked."""
+    """Add the fields that `Strict` drops to a JSON schema."""
     schema["additionalProperties"] = {"type": "null"}
     for name, entry in model.foreign.items():
         values = {} if entry.accepted is None else {"enum": [*entry.accepted, None]}
@@ -94,7 +94,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_described
     )
-    foreign: ClassVar[Mapping[str, Foreign]] = {}
+    foreign: ClassVar[Mapping[str, ForeignField]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -114,7 +114,7 @@ class Strict(BaseModel):
 
 
 class Body(Strict):
-    """A whole request.
+    """The body of a request.
 
     Attributes:
         aliases: other names of fields, as other servers have them.
@@ -142,24 +142,24 @@ class Body(Strict):
 
 
 def _refuse_unreadable(body: Any) -> None:
-    """Refuse texts that are not valid Unicode, names of fields included, and endless nesting."""
+    """Refuse texts and field names that are not valid Unicode, and deep nesting."""
     left: list[tuple[tuple[Any, ...], Any]] = [((), body)]
     while left:
         place, value = left.pop()
-        if len(place) > MOST_LEVELS:
-            raise refused(f"is nested too deeply: at most {MOST_LEVELS} levels", cut(str(place[0])))
+        if len(place) > MAX_LEVELS:
+            raise refused(f"is nested too deeply: at most {MAX_LEVELS} levels", cut(str(place[0])))
         if isinstance(value, str):
-            _refuse_half_characters(value, place)
+            _refuse_lone_surrogates(value, place)
         elif isinstance(value, dict):
             for name, inner in value.items():
-                _refuse_half_characters(name, place)
+                _refuse_lone_surrogates(name, place)
                 left.append(((*place, name), inner))
         elif isinstance(value, list):
             texts = (str, list, dict)  # not the numbers: a prompt of token ids may have many
             left += [((*place, at), one) for at, one in enumerate(value) if isinstance(one, texts)]
 
 
-def _refuse_half_characters(text: str, place: tuple[Any, ...]) -> None:
+def _refuse_lone_surrogates(text: str, place: tuple[Any, ...]) -> None:
     fault = fault_of(text)
     if fault is not None:
         where = ".".join(cut(str(part)) for part in place)
@@ -167,11 +167,11 @@ def _refuse_half_characters(text: str, place: tuple[Any, ...]) -> None:
 
 
 class StreamOptions(Strict):
-    """How a stream is told."""
+    """Options of a stream."""
 
     foreign = fields.by_name(fields.STREAM)
 
-    include_usage: bool | None = Field(None, description="A last chunk says what was counted.")
+    include_usage: bool | None = Field(None, description="A last chunk holds the usage.")
 
 
 class TextPart(Strict):
@@ -203,9 +203,9 @@ class Message(Strict):
             Discriminator(_one_or_several),
         ]
         | None
-    ) = Field(None, description="Only an assistant's may be left out: it is empty then.")
+    ) = Field(None, description="May be left out in an assistant's message, which is then empty.")
     prefix: bool | None = Field(
-        None, description="true goes with a last message of the assistant, which is continued."
+        None, description="true: this last message, of the assistant, is continued."
     )
 
     @model_validator(mode="after")
@@ -215,8 +215,8 @@ class Message(Strict):
         return self
 
 
-class Asked(Body):
-    """What both endpoints take; what is left out is as the pair has it."""
+class GenerationRequest(Body):
+    """Fields of both endpoints. A field that is left out has the pair's default."""
 
     aliases = fields.ALIASES
 
@@ -225,10 +225,10 @@ class Asked(Body):
         None, description="Such as P-Punc:0.4; by default P-Punc at the pair's calibrated middle."
     )
     switch: Switch | None = Field(None, description="Where the source may change: word (default).")
-    explain: bool | None = Field(None, description="Tell of every token why it has its source.")
+    explain: bool | None = Field(None, description="Return what the router saw at every token.")
     n: _Count | None = Field(None, description="Answers to each prompt, 1 by default.")
     seed: Annotated[_Whole, Field(ge=-1, le=MAX_SEED)] | None = Field(
-        None, description="-1 is as good as none."
+        None, description="-1: no seed."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -243,11 +243,11 @@ class Asked(Body):
     samplers: Annotated[list[_Spelling], Field(max_length=MAX_CHAIN)] | None = Field(
         None, description="Further samplers in order, such as top_n_sigma:1.0."
     )
-    max_tokens: _Length | None = Field(None, description="-1 is as many as there is room for.")
+    max_tokens: _Length | None = Field(None, description="-1: to the end of the context.")
     stop: (
         Annotated[
             Annotated[_NonEmpty, Tag("one text")]
-            | Annotated[list[_NonEmpty], Field(max_length=MOST_STOPS), Tag("several texts")],
+            | Annotated[list[_NonEmpty], Field(max_length=MAX_STOPS), Tag("several texts")],
             Discriminator(_one_or_several),
         ]
         | None
@@ -256,7 +256,7 @@ class Asked(Body):
     stream_options: StreamOptions | None = None
 
 
-class ChatRequest(Asked):
+class ChatRequest(GenerationRequest):
     """A conversation to be answered."""
 
     foreign = fields.by_name(fields.COMMON, fields.CHAT)
@@ -269,13 +269,16 @@ class ChatRequest(Asked):
         None, description="Further variables of the templates, such as enable_thinking."
     )
     continue_final_message: bool | None = Field(
-        None, description="Is the last message the assistant's? It is continued then, in any case."
+        None,
+        description="true only if the last message is the assistant's, which is always continued.",
     )
-    add_generation_prompt: bool | None = Field(None, description="The opposite.")
+    add_generation_prompt: bool | None = Field(
+        None, description="The opposite of continue_final_message."
+    )
 
 
-class CompletionRequest(Asked):
-    """Texts, or their token ids, to be continued; both halves read them as they are."""
+class CompletionRequest(GenerationRequest):
+    """Texts or token ids to continue. Both models read them as they are."""
 
     foreign = fields.by_name(fields.COMMON, fields.COMPLETION)
 
@@ -287,24 +290,24 @@ class CompletionRequest(Asked):
         Discriminator(_kind_of_prompt),
     ]
     max_tokens: _Length | None = Field(
-        None, description="-1 is as many as there is room for; 0 goes with echo."
+        None, description="-1: to the end of the context; 0 with echo."
     )
     logprobs: Annotated[_Whole, Field(ge=0)] | None = None
     echo: bool | None = Field(
         None,
-        description="With logprobs and max_tokens 0: tell how likely one half finds the prompt.",
+        description="With logprobs and max_tokens 0: score the prompt with one model.",
     )
     echo_from: Annotated[_Whole, Field(ge=0)] | None = Field(
-        None, description="With echo: leave out the prompt's tokens before this one."
+        None, description="With echo: the first token of the prompt to report."
     )
-    return_token_ids: bool | None = Field(None, description="Also tell the tokens' ids.")
+    return_token_ids: bool | None = Field(None, description="Also return token ids.")
     return_tokens_as_token_ids: bool | None = Field(
-        None, description="Name tokens token_id:7 in logprobs, end tokens included."
+        None, description="In logprobs, name tokens as in token_id:7, end tokens included."
     )
-    best_of: _Count | None = Field(None, description="Without effect: only n may stand here.")
+    best_of: _Count | None = Field(None, description="Without effect; must equal n.")
 
 
 class DiversityRequest(Body):
     """Answers to one prompt."""
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]

@@ -1,4 +1,4 @@
-"""What clients get: the objects of OpenAI's API, each choice with its provenance in ``baco``."""
+"""Responses: the objects of OpenAI's API. Every choice has its provenance in ``baco``."""
 
 from typing import Annotated, Literal, TypeVar
 
@@ -8,7 +8,7 @@ from baco.engine.sequence import FinishReason
 from baco.source import Source
 
 T = TypeVar("T")
-# Left out where it is None, as OpenAI leaves it out; elsewhere None is told as null.
+# A field that is left out if it is None, as OpenAI does. In other fields None becomes null.
 Maybe = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
 
 
@@ -27,15 +27,15 @@ class WhyToken(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Which model said what.
+    """Which model wrote which part of the text.
 
     Attributes:
-        sources: text in order, in stretches of one source; of a chunk, its new text.
+        sources: (text, source) in order; in a chunk, of its new text.
         base_share: share of the tokens so far whose source is base.
-        switches: how often the source changed from one token to the next so far.
-        why: of every new token, if asked.
-        router, seed: what gives the answer again; on whole answers and the last chunk of one.
-        date: the day that a template wrote into the prompt, which gives it again too.
+        switches: changes of the source from one token to the next so far.
+        why: one entry for every new token, if asked for.
+        router, seed: repeat the answer; on whole answers and on the last chunk of one.
+        date: the day that a template wrote into the prompt; needed to repeat the answer.
     """
 
     sources: list[tuple[str, Source]]
@@ -48,7 +48,7 @@ class Provenance(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of the prompts, as the aligned model reads them, and of all answers."""
+    """Numbers of tokens: of the prompts, as the aligned model reads them, and of all answers."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -56,7 +56,7 @@ class Usage(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token that could have been said."""
+    """A token that could have been drawn."""
 
     token: str
     logprob: float
@@ -64,7 +64,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that was said, and the most likely ones of its source there."""
+    """The token that was drawn, and the most likely ones under its source there."""
 
     top_logprobs: list[TopLogprob]
 
@@ -77,10 +77,10 @@ class ChatLogprobs(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """The same as the older endpoint tells it."""
+    """Log-probabilities as ``/v1/completions`` reports them."""
 
     tokens: list[str]
-    token_logprobs: list[float | None]  # null where nothing stands before a token
+    token_logprobs: list[float | None]  # null for a text's first token
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
@@ -111,7 +111,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """What a chunk brings to one answer."""
+    """What a chunk adds to one answer."""
 
     index: int
     delta: Delta
@@ -121,7 +121,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One continuation of a text, or what a chunk brings to it."""
+    """One continuation of a text, or what a chunk adds to it."""
 
     index: int
     text: str
@@ -133,7 +133,7 @@ class TextChoice(BaseModel):
 
 
 class Reply(BaseModel):
-    """What every reply and chunk begins with."""
+    """The fields that all replies and chunks have."""
 
     id: str
     created: int
@@ -166,7 +166,7 @@ class TextReply(Reply):
 
 
 class ModelCard(BaseModel):
-    """A name that requests may give as their model, and its context window where it is bounded."""
+    """A model name for requests, and its context window if it has one."""
 
     id: str
     object: Literal["model"] = "model"
@@ -176,24 +176,24 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All such names."""
+    """The model names."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """Does the server answer requests?"""
+    """Whether the server answers requests."""
 
     status: Literal["ok", "closing", "ended"]
 
 
 class RouterEntry(BaseModel):
-    """A router, for a chooser.
+    """A router as the page lists it.
 
     Attributes:
-        low, high: range in which its threshold makes a difference; null where nothing bounds it.
-        default: γ at the middle of the dial, else of the example.
+        low, high: the range of γ that calibration tries; null if there is none.
+        default: γ at the middle of the dial; without a dial, that of the example.
         dial: the calibration as [diversity in 0 … 1, γ], diversity rising; null without one.
         page: a sentence about a logit rule, with {gamma} or {percent} in it.
         compares: the quantity that a logit rule compares with γ, and its side when base speaks.
@@ -231,13 +231,13 @@ class Info(BaseModel):
 
 
 class Diversity(BaseModel):
-    """How unlike answers are.
+    """How different answers are.
 
     Attributes:
-        distinct: how many differ at all.
-        distinct_2: different / all pairs of neighbouring words over the answers.
-        embedding_distance: mean cosine distance of every two; null where it cannot be measured,
-        why_not: for this reason.
+        distinct: the number of distinct answers.
+        distinct_2: distinct pairs of neighbouring words / all such pairs.
+        embedding_distance: mean cosine distance of two answers; null if it cannot be measured.
+        why_not: the reason for that.
     """
 
     distinct: int

@@ -1,8 +1,7 @@
-"""``echo``: how likely one model of the pair finds a text, token by token.
+"""``echo``: the log-probabilities of a text's tokens under one model of the pair.
 
-The decoder's engine reads texts piece by piece between its steps, as it reads prompts. With it a
-server of a pair is a server of either model: who decodes elsewhere can ask how likely this model
-finds a span.
+The engine reads texts in pieces between steps, as it reads prompts. This lets a server of a pair
+serve either model of a pair that is decoded elsewhere (the remote backend).
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from baco.engine.scoring import Scoring
 from baco.errors import AnswerError, BacoError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
-from baco.serve.choices import by_id, finite
+from baco.serve.choices import finite, token_id_name
 from baco.serve.engine_thread import EngineThread
 from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextLogprobs
@@ -31,38 +30,38 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """What a request with ``echo`` asks.
+    """A request with ``echo``.
 
     Attributes:
         prompts: texts or token ids.
-        half: the model that is to score them.
-        top: most likely tokens at each place.
-        first: the first token of each prompt that is scored.
-        ids: tell token ids beside the text.
+        source: the model that scores them.
+        top: how many most likely tokens to report at each position.
+        first: the first token of each prompt to report.
+        ids: report token ids beside the text.
         named: name tokens by their ids.
     """
 
     prompts: tuple[str | TokenIds, ...]
-    half: Source
+    source: Source
     top: int
     first: int
     ids: bool
     named: bool
 
     def read(self, prompt: str | TokenIds, pair: Pair, pause: Callable[[], None]) -> TokenIds:
-        """A prompt's token ids as the model reads it, made in any thread.
+        """The token ids of a prompt; may be called in any thread.
 
         Args:
             prompt: a text, or its ids.
             pair: has the tokenizer.
-            pause: called between pieces of work; what it raises ends it.
+            pause: called between pieces of work; an exception that it raises ends the work.
 
         Raises:
             BacoError: a prompt that is empty, too long, or shorter than ``first``.
         """
-        context = getattr(pair, self.half).context
-        limits: Limits = {self.half: Limit(self.half, context, context)}
-        ids = pair.renderer.read(prompt, self.half, limits=limits, pause=pause)
+        context = getattr(pair, self.source).context
+        limits: Limits = {self.source: Limit(self.source, context, context)}
+        ids = pair.renderer.read(prompt, self.source, limits=limits, pause=pause)
         if self.first >= len(ids):
             raise BacoError(f"echo_from is {self.first}: the prompt has {len(ids)} tokens")
         return ids
@@ -103,10 +102,10 @@ class _Text:
             self.texts += self.ordinary.push(token)
 
     def close(self, first: int) -> None:
-        """No token follows; the texts join to what the tokens from ``first`` on decode to."""
+        """End the text. The texts then join to the decoded tokens from ``first`` on."""
         self.texts += self.ordinary.close()
         if "".join(self.texts) != self.pair.tokenizer.decode(self.ids[first:]):
-            # Decoding takes the first space off.
+            # Decoding removes the first space.
             at = next((index for index, text in enumerate(self.texts) if text), 0)
             self.texts[at] = self.texts[at].removeprefix(" ")
         offsets = accumulate(map(len, self.texts), initial=0)
@@ -117,21 +116,26 @@ class Scores:
     """The scores of one request's prompts.
 
     Args:
-        pair: tokenises and spells.
-        driver: of the decoder that scores.
-        echo: what is asked.
-        timeout: seconds that all of it may take.
+        pair: tokenises the prompts and spells their tokens.
+        engine_thread: scores them.
+        echo: the request.
+        timeout: seconds for the whole request.
     """
 
-    def __init__(self, pair: Pair, driver: EngineThread, echo: Echo, timeout: float) -> None:
-        self._pair, self._driver, self._echo, self._timeout = pair, driver, echo, timeout
+    def __init__(self, pair: Pair, engine_thread: EngineThread, echo: Echo, timeout: float) -> None:
+        self._pair, self._engine_thread, self._echo, self._timeout = (
+            pair,
+            engine_thread,
+            echo,
+            timeout,
+        )
         self._texts = [_Text(pair, prompt) for prompt in echo.prompts]
         self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Queue[tuple[_Text, Chunk | Scored | Exception]] = asyncio.Queue()
+        self._results: asyncio.Queue[tuple[_Text, Chunk | Scored | Exception]] = asyncio.Queue()
 
     @property
     def tokens(self) -> int:
-        """Of all prompts, once they are scored."""
+        """Tokens of all prompts, once they are scored."""
         return sum(len(text.ids) for text in self._texts)
 
     async def choices(self) -> list[TextChoice]:
@@ -150,16 +154,16 @@ class Scores:
             )
             for text in self._texts
         ]
-        self._driver.submit(jobs)
+        self._engine_thread.submit(jobs)
         try:
             async with asyncio.timeout(self._timeout):
                 left = len(jobs)
                 while left:
-                    text, scored = await self._told.get()
-                    left -= self._take(text, scored)
+                    text, scored = await self._results.get()
+                    left -= self._add(text, scored)
         finally:
             for job in jobs:
-                self._driver.cancel(job)
+                self._engine_thread.cancel(job)
         return [self._choice(index, text) for index, text in enumerate(self._texts)]
 
     def _prepare(self, text: _Text, pause: Callable[[], None]) -> None:
@@ -167,34 +171,38 @@ class Scores:
 
     def _submit(self, text: _Text, decoder: Decoder) -> int:
         echo = self._echo
-        return decoder.submit_scoring(Scoring(text.ids, echo.half, echo.first, echo.top))
+        return decoder.submit_scoring(Scoring(text.ids, echo.source, echo.first, echo.top))
 
-    def _deliver(self, text: _Text, told: Chunk | Scored | Exception) -> None:
-        self._loop.call_soon_threadsafe(self._told.put_nowait, (text, told))
+    def _deliver(self, text: _Text, result: Chunk | Scored | Exception) -> None:
+        self._loop.call_soon_threadsafe(self._results.put_nowait, (text, result))
 
-    def _take(self, text: _Text, scored: Chunk | Scored | Exception) -> bool:
-        """Take up the scores of some tokens; was that all?"""
+    def _add(self, text: _Text, scored: Chunk | Scored | Exception) -> bool:
+        """Add the scores of some tokens. Whether these are the last ones."""
         if isinstance(scored, Exception):
             raise scored
         assert isinstance(scored, Scored)
         if scored.error is not None:
             raise AnswerError(scored.error)
-        told = text.logprobs
-        start = self._echo.first + len(told.tokens)
+        logprobs = text.logprobs
+        start = self._echo.first + len(logprobs.tokens)
         for token in text.ids[start : start + len(scored.logprobs)]:
-            told.tokens.append(self._called(token))
+            logprobs.tokens.append(self._name(token))
             text.push(token)
-        told.token_logprobs += [None if one is None else finite(one) for one in scored.logprobs]
-        told.top_logprobs += [
-            None if top is None else {self._called(one): finite(top[one]) for one in top}
+        logprobs.token_logprobs += [
+            None if logprob is None else finite(logprob) for logprob in scored.logprobs
+        ]
+        logprobs.top_logprobs += [
+            None
+            if top is None
+            else {self._name(token): finite(logprob) for token, logprob in top.items()}
             for top in scored.tops
         ]
         if scored.done:
             text.close(self._echo.first)
         return scored.done
 
-    def _called(self, token: int) -> str:
-        return by_id(token) if self._echo.named else name_of(self._pair.spelling(token))
+    def _name(self, token: int) -> str:
+        return token_id_name(token) if self._echo.named else name_of(self._pair.spelling(token))
 
     def _choice(self, index: int, text: _Text) -> TextChoice:
         return TextChoice(

@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn on it, and an end that lets running requests finish."""
+"""Runs uvicorn on a socket, with a bound on connections and a shutdown that finishes requests."""
 
 import asyncio
 import logging
@@ -18,23 +18,24 @@ from baco.serve.engine_thread import EngineThread
 
 log = logging.getLogger("baco.serve")
 
-# Seconds that clients have to take what was written before the process ends.
+# Seconds that clients have to read the last bytes before the process ends.
 LAST_BYTES = 5
-# Seconds before another connection is accepted where one could not be.
+# Seconds until the next try where a connection could not be accepted.
 ACCEPT_AGAIN = 0.1
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, not listening yet.
+    """A socket that is bound to an address and does not listen yet.
 
     Raises:
-        BacoError: the address cannot be had.
+        BacoError: the address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # Told the protocol, asyncio turns Nagle's algorithm off: it holds small chunks back 40 ms.
+        # With the protocol given, asyncio turns off Nagle's algorithm, which delays small chunks by
+        # 40 ms.
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -46,14 +47,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves an app until SIGTERM or SIGINT, then takes no new requests and lets the open ones end.
+    """Serves an app. After SIGTERM or SIGINT it refuses new requests and finishes the open ones.
 
-    A second signal ends at once.
+    A second signal ends it at once.
 
     Args:
-        app: made by `create_app`.
+        app: from `create_app`.
         grace: seconds that open requests have after the signal.
-        started: called once requests are taken.
+        started: called once requests are accepted.
     """
 
     def __init__(self, app: FastAPI, grace: float, started: Callable[[], None]) -> None:
@@ -67,14 +68,14 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=LAST_BYTES,
         )
         super().__init__(config)
-        self._driver: EngineThread = app.state.driver
+        self._engine_thread: EngineThread = app.state.engine_thread
         self._connections: Connections = app.state.connections
         self._grace, self._tell_started = grace, started
         self._signalled: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Unlike uvicorn's own, accepts connections only where there is room for them."""
+        """Start the server; unlike uvicorn's own, it accepts connections only up to the limits."""
         await super().startup(sockets=[])
         for listener in sockets or []:
             listener.setblocking(False)
@@ -94,13 +95,13 @@ class Server(uvicorn.Server):
             try:
                 accepted, address = await loop.sock_accept(listener)
             except OSError as error:
-                # The client has gone, or a library has opened more files than were left for it.
+                # The client disconnected, or a library opened more files than were set aside.
                 log.warning("cannot accept a connection (%s)", error.strerror)
-                self._connections.shed()
+                self._connections.close_one()
                 await asyncio.sleep(ACCEPT_AGAIN)
                 continue
             try:
-                await self._connections.room()
+                await self._connections.wait_for_room()
             except asyncio.CancelledError:
                 accepted.close()
                 raise
@@ -114,7 +115,7 @@ class Server(uvicorn.Server):
             )
             self._connections.accept(connection)
             self._start(self._connect(connection, accepted))
-            await asyncio.sleep(0)  # connections that are there go first
+            await asyncio.sleep(0)  # serve existing connections first
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         try:
@@ -122,7 +123,7 @@ class Server(uvicorn.Server):
             await loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:
             accepted.close()
-            self._connections.left(connection)
+            self._connections.remove(connection)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -130,7 +131,7 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
     def handle_exit(self, _: int, __: FrameType | None) -> None:
-        """Unlike uvicorn's own, goes on listening, so that newcomers are told to go elsewhere."""
+        """Unlike uvicorn's own, keep listening, so that new requests are answered with 503."""
         if self._signalled is None:
             self._signalled = time.monotonic()
         else:
@@ -138,9 +139,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._signalled is not None:
-            self._driver.drain()
+            self._engine_thread.drain()
             over = time.monotonic() - self._signalled >= self._grace
-            if over or not self._driver.open:
-                await run_in_threadpool(self._driver.close)
+            if over or not self._engine_thread.open:
+                await run_in_threadpool(self._engine_thread.close)
                 self.should_exit = True
         return await super().on_tick(counter)

@@ -1,4 +1,4 @@
-"""What the operator of a server decides."""
+"""The settings of a server."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -10,27 +10,25 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Limits, doors and logs of a server.
+    """Limits, access and logs of a server.
 
     Attributes:
-        api_keys: bearer tokens of which a client must show one; empty: no key is asked for.
-        cors_origins: web origins whose pages may call; empty: none but the server's own.
-        max_open: prompts that may be open at once, waiting ones included; more are answered 429.
-        max_n: answers that one request may ask for, over all its prompts.
-        max_tokens: longest answer that a request may ask for, in tokens.
-        max_logprobs: most likely tokens that a request for a text's continuation may ask for at
-            a position.
+        api_keys: bearer tokens, one of which a client must send; empty: no key is needed.
+        cors_origins: other web origins whose pages may call the server.
+        max_open: open prompts, waiting ones included; one more is answered 429.
+        max_n: answers per request, over all its prompts.
+        max_tokens: tokens of an answer.
+        max_logprobs: most likely tokens per position (``/v1/completions``).
         max_body: bytes of a request's body.
-        timeout: seconds that a request may take, waiting included.
-        log_prompts: also write prompts into the access log.
-        header_timeout: seconds that a request's header may take.
-        body_timeout: seconds that a request's body may take, and a client to take what is sent.
-        max_connections: connections that may be open; None: as many as the process may open files.
-        max_incomplete: connections whose request may be incomplete; None: half of those, at most
-            1,024.
-        max_incomplete_per_address: the same of one address; None: as many as in all.
-        trusted_proxies: addresses and networks of proxies that say for whom they ask; the bound of
-            an address does not hold for them.
+        timeout: seconds of a request, waiting included.
+        log_prompts: also write prompts to the access log.
+        header_timeout: seconds for a request's header to arrive.
+        body_timeout: seconds for its body to arrive, and for a client to read what is sent.
+        max_connections: open connections; None: as many as the process may open files.
+        max_incomplete: connections whose request is incomplete; None: half of those, at most 1,024.
+        max_incomplete_per_address: the same for one address; None: no limit of its own.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-For is believed; the
+            limit per address does not apply to them.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -61,6 +59,6 @@ class Settings:
                 ) from error
 
     def trusts(self, address: str) -> bool:
-        """Is an address that of a proxy that is trusted?"""
+        """Whether an address is a trusted proxy's."""
         own = ipaddress.ip_address(address.partition("%")[0])
         return any(own in ipaddress.ip_network(proxy) for proxy in self.trusted_proxies)

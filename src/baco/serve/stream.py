@@ -1,4 +1,4 @@
-"""A request's answers as the event loop hears of them; whoever stops listening cancels them."""
+"""Brings a request's answers from the engine thread to the event loop, as they grow."""
 
 import asyncio
 import time
@@ -26,69 +26,69 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """A decoder has taken a prompt."""
+    """The decoder has accepted a prompt."""
 
 
 class Answers:
-    """The answers to one request, from when it is queued until they end or are given up.
+    """The answers to one request, from the queue until they end or are cancelled.
 
     Args:
         pair: renders the prompts.
-        driver: decodes them.
-        question: what is asked.
-        timeout: seconds that all of it may take.
+        engine_thread: decodes them.
+        parsed: the request.
+        timeout: seconds for the whole request.
 
     Attributes:
-        prompts: as the decoder has taken them, by their place in the request.
+        prompts: as they were rendered, by their index in the request.
 
     Raises:
-        QueueFullError, ClosedError: the driver does not take it.
+        QueueFullError, ClosedError: the engine thread does not accept it.
     """
 
     def __init__(
-        self, pair: Pair, driver: EngineThread, question: ParsedRequest, timeout: float
+        self, pair: Pair, engine_thread: EngineThread, parsed: ParsedRequest, timeout: float
     ) -> None:
-        self.question = question
+        self.parsed = parsed
         self.started = time.perf_counter()
         self.prompts: dict[int, Prompt] = {}
-        self._pair, self._driver = pair, driver
+        self._pair, self._engine_thread = pair, engine_thread
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout
-        self._told: asyncio.Queue[tuple[int, Chunk | Scored | Exception | _Accepted]] = (
+        self._events: asyncio.Queue[tuple[int, Chunk | Scored | Exception | _Accepted]] = (
             asyncio.Queue()
         )
         self._early: deque[tuple[int, Chunk | Scored]] = deque()
-        self._broken_off: type[Exception] = UpstreamError
+        self._error_type: type[Exception] = UpstreamError
         self._jobs = [
             Job(
                 partial(self._submit, index),
                 partial(self._deliver, index),
                 partial(self._prepare, index),
-                question.size(index),
-                question.params.n,
+                parsed.size(index),
+                parsed.params.n,
             )
-            for index in range(len(question.prompts))
+            for index in range(len(parsed.prompts))
         ]
-        driver.submit(self._jobs)
+        engine_thread.submit(self._jobs)
 
     def cancel(self) -> None:
-        """Give up what has not ended."""
+        """Cancel the answers that have not ended."""
         for job in self._jobs:
-            self._driver.cancel(job)
+            self._engine_thread.cancel(job)
 
     async def accepted(self) -> None:
-        """Wait until the decoder has taken all prompts.
+        """Wait until the decoder has accepted all prompts.
 
         Raises:
-            Exception: what was wrong with one.
+            Exception: the fault of a prompt that was not accepted.
         """
         left = len(self._jobs)
         while left:
-            prompt, told = await self._next()
-            if isinstance(told, _Accepted):
+            prompt, event = await self._next()
+            if isinstance(event, _Accepted):
                 left -= 1
-            else:  # an answer to a prompt that was taken before the others
-                self._early.append((prompt, told))
+            else:  # an answer to a prompt that was accepted before the others
+                self._early.append((prompt, event))
 
     @property
     def prompt_tokens(self) -> int:
@@ -96,54 +96,54 @@ class Answers:
         return sum(len(prompt.aligned_ids) for prompt in self.prompts.values())
 
     def prompt_of(self, index: int) -> Prompt:
-        """The prompt of a choice, once the decoder has taken it."""
-        return self.prompts[index // self.question.params.n]
+        """The prompt of a choice, once the decoder has accepted it."""
+        return self.prompts[index // self.parsed.params.n]
 
     async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
         """Every chunk with the index of its choice, until all answers have ended.
 
         Raises:
-            TimeoutError: the time is over.
+            TimeoutError: the request took too long.
             UpstreamError: a server that decodes an answer failed.
-            AnswerError: an answer broke off in this process.
-            Exception: what else ended an answer.
+            AnswerError: an answer failed in this process.
+            Exception: any other error that ended an answer.
         """
-        n = self.question.params.n
+        n = self.parsed.params.n
         left = n * len(self._jobs)
         while left:
             prompt, chunk = self._early.popleft() if self._early else await self._next()
             assert isinstance(chunk, Chunk)
             if chunk.completion is not None and chunk.completion.error is not None:
-                raise self._broken_off(chunk.completion.error)
+                raise self._error_type(chunk.completion.error)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
 
     async def _next(self) -> tuple[int, Chunk | Scored | _Accepted]:
         async with asyncio.timeout_at(self._deadline):
-            prompt, told = await self._told.get()
-        if isinstance(told, Exception):
-            raise told
-        return prompt, told
+            prompt, event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return prompt, event
 
     def _prepare(self, index: int, pause: Callable[[], None]) -> None:
-        self.prompts[index] = self.question.render(index, self._pair, pause)
+        self.prompts[index] = self.parsed.render(index, self._pair, pause)
 
     def _submit(self, index: int, decoder: Decoder) -> int:
         if isinstance(decoder.engine, IsolatingEngine):
-            self._broken_off = AnswerError
-        ticket = self.question.submit(self.prompts[index], decoder)
+            self._error_type = AnswerError
+        ticket = self.parsed.submit(self.prompts[index], decoder)
         self._deliver(index, _Accepted())
         return ticket
 
-    def _deliver(self, index: int, told: Chunk | Scored | Exception | _Accepted) -> None:
-        self._loop.call_soon_threadsafe(self._told.put_nowait, (index, told))
+    def _deliver(self, index: int, event: Chunk | Scored | Exception | _Accepted) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives.
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine.
 
     Raises:
-        ClientGoneError: who asked went away first; the coroutine is cancelled.
+        ClientGoneError: the client disconnected first; the coroutine is cancelled.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
