@@ -93,7 +93,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "conversation"), CASES)
-def test_the_base_half_gets_its_own_rendering(name: str, conversation: Conversation) -> None:
+def test_the_base_model_gets_its_own_rendering(name: str, conversation: Conversation) -> None:
     both = renderer(TEMPLATES[name])
     prompt = both.render(conversation)
     answer = tuple(both.aligned_tokenizer.encode(" I would", add_special_tokens=False))

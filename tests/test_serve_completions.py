@@ -135,7 +135,7 @@ def test_ids_and_a_part_of_the_prompt_are_told_if_asked(server: Served, demo: Ba
     ("wrong", "message"),
     [
         ({"model": "baco"}, "echo scores with one model: give baco/base or baco/aligned"),
-        ({"model": "baco/P-Punc:0.4"}, "under a router a prompt has no likelihood"),
+        ({"model": "baco/P-Punc:0.4"}, "a prompt has no likelihood under a router"),
         ({"max_tokens": 4}, "give logprobs and max_tokens 0"),
         ({"logprobs": None}, "give logprobs and max_tokens 0"),
         ({"logprobs": 21}, "logprobs is 21: this server gives at most 20"),

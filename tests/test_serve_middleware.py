@@ -170,7 +170,7 @@ def test_a_request_that_takes_too_long_is_ended(demo: Baco) -> None:
             client.stream("POST", "/v1/chat/completions", json=body) as got,
         ):
             told = list(events(got)) if got.status_code == 200 else [json.loads(got.read())]
-        assert "longer than this server" in told[-1]["error"]["message"]
+        assert "longer than the time limit of this server" in told[-1]["error"]["message"]
         server.settles()
 
 

@@ -115,7 +115,7 @@ def test_greedy_answers_of_every_architecture_are_those_of_baco(random: Baco, ro
         assert got == list(expected.token_ids)
 
 
-def test_an_adapter_speaks_only_as_the_aligned_half(
+def test_an_adapter_is_active_only_in_the_aligned_model(
     random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama")
@@ -333,7 +333,7 @@ def test_the_pipeline_answers_conversations_and_batches(demo: Baco) -> None:
         assert result["generated_text"][-1]["content"].strip() == expected.text.strip()
 
 
-def test_the_base_half_reads_the_conversation_as_plain_text(demo: Baco) -> None:
+def test_the_base_model_reads_the_conversation_as_plain_text(demo: Baco) -> None:
     reader = ChatReader(demo.pair.renderer)
     for conversation in (SHORT, LONG):
         prompt = demo.pair.renderer.render(conversation)
@@ -350,7 +350,7 @@ def test_raw_text_is_read_alike_by_both(demo: Baco) -> None:
     ids = demo.pair.tokenizer("Once upon a time", return_tensors="pt").input_ids
     own = demo.pair.base.model(ids).logits[:, 1:, : demo.pair.vocabulary.size].float()
     rows = as_transformers(demo, "Base")(ids).logits[:, 1:]
-    sayable = rows > rows.min() + 1  # special tokens may not come from the base half
+    sayable = rows > rows.min() + 1  # special tokens may not come from the base model
     torch.testing.assert_close(rows[sayable], own[sayable], atol=1e-3, rtol=1e-3)
     assert (rows.argmax(-1) == own.argmax(-1)).all()
 
@@ -372,7 +372,7 @@ def test_the_same_prompt_for_both_when_asked(demo: Baco) -> None:
         (lambda model, _: model.generate(), "no prompt"),
         (lambda model, ids: model(ids, labels=ids), "labels"),
         (lambda model, ids: model(ids, past_key_values=object()), "past_key_values"),
-        (lambda model, _: model.save_pretrained("x"), "halves"),
+        (lambda model, _: model.save_pretrained("x"), "two models"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(

@@ -1,4 +1,4 @@
-"""What a pair has read of a batch of answers: the two halves' caches and who spoke."""
+"""The cache of a pair in `transformers`: both models' caches, and the source of every token."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from transformers import Cache, DynamicCache
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What keys the coins of a batch's rows, beside the seed.
+    """The keys of a batch's coins, beside the seed.
 
     Rows of one prompt, such as ``num_return_sequences`` makes, are its samples in their order.
 
     Attributes:
-        digests: each row's prompt, the ids after its padding.
+        digests: of each row's prompt, that is, its ids after the padding.
         samples: each row's number among the rows of its prompt.
-        start: column of the aligned half in which each row's answer begins, int64 [B].
+        start: column of the aligned model in which each row's answer begins, int64 [B].
     """
 
     digests: tuple[bytes, ...]
@@ -44,19 +44,19 @@ class Keys:
 
 
 class PairCache(Cache):
-    """The cache of both halves, for ``past_key_values``: crops, repeats and reorders as one.
+    """The caches of both models, as one ``past_key_values``: cropped, repeated, reordered together.
 
-    The two halves hold different numbers of columns, since their prompts differ; both end with the
-    same answer, so a column counted from the end is the same token in either.
+    The caches have different numbers of columns, since the prompts differ. Both end with the same
+    answer, so a column counted from the end is the same token in both.
 
     Attributes:
-        base, aligned: the halves' own caches.
-        base_mask, aligned_mask: 1 where a column is read, 0 where it is padding; int64 [B, T'].
-        source: which half says the token after a column of the aligned half, True for base;
-            bool [B, T]. Within a prompt it says nothing.
-        ids, base_ids: the two halves' columns, int64 [B, T] and [B, T'].
-        keys: what the rows' coins are keyed by. They stay in their places when beams change theirs.
-        base_long, aligned_long: rows that a half has read with the long factors of its rotary
+        base, aligned: the models' own caches.
+        base_mask, aligned_mask: 1 for a token, 0 for padding; int64 [B, T'] and [B, T].
+        source: the source of the token after each column of the aligned model, True for base; bool
+            [B, T]. Its values within a prompt have no meaning.
+        ids, base_ids: the tokens in the columns, int64 [B, T] and [B, T'].
+        keys: of the rows' coins. They stay in their rows when beams are reordered.
+        base_long, aligned_long: rows that a model has read with the long factors of its rotary
             embeddings, bool [B].
     """
 
@@ -71,20 +71,19 @@ class PairCache(Cache):
         self.base_long = self.aligned_long = torch.zeros(0, dtype=torch.bool)
 
     def append(self, ids: Tensor, base_ids: Tensor, source: Tensor) -> None:
-        """Keep the new columns' ids, [B, k] and [B, k'], and sources, [B, k]."""
+        """Append new columns: ids, [B, k] and [B, k'], and sources, [B, k]."""
         if self.batch_size:
             ids, source = torch.cat([self.ids, ids], 1), torch.cat([self.source, source], 1)
             base_ids = torch.cat([self.base_ids, base_ids], 1)
         self.ids, self.base_ids, self.source = ids, base_ids, source
         for name in ("base_long", "aligned_long"):
-            if len(getattr(self, name)) == 0:  # the router never names this half
+            if len(getattr(self, name)) == 0:  # the router never picks this model
                 setattr(self, name, torch.zeros(len(ids), dtype=torch.bool))
 
     def sources_of(self, ids: Tensor, row: int) -> Tensor:
-        """The sources after each column of a text [T] that a row of this cache holds: bool [T].
+        """The sources after each column of a text, int64 [T], that is in this cache: bool [T].
 
-        Several rows hold it only where they were repeated or are beams; it is ``row`` then, if
-        that is among them.
+        Rows that were repeated, or are beams, may hold the same text. ``row`` is preferred then.
         """
         held = (self.ids[:, : len(ids)] == ids).all(dim=1)
         if not (row < len(held) and held[row]):
@@ -102,11 +101,11 @@ class PairCache(Cache):
         return self.source.shape[0]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Columns of the aligned half, prompt and answer: what ``generate`` counts."""
+        """Columns of the aligned model, prompt and answer; ``generate`` counts these."""
         return self.source.shape[1]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` columns; the sign is ``transformers``' habit."""
+        """Remove the last ``-tokens_to_remove`` columns (``transformers`` negates the number)."""
         self.base.crop(tokens_to_remove)
         self.aligned.crop(tokens_to_remove)
         kept = self.source.shape[1] - abs(tokens_to_remove)
@@ -117,7 +116,7 @@ class PairCache(Cache):
         self.source, self.ids = self.source[:, :kept], self.ids[:, :kept]
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all rows."""
         self.base.reset()
         self.aligned.reset()
         self.base_mask, self.aligned_mask = self.base_mask[:0, :0], self.aligned_mask[:0, :0]
@@ -127,12 +126,12 @@ class PairCache(Cache):
         self.base_long, self.aligned_long = self.base_long[:0], self.aligned_long[:0]
 
     def activate_past_recording(self) -> None:
-        """Keep what sliding windows would drop, so that ``crop`` can go back."""
+        """Keep the columns that sliding windows would drop, so that ``crop`` works."""
         self.base.activate_past_recording()
         self.aligned.activate_past_recording()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes what row ``beam_idx[i]`` was."""
+        """Replace row i by row ``beam_idx[i]``."""
         self.base.reorder_cache(beam_idx)
         self.aligned.reorder_cache(beam_idx)
         self._rows(beam_idx)
@@ -145,7 +144,7 @@ class PairCache(Cache):
         self.keys = self.keys.rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row ``repeats`` times, side by side."""
+        """Repeat every row ``repeats`` times; copies follow each other."""
         self.base.batch_repeat_interleave(repeats)
         self.aligned.batch_repeat_interleave(repeats)
         rows = torch.arange(self.batch_size, device=self.source.device).repeat_interleave(repeats)

@@ -1,9 +1,9 @@
-"""Reading a rendered chat prompt back: from the aligned half's token ids to the conversation.
+"""Reads a rendered chat prompt back, from the aligned model's token ids to the conversation.
 
-Harnesses and pipelines hand a model token ids, not conversations; but the base half wants the same
-conversation as plain text. The chat template is a black box, so its frame is learnt by rendering
-conversations of known words and looking at what stands between them. It knows the pair's renderer;
-it knows nothing of models.
+Harnesses and pipelines pass token ids to a model, not conversations. The base model needs the same
+conversation as plain text. The chat template is a black box, so its frame is found by rendering
+conversations of known words and taking the text between them. This module knows the renderer and
+nothing of models.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ class Frame:
 
     Attributes:
         head: before the first content.
-        to_user: from the system message to the first question; None where there is no such message.
-        to_answer: from a question to its answer.
-        to_next: from an answer to the next question.
-        tail: after the last question, where an answer is asked for,
-        to_begun: and where an answer is begun; None where that is the same.
-        day: the date in it.
+        to_user: between the system message and the first question; None without system message.
+        to_answer: between a question and its answer.
+        to_next: between an answer and the next question.
+        tail: after the last question, before a new answer.
+        to_begun: the same before an answer that is already begun; None if it is equal.
+        day: the date in the frame.
     """
 
     head: str
@@ -44,7 +44,7 @@ class Frame:
 
     @classmethod
     def of(cls, renderer: Renderer, day: str, *, system: bool) -> Self | None:
-        """Learn the frame; None where the template does not lay a conversation out in order."""
+        """Find the frame; None if the template does not write the contents in order."""
         conversation = [
             {"role": "user", "content": FIRST},
             {"role": "assistant", "content": ANSWER},
@@ -57,7 +57,7 @@ class Frame:
         prompt = render(renderer, conversation, day)
         if prompt is None:
             return None
-        # Through token ids and back, since that is the way the prompts themselves come.
+        # Through token ids and back, as the prompts come.
         rest = as_text(renderer.aligned_tokenizer, prompt.aligned_ids)
         gaps = []
         for word in words:
@@ -83,11 +83,13 @@ class Frame:
         )
 
     def read(self, text: str, end: str) -> tuple[list[Message], int] | None:
-        """The conversation in ``text``, up to its last question, and where its answer begins.
+        """The conversation in ``text`` up to its last question, and the index of the answer.
+
+        None if ``text`` does not have this frame.
 
         Args:
             text: a rendering.
-            end: what stands between the two, `tail` or `to_begun`.
+            end: the text between question and answer, `tail` or `to_begun`.
         """
         at = text.rfind(end)
         if not end or not text.startswith(self.head) or at < len(self.head):
@@ -114,7 +116,7 @@ class Frame:
 
 
 def render(renderer: Renderer, conversation: list[Message], day: str) -> Prompt | None:
-    """Both renderings, or None where there is no template or it refuses this conversation."""
+    """Both renderings; None without a template, or if it refuses this conversation."""
     try:
         return renderer.render(conversation, day=day)
     except BacoError:
@@ -131,11 +133,11 @@ def as_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BasePrompt:
-    """One row's prompt as the base half reads it.
+    """A row's prompt as the base model reads it.
 
     Attributes:
-        ids: the base half's own prompt.
-        start: how many of the aligned half's ids it stands for; the answer's ids follow.
+        ids: the base model's own prompt.
+        start: the number of the aligned model's ids that it replaces; the answer's ids follow.
     """
 
     ids: tuple[int, ...]
@@ -144,49 +146,49 @@ class BasePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatReader:
-    """Finds the base half's prompt for the aligned half's.
+    """Finds the base model's prompt for the aligned model's.
 
     Attributes:
-        renderer: the pair's. Its rendering of the conversation found must give the very ids that
-            were read, or they are taken for raw text.
+        renderer: the pair's. If its rendering of the conversation does not give the ids that were
+            read, they are treated as raw text.
     """
 
     renderer: Renderer
 
     def frames(self) -> list[Frame]:
-        """The template's frames, learnt anew each time: some templates write today's date.
+        """The template's frames. They are found at each call, since some templates write the date.
 
-        Callers render with the tokenizer, which knows nothing of a date that the pair is given.
+        Prompts may hold the pair's date or today's: the tokenizer does not know the pair's.
         """
         days = dict.fromkeys((self.renderer.date or today(), today()))
         frames = []
         for day in days:
-            found = [Frame.of(self.renderer, day, system=system) for system in (False, True)]
-            frames += [frame for frame in found if frame is not None]
+            both = [Frame.of(self.renderer, day, system=system) for system in (False, True)]
+            frames += [frame for frame in both if frame is not None]
         return frames
 
     def read(self, rows: Sequence[Sequence[int]]) -> list[BasePrompt | None]:
-        """The base half's prompt of every row; None where a row is no rendered conversation."""
+        """The base model's prompt of every row; None for a row that is no rendered conversation."""
         frames = self.frames()
-        known: dict[tuple[int, ...], BasePrompt | None] = {}
+        prompts: dict[tuple[int, ...], BasePrompt | None] = {}
         for row in map(tuple, rows):
-            if row not in known:
-                known[row] = self._read(row, frames)
-        return [known[tuple(row)] for row in rows]
+            if row not in prompts:
+                prompts[row] = self._read(row, frames)
+        return [prompts[tuple(row)] for row in rows]
 
     def _read(self, ids: tuple[int, ...], frames: list[Frame]) -> BasePrompt | None:
         text = as_text(self.renderer.aligned_tokenizer, ids)
         for frame in frames:
-            asked = frame.read(text, frame.tail)
+            new = frame.read(text, frame.tail)
             begun = None if frame.to_begun is None else frame.read(text, frame.to_begun)
-            # What asks for an answer may be the beginning of what stands before one, or the end.
-            if begun is not None and (asked is None or begun[1] > asked[1]):
-                found = self._begun(ids, text, frame, *begun)
-                if found is not None:
-                    return found
-            prompt = asked and render(self.renderer, asked[0], frame.day)
-            if prompt and ids[: len(prompt.aligned_ids)] == prompt.aligned_ids:
-                return BasePrompt(prompt.base_ids, start=len(prompt.aligned_ids))
+            # `tail` may be the beginning or the end of `to_begun`: take the later answer.
+            if begun is not None and (new is None or begun[1] > new[1]):
+                prompt = self._begun(ids, text, frame, *begun)
+                if prompt is not None:
+                    return prompt
+            rendered = new and render(self.renderer, new[0], frame.day)
+            if rendered and ids[: len(rendered.aligned_ids)] == rendered.aligned_ids:
+                return BasePrompt(rendered.base_ids, start=len(rendered.aligned_ids))
         return None
 
     def _begun(
@@ -197,14 +199,14 @@ class ChatReader:
         conversation: list[Message],
         start: int,
     ) -> BasePrompt | None:
-        """The base half's prompt where the answer begins behind more than what asks for it, such as
-        empty thoughts.
+        """The base model's prompt if the template writes more than `tail` before an answer that is
+        begun, such as empty thoughts; None if this is not such a prompt.
         """
-        asking = render(self.renderer, conversation, frame.day)
+        question = render(self.renderer, conversation, frame.day)
         answered = [*conversation, {"role": "assistant", "content": ANSWER}]
         begun = render(self.renderer, answered, frame.day)
-        if asking is None or begun is None or begun.aligned_text != text[:start] + ANSWER:
+        if question is None or begun is None or begun.aligned_text != text[:start] + ANSWER:
             return None
         tokenizer = self.renderer.aligned_tokenizer
         head = tuple(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
-        return BasePrompt(asking.base_ids, start=len(head)) if ids[: len(head)] == head else None
+        return BasePrompt(question.base_ids, start=len(head)) if ids[: len(head)] == head else None

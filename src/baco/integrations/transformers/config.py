@@ -1,4 +1,4 @@
-"""What `transformers` is told of a pair: sizes and ids."""
+"""The `transformers` configuration of a pair: sizes and ids."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from baco.routing.router import Router
 
 
 class BacoConfig(PreTrainedConfig):
-    """What `transformers` and harnesses ask of a configuration: sizes and ids."""
+    """The sizes and ids that `transformers` and evaluation harnesses read from a configuration."""
 
     model_type = "baco"
 
 
 def config_of(pair: Pair, router: Router) -> BacoConfig:
-    """Sizes and ids that both halves can keep to."""
+    """The configuration of a pair; its sizes hold for both models."""
     settings: dict[str, Any] = {
         "vocab_size": pair.vocabulary.size,
         "max_position_embeddings": min(pair.base.context, pair.aligned.context),

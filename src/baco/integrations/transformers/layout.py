@@ -1,7 +1,8 @@
-"""Where the two halves' columns lie: one batch of token ids, read by each half in its own way.
+"""The columns that each model reads of one batch of token ids.
 
-The aligned half reads the ids it is given. The base half reads, row by row, its own prompt and then
-the same answer. Both end in the same column, so a column counted from the end is the same token.
+The aligned model reads the ids as they are. The base model reads its own prompt in each row, and
+then the same answer. Both end in the same column, so a column counted from the end is the same
+token.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ from baco.text.digest import ids_digest
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns that one call reads, and what was read before them.
+    """The columns that one call reads, and those read before.
 
     Attributes:
         aligned_ids, base_ids: the new columns, int64 [B, T] and [B, T'].
         aligned_mask, base_mask: 1 for a token, 0 for padding, earlier columns included.
         start: the new column in which each row's answer begins, int64 [B]; below 1 where it began
             earlier.
-        first: the first new column whose row of logits is the router's, in any row of the batch.
-        active: the half that spoke last, True for base, bool [B].
-        keys: what the rows' coins are keyed by.
-        seen: columns of the aligned half that were read before.
+        first: the first new column whose logits are routed, in any row of the batch.
+        active: the active source of each row, True for base, bool [B].
+        keys: of the rows' coins.
+        seen: columns that the aligned model has read before.
     """
 
     aligned_ids: Tensor
@@ -43,7 +44,7 @@ class Layout:
 
     @classmethod
     def continued(cls, ids: Tensor, cache: PairCache, base_rows: int) -> Self:
-        """More of the answers that ``cache`` holds: both halves read ``ids`` [B, k]."""
+        """Continue the answers in ``cache``: both models read ``ids``, int64 [B, k]."""
         seen = cache.get_seq_length()
         ones = torch.ones_like(ids)
         return cls(
@@ -68,29 +69,29 @@ class Layout:
         prompt_length: int | None,
         base_rows: int,
     ) -> Self:
-        """A batch seen for the first time.
+        """Begin a batch.
 
         Args:
-            ids, mask: int64 [B, T]; padding may stand on either side.
-            reader: finds the base half's prompts; None where it reads the ids as they are.
-            prompt_length: columns before the answers. By default an answer begins behind its
-                conversation, and behind the first token of raw text, which is scored as one answer.
-            base_rows: token ids that the base half knows.
+            ids, mask: int64 [B, T]; padding may be on either side.
+            reader: finds the base model's prompts; None: the base model reads the ids as they are.
+            prompt_length: columns before the answers. By default an answer begins after its
+                conversation, and after the first token of raw text, which is scored as an answer.
+            base_rows: the number of token ids that the base model knows.
 
         Raises:
-            BacoError: raw text with a token that the base half does not know.
+            BacoError: raw text with a token that the base model does not know.
         """
         mask = torch.ones_like(ids) if mask is None else mask.to(ids.device, torch.int64)
         lead = mask.argmax(dim=1)  # padding on the left
         own = [row[int(skip) :] for row, skip in zip(ids, lead, strict=True)]
         own_mask = [row[int(skip) :] for row, skip in zip(mask, lead, strict=True)]
         if reader is None:
-            found: list[BasePrompt | None] = [None] * len(own)
+            prompts: list[BasePrompt | None] = [None] * len(own)
         else:
             rows = zip(own, own_mask, strict=True)
-            found = reader.read([row[: int(kept.sum())].tolist() for row, kept in rows])
+            prompts = reader.read([row[: int(kept.sum())].tolist() for row, kept in rows])
         base, base_mask, start, digests = [], [], [], []
-        for row, kept, prompt in zip(own, own_mask, found, strict=True):
+        for row, kept, prompt in zip(own, own_mask, prompts, strict=True):
             skip = ids.shape[1] - len(row)
             if prompt is None:
                 before = 1 if prompt_length is None else max(1, prompt_length - skip)
@@ -100,7 +101,7 @@ class Layout:
                 before = prompt.start
                 base_prompt = torch.tensor(prompt.ids, dtype=ids.dtype, device=ids.device)
                 before_base = torch.ones_like(base_prompt)
-            # Behind the conversation a prompt may hold the beginning of the answer.
+            # After the conversation a prompt may hold the beginning of the answer.
             begins = before if prompt_length is None else max(before, prompt_length - skip)
             base.append(torch.cat([base_prompt, _known(row[before:], base_rows)]))
             base_mask.append(torch.cat([before_base, kept[before:]]))
@@ -126,9 +127,9 @@ def _flush_right(rows: list[Tensor]) -> Tensor:
 
 
 def _known(ids: Tensor, base_rows: int) -> Tensor:
-    """The answer as the base half reads it: an end token that only the aligned half owns is 0.
+    """The answer as the base model reads it: 0 for an end token that only the aligned model has.
 
-    Nothing is said after it; a batch merely keeps the row until its other rows are done.
+    The row has ended there; the batch keeps it until its other rows have ended.
     """
     return ids.masked_fill(ids >= base_rows, 0)
 
@@ -137,6 +138,6 @@ def _check_known(ids: Tensor, base_rows: int) -> None:
     for token in ids.tolist():
         if token >= base_rows:
             raise BacoError(
-                f"token {token} of the prompt is unknown to the base half ({base_rows} tokens): "
+                f"token {token} of the prompt is unknown to the base model ({base_rows} tokens): "
                 "pass a rendered chat prompt with base_prompt='auto', or text without it"
             )

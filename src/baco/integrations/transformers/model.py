@@ -1,8 +1,8 @@
-"""A pair with a router as one `transformers` model: `generate()`, pipelines and harnesses use it.
+"""A pair with a router as one `transformers` model, for `generate()`, pipelines and harnesses.
 
-What it returns for a position is the row of logits that the router's choice left, so every sampling
-loop of `transformers` draws from BACo's distribution. The draws themselves are that loop's own:
-`torch.manual_seed` repeats them, the seed of `Baco.generate` does not.
+It returns the logits of the model that the router picks, so every sampling loop of `transformers`
+draws from BACo's distribution. The draws are that loop's own: `torch.manual_seed` repeats them, the
+seed of `Baco.generate` does not.
 """
 
 import copy
@@ -38,20 +38,20 @@ from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
 
-# The logit of a token that may not be said. Finite, so that log-likelihoods of texts with such a
-# token can still be added up and compared; e**-10000 is 0 in every floating-point format.
+# The logit of a token that may not be written. It is finite, so that log-likelihoods of texts with
+# such a token can be added and compared; e**-10000 is 0 in every floating-point format.
 IMPOSSIBLE = -1e4
-# What a half's forward must take.
-_USUAL_TOKENS = 20  # that `transformers` generates where nothing else is said
+_USUAL_TOKENS = 20  # the default of `transformers`
+# Arguments that a model's forward must take.
 NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
 
 class BacoForCausalLM(PreTrainedModel, GenerationMixin):
-    """Both halves of a pair and a router; made by :func:`baco.as_transformers`.
+    """Both models of a pair and a router; from :func:`baco.as_transformers`.
 
     ``generate`` takes what any model's does: sampling arguments, beams, ``num_return_sequences``,
     left-padded batches, streamers, stopping criteria. After a call with
-    ``return_dict_in_generate=True``, ``past_key_values.source`` tells which half said what.
+    ``return_dict_in_generate=True``, ``past_key_values.source`` has the source of every token.
     """
 
     config_class = BacoConfig
@@ -62,8 +62,8 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(
         self, pair: Pair, router: Router, *, seed: int | None, reader: ChatReader | None
     ) -> None:
-        for half in (pair.base, pair.aligned):
-            _check_forward(half)
+        for model in (pair.base, pair.aligned):
+            _check_forward(model)
         super().__init__(config_of(pair, router))
         self.pair = pair
         self.router = router
@@ -71,9 +71,9 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         self.reader = reader
         self.vocabulary = pair.vocabulary.to(pair.aligned.device)
         self.banned = pair.banned.to(pair.aligned.device)
-        # Registered in this order, so that the model's device is the aligned half's.
-        self.aligned_half = pair.aligned.model
-        self.base_half = pair.base.model
+        # Registered in this order, so that the device is the aligned model's.
+        self.aligned_causal_lm = pair.aligned.model
+        self.base_causal_lm = pair.base.model
         self.generation_config = GenerationConfig.from_dict(
             pair.aligned.model.generation_config.to_dict()
         )
@@ -90,13 +90,13 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """`transformers`' own ``generate``; the answer begins where ``inputs`` end.
 
-        An answer to a chat prompt also ends where the base half opens its next turn (``Question:``
-        on a new line, the first letter the base's); like any stop string of `transformers`, the
-        opening is part of what is returned. All answers of a batch end where its longest row, as
-        either half reads it, reaches the end of a context window.
+        An answer to a chat prompt also ends where the base model opens its next turn (``Question:``
+        on a new line, if the base model wrote the first letter). As with stop strings of
+        `transformers`, the opening is part of the result. All answers of a batch end when its
+        longest row reaches the end of either model's context window.
 
         Raises:
-            BacoError: no prompt, or one that fits no context window.
+            BacoError: no prompt, or one that does not fit a context window.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
@@ -121,7 +121,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         return super().generate(inputs, generation_config, **kwargs)
 
     def _room(self, ids: Tensor, mask: Tensor, cache: PairCache | None, prompt_length: int) -> int:
-        """How many tokens every row of a batch can get before a context window ends."""
+        """How many tokens every row can get before a context window ends."""
         if cache is not None and cache.batch_size:
             new = ids.shape[1] - cache.get_seq_length()
             masks = {"base": cache.base_mask, "aligned": cache.aligned_mask}
@@ -129,16 +129,16 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             layout, new = self._layout(ids, mask, prompt_length), 0
             masks = {"base": layout.base_mask, "aligned": layout.aligned_mask}
         rooms = []
-        for name in MODELS:
-            if self.router.only in (None, name):
-                half: PairModel = getattr(self.pair, name)
-                length = int(masks[name].sum(dim=1).max()) + new
-                half.check_length(name, length)
-                rooms.append(half.context - length)
+        for source in MODELS:
+            if self.router.only in (None, source):
+                model: PairModel = getattr(self.pair, source)
+                length = int(masks[source].sum(dim=1).max()) + new
+                model.check_length(source, length)
+                rooms.append(model.context - length)
         return min(rooms)
 
     def _prompt_mask(self, ids: Tensor, given: Tensor | None) -> Tensor:
-        """The prompts' mask; where none is given, what `transformers` takes for it."""
+        """The prompts' mask; by default that of `transformers`."""
         pad = self.generation_config.pad_token_id
         if given is not None:
             return given
@@ -148,9 +148,9 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     def sources(
         self, input_ids: Tensor, attention_mask: Tensor, *, prompt_length: int, seed: int
     ) -> Tensor:
-        """Which half says the token after each column, True for the base: bool [B, T].
+        """The source of the token after each column, True for base: bool [B, T].
 
-        Arguments as for :meth:`forward`; within prompts it says nothing.
+        Arguments as for :meth:`forward`. Values within prompts have no meaning.
         """
         layout = self._layout(input_ids, attention_mask, prompt_length)
         return self._route(layout, None, 1, seed)[1]
@@ -160,7 +160,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         return PairCache(self.pair.base.model.config, self.pair.aligned.model.config)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As `transformers` does it, but for the positions: each half counts its own."""
+        """As in `transformers`, without positions: each model has positions of its own."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         inputs.pop("position_ids", None)
         return inputs
@@ -179,27 +179,27 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Routed logits for every position, float32.
 
-        Where a row begins with a rendering of the aligned half's chat template, the answer starts
-        behind it, and rows within the prompt are the aligned half's own. Raw text is routed from
-        its first token on, or from ``prompt_length`` on.
+        If a row begins with a rendering of the aligned model's chat template, the answer starts
+        after it, and logits within the prompt are the aligned model's. Raw text is routed from its
+        first token on, or from ``prompt_length`` on.
 
         Args:
-            input_ids: int64 [B, T]; with a cache, the tokens that are new to it.
+            input_ids: int64 [B, T]; with a cache, the new tokens only.
             attention_mask: 0 for padding, int64 [B, T] or, with a cache, [B, all columns].
             past_key_values: from an earlier call or :meth:`new_cache`.
             use_cache: return ``past_key_values``; by default only if one was passed.
-            logits_to_keep: rows to return, counted from the end; 0 returns all T.
-            prompt_length: columns that a prompt fills at most, padding included.
+            logits_to_keep: positions to return, counted from the end; 0 returns all T.
+            prompt_length: columns of the longest prompt, padding included.
             seed: of the coins of a random router.
-            unused: what else `transformers` passes on, such as ``return_dict``.
+            unused: other arguments that `transformers` passes, such as ``return_dict``.
 
         Returns:
-            ``logits`` [B, T or logits_to_keep, V] on the pair's common vocabulary; a token that
-            the router's choice rules out has :data:`IMPOSSIBLE`.
+            ``logits`` [B, T or logits_to_keep, V] on the pair's common vocabulary; a token that may
+            not be written has :data:`IMPOSSIBLE`.
 
         Raises:
             BacoError: for ``labels``, ``inputs_embeds``, a cache that is not this model's, or a
-                prompt with tokens that the base half does not know.
+                prompt with tokens that the base model does not know.
         """
         for name in ("labels", "inputs_embeds"):
             if unused.get(name) is not None:
@@ -209,7 +209,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             cache = self.new_cache()
         if not isinstance(cache, PairCache | None):
             raise BacoError(
-                f"past_key_values is a {type(cache).__name__}: pass what an earlier call returned, "
+                f"past_key_values is a {type(cache).__name__}: pass the one of an earlier call, "
                 "or new_cache()"
             )
         input_ids = input_ids.to(self.pair.aligned.device)
@@ -241,10 +241,10 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
     def _route(
         self, layout: Layout, cache: PairCache | None, keep: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Both halves over the new columns, then the scan: logits [B, keep, V], source [B, T]."""
+        """Run both models over the new columns, then route: logits [B, keep, V], source [B, T]."""
         ids = layout.aligned_ids
         columns = ids.shape[1]
-        routed = columns - layout.first  # columns from the first whose row is the router's
+        routed = columns - layout.first  # columns from the first routed one
         base, logits = self._rows(layout, cache, routed, max(routed, keep or columns))
         source = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
         active, toss = layout.active, _Coins(seed, layout.keys)
@@ -252,7 +252,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
             # The token after column `start` - 1 is the answer's first: it has no previous one.
             opening, answering = layout.start - 1 == column, layout.start - 1 <= column
             row = logits.shape[1] - routed + step
-            mixed, said_by = select(
+            routed_logits, token_source = select(
                 base[:, step],
                 logits[:, row],
                 ids[:, column].masked_fill(opening, NO_TOKEN),
@@ -262,18 +262,19 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
                 banned=self.banned,
                 coin=toss(layout.seen + column + 1),
             )
-            logits[:, row] = torch.where(answering[:, None], mixed, logits[:, row])
-            active = torch.where(answering, said_by, active)
+            logits[:, row] = torch.where(answering[:, None], routed_logits, logits[:, row])
+            active = torch.where(answering, token_source, active)
             source[:, column] = active
         return logits[:, -keep:].clamp_min(IMPOSSIBLE), source
 
     def _rows(
         self, layout: Layout, cache: PairCache | None, routed: int, wanted: int
     ) -> tuple[Tensor, Tensor]:
-        """The base half's last ``routed`` rows and the aligned half's last ``wanted``.
+        """The base model's logits of the last ``routed`` columns, the aligned model's of ``wanted``
+        columns.
 
-        A half that the router never names is not run: the other's rows stand for its own, and
-        where they do not reach (the base half's prompt may be the shorter one), zeros.
+        A model that the router never picks is not run. The other model's logits take its place, and
+        zeros where these do not reach, since the base model's prompt may be shorter.
         """
         only = self.router.only
         if only != "base":
@@ -287,66 +288,66 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         return base, aligned
 
     def _read(self, name: Source, layout: Layout, cache: PairCache | None, keep: int) -> Tensor:
-        """One half over its new columns: its last ``keep`` rows, float32 [B, keep, V]."""
-        half: PairModel = getattr(self.pair, name)
+        """Run one model over its new columns: logits of the last ``keep``, float32 [B, keep, V]."""
+        model: PairModel = getattr(self.pair, name)
         ids: Tensor = getattr(layout, f"{name}_ids")
         mask: Tensor = getattr(layout, f"{name}_mask")
-        held: Cache | None = getattr(cache, name) if cache is not None else None
-        device, rope, lengths = half.device, half.long_rope, mask.sum(dim=1).cpu()
+        past: Cache | None = getattr(cache, name) if cache is not None else None
+        device, rope, lengths = model.device, model.long_rope, mask.sum(dim=1).cpu()
         if cache is None or not cache.batch_size:
-            half.check_length(name, int(lengths.max()) - 1)
-            if half.ids_without_embedding:
-                half.check_prompt(name, ids[mask.bool()].unique().tolist())
+            model.check_length(name, int(lengths.max()) - 1)
+            if model.ids_without_embedding:
+                model.check_prompt(name, ids[mask.bool()].unique().tolist())
         long = lengths > (UNBOUNDED if rope is None else rope.original_length)
         if cache is not None:
             if cache.batch_size and not long.equal(getattr(cache, f"{name}_long")):
-                # Cached keys hold the factors of a text of another length: all is read again.
+                # Cached keys depend on the length of the text: read all of it again.
                 getattr(cache, name).reset()
                 ids = torch.cat([cache.base_ids if name == "base" else cache.ids, ids], dim=1)
             setattr(cache, f"{name}_long", long)
-        # Drafts of assisted decoding may stand beyond the end of the context; they are not kept.
-        positions = (mask.cumsum(dim=1) - 1).clamp(0, half.context - 1)[:, -ids.shape[1] :]
+        # Drafts of assisted decoding may reach beyond the context; they are not kept.
+        positions = (mask.cumsum(dim=1) - 1).clamp(0, model.context - 1)[:, -ids.shape[1] :]
         with nullcontext() if rope is None else rope.per_row(long.tolist()):
-            logits = half.run(
+            logits = model.run(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 position_ids=positions.to(device),
-                past_key_values=held,
-                use_cache=held is not None,
+                past_key_values=past,
+                use_cache=past is not None,
                 logits_to_keep=keep,
             ).logits
-        rows: Tensor = half.to_common_vocab(logits[:, -keep:])
-        # `transformers` waits for every step's tokens anyway. Padding may say what it likes.
-        told = mask[:, -rows.shape[1] :].bool().to(rows.device)
-        half.check_logits(rows.amax(dim=-1)[told])
+        rows: Tensor = model.to_common_vocab(logits[:, -keep:])
+        # This waits for the device, as `transformers` does at every step anyway.
+        is_token = mask[:, -rows.shape[1] :].bool().to(rows.device)
+        model.check_logits(rows.amax(dim=-1)[is_token])
         return rows.to(layout.aligned_ids.device)
 
     def _coin_seed(self, seed: int | None = None) -> int:
-        """The seed given, this model's own, or a fresh one from torch's generator."""
+        """The seed given, else this object's, else a fresh one from torch's generator."""
         if seed is None:
             seed = self.seed
         return int(torch.randint(2**31, ())) if seed is None else seed
 
     def get_input_embeddings(self) -> Any:
-        """The aligned half's."""
-        return self.aligned_half.get_input_embeddings()
+        """The aligned model's."""
+        return self.aligned_causal_lm.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The aligned half's."""
-        return self.aligned_half.get_output_embeddings()
+        """The aligned model's."""
+        return self.aligned_causal_lm.get_output_embeddings()
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Nothing to do: the halves came with their weights tied."""
+        """Do nothing: the models' weights are tied already."""
 
     def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
         """A pair is not a checkpoint."""
-        raise BacoError("a pair is not a checkpoint of its own: save or load its two halves")
+        raise BacoError("a pair is not a checkpoint of its own: save or load its two models")
 
 
 def _within(
     room: int, columns: int, given: GenerationConfig | None, usual: Any, kwargs: dict[str, Any]
 ) -> GenerationConfig | None:
-    """What ``generate`` was given, in ``kwargs`` too, for no more than ``room`` new tokens."""
+    """The configuration for ``generate``, with at most ``room`` new tokens; changes ``kwargs``."""
     config = given or usual
     new = kwargs.get("max_new_tokens", config.max_new_tokens)
     longest = kwargs.get("max_length", config.max_length)
@@ -369,26 +370,30 @@ class _Coins:
     def __init__(self, seed: int, keys: Keys) -> None:
         device = keys.start.device
         self._start = keys.start
-        self._seed = torch.tensor([noise_seed(seed, one) for one in keys.digests], device=device)
+        self._seed = torch.tensor(
+            [noise_seed(seed, digest) for digest in keys.digests], device=device
+        )
         self._sample = torch.tensor(keys.samples, device=device)
 
     def __call__(self, column: int) -> Tensor:
-        """One uniform a row for the token in a column of the aligned half, float32 [B]."""
+        """A uniform number for each row's token in a column of the aligned model, float32 [B]."""
         return coin(noise_keys(self._seed, self._sample, column - self._start), ROUTER)
 
 
-def _check_forward(half: PairModel) -> None:
-    """Batches of prompts of different lengths want a model that is told where its tokens stand."""
-    model = half.model.get_base_model() if hasattr(half.model, "get_base_model") else half.model
-    known = inspect.signature(model.forward).parameters
+def _check_forward(pair_model: PairModel) -> None:
+    """Check that a model's forward takes positions and masks, which padded batches need."""
+    module = pair_model.model
+    if hasattr(module, "get_base_model"):
+        module = module.get_base_model()
+    known = inspect.signature(module.forward).parameters
     missing = [name for name in NEEDED if name not in known]
     if missing:
         raise BacoError(
-            f"{half.name} ({type(model).__name__}) takes no {' or '.join(missing)}: "
+            f"{pair_model.name} ({type(module).__name__}) takes no {' or '.join(missing)}: "
             "as_transformers needs a model with keys and values; Baco.generate takes this one"
         )
 
 
-# So that pipelines take the model for what it is; there is nothing to load by this name.
+# Pipelines recognise the model by this; nothing can be loaded by the name.
 AutoConfig.register(BacoConfig.model_type, BacoConfig)
 AutoModelForCausalLM.register(BacoConfig, BacoForCausalLM)

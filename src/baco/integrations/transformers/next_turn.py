@@ -1,7 +1,7 @@
-"""Ends an answer of `transformers`' loops where the base half opens its next turn.
+"""Ends answers in `transformers`' loops where the base model opens its next turn.
 
-It finds the opening in the text, and leaves the rule of what counts to
-`baco.text.answer_text.AnswerText`.
+This module finds the opening in the text; `baco.text.answer_text.AnswerText` decides whether it
+ends the answer.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from baco.text.answer_text import AnswerText
 if TYPE_CHECKING:
     from baco.integrations.transformers.model import BacoForCausalLM
 
-# Tokens of an answer's end that are searched at each step: more than an opening and the tokens that
-# one step of assisted decoding adds.
+# The last tokens of an answer that are searched at each step: more than an opening has, plus those
+# that one step of assisted decoding adds.
 _TAIL = 64
 
 
 class NextTurn(StoppingCriteria):
-    """Stops rows at an opening whose first character the base half wrote.
+    """Stops rows at an opening whose first character the base model wrote.
 
     Args:
         model: routes the tokens.
-        opening: how the base half opens a turn, such as ``Question:``.
-        prompts: what ``generate`` was given, int64 [B, T].
-        mask: 0 for padding, [B, T]; None where there is none.
-        routing: further arguments of the model's ``forward`` where it decodes without a cache.
-        cache: the model's, which knows the sources; None where it decodes without one.
+        opening: of the base model's turns, such as ``Question:``.
+        prompts: the input of ``generate``, int64 [B, T].
+        mask: 0 for padding, [B, T]; None without padding.
+        routing: further arguments of the model's ``forward``, for decoding without a cache.
+        cache: the model's, which has the sources; None without one.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class NextTurn(StoppingCriteria):
         self._mask = torch.ones_like(prompts) if mask is None else mask
 
     def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:  # noqa: ARG002
-        """Which rows [B × k, T + answer] end here; k rows follow each prompt's."""
+        """Which rows of ``input_ids`` [B × k, T + answer] end here; each prompt has k rows."""
         width = self._prompts.shape[1]
         tails = input_ids[:, max(width, input_ids.shape[1] - _TAIL) :].tolist()
         texts = self._model.pair.tokenizer.batch_decode(tails, skip_special_tokens=True)
         ends = torch.zeros(len(texts), dtype=torch.bool, device=input_ids.device)
-        found = [row for row, text in enumerate(texts) if self._opening in text]
-        if found:
-            by_base = self._by_base(input_ids, found)
-            for row, based in zip(found, by_base, strict=True):
+        rows = [row for row, text in enumerate(texts) if self._opening in text]
+        if rows:
+            by_base = self._by_base(input_ids, rows)
+            for row, is_base in zip(rows, by_base, strict=True):
                 begun = self._begun[row * len(self._prompts) // len(texts)]
-                ends[row] = begun is not None and self._ends(begun, input_ids[row], based)
+                ends[row] = begun is not None and self._ends(begun, input_ids[row], is_base)
         return ends
 
     def _ends(self, begun: Sequence[int], ids: Tensor, by_base: list[bool]) -> bool:
@@ -66,27 +66,27 @@ class NextTurn(StoppingCriteria):
         for token in begun:
             answer.push(token, "aligned")
         return any(
-            answer.push(token, "base" if based else "aligned")[1]
-            for token, based in zip(ids[self._prompts.shape[1] :].tolist(), by_base, strict=True)
+            answer.push(token, "base" if is_base else "aligned")[1]
+            for token, is_base in zip(ids[self._prompts.shape[1] :].tolist(), by_base, strict=True)
         )
 
     @cached_property
     def _begun(self) -> list[Sequence[int] | None]:
-        """What each prompt already holds of the answer; None for raw text, which has no turns."""
+        """The part of the answer in each prompt; None for raw text, which has no turns."""
         rows = [
             ids[kept.bool()].tolist() for ids, kept in zip(self._prompts, self._mask, strict=True)
         ]
         assert self._model.reader is not None
-        found = self._model.reader.read(rows)
+        prompts = self._model.reader.read(rows)
         return [
             None if prompt is None else row[prompt.start :]
-            for row, prompt in zip(rows, found, strict=True)
+            for row, prompt in zip(rows, prompts, strict=True)
         ]
 
     def _by_base(self, input_ids: Tensor, rows: list[int]) -> list[list[bool]]:
-        """Of each token of some rows' answers, whether the base half wrote it."""
+        """For each token of these rows' answers, whether the base model wrote it."""
         if self._cache is None:
-            # All rows again: the coins of a random router are tossed by row.
+            # All rows are run, since a random router's coins depend on the row.
             times = len(input_ids) // len(self._prompts)
             mask = torch.ones_like(input_ids)
             mask[:, : self._mask.shape[1]] = self._mask.repeat_interleave(times, dim=0)
