@@ -209,17 +209,17 @@ class Races(TorchDispatchMode):
         kept.setdefault(memory, {})[stream] = stream.clock[stream]
 
 
-def lean_of(half: PairModel) -> LlamaForward:
-    forward = half._forward
+def lean_of(model: PairModel) -> LlamaForward:
+    forward = model._forward
     assert isinstance(forward, ClampedForward)
     assert isinstance(forward.forward, LlamaForward)
     return forward.forward
 
 
-def recording(half: PairModel, cuda: Cuda) -> PairModel:
-    """The half as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
-    made = replace(half)
-    forward = CudaGraphForward(lean_of(half), GraphRecorder(CUDA, cuda))
+def recording(model: PairModel, cuda: Cuda) -> PairModel:
+    """The model as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
+    made = replace(model)
+    forward = CudaGraphForward(lean_of(model), GraphRecorder(CUDA, cuda))
     forward.warm_up()
     made.__dict__["_forward"] = ClampedForward(made, forward)
     return made

@@ -31,7 +31,7 @@ def endless(baco: Baco) -> dict[int, float]:
 
 
 def forwards(baco: Baco, prompt: str, **settings: Any) -> int:
-    """How many forwards of both halves an answer takes beside its prompt's."""
+    """How many forwards of both models an answer takes beside its prompt's."""
     decoder = baco.decoder()
     decoder.submit(prompt, **settings)
     while decoder.busy:
@@ -304,7 +304,7 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_after_it_was_run_there(
 def test_what_cannot_be_recorded_any_more_is_read_plainly_and_said_once(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    base, aligned = (recording(model, cuda) for model in (plain.pair.base, plain.pair.aligned))
     baco = replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))
 
     def full(*_: Any) -> None:

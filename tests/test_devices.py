@@ -1,4 +1,4 @@
-"""Each half may be on a device of its own; tokens are drawn where the aligned half is.
+"""Each model may be on a device of its own; tokens are drawn where the aligned model is.
 
 No second device is at hand where tests run, so a stand-in plays it: tensors of its own kind that
 refuse to meet others until they have been moved.
@@ -38,8 +38,8 @@ class OtherDeviceTensor(torch.Tensor):
         return cast(Any, super()).__torch_function__(func, types, args, kwargs)
 
 
-class FarHalf(PairModel):
-    """A half whose rows of logits, and what they meet, are elsewhere until they are moved."""
+class FarModel(PairModel):
+    """A model whose rows of logits, and what they meet, are elsewhere until they are moved."""
 
     @property
     def device(self) -> torch.device:
@@ -52,15 +52,15 @@ class FarHalf(PairModel):
         return output
 
 
-def far(half: PairModel) -> PairModel:
+def far(model: PairModel) -> PairModel:
     names = ("name", "model", "tokenizer", "adapter_off", "vocab_size")
-    fields = {name: getattr(half, name) for name in names}
-    return FarHalf(**fields, unknown_ids=half.unknown_ids.as_subclass(OtherDeviceTensor))
+    fields = {name: getattr(model, name) for name in names}
+    return FarModel(**fields, unknown_ids=model.unknown_ids.as_subclass(OtherDeviceTensor))
 
 
 @pytest.fixture(scope="module")
 def near(random_pair: Callable[..., PairFolder]) -> Baco:
-    folder = random_pair("olmo2", noise=0.3)  # its base half owns fewer tokens
+    folder = random_pair("olmo2", noise=0.3)  # its base model owns fewer tokens
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     return Baco.load(**where, dtype="float32", device="base=cpu,aligned=cpu")
 
@@ -78,7 +78,7 @@ def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
     near: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(*_: Any) -> bool:
-        raise AssertionError("waited for the first half's rows")
+        raise AssertionError("waited for the first model's rows")
 
     monkeypatch.setattr(Verifier, "one_suffices", asked)
     apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
@@ -97,10 +97,10 @@ def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
     assert type(cast(Any, away + away)) is OtherDeviceTensor
 
 
-def test_each_half_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_model_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if every device were there
     made = placements("float32", "base=cuda:0,aligned=cuda:1", None, {})
-    assert {half: str(place.device) for half, place in made.items()} == {
+    assert {model: str(place.device) for model, place in made.items()} == {
         "base": "cuda:0",
         "aligned": "cuda:1",
     }

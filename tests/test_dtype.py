@@ -38,10 +38,10 @@ def test_auto_is_bfloat16_where_it_is_native_and_float32_elsewhere(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    for half in ("base", "aligned"):
-        shutil.copytree(getattr(folder, half), tmp_path / half)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / half, dtype=stored)
-        model.save_pretrained(tmp_path / half)
+    for source in ("base", "aligned"):
+        shutil.copytree(getattr(folder, source), tmp_path / source)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / source, dtype=stored)
+        model.save_pretrained(tmp_path / source)
     monkeypatch.setattr(precision, "native_bfloat16", lambda device: native)
     wanted = torch.bfloat16 if native else torch.float32
     assert dtypes(Baco.load(str(tmp_path))) == (wanted, wanted)
@@ -58,8 +58,8 @@ def test_the_machine_is_asked_by_torchs_own_checks(monkeypatch: pytest.MonkeyPat
 def test_a_pair_may_pin_its_numbers_and_the_user_goes_before_it(
     folder: PairFolder, tmp_path: Path
 ) -> None:
-    for half in ("base", "aligned"):
-        shutil.copytree(getattr(folder, half), tmp_path / half)
+    for source in ("base", "aligned"):
+        shutil.copytree(getattr(folder, source), tmp_path / source)
     (tmp_path / "baco.json").write_text(json.dumps({"dtype": "float16"}))
     assert dtypes(Baco.load(str(tmp_path))) == (torch.float16, torch.float16)
     assert dtypes(Baco.load(str(tmp_path), dtype="float32")) == (torch.float32, torch.float32)
@@ -69,7 +69,7 @@ def test_the_demo_pair_is_float32_everywhere(demo: Baco) -> None:
     assert dtypes(demo) == (torch.float32, torch.float32)
 
 
-def test_each_half_may_have_numbers_of_its_own(folder: PairFolder) -> None:
+def test_each_model_may_have_numbers_of_its_own(folder: PairFolder) -> None:
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     for asked in ("base=float32,aligned=bfloat16", {"base": "float32", "aligned": torch.bfloat16}):
         baco = Baco.load(**where, dtype=asked)

@@ -27,8 +27,8 @@ from tests.test_engine import told
 PROMPT = "What do you recommend for a rainy day?"
 
 
-class FarHalf(PairModel):
-    """A half on the device: it reads tokens that are there, its rows of logits are there."""
+class FarModel(PairModel):
+    """A model on the device: it reads tokens that are there, its rows of logits are there."""
 
     @property
     def device(self) -> torch.device:
@@ -49,12 +49,12 @@ class FarHalf(PairModel):
         return store
 
 
-def far(half: PairModel) -> PairModel:
-    assert half.can_roll_back  # tried out on the host
-    made = FarHalf(**{field.name: getattr(half, field.name) for field in fields(half)})
-    made.__dict__["_forward"] = half._forward
-    made.unknown_ids = FakeDeviceTensor(half.unknown_ids)
-    made.__dict__["_has_unknown_ids"] = half._has_unknown_ids
+def far(model: PairModel) -> PairModel:
+    assert model.can_roll_back  # tried out on the host
+    made = FarModel(**{field.name: getattr(model, field.name) for field in fields(model)})
+    made.__dict__["_forward"] = model._forward
+    made.unknown_ids = FakeDeviceTensor(model.unknown_ids)
+    made.__dict__["_has_unknown_ids"] = model._has_unknown_ids
     return made
 
 
@@ -87,10 +87,10 @@ class Reruns:
     def forget(self) -> None: ...
 
 
-def recorded(half: PairModel, recorder: Reruns) -> PairModel:
-    """A half there as `compile` leaves it."""
-    made = far(half)
-    forward = half._forward
+def recorded(model: PairModel, recorder: Reruns) -> PairModel:
+    """A model there as `compile` leaves it."""
+    made = far(model)
+    forward = model._forward
     assert isinstance(forward, ClampedForward)
     lean: Any = copy.copy(forward.forward)
     lean.__class__ = FarLean
@@ -136,7 +136,7 @@ def test_a_step_waits_for_the_device_at_most_twice(
 @pytest.mark.parametrize("router", ["P-Punc:0.6", "Rand:0.5", "Aligned"])
 def test_a_step_with_cuda_graphs_waits_at_most_twice(here: Baco, router: str) -> None:
     recorder = Reruns()
-    base, aligned = (recorded(half, recorder) for half in (here.pair.base, here.pair.aligned))
+    base, aligned = (recorded(model, recorder) for model in (here.pair.base, here.pair.aligned))
     there = replace(here, pair=replace(here.pair, base=base, aligned=aligned))
     at_most_twice(here, there, router, {})
     assert recorder.runs > 10

@@ -131,8 +131,8 @@ def test_a_row_is_read_again_once_when_it_grows_beyond_the_original_length(
 def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
     pairs: Callable[[str], Baco], data: st.DataObject
 ) -> None:
-    half = pairs("phi3").pair.base
-    store = half.new_cache()
+    model = pairs("phi3").pair.base
+    store = model.new_cache()
     assert isinstance(store, LongRopeKVCache)
     token = st.integers(2, 390)
     texts: list[list[int]] = []
@@ -147,12 +147,12 @@ def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
         texts = [text + more for text, more in zip(texts, new, strict=True)]
         span = max(map(len, new))
         tokens = torch.tensor([[0] * (span - len(more)) + more for more in new])
-        logits = half.to_common_vocab(
+        logits = model.to_common_vocab(
             store.extend(tokens, [len(more) for more in new], min(keep, span))
         )
         for row, (text, more) in enumerate(zip(texts, new, strict=True)):
             for back in range(1, 1 + min(len(more), keep)):
-                expected = half.score(text[: len(text) - back + 1])[-1]
+                expected = model.score(text[: len(text) - back + 1])[-1]
                 assert torch.allclose(logits[row, -back], expected, atol=1e-4)
         kept = [data.draw(st.integers(max(0, len(text) - 6), len(text))) for text in texts]
         store.roll_back(kept)

@@ -64,10 +64,10 @@ def deep(random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPa
         bos_token_id=None,
         eos_token_id=None,
     )
-    for seed, half in enumerate(("base", "aligned")):
+    for seed, model in enumerate(("base", "aligned")):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder / half)
-        AutoTokenizer.from_pretrained(getattr(tokens, half)).save_pretrained(folder / half)
+        LlamaForCausalLM(config).save_pretrained(folder / model)
+        AutoTokenizer.from_pretrained(getattr(tokens, model)).save_pretrained(folder / model)
     return Baco.load(str(folder), dtype="float32")
 
 
@@ -119,7 +119,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     deep: Baco, ledger: AccessLog
 ) -> None:
     engine = Engine(deep.pair)
-    each = {name: half.row_size.per_token for name, half in engine._runner.models.items()}
+    each = {name: model.row_size.per_token for name, model in engine._runner.models.items()}
     asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
     tokens = {name: len(asked.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
@@ -134,8 +134,8 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     run_out(engine)
     said = sum(len(sequence.tokens) for sequence in sequences)
     needed = sum(each[name] * (tokens[name] + said) for name in each)
-    halves = (deep.pair.base, deep.pair.aligned)
-    held = sum(stored for half in halves for *_, stored in weights(half.model))
+    models = (deep.pair.base, deep.pair.aligned)
+    held = sum(stored for model in models for *_, stored in weights(model.model))
     assert needed > 8 * 2**20
     assert ledger.peak + held <= 1.1 * (needed + held)
 
@@ -300,8 +300,10 @@ SIZED = {**ROLLED_BACK, **PLAIN} | {
 
 
 @pytest.fixture
-def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str, Any]], PairModel]:
-    """A half of an architecture, with random weights."""
+def make_model(
+    random_pair: Callable[..., PairFolder],
+) -> Callable[[str, dict[str, Any]], PairModel]:
+    """A model of an architecture, with random weights."""
     tokenizer = AutoTokenizer.from_pretrained(random_pair("llama").base)
 
     def make(name: str, changes: dict[str, Any]) -> PairModel:
@@ -317,13 +319,13 @@ def make_half(random_pair: Callable[..., PairFolder]) -> Callable[[str, dict[str
 
 @pytest.mark.parametrize("case", [*SIZED, *ARCHITECTURES])
 def test_the_size_of_a_row_is_that_of_its_tensors(
-    make_half: Callable[..., PairModel], loaded_pair: Callable[..., Baco], case: str
+    make_model: Callable[..., PairModel], loaded_pair: Callable[..., Baco], case: str
 ) -> None:
-    half = make_half(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
-    size, ids = half.row_size, ids_of(120)
+    model = make_model(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
+    size, ids = model.row_size, ids_of(120)
     with torch.inference_mode(), cache_tables() as ledger:
         for tokens in (1, 2, 60, 100):
-            store = half.new_cache()
+            store = model.new_cache()
             store.copy_prefix(finish(store.prefill(ids[:tokens], 1)), 2)
             for token in ids[tokens : tokens + 5]:
                 store.extend(torch.tensor([[token]] * 2), [1, 1], 1)
@@ -354,7 +356,7 @@ ASKED: st.SearchStrategy[dict[str, Any]] = st.builds(
     presence_penalty=st.sampled_from([0.0, 0.5]),
 )
 SCORED: st.SearchStrategy[dict[str, Any]] = st.builds(
-    dict, tokens=st.integers(2, 200), half=st.sampled_from(["base", "aligned"])
+    dict, tokens=st.integers(2, 200), model=st.sampled_from(["base", "aligned"])
 )
 
 
@@ -392,7 +394,7 @@ def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
             if "router" in one:
                 answers += engine.add(raw_request(baco, **one))
             else:
-                text = Scoring(ids_of(one["tokens"]), one["half"], 0, 2)
+                text = Scoring(ids_of(one["tokens"]), one["model"], 0, 2)
                 with suppress(BacoError):  # it does not fit even alone
                     engine.score(text)
                     texts.append(text)

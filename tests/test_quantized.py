@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits, for either half, take less memory and still say the pair's words."""
+"""Weights in 8 and 4 bits, for either model, take less memory and still say the pair's words."""
 
 import sys
 from collections.abc import Callable
@@ -24,13 +24,13 @@ IDS = list(range(5, 40))
 CPU = torch.device("cpu")
 
 
-def stored(half: PairModel) -> int:
-    """Bytes of a half's weights."""
-    return sum(stored for *_, stored in weights(half.model))
+def stored(model: PairModel) -> int:
+    """Bytes of a model's weights."""
+    return sum(stored for *_, stored in weights(model.model))
 
 
-def kinds(half: PairModel) -> set[str]:
-    return {type(weight.data).__name__ for weight in half.model.parameters()}
+def kinds(model: PairModel) -> set[str]:
+    return {type(weight.data).__name__ for weight in model.model.parameters()}
 
 
 # Of the demo pair's weights a sixth are the embedding, which stays as it is.
@@ -43,11 +43,11 @@ def test_quantised_weights_take_less_and_say_nearly_the_same(
     [answer] = demo.generate(PROMPT, router="Aligned", seed=1)
     prompt = demo.pair.renderer.render(PROMPT)
     small = Baco.load("demo", quantize=quantize)
-    for half in ("base", "aligned"):
-        ours, whole = getattr(small.pair, half), getattr(demo.pair, half)
+    for model in ("base", "aligned"):
+        ours, whole = getattr(small.pair, model), getattr(demo.pair, model)
         assert stored(ours) < size * stored(whole)
         assert "bits a weight" in ours.weights_format
-        ids = getattr(prompt, f"{half}_ids")
+        ids = getattr(prompt, f"{model}_ids")
         right, said = (answer_logits(one, ids, answer.token_ids) for one in (whole, ours))
         can_win = right > right.amax(dim=-1, keepdim=True) - 10
         assert (right - said)[can_win].abs().mean() < off
@@ -58,7 +58,7 @@ def test_quantised_weights_take_less_and_say_nearly_the_same(
 
 
 @pytest.mark.parametrize("asked", ["base=int8", {"base": "int8"}])
-def test_one_half_may_be_quantised_and_the_other_left_as_it_is(demo: Baco, asked: Any) -> None:
+def test_one_model_may_be_quantised_and_the_other_left_as_it_is(demo: Baco, asked: Any) -> None:
     pair = Baco.load("demo", quantize=asked, packed=False).pair
     assert kinds(pair.base) == {"Tensor", "Int8Tensor"}
     assert kinds(pair.aligned) == {"Tensor"}

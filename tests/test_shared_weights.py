@@ -77,7 +77,7 @@ def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, Any]]
     assert stored == sum(stored for *_, stored in weights(plain)) + adapter
 
 
-def test_each_half_is_exactly_the_model_it_stands_for(
+def test_each_model_is_exactly_the_model_it_stands_for(
     folders: Callable[[str], dict[str, Any]],
 ) -> None:
     where = folders("llama")
@@ -87,7 +87,7 @@ def test_each_half_is_exactly_the_model_it_stands_for(
         own = base(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
         adapted = PeftModel.from_pretrained(base, where["aligned"]).eval()
         other = adapted(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
-    for _ in range(2):  # each half leaves the model as the other wants it
+    for _ in range(2):  # each model leaves the model as the other wants it
         assert torch.equal(pair.base.score(IDS), own)
         assert torch.equal(pair.aligned.score(IDS), other)
     assert (own - other).abs().max() > 0.1
@@ -164,7 +164,7 @@ def test_the_base_weights_under_an_adapter_may_be_quantised(
 
 
 @pytest.mark.parametrize("option", ["dtype", "quantize"])
-def test_halves_on_one_set_of_weights_are_placed_together(
+def test_models_on_one_set_of_weights_are_placed_together(
     folders: Callable[[str], dict[str, Any]], option: str
 ) -> None:
     asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}

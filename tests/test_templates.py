@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError
 from baco.cli import run
+from baco.errors import MAX_MESSAGE
 from baco.text import templates
 from baco.text.prompts import Renderer
 from baco.text.templates import Template
@@ -95,7 +96,7 @@ def refused(source: str, kind: templates.Kind = "chat", **variables: Any) -> str
     message = str(caught.value)
     assert message.startswith("the template ")
     assert "\n" not in message
-    assert len(message) < 2 * templates.LONGEST_MESSAGE
+    assert len(message) < 2 * MAX_MESSAGE
     return message
 
 

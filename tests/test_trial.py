@@ -53,11 +53,11 @@ def test_unruly_weights_in_bfloat16_lose_no_fast_way(architecture: str) -> None:
                 weight[5:9] *= 100
     model.to(torch.bfloat16)
     prepare(model)
-    half = wrapped(model)
-    assert half._forward is not None
-    assert half.can_roll_back
+    model = wrapped(model)
+    assert model._forward is not None
+    assert model.can_roll_back
     expected = "ClampedForward" if architecture == "llama" else "MaskedForward"
-    assert type(half._forward).__name__ == expected
+    assert type(model._forward).__name__ == expected
 
 
 def test_a_cached_forward_that_is_wrong_is_not_used_in_any_precision() -> None:

@@ -36,7 +36,7 @@ def failure(error: Exception) -> str:
 # Torch's messages on a GPU and on a CPU.
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|allocate memory", re.IGNORECASE)
 # Longer messages of other libraries are whole reports.
-MOST_CHARACTERS = 300
+MAX_MESSAGE = 300
 
 
 def one_line(error: BaseException) -> str:
@@ -47,7 +47,13 @@ def one_line(error: BaseException) -> str:
     message = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, LookupError | AttributeError | TypeError):
         message = f"{type(error).__name__}: {message}"  # unclear without it
-    return message if 0 < len(message) <= MOST_CHARACTERS else type(error).__name__
+    return shortened(message) or type(error).__name__
+
+
+def shortened(message: str) -> str:
+    """A message on one line; empty where it is longer than `MAX_MESSAGE`."""
+    line = " ".join(message.split())
+    return line if len(line) <= MAX_MESSAGE else ""
 
 
 def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False) -> BacoError:

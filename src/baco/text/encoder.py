@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from baco.errors import BacoError, prompt_too_long
-from baco.text.templates import one_line
+from baco.errors import BacoError, prompt_too_long, shortened
 from baco.text.token_bytes import parts_of, spell
 
 # Characters of a piece: one or two milliseconds of work.
@@ -62,9 +61,10 @@ def tokenizing(tokenizer: Any) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        kind, message = type(error).__name__, shortened(str(error))
         raise BacoError(
-            f"the tokenizer of {name} fails on this prompt: {type(error).__name__}"
-            f"{one_line(str(error))}; change the prompt, or repair the tokenizer's files"
+            f"the tokenizer of {name} fails on this prompt: {kind}{message and f': {message}'}; "
+            "change the prompt, or repair the tokenizer's files"
         ) from error
 
 

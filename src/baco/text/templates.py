@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from baco.errors import BacoError
+from baco.errors import BacoError, shortened
 
 Kind = Literal["chat", "base"]
 
@@ -30,8 +30,6 @@ Kind = Literal["chat", "base"]
 SECONDS = 2.0
 MEMORY = 512 * 2**20
 CHARACTERS = 2**24
-# Longer messages of libraries are not repeated in ours.
-LONGEST_MESSAGE = 300
 
 _PROGRAM = Path(__file__).with_name("template_process.py")
 _TIMED_OUT = -getattr(signal, "SIGPROF", 0)
@@ -100,7 +98,8 @@ class Template:
             return BacoError(self._message(f"needs more than {MEMORY // 2**20} MiB of memory"))
         if kind == "TooLong":
             return BacoError(self._message(f"writes more than {CHARACTERS:,} characters"))
-        message = one_line(reply["message"])
+        message = shortened(reply["message"])
+        message = message and f": {message}"
         if reply["syntax"]:
             return BacoError(self._message(f"is not valid Jinja: line {reply['line']}{message}"))
         if reply["refused"]:  # by raise_exception, whose message tells what is wrong
@@ -131,14 +130,6 @@ class RenderingError(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
-
-
-def one_line(message: str) -> str:
-    """A library's message in the form ``: message`` on one line, to append to ours. Empty if it is
-    empty or longer than `LONGEST_MESSAGE`.
-    """
-    joined = " ".join(message.split())
-    return f": {joined}" if 0 < len(joined) <= LONGEST_MESSAGE else ""
 
 
 def today() -> str:

@@ -14,6 +14,7 @@ from baco.backends.vllm.plugin import ARCHITECTURE
 from baco.calibration.store import Calibration
 from baco.errors import BacoError, one_line
 from baco.models import hub
+from baco.models.files import read_json_object
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import Placement, find_device, is_adapter, load_adapter, load_model
 from baco.models.pair import Pair
@@ -130,7 +131,7 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 def read_pair(folder: Path, trust_remote_code: bool = False) -> Pair:
     """The pair of a folder that `export_pair` wrote, without its weights."""
-    settings = json.loads((folder / "baco.json").read_text(encoding="utf-8"))
+    settings = read_json_object(folder / "baco.json")
     return load_weightless_pair(
         KnownPair.in_folder(folder),
         dict.fromkeys(MODELS, "vLLM"),
