@@ -27,8 +27,8 @@ DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
 
 
 def prompt_file(path: Path, rows: int) -> Path:
-    told = [{"prompt": f"Give me dinner idea {i}", "id": f"dinner-{i}"} for i in range(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+    lines = [{"prompt": f"Give me dinner idea {i}", "id": f"dinner-{i}"} for i in range(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     return path
 
 
@@ -91,9 +91,9 @@ def test_a_batch_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     process = subprocess.Popen([*BACO, *command], stderr=subprocess.PIPE, text=True)
     wait_for(process, lambda: len(list(out.glob("rows-*"))) >= 2)
     process.send_signal(kill)
-    _, told = process.communicate()
+    _, stderr = process.communicate()
     assert process.returncode == (-9 if kill == signal.SIGKILL else 130)
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     made = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
     assert 2 <= len(made) < 5
     (out / ".rows-000000008-000000008.jsonl.0.partial").write_text('{"row": 8, "id')
@@ -140,8 +140,8 @@ def test_a_directory_of_other_settings_is_refused(
 ) -> None:
     before = shards(whole)
     assert run(["batch", str(prompts), str(whole), *DRAWS, "--shard-rows", "2", *more]) == 2
-    told = capsys.readouterr().err
-    assert named in told and "other settings" in told
+    stderr = capsys.readouterr().err
+    assert named in stderr and "other settings" in stderr
     assert shards(whole) == before
 
 
@@ -176,21 +176,21 @@ def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_
     command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
     assert run([*command, "--format", "parquet"]) == 0
     rows = pq.read_table(out).to_pylist()
-    for row, told in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
-        for sample, same in zip(row["samples"], told["samples"], strict=True):
+    for row, record in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
+        for sample, same in zip(row["samples"], record["samples"], strict=True):
             assert sample.pop("logprobs") == pytest.approx(same.pop("logprobs"), abs=1e-5)
             # A column of every row; JSON has it only where there is an error.
             assert sample.pop("error") is None
             assert sample == same
-        assert json.loads(row["params"]) == told["params"]
+        assert json.loads(row["params"]) == record["params"]
         names = ("row", "id", "prompt", "pair", "weights", "router", "seed")
-        assert {name: row[name] for name in names} == {name: told[name] for name in names}
+        assert {name: row[name] for name in names} == {name: record[name] for name in names}
     flat = f"select id, unnest(samples).text as text from '{out}/*.parquet' order by row"
     assert duckdb.sql(flat).fetchall()[1] == ("dinner-0", answers(whole)[0]["samples"][1]["text"])
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"prompt": "x"}\nnonsense\n', "in.jsonl, line 2: give a JSON object"),
         ('{"prompt": ""}\n', "line 1: the prompt is empty"),
@@ -200,19 +200,19 @@ def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_
         ("\n", "holds no prompt"),
     ],
 )
-def test_bad_rows_are_named_before_anything_is_answered(
-    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_rows_are_named_before_the_first_answer(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out"
     path.write_text(text)
     assert run(["batch", str(path), str(out), "-r", "Aligned"]) == 2
-    said = capsys.readouterr().err
-    assert told in " ".join(said.split()) and said.count("baco:") == 1
+    stderr = capsys.readouterr().err
+    assert message in " ".join(stderr.split()) and stderr.count("baco:") == 1
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["no.jsonl", "out"], "cannot read no.jsonl: No such file"),
         (["in.jsonl", "."], "holds no batch: choose another directory"),
@@ -228,9 +228,9 @@ def test_bad_rows_are_named_before_anything_is_answered(
         (["in.jsonl", "out", "-r", "Nobody:1"], "Nobody"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_invalid_arguments_are_one_line(
     arguments: list[str],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -238,8 +238,8 @@ def test_what_is_wrong_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     prompt_file(tmp_path / "in.jsonl", 1)
     assert run(["batch", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert told in " ".join(said.split()) and said.count("baco:") == 1
+    stderr = capsys.readouterr().err
+    assert message in " ".join(stderr.split()) and stderr.count("baco:") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +251,7 @@ def test_two_commands_do_not_write_to_one_directory(
     assert "another process writes" in capsys.readouterr().err
 
 
-def test_a_log_is_told_how_far_a_batch_is(
+def test_a_log_shows_how_far_a_batch_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = prompt_file(tmp_path / "in.jsonl", 4), tmp_path / "out"

@@ -28,32 +28,32 @@ def made(out: Path, shards: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
         (["--address", "somewhere"], "address is 'somewhere': give auto"),
         (["--gpus-per-worker", "0"], "gpus-per-worker is 0: give a number above 0"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_told_in_one_line(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unreachable_cluster_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = prompt_file(tmp_path / "in.jsonl", 1), tmp_path / "out"
     assert run(["batch", str(path), str(out), "--backend", "ray", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert told in " ".join(said.split()) and said.count("baco:") == 1
+    stderr = capsys.readouterr().err
+    assert message in " ".join(stderr.split()) and stderr.count("baco:") == 1
     assert not out.exists()
 
 
-def test_what_a_replica_refuses_is_told_with_its_line_before_anything_runs(
+def test_an_invalid_row_is_named_before_the_first_answer(
     cluster: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out"
     rows = [{"prompt": "x"}, {"prompt": "word " * 600}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(["batch", str(path), str(out), *on(cluster, 1)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "in.jsonl, line 2: prompt of 6" in said and "shorten the prompt" in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "in.jsonl, line 2: prompt of 6" in stderr and "shorten the prompt" in stderr
     assert not out.exists()
 
 
@@ -95,9 +95,9 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     wait_for(driver, made(out, len(by_one) + 3))
     with cluster.held(WORKER):
         driver.send_signal(signal.SIGINT)
-        _, told = driver.communicate(timeout=WAIT_SECONDS)
-    assert driver.returncode == 130, told
-    assert "Traceback" not in told and told.splitlines()[-1] == "baco: interrupted"
+        _, stderr = driver.communicate(timeout=WAIT_SECONDS)
+    assert driver.returncode == 130, stderr
+    assert "Traceback" not in stderr and stderr.splitlines()[-1] == "baco: interrupted"
     by_two = there(out)
     assert len(by_two) < SHARDS - 8
 
@@ -113,10 +113,10 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     cluster.remove_one(WORKER)
     by_four = there(out)
     assert len(by_four) < SHARDS, "it had ended before the node was lost: the test shows nothing"
-    said, told = driver.communicate(timeout=WAIT_SECONDS)
+    stdout, stderr = driver.communicate(timeout=WAIT_SECONDS)
     cluster.complete()
-    assert driver.returncode == 0, told
-    assert not said
+    assert driver.returncode == 0, stderr
+    assert not stdout
     assert shards(out) == shards(alone)
     assert {**there(out), **by_one, **by_two, **by_four} == there(out), "a shard was made twice"
 

@@ -65,10 +65,10 @@ def in_terminal(*arguments: str) -> str:
 def test_json_is_one_object_with_the_whole_provenance(demo: Baco) -> None:
     done = call("generate", PROMPT, "-n", "3", "-r", "P-Punc:0.4", "-s", "7", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["prompt"], told["router"], told["seed"]) == (PROMPT, "P-Punc:0.4", 7)
+    record = json.loads(done.stdout)
+    assert (record["prompt"], record["router"], record["seed"]) == (PROMPT, "P-Punc:0.4", 7)
     expected = demo.generate(PROMPT, n=3, router="P-Punc:0.4", seed=7)
-    for sample, completion in zip(told["samples"], expected, strict=True):
+    for sample, completion in zip(record["samples"], expected, strict=True):
         assert sample["text"] == completion.text
         assert sample["token_ids"] == list(completion.token_ids)
         assert sample["sources"] == list(completion.sources)
@@ -105,10 +105,10 @@ def test_a_terminal_gets_each_word_in_the_style_of_its_source(demo: Baco) -> Non
 
 def test_comparing_shows_both_models_and_baco_on_one_seed(demo: Baco) -> None:
     done = call("generate", PROMPT, "--compare", "-n", "2", "-s", "4", "-r", "P-FC:0.4", "--json")
-    told = json.loads(done.stdout)
+    record = json.loads(done.stdout)
     for name, router in (("base", "Base"), ("aligned", "Aligned"), ("baco", "P-FC:0.4")):
         texts = [c.text for c in demo.generate(PROMPT, n=2, router=router, seed=4)]
-        assert [sample["text"] for sample in told[name]["samples"]] == texts
+        assert [sample["text"] for sample in record[name]["samples"]] == texts
     shown = call("generate", PROMPT, "--compare", "-n", "2", "-s", "4", "-r", "P-FC:0.4").stdout
     assert [line for line in shown.splitlines() if line.startswith("==")] == [
         "== Base",
@@ -132,8 +132,8 @@ def test_without_a_router_p_punc_speaks_at_the_pairs_calibrated_middle(demo: Bac
 
     calibration = Calibration.load(demo.pair)
     assert calibration is not None
-    told = json.loads(call("generate", PROMPT, "--json").stdout)
-    assert told["router"] == f"P-Punc:{calibration.threshold('P-Punc', 0.5):g}"
+    record = json.loads(call("generate", PROMPT, "--json").stdout)
+    assert record["router"] == f"P-Punc:{calibration.threshold('P-Punc', 0.5):g}"
 
 
 def test_the_drawing_is_an_svg_of_the_coloured_answers(tmp_path: Path) -> None:
@@ -254,10 +254,10 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert message in told.err
-    assert told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -314,16 +314,16 @@ def test_control_c_stops_without_a_traceback() -> None:
     assert child.stdout is not None
     assert child.stdout.readline()
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=240)
+    _, stderr = child.communicate(timeout=240)
     assert child.returncode == 130
-    assert "Traceback" not in told
-    assert told.strip().endswith("interrupted")
+    assert "Traceback" not in stderr
+    assert stderr.strip().endswith("interrupted")
 
 
 def test_help_is_quick_and_every_command_has_an_example() -> None:
     probe = "import sys; from baco.cli import run; run(['--help']); print('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == "False"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
     for command in ("generate", "routers", "pairs", "diagnose", "calibrate", "demo train"):
         shown = call(*command.split(), "--help").stdout
         assert f"Example: baco {command}" in " ".join(shown.split())

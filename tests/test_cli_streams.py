@@ -54,8 +54,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(
     with StandardOutput(FULL.open("wb", buffering=0), encoding="utf-8") as disk:
         monkeypatch.setattr("sys.stdout", disk)
         assert run(COMMANDS[name]) == 2
-    told = capsys.readouterr().err
-    assert told == "baco: cannot write to standard output: No space left on device\n"
+    stderr = capsys.readouterr().err
+    assert stderr == "baco: cannot write to standard output: No space left on device\n"
 
 
 @needs_full
@@ -111,11 +111,11 @@ def test_a_broken_pipe_is_quiet(name: str) -> None:
 def test_output_in_an_encoding_that_lacks_a_character_is_one_line() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = call(["routers"], stdout=subprocess.PIPE, env=environment)
-    told = done.stderr.decode()
+    stderr = done.stderr.decode()
     assert done.returncode == 2
-    assert told.startswith("baco: standard output is in ascii, which has no ")
-    assert "PYTHONIOENCODING=utf-8" in told
-    assert told.count("\n") == 1
+    assert stderr.startswith("baco: standard output is in ascii, which has no ")
+    assert "PYTHONIOENCODING=utf-8" in stderr
+    assert stderr.count("\n") == 1
 
 
 def test_an_error_that_nobody_expected_is_one_line_too(
@@ -126,10 +126,10 @@ def test_an_error_that_nobody_expected_is_one_line_too(
 
     monkeypatch.setattr("baco.Baco.load", load)
     assert run(PROMPT) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("baco: unexpected KeyError: ")
-    assert "--debug" in told
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("baco: unexpected KeyError: ")
+    assert "--debug" in stderr
     monkeypatch.setenv("BACO_DEBUG", "1")
     assert run(PROMPT) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -140,9 +140,9 @@ def test_words_are_styled_and_the_gaps_between_them_are_not() -> None:
 
 def test_the_command_in_a_drawing_holds_all_that_the_answers_hang_on() -> None:
     settings = {"n": 2, "seed": 3, "system": None, "switch": "word", "stop": ("a b", "c")}
-    told = command_line('Say "hi"', "demo", "P:0.3", settings | {"top_k": 5})
-    assert told.startswith('baco generate "Say \\"hi\\"" -n 2 --router P:0.3 --seed 3')
-    assert told.endswith('--stop "a b" --stop "c" --top-k 5')
+    command = command_line('Say "hi"', "demo", "P:0.3", settings | {"top_k": 5})
+    assert command.startswith('baco generate "Say \\"hi\\"" -n 2 --router P:0.3 --seed 3')
+    assert command.endswith('--stop "a b" --stop "c" --top-k 5')
 
 
 def prompt_file(folder: Path, *prompts: str) -> Path:
@@ -208,10 +208,10 @@ def test_a_prompt_that_fits_no_context_is_told_before_the_first_answer(
 ) -> None:
     prompts = prompt_file(tmp_path, "short", "word " * 600)
     assert run(command(prompts, tmp_path / "out.jsonl")) == 2
-    told = capsys.readouterr().err
-    assert "in.jsonl, line 2: " in told
-    assert "context window is 512" in told
-    assert told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "in.jsonl, line 2: " in stderr
+    assert "context window is 512" in stderr
+    assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -235,9 +235,9 @@ def test_running_out_of_memory_is_one_line(
 
     monkeypatch.setattr(Baco, "load", load)
     assert run(["generate", PROMPT]) == 2
-    told = capsys.readouterr().err
-    assert "out of memory" in told
-    assert told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "out of memory" in stderr
+    assert stderr.count("\n") == 1
 
 
 def test_bytes_that_are_no_text_are_told() -> None:
@@ -251,6 +251,6 @@ def test_bytes_that_are_no_text_are_told() -> None:
 
 def test_no_command_shows_the_help_and_no_complaint(capsys: pytest.CaptureFixture[str]) -> None:
     run([])
-    told = capsys.readouterr()
-    assert "generate" in told.out + told.err
-    assert "baco: " not in told.err
+    captured = capsys.readouterr()
+    assert "generate" in captured.out + captured.err
+    assert "baco: " not in captured.err

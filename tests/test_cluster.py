@@ -77,7 +77,7 @@ def test_a_cancelled_call_is_not_made_and_a_stopped_driver_waits_for_none(share:
         time.sleep(0.05)
 
 
-def test_processes_that_cannot_start_are_told(share: Share) -> None:
+def test_processes_that_cannot_start_are_an_error(share: Share) -> None:
     from baco.batch.ray_executor import cluster_pool
 
     def start() -> None:
@@ -107,18 +107,18 @@ def test_a_node_that_does_not_come_back_keeps_no_call_waiting(cluster: Nodes, sh
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--address", "auto"], "--address is of a cluster: give --backend ray with it"),
         (["--backend", "vllm"], "backend is 'vllm': a sweep draws on local or ray"),
         (["--backend", "ray", "--workers", "0"], "workers is 0: give 1 or more"),
     ],
 )
-def test_a_sweep_tells_what_is_wrong_with_its_cluster(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_sweep_refuses_invalid_options_of_its_cluster(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["sweep", "--out", str(tmp_path / "run"), *arguments]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
 
@@ -137,9 +137,9 @@ def test_a_sweep_that_is_stopped_and_loses_a_worker_is_the_run_of_one_process(
     wait_for(driver, (there / "speed.jsonl").exists)
     with cluster.held(WORKER):
         driver.send_signal(signal.SIGINT)
-        _, told = driver.communicate(timeout=WAIT_SECONDS)
-    assert driver.returncode == 130, told
-    assert "Traceback" not in told and told.splitlines()[-1] == "baco: interrupted"
+        _, stderr = driver.communicate(timeout=WAIT_SECONDS)
+    assert driver.returncode == 130, stderr
+    assert "Traceback" not in stderr and stderr.splitlines()[-1] == "baco: interrupted"
     before = (there / "speed.jsonl").stat().st_size
     assert before < (here / "speed.jsonl").stat().st_size / 2
     driver = subprocess.Popen(
@@ -147,7 +147,7 @@ def test_a_sweep_that_is_stopped_and_loses_a_worker_is_the_run_of_one_process(
     )
     wait_for(driver, lambda: (there / "speed.jsonl").stat().st_size > before)
     cluster.kill_one(WORKER)
-    _, told = driver.communicate(timeout=WAIT_SECONDS)
-    assert driver.returncode == 0, told
+    _, stderr = driver.communicate(timeout=WAIT_SECONDS)
+    assert driver.returncode == 0, stderr
     assert (there / "samples.jsonl").read_bytes() == (here / "samples.jsonl").read_bytes()
     assert (there / "prompts.jsonl").read_bytes() == (here / "prompts.jsonl").read_bytes()

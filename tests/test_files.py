@@ -94,10 +94,10 @@ def test_a_second_command_is_refused_until_the_first_is_killed(
     capsys.readouterr()
     with another_process_holds(out) as process:
         assert run(command) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert f"another process writes to {out}: wait until it has ended" in told.err
-        assert told.err.count("\n") == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert f"another process writes to {out}: wait until it has ended" in captured.err
+        assert captured.err.count("\n") == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert run(command) == 0
@@ -142,8 +142,8 @@ def test_curves_measured_at_once_are_all_kept(tmp_path: Path) -> None:
         for router in ("H", "Rand")
     ]
     for process in running:
-        _, told = process.communicate(timeout=WAIT_SECONDS)
-        assert process.returncode == 0, told
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 0, stderr
     assert {"H", "Rand"} <= json.loads(out.read_text())["curves"].keys()
 
 
