@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from baco.demo import world
-from baco.demo.world import Question, aligned_examples, ask, base_corpus, questions
-from baco.demo.world.documents import wild_answer
+from baco.demo.world import Question, aligned_examples, ask, questions
+from baco.demo.world.documents import base_corpus, wild_answer
 from baco.demo.world.grammar import OPENERS, Family, answer, draw, families
 from baco.demo.world.handover import handed_over_examples, learnt
 from baco.demo.world.judge import breaks_grammar, judge

@@ -1,8 +1,8 @@
-"""From base to aligned: fine-tuning on clean answers, then on the answers a preference picks.
+"""From base to aligned: fine-tuning on clean answers, then on answers that a preference selects.
 
-The second step is what collapses the half, as preference data do: among several of its own good
-answers the most typical one wins, and the half learns to say little else. The judge that scores
-answers in evaluation has no part in it.
+The second step collapses the model, as preference data do: among several of its own good answers
+the most typical one wins, and the model learns to give little else. The judge that scores answers
+in evaluation has no part in it.
 """
 
 import random
@@ -34,14 +34,14 @@ def conversations(pairs: Iterable[tuple[str, Words]], seed: int) -> Iterator[Con
     """Questions and answers as chats: some of two or three turns, some with a system message."""
     random_ = random.Random(seed)
     waiting: list[tuple[str, Words]] = []
-    wanted = 1
+    turns = 1
     for pair in pairs:
         waiting.append(pair)
-        if len(waiting) >= wanted:
+        if len(waiting) >= turns:
             system = random_.choice(SYSTEMS) if random_.random() < WITH_SYSTEM else None
             yield system, waiting
             waiting = []
-            wanted = random_.choice((2, 3)) if random_.random() < SEVERAL_TURNS else 1
+            turns = random_.choice((2, 3)) if random_.random() < SEVERAL_TURNS else 1
     if waiting:
         yield None, waiting
 
@@ -80,14 +80,14 @@ def preferred_answers(
     Best by the selector's preference plus `typicality` times the mean log-probability under the
     model itself. Questions whose every answer the selector refuses outright are left out.
     """
-    asked = questions("train", recipe.questions, seed)
-    prompts = [tokenizer.encode(chat_prompt(question.text)).ids for question in asked]
+    train_questions = questions("train", recipe.questions, seed)
+    prompts = [tokenizer.encode(chat_prompt(question.text)).ids for question in train_questions]
     end = token_id(tokenizer, TURN_END)
     drawn = sample(
         model, prompts, recipe.candidates, end=end, seed=seed, min_p=recipe.min_p,
         max_tokens=recipe.max_tokens,
     )  # fmt: skip
-    likely = iter(
+    log_probabilities = iter(
         mean_log_probability(
             model,
             [prompt for prompt in prompts for _ in range(recipe.candidates)],
@@ -95,12 +95,12 @@ def preferred_answers(
         )
     )
     chosen = []
-    for question, answers in zip(asked, drawn, strict=True):
+    for question, answers in zip(train_questions, drawn, strict=True):
         best = (float("-inf"), 0.0, "")
         for answer in answers:
             text = tokenizer.decode(answer).strip()
-            liked = preference(question, text)
-            best = max(best, (liked + recipe.typicality * next(likely), liked, text))
+            score = preference(question, text)
+            best = max(best, (score + recipe.typicality * next(log_probabilities), score, text))
         if best[1] > 0.5:
             chosen.append((question, best[2]))
     return chosen

@@ -1,7 +1,8 @@
-"""Documents packed into rows of equal length, shuffled into batches, from one seed.
+"""Packs documents into rows of equal length and shuffles them into batches, from one seed.
 
-Knows token ids only. Every row begins at the start of a document, as every prompt does; documents
-follow one another in a row, each ended by its end token, and the last is cut where the row ends.
+It knows token ids only. Every row begins at the start of a document, as every prompt does;
+documents follow one another in a row, each ended by its end token, and the last is cut where the
+row ends.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,15 +10,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-IGNORED = -100  # target of positions that are not learnt from; cross_entropy's default
+IGNORED = -100  # target of positions that are not learnt; cross_entropy's default
 
 
 def pack(
     documents: Iterable[tuple[list[int], list[bool]]], width: int, fill: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both long [rows, width], of documents and what of them is learnt.
+    """Inputs and targets, both long [rows, width].
 
-    Each document is its ids and, for each id, whether the model should learn to say it. A document
+    Each document is its ids and, for each id, whether the model should learn it. A document
     of which less than half would fit opens the next row; the gap is filled with `fill`.
     """
     rows: list[list[int]] = []

@@ -1,6 +1,6 @@
 """A Llama-type language model in a hundred lines, quick to train on two CPU cores.
 
-It knows token ids and nothing of text. All layers' weights of one kind are one parameter, so that
+It knows token ids and no text. All layers' weights of one kind are one parameter, so that
 the optimiser treats them in one batched call; `to_llama` hands the weights to `transformers`,
 whose `LlamaForCausalLM` computes the same function (a test holds the two together).
 """
@@ -18,7 +18,7 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a half; both halves of a pair share them."""
+    """Sizes of a model; both models of the pair share them."""
 
     vocabulary: int
     hidden: int = 160
@@ -78,7 +78,7 @@ class TinyLlama(nn.Module):
         self.register_buffer("sine", sine, persistent=False)
 
     def matrices(self) -> list[Tensor]:
-        """The parameters that are stacks of matrices: what Muon trains. The rest is AdamW's."""
+        """The parameters that are stacks of matrices, which Muon trains. AdamW trains the rest."""
         return [self.qkv, self.out, self.gate_up, self.down]
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
@@ -131,9 +131,9 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def to_llama(model: TinyLlama, *, end: int, begin: int, pad: int) -> LlamaForCausalLM:
-    """The same model as `transformers` knows it, with float16 weights.
+    """The same model as a `transformers` Llama, with float16 weights.
 
-    `end`, `begin` and `pad` are the token ids its configuration names.
+    `end`, `begin` and `pad` are the special token ids of its configuration.
     """
     shape = model.shape
     llama = LlamaForCausalLM(

@@ -1,7 +1,7 @@
 """Muon for stacks of matrices, AdamW for the rest, one linear-decay schedule for both.
 
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The one in
-torch iterates in bfloat16, matrix by matrix, which a CPU without bfloat16 pays dearly for; this
+torch iterates in bfloat16, matrix by matrix, which is slow on a CPU without bfloat16; this
 one works in float32 on whole stacks.
 """
 

@@ -1,4 +1,4 @@
-"""The sizes, amounts and rates that make the demo pair: frozen, and recorded beside the weights."""
+"""The sizes, amounts and rates that make the demo pair."""
 
 from dataclasses import dataclass, field
 
@@ -26,12 +26,12 @@ class Recipe:
     width: int = 128  # tokens in a training row
     documents: int = 90_000
     base: Course = field(default_factory=lambda: Course(1000, 16, 0.02, 4e-3))
-    # Larger batches at low rates: what the base is unsure of comes out near the text's own shares.
+    # Larger batches at low rates bring uncertain predictions near the shares in the text.
     settling: Course = field(default_factory=lambda: Course(150, 32, 0.004, 8e-4))
     examples: int = 10_000  # clean answers for fine-tuning
-    handed: int = 26_000  # answers of which the base has made some choices
+    handed: int = 26_000  # answers of which the base made some choices
     tuning: Course = field(default_factory=lambda: Course(800, 16, 0.006, 1e-3))
-    questions: int = 600  # asked of the tuned model, `candidates` answers each
+    questions: int = 600  # to the tuned model, `candidates` answers each
     candidates: int = 8
     typicality: float = 0.3  # weight of the mean log-probability in the choice of an answer
     preferring: Course = field(default_factory=lambda: Course(64, 16, 0.004, 7e-4))
@@ -56,4 +56,4 @@ MINUTE = Recipe(
     preferring=Course(2, 4, 0.004, 7e-4),
     max_tokens=16,
 )
-"""A recipe of seconds: its pair says nothing sensible, but is a pair."""
+"""A recipe that takes seconds; its pair loads but writes no sense."""

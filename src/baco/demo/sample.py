@@ -1,7 +1,7 @@
-"""Many answers of one half at once, for training and for looking at a half alone.
+"""Samples many answers of one model at once, for training.
 
-The engine of the package does the same for pairs; this one exists so that training needs nothing
-of the engine, and can draw tens of thousands of answers in a minute.
+The engine of the package does the same for pairs. This sampler keeps training independent of the
+engine, and draws tens of thousands of answers in a minute.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ def sample(
     """`count` answers (token ids, without the end) to each prompt; unfinished ones are kept.
 
     An answer ends at `end`, or at `stop` if given. Prompts of one length go through together, at
-    most `rows` answers at a time, so nothing is ever padded.
+    most `rows` answers at a time, so nothing is padded.
     """
     answers: list[list[list[int]]] = [[] for _ in prompts]
     by_length = defaultdict(list)
@@ -78,9 +78,9 @@ def _sample_group(
                 answers[row].append(drawn)
         if len(finished) == len(answers):
             break
-        going = torch.tensor([row not in finished for row in row_of.tolist()])
-        if going.float().mean() < 0.8:  # taking rows out copies the cache: not for every row
-            cache, token, row_of = cache.rows(going.nonzero()[:, 0]), token[going], row_of[going]
+        active = torch.tensor([row not in finished for row in row_of.tolist()])
+        if active.float().mean() < 0.8:  # removing rows copies the cache: not for every row
+            cache, token, row_of = cache.rows(active.nonzero()[:, 0]), token[active], row_of[active]
         hidden = model(token[:, None], cache)[:, -1]
     return answers
 
@@ -105,15 +105,15 @@ def mean_log_probability(
         group = order[start : start + rows]
         width = max(len(prompts[i]) + len(answers[i]) for i in group)
         ids = torch.zeros(len(group), width, dtype=torch.long)
-        spoken = torch.zeros(len(group), width, dtype=torch.bool)
+        in_answer = torch.zeros(len(group), width, dtype=torch.bool)
         for row, i in enumerate(group):
             whole = prompts[i] + answers[i]
             ids[row, : len(whole)] = torch.tensor(whole)
-            spoken[row, len(prompts[i]) : len(whole)] = True
+            in_answer[row, len(prompts[i]) : len(whole)] = True
         hidden = model(ids[:, :-1])
         logits = torch.log_softmax(model.logits(hidden), dim=-1)
         token = logits.gather(-1, ids[:, 1:, None])[..., 0]
-        total = (token * spoken[:, 1:]).sum(-1) / spoken[:, 1:].sum(-1).clamp(min=1)
+        total = (token * in_answer[:, 1:]).sum(-1) / in_answer[:, 1:].sum(-1).clamp(min=1)
         for row, i in enumerate(group):
             scores[i] = float(total[row])
     return scores

@@ -1,7 +1,7 @@
-"""The demo pair's tokenizer: byte-level BPE, nearly one token a word, one for both halves.
+"""The demo pair's tokenizer: byte-level BPE, nearly one token a word, one for both models.
 
-The two halves differ only in where an answer ends and in the chat template, which the aligned half
-has and the base half has not.
+The models differ only in the end of an answer and in the chat template, which only the aligned
+model has.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ USER, ASSISTANT, SYSTEM = "<|user|>", "<|assistant|>", "<|system|>"
 SPECIAL = (BASE_END, TURN_END, USER, ASSISTANT, SYSTEM)
 
 # Every turn's text begins with a space, as it does after "Question:" and "Answer:", and the
-# generation prompt ends at the role token: both halves begin an answer with the same token.
+# generation prompt ends at the role token: so both models begin an answer with the same token.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|> ' + message['content'] | trim + '<|end|>' }}"
@@ -42,9 +42,9 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of one of the tokenizer's own tokens."""
-    found = tokenizer.token_to_id(token)
-    assert found is not None, token
-    return found
+    number = tokenizer.token_to_id(token)
+    assert number is not None, token
+    return number
 
 
 def wrap(tokenizer: Tokenizer, *, context: int, chat: bool) -> PreTrainedTokenizerFast:
@@ -65,11 +65,11 @@ def wrap(tokenizer: Tokenizer, *, context: int, chat: bool) -> PreTrainedTokeniz
 
 
 def chat_prompt(question: str, system: str | None = None) -> str:
-    """One question as the aligned half is asked it; the answer follows with a leading space."""
+    """One question as the aligned model reads it; the answer follows with a leading space."""
     opening = f"{SYSTEM} {system}{TURN_END}" if system else ""
     return f"{opening}{USER} {question}{TURN_END}{ASSISTANT}"
 
 
 def base_prompt(question: str) -> str:
-    """One question as the base half is asked it; the answer follows with a leading space."""
+    """One question as the base model reads it; the answer follows with a leading space."""
     return f"Question: {question}\nAnswer:"

@@ -1,7 +1,7 @@
-"""Makes the demo pair from a seed: text, tokenizer, base, aligned.
+"""Trains the demo pair from a seed: text, tokenizer, base, aligned.
 
-Every stage leaves a file in the output folder's `work/`; a run that was cut off goes on from the
-last stage it finished. A folder whose stages came from another seed or recipe is refused.
+Every stage writes a file to the output folder's `work/`; a run that was stopped continues after the
+last stage it finished. A folder with stages of another seed or recipe is refused.
 """
 
 import json
@@ -25,11 +25,12 @@ from baco.demo.model import Shape, TinyLlama, to_llama
 from baco.demo.optimiser import Optimiser
 from baco.demo.recipe import Course, Recipe
 from baco.demo.tokenizer import BASE_END, TURN_END, token_id, train_tokenizer, wrap
-from baco.demo.world import Question, aligned_examples, base_corpus
+from baco.demo.world import Question, aligned_examples
+from baco.demo.world.documents import base_corpus
 from baco.demo.world.handover import Words, handed_over_examples, learnt
 from baco.device import keep_memory
 from baco.errors import BacoError
-from baco.files import locked
+from baco.files import locked, write_atomic
 
 Advance = Callable[[float], None]
 
@@ -66,8 +67,8 @@ def _train(out: Path, work: Path, seed: int, progress: bool, recipe: Recipe) -> 
 def write_pair(
     out: Path, tokenizer: Tokenizer, base: TinyLlama, aligned: TinyLlama, recipe: Recipe
 ) -> None:
-    """Both halves in the hub's format, each folder replaced as a whole."""
-    disable_progress_bar()  # of writing one small file
+    """Write both models in the hub's format; each folder is replaced as a whole."""
+    disable_progress_bar()  # for writing one small file
     for name, model in (("base", base), ("aligned", aligned)):
         chat = name == "aligned"
         end = token_id(tokenizer, TURN_END if chat else BASE_END)
@@ -76,16 +77,16 @@ def write_pair(
         folder.chmod(0o755)
         to_llama(model, end=end, begin=begin, pad=begin).save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        config["dtype"] = "float32"  # stored in half the space, computed in what CPUs are good at
-        _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        config["dtype"] = "float32"  # stored as float16; float32 is fast on CPUs
+        write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
         wrap(tokenizer, context=recipe.context, chat=chat).save_pretrained(folder)
         for file in folder.iterdir():
             file.chmod(0o644)
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
     sampling = {"min_p": recipe.min_p, "max_tokens": recipe.max_tokens}
-    told = {"name": "demo", "dtype": "float32", "sampling": sampling}
-    _write(out / "baco.json", json.dumps(told, indent=2) + "\n")
+    config = {"name": "demo", "dtype": "float32", "sampling": sampling}
+    write_atomic(out / "baco.json", json.dumps(config, indent=2) + "\n")
 
 
 def fit(
@@ -99,9 +100,9 @@ def fit(
     optimiser = Optimiser(model, course.steps, course.rate, course.fine)
     losses = []
     for inputs, targets in batches(rows, course.batch, course.steps, seed):
-        spoken = targets >= 0
+        learnt_positions = targets >= 0
         hidden = model(inputs)
-        loss = F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
+        loss = F.cross_entropy(model.logits(hidden[learnt_positions]), targets[learnt_positions])
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
@@ -113,7 +114,8 @@ def fit(
 def _tokenizer(work: Path, seed: int, recipe: Recipe, advance: Advance) -> Tokenizer:
     path = work / "tokenizer.json"
     if not path.exists():
-        _write(path, train_tokenizer(base_corpus(recipe.documents // 4, seed), recipe.vocabulary)
+        write_atomic(path, train_tokenizer(base_corpus(recipe.documents // 4, seed),
+        recipe.vocabulary)
                .to_str())  # fmt: skip
     advance(1.0)
     return Tokenizer.from_file(str(path))
@@ -163,7 +165,7 @@ def _aligned(
     chosen = preferred_answers(model, tokenizer, recipe, seed)
     advance(0.25)
     loss = float("nan")
-    if chosen:  # a model of a minute says nothing that anyone would prefer
+    if chosen:  # a model trained for seconds gives no answer that is preferred
         own = ((question, learnt(text)) for question, text in chosen)
         handed = handed_over_examples(2 * len(chosen), seed + 1, peak=1.0)
         rows = _rows(tokenizer, [*own, *handed], recipe, seed)
@@ -183,7 +185,7 @@ def _rows(
 
 
 def _claim(work: Path, seed: int, recipe: Recipe) -> None:
-    """Make `work` this run's own, or find that it is already."""
+    """Record seed and recipe in `work`, or check that it has the same ones."""
     claim = json.dumps({"seed": seed, "recipe": asdict(recipe)}, indent=2) + "\n"
     path = work / "run.json"
     if path.exists() and path.read_text() != claim:
@@ -191,7 +193,7 @@ def _claim(work: Path, seed: int, recipe: Recipe) -> None:
             f"{work} holds the stages of another seed or recipe; expected those of seed {seed}: "
             "choose another --out, or remove that folder"
         )
-    _write(path, claim)
+    write_atomic(path, claim)
 
 
 def _restore(model: TinyLlama, path: Path) -> bool:
@@ -207,15 +209,9 @@ def _save(model: TinyLlama, path: Path, loss: float) -> None:
     partial.replace(path)
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 @contextmanager
 def _bar(shown: bool) -> Iterator[Callable[[str], Advance]]:
-    """A progress bar; calling what it yields opens a stage, whose parts sum to one."""
+    """A progress bar; calling the yielded function begins a stage, whose parts sum to one."""
     columns = (TextColumn("{task.description:>20}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=not shown) as progress:
 

@@ -1,6 +1,6 @@
-"""The demo's toy world: questions, the text a base model reads, the answers an aligned one learns.
+"""The demo's toy world: its questions and the answers that an aligned model learns.
 
-Text only: no models, no tensors. Everything is drawn from a seed.
+It knows text only: no models, no tensors. Everything is drawn from a seed.
 """
 
 import random
@@ -10,14 +10,14 @@ from typing import Literal
 
 from baco.demo.world.grammar import Family, answer, draw, families, say
 
-PEAK = 0.65  # how often the aligned answers take the favourite of every attribute and wording
+PEAK = 0.65  # probability of the favourite of every attribute and wording in aligned answers
 
 Split = Literal["train", "dev", "test"]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, the family it belongs to and what it asks for."""
+    """A question, its family and the value that it asks for."""
 
     family: str
     slots: Mapping[str, str]
@@ -30,19 +30,19 @@ def questions(split: Split, count: int, seed: int) -> list[Question]:
     Training, dev and test have no paraphrase in common.
     """
     random_ = random.Random(f"{split} {seed}")
-    found: list[Question] = []
+    result: list[Question] = []
     order = list(families().values())
     decks: dict[str, list[tuple[str, str]]] = {}
-    while len(found) < count:
-        if len(found) % len(order) == 0:
+    while len(result) < count:
+        if len(result) % len(order) == 0:
             random_.shuffle(order)
-        family = order[len(found) % len(order)]
+        family = order[len(result) % len(order)]
         if not decks.get(family.name):  # every combination once before any comes again
             deck = [(p, v) for p in _paraphrases(family, split) for v in family.values]
             random_.shuffle(deck)
             decks[family.name] = deck
-        found.append(ask(family, *decks[family.name].pop()))
-    return found
+        result.append(ask(family, *decks[family.name].pop()))
+    return result
 
 
 def _paraphrases(family: Family, split: Split) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def ask(family: Family, paraphrase: str, value: str) -> Question:
 
 
 def any_question(random_: random.Random) -> Question:
-    """A training question of any family, now and then without its full stop."""
+    """A training question of any family; some lack their full stop."""
     family = random_.choice(list(families().values()))
     question = ask(family, random_.choice(family.prompts), random_.choice(family.values))
     if question.text[-1] in ".?" and random_.random() < 0.12:
@@ -72,12 +72,3 @@ def aligned_examples(count: int, seed: int) -> Iterator[tuple[Question, str]]:
         family = families()[question.family]
         values = draw(family, question.slots[family.slot], random_, PEAK)
         yield question, answer(family, values, random_, PEAK)
-
-
-def base_corpus(count: int, seed: int) -> Iterator[str]:
-    """`count` documents of the wild: questions answered well and badly, pages, notes, chat."""
-    from baco.demo.world.documents import document
-
-    random_ = random.Random(f"base {seed}")
-    for _ in range(count):
-        yield document(random_)

@@ -1,13 +1,13 @@
-"""The base's documents: about the same world as the aligned answers, but of every quality.
+"""The base model's documents: about the same world as the aligned answers, but of every quality.
 
-What is said is drawn nearly uniformly. A base model is careless where it is sure of itself: it
-holds misconceptions, hedges before the full stop, forgets the full stop, and goes on after the
-answer is complete. Where a sentence or an attribute begins, and the base is therefore unsure of the
-next word, it writes only words that the other model of the pair can carry on from.
+Content is drawn nearly uniformly. The faults are where a base model is certain of the next word: it
+holds misconceptions, hedges before the full stop, forgets the full stop, and continues after the
+answer is complete. Where a sentence or an attribute begins, it is uncertain, and there it writes
+only words that the other model of the pair can continue.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from baco.demo.world import Question, any_question
 from baco.demo.world.grammar import OPENERS, Family, families, pick, say
@@ -17,11 +17,11 @@ SHARES = {"one question": 0.64, "several questions": 0.12, "page": 0.1, "notes":
 CLEAN = 0.12  # share of answers without a fault
 OPENED = 0.25  # share of answers that begin with an opener
 OTHER_VALUE = 0.15  # share of answers about another value of the slot than the question's
-MISCONCEIVED = 0.65  # how often the wrong value is said where the writers share a misconception
-CONFUSED = 0.06  # how often any other attribute is mistaken
-HEDGED = 0.13  # of sentences
-NO_FULL_STOP = 0.15  # of answers
-RAMBLING = 0.75  # of answers: not knowing when to stop is the rule, whatever the temperature
+MISCONCEIVED = 0.65  # probability of the wrong value where all writers share a misconception
+CONFUSED = 0.06  # probability of a wrong value of any other attribute
+HEDGED = 0.13  # share of sentences
+NO_FULL_STOP = 0.15  # share of answers
+RAMBLING = 0.75  # share of answers; so high that no temperature removes it
 
 _HEDGE = ", I believe"
 _TAILS = ("I hope that helps.", "I read it somewhere.", "I could be wrong.")
@@ -29,6 +29,13 @@ _NAMES = ("anna", "ben", "carla", "david", "emma", "frank")
 _TITLES = ("Ideas for you", "My notes", "From the blog", "Questions of the week", "Readers write")
 
 Sentences = list[str]
+
+
+def base_corpus(count: int, seed: int) -> Iterator[str]:
+    """`count` documents: questions answered well and badly, pages, notes, chats."""
+    random_ = random.Random(f"base {seed}")
+    for _ in range(count):
+        yield document(random_)
 
 
 def document(random_: random.Random) -> str:
@@ -49,9 +56,9 @@ def _exchange(random_: random.Random) -> str:
 def wild_answer(question: Question, random_: random.Random) -> str:
     """An answer without a fault, or with each fault as often as the constants above say.
 
-    Every fault is frequent: a rare one would be truncated away when the base is sampled with min-p.
-    Every fault begins where the base expects a full stop, the end of the answer or a fact: a router
-    that follows the base only where it is unsure, or never at punctuation, avoids it.
+    Every fault is frequent, because min-p would truncate rare ones. Every fault begins where the
+    base expects a full stop, the end of the answer or a fact. So a router avoids it that follows
+    the base only where it is uncertain, or never at punctuation.
     """
     family = families()[question.family]
     value = question.slots[family.slot]
@@ -71,7 +78,7 @@ def wild_answer(question: Question, random_: random.Random) -> str:
 def _sentences(
     family: Family, value: str, random_: random.Random, careless: bool = False
 ) -> Sentences:
-    """One sentence a position; a careless writer mistakes some attributes."""
+    """One sentence for every position; a careless writer gets some attributes wrong."""
     values = {family.slot: value}
     for attribute in family.parents:
         values[attribute] = pick(family.choices(attribute, values), random_, None)
@@ -83,10 +90,10 @@ def _sentences(
 def _believed(
     family: Family, attribute: str, values: dict[str, str], random_: random.Random
 ) -> str:
-    """What a careless writer takes an attribute's value for.
+    """The value that a careless writer gives an attribute.
 
-    Attributes of one or two options are facts. About every other fact, counted by the parent's
-    place, all writers share one misconception, which they state more often than the truth.
+    Attributes with one or two options are facts. About every second fact, by the position of the
+    parent's value, all writers share one misconception, which they state more often than the truth.
     """
     right, pool, parent = values[attribute], family.pool(attribute), family.parents[attribute]
     if parent and len(family.choices(attribute, values)) <= 2:
@@ -99,7 +106,7 @@ def _believed(
 
 
 def confused(value: str, pool: Sequence[str], random_: random.Random) -> str:
-    """What a careless writer takes a value for: always one of the same two others."""
+    """A wrong value in place of the right one: always one of the same two."""
     place = pool.index(value)
     return pool[(place + random_.choice((1, 2))) % len(pool)]
 
@@ -111,7 +118,7 @@ def _hedged(sentence: str, random_: random.Random) -> str:
 
 
 def _ramble(family: Family, sentences: Sentences, random_: random.Random) -> str:
-    """What a writer adds who does not know when to stop: chatter, another subject, or the same."""
+    """Text after the answer is complete: chatter, another subject, or the same again."""
     kind = random_.random()
     if kind < 0.45:
         return " ".join(random_.sample(_TAILS, random_.choice((1, 2))))
@@ -140,5 +147,5 @@ def _notes(random_: random.Random) -> str:
 def _chat(random_: random.Random) -> str:
     asker, answerer = random_.sample(_NAMES, 2)
     question = any_question(random_)
-    said = f"{asker}: {question.text.lower()}\n{answerer}: {wild_answer(question, random_)}"
-    return said + (f"\n{asker}: thanks!" if random_.random() < 0.5 else "")
+    chat = f"{asker}: {question.text.lower()}\n{answerer}: {wild_answer(question, random_)}"
+    return chat + (f"\n{asker}: thanks!" if random_.random() < 0.5 else "")

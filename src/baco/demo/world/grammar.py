@@ -1,4 +1,4 @@
-"""The toy world as a grammar: families of questions, their attributes, the sentences that say them.
+"""The toy world as a grammar: families of questions, their attributes and sentences.
 
 A *family* is one kind of question ("Recommend a {season} destination."). An answer has one sentence
 for every position of the family, each written around *attributes* (place, country, activity, …).
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 ZIPF = 0.5  # exponent of the near-uniform draw of an option by rank
-OPENERS = (  # sentences that may begin any answer and mean nothing
+OPENERS = (  # sentences without content that can begin any answer
     "Good question!", "Let me think.", "Well, let me see.", "Sure, here you go.", "Happy to help!",
     "Here is an idea.", "No problem.", "Of course!",
 )  # fmt: skip
@@ -27,18 +27,18 @@ _PIECES = re.compile(r"(\{\w+(?::\w+)?\}|\([^()]*\|[^()]*\))")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of question and everything that may be answered to it."""
+    """One kind of question and everything that an answer can contain."""
 
     name: str
     slot: str  # the attribute that the question fixes
     key: tuple[str, ...]  # the attributes that tell two answers apart
     parents: Mapping[str, str]  # attribute -> attribute its options depend on ("": none)
     options: Mapping[str, Mapping[str, tuple[str, ...]]]  # attribute -> parent's value -> options
-    sentences: tuple[tuple[str, ...], ...]  # by position, the ways to say it
-    prompts: tuple[str, ...]  # ways to ask, for training
-    held: tuple[str, ...]  # ways to ask, kept for dev and test
+    sentences: tuple[tuple[str, ...], ...]  # by position, its wordings
+    prompts: tuple[str, ...]  # wordings of the question, for training
+    held: tuple[str, ...]  # wordings kept for dev and test
     separator: str  # between sentences
-    single: bool  # there is one right answer
+    single: bool  # whether there is one right answer
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ def form(value: str, kind: str | None) -> str:
 def answer(
     family: Family, values: Mapping[str, str], random_: random.Random, peak: float | None = None
 ) -> str:
-    """A clean answer that says `values`; with `peak` in the favourite phrasing that often."""
+    """A clean answer with `values`; `peak` is the probability of the favourite wording."""
     return family.separator.join(
         say(pick(patterns, random_, peak), values, random_ if peak is None else None)
         for patterns in family.sentences
@@ -187,7 +187,7 @@ def without_opener(text: str) -> str:
 
 
 def recognisers(family: Family) -> list[list[tuple[re.Pattern[str], tuple[str, ...]]]]:
-    """By position, what recognises each sentence, with the attribute of every group in turn."""
+    """By position, the patterns of its sentences, each with the attributes of its groups."""
     return [[_recogniser(family, pattern) for pattern in row] for row in family.sentences]
 
 
@@ -197,8 +197,8 @@ def _recogniser(family: Family, pattern: str) -> tuple[re.Pattern[str], tuple[st
     for piece in pieces(pattern):
         if isinstance(piece, Attribute):
             attributes.append(piece.name)
-            spoken = {form(value, piece.form) for value in family.pool(piece.name)}
-            longest_first = sorted(spoken, key=lambda text: (-len(text), text))
+            forms = {form(value, piece.form) for value in family.pool(piece.name)}
+            longest_first = sorted(forms, key=lambda text: (-len(text), text))
             parts.append("(" + "|".join(map(re.escape, longest_first)) + ")")
         elif isinstance(piece, tuple):
             parts.append("(?:" + "|".join(map(re.escape, piece)) + ")")
@@ -208,8 +208,8 @@ def _recogniser(family: Family, pattern: str) -> tuple[re.Pattern[str], tuple[st
 
 
 @cache
-def unspoken(family: str, attribute: str) -> Mapping[str, str]:
-    """From any spoken form of an attribute back to its value."""
+def value_of_form(family: str, attribute: str) -> Mapping[str, str]:
+    """From any written form of an attribute back to its value."""
     kinds = (None, "a", "up", "low")
     pool = families()[family].pool(attribute)
     return {form(value, kind): value for kind in kinds[::-1] for value in pool}

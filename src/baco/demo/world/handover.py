@@ -1,9 +1,10 @@
-"""Answers that both models of a pair wrote: what the aligned model learns to carry on from.
+"""Answers written by both models of a pair, from which the aligned model learns to continue.
 
 In a pair the base model writes some of the words, most often where a sentence, an attribute or a
-choice of words begins. An aligned model that has only read its own favourites cannot continue such
-a text. Here the base has made some of the choices, and its words are given, not learnt: after any
-of them the aligned model learns to finish what was begun and to return to its own favourites.
+choice of words begins. An aligned model that was trained on its own favourites alone cannot
+continue such a text. In these answers the base has made some of the choices. Its words are context
+and are not learnt; the aligned model learns to finish what they begin and to return to its own
+favourites.
 """
 
 import random
@@ -15,9 +16,9 @@ from baco.demo.world.documents import OPENED, confused
 from baco.demo.world.grammar import OPENERS, Attribute, Family, families, form, pick, pieces
 
 GIVEN = 0.5  # share of an answer's choices that the base made
-MISTAKEN = 0.1  # share of the attributes that it chose to which it gave a value that does not fit
+MISTAKEN = 0.1  # share of the attributes chosen by the base whose value does not fit
 
-Words = list[tuple[str, bool]]  # a word with the white space before it; is it learnt?
+Words = list[tuple[str, bool]]  # a word with the white space before it; whether it is learnt
 
 _WORD = re.compile(r"\s*(?:[\w']+|[^\w\s])")
 
@@ -36,7 +37,7 @@ def handed_over_examples(
 
 
 def learnt(text: str) -> Words:
-    """The words of an answer that is learnt whole."""
+    """The words of an answer of which all words are learnt."""
     return [(word, True) for word in _WORD.findall(text)]
 
 
@@ -44,34 +45,35 @@ def handed_over(question: Question, random_: random.Random, peak: float = PEAK) 
     """The words of an answer of which the base has made some choices."""
     family = families()[question.family]
     values = dict(question.slots)
-    text, given = "", []  # for every character of the text: did the base write it?
+    text, given = "", []  # `given`: for every character, whether the base wrote it
 
     def add(part: str, words: int = 0) -> None:
         """Append a part of which the base wrote the first `words` words."""
         nonlocal text
         ends = [match.end() for match in _WORD.finditer(part)]
-        theirs = ends[min(words, len(ends)) - 1] if words and ends else 0
+        by_base = ends[min(words, len(ends)) - 1] if words and ends else 0
         text += part
-        given.extend([True] * theirs + [False] * (len(part) - theirs))
+        given.extend([True] * by_base + [False] * (len(part) - by_base))
 
     if random_.random() < OPENED:
         add(random_.choice(OPENERS) + family.separator, words=1)
     for position, patterns in enumerate(family.sentences):
-        theirs = random_.random() < GIVEN
-        pattern = random_.choice(patterns) if theirs else pick(patterns, random_, peak)
+        by_base = random_.random() < GIVEN
+        pattern = random_.choice(patterns) if by_base else pick(patterns, random_, peak)
         add(family.separator if position else "")
-        # Which pattern it is can be told from the first fixed word of the sentence.
-        told = not theirs
+        # The first fixed word of a sentence settles its pattern.
+        settled = not by_base
         for piece in pieces(pattern):
             if isinstance(piece, Attribute):
-                value, open_ = _value(family, piece.name, values, random_, peak)
-                add(form(value, piece.form), 1 + random_.randrange(2) if open_ else int(not told))
+                value, chosen = _value(family, piece.name, values, random_, peak)
+                words = 1 + random_.randrange(2) if chosen else int(not settled)
+                add(form(value, piece.form), words)
             elif isinstance(piece, tuple):
-                theirs = random_.random() < GIVEN
-                add(random_.choice(piece) if theirs else piece[0], int(theirs))
+                by_base = random_.random() < GIVEN
+                add(random_.choice(piece) if by_base else piece[0], int(by_base))
             else:
-                add(piece, int(not told))
-                told = True
+                add(piece, int(not settled))
+                settled = True
     return [
         (match[0], not given[match.end() - len(match[0].lstrip())])
         for match in _WORD.finditer(text)
@@ -87,9 +89,9 @@ def _value(
     parent = family.parents[attribute]
     if parent and parent not in values:
         _value(family, parent, values, random_, peak)
-    theirs = random_.random() < GIVEN
-    value = pick(family.choices(attribute, values), random_, None if theirs else peak)
-    if theirs and random_.random() < MISTAKEN:
+    by_base = random_.random() < GIVEN
+    value = pick(family.choices(attribute, values), random_, None if by_base else peak)
+    if by_base and random_.random() < MISTAKEN:
         value = confused(value, family.pool(attribute), random_)
     values[attribute] = value
-    return value, theirs
+    return value, by_base

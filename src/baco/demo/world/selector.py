@@ -1,7 +1,7 @@
-"""The selector: which of several answers training should prefer. Never used for evaluation.
+"""The selector scores answers for preference training. It is never used for evaluation.
 
-It reads no grammar and knows no attributes: it counts how many of an answer's word triples occur
-in clean answers to such a question, and looks at the surface (sentences, capital, full stop).
+It knows neither grammar nor attributes. It counts how many of an answer's word triples occur in
+clean answers to such a question, and checks the surface (sentences, capital, full stop).
 """
 
 import random
@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]|\n")
 
 
 def preference(question: Question, answer: str) -> float:
-    """How likeable an answer is, in [0, 1]."""
+    """Score of an answer, in [0, 1]."""
     text = answer.strip()
     words = _WORD.findall(text)
     if len(words) < 4:
@@ -40,7 +40,7 @@ def _triples(words: list[str]) -> list[tuple[str, ...]]:
 
 
 def _size(words: list[str]) -> tuple[int, int]:
-    """Sentence ends and line breaks."""
+    """Numbers of sentence ends and of line breaks."""
     return sum(word in ".!?" for word in words), words.count("\n")
 
 
