@@ -97,10 +97,10 @@ def test_a_model_is_asked_once_about_what_it_was_asked_lately() -> None:
         return [question.upper() for question in questions]
 
     memory: Memory[str, str] = Memory(limit=3)
-    assert memory.ask(["a", "b", "a"], answer) == ["A", "B", "A"]
-    assert memory.ask(["b", "c", "d"], answer) == ["B", "C", "D"]
+    assert memory.get(["a", "b", "a"], answer) == ["A", "B", "A"]
+    assert memory.get(["b", "c", "d"], answer) == ["B", "C", "D"]
     assert asked == ["a", "b", "c", "d"]
-    assert memory.ask(["a"], answer) == ["A"]  # of the four, the first was forgotten
+    assert memory.get(["a"], answer) == ["A"]  # of the four, the first was forgotten
     assert asked[4:] == ["a"]
 
 
@@ -271,7 +271,7 @@ def test_ratings_rise_at_noveltybench_s_thresholds(rewarding: RewardModel) -> No
 
 
 def test_utility_needs_a_model_whose_scale_is_known(rewarding: RewardModel) -> None:
-    with pytest.raises(MetricUnavailable, match="nobody has said which rewards"):
+    with pytest.raises(MetricUnavailable, match="it is unknown which rewards"):
         metric("utility_k", equivalence="demo", reward=rewarding.made_by["model"])
 
 
@@ -388,7 +388,9 @@ def test_the_hub_s_default_says_why_it_cannot_run_offline() -> None:
 
 def test_a_classifier_of_other_classes_is_no_nli_model(folder: Path) -> None:
     place = save_nli(folder / "moods", ("joy", "anger", "fear"))
-    with pytest.raises(MetricUnavailable, match="tells joy, anger, fear: name one that tells"):
+    with pytest.raises(
+        MetricUnavailable, match="has the classes joy, anger, fear: name one that has"
+    ):
         metric("nli_diversity", nli=place)
 
 

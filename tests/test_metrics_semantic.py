@@ -270,7 +270,7 @@ def test_the_demo_judge_is_a_reward_and_an_equivalence() -> None:
 
 
 def test_the_demo_judge_refuses_what_its_world_did_not_ask() -> None:
-    with pytest.raises(BacoError, match="'p' is no question of the demo world"):
+    with pytest.raises(BacoError, match="'p' is not a question of the demo world"):
         metric("reward", reward="demo").score([PROMPT], [["Hi"]])
 
 

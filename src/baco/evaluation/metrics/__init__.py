@@ -1,7 +1,7 @@
-"""Diversity and quality of the answers to a prompt: eleven metrics of one, two of the other.
+"""Diversity and quality of the answers to a prompt: eleven diversity and two quality metrics.
 
-Every module of this folder is imported, and its metrics register themselves. `docs/metrics.md` has
-them in a table with sources, ranges and costs.
+Every module of this folder is imported, and its metrics register themselves. `docs/metrics.md`
+lists them with sources, ranges and costs.
 """
 
 from importlib import import_module

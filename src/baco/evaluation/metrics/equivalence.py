@@ -1,4 +1,4 @@
-"""Which answers to a prompt mean the same: the partition, and the judges of two answers."""
+"""Classes of answers to a prompt that mean the same, and the judges of two answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from baco.evaluation.metrics.protocols import Answers, Prompts
 NOVELTYBENCH = "yimingzhang/deberta-v3-large-generation-similarity"
 # NoveltyBench's classifier is published without its tokenizer.
 TOKENIZERS = {NOVELTYBENCH: "microsoft/deberta-v3-large"}
-THRESHOLD = 0.102  # of its probability that two answers are alike; NoveltyBench's own
-PIECES = 128  # tokens that it reads of each answer
+THRESHOLD = 0.102  # NoveltyBench's, on the probability that two answers are alike
+PIECES = 128  # tokens read of each answer
 SHORT = 5  # words up to which answers are compared by the words they share
 
 
 class Pair(NamedTuple):
-    """Two answers to a prompt; the first speaks for a class."""
+    """Two answers to a prompt; the first represents a class."""
 
     prompt: str
     one: str
@@ -32,17 +32,17 @@ def partition(
     """Greedy classes: an answer joins the first class whose first answer means the same.
 
     The rule of NoveltyBench (Zhang et al. 2025) and of semantic entropy (Kuhn et al. 2023,
-    algorithm 1). Where `same` is not transitive the classes hang on the answers' order, which is
-    that of their drawing. Answers that read the same are the same and are never asked about. All
-    prompts open a class at a time, so that `same` is asked once for all of them.
+    algorithm 1). Where `same` is not transitive, the classes depend on the order of the answers.
+    Equal answers are in one class without a call of `same`. All prompts open one class at a time,
+    so that one call of `same` serves them all.
 
     Returns:
-        The class of every answer, [prompts][samples], numbered as they turn up.
+        The class of every answer, [prompts][samples], numbered in order of appearance.
     """
     classes = [[-1] * len(row) for row in answers]
     opened = 0
     while pending := [index for index, row in enumerate(classes) if -1 in row]:
-        asked: list[tuple[int, int]] = []
+        compared: list[tuple[int, int]] = []
         pairs: list[Pair] = []
         for index in pending:
             row, texts, prompt = classes[index], answers[index], prompts[index].text
@@ -51,9 +51,9 @@ def partition(
                 if row[place] == -1 and texts[place].strip() == texts[first].strip():
                     row[place] = opened
                 elif row[place] == -1:
-                    asked.append((index, place))
+                    compared.append((index, place))
                     pairs.append(Pair(prompt, texts[first], texts[place]))
-        for (index, place), alike in zip(asked, same(pairs) if pairs else (), strict=True):
+        for (index, place), alike in zip(compared, same(pairs) if pairs else (), strict=True):
             if alike:
                 classes[index][place] = opened
         opened += 1
@@ -62,10 +62,10 @@ def partition(
 
 @dataclass(frozen=True, slots=True)
 class SimilarityClassifier:
-    """NoveltyBench's judge: a classifier of "one who has seen the one gains nothing by the other".
+    """NoveltyBench's judge: a classifier of "a user who has seen one gains nothing from the other".
 
-    Class 1 is alike. Each answer is cut to 128 tokens, and alike are those the classifier gives
-    more than 0.102; answers of up to five words are alike if half their words are shared.
+    Each answer is cut to 128 tokens. Two answers are alike if class 1 has a probability above
+    0.102; answers of up to five words are alike if half of their words are shared.
     """
 
     made_by: Mapping[str, str]
@@ -77,7 +77,7 @@ class SimilarityClassifier:
         return partition(prompts, answers, self._same)
 
     def _same(self, pairs: list[Pair]) -> list[bool]:
-        return self.memory.ask([(pair.one, pair.other) for pair in pairs], self._judge)
+        return self.memory.get([(pair.one, pair.other) for pair in pairs], self._judge)
 
     def _judge(self, pairs: list[tuple[str, str]]) -> list[bool]:
         short = [share_words(one, other) for one, other in pairs]
@@ -86,16 +86,17 @@ class SimilarityClassifier:
             for (one, other), known in zip(pairs, short, strict=True)
             if known is None
         ]
-        found = iter(self.classifier.probabilities(inputs)[:, 1] > THRESHOLD if inputs else ())
-        return [bool(next(found)) if known is None else known for known in short]
+        alike = iter(self.classifier.probabilities(inputs)[:, 1] > THRESHOLD if inputs else ())
+        return [bool(next(alike)) if known is None else known for known in short]
 
     def _input(self, one: str, other: str) -> dict[str, list[int]]:
-        words = self.classifier.tokenizer
+        tokenizer = self.classifier.tokenizer
         first, second = (
-            words.encode(text, truncation=True, max_length=PIECES, add_special_tokens=False)
+            tokenizer.encode(text, truncation=True, max_length=PIECES, add_special_tokens=False)
             for text in (one, other)
         )
-        ids = [words.cls_token_id, *first, words.sep_token_id, *second, words.sep_token_id]
+        ids = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id, *second]
+        ids.append(tokenizer.sep_token_id)
         start = len(first) + 2  # of the second answer
         return {
             "input_ids": ids,
@@ -105,7 +106,7 @@ class SimilarityClassifier:
 
 
 def share_words(one: str, other: str) -> bool | None:
-    """NoveltyBench's rule for answers of up to five words, None beyond: half of them shared?"""
+    """Whether two answers of up to five words share half of them; None for longer ones."""
     ones, others = one.strip().lower().split(), other.strip().lower().split()
     longest = max(len(ones), len(others))
     return None if longest > SHORT else len(set(ones) & set(others)) * 2 >= longest
@@ -115,7 +116,7 @@ def share_words(one: str, other: str) -> bool | None:
 class Entailment:
     """The judge of semantic entropy: each answer, after the prompt, entails the other.
 
-    Entailment is the likeliest of the three classes in both directions (Kuhn et al. 2023, 4.1).
+    Entailment is the most likely class in both directions (Kuhn et al. 2023, 4.1).
     """
 
     nli: Nli
@@ -130,10 +131,10 @@ class Entailment:
         return partition(prompts, answers, self._same)
 
     def _same(self, pairs: list[Pair]) -> list[bool]:
-        told = [(f"{prompt} {one}", f"{prompt} {other}") for prompt, one, other in pairs]
-        there = self.nli.judge(told).argmax(axis=1) == ENTAILMENT
-        back = self.nli.judge([(other, one) for one, other in told]).argmax(axis=1) == ENTAILMENT
-        return [bool(both) for both in there & back]
+        texts = [(f"{prompt} {one}", f"{prompt} {other}") for prompt, one, other in pairs]
+        forward = self.nli.judge(texts).argmax(axis=1) == ENTAILMENT
+        reverse = self.nli.judge([(other, one) for one, other in texts]).argmax(axis=1)
+        return [bool(both) for both in forward & (reverse == ENTAILMENT)]
 
 
 @cache

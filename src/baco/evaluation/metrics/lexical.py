@@ -1,7 +1,7 @@
-"""Lexical diversity of the answers to one prompt: which words and runs of words they share.
+"""Lexical diversity of the answers to one prompt: which words and n-grams they share.
 
-Every function takes the samples of one prompt and knows nothing else. Whatever their order, the
-figure is the same. An empty sample has no words and no n-grams.
+Every function takes the samples of one prompt; their order does not matter. An empty sample has no
+words and no n-grams.
 """
 
 import math
@@ -13,7 +13,7 @@ from itertools import combinations
 from baco.evaluation.metrics.registry import register_metric
 from baco.text.segmentation import bare_words, distinct, spaced, words
 
-# Size of the vocabulary that words are thought to be drawn from: that of English BERT.
+# Size of the vocabulary that EAD assumes words are drawn from: that of English BERT.
 VOCABULARY = 30_522
 
 Gram = tuple[str, ...]
@@ -29,19 +29,19 @@ for _order in (1, 2, 3):
 
 @register_metric("ead", kind="lexical")
 def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int = VOCABULARY) -> float:
-    """Distinct words over how many to expect if as many were drawn evenly from a vocabulary.
+    """Distinct words over the number expected of as many uniform draws from a vocabulary.
 
     EAD = N / (V (1 − ((V − 1) / V)^C)) of N distinct among C words, V the vocabulary's size (Liu et
-    al. 2022, "Rethinking and Refining the Distinct Metric"): what is left of distinct-1 when the
-    answers' length is accounted for. Range 0 to a little above 1 (no word repeated), higher is more
+    al. 2022, "Rethinking and Refining the Distinct Metric"): distinct-1 without the effect of the
+    answers' length. Range 0 to a little above 1 (no word repeated), higher is more
     diverse; 0 without words. Cost: linear in words.
     """
-    said = [word for text in texts for word in words(text)]
-    if not said:
+    drawn = [word for text in texts for word in words(text)]
+    if not drawn:
         return 0.0
-    # -expm1(C log1p(-1/V)) is 1 - ((V-1)/V)^C without its loss of digits.
-    expected = -vocabulary * math.expm1(len(said) * math.log1p(-1 / vocabulary))
-    return len(set(said)) / expected
+    # -expm1(C log1p(-1/V)) is 1 - ((V-1)/V)^C without loss of digits.
+    expected = -vocabulary * math.expm1(len(drawn) * math.log1p(-1 / vocabulary))
+    return len(set(drawn)) / expected
 
 
 @register_metric("self_bleu", kind="lexical", needs=2, libraries=("sacrebleu",))
@@ -50,9 +50,9 @@ def self_bleu(texts: Sequence[str]) -> float:
 
     BLEU is sacrebleu's for sentences: its 13a tokens (a character is a token where a script has no
     spaces), exponential smoothing, no orders longer than the sentence. Range 0 (all alike) to 1,
-    higher is more diverse. An empty sample matches another empty one and nothing else. Cost: linear
-    in words; n-grams are counted once per sample, and "all the others" is read off the two highest
-    counts of each n-gram.
+    higher is more diverse. An empty sample matches only another empty one. Cost: linear in words;
+    n-grams are counted once per sample, and the reference count of an n-gram comes from its two
+    highest counts.
     """
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
@@ -72,15 +72,15 @@ def _tokens_13a(texts: Sequence[str]) -> list[str]:
     from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 
     split: Callable[[str], str] = Tokenizer13a()
-    found = [split(spaced(text)) for text in texts]
+    tokenized = [split(spaced(text)) for text in texts]
     for kind in (Tokenizer13a, TokenizerRegexp):
-        # They remember the last 65,536 texts, however long.
+        # They cache the last 65,536 texts, however long.
         kind.__call__.cache_clear()
-    return found
+    return tokenized
 
 
 def _two_highest(samples: Iterable[Counter[Gram]]) -> dict[Gram, tuple[int, int, int]]:
-    """Of every n-gram: its highest count in a sample, which sample that is, the next highest."""
+    """For every n-gram: its highest count in a sample, that sample, and the second highest."""
     highest: dict[Gram, tuple[int, int, int]] = {}
     for index, grams in enumerate(samples):
         for gram, count in grams.items():
@@ -109,10 +109,10 @@ def _bleu(
         total[len(gram) - 1] += count
         correct[len(gram) - 1] += min(count, second if holder == index else top)
     closest = min(others, key=lambda other: (abs(other - length), other))
-    found = BLEU.compute_bleu(
+    bleu = BLEU.compute_bleu(
         correct, total, length, closest, smooth_method="exp", effective_order=True
     )
-    return min(1.0, float(found.score) / 100)
+    return min(1.0, float(bleu.score) / 100)
 
 
 @register_metric("self_rouge_l", kind="lexical", needs=2, libraries=("rapidfuzz",))

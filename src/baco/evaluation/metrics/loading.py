@@ -1,4 +1,4 @@
-"""What every model that scores answers needs: loading, batches of even length, a short memory."""
+"""Shared by all models that score answers: loading, batches of similar length, a cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 def require(*libraries: str) -> dict[str, str]:
-    """The versions of libraries (as PyPI calls them).
+    """The versions of installed libraries, by their package names.
 
     Raises:
         MetricUnavailable: one is not installed.
@@ -35,7 +35,7 @@ _missing: dict[tuple[str, str], str] = {}
 
 
 def load(role: str, name: str, read: Callable[..., V]) -> V:
-    """What `read` makes of a model's hub id or folder.
+    """Load a model from a hub id or folder with `read`.
 
     Args:
         role: of the model in a metric.
@@ -43,7 +43,7 @@ def load(role: str, name: str, read: Callable[..., V]) -> V:
         read: takes the name, and ``trust_remote_code``, which is False.
 
     Raises:
-        MetricUnavailable: it is not there, or is no such model.
+        MetricUnavailable: it does not exist, or is not such a model.
     """
     if (role, name) not in _missing:
         try:
@@ -52,10 +52,10 @@ def load(role: str, name: str, read: Callable[..., V]) -> V:
                 return read(name, trust_remote_code=False)
         except NotHereError as error:
             _missing[role, name] = error.reason
-        except Exception as error:  # damaged files lead libraries to errors of all kinds
+        except Exception as error:  # damaged files make libraries raise errors of all kinds
             has_code = "trust_remote_code" in str(error)
             _missing[role, name] = (
-                "it comes with Python code of its own, which no metric runs"
+                "it comes with Python code of its own, which metrics do not run"
                 if has_code
                 else one_line(error)
             )
@@ -75,15 +75,15 @@ def read_model(kind: Any, name: str, *, trust_remote_code: bool) -> Any:
 
 
 def origin(name: str, model: Any) -> dict[str, str]:
-    """Where a `transformers` model comes from, for the record of a run."""
+    """Name, version and revision of a `transformers` model, for the record of a run."""
     revision = getattr(model.config, "_commit_hash", None)
-    told = {"model": name, "transformers": version("transformers")}
-    return told | ({"revision": str(revision)} if revision else {})
+    entry = {"model": name, "transformers": version("transformers")}
+    return entry | ({"revision": str(revision)} if revision else {})
 
 
 def window(tokenizer: Any, model: Any) -> int:
-    """How many tokens a model reads at most."""
-    if tokenizer.model_max_length < 10**6:  # transformers says 10**30 for "nobody told"
+    """The most tokens that a model reads."""
+    if tokenizer.model_max_length < 10**6:  # transformers has 10**30 where it is unknown
         return int(tokenizer.model_max_length)
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or 512
@@ -91,7 +91,7 @@ def window(tokenizer: Any, model: Any) -> int:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, at most `tokens` tokens each with their padding."""
+    """Indices in batches of similar length, of at most `tokens` tokens each, padding included."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
@@ -103,21 +103,21 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 class Memory(Generic[K, V]):
-    """Answers to the last questions, so that metrics that share a model ask it once.
+    """A cache of the last results, so that metrics that share a model run it once per input.
 
-    It forgets the oldest beyond `limit`: memory stays flat however much is scored.
+    Beyond `limit` the oldest are dropped, so memory does not grow with what is scored.
     """
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._kept: OrderedDict[K, V] = OrderedDict()
 
-    def ask(self, questions: Sequence[K], answer: Callable[[list[K]], Iterable[V]]) -> list[V]:
-        """The answers to all questions; `answer` is asked once for each that is new."""
-        new = [question for question in dict.fromkeys(questions) if question not in self._kept]
-        found = dict(zip(new, answer(new), strict=True)) if new else {}
-        answers = [found[q] if q in found else self._kept[q] for q in questions]
-        self._kept.update(found)
+    def get(self, keys: Sequence[K], compute: Callable[[list[K]], Iterable[V]]) -> list[V]:
+        """The results of all keys; `compute` is called once with those that are new."""
+        new = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        computed = dict(zip(new, compute(new), strict=True)) if new else {}
+        results = [computed[key] if key in computed else self._kept[key] for key in keys]
+        self._kept.update(computed)
         while len(self._kept) > self._limit:
             self._kept.popitem(last=False)
-        return answers
+        return results

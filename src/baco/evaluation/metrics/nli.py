@@ -1,4 +1,4 @@
-"""Natural language inference: does one text entail another, contradict it, or neither?"""
+"""Natural language inference: whether a text entails another, contradicts it, or neither."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Nli:
     """A classifier of (premise, hypothesis).
 
     Attributes:
-        order: which of the classifier's classes is which of ``LABELS``.
+        order: the index of the classifier's class for each of ``LABELS``.
     """
 
     made_by: Mapping[str, str]
@@ -34,16 +34,16 @@ class Nli:
     def judge(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """Probabilities of ``LABELS`` for (premise, hypothesis), [N, 3].
 
-        A text entails itself: that is not asked.
+        A text entails itself; the classifier does not run on such pairs.
         """
-        return np.array(self.memory.ask(pairs, self._judge)).reshape(-1, len(LABELS))
+        return np.array(self.memory.get(pairs, self._judge)).reshape(-1, len(LABELS))
 
     def _judge(self, pairs: list[tuple[str, str]]) -> list[Probabilities]:
         certain = np.eye(len(LABELS))[ENTAILMENT]
-        asked = [pair for pair in pairs if pair[0] != pair[1]]
-        inputs = self.classifier.pairs(*zip(*asked, strict=True)) if asked else []
-        found = iter(self.classifier.probabilities(inputs)[:, self.order] if asked else ())
-        return [certain if one == other else next(found) for one, other in pairs]
+        differing = [pair for pair in pairs if pair[0] != pair[1]]
+        inputs = self.classifier.pairs(*zip(*differing, strict=True)) if differing else []
+        judged = iter(self.classifier.probabilities(inputs)[:, self.order] if differing else ())
+        return [certain if one == other else next(judged) for one, other in pairs]
 
 
 @cache
@@ -55,11 +55,12 @@ def nli(name: str | None = None) -> Nli:
     """
     place = name or MODEL
     classifier = Classifier.load("nli", place)
-    told = {int(key): str(label).lower() for key, label in classifier.model.config.id2label.items()}
-    order = [next((key for key, text in told.items() if text == label), -1) for label in LABELS]
+    id2label = classifier.model.config.id2label
+    ids = {str(label).lower(): int(key) for key, label in id2label.items()}
+    order = [ids.get(label, -1) for label in LABELS]
     if sorted(order) != list(range(len(LABELS))):
         raise MetricUnavailable(
-            f"the nli model {place!r} tells {', '.join(told.values())}: name one that tells "
-            f"{', '.join(LABELS)}"
+            f"the nli model {place!r} has the classes {', '.join(ids)}: "
+            f"name one that has {', '.join(LABELS)}"
         )
     return Nli(origin(place, classifier.model), classifier, tuple(order))

@@ -1,7 +1,6 @@
-"""The seams of scoring: what a metric is, and the two kinds of judge that some metrics stand on.
+"""The protocols of scoring: a metric, and the two kinds of judge that some metrics use.
 
-They know prompts and answers; where the answers come from, and where the figures go, is another
-matter.
+They know prompts and answers only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ Prompts = Sequence["Prompt"]
 Answers = Sequence[Sequence[str]]  # [prompts][samples]
 
 
-class MetricUnavailable(BacoError):  # noqa: N818  (it is no fault of the user's, it is a state)
-    """A metric cannot run here: why, and what to do. It is left out, never replaced."""
+class MetricUnavailable(BacoError):  # noqa: N818  (a state rather than an error of the user)
+    """A metric cannot run here, with the reason and what to do. It is left out, never replaced."""
 
 
 class Metric(Protocol):
@@ -27,10 +26,10 @@ class Metric(Protocol):
     Attributes:
         name: as a user types it.
         kind: lexical or semantic (both diversity), quality, or utility.
-        higher_is_better: always True: similarities are turned into one minus, perplexity into its
+        higher_is_better: always True; a similarity counts as one minus itself, perplexity as its
             negative logarithm.
         needs: the least number of samples a prompt must have.
-        made_by: the models and libraries behind the figure and their versions, for the record.
+        made_by: the models and libraries that it uses and their versions, for the record.
     """
 
     @property
@@ -45,10 +44,10 @@ class Metric(Protocol):
     def made_by(self) -> Mapping[str, str]: ...
 
     def score(self, prompts: Prompts, answers: Answers) -> list[float | None]:
-        """A figure for every prompt; None where there is nothing to measure (no token at all).
+        """A figure for every prompt; None where there is nothing to measure, such as no token.
 
         Args:
-            prompts: any number of them, to be scored in one go.
+            prompts: any number of them.
             answers: all samples of each, in the order they were drawn.
 
         Raises:
@@ -59,19 +58,19 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Equivalence(Protocol):
-    """Says which answers to a prompt mean the same; `made_by` as for :class:`Metric`."""
+    """Decides which answers to a prompt mean the same; `made_by` as in :class:`Metric`."""
 
     @property
     def made_by(self) -> Mapping[str, str]: ...
 
     def partition(self, prompts: Prompts, answers: Answers) -> list[list[int]]:
-        """The class of every answer, [prompts][samples]; classes are numbered as they turn up."""
+        """The class of every answer, [prompts][samples]; numbered in order of appearance."""
         ...
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Says how good an answer to a prompt is; `made_by` as for :class:`Metric`."""
+    """Scores the quality of answers; `made_by` as in :class:`Metric`."""
 
     @property
     def made_by(self) -> Mapping[str, str]: ...
@@ -84,6 +83,6 @@ class Reward(Protocol):
         """Rewards on NoveltyBench's scale of utility, 1 to 10.
 
         Raises:
-            MetricUnavailable: nobody has said how this model's rewards map to that scale.
+            MetricUnavailable: the mapping of this model's rewards to that scale is unknown.
         """
         ...

@@ -1,4 +1,4 @@
-"""Quality of the answers to a prompt, and utility, which is quality of what is new."""
+"""Quality of the answers to a prompt, and utility, the quality of new answers."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts, Rew
 from baco.evaluation.metrics.reference import ReferenceModel
 from baco.evaluation.metrics.registry import ROLES, Built, register_metric
 
-PATIENCE = 0.8  # NoveltyBench's chance that a reader wants one more answer
+PATIENCE = 0.8  # NoveltyBench's probability that a reader wants one more answer
 
 
 @register_metric("reward", kind="quality", models=("reward",))
@@ -26,8 +26,8 @@ def reward(judge: Reward, prompts: Prompts, answers: Answers) -> list[float]:
 def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> list[float | None]:
     """Negative log-perplexity per token of the samples, given the prompt, under a reference model.
 
-    Σ ln P(token) / tokens over all samples of a prompt together, so a long one counts for more;
-    minus the logarithm of the usual perplexity, hence higher is better. Range −∞ to 0, in nats per
+    Σ ln P(token) / tokens over all samples of a prompt together, so longer samples weigh more. It
+    is minus the logarithm of the usual perplexity, so higher is better. Range −∞ to 0, in nats per
     token. None where no sample has a token. Cost: the model reads each sample, with its prompt,
     once.
     """
@@ -40,7 +40,7 @@ def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> lis
 
 def _utility(models: Mapping[str, Any]) -> Built:
     judge, rewards = (ROLES[role](models.get(role)) for role in ("equivalence", "reward"))
-    rewards.ratings([])  # refused now, not after a night of scoring, if its scale is not known
+    rewards.ratings([])  # an unknown scale is refused before any scoring
     made_by = {f"equivalence {key}": value for key, value in judge.made_by.items()}
     made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
     return made_by, partial(utility_k, judge, rewards)
@@ -54,12 +54,12 @@ def utility_k(
     answers: Answers,
     patience: float = PATIENCE,
 ) -> list[float]:
-    """What a reader gains by going through the samples (NoveltyBench, Zhang et al. 2025).
+    """The gain of a reader who goes through the samples (NoveltyBench, Zhang et al. 2025).
 
-    (1 − p) / (1 − p^k) Σ p^(i − 1) u_i over the k samples in the order of their drawing: u_i is the
-    reward's rating, 1 to 10, where the i-th is the first of its class, 0 where an equivalent one
-    came before; p = 0.8 is the reader's patience. Range above 0 to 10, higher is better. Cost: that
-    of distinct_k and reward; models that those asked are not asked again.
+    (1 − p) / (1 − p^k) Σ p^(i − 1) u_i over the k samples in the order they were drawn. u_i is the
+    reward's rating, 1 to 10, if the i-th is the first of its class, and 0 if an equivalent one came
+    before; p = 0.8 is the reader's patience. Range above 0 to 10, higher is better. Cost: that of
+    distinct_k and reward, whose results are reused.
     """
     ratings = rewards.ratings(rewards.rewards(prompts, answers))
     figures = []

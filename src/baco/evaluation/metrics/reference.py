@@ -1,4 +1,4 @@
-"""A reference language model: how likely it finds the answers to a conversation."""
+"""A reference language model: the likelihood of the answers to a conversation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ TOKENS = 2048  # in a batch, padding included; a row of logits each
 
 
 class Reading(NamedTuple):
-    """Token ids of a conversation with an answer, of which the last `said` are the answer's."""
+    """Token ids of a conversation and an answer; the last `answer` ids are the answer's."""
 
     ids: list[int]
-    said: int
+    answer: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceModel:
-    """A causal language model that neither wrote nor aligned the answers."""
+    """A causal language model that had no part in writing the answers."""
 
     made_by: Mapping[str, str]
     model: Any = field(repr=False)
@@ -34,16 +34,16 @@ class ReferenceModel:
     def logprobs(self, prompts: Prompts, answers: Answers) -> list[list[tuple[float, int]]]:
         """Log-probability in nats of every answer given its prompt, and its number of tokens.
 
-        An answer's end is not counted. What does not fit the window is cut: first the prompt's
-        beginning, then the answer's end.
+        The end token is not counted. Texts beyond the window are cut: first the prompt's beginning,
+        then the answer's end.
         """
         readings = [
             self._read(before, text)
             for before, row in zip(map(self._before, prompts), answers, strict=True)
             for text in row
         ]
-        found = iter(self._score(readings))
-        return [[next(found) for _ in row] for row in answers]
+        scores = iter(self._score(readings))
+        return [[next(scores) for _ in row] for row in answers]
 
     def _before(self, prompt: Any) -> list[int]:
         if self.tokenizer.chat_template:
@@ -53,7 +53,7 @@ class ReferenceModel:
         ids = self._ids(text)
         start = self.tokenizer.bos_token_id
         if start is None:
-            start = self.tokenizer.eos_token_id  # what comes before a text, to a model without one
+            start = self.tokenizer.eos_token_id  # models without one begin a text after it
         return ids if start is None or ids[:1] == [start] else [start, *ids]
 
     def _render(self, messages: list[Mapping[str, str]]) -> str:
@@ -70,20 +70,20 @@ class ReferenceModel:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _read(self, before: list[int], text: str) -> Reading:
-        said = self._ids(text)[: self.window - 1]
-        return Reading([*before[-(self.window - len(said)) :], *said], len(said))
+        answer = self._ids(text)[: self.window - 1]
+        return Reading([*before[-(self.window - len(answer)) :], *answer], len(answer))
 
     def _score(self, readings: Sequence[Reading]) -> list[tuple[float, int]]:
         import torch
 
-        found = [0.0] * len(readings)
-        spoken = [index for index, reading in enumerate(readings) if reading.said]
-        for batch in batches([len(readings[index].ids) for index in spoken], TOKENS):
-            rows = [readings[spoken[place]] for place in batch]
+        totals = [0.0] * len(readings)
+        answered = [index for index, reading in enumerate(readings) if reading.answer]
+        for batch in batches([len(readings[index].ids) for index in answered], TOKENS):
+            rows = [readings[answered[place]] for place in batch]
             longest = max(len(row.ids) for row in rows)
-            blank = [longest - len(row.ids) for row in rows]
-            ids = torch.tensor([row.ids + [0] * n for row, n in zip(rows, blank, strict=True)])
-            mask = torch.tensor([[1] * (longest - n) + [0] * n for n in blank])
+            padding = [longest - len(row.ids) for row in rows]
+            ids = torch.tensor([row.ids + [0] * n for row, n in zip(rows, padding, strict=True)])
+            mask = torch.tensor([[1] * (longest - n) + [0] * n for n in padding])
             device = self.model.device
             with torch.inference_mode():
                 logits = self.model(
@@ -91,11 +91,11 @@ class ReferenceModel:
                 ).logits
                 for place, row, scores in zip(batch, rows, logits, strict=True):
                     end = len(row.ids)
-                    said = scores[end - row.said - 1 : end - 1].float().log_softmax(-1)
-                    targets = torch.tensor(row.ids[end - row.said :], device=device)
-                    total = said.gather(-1, targets[:, None]).double().sum()
-                    found[spoken[place]] = float(total)
-        return [(total, reading.said) for total, reading in zip(found, readings, strict=True)]
+                    logp = scores[end - row.answer - 1 : end - 1].float().log_softmax(-1)
+                    targets = torch.tensor(row.ids[end - row.answer :], device=device)
+                    total = logp.gather(-1, targets[:, None]).double().sum()
+                    totals[answered[place]] = float(total)
+        return [(total, reading.answer) for total, reading in zip(totals, readings, strict=True)]
 
 
 @cache

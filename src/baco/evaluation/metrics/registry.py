@@ -1,4 +1,4 @@
-"""The metrics by name. A metric is registered where it is defined: add a file, and nothing else."""
+"""The metrics by name. A metric is registered where it is defined: adding one is adding a file."""
 
 import difflib
 import inspect
@@ -34,7 +34,7 @@ Built = tuple[Mapping[str, str], Compute]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A metric: a function of all answers to many prompts, and what it is called."""
+    """A metric: a function of all answers to many prompts, with its name and kind."""
 
     name: str
     kind: Kind
@@ -70,8 +70,7 @@ def _reward(given: str | Reward | None) -> Reward:
     return reward_model(given) if given is None or isinstance(given, str) else given
 
 
-# The models that metrics use, by role: how one is loaded from an id, a folder, or None for the
-# default.
+# Loads the model of each role from an id, a folder, or None for the default.
 ROLES: Mapping[str, Callable[[Any], Any]] = {
     "embedding": embedder,
     "nli": nli,
@@ -83,14 +82,15 @@ ROLES: Mapping[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is registered of a metric.
+    """A registered metric.
 
     Attributes:
         name, kind: see :class:`Metric`.
         needs: the least number of samples a prompt must have.
         models: the roles it needs a model for: keywords of :func:`metric`.
         help: one sentence.
-        build: from the user's models by role to the figure.
+        build: takes the user's models by role; returns what the metric is made of, and its
+            function of prompts and answers.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
-_PLACES: tuple[Kind, ...] = ("lexical", "semantic", "quality", "utility")
+_KINDS: tuple[Kind, ...] = ("lexical", "semantic", "quality", "utility")
 
 
 def register_metric(
@@ -128,18 +128,17 @@ def register_metric(
         models: roles, of ``ROLES``, that it needs a model for.
         libraries: packages it imports, for the record.
         help: one sentence; by default the first line of the function's docstring.
-        build: for a metric that picks its models itself: from the user's models by role to what it
-            is made of and the function of prompts and answers.
+        build: for a metric that chooses its models itself, see :class:`Entry`.
 
     Raises:
         BacoError: a name that is taken, an unknown kind or role.
     """
     if name in _ENTRIES:
         raise BacoError(f"metric name {name!r} is taken: choose another")
-    if kind not in _PLACES:
-        raise BacoError(f"metric {name!r} is of kind {kind!r}: use one of {', '.join(_PLACES)}")
-    if strange := [role for role in models if role not in ROLES]:
-        raise BacoError(f"metric {name!r} needs unknown role {strange[0]!r}: use {_listed(ROLES)}")
+    if kind not in _KINDS:
+        raise BacoError(f"metric {name!r} is of kind {kind!r}: use one of {', '.join(_KINDS)}")
+    if unknown := [role for role in models if role not in ROLES]:
+        raise BacoError(f"metric {name!r} needs unknown role {unknown[0]!r}: use {_listed(ROLES)}")
 
     def register(function: Function) -> Function:
         def of_samples(_: Mapping[str, Any]) -> Built:
@@ -178,7 +177,7 @@ def entries() -> dict[str, Entry]:
         if not callable(part):
             raise BacoError(f"entry point {name!r} in baco.metrics is {part!r}: give a function")
         register_metric(name, kind="lexical")(part)
-    order = sorted(_ENTRIES.values(), key=lambda entry: _PLACES.index(entry.kind))
+    order = sorted(_ENTRIES.values(), key=lambda entry: _KINDS.index(entry.kind))
     return {entry.name: entry for entry in order}
 
 
@@ -188,7 +187,7 @@ def names(*kinds: Kind) -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """What is registered of a metric.
+    """The registered metric of a name.
 
     Raises:
         BacoError: no such metric, with the nearest names.
@@ -210,15 +209,15 @@ def metric(name: str, **models: Any) -> Metric:
             ``reward`` (reward, utility_k) and ``reference`` (perplexity). ``equivalence`` and
             ``reward`` may be ``demo``, the demo world's judge, or objects of your own with the
             methods of :class:`Equivalence` and :class:`Reward`. Roles that this metric does not
-            use are left alone.
+            use are ignored.
 
     Raises:
         BacoError: no such metric or role.
         MetricUnavailable: a library or model is missing.
     """
     known = entry(name)
-    if strange := sorted(models.keys() - ROLES.keys()):
-        raise BacoError(f"unknown model role {strange[0]!r}: use {_listed(ROLES)}")
+    if unknown := sorted(models.keys() - ROLES.keys()):
+        raise BacoError(f"unknown model role {unknown[0]!r}: use {_listed(ROLES)}")
     try:
         made_by, compute = known.build(models)
     except MetricUnavailable as error:

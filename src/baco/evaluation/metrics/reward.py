@@ -1,4 +1,4 @@
-"""A reward model: how good an answer to a conversation is."""
+"""A reward model: the quality of an answer to a conversation."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class RewardModel:
     """A sequence classifier with one class that reads the conversation in its chat template.
 
     Attributes:
-        thresholds: the rewards at which NoveltyBench's rating rises; None where nobody knows them.
+        thresholds: the rewards at which NoveltyBench's rating rises; None where unknown.
     """
 
     made_by: Mapping[str, str]
@@ -34,21 +34,21 @@ class RewardModel:
 
     def rewards(self, prompts: Prompts, answers: Answers) -> list[list[float]]:
         """See :class:`Reward`."""
-        told = [
+        texts = [
             [
                 self._render([*prompt.messages, {"role": "assistant", "content": text}])
                 for text in row
             ]
             for prompt, row in zip(prompts, answers, strict=True)
         ]
-        found = iter(self.memory.ask([text for row in told for text in row], self._judge))
-        return [[next(found) for _ in row] for row in told]
+        scores = iter(self.memory.get([text for row in texts for text in row], self._judge))
+        return [[next(scores) for _ in row] for row in texts]
 
     def ratings(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
         """See :class:`Reward`."""
         if self.thresholds is None:
             raise MetricUnavailable(
-                f"nobody has said which rewards of {self.made_by['model']!r} are worth which "
+                f"it is unknown which rewards of {self.made_by['model']!r} correspond to which "
                 f"rating from 1 to 10: utility_k is defined for reward={MODEL!r}"
             )
         return [
@@ -67,10 +67,10 @@ class RewardModel:
             ) from error
 
     def _judge(self, texts: list[str]) -> list[float]:
-        found = self.classifier.tokenizer(
+        encoded = self.classifier.tokenizer(
             texts, add_special_tokens=False, truncation=True, max_length=self.classifier.window
         )
-        inputs = [{key: found[key][row] for key in found} for row in range(len(texts))]
+        inputs = [{key: encoded[key][row] for key in encoded} for row in range(len(texts))]
         return [float(reward) for reward in self.classifier.logits(inputs)[:, 0]]
 
 
@@ -85,7 +85,7 @@ def reward_model(name: str | None = None) -> RewardModel:
     classifier = Classifier.load("reward", place)
     if classifier.model.config.num_labels != 1:
         raise MetricUnavailable(
-            f"{place!r} tells {classifier.model.config.num_labels} classes, a reward model gives "
-            "one figure: name another for 'reward'"
+            f"{place!r} has {classifier.model.config.num_labels} classes, a reward model has one: "
+            "name another for 'reward'"
         )
     return RewardModel(origin(place, classifier.model), classifier, THRESHOLDS.get(place))

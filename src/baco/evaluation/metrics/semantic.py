@@ -1,7 +1,7 @@
 """Semantic diversity of the answers to a prompt: how far apart they are in meaning.
 
 Functions of many prompts at once, so that a model reads their answers in few batches. Each takes
-the model or judge it stands on, the prompts where that one reads them, and all samples of each.
+its model or judge, the prompts if that one reads them, and all samples of each.
 """
 
 import math
@@ -19,7 +19,7 @@ from baco.evaluation.metrics.nli import CONTRADICTION, ENTAILMENT, LABELS, Nli, 
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts
 from baco.evaluation.metrics.registry import ROLES, Built, register_metric
 
-# Whose answers are embedded together: enough for full batches, few enough to hold their vectors.
+# Prompts whose answers are embedded together: enough to fill batches, few enough for memory.
 PROMPTS_AT_ONCE = 50
 
 
@@ -51,7 +51,7 @@ def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
 
 @register_metric("vendi", kind="semantic", needs=2, models=("embedding",))
 def vendi(embedder: Embedder, answers: Answers) -> list[float]:
-    """Vendi score: how many unlike samples these amount to (Friedman and Dieng 2023).
+    """Vendi score: the effective number of different samples (Friedman and Dieng 2023).
 
     exp(−Σ λ ln λ) over the eigenvalues λ of K / n, K being the cosine similarity of the samples'
     embeddings. Range 1 (all alike) to n, higher is more diverse. Cost: each sample is embedded
@@ -70,22 +70,22 @@ def vendi(embedder: Embedder, answers: Answers) -> list[float]:
 def nli_diversity(model: Nli, answers: Answers) -> list[float]:
     """How much every two samples contradict rather than entail each other.
 
-    Mean over ordered pairs of the probability of the likeliest class: plus where that is
-    contradiction, minus where it is entailment, 0 where it is neutral. This is Confidence NLI
-    Diversity (Stasaski and Hearst 2022, 3.3), as a mean where they sum, so that n does not matter.
+    Mean over ordered pairs of the probability of the most likely class: positive for contradiction,
+    negative for entailment, 0 for neutral. This is Confidence NLI Diversity (Stasaski and Hearst
+    2022, 3.3), as a mean instead of a sum, so that n does not matter.
     Range −1 (all alike: a text entails itself) to 1, higher is more diverse. Cost: the NLI model
     reads n (n − 1) pairs a prompt.
     """
     pairs = [list(permutations(row, 2)) for row in answers]
-    found = model.judge([pair for row in pairs for pair in row])
+    probabilities = model.judge([pair for row in pairs for pair in row])
     signs = np.zeros(len(LABELS))
     signs[CONTRADICTION], signs[ENTAILMENT] = 1.0, -1.0
-    scores = iter(signs[found.argmax(axis=1)] * found.max(axis=1))
+    scores = iter(signs[probabilities.argmax(axis=1)] * probabilities.max(axis=1))
     return [math.fsum(next(scores) for _ in row) / len(row) for row in pairs]
 
 
 def _by_entailment(models: Mapping[str, Any]) -> Built:
-    """The classes of a judge that the user names, else of answers that entail each other."""
+    """Classes of the judge that the user names; by default of answers that entail each other."""
     given = models.get("equivalence")
     judge = ROLES["equivalence"](given) if given is not None else Entailment(nli(models.get("nli")))
     return judge.made_by, partial(semantic_entropy, judge)

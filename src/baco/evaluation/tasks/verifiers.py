@@ -1,4 +1,4 @@
-"""Is an answer right? For tasks where accuracy must not fall as diversity grows."""
+"""Verifiers: whether an answer is right, for tasks where accuracy must not fall."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +15,24 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
 def gsm8k(prompt: Prompt, answer: str) -> bool:
-    """Is the final number the reference's? The one after the last ``####``, else the last one.
+    """Whether the final number is the reference's: after the last ``####``, else the last one.
 
-    Cobbe et al. 2021 (arXiv 2110.14168): exact match of the number after ``####``; a model that
-    was not trained on that form is read leniently, by its last number.
+    Cobbe et al. 2021 (arXiv 2110.14168): exact match of the number after ``####``; the
+    last number counts for models that were not trained on that form.
     """
-    wanted = _final_number(str(prompt.reference["answer"]))
-    return wanted is not None and _final_number(answer) == wanted
+    expected = _final_number(str(prompt.reference["answer"]))
+    return expected is not None and _final_number(answer) == expected
 
 
 def _final_number(text: str) -> float | None:
     marked = text.rpartition("####")[2] if "####" in text else ""
-    found = _NUMBER.search(marked) if marked else None
-    number = found.group() if found else next(iter(_NUMBER.findall(text)[::-1]), None)
+    match = _NUMBER.search(marked) if marked else None
+    number = match.group() if match else next(iter(_NUMBER.findall(text)[::-1]), None)
     return None if number is None else float(number.replace(",", ""))
 
 
 def ifeval(prompt: Prompt, answer: str) -> bool:
-    """Are all instructions of the prompt kept, read strictly? (Zhou et al. 2023, as lm-eval does.)
+    """Whether all instructions of the prompt are kept, strictly (Zhou et al. 2023, as in lm-eval).
 
     Raises:
         MetricUnavailable: lm-eval's IFEval or the sentence model it counts with is missing.
@@ -67,10 +67,10 @@ def _lm_eval() -> Any:
 
 
 def demo(prompt: Prompt, answer: str) -> bool:
-    """Does the demo world's judge find no fault at all?"""
-    from baco.evaluation.metrics.demo import verdict
+    """Whether the demo world's judge finds no fault."""
+    from baco.evaluation.metrics.demo import judged
 
-    return verdict(prompt, answer).quality == 1.0
+    return judged(prompt, answer).quality == 1.0
 
 
 VERIFIERS: Mapping[str, Verifier] = {"gsm8k": gsm8k, "ifeval": ifeval, "demo": demo}
@@ -89,7 +89,7 @@ class Accuracy:
     def score(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]
     ) -> list[float | None]:
-        """A share for every prompt; None where it has no sample."""
+        """A share for every prompt; None for a prompt without samples."""
         return [
             sum(self._verify(prompt, text) for text in row) / len(row) if row else None
             for prompt, row in zip(prompts, answers, strict=True)
