@@ -388,9 +388,7 @@ def test_the_hub_s_default_says_why_it_cannot_run_offline() -> None:
 
 def test_a_classifier_of_other_classes_is_no_nli_model(folder: Path) -> None:
     place = save_nli(folder / "moods", ("joy", "anger", "fear"))
-    with pytest.raises(
-        MetricUnavailable, match="has the classes joy, anger, fear: name one that has"
-    ):
+    with pytest.raises(MetricUnavailable, match="has the classes joy, anger, fear: name one"):
         metric("nli_diversity", nli=place)
 
 

@@ -1,4 +1,4 @@
-"""Methods: anything that turns a prompt into n samples. One file a kind, one seam for all."""
+"""Methods: anything that turns a prompt into n samples. One file for each kind."""
 
 from baco.evaluation.methods.method import Answer, Draw, Grid, Method
 from baco.evaluation.methods.registry import (

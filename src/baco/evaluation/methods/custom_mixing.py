@@ -1,7 +1,7 @@
-"""The engine's loop for methods that a router cannot be: mixed logits, a judge that reads the text.
+"""Decoding for methods that are not routers: mixed logits, or a judge that reads the text.
 
-Both halves read every token; what it is drawn from is the method's own choice. Batches, caches,
-draws and ends of answers are the engine's.
+Both models read every token, and the method chooses the row that the token is drawn from. Batches,
+caches, draws and ends of answers are the engine's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Unasked:
-    """Stands where a router would: it has both halves read and names none."""
+class NoRouter:
+    """Takes the place of a router: both models read, and it picks neither."""
 
     spelling: str
     only: Source | None = None
@@ -45,18 +45,19 @@ def decode(
     *,
     mixed: bool = False,
 ) -> list[list[Completion]]:
-    """The n samples of every prompt, every token drawn from what `choose` makes of both rows.
+    """The n samples of every prompt, every token drawn from the row that `choose` returns.
 
     Args:
-        baco: the pair, how many rows go at once, and the memory they may take.
-        prompts: ``request.index`` of the engine's rows is a prompt's place among them.
+        baco: the pair, its most rows at once and its memory limit.
+        prompts: ``request.index`` of the engine's rows is an index into them.
         sampling: fields of :class:`baco.SamplingParams`, n and seed too.
-        spelling: what the samples say their router is.
+        spelling: the router's name in the samples.
         choose: see :data:`baco.engine.verify.Choose`.
-        mixed: tokens are both models', whatever their sources say.
+        mixed: tokens are from both models, whatever their sources.
 
     Raises:
-        BacoError: a prompt that does not fit the context window, or an answer that broke off.
+        BacoError: a prompt that does not fit the context window, or an answer that ended with an
+        error.
     """
     engine = Engine(
         baco.pair, max_rows=baco.max_rows, memory=baco.memory, speculate=False, choose=choose
@@ -64,7 +65,7 @@ def decode(
     decoder = Decoder(baco.pair, engine)
     params = baco.pair.defaults.updated(sampling)
     for prompt in prompts:
-        decoder.submit(prompt.messages, params, router=Unasked(spelling), mixed=mixed)
+        decoder.submit(prompt.messages, params, router=NoRouter(spelling), mixed=mixed)
     done: list[list[Completion]] = [[] for _ in prompts]
     while decoder.busy:
         for chunk in decoder.step():

@@ -1,9 +1,9 @@
 """Soft mixing: every token is drawn from both models' distributions at once ("ensemble").
 
-Both halves run at every token. With w the base's weight, either their probabilities are mixed,
+Both models run at every token. With w the base's weight, either their probabilities are mixed,
 w·P_base + (1 − w)·P_aligned, or their logits, softmax(w·l_base + (1 − w)·l_aligned): the weighted
-geometric mean. Draws take the project's replayable noise; truncation and temperature shape the
-mixed distribution.
+geometric mean. Draws use the project's replayable noise; truncation and temperature shape
+the mixed distribution.
 """
 
 import math
@@ -53,17 +53,17 @@ class Ensemble:
         sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
         mixture = Mixture(baco.pair, setting.options["mixed"], setting.options["weight"])
         rows = decode(baco, prompts, sampling, setting.label, mixture.choose, mixed=True)
-        # No token is one model's alone, so there are no sources to tell.
+        # No token comes from one model alone, so there are no sources.
         return [[Answer(c.text, len(c.token_ids), c.finish_reason) for c in row] for row in rows]
 
 
 class Mixture:
     """The mixed log-probabilities of two rows of logits.
 
-    The end tokens of both halves are one event: their probability is pooled on the first of them,
-    or halves that end with different tokens would keep each other from ending. What the base has
-    no token for, or may not say, is left to the aligned model alone: with probabilities the base
-    gives it nothing, with logits the aligned model's own counts for both.
+    The end tokens of both models are one event, with their probability pooled on the first of them;
+    otherwise models with different end tokens would keep each other from ending. Tokens that the
+    base does not have, or that are banned for it, are left to the aligned model: with probabilities
+    the base gives them 0, with logits the aligned model's logit counts for both.
     """
 
     def __init__(self, pair: "Pair", mixed: Mixed, weight: float) -> None:
@@ -73,7 +73,7 @@ class Mixture:
         self._banned = pair.banned.to(device)
 
     def choose(self, verifier: Verifier, draft: Draft, signals: Signals) -> Choice:
-        """See :data:`baco.engine.verify.Choose`; all tokens count as the aligned model's."""
+        """See :data:`baco.engine.verify.Choose`; the source of every token is aligned."""
         active = draft.active[draft.positions.row]
         logits = self.logprobs(signals.base, signals.aligned)
         boundary_state = verifier.boundary_state(draft, signals)

@@ -1,9 +1,9 @@
-"""Judge: an external language model is asked, word by word, which of the two should speak.
+"""Judge: an external language model picks the source of every word.
 
-Slow: a reference, not a recommendation. Any server with an OpenAI-compatible chat endpoint will do.
-It is asked only where a router would be and the two models are about to say different things; where
-they agree, and where its reply names neither model, aligned speaks. Its replies are its own: a run
-is as reproducible as they are.
+It is slow: a reference, not a recommendation. Any server with an OpenAI-compatible chat endpoint
+can be the judge. It is called only at word boundaries where the two models would write different
+tokens; where they agree, and where its reply names neither model, aligned writes. A run is as
+reproducible as the judge's replies.
 """
 
 import os
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from baco.api import Baco
     from baco.models.pair import Pair
 
-AT_ONCE = 16  # requests under way
+AT_ONCE = 16  # concurrent requests
 TIMEOUT = 60.0  # seconds
 KEY = "OPENAI_API_KEY"
 INSTRUCTIONS = (
@@ -50,7 +50,7 @@ class Judge:
 
     Attributes:
         url: of the endpoint, such as ``http://localhost:8000/v1``.
-        model: what the endpoint calls its model.
+        model: its name at the endpoint.
     """
 
     url: str | None = None
@@ -65,15 +65,15 @@ class Judge:
         """The one setting of this judge.
 
         Raises:
-            BacoError: nobody said where it is, or who; or the address, which is written into the
-                run, holds secrets.
+            BacoError: no address or no model; or the address, which is written into the run, holds
+                secrets.
         """
         if self.url is None or self.model is None:
             raise BacoError(
                 "the judge is a model behind an address: give --judge-url, --judge-model"
             )
-        at = urlsplit(self.url)
-        if at.username or at.password or at.query:
+        address = urlsplit(self.url)
+        if address.username or address.password or address.query:
             raise BacoError(
                 "--judge-url holds a password or a query: give the address alone, and the key in "
                 f"{KEY}"
@@ -86,13 +86,13 @@ class Judge:
     ) -> list[list[Answer]]:
         sampling = dict(draw.sampling) | {"n": draw.n, "seed": draw.seed}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asking = _Asking(baco.pair, setting.options, prompts, pool)
-            rows = decode(baco, prompts, sampling, setting.label, asking.choose)
+            choice = _JudgeChoice(baco.pair, setting.options, prompts, pool)
+            rows = decode(baco, prompts, sampling, setting.label, choice.choose)
         return [[Answer.of(completion) for completion in row] for row in rows]
 
 
-class _Asking:
-    """Picks the source of the next word of every row by what the judge says."""
+class _JudgeChoice:
+    """Picks the source of the next word of every row by the judge's replies."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class _Asking:
     ) -> None:
         self.pair, self.model, self.prompts, self._pool = pair, judge["model"], prompts, pool
         self._client = _client(judge["url"])
-        self._said: dict[str, bool] = {}  # samples that begin alike ask alike
+        self._replies: dict[str, bool] = {}  # samples with equal beginnings share a reply
 
     def choose(self, verifier: Verifier, draft: Draft, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
@@ -112,28 +112,28 @@ class _Asking:
         return choose_by(verifier, draft, signals, replace(state, router_choice=wanted))
 
     def _wanted(self, rows: Sequence[SequenceState], signals: Signals, boundary: Tensor) -> Tensor:
-        """Where the judge, who is asked at boundaries only, wants the base to speak: bool [B]."""
+        """Where the judge picks the base, bool [B]; it is called at boundaries only."""
         differ = (boundary & (signals.top_base != signals.top_aligned)).tolist()
         tops = zip(signals.top_base.tolist(), signals.top_aligned.tolist(), strict=True)
-        asked = [
+        questions = [
             self._question(row, *top) if differs else None
             for row, top, differs in zip(rows, tops, differ, strict=True)
         ]
-        new = [q for q in dict.fromkeys(asked) if q is not None and q not in self._said]
-        self._said.update(zip(new, self._pool.map(self._ask, new), strict=True))
-        told = [question is not None and self._said[question] for question in asked]
-        return torch.tensor(told, device=boundary.device)
+        new = [q for q in dict.fromkeys(questions) if q is not None and q not in self._replies]
+        self._replies.update(zip(new, self._pool.map(self._ask, new), strict=True))
+        picks = [question is not None and self._replies[question] for question in questions]
+        return torch.tensor(picks, device=boundary.device)
 
-    def _question(self, row: SequenceState, by_base: int, by_aligned: int) -> str:
+    def _question(self, row: SequenceState, base: int, aligned: int) -> str:
         return QUESTION.format(
             question=self.prompts[row.request.index].text,
             answer=self.pair.tokenizer.decode(row.tokens),
-            base=self.pair.tokenizer.decode([by_base]),
-            aligned=self.pair.tokenizer.decode([by_aligned]),
+            base=self.pair.tokenizer.decode([base]),
+            aligned=self.pair.tokenizer.decode([aligned]),
         )
 
     def _ask(self, question: str) -> bool:
-        """Does the judge want the base model to speak?"""
+        """Whether the judge picks the base model."""
         from openai import OpenAIError
 
         try:
@@ -148,12 +148,12 @@ class _Asking:
             )
         except OpenAIError as error:
             raise BacoError(f"the judge at {self._client.base_url} failed: {error}") from error
-        said = (reply.choices[0].message.content or "").lower()
-        return "base" in said and "aligned" not in said
+        text = (reply.choices[0].message.content or "").lower()
+        return "base" in text and "aligned" not in text
 
 
 def _client(url: str) -> Any:
-    """A client of the endpoint; its key is the environment's, if it needs one."""
+    """A client of the endpoint, with the key from the environment, if any."""
     try:
         from openai import OpenAI
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The seam between a sweep and its methods."""
+"""The protocol between a sweep and its methods."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What a method lays its operating points out by.
+    """The size of a method's grid of operating points.
 
     Attributes:
         preset: ``full``, or ``quick`` for about half the points.
@@ -51,19 +51,19 @@ class Draw:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def apart(self, *words: object) -> int:
-        """A seed of its own for one part of a method's draws, made of this one.
+        """A separate seed for one part of a method's draws, derived from this one.
 
-        A method that rewords its prompts still keys its draws by the task's prompt, see `sampled`,
-        and draws apart from other methods. Draws of the same seed, prompt and sample share their
-        noise, so samples that come from several calls need seeds of their own.
+        Draws of the same seed, prompt and sample share their noise, so samples that come from
+        several calls need different seeds. A method that rewords its prompts still keys its draws
+        by the task's prompt, see `sampled`, and needs a seed that other methods do not share.
         """
-        told = " ".join(map(str, (self.seed, *words))).encode()
-        return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest()) & MAX_SEED
+        text = " ".join(map(str, (self.seed, *words))).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) & MAX_SEED
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a method gives for one sample; see :class:`baco.evaluation.records.Sample`."""
+    """One sample of a method; see :class:`baco.evaluation.records.Sample`."""
 
     text: str
     tokens: int
@@ -77,7 +77,7 @@ class Answer:
         """A completion with its sources; neighbouring pieces of one source are joined.
 
         Raises:
-            BacoError: it broke off.
+            BacoError: it ended with an error.
         """
         from baco.outputs import check_whole
 
@@ -110,7 +110,7 @@ def sampled(
     """n samples of every conversation by a router, one model alone included.
 
     Args:
-        prompts: the task's, where conversations are made of them: they key the draws.
+        prompts: of the task, where the conversations are reworded; they key the draws.
     """
     digests = None if prompts is None else [chat_digest(prompt.messages) for prompt in prompts]
     rows = baco.generate_batch(
@@ -125,7 +125,7 @@ class Method(Protocol):
     Attributes:
         name: as a user types it.
         help: a sentence for lists.
-        family: of the report's headline table, where rivals compete: see ``FAMILIES``.
+        family: its row in the report's headline table; one of ``FAMILIES``.
     """
 
     @property

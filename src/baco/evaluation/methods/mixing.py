@@ -1,7 +1,7 @@
-"""Whole answers mixed: m of the n samples are the base model's, the rest the aligned model's.
+"""Whole answers mixed: m of the n samples are from the base model, the rest from the aligned one.
 
-A rival without any routing, and a strong one in wording. Base samples have the lower indices, so
-that every sample keeps the noise of its own index.
+It is a rival without routing, and a strong one in lexical diversity. Base samples have the lower
+indices; every sample keeps the noise of its index.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ class Mixing:
     help = "m of the n samples from base, the others from aligned, for every m"
 
     def __init__(self) -> None:
-        # The settings differ in m only: what both models said is kept for the next one. The pair is
-        # held weakly, so that one that is gone is neither kept nor taken for one in its place.
-        self._by: Callable[[], object] = lambda: None
-        self._asked: object = None
-        self._said: tuple[Rows, Rows] = ([], [])
+        # The settings differ only in m, so both models' answers are kept for the next setting. The
+        # pair is referenced weakly: it can be freed, and another one is never taken for it.
+        self._pair: Callable[[], object] = lambda: None
+        self._input: object = None
+        self._answers: tuple[Rows, Rows] = ([], [])
 
     def settings(self, grid: Grid) -> list[Setting]:
         shares = range(grid.n + 1)
@@ -53,12 +53,12 @@ class Mixing:
         return [[*b[:share], *a[share:]] for b, a in zip(base, aligned, strict=True)]
 
     def _both(self, baco: "Baco", prompts: Sequence[Prompt], draw: Draw) -> tuple[Rows, Rows]:
-        asked = (tuple(prompt.messages for prompt in prompts), draw)
-        if self._by() is not baco or self._asked != asked:
-            self._by, self._asked = ref(baco), asked
+        conversations = [prompt.messages for prompt in prompts]
+        if self._pair() is not baco or self._input != (conversations, draw):
+            self._pair, self._input = ref(baco), (conversations, draw)
             base, aligned = (
-                sampled(baco, router, asked[0], draw.n, draw.seed, draw.sampling)
+                sampled(baco, router, conversations, draw.n, draw.seed, draw.sampling)
                 for router in ("Base", "Aligned")
             )
-            self._said = (base, aligned)
-        return self._said
+            self._answers = (base, aligned)
+        return self._answers

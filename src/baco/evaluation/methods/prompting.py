@@ -1,7 +1,7 @@
-"""Prompting baselines: the aligned model alone is asked for diversity in words.
+"""Prompting baselines: the aligned model alone, prompted for diversity.
 
 Paraphrased prompts and in-context regeneration are NoveltyBench's (Zhang et al. 2025, arXiv
-2504.05228, section 5); the latter asks for one answer after another in one conversation.
+2504.05228, section 5); the latter requests one answer after another in one conversation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ SYSTEM = (
 
 
 def over_temperatures(name: str, method: str, grid: Grid) -> list[Setting]:
-    """A prompting method's operating points: the temperature is all it can be swept by."""
+    """A prompting method's operating points; only the temperature is swept."""
     temperatures = TEMPERATURES if grid.preset == "full" else TEMPERATURES[:1]
     return [
         Setting(method, f"{method} T={t:g}", t, {"kind": name, "sampling": {"temperature": t}})
@@ -50,17 +50,17 @@ class SystemPrompt:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        asked = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
+        conversations = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
         seed = draw.apart(self.name)
         sampling = _sampling(draw, setting)
-        return sampled(baco, "Aligned", asked, draw.n, seed, sampling, prompts)
+        return sampled(baco, "Aligned", conversations, draw.n, seed, sampling, prompts)
 
 
 @dataclass(frozen=True, slots=True)
 class Paraphrase:
-    """Sample i answers the i-th wording of the prompt, the wordings in turn.
+    """Sample i answers the i-th wording of the prompt, cycling through the wordings.
 
-    Wordings are the task's own; where it has none the aligned model is asked to reword the prompt.
+    Wordings are the task's; where it has none the aligned model rewords the prompt.
     """
 
     name: str = "paraphrase"
@@ -76,37 +76,43 @@ class Paraphrase:
         wordings = self._wordings(baco, prompts, draw)
         rows: list[list[Answer]] = [[] for _ in prompts]
         for sample in range(draw.n):
-            asked = [
+            conversations = [
                 _reworded(prompt, texts[sample % len(texts)])
                 for prompt, texts in zip(prompts, wordings, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = sampled(baco, "Aligned", asked, 1, seed, _sampling(draw, setting), prompts)
-            rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
+            new = sampled(
+                baco, "Aligned", conversations, 1, seed, _sampling(draw, setting), prompts
+            )
+            rows = [[*row, *answers] for row, answers in zip(rows, new, strict=True)]
         return rows
 
     def _wordings(
         self, baco: "Baco", prompts: Sequence[Prompt], draw: Draw
     ) -> list[tuple[str, ...]]:
         bare = [prompt for prompt in prompts if not prompt.paraphrases]
-        asked = [
+        conversations = [
             [{"role": "user", "content": PARAPHRASE.replace("{prompt}", prompt.text)}]
             for prompt in bare
         ]
         seed = draw.apart(self.name, "wordings")
-        told = sampled(baco, "Aligned", asked, draw.n, seed, draw.sampling, bare) if asked else []
-        made = {
+        rows = (
+            sampled(baco, "Aligned", conversations, draw.n, seed, draw.sampling, bare)
+            if conversations
+            else []
+        )
+        generated = {
             prompt.id: tuple(dict.fromkeys(a.text.strip() for a in row if a.text.strip()))
-            for prompt, row in zip(bare, told, strict=True)
+            for prompt, row in zip(bare, rows, strict=True)
         }
-        return [prompt.paraphrases or made[prompt.id] or (prompt.text,) for prompt in prompts]
+        return [prompt.paraphrases or generated[prompt.id] or (prompt.text,) for prompt in prompts]
 
 
 @dataclass(frozen=True, slots=True)
 class Regeneration:
-    """In-context regeneration: every sample sees the earlier ones and is to differ from them.
+    """In-context regeneration: every sample is requested to differ from the earlier ones.
 
-    Where the conversation outgrows the context window its oldest answers are left out.
+    Where the conversation exceeds the context window its oldest answers are left out.
     """
 
     name: str = "regeneration"
@@ -122,13 +128,13 @@ class Regeneration:
         sampling = _sampling(draw, setting)
         rows: list[list[Answer]] = [[] for _ in prompts]
         for sample in range(draw.n):
-            asked = [
+            conversations = [
                 _again(baco, prompt.messages, row, sampling)
                 for prompt, row in zip(prompts, rows, strict=True)
             ]
             seed = draw.apart(self.name, sample)
-            told = sampled(baco, "Aligned", asked, 1, seed, sampling, prompts)
-            rows = [[*row, *answers] for row, answers in zip(rows, told, strict=True)]
+            new = sampled(baco, "Aligned", conversations, 1, seed, sampling, prompts)
+            rows = [[*row, *answers] for row, answers in zip(rows, new, strict=True)]
         return rows
 
 
@@ -138,7 +144,7 @@ def _again(
     earlier: Sequence[Answer],
     sampling: Mapping[str, Any],
 ) -> list[Message]:
-    """The chat that asks for one answer more, with as many earlier ones as leave room for it."""
+    """The chat that requests one more answer, with as many earlier ones as leave room for it."""
     wanted = baco.pair.defaults.updated(sampling).max_tokens
     room = baco.pair.aligned.context - min(wanted, baco.pair.aligned.context // 4)
     for start in range(len(earlier) + 1):
@@ -154,7 +160,7 @@ def _again(
 
 
 def with_system(messages: Sequence[Message], system: str) -> list[Message]:
-    """The conversation under a system prompt, which goes before one that is there."""
+    """The conversation under a system prompt, put before an existing one."""
     if messages[0]["role"] == "system":
         first = {"role": "system", "content": system + "\n\n" + messages[0]["content"]}
         return [first, *messages[1:]]

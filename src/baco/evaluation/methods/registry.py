@@ -1,4 +1,4 @@
-"""Methods by name, and the settings that a user's choice of them comes to."""
+"""Methods by name, and the settings of the methods and routers that a user names."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def register_method(method: MethodT) -> MethodT:
-    """Make a method known by its name.
+    """Register a method under its name.
 
     Raises:
         BacoError: a name that is taken, or an unknown family.
@@ -41,7 +41,7 @@ def register_method(method: MethodT) -> MethodT:
 
 
 ALL = "all"
-JUDGE = "judge"  # takes part only where a judge is named
+JUDGE = "judge"  # takes part only where a judge is given
 _ROUTED = Routed()
 for _method in (
     Single("base"),
@@ -66,13 +66,13 @@ def methods() -> Mapping[str, Method]:
     """
     for name, part in plugins("methods").items():
         if name not in _METHODS:
-            made = part() if isinstance(part, type) else part
-            if made.name != name:
+            method = part() if isinstance(part, type) else part
+            if method.name != name:
                 raise BacoError(
-                    f"entry point {name!r} in baco.methods is a method of name {made.name!r}: give "
-                    "both one name"
+                    f"entry point {name!r} in baco.methods is a method of name {method.name!r}: "
+                    "give both one name"
                 )
-            register_method(made)
+            register_method(method)
     return _METHODS
 
 
@@ -88,49 +88,49 @@ def groups() -> Mapping[str, tuple[str, ...]]:
 def select_settings(
     names: Sequence[str], routers: Sequence[str], grid: Grid, judge: Judge | None = None
 ) -> list[Setting]:
-    """The settings of the methods and routers that a user names, each once, in design order.
+    """The settings of the methods and routers that a user names, each once, in a fixed order.
 
     Args:
-        names: methods, or groups of them; with no routers either, all.
+        names: methods, or groups of them; without names and routers, all methods.
         routers: spellings; one without its threshold is swept.
-        grid: how many points.
-        judge: where the judge is; it takes part by itself where that is said.
+        grid: its size.
+        judge: the external judge; it takes part where it is given.
 
     Raises:
         BacoError: no such method or router.
     """
-    chosen = [name for asked in names for name in _named(asked)]
+    chosen = [method for name in names for method in _named(name)]
     if not names and not routers:
         chosen = list(groups()[ALL])
     if judge is not None:
         chosen.append(JUDGE)
-    found: list[Setting] = []
+    settings: list[Setting] = []
     for name, method in methods().items():
         if name == Routed.name and name not in chosen:
-            found += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
+            settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
         if name in chosen:
-            found += (judge if name == JUDGE and judge is not None else method).settings(grid)
+            settings += (judge if name == JUDGE and judge is not None else method).settings(grid)
             if name == Routed.name:
-                found += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
-    return list({(setting.method, setting.label): setting for setting in found}.values())
+                settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
+    return list({(setting.method, setting.label): setting for setting in settings}.values())
 
 
-def _named(asked: str) -> tuple[str, ...]:
-    if asked in groups():
-        return groups()[asked]
-    if asked in methods():
-        return (asked,)
+def _named(name: str) -> tuple[str, ...]:
+    if name in groups():
+        return groups()[name]
+    if name in methods():
+        return (name,)
     known = [*methods(), *groups()]
-    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5) or known
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     raise BacoError(
-        f"unknown method {asked!r}: use {', '.join(near)}; a single router is named by --router"
+        f"unknown method {name!r}: use {', '.join(near)}; a single router is named by --router"
     )
 
 
 def answer(
     baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
 ) -> list[list[Answer]]:
-    """What the setting's method says: `draw.n` samples of every prompt."""
+    """`draw.n` samples of every prompt, by the setting's method."""
     rows = methods()[setting.options["kind"]].answer(baco, setting, prompts, draw)
     assert all(len(row) == draw.n for row in rows), f"{setting.label} gave other than n samples"
     return rows

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Routed:
-    """BACo itself: the router picks who speaks, at the pair's own sampling."""
+    """BACo itself: the router picks the source, at the pair's own sampling."""
 
     name = "routers"
     family: Family = "BACo"
@@ -42,8 +42,9 @@ class Routed:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        asked = [prompt.messages for prompt in prompts]
-        return sampled(baco, setting.options["router"], asked, draw.n, draw.seed, draw.sampling)
+        conversations = [prompt.messages for prompt in prompts]
+        router = setting.options["router"]
+        return sampled(baco, router, conversations, draw.n, draw.seed, draw.sampling)
 
 
 def _setting(name: str, spelling: str, value: float | None) -> Setting:
@@ -51,6 +52,6 @@ def _setting(name: str, spelling: str, value: float | None) -> Setting:
 
 
 def _thresholds(name: str) -> Sequence[float]:
-    """Those of the logit rule; of one that names none those of a probability."""
+    """The sweep of the logit rule; without one, that of probabilities."""
     rule = logit_rule_of(name)
     return (rule.sweep if rule else ()) or PROBABILITY_SWEEP

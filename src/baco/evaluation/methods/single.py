@@ -1,4 +1,4 @@
-"""One model alone, at every temperature, top-p and min-p: what a user has without BACo."""
+"""One model alone over temperature, top-p and min-p: what a user has without BACo."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +59,6 @@ class Single:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        asked = [prompt.messages for prompt in prompts]
+        conversations = [prompt.messages for prompt in prompts]
         sampling = {**draw.sampling, **setting.options["sampling"]}
-        return sampled(baco, self.source.capitalize(), asked, draw.n, draw.seed, sampling)
+        return sampled(baco, self.source.capitalize(), conversations, draw.n, draw.seed, sampling)

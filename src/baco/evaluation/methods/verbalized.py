@@ -1,13 +1,13 @@
-"""Verbalized Sampling (Zhang et al. 2025, arXiv 2510.01171): one call names several answers.
+"""Verbalized Sampling (Zhang et al. 2025, arXiv 2510.01171): one call returns several answers.
 
-The aligned model is asked for a set of answers with their probabilities, each in a tag; the answers
-of as many calls as it takes are the samples, in the order they were given.
+The prompt requests a set of answers with their probabilities, each in a tag. The answers of as many
+calls as needed are the samples, in the order they were given.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
@@ -24,7 +24,7 @@ SYSTEM = (
     "responses, each within a separate <response> tag. Responses should each include a <text> and "
     "a numeric <probability>. Please sample at random from the full distribution."
 )
-UNPARSED = "unparsed"  # finish reason of an answer that came in no form at all
+UNPARSED = "unparsed"  # finish reason of a reply without tags or JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +43,28 @@ class Verbalized:
     ) -> list[list[Answer]]:
         count = min(A_CALL, draw.n)
         sampling = dict(draw.sampling) | setting.options["sampling"]
-        a_answer = baco.pair.defaults.updated(sampling).max_tokens
-        sampling["max_tokens"] = count * (a_answer + FORM_TOKENS)
+        answer_tokens = baco.pair.defaults.updated(sampling).max_tokens
+        sampling["max_tokens"] = count * (answer_tokens + FORM_TOKENS)
         system = SYSTEM.format(count=count)
         rows: list[list[Answer]] = [[] for _ in prompts]
-        # Every call gives at least one answer, so this ends after n calls at most.
+        # Every call gives at least one answer, so n calls are enough.
         for call in range(draw.n):
             due = [index for index, row in enumerate(rows) if len(row) < draw.n]
-            asked = [with_system(prompts[index].messages, system) for index in due]
-            if not asked:
+            conversations = [with_system(prompts[index].messages, system) for index in due]
+            if not conversations:
                 break
             seed, own = draw.apart(self.name, call), [prompts[index] for index in due]
-            told = sampled(baco, "Aligned", asked, 1, seed, sampling, own)
-            for index, (answer,) in zip(due, told, strict=True):
-                rows[index] += _answers(baco, answer)
+            replies = sampled(baco, "Aligned", conversations, 1, seed, sampling, own)
+            for index, (reply,) in zip(due, replies, strict=True):
+                rows[index] += _answers(baco, reply)
         return [row[: draw.n] for row in rows]
 
 
-def _answers(baco: "Baco", told: Answer) -> list[Answer]:
-    """The answers of one call; one that came in no form is taken whole, and says so."""
-    texts = parse(told.text)
+def _answers(baco: "Baco", reply: Answer) -> list[Answer]:
+    """The answers of one reply; without tags or JSON the whole reply, marked as unparsed."""
+    texts = parse(reply.text)
     if not texts:
-        return [
-            Answer(told.text, told.tokens, UNPARSED, told.pieces, told.base_share, told.switches)
-        ]
+        return [replace(reply, finish_reason=UNPARSED)]
     return [
         Answer(text, _length(baco, text), "stop", ((text, "aligned"),), 0.0, 0) for text in texts
     ]
@@ -86,24 +84,24 @@ _OPENING = re.compile(r"[\[{]")
 _TEXT_KEYS = ("text", "response", "answer", "content")
 
 
-def parse(told: str) -> list[str]:
-    """The answers in a model's reply: tagged as asked, or the same as JSON.
+def parse(reply: str) -> list[str]:
+    """The answers in a model's reply, in tags or as JSON.
 
-    Tags may lack their closing; an answer that the reply's end has cut off is left out, as it is
-    none. JSON may stand in a code fence or between other words, as a list or under any one key.
+    Closing tags may be missing; an answer that the end of the reply cuts off is left out. JSON may
+    be in a code fence or between other words, as a list or under a single key.
     """
-    tagged = [match.group(1) for match in _RESPONSE.finditer(told)]
-    found = [match.group(1) for inner in tagged or [told] for match in _TEXT.finditer(inner)]
-    if not found:
-        found = [_PROBABILITY.sub("", match.group(1)) for match in _ENDED.finditer(told)]
-    texts = found or _of_json(told)
+    tagged = [match.group(1) for match in _RESPONSE.finditer(reply)]
+    texts = [match.group(1) for inner in tagged or [reply] for match in _TEXT.finditer(inner)]
+    if not texts:
+        texts = [_PROBABILITY.sub("", match.group(1)) for match in _ENDED.finditer(reply)]
+    texts = texts or _of_json(reply)
     return [text.strip() for text in texts if text.strip()]
 
 
-def _of_json(told: str) -> list[str]:
-    """The texts of all whole JSON values; of a list that was cut off, its whole entries."""
-    fenced = _FENCE.search(told)
-    source = fenced.group(1) if fenced else told
+def _of_json(reply: str) -> list[str]:
+    """The texts of all complete JSON values; of a list that was cut off, its complete entries."""
+    fenced = _FENCE.search(reply)
+    source = fenced.group(1) if fenced else reply
     texts: list[str] = []
     at = 0
     while opening := _OPENING.search(source, at):
@@ -120,10 +118,10 @@ def _texts(value: dict[str, Any] | list[Any]) -> list[str]:
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         value = lists[0] if _text(value) is None and len(lists) == 1 else [value]
-    said = [_text(entry) if isinstance(entry, dict) else entry for entry in value]
-    return [text for text in said if isinstance(text, str)]
+    texts = [_text(entry) if isinstance(entry, dict) else entry for entry in value]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _text(entry: dict[str, Any]) -> str | None:
-    said = (entry.get(key) for key in _TEXT_KEYS)
-    return next((text for text in said if isinstance(text, str)), None)
+    texts = (entry.get(key) for key in _TEXT_KEYS)
+    return next((text for text in texts if isinstance(text, str)), None)
