@@ -1,7 +1,6 @@
 """Coverage and Dominance of methods over every pair of a diversity and a quality metric.
 
-It takes figures (a metric of every setting and prompt) and gives indicators with their bootstrap
-intervals; it draws no samples and writes no table.
+It takes scores of every setting and prompt and returns indicators with bootstrap intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ OVERALL = "overall"
 
 @dataclass(frozen=True, slots=True)
 class Resamples:
-    """Bootstrap resamples of prompts: how often each prompt is drawn, [R, prompts].
+    """Bootstrap resamples: how often each prompt is drawn, [R, prompts].
 
     Methods measured on the same prompts share the resamples, so that differences are paired.
     """
@@ -50,19 +49,14 @@ class Resamples:
     def of(
         cls, prompts: int, resamples: int = 2000, seed: int | np.random.Generator = 0
     ) -> "Resamples":
-        """`resamples` draws with replacement of as many prompts as there are."""
+        """`resamples` draws of all prompts with replacement."""
         generator = np.random.default_rng(seed)
         share = np.full(prompts, 1.0 / prompts)
         return cls(generator.multinomial(prompts, share, size=resamples).astype(np.float64))
 
-    def coverage(self, values: Floats) -> Floats:
-        """Coverage [R] in every resample, of values [points, prompts, 2] of one method."""
-        means = np.einsum("rp,npc->rnc", self.counts, values) / self.counts.sum(1)[:, None, None]
-        return coverage(means)
-
 
 def interval(draws: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval that holds `level` of the draws [R]."""
+    """The percentile interval that contains `level` of the draws [R]."""
     tail = (1.0 - level) / 2
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -70,13 +64,13 @@ def interval(draws: Floats, level: float = 0.95) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured on one task, a row per setting.
+    """The scores of one task, a row per setting.
 
     Attributes:
-        methods: the method of each row; rows of a method are its operating points.
+        methods: the method of each row; the rows of a method are its operating points.
         settings, values: its label and swept number.
         prompts: ids, the columns.
-        metrics: by name, [settings, prompts], higher being better; NaN where there is no figure.
+        metrics: by name, [settings, prompts]; higher is better, NaN where there is no score.
         task: its name.
     """
 
@@ -88,16 +82,16 @@ class Measured:
     task: str = ""
 
     def figures(self, metric: str) -> Floats | None:
-        """A metric's figures [settings, prompts], complete; None where it is unavailable.
+        """A metric's scores [settings, prompts] without gaps; None where it is unavailable.
 
-        A setting that gave a prompt nothing to measure (not a single token, say) is given the worst
-        figure that any setting has there. A metric without a figure for some prompt at any setting
-        is unavailable: means over different prompts could not be compared.
+        Where a setting gave a prompt nothing to measure, such as no token, it has the worst score
+        of all settings on that prompt. A metric is unavailable if some prompt has no score at any
+        setting, because means over different prompts cannot be compared.
         """
-        found = self.metrics.get(metric)
-        if found is None or not found.size or np.isnan(found).all(axis=0).any():
+        scores = self.metrics.get(metric)
+        if scores is None or not scores.size or np.isnan(scores).all(axis=0).any():
             return None
-        return np.where(np.isnan(found), np.nanmin(found, axis=0), found)
+        return np.where(np.isnan(scores), np.nanmin(scores, axis=0), scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +118,10 @@ class Indicators:
     """Coverage and Dominance of every method.
 
     Attributes:
-        methods: in the order they were first met.
-        tasks: whose indicators there are; without naming one, the mean over all tasks is told.
+        methods: in order of appearance.
+        tasks: names; an indicator without a task is the mean over all.
         spaces: sub-spaces that every task has.
-        left_out: sub-spaces that some task lacks, for want of a metric.
+        left_out: sub-spaces that lack a metric on some task.
     """
 
     methods: tuple[str, ...]
@@ -163,7 +157,7 @@ class Indicators:
             task: one of ``tasks``; by default the mean over all.
 
         Returns:
-            None where no sub-space of the part is there, or the method was not run on the task.
+            None where the part has no sub-space, or the method was not run on the task.
         """
         drawn = self._drawn(indicator, method, part, task)
         return None if drawn is None else Estimate(float(drawn[0]), *interval(drawn[1:]))
@@ -178,7 +172,7 @@ class Indicators:
     ) -> Comparison | None:
         """A method against a rival on the same resamples of prompts: a paired bootstrap.
 
-        The p-value is two-sided: twice the share of the resamples that are against the difference,
+        The p-value is two-sided: twice the share of the resamples that contradict the difference,
         each count plus one so that it is never 0 (Efron and Tibshirani 1993; Davison and Hinkley
         1997, 4.2).
         """
@@ -195,20 +189,20 @@ class Indicators:
         self, indicator: Indicator, method: str, part: Part, task: str | None
     ) -> Floats | None:
         if part == OVERALL:
-            halves = [self._drawn(indicator, method, half, task) for half in self.parts]
-            present = [half for half in halves if half is not None]
-            return np.mean(present, axis=0) if len(present) == len(halves) else None
+            parts = [self._drawn(indicator, method, name, task) for name in self.parts]
+            present = [draws for draws in parts if draws is not None]
+            return np.mean(present, axis=0) if len(present) == len(parts) else None
         if isinstance(part, str):
             spaces = [space for space in self.spaces if space[0] in self.parts[part]]
         else:
             spaces = [space for space in self.spaces if space == part]
         tasks = self.tasks if task is None else (task,)
         row = self.methods.index(method)
-        found = [self.draws[indicator, name, space][row] for name in tasks for space in spaces]
-        if not found or np.isnan(found).any():
+        draws = [self.draws[indicator, name, space][row] for name in tasks for space in spaces]
+        if not draws or np.isnan(draws).any():
             return None
-        drawn: Floats = np.mean(found, axis=0)
-        return drawn
+        mean: Floats = np.mean(draws, axis=0)
+        return mean
 
 
 def indicators(
@@ -221,10 +215,10 @@ def indicators(
     """Coverage and Dominance of every method in every sub-space (arXiv 2511.05650, section 5.1).
 
     A point is a setting's mean over prompts of a diversity and a quality metric. Within a task both
-    are min-max normalised over all points of all methods, and (0, 0) is the reference. That is done
-    anew in every resample: the normalisation is part of the figure, and a resample's points would
-    otherwise leave the unit square. Tasks are resampled one apart from the other, all methods and
-    metrics of a task together, so that every difference is paired.
+    are min-max normalised over all points of all methods, and (0, 0) is the reference. Every
+    resample is normalised again: the normalisation is part of the indicator, and points of a
+    resample would otherwise leave the unit square. Tasks are resampled independently, all methods
+    and metrics of a task together, so that every difference is paired.
 
     Args:
         measured: one for each task.
@@ -261,16 +255,15 @@ def _points(
     count = len(task.prompts)
     drawn = Resamples.of(count, resamples, generator).counts
     weights = np.concatenate([np.ones((1, count)), drawn]) / count
-    found = {name: task.figures(name) for name in sorted(metrics)}
     return {
-        name: normalised(weights @ figures.T)
-        for name, figures in found.items()
-        if figures is not None
+        name: normalised(weights @ scores.T)
+        for name in metrics
+        if (scores := task.figures(name)) is not None
     }
 
 
 def _plane(points: Floats, owners: Sequence[str], methods: Sequence[str]) -> tuple[Floats, Floats]:
-    """Coverage and Dominance [methods, R] of points [R, settings, 2]; NaN for methods without."""
+    """Coverage and Dominance [methods, R] of points [R, settings, 2]; NaN for other methods."""
     front = pareto_front(points)
     total = front.sum(axis=-1)
     covered = np.full((len(methods), len(points)), np.nan)

@@ -1,7 +1,6 @@
-"""Geometry of a diversity-quality plane: the area that points cover, and their Pareto front.
+"""Geometry of a diversity-quality plane: the area that points dominate, and their Pareto front.
 
-A point is (quality, diversity), higher being better, zero the worst. Pure functions of numpy
-arrays; where the points come from is another matter.
+A point is (quality, diversity); higher is better, and zero is the worst. Pure functions of arrays.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ def coverage(points: Floats) -> Floats:
     """Area dominated by points with (0, 0) as reference (the hypervolume; arXiv 2511.05650, 5.1).
 
     Args:
-        points: [..., N, 2], finite and not negative; every leading index is a plane of its own.
+        points: [..., N, 2], finite and not negative; every leading index is a separate plane.
 
     Returns:
         [...], the area of the union of the rectangles from (0, 0) to each point; 0 without points.
@@ -36,10 +35,10 @@ def coverage(points: Floats) -> Floats:
 
 
 def pareto_front(points: Floats) -> NDArray[np.bool_]:
-    """Which points no other point of their plane beats: as good in both, better in one.
+    """Which points are not dominated: no other point is as good in both and better in one.
 
     Args:
-        points: [..., N, 2]; every leading index is a plane of its own.
+        points: [..., N, 2]; every leading index is a separate plane.
 
     Returns:
         bool [..., N]; points that coincide are on the front together.
@@ -50,8 +49,8 @@ def pareto_front(points: Floats) -> NDArray[np.bool_]:
     order = np.lexsort((-points[..., 1], -points[..., 0]), axis=-1)
     across = np.take_along_axis(points[..., 0], order, axis=-1)
     height = np.take_along_axis(points[..., 1], order, axis=-1)
-    # From right to left, highest first where equally far right: a point is beaten by the first of
-    # those beside it if lower, and by any further right that is as high.
+    # From right to left, and from high to low at equal x: a point is dominated by a higher one at
+    # the same x, or by any further right that is as high.
     fresh = np.diff(across, axis=-1, prepend=np.inf) != 0
     first = np.maximum.accumulate(np.where(fresh, np.arange(across.shape[-1]), 0), axis=-1)
     ceiling = np.maximum.accumulate(height, axis=-1)
@@ -64,10 +63,10 @@ def pareto_front(points: Floats) -> NDArray[np.bool_]:
 
 
 def normalised(values: Floats) -> Floats:
-    """Values of N points on 0 to 1, the worst of them to the best (min-max), [..., N].
+    """Min-max normalise values of N points, [..., N], to 0 for the worst and 1 for the best.
 
-    Where all are alike they are 0: a metric that tells no point from another covers nothing.
-    Figures that differ by rounding alone are made the same.
+    Where all are equal they become 0: a metric that separates no points covers no area. Values that
+    differ only by rounding become equal.
     """
     low = values.min(axis=-1, keepdims=True)
     spread = values.max(axis=-1, keepdims=True) - low

@@ -1,6 +1,7 @@
-"""A run as Parquet, for pandas, DuckDB and spreadsheets: written from its JSONL, in one step."""
+"""Writes a run as Parquet, for pandas, DuckDB and spreadsheets, from its JSONL files."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ ROWS_A_GROUP = 2048
 
 
 def export(run: Run) -> list[Path]:
-    """Write samples.parquet and scores.parquet; the files made.
+    """Write samples.parquet and scores.parquet.
+
+    Returns:
+        Both paths.
 
     Raises:
         BacoError: the library is not installed.
@@ -47,21 +51,10 @@ def export(run: Run) -> list[Path]:
 def _samples(run: Run) -> Iterator[dict[str, Any]]:
     for sample in run.samples():
         yield {
-            "pair": sample.pair,
-            "task": sample.task,
-            "prompt": sample.prompt,
+            **asdict(sample),
             "category": run.prompts()[sample.task, sample.prompt].category,
-            "method": sample.method,
-            "setting": sample.setting,
             "threshold": sample.value,
-            "sample": sample.sample,
-            "text": sample.text,
             "pieces": [{"text": text, "source": source} for text, source in sample.pieces],
-            "tokens": sample.tokens,
-            "base_share": sample.base_share,
-            "switches": sample.switches,
-            "finish_reason": sample.finish_reason,
-            "seed": sample.seed,
         }
 
 

@@ -1,4 +1,4 @@
-"""The records of an evaluation: prompts, settings, samples. Plain data; no models, no files."""
+"""The records of an evaluation: prompts, settings and samples. Plain data; no models, no files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Prompt:
     Attributes:
         id: unique in the task.
         messages: a conversation that ends with a user's turn.
-        category: what a table may be split by.
-        reference: what the task's own verifier needs to check an answer.
-        paraphrases: other ways to ask the same, where the task has them.
+        category: by which a table can be split.
+        reference: data that the task's verifier needs to check an answer.
+        paraphrases: other wordings, where the task has them.
     """
 
     id: str
@@ -40,9 +40,9 @@ class Setting:
 
     Attributes:
         method: such as ``P-Punc``, ``aligned, min-p`` or ``mixing``.
-        label: as a user would type or say it, unique in the method: ``P-Punc:0.4``.
+        label: unique in the method, such as ``P-Punc:0.4``.
         value: the swept number, None where there is none.
-        options: all that is needed to generate its samples again.
+        options: all that its samples depend on, as plain JSON.
     """
 
     method: str
@@ -53,19 +53,18 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer: where it belongs, what it says, and who said it.
+    """One answer, with its place in the run and its sources.
 
     Attributes:
         prompt: the prompt's id.
-        setting: the setting's label,
-        value: and its swept number.
-        sample: which of the n it is, from 0.
-        pieces: (text, source) in order, joined the text; empty where the method has no sources.
-        tokens: length, the end token included; of all that was generated for this sample.
+        setting, value: the setting's label and its swept number.
+        sample: its index among the n samples, from 0.
+        pieces: (text, source) in order, which join to the text; empty for methods without sources.
+        tokens: number of all tokens generated for this sample, the end token included.
         base_share: of its tokens, in [0, 1]; None where the method has no sources.
-        switches: how often the source changed from token to token; None likewise.
-        finish_reason: ``stop`` or ``length``, or a method's own word for an answer it did not get.
-        seed: of the run's draws.
+        switches: number of changes of source between tokens; None likewise.
+        finish_reason: ``stop``, ``length``, or a method's own word for a failed answer.
+        seed: of the run.
     """
 
     pair: str
@@ -85,7 +84,7 @@ class Sample:
 
     @property
     def group(self) -> tuple[str, str, str, str, str]:
-        """(pair, task, method, setting, prompt): what its sibling samples share."""
+        """(pair, task, method, setting, prompt), which all samples of a group share."""
         return (self.pair, self.task, self.method, self.setting, self.prompt)
 
 
@@ -110,8 +109,7 @@ class Group:
 def grouped(
     samples: Iterator[Sample], prompts: Mapping[tuple[str, str], Prompt]
 ) -> Iterator[Group]:
-    """Sibling samples, which stand together, as groups; `prompts` by (task, id)."""
-    for (pair, task, method, setting, prompt), members in groupby(samples, lambda s: s.group):
-        same = list(members)
-        known = prompts[task, prompt]
-        yield Group(pair, task, method, setting, same[0].value, known, same)
+    """Consecutive samples of one prompt at one setting as groups; `prompts` by (task, id)."""
+    for (pair, task, method, setting, prompt), siblings in groupby(samples, lambda s: s.group):
+        members = list(siblings)
+        yield Group(pair, task, method, setting, members[0].value, prompts[task, prompt], members)

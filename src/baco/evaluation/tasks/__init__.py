@@ -1,4 +1,4 @@
-"""Tasks: prompts with a name. Each is a small TOML file in here; a file of prompts is one too."""
+"""Tasks: named sets of prompts. Each is a TOML file here; a file of prompts is a task too."""
 
 from baco.evaluation.tasks.catalogue import Task, TaskFile, load_task, task_files
 from baco.evaluation.tasks.verifiers import VERIFIERS, accuracy

@@ -1,4 +1,4 @@
-"""Tasks by the name a user types, and what is asked in each."""
+"""Tasks by name, and their prompts."""
 
 import difflib
 import tomllib
@@ -21,17 +21,18 @@ HUB = "hub:"
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
-    """A task as its TOML file has it.
+    """A task as it is in its TOML file.
 
     Attributes:
         help: a sentence for lists.
-        source: where its rows are: ``hub`` (with ``config``, ``split``, ``where``, ``streaming``),
-            ``world`` (the demo's own) or ``published`` (said where, to be given as a path).
+        source: of its rows: ``hub`` (with ``config``, ``split``, ``where``, ``streaming``),
+        ``world``
+            (the demo world) or ``published`` (a place that the user downloads them from).
         fields: how a row becomes a prompt, see :class:`Fields`.
-        max_tokens: length of its answers, None for the pair's own.
-        limit: how many prompts are taken where the user does not say; None takes all.
+        max_tokens: of its answers; None for the pair's default.
+        limit: the default number of prompts; None for all.
         judge: ``demo`` where the demo world's judge can read the answers.
-        verifier: a name of ``VERIFIERS`` where an answer is right or wrong.
+        verifier: a name in ``VERIFIERS`` where answers are right or wrong.
     """
 
     name: str
@@ -46,7 +47,7 @@ class TaskFile:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Prompts with a name, and how their answers are checked; see :class:`TaskFile`."""
+    """Named prompts, and how their answers are checked; see :class:`TaskFile`."""
 
     name: str
     source: str
@@ -58,7 +59,7 @@ class Task:
 
 @cache
 def task_files() -> Mapping[str, TaskFile]:
-    """Every task that has a name; those of installed packages (``baco.tasks``) included.
+    """Every named task; those of installed packages (``baco.tasks``) included.
 
     Raises:
         BacoError: an installed package's task cannot be read.
@@ -68,12 +69,12 @@ def task_files() -> Mapping[str, TaskFile]:
         for file in resources.files("baco.evaluation.tasks").iterdir()
         if file.name.endswith(".toml")
     }
-    found = {name: _read(name, files[name]) for name in sorted(files)}
+    tasks = {name: _read(name, files[name]) for name in sorted(files)}
     for name, part in plugins("tasks").items():
-        if name in found:
+        if name in tasks:
             raise BacoError(f"entry point {name!r} in baco.tasks: that task is built in")
-        found[name] = _read(name, Path(part))
-    return found
+        tasks[name] = _read(name, Path(part))
+    return tasks
 
 
 def _read(name: str, file: Path | Traversable) -> TaskFile:
@@ -90,16 +91,16 @@ def _read(name: str, file: Path | Traversable) -> TaskFile:
 
 
 def load_task(spelling: str, limit: int | None = None) -> Task:
-    """The task that a user names.
+    """Load the task that a user names.
 
     Args:
-        spelling: a name (``gsm8k``), a name with another place for its rows (``gsm8k=PATH`` or
+        spelling: a name (``gsm8k``), a name with another source of its rows (``gsm8k=PATH`` or
             ``gsm8k=hub:ORG/DATASET``), or a file of prompts: JSONL whose rows have ``prompt`` or
             ``messages`` and may have ``id``, ``category``, ``paraphrases``; or text, one a line.
-        limit: the first so many prompts only.
+        limit: the number of prompts to take from the beginning.
 
     Raises:
-        BacoError: no such task or file, rows that are not right, or none at all.
+        BacoError: no such task or file, invalid rows, or no rows.
     """
     if limit is not None and limit < 1:
         raise BacoError(f"limit is {limit}: take at least one prompt, or leave it out for all")

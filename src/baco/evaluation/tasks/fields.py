@@ -1,4 +1,4 @@
-"""From a row of somebody's data set to a prompt: which column is what."""
+"""From a row of a data set to a prompt, by the names of its columns."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from baco.text.prompts import ROLES, conversation
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Names of columns.
+    """Names of columns, and how they become a prompt.
 
     Attributes:
-        id: of the prompt's name; where the row has none, the row's number is its name.
-        prompt: of its text.
-        messages: of a conversation, whose last answer is left out, instead of a text.
-        first_of: of a list whose first entry is the text, instead of ``prompt``.
-        template: the question around the text, with ``{prompt}`` where it goes.
-        category: of what a table is split by.
-        paraphrases: of other ways to ask.
+        id: column of the prompt's id; a row without one has its number as id.
+        prompt: column of its text.
+        messages: column of a conversation instead of a text; its last answer is left out.
+        first_of: column of a list whose first entry is the text, instead of ``prompt``.
+        template: the question, with ``{prompt}`` in place of the text.
+        category: column by which tables are split.
+        paraphrases: column of other wordings.
         reference: columns that the verifier needs.
-        least_turns: questions that a conversation must have.
-        skip_empty: pass over rows without a text, where a data set has such.
+        least_turns: the least number of questions in a conversation; others are left out.
+        skip_empty: leave out rows without a text.
     """
 
     id: str = "id"
@@ -43,18 +43,17 @@ class Fields:
         """The first `limit` prompts of the rows.
 
         Raises:
-            BacoError: a row without a text, a conversation that is none, an id that comes twice,
-                or no prompt at all.
+            BacoError: a row without a text, an invalid conversation, a repeated id, or no prompt.
         """
-        found = tuple(islice(self._all(rows), limit))
-        if not found:
+        prompts = tuple(islice(self._all(rows), limit))
+        if not prompts:
             raise BacoError(f'{place} holds no prompt: give lines such as {{"prompt": "…"}}')
         seen: set[str] = set()
-        for prompt in found:
+        for prompt in prompts:
             if prompt.id in seen:
                 raise BacoError(f"{place}: the id {prompt.id!r} comes twice: ids must be unique")
             seen.add(prompt.id)
-        return found
+        return prompts
 
     def _all(self, rows: Iterator[Row]) -> Iterator[Prompt]:
         for row in rows:
@@ -66,11 +65,13 @@ class Fields:
                 yield prompt
 
     def _prompt(self, row: Row) -> Prompt | None:
-        """The prompt of a row; None for one that is passed over."""
+        """The prompt of a row; None for a row that is left out."""
         if self.skip_empty and row.values.get(self.prompt) == "":
             return None
-        said = row.values.get(self.messages)
-        messages = self._dialogue(said) if isinstance(said, list) else self._question(row.values)
+        dialogue = row.values.get(self.messages)
+        messages = (
+            self._dialogue(dialogue) if isinstance(dialogue, list) else self._question(row.values)
+        )
         if sum(message["role"] == "user" for message in messages) < self.least_turns:
             return None
         category = row.values.get(self.category)
@@ -78,7 +79,7 @@ class Fields:
         if not isinstance(paraphrases, list | tuple) or not all(
             isinstance(wording, str) for wording in paraphrases
         ):
-            raise BacoError(f"{self.paraphrases!r} is no list of texts")
+            raise BacoError(f"{self.paraphrases!r} is not a list of texts")
         missing = [name for name in self.reference if name not in row.values]
         if missing:
             raise BacoError(f"column {missing[0]!r} is missing: this task's verifier needs it")
@@ -98,8 +99,8 @@ class Fields:
     def _question(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
         text: Any = values.get(self.prompt)
         if self.first_of is not None and self.first_of in values:
-            told = values[self.first_of]
-            text = told[0] if isinstance(told, list) and told else told
+            entries = values[self.first_of]
+            text = entries[0] if isinstance(entries, list) and entries else entries
         if not isinstance(text, str):
             column = self.first_of or self.prompt
             raise BacoError(
@@ -109,12 +110,16 @@ class Fields:
             raise BacoError("the prompt is empty: give some text to answer")
         return conversation(self.template.replace("{prompt}", text))
 
-    def _dialogue(self, told: list[Any]) -> list[dict[str, str]]:
+    def _dialogue(self, messages: list[Any]) -> list[dict[str, str]]:
         """The conversation up to its last question."""
         last = max(
-            (i for i, m in enumerate(told) if isinstance(m, Mapping) and m.get("role") == "user"),
+            (
+                i
+                for i, m in enumerate(messages)
+                if isinstance(m, Mapping) and m.get("role") == "user"
+            ),
             default=None,
         )
         if last is None:
             raise BacoError(f"{self.messages!r} has no message of role 'user' ({', '.join(ROLES)})")
-        return conversation(told[: last + 1])
+        return conversation(messages[: last + 1])

@@ -1,4 +1,4 @@
-"""Rows of data sets: from a file of the user's, or from the hub."""
+"""Rows of data sets, from a file or from the hub."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from baco.models import hub
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its columns, its number from 1, and where it stands, for messages."""
+    """One row: its columns, its number from 1, and its place for error messages."""
 
     values: Mapping[str, Any]
     number: int
@@ -23,14 +23,14 @@ def from_file(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file, of a JSON object by id, or the lines of a text file.
 
     Raises:
-        BacoError: a file that cannot be read, or a line that is no JSON object.
+        BacoError: a file that cannot be read, or a line that is not a JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise BacoError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise BacoError(f"{path} is no text in UTF-8: give lines of text, or JSONL") from error
+        raise BacoError(f"{path} is not valid UTF-8: give lines of text, or JSONL") from error
     # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
@@ -49,7 +49,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise BacoError(f"{where}: half a surrogate pair is no character") from error
+        raise BacoError(f"{where}: half a surrogate pair is not a character") from error
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
@@ -60,22 +60,22 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def _by_id(path: Path, text: str) -> Iterator[Row]:
     """The entries of one JSON object, whose keys are ids, or of a list."""
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BacoError(f"{path} is not JSON: give JSONL, one object on each line") from error
-    if not isinstance(told, dict | list):
+    if not isinstance(content, dict | list):
         raise BacoError(f"{path}: give a JSON object of prompts by id, or a list of them")
-    entries = told.items() if isinstance(told, dict) else enumerate(told, 1)
+    entries = content.items() if isinstance(content, dict) else enumerate(content, 1)
     for number, (key, entry) in enumerate(entries, 1):
         where = f"{path}, entry {key!r}"
         if not isinstance(entry, dict):
             raise BacoError(f'{where}: give a JSON object with "prompt" (text)')
-        own = {"id": key, "narrative_id": key} if isinstance(told, dict) else {}
+        own = {"id": key, "narrative_id": key} if isinstance(content, dict) else {}
         yield Row(own | entry, number, where)
 
 
 def from_hub(name: str, source: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows of a data set on the hub, those that `source` asks for.
+    """Rows of a data set on the hub, as `source` selects them.
 
     Raises:
         BacoError: the library is not installed, or the data set cannot be read.
@@ -101,7 +101,7 @@ def from_hub(name: str, source: Mapping[str, Any]) -> Iterator[Row]:
         yield from _wanted(place, rows, source.get("where", {}))
     except BacoError:
         raise
-    except Exception as error:  # whatever the library, and what it reads with, raises
+    except Exception as error:  # the library and what it reads with raise many kinds
         reason = hub.out_of_reach() or one_line(error)
         raise BacoError(
             f"task {name!r} cannot be read from {place} ({reason}): {instead}"

@@ -1,22 +1,22 @@
-"""The demo world's own questions as a task: those kept for measuring, worded as nobody trained on.
+"""The demo world's test questions as tasks; their wordings do not occur in training.
 
-Their judge can read any answer; the families of one right answer make a task where being right is
-all that counts.
+The world's judge can read any answer. The families with one right answer are a task of their own,
+with a verifier.
 """
 
 from itertools import islice
 
 from baco.evaluation.records import Prompt
 
-# Of the questions; the recipe of the demo pair was never chosen by them.
+# Seed of the questions. They had no part in the choice of the demo pair's recipe.
 SEED = 20_261
 _MANY = 2_000
 
 
 def prompts(which: str, limit: int | None) -> tuple[Prompt, ...]:
-    """The first `limit` test questions, of all families or of those that have a ``single`` answer.
+    """The first `limit` test questions of all families, or of those with a ``single`` right answer.
 
-    Every prompt knows the other wordings that are kept from training too.
+    Paraphrases of a prompt are the other wordings that do not occur in training.
     """
     from baco.demo.world import Question, ask, questions
     from baco.demo.world.grammar import families
@@ -33,8 +33,8 @@ def prompts(which: str, limit: int | None) -> tuple[Prompt, ...]:
             paraphrases=tuple(text for text in others if text != question.text),
         )
 
-    # A question may come again: every family has only so many wordings.
+    # Questions can repeat, because every family has a limited number of wordings.
     count = _MANY if which == "single" or limit is None else limit
     unique = {question.text: question for question in questions("test", count, SEED)}
-    asked = [q for q in unique.values() if which == "all" or families()[q.family].single]
-    return tuple(prompt(i, question) for i, question in enumerate(islice(asked, limit)))
+    chosen = [q for q in unique.values() if which == "all" or families()[q.family].single]
+    return tuple(prompt(i, question) for i, question in enumerate(islice(chosen, limit)))
