@@ -67,7 +67,7 @@ class Wanted:
     def build(self, task: str) -> Metric:
         """The metric of a task, ready to score; MetricUnavailable where it cannot run."""
         if self.name == ACCURACY:
-            return accuracy(self.verifiers[task])  # type: ignore[return-value]
+            return accuracy(self.verifiers[task])
         return metric(self.name, **self.models[task])
 
 

@@ -11,7 +11,7 @@ from baco.errors import BacoError
 if TYPE_CHECKING:
     from baco.evaluation.records import Prompt
 
-Kind = Literal["lexical", "semantic", "quality", "utility"]
+Kind = Literal["lexical", "semantic", "quality", "utility", "accuracy"]
 Prompts = Sequence["Prompt"]
 Answers = Sequence[Sequence[str]]  # [prompts][samples]
 
@@ -21,13 +21,12 @@ class MetricUnavailable(BacoError):  # noqa: N818  (a state rather than an error
 
 
 class Metric(Protocol):
-    """One figure for all answers to one prompt; higher is better.
+    """One figure for all answers to one prompt. Higher is always better: a similarity counts as one
+    minus itself, perplexity as its negative logarithm.
 
     Attributes:
         name: as a user types it.
-        kind: lexical or semantic (both diversity), quality, or utility.
-        higher_is_better: always True; a similarity counts as one minus itself, perplexity as its
-            negative logarithm.
+        kind: lexical or semantic (both diversity), quality, utility, or accuracy.
         needs: the least number of samples a prompt must have.
         made_by: the models and libraries that it uses and their versions, for the record.
     """
@@ -36,8 +35,6 @@ class Metric(Protocol):
     def name(self) -> str: ...
     @property
     def kind(self) -> Kind: ...
-    @property
-    def higher_is_better(self) -> bool: ...
     @property
     def needs(self) -> int: ...
     @property

@@ -42,11 +42,6 @@ class Figure:
     made_by: Mapping[str, str]
     compute: Compute = field(repr=False)
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Always: see :class:`Metric`."""
-        return True
-
     def score(self, prompts: Prompts, answers: Answers) -> list[float | None]:
         """See :meth:`Metric.score`."""
         for prompt, row in zip(prompts, answers, strict=True):

@@ -1,12 +1,14 @@
 """Verifiers: whether an answer is right, for tasks where accuracy must not fall."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from baco.evaluation.metrics import MetricUnavailable
+from baco.evaluation.metrics import Metric, MetricUnavailable
+from baco.evaluation.metrics.protocols import Answers, Prompts
+from baco.evaluation.metrics.registry import Figure
 from baco.evaluation.records import Prompt
 
 Verifier = Callable[[Prompt, str], bool]
@@ -76,32 +78,22 @@ def demo(prompt: Prompt, answer: str) -> bool:
 VERIFIERS: Mapping[str, Verifier] = {"gsm8k": gsm8k, "ifeval": ifeval, "demo": demo}
 
 
-class Accuracy:
-    """Share of right answers among the samples of a prompt, in [0, 1], by a task's verifier."""
-
-    name, kind, needs, higher_is_better = "accuracy", "accuracy", 1, True
-
-    def __init__(self, verifier: str) -> None:
-        self._verify = VERIFIERS[verifier]
-        library = {"lm-eval": version("lm-eval")} if verifier == "ifeval" else {}
-        self.made_by: Mapping[str, str] = {"verifier": verifier, "baco": version("baco")} | library
-
-    def score(
-        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]
-    ) -> list[float | None]:
-        """A share for every prompt; None for a prompt without samples."""
-        return [
-            sum(self._verify(prompt, text) for text in row) / len(row) if row else None
-            for prompt, row in zip(prompts, answers, strict=True)
-        ]
-
-
-def accuracy(verifier: str) -> Accuracy:
-    """The metric of a verifier.
+def accuracy(verifier: str) -> Metric:
+    """The metric of a verifier: the share of right answers to each prompt, None without answers.
 
     Raises:
         MetricUnavailable: a library that the verifier needs is not installed.
     """
+    verify = VERIFIERS[verifier]
+    made_by = {"verifier": verifier, "baco": version("baco")}
     if verifier == "ifeval":
         _lm_eval()
-    return Accuracy(verifier)
+        made_by["lm-eval"] = version("lm-eval")
+
+    def share_right(prompts: Prompts, answers: Answers) -> list[float | None]:
+        return [
+            sum(verify(prompt, text) for text in row) / len(row) if row else None
+            for prompt, row in zip(prompts, answers, strict=True)
+        ]
+
+    return Figure("accuracy", "accuracy", 0, made_by, share_right)
