@@ -393,7 +393,7 @@ def test_a_classifier_of_other_classes_is_no_nli_model(folder: Path) -> None:
 
 
 def test_a_classifier_is_no_reward_model(folder: Path, similarity: SimilarityClassifier) -> None:
-    with pytest.raises(MetricUnavailable, match="2 classes, a reward model gives one figure"):
+    with pytest.raises(MetricUnavailable, match="2 classes, a reward model has one"):
         metric("reward", reward=similarity.made_by["model"])
 
 
