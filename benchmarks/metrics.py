@@ -63,7 +63,7 @@ def one_run(prompts: int, folder: Path) -> Callable[[], object]:
     from baco.batch.job import append
     from baco.evaluation.plan import Plan
     from baco.evaluation.records import Sample, Setting
-    from baco.evaluation.score import score, wanted
+    from baco.evaluation.score import requested_metrics, score
     from baco.evaluation.store import begin, sample_line
     from baco.evaluation.tasks import Task
 
@@ -82,7 +82,7 @@ def one_run(prompts: int, folder: Path) -> Callable[[], object]:
             for index, text in enumerate(row)
         ),
     )  # fmt: skip
-    metrics = wanted(run, LEXICAL, {})
+    metrics = requested_metrics(run, LEXICAL, {})
     del asked, rows, task, plan
     return lambda: score(run, metrics, workers=1)
 

@@ -20,7 +20,7 @@ from baco.cli import run as baco_run
 from baco.evaluation.methods import Grid, select_settings
 from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.records import Sample
-from baco.evaluation.score import score, wanted
+from baco.evaluation.score import requested_metrics, score
 from baco.evaluation.store import Run, begin
 from baco.evaluation.sweep import resume, sweep
 from baco.evaluation.tasks import load_task
@@ -267,7 +267,7 @@ def test_several_pairs_and_tasks_stand_in_one_run(
         for task in ("demo", "demo-facts")
         for _ in range(2)
     ]
-    refused = score(run, wanted(run, ["accuracy", "reward"], {}), workers=1)
+    refused = score(run, requested_metrics(run, ["accuracy", "reward"], {}), workers=1)
     assert not refused and run.metrics() == ["accuracy", "reward"]
     assert {row["task"] for row in run.scores("accuracy")} == {"demo-facts"}
     assert len(list(run.scores("reward"))) == 8

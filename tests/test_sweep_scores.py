@@ -7,7 +7,7 @@ import pytest
 
 from baco.cli import run as baco_run
 from baco.evaluation.metrics import metric
-from baco.evaluation.score import score, wanted
+from baco.evaluation.score import requested_metrics, score
 from baco.evaluation.store import Run
 
 SWEEP = ["sweep", "--limit", "3", "-n", "2", "-r", "P-Punc:0.4", "-r", "Rand:0.5", "--workers", "1"]
@@ -39,34 +39,34 @@ def test_a_metric_added_later_is_the_metric_of_the_samples(drawn: Run) -> None:
 
 
 def test_scoring_goes_on_where_it_was_cut_off(drawn: Run) -> None:
-    score(drawn, wanted(drawn, ["distinct_1"], {}), workers=1)
+    score(drawn, requested_metrics(drawn, ["distinct_1"], {}), workers=1)
     path = drawn.score_file("distinct_1")
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     marked = lines[0].replace(b'"value": ', b'"value": 9')
     path.write_bytes(marked + lines[1] + lines[2][:20])
-    score(drawn, wanted(drawn, ["distinct_1"], {}), workers=1)
+    score(drawn, requested_metrics(drawn, ["distinct_1"], {}), workers=1)
     assert path.read_bytes() == marked + b"".join(lines[1:]), "what is there is not scored again"
 
 
 def test_scores_are_the_same_from_several_workers(drawn: Run, tmp_path: Path) -> None:
     names = ["distinct_1", "reward", "distinct_k"]
-    score(drawn, wanted(drawn, names, {}), workers=1)
+    score(drawn, requested_metrics(drawn, names, {}), workers=1)
     alone = {name: drawn.score_file(name).read_bytes() for name in names}
     for name in names:
         drawn.score_file(name).unlink()
-    score(drawn, wanted(drawn, names, {}), workers=2)
+    score(drawn, requested_metrics(drawn, names, {}), workers=2)
     assert alone == {name: drawn.score_file(name).read_bytes() for name in names}
 
 
 def test_scores_of_other_models_are_not_mixed(drawn: Run) -> None:
-    score(drawn, wanted(drawn, ["reward"], {}), workers=1)
+    score(drawn, requested_metrics(drawn, ["reward"], {}), workers=1)
     about = drawn.score_file("reward").with_suffix(".json")
     told = json.loads(about.read_text(encoding="utf-8"))
     told["made_by"]["demo"]["judge"] = "somebody else"
     about.write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ValueError, match="other models or versions made") as refused:
-        score(drawn, wanted(drawn, ["reward"], {}), workers=1)
+        score(drawn, requested_metrics(drawn, ["reward"], {}), workers=1)
     assert "\n" not in str(refused.value)
 
 
@@ -80,14 +80,16 @@ def test_a_judge_that_cannot_read_the_prompts_stands_in_nobodys_way(tmp_path: Pa
     assert baco_run(["score", out, "--metric", "reward", "--model", "reward=demo"]) == 2
     run = Run.open(out)
     assert run.metrics() == ["distinct_1"]
-    other = wanted(run, ["reward"], {"reward": str(tmp_path / "no-model")})
+    other = requested_metrics(run, ["reward"], {"reward": str(tmp_path / "no-model")})
     assert "cannot be loaded" in score(run, other, workers=1)["reward"]
     assert run.unavailable().keys() == {"reward"}
 
 
 def test_a_metric_that_cannot_run_says_why_and_is_left_out(drawn: Run) -> None:
     models = {"nli": str(drawn.path / "no-model")}
-    refused = score(drawn, wanted(drawn, ["nli_diversity", "distinct_1"], models), workers=1)
+    refused = score(
+        drawn, requested_metrics(drawn, ["nli_diversity", "distinct_1"], models), workers=1
+    )
     assert drawn.metrics() == ["distinct_1"]
     assert drawn.unavailable() == refused
     assert "cannot be loaded" in refused["nli_diversity"]

@@ -108,7 +108,7 @@ def measure(
     """Score a run, with a bar for every metric; why some could not be, by their names."""
     from baco.evaluation import score as scoring
 
-    metrics = scoring.wanted(run, names, models)
+    metrics = scoring.requested_metrics(run, names, models)
     total = sum(1 for _ in run.groups())
     with bars() as progress:
         shown: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def measure(
                 shown[name] = progress.add_task(name, total=total, rate="")
             progress.update(shown[name], advance=groups)
 
-        return scoring.score(run, metrics, workers, advance, asked_by_name=bool(names))
+        return scoring.score(run, metrics, workers, advance, by_name=bool(names))
 
 
 def conclude(run: "Run", refused: Mapping[str, str], as_json: bool) -> None:

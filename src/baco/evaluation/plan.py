@@ -1,4 +1,4 @@
-"""The plan of a run: which samples, in which order, and the configuration that says so."""
+"""The plan of a run: its samples, their order, and the configuration that describes them."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from baco.sampling.seeds import NOISE_VERSION
 from baco.text.templates import today
 from baco.version import __version__
 
-# Answers that are decoded together between two writes.
+# Number of answers that are decoded together between two writes.
 ANSWERS_A_JOB = 400
 
 
 @dataclass(frozen=True, slots=True)
 class PairSpec:
-    """A pair as the user names it, and how it is loaded.
+    """A pair as the user names it, and the options it is loaded with.
 
     Attributes:
         name: a short name, a folder, or ``BASE+ALIGNED``.
@@ -47,19 +47,23 @@ class PairSpec:
         return {"name": self.name}
 
     def check(self) -> None:
-        """BacoError where the name is nobody's."""
+        """Check that the name exists.
+
+        Raises:
+            BacoError: it does not.
+        """
         if "name" in self.where:
             find_pair(self.name)
 
     def bytes(self) -> int | None:
-        """Size of both halves' weights on this disk; None where they are elsewhere."""
+        """Bytes of both models' weights on this disk; None where they are not."""
         known = self.where
         if "name" in known:
             pair = find_pair(known["name"])
             known = {"base": pair.base, "aligned": pair.aligned}
         sizes = [
-            sum(file.stat().st_size for file in Path(half).glob("*.safetensors"))
-            for half in known.values()
+            sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+            for folder in known.values()
         ]
         return sum(sizes) if all(sizes) else None
 
@@ -77,7 +81,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is to hold.
+    """All samples of a run.
 
     Attributes:
         pairs, tasks, settings: all combinations of them.
@@ -94,7 +98,7 @@ class Plan:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """The door: whatever can be told wrong before a model is loaded.
+        """Check everything that can be checked before a model is loaded.
 
         Raises:
             BacoError: no pair, a pair or task named twice, a parameter out of its range.
@@ -112,7 +116,7 @@ class Plan:
 
     @property
     def prompts_a_job(self) -> int:
-        """How many prompts' samples are decoded together."""
+        """Number of prompts whose samples are decoded together."""
         return max(1, ANSWERS_A_JOB // self.n)
 
     def jobs(self) -> Iterator[Job]:
@@ -127,15 +131,16 @@ class Plan:
                         yield Job(pair, task.name, setting, asked, draw)
 
     def config(self, command: str = "") -> dict[str, Any]:
-        """What run.json says: the plan, and under ``made`` who carries it out, and the day on which
-        it was begun, which stays the date in prompts when a run goes on.
+        """The content of run.json: the plan, and under ``made`` versions, machine and date.
+
+        The date on which a run began stays the date in prompts when the run continues.
 
         Args:
-            command: what was typed; empty where the run was begun from Python.
+            command: the command line; empty where the run was begun from Python.
         """
         return {
             "pairs": [asdict(pair) for pair in self.pairs],
-            "tasks": [_told(task) for task in self.tasks],
+            "tasks": [_described(task) for task in self.tasks],
             "settings": [asdict(setting) for setting in self.settings],
             "n": self.n,
             "seed": self.seed,
@@ -146,7 +151,7 @@ class Plan:
         }
 
 
-def _told(task: Task) -> dict[str, Any]:
+def _described(task: Task) -> dict[str, Any]:
     prompts = json.dumps([asdict(prompt) for prompt in task.prompts], sort_keys=True)
     return {
         "name": task.name,
@@ -160,7 +165,7 @@ def _told(task: Task) -> dict[str, Any]:
 
 
 def made() -> dict[str, Any]:
-    """Who carries a plan out: versions, git revision and machine."""
+    """Versions, git revision and machine."""
     return {
         "baco": __version__,
         "git": git_revision(Path(baco.__file__).parent),
@@ -171,7 +176,7 @@ def made() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """This machine's processor, architecture and number of cores that may be used."""
+    """This machine's processor, architecture and number of usable cores."""
     return f"{processor()}, {platform.machine()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
@@ -179,13 +184,15 @@ def git_revision(folder: Path) -> str | None:
     """The commit of the source tree in `folder`, ``-dirty`` where it was changed; None if none."""
 
     def git(*words: str) -> str:
-        told = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
         )
-        return told.stdout.strip()
+        return result.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # the folder is git's own, not beside it
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # fails where git does not track the folder
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):

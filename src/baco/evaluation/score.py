@@ -1,8 +1,7 @@
-"""Scoring: figures for every group of samples of a run, metric by metric.
+"""Scoring: a figure for every group of samples of a run, metric by metric.
 
-Scores are appended in the order of the groups, so that what is there already is not computed
-again: a metric can be added to a run long after its samples were drawn, and a run that has grown
-is scored where it is new.
+Scores are appended in the order of the groups, and existing ones are not computed again. So a
+metric can be added to a finished run, and a run that has grown is scored where it is new.
 """
 
 import json
@@ -26,13 +25,13 @@ ACCURACY = "accuracy"
 GROUPS_A_BATCH = 40
 # Told of every metric's progress: its name, groups scored.
 Advance = Callable[[str, int], None]
-# Roles whose default model comes with the installation, so that no hub is needed.
+# Roles whose default model is installed with the package, so that no hub is needed.
 OFFLINE_ROLES = frozenset({"embedding"})
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A metric to be scored, and by which models in each task.
+class MetricRequest:
+    """A metric to score, with its models in each task.
 
     Attributes:
         name: of a metric, or ``accuracy``.
@@ -51,7 +50,7 @@ class Wanted:
 
     @property
     def cheap(self) -> bool:
-        """Does it go without a model, so that worker processes may share it out?"""
+        """Whether it needs no model, so that worker processes can share the work."""
         return all(set(self.roles(task).values()) <= {"demo"} for task in self.tasks)
 
     def roles(self, task: str) -> dict[str, str | None]:
@@ -60,7 +59,7 @@ class Wanted:
             return {}
         given = self.models[task]
         roles = entry(self.name).models
-        if self.name == "semantic_entropy":  # one of the two will do
+        if self.name == "semantic_entropy":  # needs only one of the two
             roles = ("equivalence",) if "equivalence" in given else ("nli",)
         return {role: given.get(role) for role in roles}
 
@@ -71,8 +70,10 @@ class Wanted:
         return metric(self.name, **self.models[task])
 
 
-def wanted(run: Run, names: Sequence[str], models: Mapping[str, str]) -> list[Wanted]:
-    """The metrics of these names on the tasks of a run; the sensible ones where none is named.
+def requested_metrics(
+    run: Run, names: Sequence[str], models: Mapping[str, str]
+) -> list[MetricRequest]:
+    """The metrics of these names on the tasks of a run; by default all that apply.
 
     Raises:
         BacoError: an unknown metric or role, too few samples for one that compares them, or
@@ -88,14 +89,14 @@ def wanted(run: Run, names: Sequence[str], models: Mapping[str, str]) -> list[Wa
     chosen = list(dict.fromkeys(names)) or [*metric_names(), *([ACCURACY] if verifiers else [])]
     check_metrics(chosen, run.config["n"])
     check_verifiable(chosen, verifiers)
-    return [Wanted(name, judged, verifiers) for name in chosen]
+    return [MetricRequest(name, judged, verifiers) for name in chosen]
 
 
 def check_metrics(names: Sequence[str], n: int) -> None:
-    """The door for names of metrics.
+    """Check names of metrics.
 
     Raises:
-        BacoError: no such metric, or one that compares samples where there is one a prompt.
+        BacoError: no such metric, or one that needs more samples per prompt.
     """
     lines: list[Entry] = [entry(name) for name in names if name != ACCURACY]
     for known in lines:
@@ -107,120 +108,128 @@ def check_metrics(names: Sequence[str], n: int) -> None:
 
 
 def check_verifiable(names: Sequence[str], verifiers: Collection[str]) -> None:
-    """BacoError for accuracy where no task has right answers."""
+    """Check that accuracy is requested only where a task has right answers.
+
+    Raises:
+        BacoError: it is requested without one.
+    """
     if ACCURACY in names and not verifiers:
         raise BacoError("accuracy needs a task with right answers: add --task gsm8k, say")
 
 
-def needs_hub(of: Wanted) -> str | None:
-    """Why a metric that nobody asked for by name is not tried: none of its tasks needs the hub.
+def needs_hub(request: MetricRequest) -> str | None:
+    """The reason to skip a metric that was not requested by name; None to try it.
 
-    Tasks of the demo world are whole without one; what they would need it for is left to the user.
+    Tasks of the demo world have judges that need no hub, so metrics that need it are left to the
+    user there.
     """
     missing: set[str] = set()
-    for task in of.tasks:
-        roles = of.roles(task)
+    for task in request.tasks:
+        roles = request.roles(task)
         lacking = {r for r, model in roles.items() if model is None} - OFFLINE_ROLES
-        if not lacking or of.models[task].get("reward") != "demo":
+        if not lacking or request.models[task].get("reward") != "demo":
             return None
         missing |= lacking
     role = min(missing)
     return (
-        f"{of.name} needs a model from the hub for {role!r}: run 'baco score RUN --metric "
-        f"{of.name}', with --model {role}=ID_OR_FOLDER for one of your own"
+        f"{request.name} needs a model from the hub for {role!r}: run 'baco score RUN --metric "
+        f"{request.name}', with --model {role}=ID_OR_FOLDER for one of your own"
     )
 
 
 def score(
     run: Run,
-    metrics: Sequence[Wanted],
+    metrics: Sequence[MetricRequest],
     workers: int,
     advance: Advance = lambda *_: None,
     *,
-    asked_by_name: bool = True,
+    by_name: bool = True,
 ) -> dict[str, str]:
-    """Score all groups of the run by every metric, as far as that has not been done.
+    """Score all groups of the run by every metric, except those that have scores.
 
     Returns:
         The metrics that could not run, and why.
 
     Raises:
-        BacoError: a metric has scores that were made with other models.
+        BacoError: a metric has scores of other models.
     """
     refused: dict[str, str] = {}
     with locked(run.path), processes(workers).workers(_worker) as in_workers:
         (run.path / "scores").mkdir(exist_ok=True)
-        for of in metrics:
-            why = None if asked_by_name else needs_hub(of)
-            if why is not None and not count_rows(run.score_file(of.name)):
-                refused[of.name] = why
-                _note(run, of.name, {"unavailable": why})
+        for request in metrics:
+            why = None if by_name else needs_hub(request)
+            if why is not None and not count_rows(run.score_file(request.name)):
+                refused[request.name] = why
+                _note(run, request.name, {"unavailable": why})
                 continue
-            available = _prepare(run, of)
+            available = _prepare(run, request)
             if isinstance(available, str):
-                refused[of.name] = available
+                refused[request.name] = available
                 continue
-            scores = in_workers if of.cheap else partial(map, _score)
-            batches = _due(run, of, available, advance)
+            scores = in_workers if request.cheap else partial(map, _score)
+            batches = _due(run, request, available, advance)
             for lines in scores(batches):
-                append(run.score_file(of.name), lines)
-                advance(of.name, len(lines))
+                append(run.score_file(request.name), lines)
+                advance(request.name, len(lines))
     return refused
 
 
-def _prepare(run: Run, of: Wanted) -> frozenset[str] | str:
-    """The tasks a metric can run on, or why on none; what it is made of is noted.
+def _prepare(run: Run, request: MetricRequest) -> frozenset[str] | str:
+    """The tasks a metric can run on, or the reason why there is none; writes its description.
 
     Raises:
-        BacoError: scores are there that other models made.
+        BacoError: there are scores of other models.
     """
     made: dict[str, Any] = {}
     refused: dict[str, str] = {}
-    for task in of.tasks:
+    for task in request.tasks:
         try:
-            built = _built(of, task)
+            built = _built(request, task)
         except MetricUnavailable as error:
             refused[task] = str(error)
         else:
             made[task] = dict(built.made_by)
             kind = built.kind
-    before = run.about(of.name) if count_rows(run.score_file(of.name)) else {}
+    before = run.about(request.name) if count_rows(run.score_file(request.name)) else {}
     if not made:
         why = next(iter(refused.values()))
         if not before:
-            _note(run, of.name, {"unavailable": why})
+            _note(run, request.name, {"unavailable": why})
         return why
-    told = {"name": of.name, "kind": kind, "made_by": made}
-    told |= {"unavailable_for": refused} if refused else {}
-    if before and before != told:
+    description = {"name": request.name, "kind": kind, "made_by": made}
+    description |= {"unavailable_for": refused} if refused else {}
+    if before and before != description:
         if before.get("made_by", {}).items() <= made.items():
-            run.score_file(of.name).unlink(missing_ok=True)  # a task more can be scored now
+            run.score_file(request.name).unlink(missing_ok=True)  # one more task can be scored now
         else:
             raise BacoError(
-                f"{of.name} has scores that other models or versions made: remove "
-                f"{run.score_file(of.name)} and its .json to score it anew, or name the same models"
+                f"{request.name} has scores that other models or versions made: remove "
+                f"{run.score_file(request.name)} and its .json to score it anew, or name the same "
+                "models"
             )
-    _note(run, of.name, told)
+    _note(run, request.name, description)
     return frozenset(made)
 
 
-def _note(run: Run, name: str, told: Mapping[str, Any]) -> None:
+def _note(run: Run, name: str, description: Mapping[str, Any]) -> None:
     path = run.score_file(name).with_suffix(".json")
-    write_atomic(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Groups of one task that are scored together."""
 
-    of: Wanted
+    request: MetricRequest
     task: str
     groups: tuple[Group, ...]
 
 
-def _due(run: Run, of: Wanted, available: frozenset[str], advance: Advance) -> Iterator[Batch]:
-    """The groups that have no score yet; scores that are not those of their groups are cut off."""
-    path = run.score_file(of.name)
+def _due(
+    run: Run, request: MetricRequest, available: frozenset[str], advance: Advance
+) -> Iterator[Batch]:
+    """The groups without a score; scores that do not match their groups are cut off."""
+    path = run.score_file(request.name)
     groups: Iterator[Group] = (group for group in run.groups() if group.task in available)
     done, rest = 0, groups
     if path.exists():
@@ -231,14 +240,14 @@ def _due(run: Run, of: Wanted, available: frozenset[str], advance: Advance) -> I
                     break
                 done += 1
     cut_back(path, done)
-    advance(of.name, done)
-    for some in batches(rest, GROUPS_A_BATCH):
-        for task, same in groupby(some, lambda group: group.task):
-            yield Batch(of, task, tuple(same))
+    advance(request.name, done)
+    for batch in batches(rest, GROUPS_A_BATCH):
+        for task, same in groupby(batch, lambda group: group.task):
+            yield Batch(request, task, tuple(same))
 
 
 def _of(group: Group) -> dict[str, str]:
-    """What tells a group's row from others."""
+    """The fields that identify a group's row."""
     return {
         "pair": group.pair,
         "task": group.task,
@@ -250,8 +259,8 @@ def _of(group: Group) -> dict[str, str]:
 
 def _score(batch: Batch) -> list[str]:
     """The lines of a batch's scores."""
-    of = batch.of
-    built = _built(of, batch.task)
+    request = batch.request
+    built = _built(request, batch.task)
     values = built.score(
         [group.prompt for group in batch.groups], [group.texts for group in batch.groups]
     )
@@ -261,14 +270,14 @@ def _score(batch: Batch) -> list[str]:
     ]
 
 
-_kept: dict[tuple[str, str], tuple[Wanted, Metric]] = {}
+_kept: dict[tuple[str, str], tuple[MetricRequest, Metric]] = {}
 
 
-def _built(of: Wanted, task: str) -> Metric:
-    """The metric of a task; this process builds it once."""
-    if (of.name, task) not in _kept or _kept[of.name, task][0] != of:
-        _kept[of.name, task] = (of, of.build(task))
-    return _kept[of.name, task][1]
+def _built(request: MetricRequest, task: str) -> Metric:
+    """The metric of a task, built once per process."""
+    if (request.name, task) not in _kept or _kept[request.name, task][0] != request:
+        _kept[request.name, task] = (request, request.build(task))
+    return _kept[request.name, task][1]
 
 
 def _worker(_: object) -> Callable[[Batch], list[str]]:

@@ -1,14 +1,14 @@
-"""The run directory: everything about a run in files that describe themselves.
+"""The run directory: everything about a run, in files that describe themselves.
 
-    run.json         configuration; versions and git revision of whoever began it
+    run.json         configuration; versions, git revision and machine where the run began
     prompts.jsonl    every prompt used
-    samples.jsonl    a row a sample, in the order of the plan; no clock in it
-    speed.jsonl      what was measured beside it
-    scores/          METRIC.jsonl, a row a group of samples, and METRIC.json, how it was made
+    samples.jsonl    a row per sample, in the order of the plan; without times
+    speed.jsonl      seconds and tokens of every prompt at every setting
+    scores/          METRIC.jsonl, a row per group of samples, and METRIC.json, how it was computed
     *.parquet        the same as tables
 
-Rows are appended, whole jobs at a time, so that a run that was killed is cut back to its last whole
-job and goes on there.
+Rows of whole jobs are appended. A run that was killed is cut back to its last whole job and
+continues there.
 """
 
 import json
@@ -25,13 +25,13 @@ from baco.evaluation.records import Group, Prompt, Sample, Setting, grouped
 T = TypeVar("T")
 
 FORMAT = 1
-# What to choose where a directory is something else.
+# What a user can choose where a directory holds something else.
 OTHER = "another --out"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that is there.
+    """An existing run directory.
 
     Attributes:
         path: of the directory.
@@ -46,7 +46,7 @@ class Run:
         """Open a run to read or score it.
 
         Raises:
-            BacoError: no run is there, or one of another format.
+            BacoError: the directory holds no run, or one of another format.
         """
         folder = Path(path)
         config = read_manifest(folder / "run.json", FORMAT, "run", "baco sweep --out")
@@ -58,12 +58,12 @@ class Run:
 
     @cached_property
     def _prompts(self) -> Mapping[tuple[str, str], Prompt]:
-        found = {}
+        prompts = {}
         for row in read_rows(self.path / "prompts.jsonl"):
             task = row.pop("task")
             row |= {"messages": tuple(row["messages"]), "paraphrases": tuple(row["paraphrases"])}
-            found[task, row["id"]] = Prompt(**row)
-        return found
+            prompts[task, row["id"]] = Prompt(**row)
+        return prompts
 
     @property
     def settings(self) -> list[Setting]:
@@ -71,30 +71,30 @@ class Run:
         return [Setting(**row) for row in self.config["settings"]]
 
     def samples(self) -> Iterator[Sample]:
-        """The samples that are there, in the order of the plan; never all in memory."""
+        """The samples drawn so far, in the order of the plan; never all in memory."""
         for row in read_rows(self.path / "samples.jsonl"):
             row["pieces"] = tuple((text, source) for text, source in row["pieces"])
             yield Sample(**row)
 
     def groups(self) -> Iterator[Group]:
-        """All n samples of a prompt at a setting together; one that is not whole is left out."""
+        """All n samples of a prompt at a setting together; incomplete groups are left out."""
         for group in grouped(self.samples(), self.prompts()):
             if len(group.samples) == self.config["n"]:
                 yield group
 
     @property
     def drawn(self) -> int:
-        """How many samples are there."""
+        """Number of samples drawn so far."""
         return count_rows(self.path / "samples.jsonl")
 
     @property
     def complete(self) -> bool:
-        """Is every sample of the plan there?"""
+        """Whether every sample of the plan was drawn."""
         return self.drawn == self.expected
 
     @property
     def expected(self) -> int:
-        """How many samples the plan has."""
+        """Number of samples of the plan."""
         prompts = sum(task["prompts"] for task in self.config["tasks"])
         points = len(self.config["settings"]) * len(self.config["pairs"])
         return int(prompts * points * self.config["n"])
@@ -104,7 +104,7 @@ class Run:
         return read_rows(self.path / "speed.jsonl")
 
     def score_file(self, metric: str) -> Path:
-        """Where a metric's scores are, or are to be."""
+        """The file of a metric's scores."""
         return self.path / "scores" / f"{metric}.jsonl"
 
     def scores(self, metric: str) -> Iterator[dict[str, Any]]:
@@ -112,20 +112,20 @@ class Run:
         return read_rows(self.score_file(metric))
 
     def about(self, metric: str) -> dict[str, Any]:
-        """How a metric was made; empty where it has not been asked for."""
+        """How a metric was computed; empty where it was not requested."""
         path = self.score_file(metric).with_suffix(".json")
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def metrics(self) -> list[str]:
         """Names of the metrics that have scores."""
-        return [name for name in self._asked() if count_rows(self.score_file(name))]
+        return [name for name in self._requested() if count_rows(self.score_file(name))]
 
     def unavailable(self) -> dict[str, str]:
         """Metrics that could not run, and why."""
-        told = {name: self.about(name) for name in self._asked()}
-        return {name: str(t["unavailable"]) for name, t in told.items() if "unavailable" in t}
+        about = {name: self.about(name) for name in self._requested()}
+        return {name: str(a["unavailable"]) for name, a in about.items() if "unavailable" in a}
 
-    def _asked(self) -> list[str]:
+    def _requested(self) -> list[str]:
         return sorted(path.stem for path in (self.path / "scores").glob("*.json"))
 
 
@@ -133,22 +133,22 @@ def begin(path: Path, config: Mapping[str, Any], prompts: Mapping[str, Sequence[
     """Make a run directory, or open the one of the same configuration.
 
     Args:
-        path: a directory that is not there, is empty, or holds this very run or its beginnings.
-        config: all that the samples hang on; under ``made`` what does not count when a run goes on.
+        path: a directory that does not exist, is empty, or holds this run or its beginnings.
+        config: all that the samples depend on; ``made`` is not compared when a run continues.
         prompts: of every task.
 
     Raises:
         BacoError: a directory with something else in it, a run of other settings, or one that
             another process writes to.
     """
-    asked = json.loads(json.dumps({"format": FORMAT, **config}))
-    rows = [{"task": task, **asdict(p)} for task, given in prompts.items() for p in given]
-    files = {"prompts.jsonl": "".join(map(line, rows)), "run.json": as_manifest(asked)}
+    settings = json.loads(json.dumps({"format": FORMAT, **config}))
+    rows = [{"task": task, **asdict(p)} for task, own in prompts.items() for p in own]
+    files = {"prompts.jsonl": "".join(map(line, rows)), "run.json": as_manifest(settings)}
     if not begin_folder(path, files, "run", OTHER):
-        return Run(path, asked)
+        return Run(path, settings)
     run = Run.open(path)
-    begun, asked = ({k: v for k, v in c.items() if k != "made"} for c in (run.config, asked))
-    check_settings(path, begun, asked, OTHER)
+    begun, new = ({k: v for k, v in c.items() if k != "made"} for c in (run.config, settings))
+    check_settings(path, begun, new, OTHER)
     return run
 
 
@@ -161,7 +161,7 @@ def sample_line(sample: Sample) -> str:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a JSONL file; none where there is no file."""
+    """The complete rows of a JSONL file; none where there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", newline="\n") as file:
@@ -171,7 +171,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def count_rows(path: Path) -> int:
-    """How many whole lines a file has."""
+    """Number of complete lines of a file."""
     if not path.exists():
         return 0
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The sweep: every method on every task with every pair, into a run directory.
 
-It goes on where an earlier sweep of the same plan was, at the border of a job, so that every prompt
-is decoded in the company it would have had: the samples are the same, byte for byte.
+A sweep continues an earlier one of the same plan after its last whole job. So every prompt is
+decoded in the same batch as without the interruption, and the samples are the same, byte for byte.
 """
 
 import time
@@ -33,13 +33,13 @@ from baco.evaluation.records import Sample
 from baco.evaluation.store import Run, sample_line
 from baco.files import locked
 
-# The part of free memory that the weights of all workers' pairs may take.
+# Share of free memory that the weights of all workers' pairs can take.
 WEIGHTS_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A job's samples, prompt by prompt, and how long they took."""
+    """A job's samples, prompt by prompt, and the seconds they took."""
 
     job: Job
     rows: list[list[Answer]]
@@ -62,9 +62,10 @@ def sweep(
     """Draw the samples of the plan that the run does not have yet.
 
     Args:
-        run: from :func:`baco.evaluation.store.begin`, of this very plan.
-        plan: what is to be drawn.
-        executor: draws them; None: this process. Every process has its own copy of the pair.
+        run: from :func:`baco.evaluation.store.begin`, with the configuration of this plan.
+        plan: all samples of the run.
+        executor: carries out the jobs; None: this process. Every process has its own copy of the
+            pair.
         progress: receives the prompts of an earlier sweep, then those of this one.
 
     Raises:
@@ -97,24 +98,24 @@ class _Samples:
 
 
 def resume(run: Run, plan: Plan) -> list[Job]:
-    """The jobs that are still to do.
+    """The jobs that are left.
 
-    Rows are checked, not counted: what does not belong where it stands, and what a killed sweep
-    left of an unfinished job, is cut off and drawn again.
+    Rows are checked, not counted. Rows that do not match the plan, and those of an unfinished job,
+    are cut off and drawn again.
     """
     samples, speed = run.path / "samples.jsonl", run.path / "speed.jsonl"
     jobs = list(plan.jobs())
-    there = count_matching(samples, _expected(jobs, plan.n))
+    present = count_matching(samples, _expected(jobs, plan.n))
     whole, prompts, done = 0, 0, 0
     for job in jobs:
-        if whole + len(job.prompts) * plan.n > there:
+        if whole + len(job.prompts) * plan.n > present:
             break
         whole += len(job.prompts) * plan.n
         prompts += len(job.prompts)
         done += 1
     cut_back(samples, whole)
     cut_back(speed, count_matching(speed, islice(_groups(jobs), prompts)))
-    # A template that reads the clock reads the day on which the run was begun.
+    # Templates that read the clock get the day on which the run began.
     day = {"date": run.config["made"]["date"]} if "date" in run.config["made"] else {}
     return [
         replace(job, pair=replace(job.pair, options={**day, **job.pair.options}))
@@ -123,14 +124,14 @@ def resume(run: Run, plan: Plan) -> list[Job]:
 
 
 def _groups(jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
-    """What tells a prompt's rows from others, in the order of the plan."""
+    """The fields that identify each prompt's rows, in the order of the plan."""
     for job in jobs:
         for prompt in job.prompts:
             yield _of(job) | {"prompt": prompt.id}
 
 
 def _expected(jobs: Iterable[Job], n: int) -> Iterator[dict[str, Any]]:
-    """The same of every sample."""
+    """The fields that identify each sample, in the order of the plan."""
     for group in _groups(jobs):
         for sample in range(n):
             yield group | {"sample": sample}
@@ -146,17 +147,16 @@ def _of(job: Job) -> dict[str, Any]:
 
 
 def _write(run: Run, done: Done) -> None:
-    """Speed first: a run that is killed in between has the more of it, and cuts it back."""
+    """Append a job. Speed goes first: after a kill in between, `resume` cuts it back."""
     job = done.job
-    of = _of(job)
-    # Prompts are answered together: each has its share of the time.
+    # Prompts are answered together, so each has an equal share of the time.
     seconds = round(done.seconds / len(done.rows), 6)
     append(
         run.path / "speed.jsonl",
         (
             line(
                 {
-                    **of,
+                    **_of(job),
                     "prompt": prompt.id,
                     "seconds": seconds,
                     "tokens": sum(answer.tokens for answer in row),
@@ -172,7 +172,7 @@ def samples_of(done: Done) -> Iterator[Sample]:
     """The answers of a job as records."""
     job = done.job
     for prompt, row in zip(job.prompts, done.rows, strict=True):
-        for index, said in enumerate(row):
+        for index, sample in enumerate(row):
             yield Sample(
                 pair=job.pair.name,
                 task=job.task,
@@ -181,12 +181,12 @@ def samples_of(done: Done) -> Iterator[Sample]:
                 setting=job.setting.label,
                 value=job.setting.value,
                 sample=index,
-                text=said.text,
-                pieces=said.pieces,
-                tokens=said.tokens,
-                base_share=None if said.base_share is None else round(said.base_share, 6),
-                switches=said.switches,
-                finish_reason=said.finish_reason,
+                text=sample.text,
+                pieces=sample.pieces,
+                tokens=sample.tokens,
+                base_share=None if sample.base_share is None else round(sample.base_share, 6),
+                switches=sample.switches,
+                finish_reason=sample.finish_reason,
                 seed=job.draw.seed,
             )
 
@@ -225,7 +225,7 @@ class Drawer:
 
 
 def default_workers(pairs: Sequence[PairSpec]) -> int:
-    """One a core where each can hold a pair of its own on the CPU, else this process alone."""
+    """One worker per core where each can hold its own pair on the CPU; else one."""
     sizes = [pair.bytes() for pair in pairs]
     on_cpu = all(str(pair.options.get("device", "cpu")) == "cpu" for pair in pairs)
     if torch.accelerator.is_available() or not on_cpu or None in sizes:
