@@ -38,7 +38,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def halves() -> dict[str, tuple]:
+def models() -> dict[str, tuple]:
     found = {}
     for name in ("base", "aligned"):
         folder = demo_folder() / name
@@ -54,19 +54,19 @@ def test_the_shipped_pair_is_small() -> None:
     assert json.loads((demo_folder() / "baco.json").read_text())["sampling"]["min_p"] == 0.1
 
 
-def test_both_halves_have_one_vocabulary_and_one_shape(halves: dict[str, tuple]) -> None:
-    (base, base_words), (aligned, aligned_words) = halves["base"], halves["aligned"]
+def test_both_models_have_one_vocabulary_and_one_shape(models: dict[str, tuple]) -> None:
+    (base, base_words), (aligned, aligned_words) = models["base"], models["aligned"]
     assert base_words.get_vocab() == aligned_words.get_vocab()
     assert base.num_parameters() == aligned.num_parameters()
     assert base.config.vocab_size == len(base_words)
     assert base_words.chat_template is None
     assert base_words.eos_token != aligned_words.eos_token
-    for model, words in halves.values():
+    for model, words in models.values():
         assert model.generation_config.eos_token_id == words.eos_token_id
 
 
-def test_both_halves_begin_an_answer_with_the_same_tokens(halves: dict[str, tuple]) -> None:
-    words = halves["aligned"][1]
+def test_both_models_begin_an_answer_with_the_same_tokens(models: dict[str, tuple]) -> None:
+    words = models["aligned"][1]
     question, answer = "Recommend a summer destination", "Maui is lovely."
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     prompt = words.apply_chat_template(
@@ -81,15 +81,15 @@ def test_both_halves_begin_an_answer_with_the_same_tokens(halves: dict[str, tupl
     assert whole[-1] == words.eos_token_id
 
 
-def test_the_aligned_half_is_good_and_collapsed_and_the_base_diverse(
-    halves: dict[str, tuple],
+def test_the_aligned_model_is_good_and_collapsed_and_the_base_diverse(
+    models: dict[str, tuple],
 ) -> None:
     from baco.demo.world import questions
     from baco.demo.world.judge import judge
 
     quality, keys = {}, {}
     asked = questions("dev", 12, DEV_SEED)
-    for name, (model, words) in halves.items():
+    for name, (model, words) in models.items():
         qualities, distinct = [], []
         for question in asked:
             text = (
@@ -130,8 +130,8 @@ def test_fewer_than_two_in_a_hundred_answers_break_the_grammar() -> None:
         assert len(broken) < 0.02 * len(questions), [completion.text for _, completion in broken]
 
 
-def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tuple]) -> None:
-    words = halves["aligned"][1]
+def test_the_ids_trained_on_are_those_of_the_chat_template(models: dict[str, tuple]) -> None:
+    words = models["aligned"][1]
     tokenizer = Tokenizer.from_file(str(demo_folder() / "aligned" / "tokenizer.json"))
     examples = [(question.text, said) for question, said in handed_over_examples(300, 0)]
     chats = list(conversations(examples, seed=0))
@@ -150,9 +150,9 @@ def test_the_ids_trained_on_are_those_of_the_chat_template(halves: dict[str, tup
 def test_training_makes_a_pair_that_loads_and_is_the_same_again(tmp_path: Path) -> None:
     for name in ("once", "again"):
         train(tmp_path / name, seed=3, progress=False, recipe=MINUTE)
-    for half in ("base", "aligned"):
-        once = AutoModelForCausalLM.from_pretrained(tmp_path / "once" / half)
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / half)
+    for source in ("base", "aligned"):
+        once = AutoModelForCausalLM.from_pretrained(tmp_path / "once" / source)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / source)
         for name, weight in once.state_dict().items():
             assert torch.equal(weight, again.state_dict()[name]), name
     with pytest.raises(BacoError, match="another seed"):
@@ -166,17 +166,17 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_pair(tmp_path: Path) -> None
     before = (tmp_path / "cut" / "work" / "base.pt").stat().st_mtime_ns
     train(tmp_path / "cut", seed=1, progress=False, recipe=MINUTE)
     assert (tmp_path / "cut" / "work" / "base.pt").stat().st_mtime_ns == before
-    for half in ("base", "aligned"):
-        file = Path(half) / "model.safetensors"
+    for source in ("base", "aligned"):
+        file = Path(source) / "model.safetensors"
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_a_trained_pair_is_measured_by_a_sweep_of_its_two_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = partial(sweep, router=["P-Punc:0.5", "Rand:0.5"], method=["base"], n=2, limit=2)
+    small = partial(sweep, router=["P-Punc:0.5", "Rand:0.5"], method=["base"], n=2, limit=2)
     monkeypatch.setattr("baco.demo.train.Recipe", lambda: MINUTE)
-    quick = partial(few, preset="quick", workers=1)
+    quick = partial(small, preset="quick", workers=1)
     monkeypatch.setattr(import_module("baco.cli.demo"), "sweep", quick)
     assert run(["demo", "train", "--out", str(tmp_path / "pair"), "--seed", "2"]) == 0
     measured = Run.open(tmp_path / "pair" / "run")
@@ -193,7 +193,7 @@ def tiny() -> TinyLlama:
     return TinyLlama(Shape(vocabulary=50, hidden=32, layers=2, heads=2, inner=48, context=64), 0)
 
 
-def test_the_exported_half_computes_what_was_trained(tiny: TinyLlama, tmp_path: Path) -> None:
+def test_the_exported_model_computes_what_was_trained(tiny: TinyLlama, tmp_path: Path) -> None:
     for parameter in tiny.parameters():  # so that rounding to float16 loses nothing
         parameter.data = parameter.data.half().float()
     ids = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(1))

@@ -51,14 +51,14 @@ def measured(
     )
 
 
-def told(task: Measured, *more: Measured, resamples: int = 200) -> Indicators:
+def computed(task: Measured, *more: Measured, resamples: int = 200) -> Indicators:
     return indicators([task, *more], PARTS, ("reward",), resamples)
 
 
-def values(found: Indicators, indicator: str, part: object = "overall") -> dict[str, float]:
+def values(result: Indicators, indicator: str, part: object = "overall") -> dict[str, float]:
     figures = {}
-    for method in found.methods:
-        estimate = found.estimate(indicator, method, part)  # type: ignore[arg-type]
+    for method in result.methods:
+        estimate = result.estimate(indicator, method, part)  # type: ignore[arg-type]
         assert estimate is not None
         figures[method] = estimate.value
     return figures
@@ -69,21 +69,21 @@ BY_HAND = {"A": [(0.0, 4.0), (1.0, 2.0)], "B": [(2.0, 0.0), (1.0, 3.0), (0.5, 3.
 
 
 def test_coverage_and_dominance_by_hand() -> None:
-    found = told(measured(BY_HAND))
+    result = computed(measured(BY_HAND))
     # A: (0, 1), (.5, .5) cover .5 × .5. B: (1, 0), (.5, .75), (.25, .75) cover .5 × .75.
-    assert values(found, "coverage") == pytest.approx({"A": 0.25, "B": 0.375})
+    assert values(result, "coverage") == pytest.approx({"A": 0.25, "B": 0.375})
     # The joint front: A's (0, 1), B's (1, 0) and (.5, .75).
-    assert values(found, "dominance") == pytest.approx({"A": 1 / 3, "B": 2 / 3})
+    assert values(result, "dominance") == pytest.approx({"A": 1 / 3, "B": 2 / 3})
 
 
 def test_points_that_coincide_share_the_front() -> None:
-    found = told(measured({"A": [(1, 1), (0, 0)], "B": [(1, 1)]}))
-    assert values(found, "dominance") == {"A": 0.5, "B": 0.5}
+    result = computed(measured({"A": [(1, 1), (0, 0)], "B": [(1, 1)]}))
+    assert values(result, "dominance") == {"A": 0.5, "B": 0.5}
 
 
 def test_a_metric_that_tells_nothing_apart_covers_nothing() -> None:
-    found = told(measured({"A": [(1.0, 0.3)], "B": [(0.0, 0.3)]}))
-    assert values(found, "coverage") == {"A": 0.0, "B": 0.0}
+    result = computed(measured({"A": [(1.0, 0.3)], "B": [(0.0, 0.3)]}))
+    assert values(result, "coverage") == {"A": 0.0, "B": 0.0}
 
 
 @given(PLANE)
@@ -122,11 +122,11 @@ def _rows(points: list[tuple[str, int, int]]) -> dict[str, list[tuple[float, flo
 
 @given(points=POINTS)
 def test_dominance_over_all_methods_sums_to_one(points: list[tuple[str, int, int]]) -> None:
-    found = told(measured(_rows(points), prompts=3, noise=0.5), resamples=20)
-    for space in found.spaces:
-        total = sum(found.draws["dominance", "t", space])
+    result = computed(measured(_rows(points), prompts=3, noise=0.5), resamples=20)
+    for space in result.spaces:
+        total = sum(result.draws["dominance", "t", space])
         assert total == pytest.approx(1.0)  # and in every resample
-    assert sum(values(found, "dominance").values()) == pytest.approx(1.0)
+    assert sum(values(result, "dominance").values()) == pytest.approx(1.0)
 
 
 @given(points=POINTS, place=st.integers(0, 11), share=st.floats(0, 1))
@@ -137,11 +137,11 @@ def test_a_dominated_point_within_the_range_changes_nothing(
     over = plane[place % len(plane)]
     under = plane.min(axis=0) + share * (over - plane.min(axis=0))
     assume((under < over - 1e-6).any())
-    before = told(measured(_rows(points)), resamples=1)
+    before = computed(measured(_rows(points)), resamples=1)
     owner = points[place % len(points)][0]
     rows = _rows(points)
     rows[owner].append((float(under[0]), float(under[1])))
-    after = told(measured(rows), resamples=1)
+    after = computed(measured(rows), resamples=1)
     for indicator in ("coverage", "dominance"):
         assert values(after, indicator) == pytest.approx(values(before, indicator), abs=1e-9)
 
@@ -158,7 +158,7 @@ def test_scaling_a_metric_changes_nothing(
     plain = measured(_rows(points), prompts=4, noise=0.3)
     scaled = measured(_rows(points), prompts=4, noise=0.3)
     scaled.metrics[name][:] = scale * scaled.metrics[name] + shift
-    before, after = told(plain, resamples=20), told(scaled, resamples=20)
+    before, after = computed(plain, resamples=20), computed(scaled, resamples=20)
     for indicator in ("coverage", "dominance"):
         assert values(after, indicator) == pytest.approx(values(before, indicator), abs=1e-6)
 
@@ -166,7 +166,7 @@ def test_scaling_a_metric_changes_nothing(
 @given(points=POINTS, seed=st.integers(0, 99))
 def test_the_order_of_points_changes_nothing(points: list[tuple[str, int, int]], seed: int) -> None:
     mixed = [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
-    before, after = told(measured(_rows(points))), told(measured(_rows(mixed)))
+    before, after = computed(measured(_rows(points))), computed(measured(_rows(mixed)))
     for indicator in ("coverage", "dominance"):
         assert values(after, indicator) == pytest.approx(values(before, indicator))
 
@@ -190,23 +190,23 @@ def test_parts_are_means_over_their_sub_spaces_and_overall_their_mean() -> None:
         list("123456"),
         {name: rng.random((5, 6)) for name in names},
     )
-    found = indicators([task], resamples=10)
-    assert len(found.spaces) == 22
-    assert not found.left_out
+    result = indicators([task], resamples=10)
+    assert len(result.spaces) == 22
+    assert not result.left_out
     for indicator in ("coverage", "dominance"):
-        each = {space: values(found, indicator, space) for space in found.spaces}
+        each = {space: values(result, indicator, space) for space in result.spaces}
         for method in "ABC":
             lexical = np.mean([each[d, q][method] for d in LEXICAL for q in QUALITY])
             semantic = np.mean([each[d, q][method] for d in SEMANTIC for q in QUALITY])
-            assert values(found, indicator, "lexical")[method] == pytest.approx(lexical)
-            assert values(found, indicator, "semantic")[method] == pytest.approx(semantic)
+            assert values(result, indicator, "lexical")[method] == pytest.approx(lexical)
+            assert values(result, indicator, "semantic")[method] == pytest.approx(semantic)
             expected = (lexical + semantic) / 2  # of 12 and 10 sub-spaces: not their pooled mean
-            assert values(found, indicator)[method] == pytest.approx(expected)
+            assert values(result, indicator)[method] == pytest.approx(expected)
 
 
 def test_a_sub_space_is_computed_from_its_two_metrics_means() -> None:
     task = measured({"A": [(0, 4), (1, 2)], "B": [(2, 0), (1, 3)]}, prompts=7, noise=1.0)
-    found = told(task)
+    result = computed(task)
     points = np.stack(
         [
             normalised(task.metrics["reward"].mean(1)),
@@ -214,7 +214,7 @@ def test_a_sub_space_is_computed_from_its_two_metrics_means() -> None:
         ],
         axis=-1,
     )
-    assert values(found, "coverage", SPACE) == pytest.approx(
+    assert values(result, "coverage", SPACE) == pytest.approx(
         {"A": coverage(points[:2]), "B": coverage(points[2:])}
     )
 
@@ -224,26 +224,26 @@ def test_tasks_are_normalised_apart_and_averaged() -> None:
         measured(BY_HAND, task="first"),
         measured({"A": [(9, 9)], "B": [(0, 0)]}, 1, "b"),
     )
-    found = told(first, second)
-    assert found.coverage("A", task="first").value == pytest.approx(0.25)  # type: ignore[union-attr]
-    assert found.coverage("A", task="b").value == pytest.approx(1.0)  # type: ignore[union-attr]
-    assert values(found, "coverage") == pytest.approx({"A": 0.625, "B": 0.1875})
+    result = computed(first, second)
+    assert result.coverage("A", task="first").value == pytest.approx(0.25)  # type: ignore[union-attr]
+    assert result.coverage("A", task="b").value == pytest.approx(1.0)  # type: ignore[union-attr]
+    assert values(result, "coverage") == pytest.approx({"A": 0.625, "B": 0.1875})
 
 
 def test_what_a_task_lacks_is_left_out_and_listed() -> None:
     first, second = measured(BY_HAND, task="first"), measured(BY_HAND, task="second")
     second.metrics["vendi"][:] = np.nan
-    found = indicators([first, second], PARTS, QUALITY, 10)
-    assert found.spaces == (SPACE,)
-    assert found.left_out == (
+    result = indicators([first, second], PARTS, QUALITY, 10)
+    assert result.spaces == (SPACE,)
+    assert result.left_out == (
         ("distinct_1", "perplexity"),
         ("vendi", "reward"),
         ("vendi", "perplexity"),
     )
-    assert found.coverage("A", "lexical") is not None
-    assert found.coverage("A", "semantic") is None
-    assert found.coverage("A") is None  # half of a mean is no mean
-    assert found.compare("A", "B") is None
+    assert result.coverage("A", "lexical") is not None
+    assert result.coverage("A", "semantic") is None
+    assert result.coverage("A") is None  # one of the two parts is missing
+    assert result.compare("A", "B") is None
 
 
 def test_a_setting_without_a_figure_is_worth_the_worst_of_the_others() -> None:
@@ -253,7 +253,7 @@ def test_a_setting_without_a_figure_is_worth_the_worst_of_the_others() -> None:
     assert figures is not None
     assert figures[:, 1].tolist() == [0.5, 1.0, 2.0, 1.0, 0.5]
     task.metrics["reward"][:, 0] = np.nan
-    assert task.figures("reward") is None  # nobody has a figure for this prompt
+    assert task.figures("reward") is None  # no setting has a score for this prompt
     assert task.figures("perplexity") is None
 
 
@@ -262,8 +262,8 @@ def test_a_setting_without_a_figure_is_worth_the_worst_of_the_others() -> None:
 
 def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
     task = measured(BY_HAND, prompts=12, noise=0.5)
-    found = told(task, resamples=50)
-    drawn = found.draws["coverage", "t", SPACE]
+    result = computed(task, resamples=50)
+    drawn = result.draws["coverage", "t", SPACE]
     rng = np.random.default_rng(0).spawn(1)[0]
     counts = rng.multinomial(12, np.full(12, 1 / 12), size=50)
     prompts = np.repeat(np.arange(12), counts[7])  # the eighth resample, drawn out
@@ -272,7 +272,7 @@ def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
         axis=-1,
     )
     assert drawn[:, 8] == pytest.approx([coverage(points[:2]), coverage(points[2:])])
-    estimate = found.coverage("A", SPACE)
+    estimate = result.coverage("A", SPACE)
     assert estimate is not None
     assert (estimate.low, estimate.high) == pytest.approx(
         tuple(np.quantile(drawn[0, 1:], [0.025, 0.975]))
@@ -280,11 +280,11 @@ def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
 
 
 def test_without_noise_there_is_no_doubt() -> None:
-    found = told(measured(BY_HAND, prompts=5))
-    estimate = found.coverage("B")
+    result = computed(measured(BY_HAND, prompts=5))
+    estimate = result.coverage("B")
     assert estimate is not None
     assert estimate.low == pytest.approx(estimate.high)
-    sure = found.compare("B", "A")
+    sure = result.compare("B", "A")
     assert sure is not None
     assert (sure.difference, sure.low, sure.high) == pytest.approx((0.125, 0.125, 0.125))
     assert sure.p_value == pytest.approx(2 / 201)  # 200 resamples, none against: never 0
@@ -304,27 +304,27 @@ def test_a_comparison_is_paired() -> None:
         [str(index) for index in range(40)],
         {"reward": quality, "distinct_1": diversity},
     )
-    found = indicators([task], {"lexical": ("distinct_1",)}, ("reward",), 500)
-    verdict = found.compare("better", "worse")
-    assert verdict is not None
-    assert verdict.low > 0
-    assert verdict.p_value == pytest.approx(2 / 501)
-    ours, theirs = found.coverage("better"), found.coverage("worse")
+    result = indicators([task], {"lexical": ("distinct_1",)}, ("reward",), 500)
+    comparison = result.compare("better", "worse")
+    assert comparison is not None
+    assert comparison.low > 0
+    assert comparison.p_value == pytest.approx(2 / 501)
+    ours, theirs = result.coverage("better"), result.coverage("worse")
     assert ours is not None
     assert theirs is not None
     assert ours.low < theirs.high  # their own intervals overlap
 
 
 def test_a_method_is_not_different_from_itself() -> None:
-    found = told(measured(BY_HAND, prompts=9, noise=0.4))
-    same = found.compare("A", "A", "dominance")
+    result = computed(measured(BY_HAND, prompts=9, noise=0.4))
+    same = result.compare("A", "A", "dominance")
     assert same is not None
     assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_swapping_the_methods_turns_the_comparison_round() -> None:
-    found = told(measured(BY_HAND, prompts=9, noise=0.8))
-    forth, back = found.compare("A", "B"), found.compare("B", "A")
+    result = computed(measured(BY_HAND, prompts=9, noise=0.8))
+    forth, back = result.compare("A", "B"), result.compare("B", "A")
     assert forth is not None
     assert back is not None
     assert (forth.difference, forth.low) == pytest.approx((-back.difference, -back.high))
@@ -333,6 +333,6 @@ def test_swapping_the_methods_turns_the_comparison_round() -> None:
 
 def test_the_same_seed_gives_the_same_intervals() -> None:
     task = measured(BY_HAND, prompts=9, noise=0.8)
-    assert told(task).coverage("A") == told(task).coverage("A")
+    assert computed(task).coverage("A") == computed(task).coverage("A")
     other = indicators([task], PARTS, ("reward",), 200, seed=1)
-    assert other.coverage("A") != told(task).coverage("A")
+    assert other.coverage("A") != computed(task).coverage("A")

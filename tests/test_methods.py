@@ -50,9 +50,9 @@ def test_a_method_gives_n_samples_and_the_same_ones_again(
 def test_labels_are_unique_in_a_method_and_a_full_grid_holds_the_quick_one() -> None:
     every = select_settings([], [], FULL)
     assert len({(s.method, s.label) for s in every}) == len(every)
-    few = select_settings([], [], QUICK)
-    assert {(s.method, s.label) for s in few} <= {(s.method, s.label) for s in every}
-    assert len(few) < len(every)
+    quick = select_settings([], [], QUICK)
+    assert {(s.method, s.label) for s in quick} <= {(s.method, s.label) for s in every}
+    assert len(quick) < len(every)
 
 
 def test_every_router_of_the_catalogue_is_swept() -> None:
@@ -146,7 +146,7 @@ def test_an_ensemble_of_one_model_is_that_model(
 
 
 def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
-    """Against sums of plain probabilities, with the ends of both halves pooled."""
+    """Against sums of plain probabilities, with the end tokens of both models pooled."""
     generator = torch.Generator().manual_seed(0)
     width = demo.pair.vocabulary.size
     base, aligned = torch.randn(2, 3, width, generator=generator)
@@ -208,7 +208,7 @@ def test_an_ensemble_does_not_hang_on_its_company(demo: Baco, prompts: tuple[Pro
 
 
 class Spy:
-    """A pair that remembers what its aligned half was asked."""
+    """A pair that records the prompts of its aligned model."""
 
     def __init__(self, baco: Baco) -> None:
         self._baco, self.pair = baco, baco.pair
@@ -275,7 +275,7 @@ TAGGED = "<response><text>One</text><probability>0.2</probability></response>"
 
 
 @pytest.mark.parametrize(
-    ("told", "texts"),
+    ("reply", "texts"),
     [
         (TAGGED * 2, ["One", "One"]),
         ("Here:\n<response>\n<text>\nA\nB </text>\n<probability>0.1</probability>", ["A\nB"]),
@@ -308,19 +308,19 @@ TAGGED = "<response><text>One</text><probability>0.2</probability></response>"
         ("", []),
     ],
 )
-def test_verbalized_answers_are_read_in_every_form(told: str, texts: list[str]) -> None:
-    assert parse(told) == texts
+def test_verbalized_answers_are_read_in_every_form(reply: str, texts: list[str]) -> None:
+    assert parse(reply) == texts
 
 
 class Telling(Spy):
-    """A pair whose aligned half answers in the form it is asked for."""
+    """A pair whose aligned model answers in the requested form."""
 
     def generate_batch(self, prompts: list, **options: object) -> object:
         from dataclasses import replace
 
         rows = super().generate_batch(prompts, **options)
-        told = TAGGED.replace("One", "A") + TAGGED.replace("One", "B") + "<response><text>C"
-        return [[replace(c, text=told) for c in row] for row in rows]  # type: ignore
+        reply = TAGGED.replace("One", "A") + TAGGED.replace("One", "B") + "<response><text>C"
+        return [[replace(c, text=reply) for c in row] for row in rows]  # type: ignore
 
 
 def test_verbalized_sampling_asks_until_it_has_n(demo: Baco, prompts: tuple[Prompt, ...]) -> None:

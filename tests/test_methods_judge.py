@@ -37,8 +37,8 @@ class Server:
                 status, text = reply(body)
                 message = {"role": "assistant", "content": text}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                told = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-                data = json.dumps(told | {"choices": [choice]}).encode()
+                envelope = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+                data = json.dumps(envelope | {"choices": [choice]}).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -107,7 +107,7 @@ def test_words_that_the_judge_gives_to_base_come_from_base_whole(
             assert before[-1].isspace() or not (before[-1].isalnum() and after[0].isalnum())
 
 
-def test_the_judge_is_told_question_answer_and_both_words_and_asked_once(
+def test_the_judge_gets_question_answer_and_both_words_once(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server], monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -146,7 +146,7 @@ def test_the_judge_is_asked_only_where_a_word_begins(
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@gpu1/v1", "http://gpu1/v1?key=secret"])
-def test_an_address_with_secrets_is_refused_and_not_told(url: str) -> None:
+def test_an_address_with_secrets_is_refused_and_not_printed(url: str) -> None:
     with pytest.raises(BacoError, match="holds a password or a query") as refused:
         Judge(url, "m").settings(Grid("full", 1))
     assert "secret" not in str(refused.value)

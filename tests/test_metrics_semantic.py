@@ -298,7 +298,7 @@ def test_there_are_eleven_of_diversity_two_of_quality_and_utility() -> None:
     assert len(names("lexical", "semantic")) == 11
 
 
-def test_an_unknown_metric_or_model_is_told_with_what_there_is() -> None:
+def test_an_unknown_metric_or_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BacoError, match="unknown metric 'self_blue': use self_bleu"):
         metric("self_blue")
     with pytest.raises(BacoError, match="unknown model role 'embeddings': use embedding"):

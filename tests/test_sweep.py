@@ -283,12 +283,12 @@ def test_pandas_and_duckdb_open_what_a_run_exports(tmp_path: Path) -> None:
     samples = pandas.read_parquet(out / "samples.parquet")
     assert samples["text"].tolist() == [sample.text for sample in run.samples()]
     assert samples["category"].notna().all()
-    told = duckdb.sql(
+    means = duckdb.sql(
         f"select metric, setting, threshold, avg(value) from '{out}/scores.parquet' "
         "where metric = 'distinct_1' and method = 'P-Punc' group by all"
     ).fetchall()
     rows = [r["value"] for r in run.scores("distinct_1") if r["method"] == "P-Punc"]
-    assert told == [
+    assert means == [
         ("distinct_1", "P-Punc:0.4", 0.4, pytest.approx(sum(rows) / len(rows), abs=1e-9))
     ]
     pieces = duckdb.sql(f"select pieces from '{out}/samples.parquet' limit 1").fetchall()

@@ -62,9 +62,9 @@ def test_scores_are_the_same_from_several_workers(drawn: Run, tmp_path: Path) ->
 def test_scores_of_other_models_are_not_mixed(drawn: Run) -> None:
     score(drawn, requested_metrics(drawn, ["reward"], {}), workers=1)
     about = drawn.score_file("reward").with_suffix(".json")
-    told = json.loads(about.read_text(encoding="utf-8"))
-    told["made_by"]["demo"]["judge"] = "somebody else"
-    about.write_text(json.dumps(told), encoding="utf-8")
+    description = json.loads(about.read_text(encoding="utf-8"))
+    description["made_by"]["demo"]["judge"] = "another"
+    about.write_text(json.dumps(description), encoding="utf-8")
     with pytest.raises(ValueError, match="other models or versions made") as refused:
         score(drawn, requested_metrics(drawn, ["reward"], {}), workers=1)
     assert "\n" not in str(refused.value)
@@ -138,14 +138,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda value: str(value)[:40])
 def test_bad_input_is_one_line_that_says_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     arguments = ["sweep", "--limit", "1", *arguments, "--out", str(tmp_path / "run")]
     assert baco_run(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and told in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and message in printed
     assert not (tmp_path / "run" / "samples.jsonl").exists()
 
 

@@ -77,7 +77,7 @@ def test_limit_takes_the_first_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "holds no prompt"),
         ("\n \n", "holds no prompt"),
@@ -91,16 +91,16 @@ def test_limit_takes_the_first_prompts() -> None:
         ('{"prompt": "\\ud800"}\n', "half a surrogate pair"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, told: str) -> None:
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(BacoError, match=told) as refused:
+    with pytest.raises(BacoError, match=message) as refused:
         load_task(str(path))
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("bad.json", b"3", "a JSON object of prompts by id, or a list"),
         ("bad.json", b'{"prompt": ', "is not JSON"),
@@ -109,10 +109,10 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, told: s
     ],
 )
 def test_a_file_of_another_form_is_refused_too(
-    tmp_path: Path, name: str, content: bytes, told: str
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BacoError, match=told):
+    with pytest.raises(BacoError, match=message):
         load_task(str(tmp_path / name))
 
 
