@@ -86,8 +86,8 @@ def test_limit_takes_the_first_prompts() -> None:
         ('{"prompt": " "}\n', "line 1: the prompt is empty"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "'1' comes twice"),
         ('{"messages": []}\n', "line 1: 'messages' has no message of role 'user'"),
-        ('{"prompt": "a", "paraphrases": "b"}\n', "no list of texts"),
-        ('{"prompt": "a", "paraphrases": 5}\n', "no list of texts"),
+        ('{"prompt": "a", "paraphrases": "b"}\n', "not a list of texts"),
+        ('{"prompt": "a", "paraphrases": 5}\n', "not a list of texts"),
         ('{"prompt": "\\ud800"}\n', "half a surrogate pair"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, message
         ("bad.json", b"3", "a JSON object of prompts by id, or a list"),
         ("bad.json", b'{"prompt": ', "is not JSON"),
         ("bad.json", b'["a"]', "entry 1: give a JSON object"),
-        ("bad.txt", b"\xff\xfe\x00", "no text in UTF-8"),
+        ("bad.txt", b"\xff\xfe\x00", "not valid UTF-8"),
     ],
 )
 def test_a_file_of_another_form_is_refused_too(
