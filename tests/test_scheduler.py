@@ -29,9 +29,8 @@ from baco.kv_cache.slots import columns_for
 from baco.models.forward.llama import attend
 from baco.outputs import Chunk
 from baco.serve.endpoints import _json
-from baco.serve.engine_thread import MAX_ANSWERS_PER_STEP, EngineThread
+from baco.serve.engine_thread import MAX_ANSWERS_PER_STEP, EngineThread, Job
 from baco.serve.formats import TextFormatter
-from baco.serve.job import Job
 from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
 from baco.text.encoder import Encoder
 from tests.fuzzing import budget

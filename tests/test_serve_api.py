@@ -86,7 +86,7 @@ def test_a_stream_joins_to_the_answers_and_ends_with_the_usage(server: Served) -
             assert own[-1]["baco"][name] == choice["baco"][name]
 
 
-def test_without_a_seed_one_is_told_that_gives_the_answer_again(server: Served) -> None:
+def test_without_a_seed_one_is_drawn_and_returned_that_repeats_the_answer(server: Served) -> None:
     first = server.ask().json()["choices"][0]
     again = server.ask(seed=first["baco"]["seed"]).json()["choices"][0]
     assert again == first
@@ -109,7 +109,9 @@ def test_the_models_name_may_name_the_router(
     assert choice["baco"]["router"] == router
 
 
-def test_a_routers_case_does_not_matter_and_its_own_spelling_is_told(server: Served) -> None:
+def test_a_routers_case_does_not_matter_and_its_canonical_spelling_is_returned(
+    server: Served,
+) -> None:
     asked = {"model": "baco/p-punc:0.4", "seed": 3}
     choices = [
         server.ask(router=router, **asked).json()["choices"][0]
@@ -225,7 +227,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "status", "message"), REFUSED, ids=lambda v: str(v)[:30])
-def test_what_is_wrong_is_told_in_openais_shape(
+def test_errors_have_openais_format(
     server: Served, wrong: dict[str, Any], status: int, message: str
 ) -> None:
     for stream in (False, True):
@@ -334,7 +336,7 @@ def test_messages_of_errors_are_printable_and_on_one_line(server: Served) -> Non
         ({"max_tokens": 0}, "max_tokens is 0: give at least 1"),
     ],
 )
-def test_limits_are_told_as_this_server_has_them(
+def test_errors_name_the_limits_of_this_server(
     server: Served, wrong: dict[str, Any], message: str
 ) -> None:
     assert message in server.ask(**wrong).json()["error"]["message"]
@@ -381,7 +383,9 @@ def test_a_body_without_a_length_is_measured_too(server: Served) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_rows_of_a_client_that_goes_away_leave_within_a_step(demo: Baco, stream: bool) -> None:
+def test_the_rows_of_a_client_that_disconnects_leave_within_a_step(
+    demo: Baco, stream: bool
+) -> None:
     body = chat("Give me a four-sentence story about a dragon.", n=128, stream=stream)
     with served(demo) as server, server.client as client:
         if stream:
@@ -419,7 +423,7 @@ def test_concurrent_requests_share_the_batch(server: Served) -> None:
     assert server.rounds - before < one_by_one / 2
 
 
-def test_the_page_and_what_it_asks_are_there(server: Served) -> None:
+def test_the_page_and_its_endpoints_are_served(server: Served) -> None:
     with server.client as client:
         assert "<title>BACo" in client.get("/").text
         info = client.get("/baco/info").json()

@@ -89,7 +89,9 @@ def test_openais_client_streams(client: openai.OpenAI, demo: Baco) -> None:
     assert usage is not None
 
 
-def test_openais_asynchronous_client_asks_many_at_once(server: Served, demo: Baco) -> None:
+def test_openais_asynchronous_client_sends_many_requests_at_once(
+    server: Served, demo: Baco
+) -> None:
     async def ask_all() -> list[str | None]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
 

@@ -110,7 +110,7 @@ def test_echo_tells_how_likely_a_half_finds_the_prompt(
     assert replies[0]["usage"]["completion_tokens"] == 0
 
 
-def test_ids_and_a_part_of_the_prompt_are_told_if_asked(server: Served, demo: Baco) -> None:
+def test_ids_and_a_part_of_the_prompt_are_returned_on_request(server: Served, demo: Baco) -> None:
     ids = demo.pair.renderer.raw(TEXTS[0]).base_ids
     named = {"return_tokens_as_token_ids": True, "return_token_ids": True}
     (choice,) = scored(server, prompt=ids, echo_from=4, **named)["choices"]

@@ -138,7 +138,7 @@ def test_bytes_now_and_then_do_not_hold_a_request_open(demo: Baco, sent: bytes) 
         settles(server)
 
 
-def test_a_client_that_goes_away_in_its_body_is_gone_in_the_log(demo: Baco) -> None:
+def test_a_client_that_disconnects_in_its_body_is_logged_as_gone(demo: Baco) -> None:
     with served(demo) as server:
         connect(server.url, HALF_BODY).close()
         wait_for(server.log)
@@ -171,7 +171,7 @@ def test_an_answer_takes_what_time_it_takes(demo: Baco) -> None:
         assert not server.connections.closed
 
 
-def test_a_client_that_takes_nothing_is_given_up(demo: Baco) -> None:
+def test_the_connection_of_a_client_that_reads_nothing_is_closed(demo: Baco) -> None:
     with served(demo, body_timeout=0.3) as server:
         ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
         with connect(server.url) as deaf:
@@ -337,7 +337,7 @@ def test_two_thousand_idle_connections_stop_nobody() -> None:
         assert running.wait(WAIT) == 0
 
 
-def test_too_low_a_limit_of_files_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_low_a_limit_on_files_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
     with pytest.raises(BacoError, match=r"may open 40 files and needs .*: raise ulimit -n"):
         connection_limit()

@@ -15,9 +15,8 @@ from baco.errors import BacoError
 from baco.outputs import Chunk
 from baco.routing.router import Router, RuleRouter
 from baco.routing.rules import LogitRule
-from baco.serve.engine_thread import ClosedError, EngineThread, QueueFullError
+from baco.serve.engine_thread import ClosedError, EngineThread, Job, QueueFullError
 from baco.serve.errors import ClientGoneError
-from baco.serve.job import Job
 from baco.serve.stream import unless_disconnected
 
 PROMPT = "Give me a dinner idea"
@@ -207,7 +206,7 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
     engine_thread.close()
 
 
-def test_a_caller_that_cannot_be_told_is_given_up_and_the_thread_goes_on(
+def test_a_job_whose_delivery_fails_is_cancelled_and_the_thread_continues(
     engine_thread: EngineThread, demo: Baco
 ) -> None:
     def gone(_: Chunk | Scored | Exception) -> None:
@@ -230,7 +229,7 @@ def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
     assert texts(told) == alone(demo, seed=1)
 
 
-def test_what_is_open_when_the_grace_is_over_is_told_so(demo: Baco) -> None:
+def test_jobs_that_are_open_after_the_grace_end_with_an_error(demo: Baco) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=3)
     told: Told = SimpleQueue()
 

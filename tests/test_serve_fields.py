@@ -41,7 +41,7 @@ def texts(answer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
-def test_fields_that_mean_nothing_here_change_no_answer(server: Served, path: str) -> None:
+def test_fields_without_effect_here_change_no_answer(server: Served, path: str) -> None:
     plain = texts(ask(server, path))
     most = max(len(entry.accepted) for entry in FIELDS[path].values() if entry.accepted is not None)
     for turn in range(max(most, len(SHAPED))):
@@ -81,7 +81,7 @@ def test_a_number_is_no_switch(server: Served, given: Any, is_accepted: bool) ->
     assert (ask(server, CHAT, repeat_penalty=given).status_code == 200) == is_accepted
 
 
-def test_null_is_as_good_as_nothing_anywhere(server: Served) -> None:
+def test_null_means_not_given_in_every_field(server: Served) -> None:
     for path, model in ((CHAT, ChatRequest), (COMPLETION, CompletionRequest)):
         plain = texts(ask(server, path))
         optional = set(model.model_fields) - {"messages", "prompt", "router", "seed", "max_tokens"}

@@ -90,7 +90,7 @@ def test_other_origins_pages_may_call_only_where_they_are_named(server: Served, 
         assert "Access-Control-Allow-Origin" not in other.headers
 
 
-def test_the_access_log_tells_all_but_what_was_said(server: Served) -> None:
+def test_the_access_log_holds_everything_but_texts(server: Served) -> None:
     answer = server.ask(seed=3, n=2)
     wait_for(lambda: server.log() and server.log()[-1]["id"] == answer.headers["X-Request-Id"])
     entry = server.log()[-1]
@@ -114,7 +114,7 @@ def test_prompts_are_logged_where_that_is_asked_for(demo: Baco) -> None:
         assert server.log()[-1]["prompts"] == [[{"role": "user", "content": PROMPT}]]
 
 
-def test_metrics_count_what_was_said(demo: Baco) -> None:
+def test_metrics_count_the_tokens_of_answers(demo: Baco) -> None:
     with served(demo) as server:
         said = server.ask(seed=3, n=4).json()
         server.ask(n=0)
@@ -252,7 +252,7 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(tmp_path: Pa
         assert entries[-1]["outcome"] == "told"
 
 
-def test_after_the_grace_what_still_runs_is_told_and_the_server_ends() -> None:
+def test_after_the_grace_running_requests_get_an_error_and_the_server_ends() -> None:
     with process("--grace", "0", before=SLOW) as (running, url):
         with httpx.Client(base_url=url, headers=bearer("one"), timeout=WAIT) as client:
             told = stream_of(client, "Slow")

@@ -16,8 +16,7 @@ from baco.errors import AnswerError, BacoError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
 from baco.serve.choices import finite, token_id_name
-from baco.serve.engine_thread import EngineThread
-from baco.serve.job import Job
+from baco.serve.engine_thread import EngineThread, Job
 from baco.serve.response_models import Provenance, TextChoice, TextLogprobs
 from baco.source import Source
 from baco.text.answer_text import name_of

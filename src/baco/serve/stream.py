@@ -15,9 +15,8 @@ from baco.engine.isolation import IsolatingEngine
 from baco.errors import AnswerError, UpstreamError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
-from baco.serve.engine_thread import EngineThread
+from baco.serve.engine_thread import EngineThread, Job
 from baco.serve.errors import ClientGoneError
-from baco.serve.job import Job
 from baco.serve.parse_request import ParsedRequest
 from baco.text.prompts import Prompt
 
