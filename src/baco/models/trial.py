@@ -243,7 +243,7 @@ def small_config(config: Any) -> Any:
 
 
 def _small_rope(rope: Mapping[str, Any], rotated: int) -> dict[str, Any]:
-    """Parameters of a rotary embedding of so many channels, or of one for each kind of layer."""
+    """Parameters of a rotary embedding with ``rotated`` channels, or of one per kind of layer."""
     small: dict[str, Any] = {}
     for name, value in rope.items():
         if isinstance(value, Mapping):

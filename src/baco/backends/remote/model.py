@@ -300,7 +300,7 @@ async def ask(server: Server, names: Names, body: Mapping[str, Any]) -> list[Ser
     """Completions, in the order of the prompts.
 
     Raises:
-        MalformedError: the reply is no completion; other errors as for `Server.post`.
+        MalformedError: the reply is not a completion; other errors as for `Server.post`.
     """
     reply = await server.post("/completions", body)
     try:

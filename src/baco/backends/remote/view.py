@@ -140,7 +140,7 @@ class RoutingView:
                 Signals(base, wide[1], words, self._coins),
                 Signals(wide[0], aligned, words, self._coins),
             ]
-        # Rows are log-probabilities, though one column stands for many tokens.
+        # Rows are log-probabilities, though one column represents many tokens.
         logprobs = Distribution(base, log_partition=torch.zeros(len(base)))
         return [Signals(logprobs, aligned, words, self._coins)]
 

@@ -97,7 +97,7 @@ class Names:
             top: the number of most likely tokens that was requested at each position.
 
         Raises:
-            ShapeError: the reply is no completion.
+            ShapeError: the reply is not a completion.
         """
         return [self.read(choice, top) for choice in _choices(reply)]
 
@@ -109,7 +109,7 @@ class Names:
             top: the number of most likely tokens that was requested at each position.
 
         Raises:
-            ShapeError: it is no choice.
+            ShapeError: it is not a choice.
         """
         ended = choice.get("finish_reason") in ("stop", "eos", "eos_token")
         result = ServerTokens(ended=ended, text=_text(choice.get("text") or ""))

@@ -34,8 +34,8 @@ class Guard(LogitsProcessor):
             raise VLLMValidationError(str(error)) from error
         if sampling_params.prompt_logprobs is not None:
             raise VLLMValidationError(
-                "prompt_logprobs: a pair has two prompts and its router speaks after them; ask "
-                "for logprobs of the answer"
+                "prompt_logprobs: a pair has two prompts, and its router starts after them; "
+                "request logprobs of the answer"
             )
         if sampling_params.structured_outputs is not None and options.switch == "word":
             raise VLLMValidationError(
