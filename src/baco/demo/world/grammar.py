@@ -186,8 +186,10 @@ def without_opener(text: str) -> str:
     return text
 
 
-def recognisers(family: Family) -> list[list[tuple[re.Pattern[str], tuple[str, ...]]]]:
+@cache
+def recognisers(name: str) -> list[list[tuple[re.Pattern[str], tuple[str, ...]]]]:
     """By position, the patterns of its sentences, each with the attributes of its groups."""
+    family = families()[name]
     return [[_recogniser(family, pattern) for pattern in row] for row in family.sentences]
 
 

@@ -12,7 +12,6 @@ values of the family's key attributes; answers in which they cannot be read shar
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from baco.demo.world import Question
 from baco.demo.world.grammar import Family, families, recognisers, value_of_form, without_opener
@@ -61,16 +60,11 @@ def _sentences(family: Family, answer: str) -> list[str]:
     return ["\n".join(lines[start : start + 2]) for start in range(0, len(lines), 2)]
 
 
-@cache
-def _recognisers(name: str) -> list[list[tuple[re.Pattern[str], tuple[str, ...]]]]:
-    return recognisers(families()[name])
-
-
 def _read(family: Family, sentences: list[str]) -> tuple[dict[str, list[str]], int, int]:
     """Values of every attribute, in order; sentences recognised; sentences repeated."""
     values: dict[str, list[str]] = {}
     matched = 0
-    for sentence, ways in zip(sentences, _recognisers(family.name), strict=False):
+    for sentence, ways in zip(sentences, recognisers(family.name), strict=False):
         for pattern, attributes in ways:
             match = pattern.fullmatch(sentence)
             if match:

@@ -77,7 +77,7 @@ class Paraphrase:
         rows: list[list[Answer]] = [[] for _ in prompts]
         for sample in range(draw.n):
             conversations = [
-                _reworded(prompt, texts[sample % len(texts)])
+                [*prompt.messages[:-1], {"role": "user", "content": texts[sample % len(texts)]}]
                 for prompt, texts in zip(prompts, wordings, strict=True)
             ]
             seed = draw.apart(self.name, sample)
@@ -165,10 +165,6 @@ def with_system(messages: Sequence[Message], system: str) -> list[Message]:
         first = {"role": "system", "content": system + "\n\n" + messages[0]["content"]}
         return [first, *messages[1:]]
     return [{"role": "system", "content": system}, *messages]
-
-
-def _reworded(prompt: Prompt, text: str) -> list[Message]:
-    return [*prompt.messages[:-1], {"role": "user", "content": text}]
 
 
 def _sampling(draw: Draw, setting: Setting) -> dict[str, Any]:

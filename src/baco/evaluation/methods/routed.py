@@ -34,7 +34,9 @@ class Routed:
         """
         name = router_name(spelling)
         if needs_threshold(spelling) and ":" not in spelling:
-            values = grid.thin(_thresholds(name))
+            # Without a logit rule the threshold is a probability.
+            rule = logit_rule_of(name)
+            values = grid.thin((rule.sweep if rule else ()) or PROBABILITY_SWEEP)
             return [_setting(name, f"{name}:{value:g}", value) for value in values]
         router = parse(spelling)
         return [_setting(name, router.spelling, getattr(router, "threshold", None))]
@@ -49,9 +51,3 @@ class Routed:
 
 def _setting(name: str, spelling: str, value: float | None) -> Setting:
     return Setting(name, spelling, value, {"kind": Routed.name, "router": spelling})
-
-
-def _thresholds(name: str) -> Sequence[float]:
-    """The sweep of the logit rule; without one, that of probabilities."""
-    rule = logit_rule_of(name)
-    return (rule.sweep if rule else ()) or PROBABILITY_SWEEP

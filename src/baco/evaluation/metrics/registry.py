@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -15,12 +16,10 @@ from baco.evaluation.metrics.loading import require
 from baco.evaluation.metrics.nli import nli
 from baco.evaluation.metrics.protocols import (
     Answers,
-    Equivalence,
     Kind,
     Metric,
     MetricUnavailable,
     Prompts,
-    Reward,
 )
 from baco.evaluation.metrics.reference import reference_model
 from baco.evaluation.metrics.reward import reward_model
@@ -29,6 +28,7 @@ from baco.plugins import plugins
 Figures = Sequence[float | None]
 Compute = Callable[[Prompts, Answers], Figures]
 Function = TypeVar("Function", bound=Callable[..., Any])
+Judge = TypeVar("Judge")
 Built = tuple[Mapping[str, str], Compute]
 
 
@@ -53,24 +53,19 @@ class Figure:
         return list(self.compute(prompts, answers))
 
 
-def _equivalence(given: str | Equivalence | None) -> Equivalence:
+def _judge(load: Callable[[str | None], Judge], given: str | Judge | None) -> DemoJudge | Judge:
+    """The demo world's judge, a loaded one, or an object of the user's."""
     if given == DEMO:
         return DemoJudge()
-    return similarity_classifier(given) if given is None or isinstance(given, str) else given
-
-
-def _reward(given: str | Reward | None) -> Reward:
-    if given == DEMO:
-        return DemoJudge()
-    return reward_model(given) if given is None or isinstance(given, str) else given
+    return load(given) if given is None or isinstance(given, str) else given
 
 
 # Loads the model of each role from an id, a folder, or None for the default.
 ROLES: Mapping[str, Callable[[Any], Any]] = {
     "embedding": embedder,
     "nli": nli,
-    "equivalence": _equivalence,
-    "reward": _reward,
+    "equivalence": partial(_judge, similarity_classifier),
+    "reward": partial(_judge, reward_model),
     "reference": reference_model,
 }
 

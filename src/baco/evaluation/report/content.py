@@ -180,8 +180,7 @@ def _p(value: float) -> str:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    quoted = [f"“{name}”" if "," in name else name for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+    return _listed([f"“{name}”" if "," in name else name for name in names])
 
 
 def content(

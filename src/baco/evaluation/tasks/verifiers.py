@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from baco.evaluation.metrics import Metric, MetricUnavailable
+from baco.evaluation.metrics.demo import judged
 from baco.evaluation.metrics.protocols import Answers, Prompts
 from baco.evaluation.metrics.registry import Figure
 from baco.evaluation.records import Prompt
@@ -70,8 +71,6 @@ def _lm_eval() -> Any:
 
 def demo(prompt: Prompt, answer: str) -> bool:
     """Whether the demo world's judge finds no fault."""
-    from baco.evaluation.metrics.demo import judged
-
     return judged(prompt, answer).quality == 1.0
 
 
