@@ -1,11 +1,11 @@
-"""What a forward of one half costs, by how many rows and tokens it reads at once.
+"""What a forward of one model costs, by the number of rows and tokens it reads.
 
     python -m benchmarks.forwards [--body SIZE | PAIR] [--dtype D] [--columns C] [--compile]
 
-The aligned half reads so many tokens of so many rows, each behind C cached tokens: as the engine
-lays weights out and runs them, and with `transformers`' own forward of the same shape over a cache
-of its own. Each figure is the best of several runs, milliseconds. The part of drafting that pays
-hangs on how much more a forward over several tokens costs than one over a single token.
+The aligned model reads tokens of several rows, each behind C cached tokens: with the engine's
+layout of weights and forward, and with `transformers`' own forward over a cache of its own. Each
+figure is the best of several runs, in milliseconds. Drafts pay where a forward over several tokens
+costs little more than one over a single token.
 """
 
 import argparse
@@ -44,27 +44,27 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ours(half: PairModel, rows: int, tokens: int, columns: int) -> float:
+def ours(model: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The engine's forward."""
-    store = half.new_cache()
+    store = model.new_cache()
     store.copy_prefix(finish(store.prefill([5] * columns)), rows)
     read = torch.full((rows, tokens), 7)
     return best(
         lambda: store.extend(read, [tokens] * rows, tokens),
         lambda: store.roll_back([columns] * rows),
-        half.device,
+        model.device,
     )
 
 
-def theirs(half: PairModel, rows: int, tokens: int, columns: int) -> float:
+def theirs(model: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The forward of ``transformers``."""
     cache = DynamicCache()
-    half.run(input_ids=torch.full((rows, columns), 5, device=half.device), past_key_values=cache)
-    read = torch.full((rows, tokens), 7, device=half.device)
+    model.run(input_ids=torch.full((rows, columns), 5, device=model.device), past_key_values=cache)
+    read = torch.full((rows, tokens), 7, device=model.device)
     return best(
-        lambda: half.run(input_ids=read, past_key_values=cache, use_cache=True),
+        lambda: model.run(input_ids=read, past_key_values=cache, use_cache=True),
         lambda: cache.crop(columns - cache.get_seq_length() or -0),
-        half.device,
+        model.device,
     )
 
 
@@ -79,27 +79,27 @@ def main() -> None:
     given = parser.parse_args()
     known = named_pair(given)
     weights = load(known, given.dtype, given.device, compile=given.compile)
-    half, plain = weights.ours.aligned, weights.plain.aligned
+    model, plain = weights.ours.aligned, weights.plain.aligned
     table = [
         {
             "rows": rows,
             "tokens": tokens,
-            "engine": ours(half, rows, tokens, given.columns),
+            "engine": ours(model, rows, tokens, given.columns),
             "transformers": theirs(plain, rows, tokens, given.columns),
         }
         for rows, tokens in SHAPES
     ]
     told = {
         "pair": known.name,
-        "held": half.weights_format,
+        "held": model.weights_format,
         "compiled": given.compile,
-        "machine": machine(half.device),
+        "machine": machine(model.device),
         "milliseconds": table,
     }
     if given.json:
         print(json.dumps(told))
         return
-    print(f"{known.name}, {half.weights_format}, {torch.get_num_threads()} threads, ms a forward")
+    print(f"{known.name}, {model.weights_format}, {torch.get_num_threads()} threads, ms a forward")
     print(f"{'rows × tokens':>14}{'engine':>9}{'transformers':>14}")
     for one in table:
         name = f"{one['rows']} × {one['tokens']}"

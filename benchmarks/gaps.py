@@ -104,9 +104,9 @@ class Gaps:
 def wide(folder: Path) -> str:
     """The demo pair with a context window of CONTEXT tokens."""
     weights = Path(str(resources.files("baco").joinpath("demo/weights")))
-    for half in ("base", "aligned"):
-        shutil.copytree(weights / half, folder / half)
-        path = folder / half / "config.json"
+    for source in ("base", "aligned"):
+        shutil.copytree(weights / source, folder / source)
+        path = folder / source / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         config["max_position_embeddings"] = CONTEXT
         path.write_text(json.dumps(config), encoding="utf-8")

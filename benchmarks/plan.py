@@ -14,7 +14,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """One half of a pair: parameters, layers, key and value heads, and their width."""
+    """One model of a pair: parameters, layers, key and value heads, and their width."""
 
     parameters: float
     layers: int
@@ -74,12 +74,12 @@ class Plan:
 
     @property
     def weights(self) -> float:
-        """Bytes of both halves on one GPU."""
+        """Bytes of both models' weights on one GPU."""
         return 2 * self.shape.weights / self.gpus_a_pair
 
     @property
     def row(self) -> float:
-        """Bytes of keys and values of one answer at its longest, in both halves, on one GPU."""
+        """Bytes of keys and values of one answer at its longest, in both models, on one GPU."""
         tokens = self.prompt_tokens + self.answer_tokens
         return 2 * self.shape.kv_a_token * tokens / self.gpus_a_pair
 
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def memory_seconds(self) -> float:
-        """Of a step that reads all weights once and every row's keys and values, half grown."""
+        """Seconds of a step that reads all weights and the rows' keys and values, half grown."""
         grown = (self.prompt_tokens + self.answer_tokens / 2) / (
             self.prompt_tokens + self.answer_tokens
         )
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=float, default=1e6)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--gpus", type=int, default=64)
-    parser.add_argument("--pair", choices=SHAPES, default="8b", help="size of each half")
+    parser.add_argument("--pair", choices=SHAPES, default="8b", help="size of each model")
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--gpus-per-worker", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=200)

@@ -118,17 +118,17 @@ class TokenByToken:
     def __init__(self, baco: Baco, urls: dict[str, str], most: int) -> None:
         there: Any = baco.backend
         fields: dict[str, dict[str, Any]] = {
-            half: {
-                "model": there.models[half].ability.model,
+            source: {
+                "model": there.models[source].ability.model,
                 "return_tokens_as_token_ids": True,
                 "min_p": 0.0,
             }
-            for half in MODELS
+            for source in MODELS
         }
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * most)
         clients = {
-            half: httpx.Client(base_url=url, timeout=120, limits=limits)
-            for half, url in urls.items()
+            source: httpx.Client(base_url=url, timeout=120, limits=limits)
+            for source, url in urls.items()
         }
         self._http = Http(baco.pair, clients, True, fields)
         self.calls = 0
@@ -173,8 +173,8 @@ def main() -> None:
     folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
     with contextlib.ExitStack() as stack:
         urls: dict[str, str] = {
-            half: _root(getattr(given, f"{half}_url")) or stack.enter_context(served(folder))
-            for half in MODELS
+            source: _root(getattr(given, f"{source}_url")) or stack.enter_context(served(folder))
+            for source in MODELS
         }
         figures = race(urls, folder, known, given, repeats)
     if given.json:

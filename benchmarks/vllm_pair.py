@@ -36,7 +36,7 @@ def _best(draw: Callable[[int, int], int], batches: list[int], rounds: int) -> T
 
 
 def pair_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
-    """Both halves in one engine."""
+    """Both models in one engine."""
     return _baco(pair, tokens, batches, rounds, backend="vllm")
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         print(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in asked.batch))
     both, single = told["pair_in_vllm"], told["one_half_in_vllm"]
     shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in asked.batch)
-    print(f"{'pair / one half':24}{shares}")
+    print(f"{'pair / one model':24}{shares}")
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ class Plan:
                 draw = Draw(self.n, self.seed, longest | dict(self.sampling))
                 for setting in self.settings:
                     for start in range(0, len(task.prompts), self.prompts_a_job):
-                        asked = task.prompts[start : start + self.prompts_a_job]
-                        yield Job(pair, task.name, setting, asked, draw)
+                        prompts = task.prompts[start : start + self.prompts_a_job]
+                        yield Job(pair, task.name, setting, prompts, draw)
 
     def config(self, command: str = "") -> dict[str, Any]:
         """The content of run.json: the plan, and under ``made`` versions, machine and date.
