@@ -233,7 +233,7 @@ def test_commands_complete_answers_are_picked_and_compared_and_errors_go_on(
     demo: Baco, terminal: Terminal
 ) -> None:
     terminal.press("/rou")
-    terminal.see("/router who speaks")
+    terminal.see("/router set the router")
     terminal.press(TAB + " P-Punc-F")
     terminal.see("P-Punc-FC:0.4 Punc and FC keep")
     terminal.press(TAB + ENTER)

@@ -161,7 +161,7 @@ def _quit(_: "Session", __: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "router": Command(_router, "router from now on, such as P-Punc:0.4", "[SPELLING]"),
+    "router": Command(_router, "set the router, such as P-Punc:0.4", "[SPELLING]"),
     "diversity": Command(
         _diversity, "set the router's threshold by diversity, from 0 to 1", "NUMBER"
     ),
