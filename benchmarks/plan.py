@@ -150,9 +150,9 @@ class Plan:
         shard_seconds = self.shard_answers * self.answer_tokens / (self.bound * self.efficiency)
         return [
             ("placement", f"{self.replicas} pairs, {self.gpus_a_pair} GPU(s) each"),
-            ("both halves' weights a GPU", f"{self.weights / GB:.1f} GB"),
+            ("both models' weights a GPU", f"{self.weights / GB:.1f} GB"),
             (
-                "keys and values a token, both halves",
+                "keys and values a token, both models",
                 f"{2 * self.shape.kv_a_token / 1024:.0f} KiB",
             ),
             ("keys and values an answer a GPU", f"{self.row / GB:.3f} GB"),
