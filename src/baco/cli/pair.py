@@ -23,7 +23,7 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="New folder to write.")],
     models: opt.PairOptions,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the halves' files; they are linked to otherwise.")
+        bool, typer.Option("--copy", help="Copy the models' files instead of linking to them.")
     ] = False,
     trust_remote_code: opt.TrustRemoteCode = None,
 ) -> None:
