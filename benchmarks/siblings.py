@@ -21,7 +21,7 @@ from tests_real.fetch import MODELS, fetch, folder, path_of
 PLAIN_TEMPLATE = "{{ messages[-1]['content'] }}"
 
 
-def made(name: str, noise: float) -> Path:
+def pair_folder(name: str, noise: float) -> Path:
     """The folder of such a pair, with ``base`` and ``aligned`` in it."""
     if name in MODELS:
         fetch(name)
@@ -37,11 +37,11 @@ def made(name: str, noise: float) -> Path:
     tokenizer = load_tokenizer(name)
     tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
     generator = torch.Generator().manual_seed(0)
-    for half in ("aligned", "base"):
-        if half == "base":
+    for source in ("aligned", "base"):
+        if source == "base":
             perturb(model, noise, generator)
-        model.save_pretrained(partial / half)
-        tokenizer.save_pretrained(partial / half)
+        model.save_pretrained(partial / source)
+        tokenizer.save_pretrained(partial / source)
     partial.rename(out)
     return out
 
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--noise", type=float, default=0.05)
     arguments = parser.parse_args()
-    print(made(arguments.model, arguments.noise))
+    print(pair_folder(arguments.model, arguments.noise))

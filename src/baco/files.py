@@ -67,22 +67,31 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or all of the new one.
 
-    Text is UTF-8 with plain line ends. The partial file lies beside it and is synced to the disk
-    before it takes its place; its name has the process in it, so that two writers do not collide.
+    Text is UTF-8 with plain line ends.
 
     Raises:
         OSError: it cannot be written; no partial file is left behind.
     """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A partial file beside ``path``, for the block to write; at its end it takes the place.
+
+    It is synced to the disk first. Its name has the process in it, so that two writers do not
+    collide. An error removes it; one that a killed process left is removed by the next writer.
+    """
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         writer = left.name.split(".")[-2]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
-            left.unlink(missing_ok=True)  # its writer was killed
+            left.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:

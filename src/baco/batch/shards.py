@@ -162,14 +162,14 @@ class Batch:
         return inspect(baco, self.choose_router, self.settings, self.rows), baco
 
     def begin(
-        self, path: Path, executor: "LocalExecutor | RayExecutor", made: Mapping[str, Any]
+        self, path: Path, executor: "LocalExecutor | RayExecutor", provenance: Mapping[str, Any]
     ) -> "ShardJob":
         """Begin or continue a directory.
 
         Args:
             path: the directory; it is made where it is not there.
             executor: of the shards; it loads the pair.
-            made: what the manifest says besides settings, such as versions.
+            provenance: what the manifest says besides settings, such as versions.
 
         Raises:
             BacoError: a pair that cannot be loaded, a row that does not fit it, a directory of
@@ -201,7 +201,7 @@ class Batch:
             "rows_a_shard": size,
             "shards": self.form,
         }
-        more = {"inputs": list(dict.fromkeys(row.path for row in self.rows)), "made": made}
+        more = {"inputs": list(dict.fromkeys(row.path for row in self.rows)), "made": provenance}
         if pair.dated:
             asked["date"] = load.get("date")
             more["date"] = asked["date"] or today()

@@ -28,7 +28,7 @@ import torch
 
 from baco.calibration.curve import Curve
 from baco.errors import BacoError
-from baco.files import locked
+from baco.files import locked, write_atomic
 from baco.models.forward.fused_linear import FUSED
 from baco.models.forward.packed_linear import own_weights
 from baco.models.pair import Pair
@@ -121,10 +121,8 @@ class Calibration:
         target = path or _own(pair)
         content = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
         check_writable(target)
-        partial = _partial(target)
         try:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            partial.replace(target)
+            write_atomic(target, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise BacoError(f"cannot write {target}: {error.strerror}") from error
         return target
@@ -149,15 +147,11 @@ def check_writable(target: Path | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        partial = _partial(target)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
         partial.touch()
         partial.unlink()
     except OSError as error:
         raise BacoError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}.{os.getpid()}.partial")
 
 
 def _read(path: Path) -> dict[str, Curve]:

@@ -146,7 +146,7 @@ def batch(
     from baco.batch.job import carry_out
     from baco.batch.rows import read_rows
     from baco.batch.shards import Batch, check_directory
-    from baco.evaluation.plan import made
+    from baco.evaluation.plan import provenance
 
     checked = check_format(form)
     out = out.absolute()
@@ -158,7 +158,7 @@ def batch(
     command = shlex.join(["baco", *context.obj])
     opt.quiet_libraries()
     with _started(cluster) as executor:
-        job = asked.begin(out, executor, {"command": command, **made()})
+        job = asked.begin(out, executor, {"command": command, **provenance()})
         with job.held(), answering("prompts", len(rows)) as bar:
             results = sorted(
                 carry_out(job, job.worker, executor, bar), key=lambda result: result.shard.start

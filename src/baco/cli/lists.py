@@ -66,17 +66,17 @@ def tasks(as_json: AsJson = False) -> None:
     """List the tasks of 'baco sweep': prompts that have a name."""
     from baco.evaluation.tasks import task_files
 
-    found = task_files().values()
+    tasks = task_files().values()
     if as_json:
         names = ("name", "help", "limit", "max_tokens", "verifier")
         print_json(
             [
                 {name: getattr(task, name) for name in names} | {"source": dict(task.source)}
-                for task in found
+                for task in tasks
             ]
         )
         return
-    _show(("task", "what it asks"), [(task.name, task.help) for task in found])
+    _show(("task", "what it asks"), [(task.name, task.help) for task in tasks])
     _say("A file of prompts (.jsonl, or .txt with one on each line) is a task too.")
 
 
@@ -84,11 +84,11 @@ def methods(as_json: AsJson = False) -> None:
     """List the methods of 'baco sweep': what turns a prompt into answers."""
     from baco.evaluation.methods import groups, methods
 
-    found = methods().values()
+    known = methods().values()
     if as_json:
-        print_json([{"name": m.name, "family": m.family, "help": m.help} for m in found])
+        print_json([{"name": m.name, "family": m.family, "help": m.help} for m in known])
         return
-    _show(("method", "family", "what it does"), [(m.name, m.family, m.help) for m in found])
+    _show(("method", "family", "what it does"), [(m.name, m.family, m.help) for m in known])
     stand = [f"{name} stands for {', '.join(members)}" for name, members in groups().items()]
     _say(f"{'; '.join(stand)}. --router names a single router.")
 
@@ -97,12 +97,12 @@ def metrics(as_json: AsJson = False) -> None:
     """List the metrics of 'baco sweep' and 'baco score'."""
     from baco.evaluation.metrics import entries
 
-    found = entries().values()
+    metrics = entries().values()
     if as_json:
         names = ("name", "kind", "needs", "models", "help")
-        print_json([{name: getattr(metric, name) for name in names} for metric in found])
+        print_json([{name: getattr(metric, name) for name in names} for metric in metrics])
         return
-    rows = [(m.name, m.kind, ", ".join(m.models) or "none", m.help) for m in found]
+    rows = [(m.name, m.kind, ", ".join(m.models) or "none", m.help) for m in metrics]
     _show(("metric", "kind", "models", "what it measures"), rows)
     _say("--model ROLE=ID_OR_FOLDER names another model for a role. Higher is always better.")
 

@@ -33,6 +33,6 @@ def export(
 
     opt.quiet_libraries()
     known = choose_pair(models.pair, models.base, models.aligned)
-    made = export_pair(known, directory, copy=copy, trust_remote_code=bool(trust_remote_code))
+    pair = export_pair(known, directory, copy=copy, trust_remote_code=bool(trust_remote_code))
     held = f" --dtype {known.dtype}" if known.dtype else ""
-    note(f"{made.name}, {made.vocabulary.size} tokens; serve it: vllm serve {directory}{held}")
+    note(f"{pair.name}, {pair.vocabulary.size} tokens; serve it: vllm serve {directory}{held}")

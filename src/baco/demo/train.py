@@ -30,7 +30,7 @@ from baco.demo.world.documents import base_corpus
 from baco.demo.world.handover import Words, handed_over_examples, learnt
 from baco.device import keep_memory
 from baco.errors import BacoError
-from baco.files import locked, write_atomic
+from baco.files import locked, replacing, write_atomic
 
 Advance = Callable[[float], None]
 
@@ -204,9 +204,8 @@ def _restore(model: TinyLlama, path: Path) -> bool:
 
 
 def _save(model: TinyLlama, path: Path, loss: float) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"weights": model.state_dict(), "loss": loss}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({"weights": model.state_dict(), "loss": loss}, partial)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from baco.errors import BacoError
 from baco.evaluation.store import Run, batches
+from baco.files import replacing
 
 ROWS_A_GROUP = 2048
 
@@ -71,9 +72,10 @@ def _write(path: Path, schema: Any, rows: Iterable[dict[str, Any]]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_name(path.name + ".partial")
-    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        replacing(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
         for some in batches(rows, ROWS_A_GROUP):
             writer.write_table(pa.Table.from_pylist(some, schema=schema))
-    partial.replace(path)
     return path

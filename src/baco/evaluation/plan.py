@@ -147,7 +147,7 @@ class Plan:
             "noise": NOISE_VERSION,
             "sampling": dict(self.sampling),
             "prompts_a_job": self.prompts_a_job,
-            "made": {"command": command, "date": today(), **made()},
+            "made": {"command": command, "date": today(), **provenance()},
         }
 
 
@@ -164,7 +164,7 @@ def _described(task: Task) -> dict[str, Any]:
     }
 
 
-def made() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Versions, git revision and machine."""
     return {
         "baco": __version__,

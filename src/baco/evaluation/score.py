@@ -180,7 +180,7 @@ def _prepare(run: Run, request: MetricRequest) -> frozenset[str] | str:
     Raises:
         BacoError: there are scores of other models.
     """
-    made: dict[str, Any] = {}
+    made_by: dict[str, Any] = {}
     refused: dict[str, str] = {}
     for task in request.tasks:
         try:
@@ -188,18 +188,18 @@ def _prepare(run: Run, request: MetricRequest) -> frozenset[str] | str:
         except MetricUnavailable as error:
             refused[task] = str(error)
         else:
-            made[task] = dict(built.made_by)
+            made_by[task] = dict(built.made_by)
             kind = built.kind
     before = run.about(request.name) if count_rows(run.score_file(request.name)) else {}
-    if not made:
+    if not made_by:
         why = next(iter(refused.values()))
         if not before:
             _note(run, request.name, {"unavailable": why})
         return why
-    description = {"name": request.name, "kind": kind, "made_by": made}
+    description = {"name": request.name, "kind": kind, "made_by": made_by}
     description |= {"unavailable_for": refused} if refused else {}
     if before and before != description:
-        if before.get("made_by", {}).items() <= made.items():
+        if before.get("made_by", {}).items() <= made_by.items():
             run.score_file(request.name).unlink(missing_ok=True)  # one more task can be scored now
         else:
             raise BacoError(
@@ -208,7 +208,7 @@ def _prepare(run: Run, request: MetricRequest) -> frozenset[str] | str:
                 "models"
             )
     _note(run, request.name, description)
-    return frozenset(made)
+    return frozenset(made_by)
 
 
 def _note(run: Run, name: str, description: Mapping[str, Any]) -> None:

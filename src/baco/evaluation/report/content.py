@@ -232,12 +232,12 @@ def _command(run: Run) -> str:
 
 def _facts(run: Run, rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
     """The settings that samples and scores depend on, and versions and machine."""
-    config, made = run.config, run.config["made"]
+    config, provenance = run.config, run.config["made"]
     sampling = ", ".join(f"{name} {value}" for name, value in config["sampling"].items())
     versions = ", ".join(
-        f"{name} {made[name]}"
+        f"{name} {provenance[name]}"
         for name in ("baco", "python", "torch", "transformers", "numpy")
-        if name in made
+        if name in provenance
     )
     facts = [
         ("pairs", ", ".join(ranking.pair for ranking in rankings)),
@@ -247,8 +247,8 @@ def _facts(run: Run, rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
         ("sampling, unless a setting says otherwise", sampling or "the pair's own"),
         ("metrics", ", ".join(_metrics(run))),
         ("versions", versions),
-        ("git revision", str(made.get("git") or "not from a checkout")),
-        ("machine", str(made.get("machine", ""))),
+        ("git revision", str(provenance.get("git") or "not from a checkout")),
+        ("machine", str(provenance.get("machine", ""))),
     ]
     return [(name, value) for name, value in facts if value]
 

@@ -61,8 +61,8 @@ class Frame:
         rest = as_text(renderer.aligned_tokenizer, prompt.aligned_ids)
         gaps = []
         for word in words:
-            gap, found, rest = rest.partition(word)
-            if not found:
+            gap, separator, rest = rest.partition(word)
+            if not separator:
                 return None
             gaps.append(gap)
         to_begun = None
@@ -100,8 +100,8 @@ class Frame:
     def _messages(self, rest: str) -> list[Message] | None:
         conversation = []
         if self.to_user is not None:
-            system, found, rest = rest.partition(self.to_user)
-            if not found:
+            system, separator, rest = rest.partition(self.to_user)
+            if not separator:
                 return None
             conversation.append({"role": "system", "content": system})
         while True:
@@ -109,8 +109,8 @@ class Frame:
             conversation.append({"role": "user", "content": question})
             if not answered:
                 return conversation
-            answer, found, rest = rest.partition(self.to_next)
-            if not found:
+            answer, separator, rest = rest.partition(self.to_next)
+            if not separator:
                 return None
             conversation.append({"role": "assistant", "content": answer})
 
