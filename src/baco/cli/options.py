@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 Answers = Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-BaseName = Annotated[str | None, typer.Option("--base", help="Base model: hub id, folder or GGUF file.")]
+BaseName = Annotated[
+    str | None, typer.Option("--base", help="Base model: hub id, folder or GGUF file.")
+]
 AlignedName = Annotated[
     str | None,
     typer.Option("--aligned", help="Aligned model, GGUF file, or a PEFT adapter over the base."),

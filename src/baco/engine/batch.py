@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from baco.device import tensor_on
-from baco.engine.sequence import Request, SequenceState
-from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
+from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys

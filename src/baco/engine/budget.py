@@ -10,11 +10,12 @@ from itertools import takewhile
 from types import MappingProxyType
 
 from baco.engine.scoring import ENTRY_BYTES, scoring_chunk
-from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
+from baco.engine.sequence import MAX_DRAFT_TOKENS
 from baco.kv_cache.protocol import RowSize
 from baco.kv_cache.slots import columns_for
 from baco.models.model import PairModel
-from baco.sampling.sampler import DRAW_BYTES, max_drawn_entries
+from baco.sampling.noise import max_drawn_entries
+from baco.sampling.sampler import DRAW_BYTES
 
 # Bytes for each position and each token of the vocabulary: both models' logits, raw and in float32,
 # what routers and masks compute of them, and what tokens are drawn from.

@@ -15,8 +15,7 @@ from baco.engine.batch import Batch
 from baco.engine.budget import Budget, Needs
 from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
-from baco.engine.sequence import Request, SequenceState
-from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS
+from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.errors import BacoError, failure
 
 log = logging.getLogger("baco")

@@ -12,6 +12,10 @@ from baco.source import Source
 FinishReason = Literal["stop", "length", "error"]
 
 
+# Draft tokens of a row in one step, at most.
+MAX_DRAFT_TOKENS = 8
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """n samples to draw from one prompt.

@@ -95,3 +95,10 @@ def gumbel_of(seed: int, sample: int, position: int, token: int) -> float:
     """The same noise for one token, in plain numbers."""
     words = _words(seed & _MASK, (seed >> 32) & _MASK, sample, position)
     return -math.log(-math.log(_bits(*words, token) * 2.0**-24))
+
+
+def max_drawn_entries(device_type: str) -> int:
+    """Entries of logits that one draw processes at once on a kind of device. Larger batches are
+    drawn in parts, so that memory does not grow with rows × vocabulary.
+    """
+    return 2**21 if device_type == "cpu" else 2**24

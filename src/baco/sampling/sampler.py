@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baco.device import tensor_on
-from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel
+from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, max_drawn_entries
 from baco.sampling.params import SamplingParams
 
 # Bytes that a draw takes for each entry of the logits, at most: sorted copies for top-p, noise for
@@ -193,13 +193,6 @@ def truncate(logits: Tensor, params: SamplingTensors) -> Tensor:
         floor = logits.amax(dim=-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)
     return logits
-
-
-def max_drawn_entries(device_type: str) -> int:
-    """Entries of logits that one draw processes at once on a kind of device. Larger batches are
-    drawn in parts, so that memory does not grow with rows × vocabulary.
-    """
-    return 2**21 if device_type == "cpu" else 2**24
 
 
 def draw(logits: Tensor, params: SamplingTensors, keys: Tensor) -> Tensor:

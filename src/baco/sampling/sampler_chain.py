@@ -18,8 +18,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.plugins import plugins
-from baco.sampling.noise import coin
-from baco.sampling.sampler import max_drawn_entries
+from baco.sampling.noise import coin, max_drawn_entries
 
 MAX_CHAIN = 16  # samplers of one request
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

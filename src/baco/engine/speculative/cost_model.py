@@ -8,12 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from baco.engine.sequence import MAX_DRAFT_TOKENS
 from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.self_draft import SelfDraft
 from baco.models.size import ModelSize
 from baco.source import Drafter, Source
-
-MAX_DRAFT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)

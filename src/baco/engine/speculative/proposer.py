@@ -13,9 +13,9 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.draft import Draft, Logits, Positions
 from baco.engine.runner import ModelRunner
-from baco.engine.sequence import Request, SequenceState
+from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.engine.speculative.cost_model import MAX_DRAFT_TOKENS, NO_DRAFT, DraftPlanner, Plan
+from baco.engine.speculative.cost_model import NO_DRAFT, DraftPlanner, Plan
 from baco.engine.speculative.ngram import NgramTable
 from baco.engine.speculative.self_draft import SelfDraft
 from baco.sampling.noise import gumbel_of

@@ -6,16 +6,13 @@ ends the answer.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
 from baco.text.answer_text import AnswerText
-
-if TYPE_CHECKING:
-    from baco.integrations.transformers.model import BacoForCausalLM
 
 # The last tokens of an answer that are searched at each step: more than an opening has, plus those
 # that one step of assisted decoding adds.
@@ -26,7 +23,7 @@ class NextTurn(StoppingCriteria):
     """Stops rows at an opening whose first character the base model wrote.
 
     Args:
-        model: routes the tokens.
+        model: the `BacoForCausalLM` that routes the tokens.
         opening: of the base model's turns, such as ``Question:``.
         prompts: the input of ``generate``, int64 [B, T].
         mask: 0 for padding, [B, T]; None without padding.
@@ -36,7 +33,7 @@ class NextTurn(StoppingCriteria):
 
     def __init__(
         self,
-        model: "BacoForCausalLM",
+        model: Any,
         opening: str,
         prompts: Tensor,
         mask: Tensor | None,
