@@ -78,17 +78,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A partial file beside ``path``, for the block to write; at its end it takes the place.
+def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """A partial file beside ``path``, for the block to write. At the end of the block it is synced
+    to the disk and takes the place of ``path``. An error removes it.
 
-    It is synced to the disk first. Its name has the process in it, so that two writers do not
-    collide. An error removes it; one that a killed process left is removed by the next writer.
+    Args:
+        path: the file to write.
+        partial: the partial file, for callers that remove what killed writers left. By default its
+            name has the process in it, so that two writers do not collide, and the next writer
+            removes it after a kill.
     """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        writer = left.name.split(".")[-2]
-        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
-            left.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    if partial is None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+            writer = left.name.split(".")[-2]
+            if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+                left.unlink(missing_ok=True)
     try:
         yield partial
         with partial.open("rb+") as file:

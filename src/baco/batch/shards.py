@@ -36,7 +36,7 @@ from baco.batch.job import (
 )
 from baco.batch.rows import Row
 from baco.errors import BacoError
-from baco.files import locked
+from baco.files import locked, replacing
 from baco.outputs import record
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
@@ -87,11 +87,8 @@ class Output:
         # Two machines may make one shard at once, where one of them was taken for lost.
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(encode(records, self.form))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
+            with replacing(target, partial):
+                partial.write_bytes(encode(records, self.form))
         except OSError as error:
             raise BacoError(f"cannot write {target}: {error.strerror}") from error
 

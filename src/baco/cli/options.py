@@ -65,6 +65,19 @@ Samplers = Annotated[
     ),
 ]
 
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Keep the most likely tokens up to this total probability."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        help="Keep tokens with this fraction of the most likely token's probability, or more.",
+    ),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")]
+
 
 def grouped(
     *, without: Collection[str] = ()
@@ -360,17 +373,8 @@ class SamplingOptions:
     top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k most likely tokens.")] = (
         None
     )
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", help="Keep the most likely tokens up to this total probability."),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            "--min-p",
-            help="Keep tokens with this fraction of the most likely token's probability, or more.",
-        ),
-    ] = None
+    top_p: TopP = None
+    min_p: MinP = None
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
@@ -378,9 +382,7 @@ class SamplingOptions:
         ),
     ] = None
     sampler: Samplers = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
-    ] = None
+    max_tokens: MaxTokens = None
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End answers before this text. Repeatable.")
     ] = None

@@ -98,21 +98,10 @@ class SweepSampling:
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="0 takes the most likely token.")
     ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", help="Keep the most likely tokens up to this total probability."),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            "--min-p",
-            help="Keep tokens with this fraction of the most likely token's probability, or more.",
-        ),
-    ] = None
+    top_p: opt.TopP = None
+    min_p: opt.MinP = None
     sampler: opt.Samplers = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")
-    ] = None
+    max_tokens: opt.MaxTokens = None
 
     def settings(self) -> dict[str, Any]:
         """Keywords of :class:`baco.SamplingParams` that were given."""

@@ -146,7 +146,7 @@ def small_model(model: nn.Module) -> nn.Module | None:
     Returns:
         In float32 on the CPU, in evaluation mode; None where its configuration cannot be shrunk.
     """
-    whole = _without_adapter(model)
+    whole = without_adapter(model)
     try:
         with _quiet():
             config = small_config(whole.config)
@@ -167,7 +167,7 @@ def small_model(model: nn.Module) -> nn.Module | None:
 
 def architecture(model: nn.Module) -> str | None:
     """A key of a model's class and small configuration; None where it cannot be shrunk."""
-    whole = _without_adapter(model)
+    whole = without_adapter(model)
     try:
         with _quiet():
             config = small_config(whole.config)
@@ -193,7 +193,8 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _without_adapter(model: Any) -> Any:
+def without_adapter(model: Any) -> Any:
+    """The model that a PEFT adapter is put over; a model without one itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 

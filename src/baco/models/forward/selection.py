@@ -24,7 +24,14 @@ from baco.models.forward.llama import LlamaForward, prepare
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
-from baco.models.trial import Readings, architecture, close, reads_right, small_model
+from baco.models.trial import (
+    Readings,
+    architecture,
+    close,
+    reads_right,
+    small_model,
+    without_adapter,
+)
 
 log = logging.getLogger("baco")
 
@@ -69,8 +76,7 @@ class ModelCall:
     def __init__(self, model: TriedModel) -> None:
         self._model = model
         self.device, self.dtype = model.model.device, model.model.dtype
-        wrapped = hasattr(model.model, "peft_config")
-        forward = (model.model.get_base_model() if wrapped else model.model).forward
+        forward = without_adapter(model.model).forward
         self._takes_keep = "logits_to_keep" in inspect.signature(forward).parameters
 
     def __call__(self, **inputs: Any) -> Any:
