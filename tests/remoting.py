@@ -1,5 +1,6 @@
 """Pairs on servers for tests: the real servers, and doors in front of them that fail or lack."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +49,19 @@ def calls(baco: Baco) -> int:
     return sum(backend.calls.values())
 
 
+def wait_until_idle(baco: Baco) -> None:
+    """Wait until no task is left on the loop of its backend.
+
+    Work is handed to that loop in order, so all that was begun or cancelled before is seen here.
+    """
+    backend: Any = baco.backend
+
+    async def tasks() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    wait_for(lambda: asyncio.run_coroutine_threadsafe(tasks(), backend._loop).result() == 0)
+
+
 class Backing:
     """Hands requests on to a running server, as an application."""
 
@@ -66,6 +80,21 @@ class Backing:
         raw = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": reply.status_code, "headers": raw})
         await send({"type": "http.response.body", "body": reply.content})
+
+
+class Stalling:
+    """Hands requests on to an application until `stalled`; later completions get no reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.stalled = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.stalled or scope["path"] != "/v1/completions":
+            await self._app(scope, receive, send)
+            return
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 class Door:
