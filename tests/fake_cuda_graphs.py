@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 from baco.models.forward.selection import ClampedForward
 from baco.models.model import PairModel
 
@@ -209,10 +209,10 @@ class Races(TorchDispatchMode):
         kept.setdefault(memory, {})[stream] = stream.clock[stream]
 
 
-def lean_of(model: PairModel) -> LlamaForward:
+def lean_of(model: PairModel) -> DenseForward:
     forward = model._forward
     assert isinstance(forward, ClampedForward)
-    assert isinstance(forward.forward, LlamaForward)
+    assert isinstance(forward.forward, DenseForward)
     return forward.forward
 
 

@@ -15,7 +15,7 @@ from baco.cli import run
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.models.forward.compiled import CompiledForward
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 from baco.models.pair import lay_out
 from tests.pairs import PairFolder
 from tests.test_engine import told
@@ -79,7 +79,7 @@ def test_heads_that_share_keys_and_half_precision_compile_too(
     folder = random_pair("qwen3", noise=0.1)
     model = AutoModelForCausalLM.from_pretrained(folder.base, dtype=torch.bfloat16)
     lay_out(model)
-    lean = LlamaForward.of(model)
+    lean = DenseForward.of(model)
     assert lean is not None
     found = []
     for forward in (lean, CompiledForward(lean)):

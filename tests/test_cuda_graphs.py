@@ -16,7 +16,7 @@ from baco.engine.sequence import Request
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.models.forward.cuda_graphs import CudaGraphForward, GraphRecorder
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 from baco.models.forward.selection import ClampedForward
 from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
 from tests.live import needed
@@ -128,7 +128,7 @@ def stores(engine: Engine) -> dict[str, BatchedKVCache]:
     return found
 
 
-def one(plain: Baco, cuda: Cuda) -> tuple[LlamaForward, CudaGraphForward]:
+def one(plain: Baco, cuda: Cuda) -> tuple[DenseForward, CudaGraphForward]:
     lean = lean_of(plain.pair.base)
     return lean, CudaGraphForward(lean, GraphRecorder(CUDA, cuda))
 

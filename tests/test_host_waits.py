@@ -17,7 +17,7 @@ from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import KVCache
 from baco.kv_cache.slots import SlotCache
 from baco.models.forward.cuda_graphs import CudaGraphForward, Step
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 from baco.models.forward.selection import ClampedForward
 from baco.models.model import PairModel
 from tests.fake_device import FAR, FakeDeviceTensor, Waits, near
@@ -58,7 +58,7 @@ def far(model: PairModel) -> PairModel:
     return made
 
 
-class FarLean(LlamaForward):
+class FarLean(DenseForward):
     """A lean forward there."""
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:

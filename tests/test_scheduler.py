@@ -26,7 +26,7 @@ from baco.kv_cache import batched as store
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.kv_cache.slots import columns_for
-from baco.models.forward.llama import attend
+from baco.models.forward.dense import attend
 from baco.outputs import Chunk
 from baco.serve.endpoints import _json
 from baco.serve.engine_thread import MAX_ANSWERS_PER_STEP, EngineThread, Job
@@ -163,7 +163,7 @@ def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
         widths.append(keys.shape[2])
         return attend(query, keys, *others)
 
-    monkeypatch.setattr("baco.models.forward.llama.attend", attended)
+    monkeypatch.setattr("baco.models.forward.dense.attend", attended)
     store = model.new_cache()
     assert isinstance(store, BatchedKVCache)
     store.chunk = 48

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from baco.models.forward.llama import prepare
+from baco.models.forward.dense import prepare
 from baco.models.forward.selection import try_out
 from baco.models.model import PairModel
 from baco.models.trial import VOCABULARY, small_config, small_model

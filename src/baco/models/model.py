@@ -19,7 +19,7 @@ from baco.models.caches.uncached import NoKVCache
 from baco.models.context import context_of
 from baco.models.forward.accelerated import accelerated
 from baco.models.forward.cuda_graphs import CudaGraphForward
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 from baco.models.forward.selection import (
     ClampedForward,
     ModelCall,
@@ -276,8 +276,8 @@ class PairModel:
     @cached_property
     def forward_size(self) -> ForwardSize:
         """Bytes of a forward's own tensors, estimated from the model's configuration."""
-        llama, row_by_row = isinstance(self._forward, ClampedForward), self._forward is None
-        return forward_size(self.model.config, llama=llama, row_by_row=row_by_row)
+        dense, row_by_row = isinstance(self._forward, ClampedForward), self._forward is None
+        return forward_size(self.model.config, dense=dense, row_by_row=row_by_row)
 
     def compile(self) -> str | None:
         """Decode without Python in the forward where that is possible; experimental.
@@ -286,7 +286,7 @@ class PairModel:
             Why it is not possible; decoding is then as before.
         """
         plain = self._forward
-        if not isinstance(plain, ClampedForward) or not isinstance(plain.forward, LlamaForward):
+        if not isinstance(plain, ClampedForward) or not isinstance(plain.forward, DenseForward):
             return f"{type(self.model).__name__} runs as it is in transformers"
         forward = accelerated(plain.forward, self.name)
         if isinstance(forward, str):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baco.errors import BacoError, UnfitPairError
 from baco.models.dtypes import by_source
-from baco.models.forward.llama import prepare
+from baco.models.forward.dense import prepare
 from baco.models.forward.packed_linear import pack
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import (

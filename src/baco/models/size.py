@@ -76,12 +76,12 @@ def bits_per_weight(model: Any) -> float:
     return 8 * sum(stored for _, stored in sizes) / sum(size for size, _ in sizes)
 
 
-def forward_size(config: Any, *, llama: bool, row_by_row: bool) -> ForwardSize:
+def forward_size(config: Any, *, dense: bool, row_by_row: bool) -> ForwardSize:
     """The size of a forward, estimated from a model's configuration.
 
     Args:
         config: of the model.
-        llama: its forward is `baco.models.forward.llama.LlamaForward`.
+        dense: its forward is `baco.models.forward.dense.DenseForward`.
         row_by_row: rows are read one after the other.
     """
     config = text_config(config)
@@ -91,7 +91,7 @@ def forward_size(config: Any, *, llama: bool, row_by_row: bool) -> ForwardSize:
     inner = max(inner, experts)
     token = _NUMBER_BYTES * (12 * max(hidden, heads * width) + 4 * (inner or 4 * hidden))
     scores = 4 * _NUMBER_BYTES * heads  # plain, scaled, masked, and their softmax
-    if llama:
+    if dense:
         group = heads // max(1, _largest(config, ("num_key_value_heads",)))
         mask = 2 * _NUMBER_BYTES * (group + 1)
         return ForwardSize(token, max(mask, scores), mask, 0, row_by_row)

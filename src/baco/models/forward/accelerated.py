@@ -1,4 +1,4 @@
-"""Experimental: a `LlamaForward` that runs without Python, by ``--compile``.
+"""Experimental: a `DenseForward` that runs without Python, by ``--compile``.
 
 On a CPU it is compiled (`baco.models.forward.compiled`), on a GPU recorded as CUDA graphs
 (`baco.models.forward.cuda_graphs`). The CUDA graphs have been tested against a simulated device
@@ -9,13 +9,13 @@ import logging
 
 from baco.models.forward.compiled import CompiledForward
 from baco.models.forward.cuda_graphs import CudaGraphForward
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 
 log = logging.getLogger("baco")
 progress = logging.getLogger("baco.compiling")
 
 
-def accelerated(forward: LlamaForward, name: str) -> CompiledForward | CudaGraphForward | str:
+def accelerated(forward: DenseForward, name: str) -> CompiledForward | CudaGraphForward | str:
     """The fast form of a forward, tried out; or the reason why there is none, in one line.
 
     Args:

@@ -1,4 +1,4 @@
-"""Experimental: a `LlamaForward` compiled for a CPU.
+"""Experimental: a `DenseForward` compiled for a CPU.
 
 It pays where a model or its batch is small, so that launching operations costs more than computing
 them. Sums may be taken in another order than by the plain forward: tokens are the same up to
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.slots import SlotCache
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 
 # Tokens of all rows up to which launching operations is most of a forward's cost.
 _MAX_TOKENS = 16
@@ -24,7 +24,7 @@ _ROWS, _TOKENS = 2, 3
 
 
 class CompiledForward:
-    """A `LlamaForward` through `torch.compile`, where few tokens are read; else the plain one.
+    """A `DenseForward` through `torch.compile`, where few tokens are read; else the plain one.
 
     One row and one token are shapes of their own, all other sizes are dynamic: four functions serve
     every length, draft and batch.
@@ -33,7 +33,7 @@ class CompiledForward:
         forward: the plain forward.
     """
 
-    def __init__(self, forward: LlamaForward) -> None:
+    def __init__(self, forward: DenseForward) -> None:
         self._plain = forward
         self._read = torch.compile(forward.read, fullgraph=True)
 

@@ -1,4 +1,4 @@
-"""Experimental: a `LlamaForward` as CUDA graphs, each recorded for one shape and then replayed.
+"""Experimental: a `DenseForward` as CUDA graphs, each recorded for one shape and then replayed.
 
 Launching operations one by one takes longer than a small model computes; a CUDA graph launches all
 of them at once. It runs the recorded kernels on the recorded addresses: inputs are copied to
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from baco.kv_cache.batched import CHUNK, BatchedKVCache, Forward
 from baco.kv_cache.slots import ForwardPlan, SlotCache
-from baco.models.forward.llama import LlamaForward
+from baco.models.forward.dense import DenseForward
 
 log = logging.getLogger("baco")
 
@@ -121,7 +121,7 @@ class _Buffers:
 
 
 class CudaGraphForward:
-    """A `LlamaForward` that is replayed over caches with static shapes; other caches, and many
+    """A `DenseForward` that is replayed over caches with static shapes; other caches, and many
     tokens, are read by the plain forward.
 
     Args:
@@ -129,7 +129,7 @@ class CudaGraphForward:
         recorder: by default CUDA graphs.
     """
 
-    def __init__(self, forward: LlamaForward, recorder: Recorder | None = None) -> None:
+    def __init__(self, forward: DenseForward, recorder: Recorder | None = None) -> None:
         self._plain = forward
         self._recorder = GraphRecorder(forward.device) if recorder is None else recorder
         self._steps: dict[Shape, Step | None] = {}  # None for a shape that was met once

@@ -20,7 +20,7 @@ from baco.kv_cache.protocol import KVCache, finish
 from baco.kv_cache.slots import SlotCache
 from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.caches.per_row import PerRowKVCache
-from baco.models.forward.llama import LlamaForward, prepare
+from baco.models.forward.dense import DenseForward, prepare
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
@@ -35,7 +35,7 @@ from baco.models.trial import (
 
 log = logging.getLogger("baco")
 
-# The results of architectures that were tried, by architecture and use of `LlamaForward`.
+# The results of architectures that were tried, by architecture and use of `DenseForward`.
 _TRIED: dict[tuple[str | None, bool], Readings] = {}
 # Nats between a plain forward and another right one; rounding gives some hundredths.
 _MAX_DIVERGENCE = 0.5
@@ -87,7 +87,7 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class ClampedForward:
-    """A `LlamaForward`, or one made of it, that gets only ids the model has an embedding for."""
+    """A `DenseForward`, or one made of it, that gets only ids the model has an embedding for."""
 
     model: TriedModel
     forward: Forward
@@ -98,9 +98,9 @@ class ClampedForward:
 
 def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
     """The forwards over many rows that a model may have, the fastest first."""
-    llama = LlamaForward.of(model.model)
-    if llama is not None:
-        yield ClampedForward(model, llama)
+    dense = DenseForward.of(model.model)
+    if dense is not None:
+        yield ClampedForward(model, dense)
     form, rope = MaskForm.of(model.model.config), model.long_rope
     if form is None or has_own_window(model.model) or (rope is not None and not rope.modules):
         return
@@ -112,19 +112,19 @@ def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
     """A new cache that runs all rows in one forward."""
     if model.long_rope is not None:
         return LongRopeKVCache(forward, model.long_rope, chunk=model.prefill_chunk)
-    shares = isinstance(forward, ClampedForward) and isinstance(forward.forward, LlamaForward)
+    shares = isinstance(forward, ClampedForward) and isinstance(forward.forward, DenseForward)
     return BatchedKVCache(forward, shares=shares, chunk=model.prefill_chunk)
 
 
 def find_readings(model: TriedModel) -> Readings:
     """The ways to read rows that fit a model, tried once for every architecture."""
-    llama = LlamaForward.of(model.model) is not None
-    key = (architecture(model.model), llama)
+    dense = DenseForward.of(model.model) is not None
+    key = (architecture(model.model), dense)
     if key in _TRIED:
         return _TRIED[key]
     small = small_model(model.model)
     if small is not None:
-        if llama:
+        if dense:
             prepare(small)
         readings = try_out(model.small(small))
         if readings:

@@ -17,8 +17,8 @@ from transformers import (
 from baco import Baco
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
+from baco.models.forward.dense import DenseForward, prepare
 from baco.models.forward.fused_linear import Part
-from baco.models.forward.llama import LlamaForward, prepare
 from tests.pairs import PairFolder
 
 SIZES = {
@@ -74,7 +74,7 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
         for text, length, new in zip(texts, lengths, more, strict=True)
     ]
     prepare(model)
-    lean = LlamaForward.of(model)
+    lean = DenseForward.of(model)
     assert lean is not None
     store = BatchedKVCache(lean)
     for text, length in zip(texts.tolist(), lengths, strict=True):
@@ -91,7 +91,7 @@ def test_what_it_does_not_know_it_leaves_alone(kind: str) -> None:
     model = model_of(UNKNOWN[kind])
     before = [type(module) for module in model.modules()]
     prepare(model)
-    assert LlamaForward.of(model) is None
+    assert DenseForward.of(model) is None
     assert [type(module) for module in model.modules()] == before
 
 
@@ -122,9 +122,9 @@ def test_a_wrong_one_is_not_used(
     random_pair: Callable[..., PairFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = random_pair("llama")
-    read = LlamaForward.read
+    read = DenseForward.read
     monkeypatch.setattr(
-        LlamaForward, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest)
+        DenseForward, "read", lambda self, ids, at, *rest: read(self, ids, at // 2, *rest)
     )
     store = Baco.load(base=str(folder.base), aligned=str(folder.aligned)).pair.base.new_cache()
     assert isinstance(store, BatchedKVCache)
@@ -135,7 +135,7 @@ def test_a_wrong_one_is_not_used(
 def test_a_long_row_that_leaves_gives_its_room_back_and_disturbs_no_other() -> None:
     model = model_of(KNOWN["llama"])
     prepare(model)
-    lean = LlamaForward.of(model)
+    lean = DenseForward.of(model)
     assert lean is not None
     long, short = list(range(1, 90)) * 4, [3, 1, 4, 1, 5]
     alone, together = BatchedKVCache(lean), BatchedKVCache(lean)

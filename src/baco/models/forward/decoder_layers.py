@@ -106,7 +106,7 @@ class Block:
 
 
 def layout_of(model: Any) -> Layout | None:
-    """The layout of a model; None where `LlamaForward` does not support the model."""
+    """The layout of a model; None where `DenseForward` does not support the model."""
     layout, config = LAYOUTS.get(type(model).__name__), model.config
     if layout is None or config.hidden_act != "silu":
         return None

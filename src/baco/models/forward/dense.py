@@ -3,7 +3,7 @@
 With a small model, `transformers` spends more time in Python than in arithmetic. Here the same
 weights compute the same function over BACo's own cache, in as few calls as possible. Every model is
 tried against its own forward first (`baco.models.forward.selection`), so that a variant which this
-module does not know is never decoded wrongly. `baco.models.forward.llama_layers` has the layers.
+module does not know is never decoded wrongly. `baco.models.forward.decoder_layers` has the layers.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from baco.kv_cache.shared_prefix import PrefixGroup, attend_with_prefixes
 from baco.kv_cache.slots import SlotCache, columns_for
+from baco.models.forward.decoder_layers import Block, Layout, Linear, Norm, layout_of
 from baco.models.forward.fused_linear import FUSED, Part, fuse
-from baco.models.forward.llama_layers import Block, Layout, Linear, Norm, layout_of
 
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
 Inputs = tuple[Tensor, Tensor, tuple[Tensor, Tensor], list[Tensor], list[Tensor]]
@@ -25,7 +25,7 @@ _MAX_PLAIN = 32
 
 
 def prepare(model: Any) -> None:
-    """Fuse the linear layers of a model that `LlamaForward` supports; leave other models alone."""
+    """Fuse the linear layers of a model that `DenseForward` supports; leave other models alone."""
     if layout_of(model) is None:
         return
     for block in model.model.layers:
@@ -64,7 +64,7 @@ def _is_plain(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.shape[2] <= _MAX_PLAIN
 
 
-class LlamaForward:
+class DenseForward:
     """The forward of one model; implements `baco.kv_cache.batched.Forward`.
 
     Args:
