@@ -68,6 +68,18 @@ def test_skipping_tokens_that_cannot_win_changes_no_draw(
     assert int(drawn) == int(scores.argmax())
 
 
+def test_a_token_with_the_greatest_noise_wins_from_as_far_below_as_it_can() -> None:
+    keys, token = key(1, 0, 4), 1034  # its noise is the greatest there is
+    noise = gumbel(keys, torch.arange(token + 1))
+    assert float(noise[token]) == pytest.approx(GUMBEL_MAX)
+    lead = float(noise[0] - noise[token])
+    for margin, winner in ((0.004, token), (-0.004, 0)):
+        row = torch.full((1, token + 1), -40.0)
+        row[0, 0], row[0, token] = 0.0, lead + margin
+        drawn = draw(row, table(SamplingParams(temperature=1.0)), keys[None])
+        assert int(drawn) == winner
+
+
 def test_temperature_0_is_the_plain_argmax_beside_random_rows() -> None:
     row = torch.tensor([[0.0, 0.1, 0.0]]).repeat(200, 1)
     params = [SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)] * 100

@@ -70,14 +70,37 @@ def uniform(keys: Tensor, token: Tensor) -> Tensor:
     """Uniforms in (0, 1), float32: ``keys`` [..., 2] and ``token`` ids [...] broadcast."""
     if keys.device.type != "cpu":
         return _bits(keys[..., 0], keys[..., 1], token).float() * 2.0**-24
+    return _uniform_array(*key_words(keys), _array(token))
+
+
+def _uniform_array(
+    first: NDArray[np.uint32], second: NDArray[np.uint32], token: NDArray[np.uint32]
+) -> Tensor:
     with np.errstate(over="ignore"):
-        bits = _bits(*(_array(part) for part in (keys[..., 0], keys[..., 1], token)))
-    return torch.from_numpy(np.asarray(bits, dtype=np.float32)) * 2.0**-24
+        bits = _bits(first, second, token)
+    return torch.from_numpy(np.asarray(bits, dtype=np.float32)).mul_(2.0**-24)
 
 
 def gumbel(keys: Tensor, token: Tensor) -> Tensor:
     """Standard Gumbel noise, float32: ``keys`` [..., 2] and ``token`` ids [...] broadcast."""
-    return uniform(keys, token).log_().neg_().log_().neg_()
+    return _to_gumbel(uniform(keys, token))
+
+
+def gumbel_array(
+    first: NDArray[np.uint32], second: NDArray[np.uint32], token: NDArray[np.uint32]
+) -> NDArray[np.float32]:
+    """The same on a CPU, for the words of keys from :func:`key_words`: float32 [...]."""
+    noise: NDArray[np.float32] = _to_gumbel(_uniform_array(first, second, token)).numpy()
+    return noise
+
+
+def key_words(keys: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The two words of keys [..., 2] on a CPU, each uint32 [...]."""
+    return _array(keys[..., 0]), _array(keys[..., 1])
+
+
+def _to_gumbel(uniform: Tensor) -> Tensor:
+    return uniform.log_().neg_().log_().neg_()
 
 
 def coin(keys: Tensor, stream: str) -> Tensor:
@@ -101,4 +124,4 @@ def max_drawn_entries(device_type: str) -> int:
     """Entries of logits that one draw processes at once on a kind of device. Larger batches are
     drawn in parts, so that memory does not grow with rows × vocabulary.
     """
-    return 2**21 if device_type == "cpu" else 2**24
+    return 2**17 if device_type == "cpu" else 2**24

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baco.device import tensor_on
-from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, max_drawn_entries
+from baco.sampling.noise import (
+    GUMBEL_MAX,
+    gumbel,
+    gumbel_array,
+    key_words,
+    max_drawn_entries,
+)
 from baco.sampling.params import SamplingParams
 
 # Bytes that a draw takes for each entry of the logits, at most: sorted copies for top-p, noise for
@@ -125,7 +131,8 @@ class SamplingArrays:
     Attributes:
         greedy: temperature 0.
         temperature: with 1 in the place of 0.
-        reach: how far below the greatest logit, in units of the temperature, a token can still win.
+        reach: how far below the greatest logit, in units of the temperature, min-p keeps a token;
+            infinite without min-p.
         log_min_p: log of min-p.
     """
 
@@ -138,9 +145,13 @@ class SamplingArrays:
     def of(cls, tensors: SamplingTensors) -> Self:
         """From tensors on a CPU."""
         greedy, log_min_p = tensors.temperature == 0, tensors.min_p.log()
-        # Noise is bounded. The slack of 0.01 covers rounding.
-        reach = (0.01 - log_min_p).clamp(max=GUMBEL_MAX - GUMBEL_MIN + 0.01)
-        columns = (greedy, tensors.temperature.masked_fill(greedy, 1.0), reach, log_min_p)
+        # The slack of 0.01 covers rounding.
+        columns = (
+            greedy,
+            tensors.temperature.masked_fill(greedy, 1.0),
+            0.01 - log_min_p,
+            log_min_p,
+        )
         return cls(*(column.numpy() for column in columns))
 
 
@@ -229,28 +240,43 @@ def _draw_on_cpu(
 ) -> Tensor:
     """The same draw, with noise only for tokens that can still win.
 
-    Noise is bounded. A token further below the greatest than the bounds are apart cannot win.
+    Noise is bounded. A token cannot win where its logit with the greatest possible noise is below
+    the score of the likeliest token.
     """
     arrays = params.arrays
     temperature = arrays.temperature
     if params.any_top_k or params.any_top_p:
         logits = truncate(logits / torch.from_numpy(temperature)[:, None], params)
         temperature = np.ones_like(temperature)
-    rows, size = logits.numpy(), len(logits)
-    best = rows[np.arange(size), likeliest.numpy()]
-    # The C candidates of all rows, in order of rows.
-    candidates = np.flatnonzero(rows >= (best - temperature * arrays.reach)[:, None])
-    row, token = np.divmod(candidates, rows.shape[1])
-    if len(candidates) == size and (size == 1 or (row[1:] > row[:-1]).all()):
-        return likeliest  # one candidate per row
-    scaled = rows[row, token] / temperature[row]
-    score = scaled + gumbel(keys[torch.from_numpy(row)], torch.from_numpy(token)).numpy()
+    rows, tokens, words = logits.numpy(), likeliest.numpy(), key_words(keys)
+    size, width = rows.shape
+    best = rows[np.arange(size), tokens]
+    reach = arrays.reach
+    if np.isinf(reach).any():
+        noise = gumbel_array(*words, tokens.astype(np.uint32))
+        reach = np.minimum(reach, np.float32(GUMBEL_MAX + 0.01) - noise)
+    # The C candidates of all rows, in order of rows, and how many each row has. A row of NaN has
+    # none.
+    candidates = np.flatnonzero(rows >= (best - temperature * reach)[:, None])
+    first = np.arange(size) * width  # index of each row's first entry
+    start = np.searchsorted(candidates, first)
+    counts = np.diff(start, append=len(candidates))
+    if (counts <= 1).all():
+        return likeliest
+
+    def of_row(values: NDArray[Any]) -> NDArray[Any]:
+        """From one value per row to one per candidate."""
+        return values.repeat(counts)
+
+    token = (candidates - of_row(first)).astype(np.uint32)
+    scaled = rows.reshape(-1)[candidates] / of_row(temperature)
+    score = scaled + gumbel_array(of_row(words[0]), of_row(words[1]), token)
     if params.any_min_p:
-        score[scaled < (best / temperature + arrays.log_min_p)[row]] = -np.inf
-    top = np.full(size, -np.inf, np.float32)
-    np.maximum.at(top, row, score)
-    # Assign in reverse, so that of equal scores the first wins. A row of NaN has no winner.
-    winners = np.flatnonzero(score == top[row])[::-1]
-    drawn = likeliest.numpy().copy()
-    drawn[row[winners]] = token[winners]
-    return torch.from_numpy(np.where(arrays.greedy, likeliest.numpy(), drawn))
+        score[scaled < of_row(best / temperature + arrays.log_min_p)] = -np.inf
+    any_left = counts > 0
+    top = np.maximum.reduceat(score, start[any_left])
+    # Assign in reverse, so that of equal scores the first wins.
+    winners = np.flatnonzero(score == top.repeat(counts[any_left]))[::-1]
+    drawn = tokens.copy()
+    drawn[candidates[winners] // width] = token[winners]
+    return torch.from_numpy(np.where(arrays.greedy, tokens, drawn))
