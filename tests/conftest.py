@@ -109,14 +109,14 @@ def cluster() -> "Iterator[Nodes]":
 @pytest.fixture(scope="session")
 def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairFolder]:
     """``random_pair("llama", noise=0.05, …)``: a pair on disk, made once for the same arguments."""
-    made: dict[tuple[object, ...], PairFolder] = {}
+    pairs: dict[tuple[object, ...], PairFolder] = {}
 
     def make(architecture: str = "llama", **options: float | None) -> PairFolder:
         key = (architecture, *sorted(options.items()))
-        if key not in made:
+        if key not in pairs:
             folder: Path = tmp_path_factory.mktemp(architecture)
-            made[key] = save_pair(folder, architecture, **options)  # type: ignore[arg-type]
-        return made[key]
+            pairs[key] = save_pair(folder, architecture, **options)  # type: ignore[arg-type]
+        return pairs[key]
 
     return make
 
@@ -153,5 +153,5 @@ def recorded(plain: "Baco", cuda: "Cuda") -> "Baco":
     """A pair whose forwards are recorded and replayed."""
     from tests.fake_cuda_graphs import recording
 
-    base, aligned = (recording(half, cuda) for half in (plain.pair.base, plain.pair.aligned))
+    base, aligned = (recording(model, cuda) for model in (plain.pair.base, plain.pair.aligned))
     return replace(plain, pair=replace(plain.pair, base=base, aligned=aligned))

@@ -1,4 +1,4 @@
-"""What is alive: bytes of tensors that a piece of work makes, and the most there ever were."""
+"""Memory that is alive: bytes of the tensors that a piece of work allocates, and their peak."""
 
 import tracemalloc
 import weakref
@@ -17,8 +17,8 @@ from baco.engine.sequence import Request, SequenceState
 
 
 @dataclass
-class AccessLog:
-    """Bytes of some storages that are alive, and the most there ever were."""
+class LiveStorages:
+    """Bytes of the recorded storages that are alive, and their peak."""
 
     alive: dict[int, int] = field(default_factory=dict)
     peak: int = 0
@@ -37,43 +37,43 @@ class AccessLog:
 
 
 @contextmanager
-def cache_tables() -> Iterator[AccessLog]:
-    """Inside, every table of a cache is entered: they are made by ``new_zeros``, and what has four
-    dimensions is one.
+def cache_tables() -> Iterator[LiveStorages]:
+    """Record every table of a cache that is allocated inside: caches allocate them by
+    ``new_zeros``, and only these tensors have four dimensions.
     """
-    found, make = AccessLog(), Tensor.new_zeros
+    log, make = LiveStorages(), Tensor.new_zeros
 
     def new_zeros(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        made = make(self, *size, **options)
-        if made.dim() == 4:
-            found.enter(made)
-        return made
+        table = make(self, *size, **options)
+        if table.dim() == 4:
+            log.enter(table)
+        return table
 
     Tensor.new_zeros = new_zeros  # type: ignore[method-assign, assignment]
     try:
-        yield found
+        yield log
     finally:
         Tensor.new_zeros = make  # type: ignore[method-assign]
 
 
-class _Made(TorchDispatchMode):
-    """Enters what operations make, but for cache tables and views of what was there."""
+class _AllocationMode(TorchDispatchMode):
+    """Records the tensors that operations allocate, except cache tables and views."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = AccessLog()
+        self.live = LiveStorages()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = {_key(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.new_zeros.default and made.dim() == 4:
-            return made
-        for part in tree_iter(made):
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.new_zeros.default and results.dim() == 4:
+            return results
+        for part in tree_iter(results):
             if isinstance(part, Tensor) and _key(part) not in given:
-                self.ledger.enter(part)
-        return made
+                self.live.enter(part)
+        return results
 
 
 def _key(tensor: Tensor) -> int:
@@ -83,26 +83,24 @@ def _key(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def most_made(work: Callable[[], Any]) -> int:
-    """The most bytes of tensors and arrays that were alive at a time of those that some work made,
-    but for tables of caches.
-    """
+def most_allocated(work: Callable[[], Any]) -> int:
+    """Peak bytes of the tensors and arrays that a piece of work allocates, except cache tables."""
     tracemalloc.start()
     try:
-        made = _Made()
-        with made:
+        mode = _AllocationMode()
+        with mode:
             work()
         arrays = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    return made.ledger.peak + arrays
+    return mode.live.peak + arrays
 
 
-def needed(engine: Engine, asked: Request, rows: int) -> int:
-    """Memory that an engine counts for so many rows of a request, and nothing else."""
+def needed(engine: Engine, request: Request, rows: int) -> int:
+    """Memory that an engine counts for ``rows`` rows of one request when nothing else runs."""
     scheduler = engine._scheduler
     answer = SequenceState(
-        asked, 0, min(asked.params.max_tokens, engine._runner.prompt_room(asked))
+        request, 0, min(request.params.max_tokens, engine._runner.prompt_room(request))
     )
     return scheduler.budget.total(scheduler._needs([answer], [answer]), rows=rows)
 
@@ -118,13 +116,13 @@ def step_bytes(engine: Engine, positions: int | None = None) -> int:
 
 def record_positions(engine: Engine) -> list[int]:
     """What an engine decides from now on: the most positions of a row, step by step."""
-    found: list[int] = []
+    counts: list[int] = []
     propose = engine._proposer.propose
 
     def drafted(most: int) -> Any:
         draft = propose(most)
-        found.append(draft.positions.most)
+        counts.append(draft.positions.most)
         return draft
 
     engine._proposer.propose = drafted  # type: ignore[method-assign, assignment]
-    return found
+    return counts

@@ -22,34 +22,34 @@ expect.set_options(timeout=20_000)  # milliseconds: machines that run all tests 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Headless Chromium; CHROMIUM names another binary."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if executable is None:
         missing = "no Chromium for the tests of pages: install it, or name it in CHROMIUM"
         if os.environ.get("CI"):
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=list(QUIET))
+        yield playwright.chromium.launch(executable_path=executable, args=list(QUIET))
 
 
 @dataclass
 class Visit:
-    """A page that somebody looks at, and what it asked of the server."""
+    """An open page and the requests it has sent."""
 
     page: Page
     requests: list[Request] = field(default_factory=list)
 
-    def asked(self, request: Request) -> None:
+    def record(self, request: Request) -> None:
         """Note a request."""
         self.requests.append(request)
 
     @property
-    def answers_asked(self) -> int:
-        """How many requests for answers there were."""
+    def answer_requests(self) -> int:
+        """Number of requests for answers so far."""
         return sum("/v1/" in request.url for request in self.requests)
 
     def settle(self) -> None:
-        """Wait until the answers that are asked for are written."""
+        """Wait until all requested answers are written."""
         results = self.page.get_by_role("region", name="Results")
         expect(results.locator(".columns")).to_be_visible()
         expect(results).to_have_attribute("aria-busy", "false")
@@ -64,23 +64,23 @@ class Visit:
 def visit(
     browser: Browser, address: str, *, faults: tuple[str, ...] = (), **screen: Any
 ) -> Iterator[Visit]:
-    """Open the page; it may ask nobody but its own server, and complain of nothing but ``faults``.
+    """Open a page. It may call only its own server and log no errors except ``faults``.
 
     Args:
         browser: what to open it in.
         address: of the page, with the settings behind #.
-        faults: what its console may say, in part.
+        faults: parts of the console messages that are expected.
         screen: of the browser's context: viewport, color_scheme, …
     """
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | screen))
     visited = Visit(context.new_page())
-    told: list[str] = []
-    visited.page.on("console", lambda message: told.append(message.text))
-    visited.page.on("pageerror", lambda error: told.append(str(error)))
-    visited.page.on("request", visited.asked)
+    messages: list[str] = []
+    visited.page.on("console", lambda message: messages.append(message.text))
+    visited.page.on("pageerror", lambda error: messages.append(str(error)))
+    visited.page.on("request", visited.record)
     visited.page.goto(address)
     yield visited
     hosts = {urlsplit(request.url).netloc for request in visited.requests} - {""}
     assert hosts == {urlsplit(address).netloc}
-    assert [text for text in told if not any(fault in text for fault in faults)] == []
+    assert [text for text in messages if not any(fault in text for fault in faults)] == []
     context.close()

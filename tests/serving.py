@@ -1,4 +1,4 @@
-"""A real server on loopback for tests, in a thread of theirs."""
+"""A real server on loopback, in a thread of the test process or in a process of its own."""
 
 import json
 import logging
@@ -65,8 +65,8 @@ class Served:
         """The sample of a metric, labels included in the name as Prometheus writes them."""
         with self.client as client:
             page = client.get("/metrics").text
-        found = [line for line in page.splitlines() if line.startswith(f"{name} ")]
-        return float(found[0].split()[-1]) if found else 0.0
+        samples = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+        return float(samples[0].split()[-1]) if samples else 0.0
 
     @property
     def rounds(self) -> int:
@@ -87,7 +87,7 @@ def chat(prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
 
 
 def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """What a stream tells until it is done."""
+    """The events of a stream, without the final ``[DONE]``."""
     for line in response.iter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line.removeprefix("data: "))
@@ -102,7 +102,7 @@ def wait_for(condition: Any) -> None:
 
 @contextmanager
 def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
-    """Serve a pair, on a free port unless told."""
+    """Serve a pair on ``port``; 0 takes a free one."""
     app = create_app(baco, Settings(**settings))
     records = _Records()
     access = logging.getLogger("baco.access")
@@ -128,7 +128,7 @@ def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
 
 @contextmanager
 def waiting_router(name: str) -> Iterator[threading.Event]:
-    """A router that decides nothing before an event."""
+    """A router that waits for an event before it decides."""
     decides = threading.Event()
 
     def decide(signals: Signals) -> Any:
@@ -167,8 +167,8 @@ def process(
     assert running.stderr is not None
     try:
         lines = iter(running.stderr.readline, "")
-        found = next(match for line in lines if (match := re.search(r"http://\S+", line)))
-        yield running, found[0]
+        address = next(match for line in lines if (match := re.search(r"http://\S+", line)))
+        yield running, address[0]
     finally:
         running.kill()
         running.wait()

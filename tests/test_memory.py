@@ -27,7 +27,14 @@ from baco.models.forward.packed_linear import weights
 from baco.models.model import PairModel
 from baco.models.pair import lay_out
 from tests.fuzzing import budget
-from tests.live import AccessLog, cache_tables, most_made, needed, record_positions, step_bytes
+from tests.live import (
+    LiveStorages,
+    cache_tables,
+    most_allocated,
+    needed,
+    record_positions,
+    step_bytes,
+)
 from tests.pairs import ARCHITECTURES, PairFolder
 from tests.test_architectures import PLAIN, ROLLED_BACK, SHAPE
 
@@ -36,7 +43,7 @@ PROMPT = "What do you recommend for a rainy day?"
 
 
 @pytest.fixture
-def ledger() -> Iterator[AccessLog]:
+def ledger() -> Iterator[LiveStorages]:
     with cache_tables() as found:
         yield found
 
@@ -116,7 +123,7 @@ def test_the_command_line_takes_the_setting(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
-    deep: Baco, ledger: AccessLog
+    deep: Baco, ledger: LiveStorages
 ) -> None:
     engine = Engine(deep.pair)
     each = {name: model.row_size.per_token for name, model in engine._runner.models.items()}
@@ -140,7 +147,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     assert ledger.peak + held <= 1.1 * (needed + held)
 
 
-def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: AccessLog) -> None:
+def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: LiveStorages) -> None:
     engine = Engine(llama.pair)
     for sequence in engine.add(request(llama, n=4, max_tokens=40)):
         engine.step()
@@ -150,7 +157,7 @@ def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: AccessLog) -> None:
     assert not ledger.alive
 
 
-def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: AccessLog) -> None:
+def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: LiveStorages) -> None:
     memory = needed(Engine(llama.pair), request(llama, max_tokens=40), 3)
     engine = Engine(llama.pair, memory=memory)
     ledger.peak = 0
@@ -406,7 +413,7 @@ def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
     assert all(text.done for text in texts)
 
 
-def checked_step(engine: Engine, ledger: AccessLog, limit: int) -> None:
+def checked_step(engine: Engine, ledger: LiveStorages, limit: int) -> None:
     ledger.peak = ledger.now
     engine.step()
     assert ledger.peak <= limit
@@ -434,8 +441,8 @@ def test_a_step_makes_no_more_than_was_counted_for_it(
     engine = Engine(baco.pair)
     engine.add(asked)
     while not engine.running:
-        assert most_made(engine.step) <= needed(engine, asked, 12)
+        assert most_allocated(engine.step) <= needed(engine, asked, 12)
     positions = record_positions(engine)
     for _ in range(4):
-        made = most_made(engine.step)
+        made = most_allocated(engine.step)
         assert made <= step_bytes(engine, positions[-1])

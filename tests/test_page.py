@@ -46,7 +46,7 @@ def test_a_first_visit_explains_and_asks_for_nothing(browser: Browser, server: s
         expect(page.get_by_role("heading", name="See who wrote which word")).to_be_visible()
         expect(page.get_by_label("Prompt")).to_have_value(PROMPT)
         expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
-        assert first.answers_asked == 0
+        assert first.answer_requests == 0
 
 
 def test_the_example_of_a_first_visit_is_what_the_pair_writes(
@@ -135,13 +135,13 @@ def test_the_dial_writes_again_and_keeps_the_history(browser: Browser, server: s
         seen.settle()
         page, before = seen.page, seen.column("baco")
         dial = page.get_by_role("slider", name="Diversity")
-        assert seen.answers_asked == 3
+        assert seen.answer_requests == 3
         for _ in range(5):
             dial.press("ArrowRight")
         runs = page.get_by_role("list", name="Runs").get_by_role("button")
         expect(runs).to_have_count(2)
         seen.settle()
-        assert seen.answers_asked == 4  # the models alone stay: same seed, same answers
+        assert seen.answer_requests == 4  # the models alone stay: same seed, same answers
         assert seen.column("baco") != before
         turned = parse_qs(urlsplit(page.url).fragment)["router"][0]
         assert re.fullmatch(r"P-Punc:0\.\d+", turned) and turned != "P-Punc:0.3"
@@ -152,7 +152,7 @@ def test_the_dial_writes_again_and_keeps_the_history(browser: Browser, server: s
         expect(runs.nth(1)).to_have_attribute("aria-current", "true")
         expect(page.locator(".of-baco code")).to_have_text("P-Punc:0.3")
         assert "P-Punc%3A0.3" in page.url
-        assert seen.answers_asked == 4
+        assert seen.answer_requests == 4
 
 
 def test_another_router_says_what_it_does_and_writes_again(browser: Browser, server: str) -> None:

@@ -192,7 +192,7 @@ def test_an_empty_prompt_is_told_where_it_is_mended(browser: Browser, server: st
         page.get_by_role("button", name="Write 6 answers").click()
         expect(page.get_by_role("alert")).to_have_text(re.compile("The prompt is empty"))
         expect(page.get_by_label("Prompt")).to_be_focused()
-        assert seen.answers_asked == 0
+        assert seen.answer_requests == 0
         page.get_by_role("button", name=PROMPT).click()
         expect(page.get_by_role("alert")).to_have_count(0)
         seen.settle()

@@ -44,24 +44,24 @@ def test_the_same_seed_gives_the_answers_of_generate(server: Served, demo: Baco)
             "refusal": None,
         }
         assert choice["finish_reason"] == completion.finish_reason
-        told = choice["baco"]
+        provenance = choice["baco"]
         stretches = [
             ["".join(piece.text for piece in same), source]
             for source, same in groupby(completion.pieces, key=lambda piece: piece.source)
         ]
-        assert told["sources"] == stretches
-        assert told["base_share"] == pytest.approx(completion.base_share, abs=1e-4)
-        assert (told["switches"], told["router"], told["seed"]) == (
+        assert provenance["sources"] == stretches
+        assert provenance["base_share"] == pytest.approx(completion.base_share, abs=1e-4)
+        assert (provenance["switches"], provenance["router"], provenance["seed"]) == (
             completion.switches,
             ROUTER,
             7,
         )
     prompt = len(demo.pair.renderer.render(PROMPT).aligned_ids)
-    said = sum(len(completion.token_ids) for completion in expected)
+    generated = sum(len(completion.token_ids) for completion in expected)
     assert reply["usage"] == {
         "prompt_tokens": prompt,
-        "completion_tokens": said,
-        "total_tokens": prompt + said,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
     }
 
 
@@ -70,12 +70,12 @@ def test_a_stream_joins_to_the_answers_and_ends_with_the_usage(server: Served) -
     body = chat(n=3, seed=7, stream=True, stream_options={"include_usage": True})
     with server.client as client, client.stream("POST", "/v1/chat/completions", json=body) as got:
         assert got.headers["content-type"].startswith("text/event-stream")
-        told = list(events(got))
-    assert told[-1]["choices"] == []
-    assert told[-1]["usage"] == whole["usage"]
-    assert {chunk["id"] for chunk in told} == {told[0]["id"]}
+        chunks = list(events(got))
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
     for index, choice in enumerate(whole["choices"]):
-        own = [c for chunk in told for c in chunk["choices"] if c["index"] == index]
+        own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         text = "".join(c["delta"].get("content", "") for c in own)
         assert text == choice["message"]["content"]
@@ -112,9 +112,9 @@ def test_the_models_name_may_name_the_router(
 def test_a_routers_case_does_not_matter_and_its_canonical_spelling_is_returned(
     server: Served,
 ) -> None:
-    asked = {"model": "baco/p-punc:0.4", "seed": 3}
+    fields = {"model": "baco/p-punc:0.4", "seed": 3}
     choices = [
-        server.ask(router=router, **asked).json()["choices"][0]
+        server.ask(router=router, **fields).json()["choices"][0]
         for router in ("P-Punc:0.4", "p-punc:.4", None)
     ]
     assert choices[0] == choices[1] == choices[2]
@@ -124,7 +124,7 @@ def test_a_routers_case_does_not_matter_and_its_canonical_spelling_is_returned(
         assert client.get("/v1/models/baco/no-rule").status_code == 404
 
 
-def test_every_model_that_is_listed_can_be_retrieved_and_asked(server: Served) -> None:
+def test_every_listed_model_can_be_retrieved_and_used(server: Served) -> None:
     with server.client as client:
         listed = client.get("/v1/models").json()["data"]
         names = [card["id"] for card in listed]
@@ -132,8 +132,8 @@ def test_every_model_that_is_listed_can_be_retrieved_and_asked(server: Served) -
         assert "baco/P-Punc:0.4" in names
         for card in listed:
             assert client.get(f"/v1/models/{card['id']}").json() == card
-            asked = chat(model=card["id"], router=None, max_tokens=1)
-            assert client.post("/v1/chat/completions", json=asked).status_code == 200
+            body = chat(model=card["id"], router=None, max_tokens=1)
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
 
 
 SAMPLING: list[dict[str, Any]] = [
@@ -160,9 +160,9 @@ def test_sampling_parameters_reach_the_draw(
 
 def test_a_bias_can_forbid_a_token(server: Served, demo: Baco) -> None:
     first = demo.generate(PROMPT, router=ROUTER, seed=5)[0].token_ids[0]
-    asked = {"seed": 5, "logprobs": True, "max_tokens": 1}
-    biased = server.ask(logit_bias={str(first): -100}, **asked).json()["choices"][0]
-    plain = server.ask(**asked).json()["choices"][0]
+    fields = {"seed": 5, "logprobs": True, "max_tokens": 1}
+    biased = server.ask(logit_bias={str(first): -100}, **fields).json()["choices"][0]
+    plain = server.ask(**fields).json()["choices"][0]
     assert biased["logprobs"]["content"][0]["token"] != plain["logprobs"]["content"][0]["token"]
 
 
@@ -174,11 +174,11 @@ def test_max_completion_tokens_is_max_tokens(server: Served) -> None:
 def test_log_probabilities_are_the_sources_own(server: Served, demo: Baco) -> None:
     choice = server.ask(seed=5, logprobs=True, top_logprobs=2).json()["choices"][0]
     expected = demo.generate(PROMPT, router=ROUTER, seed=5, logprobs=2)[0]
-    told = choice["logprobs"]["content"]
-    assert "".join(token["token"] for token in told).lstrip() == expected.text
+    tokens = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens).lstrip() == expected.text
     # The end token is none of the text's.
-    assert len(told) == len(expected.token_ids) - 1
-    for token, logprob in zip(told, expected.logprobs, strict=False):
+    assert len(tokens) == len(expected.token_ids) - 1
+    for token, logprob in zip(tokens, expected.logprobs, strict=False):
         # The last digits depend on how many tokens a forward reads, which depends on how earlier
         # answers' drafts fared.
         assert token["logprob"] == pytest.approx(logprob, abs=1e-4)
@@ -187,7 +187,7 @@ def test_log_probabilities_are_the_sources_own(server: Served, demo: Baco) -> No
         assert token["top_logprobs"][0]["logprob"] >= token["top_logprobs"][1]["logprob"]
 
 
-def test_explain_tells_of_every_token_what_the_router_saw(server: Served) -> None:
+def test_explain_returns_the_routers_signals_for_every_token(server: Served) -> None:
     choice = server.ask(seed=5, explain=True, logprobs=True).json()["choices"][0]
     why = choice["baco"]["why"]
     assert "".join(token["text"] for token in why) == choice["message"]["content"]
@@ -255,7 +255,7 @@ def test_errors_have_openais_format(
         ("POST", "/v1/completions", b'{"prompt": "\\ud800"}', 400),
     ],
 )
-def test_so_is_a_request_that_is_none(
+def test_an_invalid_request_is_refused(
     server: Served, method: str, path: str, body: bytes, status: int
 ) -> None:
     headers = {"Content-Type": "application/json"}
@@ -296,7 +296,7 @@ LONE = "a \\ud83d"  # half of a pair of surrogates, as JSON escapes it
         ("/baco/diversity", '{"texts": ["@", "b"]}', "texts.0"),
     ],
 )
-def test_half_a_surrogate_pair_is_refused_by_its_place(
+def test_a_lone_surrogate_is_refused_with_its_place(
     server: Served, path: str, body: str, param: str | None
 ) -> None:
     headers = {"Content-Type": "application/json"}
@@ -351,7 +351,7 @@ def test_errors_name_the_limits_of_this_server(
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_so_are_those_of_the_older_endpoint(
+def test_wrong_fields_of_the_older_endpoint_are_refused(
     server: Served, wrong: dict[str, Any], message: str
 ) -> None:
     with server.client as client:
@@ -437,10 +437,10 @@ def test_the_page_and_its_endpoints_are_served(server: Served) -> None:
         assert f"P-Punc:{routers['P-Punc']['default']:g}" == info["default_router"]
         assert routers["Punc"]["dial"] is None
         texts = ["a cat sat", "a cat sat", "two dogs ran far"]
-        told = client.post("/baco/diversity", json={"texts": texts}).json()
-        assert told["distinct"] == 2
-        assert told["distinct_2"] == pytest.approx(5 / 7)
-        assert told["embedding_distance"] > 0 or told["why_not"]
+        diversity = client.post("/baco/diversity", json={"texts": texts}).json()
+        assert diversity["distinct"] == 2
+        assert diversity["distinct_2"] == pytest.approx(5 / 7)
+        assert diversity["embedding_distance"] > 0 or diversity["why_not"]
         assert client.get("/health").json() == {"status": "ok"}
 
 

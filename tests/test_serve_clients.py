@@ -1,4 +1,4 @@
-"""Clients that people have: OpenAI's own, LangChain, curl; and the API held to its own document."""
+"""Common clients (OpenAI's, LangChain, curl) work; the API agrees with its OpenAPI document."""
 
 import asyncio
 import os
@@ -57,16 +57,16 @@ def test_openais_client_gets_answers_with_their_provenance(
     assert reply.usage is not None
     for choice in reply.choices:
         assert choice.model_extra is not None
-        told = choice.model_extra["baco"]
-        assert "".join(text for text, _ in told["sources"]) == choice.message.content
-        assert 0 <= told["base_share"] <= 1
+        provenance = choice.model_extra["baco"]
+        assert "".join(text for text, _ in provenance["sources"]) == choice.message.content
+        assert 0 <= provenance["base_share"] <= 1
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "baco", "messages": MESSAGES}
-    first = client.chat.completions.create(**asked).choices[0].message
-    asked["messages"] = [*MESSAGES, first, {"role": "user", "content": "Why?"}]
-    again = client.chat.completions.create(**asked)
+    body: dict[str, Any] = {"model": "baco", "messages": MESSAGES}
+    first = client.chat.completions.create(**body).choices[0].message
+    body["messages"] = [*MESSAGES, first, {"role": "user", "content": "Why?"}]
+    again = client.chat.completions.create(**body)
     assert again.choices[0].message.role == "assistant"
 
 
@@ -118,13 +118,13 @@ def test_openais_asynchronous_client_sends_many_requests_at_once(
 
 
 def test_openais_older_endpoint_answers_too(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "baco/aligned", "prompt": "I would go to", "seed": 1}
-    whole = client.completions.create(**asked).choices[0]
-    parts = client.completions.create(**asked, stream=True)
+    body: dict[str, Any] = {"model": "baco/aligned", "prompt": "I would go to", "seed": 1}
+    whole = client.completions.create(**body).choices[0]
+    parts = client.completions.create(**body, stream=True)
     assert "".join(part.choices[0].text for part in parts) == whole.text != ""
 
 
-def test_openais_client_raises_what_it_has_for_an_error(client: openai.OpenAI) -> None:
+def test_openais_client_raises_its_own_exception_for_each_error(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="unknown router"):
         client.chat.completions.create(
             model="baco",
@@ -161,7 +161,7 @@ def fences(language: str) -> list[tuple[str, str]]:
 
 
 def curls() -> list[tuple[str, str]]:
-    """The curl commands of the documentation; one may go over several lines."""
+    """The curl commands of the documentation, each of one or more lines."""
     return [
         (page, command)
         for page, text in fences("sh")
@@ -211,12 +211,12 @@ def described(demo: Baco) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_the_api_keeps_to_its_own_document(described: Any, label: str) -> None:
-    """Requests that fit it or do not are answered as it says, and what does not fit is refused.
+def test_the_api_agrees_with_its_openapi_document(described: Any, label: str) -> None:
+    """Replies to valid and invalid requests match the document, and invalid requests are refused.
 
-    What fits may be refused, too: no schema can say which routers and models there are.
+    Valid ones may be refused too: no schema can list the routers and models there are.
     """
-    operations = {found.ok().label: found.ok() for found in described.get_all_operations()}
+    operations = {result.ok().label: result.ok() for result in described.get_all_operations()}
     assert list(operations) == OPERATIONS
     modes = [GenerationMode.POSITIVE]
     if label.startswith("POST"):

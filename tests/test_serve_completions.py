@@ -1,4 +1,4 @@
-"""OpenAI's older endpoint: texts, or their token ids, continued as they are."""
+"""OpenAI's older endpoint, ``/v1/completions``: texts or token ids, continued as they are."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,11 +32,13 @@ def test_completions_continue_texts_as_they_are(server: Served) -> None:
         for choice in reply["choices"]:
             # The space between the prompt and what follows is part of what follows.
             assert choice["text"].startswith(" ")
-            told = choice["logprobs"]
-            assert "".join(told["tokens"]) == choice["text"]
-            offsets = [len("".join(told["tokens"][:at])) for at in range(len(told["tokens"]))]
-            assert told["text_offset"] == offsets
-            assert all(len(top) == 1 for top in told["top_logprobs"])
+            logprobs = choice["logprobs"]
+            assert "".join(logprobs["tokens"]) == choice["text"]
+            offsets = [
+                len("".join(logprobs["tokens"][:at])) for at in range(len(logprobs["tokens"]))
+            ]
+            assert logprobs["text_offset"] == offsets
+            assert all(len(top) == 1 for top in logprobs["top_logprobs"])
         streamed = [""] * 4
         with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
             for chunk in events(got):
@@ -45,19 +47,19 @@ def test_completions_continue_texts_as_they_are(server: Served) -> None:
     assert streamed == [choice["text"] for choice in reply["choices"]]
 
 
-def test_token_ids_are_as_good_as_the_text_they_spell(server: Served, demo: Baco) -> None:
+def test_token_ids_give_the_answers_of_the_text_they_spell(server: Served, demo: Baco) -> None:
     ids = [demo.pair.renderer.raw(text).aligned_ids for text in TEXTS]
     with server.client as client:
 
         def choices(prompt: Any) -> list[Any]:
-            asked: dict[str, Any] = {
+            body: dict[str, Any] = {
                 "prompt": prompt,
                 "router": ROUTER,
                 "seed": 4,
                 "max_tokens": 12,
             }
-            told: list[Any] = client.post("/v1/completions", json=asked).json()["choices"]
-            return told
+            completed: list[Any] = client.post("/v1/completions", json=body).json()["choices"]
+            return completed
 
         assert choices(ids) == choices(TEXTS)
         assert choices(ids[0]) == choices(TEXTS[0])
@@ -76,7 +78,7 @@ def test_token_ids_are_as_good_as_the_text_they_spell(server: Served, demo: Baco
     ],
     ids=str,
 )
-def test_a_prompt_that_is_none_is_refused(server: Served, prompt: Any, message: str) -> None:
+def test_a_value_that_is_not_a_prompt_is_refused(server: Served, prompt: Any, message: str) -> None:
     with server.client as client:
         answer = client.post("/v1/completions", json={"prompt": prompt})
     assert answer.status_code == 400
@@ -84,29 +86,31 @@ def test_a_prompt_that_is_none_is_refused(server: Served, prompt: Any, message: 
 
 
 def scored(server: Served, **body: Any) -> dict[str, Any]:
-    asked: dict[str, Any] = {"model": "baco/base", "max_tokens": 0, "echo": True, "logprobs": 3}
+    fields: dict[str, Any] = {"model": "baco/base", "max_tokens": 0, "echo": True, "logprobs": 3}
     with server.client as client:
-        reply: dict[str, Any] = client.post("/v1/completions", json=asked | body).json()
+        reply: dict[str, Any] = client.post("/v1/completions", json=fields | body).json()
     return reply
 
 
-@pytest.mark.parametrize("half", ["base", "aligned"])
-def test_echo_tells_how_likely_a_half_finds_the_prompt(
-    server: Served, demo: Baco, half: str
+@pytest.mark.parametrize("source", ["base", "aligned"])
+def test_echo_returns_the_prompts_log_probabilities_under_one_model(
+    server: Served, demo: Baco, source: str
 ) -> None:
-    ids = getattr(demo.pair.renderer.raw(TEXTS[0]), f"{half}_ids")
-    rows = getattr(demo.pair, half).score(ids).log_softmax(dim=-1)
-    replies = [scored(server, prompt=one, model=f"baco/{half}") for one in ([TEXTS[0]], ids)]
+    ids = getattr(demo.pair.renderer.raw(TEXTS[0]), f"{source}_ids")
+    rows = getattr(demo.pair, source).score(ids).log_softmax(dim=-1)
+    replies = [
+        scored(server, prompt=prompt, model=f"baco/{source}") for prompt in ([TEXTS[0]], ids)
+    ]
     for choice in [choice for reply in replies for choice in reply["choices"]]:
-        told = choice["logprobs"]
-        assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
-        assert told["token_logprobs"][1:] == pytest.approx(
+        logprobs = choice["logprobs"]
+        assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+        assert logprobs["token_logprobs"][1:] == pytest.approx(
             [float(rows[at - 1, ids[at]]) for at in range(1, len(ids))], abs=1e-4
         )
-        assert list(told["top_logprobs"][-1].values()) == pytest.approx(
+        assert list(logprobs["top_logprobs"][-1].values()) == pytest.approx(
             rows[-2].topk(3).values.tolist(), abs=1e-4
         )
-        assert "".join(told["tokens"]) == choice["text"] == TEXTS[0]
+        assert "".join(logprobs["tokens"]) == choice["text"] == TEXTS[0]
     assert replies[0]["usage"]["completion_tokens"] == 0
 
 
@@ -122,12 +126,14 @@ def test_ids_and_a_part_of_the_prompt_are_returned_on_request(server: Served, de
 
     body = {"model": "baco/base", "prompt": ids, "seed": 4, "logprobs": 1} | named
     with server.client as client:
-        (said,) = client.post("/v1/completions", json=body).json()["choices"]
+        (completed,) = client.post("/v1/completions", json=body).json()["choices"]
         with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
             pieces = [choice for event in events(got) for choice in event["choices"]]
-    assert said["token_ids"][-1] in demo.pair.end_ids
-    assert said["logprobs"]["tokens"] == [f"token_id:{token}" for token in said["token_ids"]]
-    assert [token for piece in pieces for token in piece["token_ids"]] == said["token_ids"]
+    assert completed["token_ids"][-1] in demo.pair.end_ids
+    assert completed["logprobs"]["tokens"] == [
+        f"token_id:{token}" for token in completed["token_ids"]
+    ]
+    assert [token for piece in pieces for token in piece["token_ids"]] == completed["token_ids"]
     assert [piece.get("prompt_token_ids") for piece in pieces][:2] == [list(ids), None]
 
 
@@ -147,7 +153,7 @@ def test_ids_and_a_part_of_the_prompt_are_returned_on_request(server: Served, de
     ],
     ids=str,
 )
-def test_what_echo_cannot_tell_is_refused(
+def test_requests_that_echo_cannot_serve_are_refused(
     server: Served, wrong: dict[str, Any], message: str
 ) -> None:
     assert message in scored(server, **{"prompt": TEXTS[0]} | wrong)["error"]["message"]

@@ -1,4 +1,4 @@
-"""Connections that hold back their requests: they end, and keep nobody else from being answered."""
+"""Connections with incomplete requests: they are closed, and other clients are still answered."""
 
 import json
 import logging
@@ -33,8 +33,8 @@ from tests.serving import (
     waiting_router,
 )
 
-HALF_HEADER = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-"
-HALF_BODY = (
+PARTIAL_HEADER = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-"
+PARTIAL_BODY = (
     b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     b'Content-Length: 1000\r\n\r\n{"prompt": "'
 )
@@ -78,7 +78,7 @@ def settles(server: Served) -> None:
 
 
 def hasten(server: Served) -> None:
-    """Give what a connection waits for next little time."""
+    """Shorten every timeout of the open connections."""
     room = server.connections
     room.settings = replace(room.settings, header_timeout=0.2, body_timeout=0.2)
 
@@ -86,17 +86,17 @@ def hasten(server: Served) -> None:
 def test_a_header_must_arrive_in_time(demo: Baco) -> None:
     with served(demo, header_timeout=WAIT) as server:
         server.server.config.timeout_keep_alive = WAIT
-        with connect(server.url, HEALTH) as half:
+        with connect(server.url, HEALTH) as partial:
             received = b""
             while not received.endswith(b'{"status":"ok"}'):
-                received += half.recv(65_536)
+                received += partial.recv(65_536)
             wait_for(lambda: server.connections.counts()["idle"])
             hasten(server)
             with connect(server.url) as silent:
                 assert rest(silent) == b""
-            half.sendall(HALF_HEADER)
+            partial.sendall(PARTIAL_HEADER)
             expected = 408, "the request's header did not arrive within 0.2 s"
-            assert error_of(rest(half)) == expected
+            assert error_of(rest(partial)) == expected
         settles(server)
         assert server.connections.closed == {"header_timeout": 2}
         server.connections.settings = Settings()
@@ -104,20 +104,22 @@ def test_a_header_must_arrive_in_time(demo: Baco) -> None:
         assert server.metric(name) == 2
 
 
-def test_a_body_must_arrive_in_time_and_the_log_says_where_it_did_not(demo: Baco) -> None:
+def test_a_body_must_arrive_in_time_and_one_that_does_not_is_logged(demo: Baco) -> None:
     with served(demo, header_timeout=WAIT, body_timeout=0.2) as server:
-        with connect(server.url, HALF_BODY) as half:
+        with connect(server.url, PARTIAL_BODY) as partial:
             expected = 408, "the request's body did not arrive within 0.2 s"
-            assert error_of(rest(half)) == expected
+            assert error_of(rest(partial)) == expected
         settles(server)
         wait_for(server.log)
         assert [entry["status"] for entry in server.log()] == [408]
         assert not server.engine_thread.open
 
 
-@pytest.mark.parametrize("sent", [HALF_HEADER, HALF_BODY, HALF_BODY.replace(b"/v1/", b"/v2/")])
+@pytest.mark.parametrize(
+    "sent", [PARTIAL_HEADER, PARTIAL_BODY, PARTIAL_BODY.replace(b"/v1/", b"/v2/")]
+)
 def test_bytes_now_and_then_do_not_hold_a_request_open(demo: Baco, sent: bytes) -> None:
-    """Nor do they where it is answered before its body is there, as one for no page is."""
+    """Nor if the request is answered before its body has arrived, as one for an unknown path is."""
     with served(demo, header_timeout=0.3, body_timeout=0.3) as server:
         with connect(server.url, sent) as dripping:
             ended = threading.Event()
@@ -140,14 +142,14 @@ def test_bytes_now_and_then_do_not_hold_a_request_open(demo: Baco, sent: bytes) 
 
 def test_a_client_that_disconnects_in_its_body_is_logged_as_gone(demo: Baco) -> None:
     with served(demo) as server:
-        connect(server.url, HALF_BODY).close()
+        connect(server.url, PARTIAL_BODY).close()
         wait_for(server.log)
         assert server.log()[0]["status"] == 499
 
 
 def test_a_request_may_come_in_pieces(demo: Baco) -> None:
     body = json.dumps({"prompt": "For dinner, I", "router": ROUTER, "max_tokens": 2}).encode()
-    head = HALF_BODY.partition(b"Content-Length")[0] + b"Content-Length: %d\r\n" % len(body)
+    head = PARTIAL_BODY.partition(b"Content-Length")[0] + b"Content-Length: %d\r\n" % len(body)
     whole = head + b"Connection: close\r\n\r\n" + body
     with served(demo) as server, connect(server.url) as connection:
         for at in range(0, len(whole), 20):
@@ -156,9 +158,9 @@ def test_a_request_may_come_in_pieces(demo: Baco) -> None:
         assert not server.connections.closed
 
 
-def test_an_answer_takes_what_time_it_takes(demo: Baco) -> None:
+def test_timeouts_for_requests_do_not_limit_answers(demo: Baco) -> None:
     body = json.dumps({"prompt": "For dinner, I", "router": "Waits", "max_tokens": 2}).encode()
-    head = HALF_BODY.partition(b"Content-Length")[0] + b"Content-Length: %d\r\n" % len(body)
+    head = PARTIAL_BODY.partition(b"Content-Length")[0] + b"Content-Length: %d\r\n" % len(body)
     with (
         served(demo, header_timeout=WAIT, body_timeout=0.2) as server,
         waiting_router("Waits") as decides,
@@ -186,7 +188,7 @@ def test_the_connection_of_a_client_that_reads_nothing_is_closed(demo: Baco) -> 
             settles(server)
 
 
-def test_who_is_idle_makes_room_for_who_comes(demo: Baco) -> None:
+def test_idle_connections_are_closed_for_new_ones(demo: Baco) -> None:
     with served(demo, max_connections=4) as server, ExitStack() as stack:
         server.server.config.timeout_keep_alive = WAIT
         clients = [stack.enter_context(server.client) for _ in range(6)]
@@ -198,8 +200,8 @@ def test_who_is_idle_makes_room_for_who_comes(demo: Baco) -> None:
         assert all(client.get("/health").status_code == 200 for client in clients)
 
 
-@pytest.mark.parametrize("sent", [b"", HALF_HEADER, HALF_BODY])
-def test_who_holds_back_makes_room_for_who_does_not(demo: Baco, sent: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", PARTIAL_HEADER, PARTIAL_BODY])
+def test_incomplete_requests_are_closed_for_new_connections(demo: Baco, sent: bytes) -> None:
     limits: dict[str, Any] = {"max_connections": 8, "max_incomplete": 4, "header_timeout": 600.0}
     with served(demo, body_timeout=600.0, **limits) as server, ExitStack() as stack:
         held = [stack.enter_context(connect(server.url, sent)) for _ in range(12)]
@@ -214,7 +216,7 @@ def test_who_holds_back_makes_room_for_who_does_not(demo: Baco, sent: bytes) -> 
             assert reply == b""
 
 
-def test_who_comes_at_once_with_many_is_served_one_after_another(
+def test_connections_beyond_the_limit_wait_and_are_served_in_turn(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PATIENCE", WAIT)
@@ -235,13 +237,13 @@ def test_the_bound_of_an_address_spares_trusted_proxies(demo: Baco) -> None:
         served(demo, max_incomplete_per_address=2, trusted_proxies=trusted) as server,
         ExitStack() as stack,
     ):
-        held = [stack.enter_context(connect(server.url, HALF_HEADER)) for _ in range(3)]
+        held = [stack.enter_context(connect(server.url, PARTIAL_HEADER)) for _ in range(3)]
         rest(held[0])
         assert server.connections.closed == {"address": 1}
         assert healthy(server.url)
     with served(demo, max_incomplete_per_address=2) as server, ExitStack() as stack:
         for _ in range(5):
-            stack.enter_context(connect(server.url, HALF_HEADER))
+            stack.enter_context(connect(server.url, PARTIAL_HEADER))
         assert healthy(server.url)
         assert not server.connections.closed
 
@@ -263,13 +265,13 @@ def test_answers_leave_room_for_short_requests(demo: Baco) -> None:
         assert all(one.result().status_code == 200 for one in long)
 
 
-def test_an_upgrade_is_not_offered_and_keys_hold_for_it(demo: Baco) -> None:
+def test_upgrades_are_refused_and_need_a_key(demo: Baco) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     upgrade += b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     with served(demo, api_keys=("key",)) as server:
         request = HEALTH.replace(b"/health", b"/metrics").replace(b"\r\n\r\n", b"\r\n" + upgrade)
-        with connect(server.url, request + b"\r\n") as asked:
-            assert asked.recv(65_536).startswith(b"HTTP/1.1 401")
+        with connect(server.url, request + b"\r\n") as connection:
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 401")
 
 
 def test_proxies_are_addresses_or_networks() -> None:
@@ -282,7 +284,7 @@ def test_proxies_are_addresses_or_networks() -> None:
 
 @contextmanager
 def file_limit(files: int) -> Iterator[None]:
-    """Let this process open so many files; a test is skipped where it may not."""
+    """Set the number of files that this process may open; skip the test where it may not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:
         pytest.skip(f"needs {files} open files, and the hard limit of this machine is {hard}")
@@ -293,11 +295,11 @@ def file_limit(files: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_half_requests_beyond_the_limit_of_files_stop_nobody() -> None:
+def test_incomplete_requests_beyond_the_limit_of_files_do_not_stop_other_clients() -> None:
     """300 sockets with half a body, of a process that may open 256 files."""
     with file_limit(1024), process(files=256) as (running, url), ExitStack() as stack:
         for _ in range(300):
-            stack.enter_context(connect(url, HALF_BODY))
+            stack.enter_context(connect(url, PARTIAL_BODY))
         for _ in range(5):
             assert healthy(url)
         headers = {"Authorization": "Bearer one"}
@@ -311,12 +313,12 @@ def test_half_requests_beyond_the_limit_of_files_stop_nobody() -> None:
         assert len(logged) < 2000
 
 
-def test_files_that_run_out_in_spite_of_the_bound_stop_nobody() -> None:
-    """Where an option lets in more than the process may open, or a library opens many."""
+def test_running_out_of_files_does_not_stop_other_clients() -> None:
+    """This happens where an option allows more connections than files, or a library opens many."""
     options = ("--max-connections", "100000", "--max-incomplete", "100000")
     with file_limit(1024), process(*options, files=128) as (running, url), ExitStack() as stack:
         for _ in range(300):
-            stack.enter_context(connect(url, HALF_HEADER))
+            stack.enter_context(connect(url, PARTIAL_HEADER))
         for _ in range(5):
             assert healthy(url)
         running.send_signal(signal.SIGTERM)
@@ -326,7 +328,7 @@ def test_files_that_run_out_in_spite_of_the_bound_stop_nobody() -> None:
         assert len(logged) < 2000
 
 
-def test_two_thousand_idle_connections_stop_nobody() -> None:
+def test_two_thousand_idle_connections_do_not_stop_other_clients() -> None:
     with file_limit(2500), process("--header-timeout", "600", files=2500) as (running, url):
         with ExitStack() as stack:
             for _ in range(2000):

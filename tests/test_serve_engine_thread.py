@@ -1,4 +1,4 @@
-"""The thread that owns the decoder: requests share it and never hurt each other."""
+"""The thread that owns the decoder: concurrent requests share it and do not affect each other."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
 WAIT = 240
 
-Told = SimpleQueue[Chunk | Scored | Exception]
+Results = SimpleQueue[Chunk | Scored | Exception]
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def engine_thread(demo: Baco) -> Iterator[EngineThread]:
     engine_thread.close()
 
 
-def job(demo: Baco, **sampling: Any) -> tuple[Job, Told]:
-    told: Told = SimpleQueue()
+def job(demo: Baco, **sampling: Any) -> tuple[Job, Results]:
+    results: Results = SimpleQueue()
     router = demo.router(ROUTER)
-    return Job(lambda d: d.submit(PROMPT, router=router, **sampling), told.put), told
+    return Job(lambda d: d.submit(PROMPT, router=router, **sampling), results.put), results
 
 
-def ask(engine_thread: EngineThread, demo: Baco, **sampling: Any) -> Told:
-    asked, told = job(demo, **sampling)
-    engine_thread.submit([asked])
-    return told
+def ask(engine_thread: EngineThread, demo: Baco, **sampling: Any) -> Results:
+    submitted, results = job(demo, **sampling)
+    engine_thread.submit([submitted])
+    return results
 
 
-def texts(told: Told, n: int = 1) -> list[str]:
-    """What a caller can join of the chunks it gets; every chunk belongs to an unended answer."""
+def texts(results: Results, n: int = 1) -> list[str]:
+    """The texts that a caller joins from its chunks; no chunk may follow the last of an answer."""
     parts = [""] * n
     ended: set[int] = set()
     while len(ended) < n:
-        chunk = told.get(timeout=WAIT)
+        chunk = results.get(timeout=WAIT)
         assert isinstance(chunk, Chunk), chunk
         assert chunk.sample not in ended
         parts[chunk.sample] += chunk.text
@@ -66,7 +66,7 @@ def alone(demo: Baco, **sampling: Any) -> list[str]:
 
 
 def settle(engine_thread: EngineThread) -> None:
-    """Wait until the thread has done all it was asked before."""
+    """Wait until the thread has done everything submitted before."""
     done: SimpleQueue[None] = SimpleQueue()
     engine_thread._work.put((0, lambda: done.put(None)))
     done.get(timeout=WAIT)
@@ -75,19 +75,19 @@ def settle(engine_thread: EngineThread) -> None:
 def test_concurrent_requests_get_the_answers_they_get_alone(
     engine_thread: EngineThread, demo: Baco
 ) -> None:
-    asked = [ask(engine_thread, demo, seed=seed) for seed in range(3)]
-    for seed, told in enumerate(asked):
-        assert texts(told) == alone(demo, seed=seed)
+    queues = [ask(engine_thread, demo, seed=seed) for seed in range(3)]
+    for seed, results in enumerate(queues):
+        assert texts(results) == alone(demo, seed=seed)
 
 
-def test_all_answers_arrive_also_where_several_end_in_one_step(
+def test_all_answers_arrive_when_several_end_in_one_step(
     engine_thread: EngineThread, demo: Baco
 ) -> None:
-    told = ask(engine_thread, demo, seed=1, n=6, max_tokens=4)
-    assert texts(told, 6) == alone(demo, seed=1, n=6, max_tokens=4)
+    results = ask(engine_thread, demo, seed=1, n=6, max_tokens=4)
+    assert texts(results, 6) == alone(demo, seed=1, n=6, max_tokens=4)
 
 
-def test_a_refused_request_tells_its_caller_and_no_neighbour(
+def test_a_refused_request_is_reported_to_its_own_caller_only(
     engine_thread: EngineThread, demo: Baco
 ) -> None:
     good = ask(engine_thread, demo, seed=1)
@@ -123,7 +123,7 @@ class BrokenError(RuntimeError):
 
 
 def poisoned(innocent_steps: int) -> Router:
-    """A router that breaks every step that it takes part in, after some."""
+    """A router that raises in every step after ``innocent_steps``."""
     left = [innocent_steps]
 
     def decide(signals: Any) -> Any:
@@ -135,23 +135,23 @@ def poisoned(innocent_steps: int) -> Router:
     return RuleRouter(LogitRule("Poisoned", decide, "breaks", threshold=False))
 
 
-def poison(engine_thread: EngineThread, innocent_steps: int) -> Told:
-    told: Told = SimpleQueue()
+def poison(engine_thread: EngineThread, innocent_steps: int) -> Results:
+    results: Results = SimpleQueue()
     router = poisoned(innocent_steps)
-    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), told.put)])
-    return told
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=router, seed=9), results.put)])
+    return results
 
 
-def broke_off(told: Told) -> bool:
+def broke_off(results: Results) -> bool:
     """Is an answer's last chunk that of a broken step?"""
-    while isinstance(item := told.get(timeout=WAIT), Chunk) and item.finish_reason is None:
+    while isinstance(item := results.get(timeout=WAIT), Chunk) and item.finish_reason is None:
         pass
     assert isinstance(item, Chunk) and item.completion is not None
     return item.finish_reason == "error" and "BrokenError" in str(item.completion.error)
 
 
 @pytest.mark.parametrize("innocent_steps", [0, 3])
-def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
+def test_a_request_that_raises_fails_alone_and_other_answers_are_unchanged(
     demo: Baco, innocent_steps: int
 ) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=10)
@@ -159,20 +159,20 @@ def test_a_poisoned_request_fails_alone_and_its_neighbours_never_notice(
     bad = poison(engine_thread, innocent_steps)
     after = [ask(engine_thread, demo, seed=seed) for seed in range(3, 5)]
     assert broke_off(bad)
-    for seed, told in enumerate(before):
-        assert texts(told, 3) == alone(demo, seed=seed, n=3)
-    for seed, told in enumerate(after, 3):
-        assert texts(told) == alone(demo, seed=seed)
+    for seed, results in enumerate(before):
+        assert texts(results, 3) == alone(demo, seed=seed, n=3)
+    for seed, results in enumerate(after, 3):
+        assert texts(results) == alone(demo, seed=seed)
     assert engine_thread.open == 0
     engine_thread.close()
 
 
-def test_two_poisons_in_one_batch_are_both_found(demo: Baco) -> None:
+def test_two_requests_that_raise_in_one_batch_are_both_isolated(demo: Baco) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=10)
     good = ask(engine_thread, demo, seed=1)
     bad = [poison(engine_thread, 0), poison(engine_thread, 2)]
     other = ask(engine_thread, demo, seed=2)
-    assert all(broke_off(told) for told in bad)
+    assert all(broke_off(results) for results in bad)
     assert (texts(good), texts(other)) == (alone(demo, seed=1), alone(demo, seed=2))
     engine_thread.close()
 
@@ -198,8 +198,8 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
         def step(self) -> list[Chunk]:
             raise BrokenError
 
-    made = [Failing(demo.pair, demo.decoder().engine)]
-    engine_thread = EngineThread(lambda: made.pop() if made else demo.decoder(), max_open=3)
+    failing = [Failing(demo.pair, demo.decoder().engine)]
+    engine_thread = EngineThread(lambda: failing.pop() if failing else demo.decoder(), max_open=3)
     assert isinstance(ask(engine_thread, demo, seed=1).get(timeout=WAIT), BrokenError)
     assert texts(ask(engine_thread, demo, seed=1)) == alone(demo, seed=1)
     assert engine_thread.open == 0
@@ -219,42 +219,42 @@ def test_a_job_whose_delivery_fails_is_cancelled_and_the_thread_continues(
     assert engine_thread.open == 0
 
 
-def test_closing_refuses_the_new_and_lets_the_open_end(demo: Baco) -> None:
+def test_closing_refuses_new_requests_and_finishes_open_ones(demo: Baco) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=3)
-    told = ask(engine_thread, demo, seed=1)
+    results = ask(engine_thread, demo, seed=1)
     engine_thread.drain()
     with pytest.raises(ClosedError):
         ask(engine_thread, demo, seed=2)
     engine_thread.close(grace=WAIT)
-    assert texts(told) == alone(demo, seed=1)
+    assert texts(results) == alone(demo, seed=1)
 
 
 def test_jobs_that_are_open_after_the_grace_end_with_an_error(demo: Baco) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=3)
-    told: Told = SimpleQueue()
+    results: Results = SimpleQueue()
 
     def decide(signals: Any) -> Any:
         time.sleep(0.1)
         return signals.max_base < 2
 
     slow = RuleRouter(LogitRule("Slow", decide, "takes its time", threshold=False))
-    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), told.put)])
-    told.get(timeout=WAIT)
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), results.put)])
+    results.get(timeout=WAIT)
     engine_thread.close(grace=0)
-    assert isinstance(last_error(told), ClosedError)
+    assert isinstance(last_error(results), ClosedError)
 
 
-def last_error(told: Told) -> Exception | None:
+def last_error(results: Results) -> Exception | None:
     error = None
     while True:
         try:
-            item = told.get_nowait()
+            item = results.get_nowait()
         except Empty:
             return error
         error = item if isinstance(item, Exception) else None
 
 
-def test_what_works_for_a_client_that_is_gone_is_cancelled() -> None:
+def test_jobs_of_a_client_that_is_gone_are_cancelled() -> None:
     async def disconnected() -> dict[str, str]:
         return {"type": "http.disconnect"}
 

@@ -1,4 +1,4 @@
-"""What goes wrong reaches OpenAI's own client as the exception it has for it."""
+"""OpenAI's own client raises the matching exception for each kind of error."""
 
 import threading
 import time
@@ -43,7 +43,7 @@ def test_bad_input_is_a_bad_request_with_its_one_line(client: openai.OpenAI) -> 
         client.models.retrieve("wrong")
 
 
-def test_a_full_queue_says_when_to_try_again(client: openai.OpenAI) -> None:
+def test_a_full_queue_is_a_429_with_retry_after(client: openai.OpenAI) -> None:
     with pytest.raises(openai.RateLimitError) as refused:
         client.models.retrieve("full")
     assert int(refused.value.response.headers["Retry-After"]) > 0

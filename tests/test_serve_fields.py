@@ -1,4 +1,4 @@
-"""Fields that clients send, beyond those that a pair needs: accepted where that is no lie."""
+"""Fields of other servers that clients send: accepted only where they change nothing."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +53,9 @@ def test_fields_without_effect_here_change_no_answer(server: Served, path: str) 
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
-def test_what_they_would_change_is_refused_with_the_reason(server: Served, path: str) -> None:
+def test_values_that_would_change_answers_are_refused_with_the_reason(
+    server: Served, path: str
+) -> None:
     with server.client as client:
         for name, entry in FIELDS[path].items():
             if entry.accepted is None:
@@ -69,7 +71,7 @@ def test_what_they_would_change_is_refused_with_the_reason(server: Served, path:
 
 
 def not_this(entry: ForeignField) -> Any:
-    """The opposite of a switch; a number that is near to an accepted one."""
+    """Another value of a field: a switch turned, or a number near to an accepted one."""
     accepted = entry.accepted
     assert accepted is not None
     first = accepted[0] if accepted else 3
@@ -77,7 +79,9 @@ def not_this(entry: ForeignField) -> Any:
 
 
 @pytest.mark.parametrize(("given", "is_accepted"), [(1, True), (1.0, True), (True, False)])
-def test_a_number_is_no_switch(server: Served, given: Any, is_accepted: bool) -> None:
+def test_a_number_is_not_accepted_as_a_switch(
+    server: Served, given: Any, is_accepted: bool
+) -> None:
     assert (ask(server, CHAT, repeat_penalty=given).status_code == 200) == is_accepted
 
 
@@ -113,7 +117,7 @@ def test_numbers_without_integers_empty_lists_and_minus_one_are_read(
     assert len(drawn) == 3
 
 
-def test_max_tokens_minus_one_is_as_long_as_there_is_room(server: Served, demo: Baco) -> None:
+def test_max_tokens_minus_one_uses_the_rest_of_the_context(server: Served, demo: Baco) -> None:
     asking = RequestParser(demo, Settings(max_tokens=4096))
     for spelled in ({"max_tokens": -1}, {"n_predict": -1.0}):
         assert asking.chat(ChatRequest(**chat(**spelled))).params.max_tokens == 4096
@@ -194,8 +198,8 @@ def test_a_last_message_of_the_assistant_is_continued(server: Served, demo: Baco
         {"add_generation_prompt": False},
         {"continue_final_message": True, "add_generation_prompt": False},
     ]
-    for told in consistent:
-        assert texts(ask(server, CHAT, messages=begun, **told)) == expected
+    for switches in consistent:
+        assert texts(ask(server, CHAT, messages=begun, **switches)) == expected
     marked = [begun[0], begun[1] | {"prefix": True}]
     assert texts(ask(server, CHAT, messages=marked)) == expected
     empty = [begun[0], {"role": "assistant", "content": None}]
@@ -205,7 +209,7 @@ def test_a_last_message_of_the_assistant_is_continued(server: Served, demo: Baco
 
 
 @pytest.mark.parametrize(
-    ("begun", "told", "fault"),
+    ("begun", "switches", "fault"),
     [
         (True, {"continue_final_message": False}, "continue_final_message is false, but"),
         (True, {"add_generation_prompt": True}, "add_generation_prompt is true, but"),
@@ -218,13 +222,13 @@ def test_a_last_message_of_the_assistant_is_continued(server: Served, demo: Baco
         (False, {"add_generation_prompt": False}, "add_generation_prompt is false: end the"),
     ],
 )
-def test_what_contradicts_the_last_message_is_refused(
-    server: Served, begun: bool, told: dict[str, Any], fault: str
+def test_switches_that_contradict_the_last_message_are_refused(
+    server: Served, begun: bool, switches: dict[str, Any], fault: str
 ) -> None:
     messages = chat()["messages"]
     if begun:
         messages = [*messages, {"role": "assistant", "content": "I would go to"}]
-    refused = ask(server, CHAT, messages=messages, **told)
+    refused = ask(server, CHAT, messages=messages, **switches)
     assert refused.status_code == 400
     assert fault in refused.json()["error"]["message"]
     assert not server.engine_thread.open

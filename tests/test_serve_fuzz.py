@@ -1,4 +1,4 @@
-"""Whatever bytes a client sends, a server answers as OpenAI's API does, and never with a 5xx."""
+"""For any bytes that a client sends, the server replies as OpenAI's API does, never with a 5xx."""
 
 import http.client
 import json
@@ -97,7 +97,7 @@ def written(method: str, target: bytes, body: bytes, *headers: tuple[bytes, byte
 
 
 def holds(reply: Reply | None, method: str = "POST") -> None:
-    """A reply is one of OpenAI's API, and not the server's fault."""
+    """Check that a reply is one of OpenAI's API, and not a server error."""
     if reply is None:
         return
     assert 200 <= reply.status < 500, reply
@@ -154,7 +154,7 @@ def dumped(value: Any) -> str:
 
 @st.composite
 def bodies(draw: st.DrawFn, path: str) -> bytes:
-    """A request with some fields of other values, fields given twice, and texts badly encoded."""
+    """Bodies with wrong values in some fields, repeated fields, and badly encoded texts."""
     fields = [(name, dumped(value)) for name, value in WELL_FORMED[path].items()]
     names = st.one_of(st.sampled_from(NAMES[path]), TEXTS)
     for _ in range(draw(st.integers(0, 3))):
@@ -182,7 +182,7 @@ def test_a_body_of_any_json_is_answered(server: Served, path: str) -> None:
 
 @pytest.mark.parametrize("path", WELL_FORMED)
 def test_a_text_of_any_shape_is_answered_in_each_of_the_fields(server: Served, path: str) -> None:
-    """Every field holds what it cannot: texts with lone surrogates, and numbers without bounds."""
+    """Every field is given texts with lone surrogates and numbers without bounds."""
     texts = ['"\\ud83d"', '["\\ud83d"]', '{"\\ud83d": 1}', '[{"type": "text", "text": "\\ud83d"}]']
     numbers = ["1" + "0" * 4000, "-1e400", "NaN", "[[[[[1e400]]]]]", '{"7": NaN}']
     own = MODELS[path].model_fields
@@ -202,7 +202,9 @@ def test_a_text_of_any_shape_is_answered_in_each_of_the_fields(server: Served, p
 
 @fuzz(60)
 @given(st.sampled_from(list(WELL_FORMED)), st.data())
-def test_a_body_that_is_no_json_is_answered(server: Served, path: str, data: st.DataObject) -> None:
+def test_a_body_that_is_not_json_gets_a_reply(
+    server: Served, path: str, data: st.DataObject
+) -> None:
     whole = data.draw(bodies(path))
     cut = data.draw(st.integers(0, len(whole)))
     strange = data.draw(st.one_of(st.binary(max_size=40), st.just(b"\xed\xa0\xbd"), st.just(b"\0")))
@@ -350,14 +352,14 @@ LINES = st.sampled_from(
 
 @fuzz(100)
 @given(st.lists(st.one_of(LINES, LINES, LINES, st.binary(max_size=30)), max_size=12))
-def test_bytes_that_are_no_request_are_answered(server: Served, lines: list[bytes]) -> None:
+def test_bytes_that_are_not_a_request_get_a_reply(server: Served, lines: list[bytes]) -> None:
     holds(send(server, b"\r\n".join(lines), ends=True))
 
 
 @fuzz(40)
 @given(st.lists(st.sampled_from([b"zz", b"f" * 40, b"-1", b"3\r\nabc", b"0\r\n", b"3;a=b\r\nab"])))
 def test_chunks_of_any_kind_are_answered(server: Served, chunks: list[bytes]) -> None:
-    """Also where the answer is on its way already: no body is read for a page that is not there."""
+    """Also where the reply has been sent already: the body is not read for an unknown path."""
     for path in (b"/v1/completions", b"/v2"):
         head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" % path
         body = b"\r\n".join(chunks)
@@ -380,7 +382,7 @@ def test_chunks_of_any_kind_are_answered(server: Served, chunks: list[bytes]) ->
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_body_that_no_parser_takes_is_refused_with_what_is_wrong(
+def test_a_body_that_cannot_be_parsed_is_refused_with_the_reason(
     server: Served, body: bytes, message: str
 ) -> None:
     headers = {"Content-Type": "application/json"}

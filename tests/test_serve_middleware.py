@@ -1,4 +1,4 @@
-"""Who is let in, what is counted and logged, and how a server ends."""
+"""Keys and origins, metrics and the access log, limits, and how a server ends."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ def server(demo: Baco) -> Iterator[Served]:
         yield running
 
 
-def test_with_keys_only_who_has_one_is_let_in(demo: Baco) -> None:
+def test_with_keys_requests_without_a_valid_key_are_refused(demo: Baco) -> None:
     with served(demo, api_keys=KEYS) as server, server.client as client:
         for path in ("/v1/models", "/baco/info", "/metrics", "/openapi.json"):
             refused = client.get(path)
@@ -74,14 +74,16 @@ def test_head_is_answered_as_get_without_the_body(server: Served, path: str) -> 
     assert sorted(methods) == ["GET", "GET", "HEAD", "HEAD"]
 
 
-def test_other_origins_pages_may_call_only_where_they_are_named(server: Served, demo: Baco) -> None:
+def test_pages_of_other_origins_may_call_only_if_their_origin_is_listed(
+    server: Served, demo: Baco
+) -> None:
     mine = "https://mine.example"
-    asked = {"Origin": mine, "Access-Control-Request-Method": "POST"}
+    headers = {"Origin": mine, "Access-Control-Request-Method": "POST"}
     with server.client as client:
-        assert "Access-Control-Allow-Origin" not in client.get("/health", headers=asked).headers
-        assert client.options("/v1/chat/completions", headers=asked).status_code == 405
+        assert "Access-Control-Allow-Origin" not in client.get("/health", headers=headers).headers
+        assert client.options("/v1/chat/completions", headers=headers).status_code == 405
     with served(demo, cors_origins=(mine,), api_keys=KEYS) as named, named.client as client:
-        allowed = client.options("/v1/chat/completions", headers=asked)
+        allowed = client.options("/v1/chat/completions", headers=headers)
         assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, mine)
         refused = client.get("/v1/models", headers={"Origin": mine})
         # A page can read why it is refused.
@@ -94,20 +96,20 @@ def test_the_access_log_holds_everything_but_texts(server: Served) -> None:
     answer = server.ask(seed=3, n=2)
     wait_for(lambda: server.log() and server.log()[-1]["id"] == answer.headers["X-Request-Id"])
     entry = server.log()[-1]
-    said = answer.json()
+    reply = answer.json()
     assert entry["path"] == "/v1/chat/completions"
     assert (entry["method"], entry["status"], entry["outcome"]) == ("POST", 200, "told")
     assert (entry["router"], entry["n"], entry["seed"], entry["stream"]) == (ROUTER, 2, 3, False)
-    assert entry["prompt_tokens"] == said["usage"]["prompt_tokens"]
-    assert entry["tokens"] == said["usage"]["completion_tokens"]
+    assert entry["prompt_tokens"] == reply["usage"]["prompt_tokens"]
+    assert entry["tokens"] == reply["usage"]["completion_tokens"]
     assert 0 < entry["base_share"] < 1
     assert entry["client"] == "127.0.0.1"
     line = server.records.lines[-1]
     assert PROMPT not in line
-    assert said["choices"][0]["message"]["content"] not in line
+    assert reply["choices"][0]["message"]["content"] not in line
 
 
-def test_prompts_are_logged_where_that_is_asked_for(demo: Baco) -> None:
+def test_prompts_are_logged_only_with_the_option(demo: Baco) -> None:
     with served(demo, log_prompts=True) as server:
         server.ask(max_tokens=1)
         wait_for(server.log)
@@ -116,7 +118,7 @@ def test_prompts_are_logged_where_that_is_asked_for(demo: Baco) -> None:
 
 def test_metrics_count_the_tokens_of_answers(demo: Baco) -> None:
     with served(demo) as server:
-        said = server.ask(seed=3, n=4).json()
+        reply = server.ask(seed=3, n=4).json()
         server.ask(n=0)
         path = 'path="/v1/chat/completions"'
         assert server.metric(f'baco_requests_total{{{path},status="200"}}') == 1
@@ -125,7 +127,7 @@ def test_metrics_count_the_tokens_of_answers(demo: Baco) -> None:
         for source in ("base", "aligned"):
             expected = sum(answer.sources.count(source) for answer in answers)
             assert server.metric(f'baco_tokens_total{{source="{source}"}}') == expected > 0
-        assert server.metric("baco_prompt_tokens_total") == said["usage"]["prompt_tokens"]
+        assert server.metric("baco_prompt_tokens_total") == reply["usage"]["prompt_tokens"]
         assert server.metric("baco_answer_base_share_count") == 4
         shares = sum(answer.base_share for answer in answers)
         assert server.metric("baco_answer_base_share_sum") == pytest.approx(shares)
@@ -139,7 +141,7 @@ def test_metrics_count_the_tokens_of_answers(demo: Baco) -> None:
             assert server.metric(name) == 0
 
 
-def test_a_full_queue_says_when_to_try_again(demo: Baco) -> None:
+def test_a_full_queue_is_a_429_with_retry_after(demo: Baco) -> None:
     body = chat(router="Waits", stream=True)
     with (
         served(demo, max_open=1) as server,
@@ -147,15 +149,15 @@ def test_a_full_queue_says_when_to_try_again(demo: Baco) -> None:
         server.client as client,
         client.stream("POST", "/v1/chat/completions", json=body) as open_one,
     ):
-        told = events(open_one)
-        next(told)
+        chunks = events(open_one)
+        next(chunks)
         assert server.metric("baco_prompts_open") == 1
         refused = server.ask()
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
         assert refused.json()["error"]["type"] == "rate_limit_error"
         decides.set()
-        assert list(told)
+        assert list(chunks)
         server.settles()
         assert server.ask(max_tokens=1).status_code == 200
 
@@ -169,14 +171,14 @@ def test_a_request_that_takes_too_long_is_ended(demo: Baco) -> None:
             server.client as client,
             client.stream("POST", "/v1/chat/completions", json=body) as got,
         ):
-            told = list(events(got)) if got.status_code == 200 else [json.loads(got.read())]
-        assert "longer than the time limit of this server" in told[-1]["error"]["message"]
+            chunks = list(events(got)) if got.status_code == 200 else [json.loads(got.read())]
+        assert "longer than the time limit of this server" in chunks[-1]["error"]["message"]
         server.settles()
 
 
 @contextmanager
 def poison() -> Iterator[None]:
-    """A router that breaks the step it takes part in."""
+    """A router that raises in every step."""
 
     def broken(signals: Signals) -> torch.Tensor:
         raise RuntimeError("secret details")
@@ -188,18 +190,18 @@ def poison() -> Iterator[None]:
         del RULES["Poison"]
 
 
-def test_a_poisoned_request_is_a_500_and_its_neighbours_never_notice(server: Served) -> None:
+def test_a_request_that_raises_is_a_500_and_other_answers_are_unchanged(server: Served) -> None:
     alone = server.ask(seed=1, n=8).json()["choices"]
     with poison(), server.client as client:
         body = chat(seed=1, n=8, stream=True)
         with client.stream("POST", "/v1/chat/completions", json=body) as neighbour:
-            told = events(neighbour)
-            first = next(told)
+            chunks = events(neighbour)
+            first = next(chunks)
             broken = server.ask(router="Poison")
             assert broken.status_code == 500
             assert "secret" not in broken.text
             texts = [""] * 8
-            for chunk in [first, *told]:
+            for chunk in [first, *chunks]:
                 for choice in chunk["choices"]:
                     texts[choice["index"]] += choice["delta"].get("content", "")
         assert texts == [choice["message"]["content"] for choice in alone]
@@ -238,14 +240,14 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(tmp_path: Pa
     before = WAITS.format(path=str(decides))
     with process("--grace", str(WAIT), before=before) as (running, url):
         with httpx.Client(base_url=url, headers=bearer("two"), timeout=WAIT) as client:
-            told = stream_of(client, "Waits")
-            next(told)
+            lines = stream_of(client, "Waits")
+            next(lines)
             running.send_signal(signal.SIGTERM)
             wait_for(lambda: httpx.get(f"{url}/health", timeout=WAIT).status_code == 503)
             refused = client.post("/v1/chat/completions", json=chat())
             assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
             decides.touch()
-            assert list(told)[-2:] == ["data: [DONE]", ""]
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert running.wait(WAIT) == 0
         assert running.stdout is not None
         entries = [json.loads(line) for line in running.stdout]
@@ -255,10 +257,10 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(tmp_path: Pa
 def test_after_the_grace_running_requests_get_an_error_and_the_server_ends() -> None:
     with process("--grace", "0", before=SLOW) as (running, url):
         with httpx.Client(base_url=url, headers=bearer("one"), timeout=WAIT) as client:
-            told = stream_of(client, "Slow")
-            next(told)
+            lines = stream_of(client, "Slow")
+            next(lines)
             running.send_signal(signal.SIGTERM)
-            last = [line for line in told if line][-1]
+            last = [line for line in lines if line][-1]
         assert "shutting down" in json.loads(last.removeprefix("data: "))["error"]["message"]
         assert running.wait(WAIT) == 0
 
@@ -274,7 +276,7 @@ def test_after_the_grace_running_requests_get_an_error_and_the_server_ends() -> 
         ([], {"BACO_API_KEY": " "}, "BACO_API_KEY is empty"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(
+def test_options_that_cannot_be_served_are_one_line(
     options: list[str],
     environment: dict[str, str],
     complaint: str,
@@ -286,6 +288,6 @@ def test_what_cannot_be_served_is_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert run(["serve", *[option.replace("TAKEN", port) for option in options]]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"baco: {complaint}")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"baco: {complaint}")
+    assert message.count("\n") == 1

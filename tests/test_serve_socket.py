@@ -10,17 +10,17 @@ def test_small_chunks_leave_at_once() -> None:
     """With Nagle's algorithm on, a client that acknowledges late sees every chunk 40 ms late."""
 
     async def accepted() -> int:
-        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        no_delay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         async def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             taken = writer.get_extra_info("socket")
-            told.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            no_delay.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
         bound = bind("127.0.0.1", 0)
         async with await asyncio.start_server(look, sock=bound):
             _, writer = await asyncio.open_connection(*bound.getsockname())
-            seen = await told
+            seen = await no_delay
             writer.close()
         return seen
 

@@ -1,4 +1,4 @@
-"""A stream and a whole reply agree in every field, whatever ends the answers."""
+"""A stream and a whole reply agree in every field, however the answers end."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.fuzzing import budget
 from tests.pairs import save_byte_fallback_pair
 from tests.serving import PROMPT, Served, served, wait_for
 
-ASKED: dict[str, Any] = {"n": 3, "max_tokens": 16, "temperature": 1.2}
+BODY: dict[str, Any] = {"n": 3, "max_tokens": 16, "temperature": 1.2}
 ROUTERS = ("P-Punc:0.6", "Punc", "Rand:0.5", "Base", "Aligned")
 
 
@@ -61,12 +61,12 @@ def merged(stretches: list[Any]) -> list[tuple[str, str]]:
 
 def provenance(choices: list[Any]) -> dict[str, Any]:
     """BACo's own fields of a choice, of all its chunks together."""
-    told = [choice.model_extra["baco"] for choice in choices if "baco" in choice.model_extra]
+    fields = [choice.model_extra["baco"] for choice in choices if "baco" in choice.model_extra]
     joined: dict[str, Any] = {
-        name: told[-1][name] for name in ("base_share", "switches", "router", "seed")
+        name: fields[-1][name] for name in ("base_share", "switches", "router", "seed")
     }
-    joined["sources"] = merged([stretch for one in told for stretch in one["sources"]])
-    joined["why"] = [why for one in told for why in one.get("why", [])]
+    joined["sources"] = merged([stretch for part in fields for stretch in part["sources"]])
+    joined["why"] = [why for part in fields for why in part.get("why", [])]
     return joined
 
 
@@ -100,13 +100,13 @@ def text_choice(choices: list[Any]) -> dict[str, Any]:
 
 
 def logged(server: Served, count: int) -> list[dict[str, Any]]:
-    """What the access log has of answers, once it has that many entries of them."""
+    """The access log's entries of answers, once there are ``count`` of them."""
     wait_for(lambda: sum("tokens" in entry for entry in server.log()) >= count)
     return [entry for entry in server.log() if "tokens" in entry]
 
 
 def agree(streamed: Any, whole: Any) -> None:
-    """Equal, but for the last digits of sums that other batches round differently."""
+    """Assert equality, up to the last digits of sums, which depend on the batch."""
     assert type(streamed) is type(whole)
     if isinstance(whole, dict):
         assert streamed.keys() == whole.keys()
@@ -122,56 +122,58 @@ def agree(streamed: Any, whole: Any) -> None:
         assert streamed == whole
 
 
-def check(server: Served, create: Any, read: Any, asked: dict[str, Any]) -> list[str]:
-    """Ask for the same answers whole and as a stream, and compare all that is told; their texts."""
+def check(server: Served, create: Any, read: Any, body: dict[str, Any]) -> list[str]:
+    """Request the same answers whole and as a stream, compare every field, and return the texts."""
     earlier, before = len(logged(server, 0)), counted(server)
-    whole = create(**asked)
+    whole = create(**body)
     between = counted(server)
-    chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
+    chunks = list(create(**body, stream=True, stream_options={"include_usage": True}))
     after = counted(server)
     once, streamed = logged(server, earlier + 2)[-2:]
     assert chunks[-1].usage == whole.usage
-    said = {name: between[name] - before[name] for name in before}
-    assert {name: after[name] - between[name] for name in before} == said
-    assert sum(said.values()) == whole.usage.completion_tokens == once["tokens"]
+    counts = {name: between[name] - before[name] for name in before}
+    assert {name: after[name] - between[name] for name in before} == counts
+    assert sum(counts.values()) == whole.usage.completion_tokens == once["tokens"]
     for name in ("tokens", "base_share", "prompt_tokens"):
         assert streamed[name] == once[name]
     for index, choice in enumerate(whole.choices):
         own = [c for chunk in chunks for c in chunk.choices if c.index == index]
         agree(read(own), read([choice]))
-        told = read([choice])
-        if told["why"]:  # a stop string may have cut off the end of the last token
-            assert "".join(token["text"] for token in told["why"]).startswith(told["text"])
+        whole_choice = read([choice])
+        if whole_choice["why"]:  # a stop string may have cut off the end of the last token
+            assert "".join(token["text"] for token in whole_choice["why"]).startswith(
+                whole_choice["text"]
+            )
     return [read([choice])["text"] for choice in whole.choices]
 
 
-def test_a_chat_stream_is_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
-    create, asked = client.chat.completions.create, {**ASKED, "logprobs": True, "top_logprobs": 2}
-    asked |= {"model": "baco", "messages": [{"role": "user", "content": PROMPT}]}
+def test_a_chat_stream_equals_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
+    create, body = client.chat.completions.create, {**BODY, "logprobs": True, "top_logprobs": 2}
+    body |= {"model": "baco", "messages": [{"role": "user", "content": PROMPT}]}
     extra = {"router": "P-Punc:0.6", "explain": True}
-    texts = check(server, create, chat_choice, asked | {"seed": 1, "extra_body": extra})
+    texts = check(server, create, chat_choice, body | {"seed": 1, "extra_body": extra})
     for seed in range(budget(6)):
         draw = random.Random(seed)
         extra = {"router": draw.choice(ROUTERS), "explain": draw.random() < 0.5}
         stop = stop_strings(draw, texts)
-        check(server, create, chat_choice, asked | {"seed": 1, "stop": stop, "extra_body": extra})
+        check(server, create, chat_choice, body | {"seed": 1, "stop": stop, "extra_body": extra})
 
 
-def test_a_text_stream_is_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
-    create, asked = client.completions.create, {**ASKED, "model": "baco", "logprobs": 2}
-    asked |= {"prompt": ["For dinner, I", "Question: "]}
+def test_a_text_stream_equals_the_whole_reply(server: Served, client: openai.OpenAI) -> None:
+    create, body = client.completions.create, {**BODY, "model": "baco", "logprobs": 2}
+    body |= {"prompt": ["For dinner, I", "Question: "]}
     extra: dict[str, Any] = {"router": "P-Punc:0.6", "return_token_ids": True}
-    texts = check(server, create, text_choice, asked | {"seed": 1, "extra_body": extra})
+    texts = check(server, create, text_choice, body | {"seed": 1, "extra_body": extra})
     for seed in range(budget(6)):
         draw = random.Random(seed)
         extra |= {"router": draw.choice(ROUTERS), "return_tokens_as_token_ids": seed % 2 == 0}
         stop = stop_strings(draw, texts)
-        check(server, create, text_choice, asked | {"seed": 1, "stop": stop, "extra_body": extra})
+        check(server, create, text_choice, body | {"seed": 1, "stop": stop, "extra_body": extra})
 
 
-def test_a_tokens_text_begins_where_its_offset_says(client: openai.OpenAI) -> None:
+def test_a_tokens_text_begins_at_its_offset(client: openai.OpenAI) -> None:
     reply = client.completions.create(
-        **ASKED, model="baco", prompt="For dinner, I", seed=1, logprobs=0, stop=["e", ". "]
+        **BODY, model="baco", prompt="For dinner, I", seed=1, logprobs=0, stop=["e", ". "]
     )
     for choice in reply.choices:
         assert choice.logprobs is not None
