@@ -1,4 +1,4 @@
-"""Pairs on servers for tests: the real servers, and doors in front of them that fail or lack."""
+"""Pairs on servers: real servers, and proxies in front of them that fail or leave fields out."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from tests.serving import wait_for
 
 @contextmanager
 def listening(app: ASGIApp) -> Iterator[str]:
-    """An application on a free port of loopback, without its lifespan; its address."""
+    """Serve an application on a free port of loopback, without its lifespan; its address."""
     config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -34,7 +34,7 @@ def listening(app: ASGIApp) -> Iterator[str]:
 
 @contextmanager
 def remote(url: str, pair: Path | str = "demo", **options: Any) -> Iterator[Baco]:
-    """A pair whose halves a server has both, or each of two."""
+    """Load a pair whose models are on one server, or on one each."""
     given = {"base_url": url, "aligned_url": url} | options
     loaded = Baco.load(str(pair), backend="remote", **given)
     try:
@@ -44,7 +44,7 @@ def remote(url: str, pair: Path | str = "demo", **options: Any) -> Iterator[Baco
 
 
 def calls(baco: Baco) -> int:
-    """How often its servers were asked."""
+    """Number of calls to the pair's servers so far."""
     backend: Any = baco.backend
     return sum(backend.calls.values())
 
@@ -52,7 +52,7 @@ def calls(baco: Baco) -> int:
 def wait_until_idle(baco: Baco) -> None:
     """Wait until no task is left on the loop of its backend.
 
-    Work is handed to that loop in order, so all that was begun or cancelled before is seen here.
+    The loop runs work in order, so everything begun or cancelled before has taken effect.
     """
     backend: Any = baco.backend
 
@@ -63,7 +63,7 @@ def wait_until_idle(baco: Baco) -> None:
 
 
 class Backing:
-    """Hands requests on to a running server, as an application."""
+    """Forwards requests to a running server, as an application."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.AsyncClient(base_url=url, timeout=240)
@@ -83,7 +83,7 @@ class Backing:
 
 
 class Stalling:
-    """Hands requests on to an application until `stalled`; later completions get no reply."""
+    """Forwards requests to an application until `stalled`; later completions get no reply."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -98,13 +98,13 @@ class Stalling:
 
 
 class Door:
-    """Stands in front of a server; what it does to a request or an answer is a function's say.
+    """A proxy in front of a server that changes completions requests and their replies.
 
     Args:
         app: the server.
-        change: the body of a completions request → another body, or (status, headers) to answer
+        change: the body of a completions request → another body, or (status, headers) to reply
             instead.
-        strip: a choice of the answer → what is left of it.
+        strip: a choice of the reply → the choice that is sent on.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class Door:
         strip: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice,
     ) -> None:
         self._app, self._change, self._strip = app, change, strip
-        self.asked: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != "/v1/completions":
             await self._app(scope, receive, send)
             return
         body = json.loads(await _whole(receive))
-        self.asked.append(body)
+        self.bodies.append(body)
         changed = self._change(body)
         if isinstance(changed, tuple):
             status, headers = changed
@@ -140,21 +140,21 @@ class Door:
 
         kept = [(n, v) for n, v in scope["headers"] if n != b"content-length"]
         length = (b"content-length", str(len(data)).encode())
-        told: list[Message] = []
+        messages: list[Message] = []
 
         async def held(message: Message) -> None:
-            told.append(message)
+            messages.append(message)
 
         await self._app({**scope, "headers": [*kept, length]}, again, held)
-        await self._answer(told, send)
+        await self._reply(messages, send)
 
-    async def _answer(self, told: list[Message], send: Send) -> None:
-        body = json.loads(b"".join(one.get("body", b"") for one in told[1:]))
+    async def _reply(self, messages: list[Message], send: Send) -> None:
+        body = json.loads(b"".join(message.get("body", b"") for message in messages[1:]))
         body["choices"] = [self._strip(choice) for choice in body.get("choices", [])]
         data = json.dumps(body).encode()
-        headers = [(n, v) for n, v in told[0]["headers"] if n != b"content-length"]
+        headers = [(n, v) for n, v in messages[0]["headers"] if n != b"content-length"]
         length = (b"content-length", str(len(data)).encode())
-        await send({**told[0], "headers": [*headers, length]})
+        await send({**messages[0], "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": data})
 
 

@@ -1,4 +1,4 @@
-"""A pair on two servers over real HTTP: the answers of this process, in fewer calls than tokens."""
+"""A pair on two servers over HTTP gives the answers of this process, in fewer calls than tokens."""
 
 import math
 from collections import Counter
@@ -41,25 +41,25 @@ def server(demo: Baco) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def halves(server: Served) -> Iterator[Baco]:
+def remote_pair(server: Served) -> Iterator[Baco]:
     with remote(server.url) as loaded:
         yield loaded
 
 
-def told(baco: Baco, prompt: str, router: str, **sampling: Any) -> list[tuple[Any, ...]]:
+def generated(baco: Baco, prompt: str, router: str, **sampling: Any) -> list[tuple[Any, ...]]:
     answers = baco.generate(prompt, router=router, seed=3, **sampling)
     return [(a.token_ids, a.sources, a.text, a.finish_reason, a.error) for a in answers]
 
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_at_temperature_0_answers_are_those_of_this_process(
-    halves: Baco, demo: Baco, router: str
+    remote_pair: Baco, demo: Baco, router: str
 ) -> None:
     for prompt in (PROMPT, STORY):
-        before = calls(halves)
-        answers = told(halves, prompt, router, temperature=0)
-        assert answers == told(demo, prompt, router, temperature=0)
-        assert calls(halves) - before < 0.7 * len(answers[0][0])
+        before = calls(remote_pair)
+        answers = generated(remote_pair, prompt, router, temperature=0)
+        assert answers == generated(demo, prompt, router, temperature=0)
+        assert calls(remote_pair) - before < 0.7 * len(answers[0][0])
 
 
 @pytest.mark.parametrize(
@@ -72,77 +72,82 @@ def test_at_temperature_0_answers_are_those_of_this_process(
     ],
     ids=str,
 )
-def test_so_they_are_whatever_else_is_asked(
-    halves: Baco, demo: Baco, sampling: dict[str, Any]
+def test_at_temperature_0_answers_agree_under_other_sampling_options(
+    remote_pair: Baco, demo: Baco, sampling: dict[str, Any]
 ) -> None:
     for router in ("P-Punc:0.4", "FC"):
-        expected = told(demo, STORY, router, temperature=0, **sampling)
-        assert told(halves, STORY, router, temperature=0, **sampling) == expected
+        expected = generated(demo, STORY, router, temperature=0, **sampling)
+        assert generated(remote_pair, STORY, router, temperature=0, **sampling) == expected
 
 
-def test_a_begun_answer_goes_on_as_in_this_process(halves: Baco, demo: Baco) -> None:
+def test_a_prefilled_answer_continues_as_in_this_process(remote_pair: Baco, demo: Baco) -> None:
     begun: Any = [
         {"role": "user", "content": PROMPT},
         {"role": "assistant", "content": "You could go"},
     ]
     for router in ("P-Punc:0.4", "Base"):
-        expected = told(demo, begun, router, temperature=0, continue_final=True)
-        assert told(halves, begun, router, temperature=0) == expected
+        expected = generated(demo, begun, router, temperature=0, continue_final=True)
+        assert generated(remote_pair, begun, router, temperature=0) == expected
 
 
-def test_log_probabilities_are_the_sources_own(halves: Baco, demo: Baco) -> None:
-    asked: dict[str, Any] = {"router": "P-Punc:0.4", "temperature": 0, "logprobs": 3}
-    (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
+def test_log_probabilities_are_the_sources_own(remote_pair: Baco, demo: Baco) -> None:
+    sampling: dict[str, Any] = {"router": "P-Punc:0.4", "temperature": 0, "logprobs": 3}
+    (mine,), (expected,) = (
+        remote_pair.generate(PROMPT, **sampling),
+        demo.generate(PROMPT, **sampling),
+    )
     assert mine.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
     assert mine.top_logprobs is not None and expected.top_logprobs is not None
-    for one, other in zip(mine.top_logprobs, expected.top_logprobs, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+    for ours, theirs in zip(mine.top_logprobs, expected.top_logprobs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
-def test_they_are_for_other_architectures_and_vocabularies(
+def test_answers_agree_for_other_architectures_and_vocabularies(
     loaded_pair: Callable[[str, float], Baco],
     random_pair: Callable[..., PairFolder],
     architecture: str,
 ) -> None:
     local = loaded_pair(architecture, 0.3)
     folder = random_pair(architecture, noise=0.3).base.parent
-    with served(local) as running, remote(running.url, folder) as halves:
+    with served(local) as running, remote(running.url, folder) as remote_pair:
         for router in ("P-Punc:0.4", "Rand:0.5", "FC"):
-            asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
-            assert told(halves, STORY, router, **asked) == told(local, STORY, router, **asked)
+            sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+            assert generated(remote_pair, STORY, router, **sampling) == generated(
+                local, STORY, router, **sampling
+            )
 
 
-def test_a_server_that_scores_nothing_is_asked_for_next_tokens(demo: Baco, server: Served) -> None:
+def test_a_server_without_echo_is_asked_for_next_tokens(demo: Baco, server: Served) -> None:
     with (
         listening(application(ServedModel(demo.pair.aligned.model))) as plain,
-        remote(server.url, aligned_url=plain, aligned_model="half") as halves,
+        remote(server.url, aligned_url=plain, aligned_model="half") as remote_pair,
     ):
-        backend: Any = halves.backend
+        backend: Any = remote_pair.backend
         ability = backend.models["aligned"].ability
         assert (ability.echo, ability.batches, ability.top) == (None, False, 20)
         for router in ("P-Punc:0.4", "Role:name=base,content=aligned"):
-            expected = told(demo, PROMPT, router, temperature=0)
-            assert told(halves, PROMPT, router, temperature=0) == expected
+            expected = generated(demo, PROMPT, router, temperature=0)
+            assert generated(remote_pair, PROMPT, router, temperature=0) == expected
 
 
-def test_a_rule_of_ones_own_sees_whole_rows_where_a_server_tells_them(
-    halves: Baco, demo: Baco
+def test_a_custom_rule_reads_whole_rows_from_a_server_that_returns_them(
+    remote_pair: Baco, demo: Baco
 ) -> None:
     from baco.routing.parser import register_router
     from baco.routing.rules import RULES
 
     register_router("Flat", lambda signals, gamma: signals.base.softmax(-1).std(-1) < gamma)
     try:
-        expected = told(demo, PROMPT, "Flat:0.012", temperature=0)
-        assert told(halves, PROMPT, "Flat:0.012", temperature=0) == expected
+        expected = generated(demo, PROMPT, "Flat:0.012", temperature=0)
+        assert generated(remote_pair, PROMPT, "Flat:0.012", temperature=0) == expected
         assert {"base", "aligned"} == set(expected[0][1])
     finally:
         del RULES["Flat"]
 
 
 def alike(mine: Counter[str], expected: Counter[str]) -> float:
-    """p of a chi-square test that two counts are of one distribution, rare cases as one."""
+    """p-value of a chi-square test that two counts have one distribution; rare cases are pooled."""
     rare = [key for key in mine | expected if mine[key] + expected[key] < 10]
     keys = [key for key in mine | expected if key not in rare]
     table = [
@@ -158,11 +163,11 @@ def alike(mine: Counter[str], expected: Counter[str]) -> float:
     ids=str,
 )
 def test_draws_follow_the_distribution_of_this_process(
-    halves: Baco, demo: Baco, router: str, sampling: dict[str, Any]
+    remote_pair: Baco, demo: Baco, router: str, sampling: dict[str, Any]
 ) -> None:
-    asked: dict[str, Any] = {"router": router, "max_tokens": 3} | sampling
-    mine = halves.generate(PROMPT, n=200, seed=1, **asked)
-    expected = demo.generate(PROMPT, n=1500, seed=2, **asked)
+    settings: dict[str, Any] = {"router": router, "max_tokens": 3} | sampling
+    mine = remote_pair.generate(PROMPT, n=200, seed=1, **settings)
+    expected = demo.generate(PROMPT, n=1500, seed=2, **settings)
     assert {answer.error for answer in mine} == {None}
     for tokens in (1, 2, 3):
         counts = [Counter(str(a.token_ids[:tokens]) for a in each) for each in (mine, expected)]
@@ -170,25 +175,25 @@ def test_draws_follow_the_distribution_of_this_process(
 
 
 @pytest.mark.parametrize("min_p", [0.0, 0.3])
-def test_words_that_a_half_may_not_say_leave_the_rest_as_they_were(
+def test_masked_tokens_do_not_change_the_distribution_of_the_others(
     loaded_pair: Callable[[str, float], Baco],
     random_pair: Callable[..., PairFolder],
     min_p: float,
 ) -> None:
-    """Halves that disagree often hand over inside words, where most tokens are masked."""
+    """Where models disagree the source often changes inside text, where most tokens are masked."""
     local, folder = loaded_pair("llama", 0.8), random_pair("llama", noise=0.8).base.parent
-    asked: dict[str, Any] = {"router": "Rand:0.5", "max_tokens": 4, "min_p": min_p}
-    with served(local) as running, remote(running.url, folder) as halves:
-        mine = halves.generate(PROMPT, n=200, seed=1, **asked)
-    expected = local.generate(PROMPT, n=1500, seed=2, **asked)
-    words, handed = local.pair.vocabulary, 0
+    settings: dict[str, Any] = {"router": "Rand:0.5", "max_tokens": 4, "min_p": min_p}
+    with served(local) as running, remote(running.url, folder) as remote_pair:
+        mine = remote_pair.generate(PROMPT, n=200, seed=1, **settings)
+    expected = local.generate(PROMPT, n=1500, seed=2, **settings)
+    words, switches = local.pair.vocabulary, 0
     for answer in mine:
         assert answer.error is None
         for before, after in pairwise(zip(answer.token_ids, answer.sources, strict=True)):
             if before[1] != after[1] and not words.ends_word[before[0]]:
-                handed += 1
+                switches += 1
                 assert words.word_start[after[0]]
-    assert handed > 50
+    assert switches > 50
     for at in (1, 2, 3):
         # Tokens of a new source and of the old one: what is masked changes the former.
         counts = [
@@ -202,47 +207,49 @@ def test_words_that_a_half_may_not_say_leave_the_rest_as_they_were(
         assert alike(*counts) > 0.001
 
 
-def test_samples_differ_and_a_seed_gives_them_again_where_servers_have_seeds(halves: Baco) -> None:
-    first = told(halves, STORY, "P-Punc:0.4", n=4)
+def test_samples_differ_and_the_pair_is_not_replayable(remote_pair: Baco) -> None:
+    first = generated(remote_pair, STORY, "P-Punc:0.4", n=4)
     assert len({tokens for tokens, *_ in first}) > 1
-    assert not halves.capabilities.replayable
+    assert not remote_pair.capabilities.replayable
     for tokens, sources, *_ in first:
         assert len(tokens) == len(sources)
 
 
-def test_calls_are_far_fewer_than_tokens_at_temperature_1(halves: Baco) -> None:
-    before = calls(halves)
-    answers = told(halves, STORY, "P-Punc:0.4", n=8)
-    assert (calls(halves) - before) / sum(len(tokens) for tokens, *_ in answers) < 1.2
+def test_calls_are_far_fewer_than_tokens_at_temperature_1(remote_pair: Baco) -> None:
+    before = calls(remote_pair)
+    answers = generated(remote_pair, STORY, "P-Punc:0.4", n=8)
+    assert (calls(remote_pair) - before) / sum(len(tokens) for tokens, *_ in answers) < 1.2
 
 
-def test_a_half_that_has_no_say_is_not_asked(halves: Baco) -> None:
-    backend: Any = halves.backend
+def test_the_server_of_a_model_that_is_never_needed_is_not_called(remote_pair: Baco) -> None:
+    backend: Any = remote_pair.backend
     before = dict(backend.calls)
-    told(halves, STORY, "Aligned")
+    generated(remote_pair, STORY, "Aligned")
     assert backend.calls["base"] == before["base"]
     assert backend.calls["aligned"] > before["aligned"]
 
 
-def test_explain_tells_what_the_router_saw(halves: Baco, demo: Baco) -> None:
+def test_explain_returns_the_routers_signals(remote_pair: Baco, demo: Baco) -> None:
     def whys(baco: Baco, router: str) -> list[Any]:
         decoder = baco.decoder()
         decoder.submit(PROMPT, router=baco.router(router), temperature=0, explain=True)
-        found = []
+        explanations = []
         while decoder.busy:
-            found += [token.why for chunk in decoder.step() for token in chunk.tokens]
-        return found
+            explanations += [token.why for chunk in decoder.step() for token in chunk.tokens]
+        return explanations
 
     for router in ("H-Punc:1.2", "P-Punc:0.4", "Aligned"):
-        mine, expected = whys(halves, router), whys(demo, router)
+        mine, expected = whys(remote_pair, router), whys(demo, router)
         assert len(mine) == len(expected)
         for one, other in zip(mine, expected, strict=True):
             assert (one.asked, one.wanted) == (other.asked, other.wanted)
             assert one.predicted == other.predicted
             assert one.max_base == pytest.approx(other.max_base, abs=1e-4)
             for name in ("base_logprob", "aligned_logprob"):
-                told = getattr(one, name)
-                assert told == pytest.approx(getattr(other, name), abs=1e-3) or math.isnan(told)
+                logprob = getattr(one, name)
+                assert logprob == pytest.approx(getattr(other, name), abs=1e-3) or math.isnan(
+                    logprob
+                )
             if router.startswith("H"):
                 assert one.entropy_base == pytest.approx(other.entropy_base, abs=1e-3)
 
@@ -255,16 +262,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "message"), REFUSED, ids=str)
-def test_what_servers_cannot_keep_is_refused(
-    halves: Baco, asked: dict[str, Any], message: str
+@pytest.mark.parametrize(("sampling", "message"), REFUSED, ids=str)
+def test_options_that_servers_cannot_follow_are_refused(
+    remote_pair: Baco, sampling: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BacoError, match=message):
-        halves.generate(PROMPT, router="P-Punc:0.4", **asked)
+        remote_pair.generate(PROMPT, router="P-Punc:0.4", **sampling)
 
 
-def test_the_page_of_a_gateway_tells_sources_and_refuses_scores(halves: Baco) -> None:
-    with served(halves) as gateway:
+def test_a_gateway_returns_sources_and_refuses_scores(remote_pair: Baco) -> None:
+    with served(remote_pair) as gateway:
         reply = gateway.ask(temperature=0, seed=3).json()["choices"][0]
         assert reply["message"]["content"]
         assert reply["baco"]["sources"]

@@ -1,4 +1,4 @@
-"""A server that goes away under load: one call looks for it, and all others hear what it finds."""
+"""A server that goes away under load: one call retries it, and the others wait for its result."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,10 +20,10 @@ def server(demo: Baco) -> Iterator[Served]:
 
 
 class Outage:
-    """Turns calls away for as long as it lasts.
+    """Refuses calls as long as it lasts.
 
     Args:
-        ends_after: so many calls that it turned away; None: never by itself.
+        ends_after: ends after this many refused calls; None: never by itself.
     """
 
     def __init__(self, ends_after: int | None = None) -> None:
@@ -37,44 +37,40 @@ class Outage:
         return 503, {}
 
 
-def test_once_a_server_is_known_to_be_gone_every_answer_asks_it_once(
-    server: Served, demo: Baco
-) -> None:
+def test_a_server_known_to_be_gone_is_called_once_per_answer(server: Served, demo: Baco) -> None:
     outage = Outage()
     door = Door(Backing(server.url), outage)
     with (
         listening(door) as url,
-        remote(server.url, aligned_url=url, retries=3, concurrency=4) as halves,
+        remote(server.url, aligned_url=url, retries=3, concurrency=4) as remote_pair,
     ):
         outage.on = True
-        answers = halves.generate(STORY, router=ROUTER, n=40, max_tokens=8)
+        answers = remote_pair.generate(STORY, router=ROUTER, n=40, max_tokens=8)
         assert all("server at http" in str(answer.error) for answer in answers)
         # One call is made four times, the three beside it twice, and the other 36 once.
         assert outage.turned_away <= 4 + 3 * 2 + 36
         outage.on = False
-        for answer in halves.generate(STORY, router=ROUTER, n=4, max_tokens=8):
+        for answer in remote_pair.generate(STORY, router=ROUTER, n=4, max_tokens=8):
             assert answer.error is None
 
 
-def test_one_that_comes_back_in_time_costs_no_answer_and_few_calls(
-    server: Served, demo: Baco
-) -> None:
+def test_a_short_outage_loses_no_answer_and_costs_few_calls(server: Served, demo: Baco) -> None:
     outage = Outage(ends_after=5)
     with (
         listening(Door(Backing(server.url), outage)) as url,
-        remote(server.url, aligned_url=url, concurrency=8) as halves,
+        remote(server.url, aligned_url=url, concurrency=8) as remote_pair,
     ):
-        asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
+        settings: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
         outage.on = True
-        answers = halves.generate_batch([PROMPT, STORY] * 8, **asked)
+        answers = remote_pair.generate_batch([PROMPT, STORY] * 8, **settings)
         assert outage.turned_away >= 5
-        expected = [demo.generate(prompt, **asked)[0].token_ids for prompt in (PROMPT, STORY)] * 8
+        expected = [
+            demo.generate(prompt, **settings)[0].token_ids for prompt in (PROMPT, STORY)
+        ] * 8
         assert [(a.token_ids, a.error) for (a,) in answers] == [(ids, None) for ids in expected]
 
 
-def test_a_request_that_takes_a_server_down_ends_its_own_answer_alone(
-    server: Served, demo: Baco
-) -> None:
+def test_a_request_that_always_fails_ends_its_own_answer_only(server: Served, demo: Baco) -> None:
     poison = list(demo.pair.renderer.render(STORY).aligned_ids)
 
     def change(body: dict[str, Any]) -> Any:
@@ -82,26 +78,27 @@ def test_a_request_that_takes_a_server_down_ends_its_own_answer_alone(
 
     with (
         listening(Door(Backing(server.url), change)) as url,
-        remote(server.url, aligned_url=url, retries=1) as halves,
+        remote(server.url, aligned_url=url, retries=1) as remote_pair,
     ):
-        asked: dict[str, Any] = {"router": "Aligned", "max_tokens": 40}
-        (broken,), *others = halves.generate_batch([STORY, *[PROMPT] * 6], **asked)
+        settings: dict[str, Any] = {"router": "Aligned", "max_tokens": 40}
+        (broken,), *others = remote_pair.generate_batch([STORY, *[PROMPT] * 6], **settings)
         assert "failed 2 times: 502 no" in str(broken.error)
         assert [answer.error for (answer,) in others] == [None] * 6
 
 
-def test_whoever_looks_for_a_server_and_is_called_off_leaves_it_to_the_next(
+def test_when_the_retrying_call_is_cancelled_another_one_retries(
     server: Served, demo: Baco
 ) -> None:
     outage = Outage()
     with (
         listening(Door(Backing(server.url), outage)) as url,
-        remote(server.url, aligned_url=url, retries=12) as halves,
+        remote(server.url, aligned_url=url, retries=12) as remote_pair,
     ):
         outage.on = True
-        decoder = halves.decoder()
+        decoder = remote_pair.decoder()
         first, second = (
-            decoder.submit(PROMPT, router=halves.router("Aligned"), max_tokens=4) for _ in range(2)
+            decoder.submit(PROMPT, router=remote_pair.router("Aligned"), max_tokens=4)
+            for _ in range(2)
         )
         wait_for(lambda: outage.turned_away >= 3)
         decoder.cancel(first)

@@ -1,4 +1,4 @@
-"""Servers that answer in other shapes than their API's: told in one line, whatever came."""
+"""Servers whose replies do not have the shape of their API: any such reply is one error line."""
 
 import asyncio
 import json
@@ -30,23 +30,23 @@ ANYTHING = st.recursive(
 SPOILT = st.tuples(st.integers(0, 10**6), ANYTHING, st.integers(0, 20))
 
 
-def spoil(told: Any, seed: int, value: Any) -> Any:
-    """A copy of an answer with something else in a place of it."""
+def spoil(reply: Any, seed: int, value: Any) -> Any:
+    """A copy of a reply with ``value`` at a random place of it, or with a field left out."""
     chance = random.Random(seed)
-    if not isinstance(told, dict | list) or not told or chance.random() < 0.15:
+    if not isinstance(reply, dict | list) or not reply or chance.random() < 0.15:
         return value
-    if isinstance(told, list):
-        at = chance.randrange(len(told))
-        return [*told[:at], spoil(told[at], chance.randrange(10**6), value), *told[at + 1 :]]
-    name = chance.choice(sorted(told))
-    kept = {key: each for key, each in told.items() if key != name}
+    if isinstance(reply, list):
+        at = chance.randrange(len(reply))
+        return [*reply[:at], spoil(reply[at], chance.randrange(10**6), value), *reply[at + 1 :]]
+    name = chance.choice(sorted(reply))
+    kept = {key: each for key, each in reply.items() if key != name}
     if chance.random() < 0.15:
         return kept  # nothing in its place
-    return kept | {name: spoil(told[name], chance.randrange(10**6), value)}
+    return kept | {name: spoil(reply[name], chance.randrange(10**6), value)}
 
 
 class Spoiler:
-    """A server in front of another, one of whose answers is spoilt."""
+    """A proxy in front of a server that spoils one of its replies."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.AsyncClient(base_url=url, timeout=240)
@@ -55,36 +55,36 @@ class Spoiler:
         self._calls = 0
 
     def next(self, spoilt: tuple[int, Any, int] | None) -> None:
-        """What is done to the calls from here on."""
+        """Set which of the next calls gets a spoilt reply, and how."""
         self._spoilt, self._calls = spoilt, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
         body = bytes(message.get("body", b""))
-        asked = (scope["path"], body)
-        if asked not in self._known:
+        request = (scope["path"], body)
+        if request not in self._known:
             headers = {"content-type": "application/json"}
             reply = await self._client.request(
                 scope["method"], scope["path"], content=body, headers=headers
             )
-            self._known[asked] = reply.content
-        told = self._known[asked]
+            self._known[request] = reply.content
+        content = self._known[request]
         if self._spoilt is not None and self._calls == self._spoilt[2]:
-            told = json.dumps(spoil(json.loads(told), *self._spoilt[:2])).encode()
+            content = json.dumps(spoil(json.loads(content), *self._spoilt[:2])).encode()
         self._calls += 1
         raw = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        await send({"type": "http.response.body", "body": told})
+        await send({"type": "http.response.body", "body": content})
 
 
 @pytest.fixture(scope="module")
 def spoiler(demo: Baco) -> Iterator[tuple[Spoiler, str]]:
-    with served(demo) as server, listening(found := Spoiler(server.url)) as url:
-        yield found, url
+    with served(demo) as server, listening(app := Spoiler(server.url)) as url:
+        yield app, url
 
 
 @pytest.fixture(scope="module")
-def halves(spoiler: tuple[Spoiler, str]) -> Iterator[Baco]:
+def remote_pair(spoiler: tuple[Spoiler, str]) -> Iterator[Baco]:
     with remote(spoiler[1]) as loaded:
         yield loaded
 
@@ -96,7 +96,7 @@ def names(demo: Baco) -> Names:
 
 @settings(max_examples=budget(60))
 @given(SPOILT)
-def test_a_start_ends_well_or_with_one_line(
+def test_with_a_spoilt_reply_a_start_succeeds_or_is_one_line(
     spoiler: tuple[Spoiler, str], demo: Baco, names: Names, spoilt: tuple[int, Any, int]
 ) -> None:
     spoiler[0].next(spoilt)
@@ -108,33 +108,33 @@ def test_a_start_ends_well_or_with_one_line(
         finally:
             await server.close()
 
-    told = ""
+    message = ""
     try:
         asyncio.run(start())
     except (BacoError, UpstreamError) as error:
-        told = str(error)
-    assert len(told.splitlines()) <= 1
+        message = str(error)
+    assert len(message.splitlines()) <= 1
 
 
 @settings(max_examples=budget(60))
 @given(SPOILT, st.sampled_from(["P-Punc:0.4", "H:1.5", "FC", "Aligned"]), st.sampled_from([0, 1]))
-def test_an_answer_ends_well_or_with_one_line(
+def test_with_a_spoilt_reply_an_answer_succeeds_or_is_one_line(
     spoiler: tuple[Spoiler, str],
-    halves: Baco,
+    remote_pair: Baco,
     spoilt: tuple[int, Any, int],
     router: str,
     temperature: int,
 ) -> None:
     spoiler[0].next((*spoilt[:2], spoilt[2] % 4))
-    asked: dict[str, Any] = {"router": router, "temperature": temperature, "seed": 3}
-    (answer,) = halves.generate(PROMPT, max_tokens=8, **asked)
+    sampling: dict[str, Any] = {"router": router, "temperature": temperature, "seed": 3}
+    (answer,) = remote_pair.generate(PROMPT, max_tokens=8, **sampling)
     if answer.error is not None:
         assert len(answer.error.splitlines()) == 1
         assert "failed in this process" not in answer.error
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("reply", "message"),
     [
         (b"<html>", "answered without JSON: is it an API"),
         (b"[" * 100_000, "answered without JSON: is it an API"),
@@ -157,9 +157,9 @@ def test_an_answer_ends_well_or_with_one_line(
     ],
     ids=str,
 )
-def test_what_is_no_completion_is_named(told: bytes, message: str) -> None:
+def test_a_reply_that_is_not_a_completion_is_named(reply: bytes, message: str) -> None:
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
-        body = b'{"data": [{"id": "some"}]}' if scope["path"].endswith("models") else told
+        body = b'{"data": [{"id": "some"}]}' if scope["path"].endswith("models") else reply
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})

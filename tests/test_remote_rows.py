@@ -1,4 +1,4 @@
-"""What servers tell of a token, and the bounds of what they do not."""
+"""The most likely tokens that servers return, and bounds for the rest of a row."""
 
 import asyncio
 import math
@@ -35,8 +35,8 @@ def vocabulary(size: int = SIZE) -> Vocabulary:
     return Vocabulary(size, torch.zeros(size, dtype=torch.int8), ~no, no, no)
 
 
-def told(row: torch.Tensor, most: int) -> Row:
-    """A row of log-probabilities as a server tells its most likely tokens."""
+def top_row(row: torch.Tensor, most: int) -> Row:
+    """A row of log-probabilities of which a server returns the ``most`` most likely tokens."""
     top = row.topk(most)
     known = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return Row(known, min(known.values()) if most < len(row) else -math.inf)
@@ -50,21 +50,21 @@ def test_entropies_and_their_differences_lie_between_their_bounds(
     base: list[float], aligned: list[float], most: int
 ) -> None:
     rows = torch.tensor([base, aligned], dtype=torch.float64).log_softmax(-1)
-    one, other = (told(row, most) for row in rows)
+    base_row, aligned_row = (top_row(row, most) for row in rows)
     words = vocabulary()
     banned = torch.zeros(SIZE, dtype=torch.bool)
-    table = Table(words, banned, [one], [other], {0}, whole=True)
+    table = Table(words, banned, [base_row], [aligned_row], {0}, whole=True)
     narrow, wide = table.filled(wide=False), table.filled(wide=True)
-    for half in (0, 1):
+    for at in (0, 1):
         low, high = (
-            float(Distribution(narrow[half]).entropy),
-            float(Distribution(wide[half]).entropy),
+            float(Distribution(narrow[at]).entropy),
+            float(Distribution(wide[at]).entropy),
         )
-        assert low - 1e-3 <= float(Distribution(rows[half : half + 1]).entropy) <= high + 1e-3
+        assert low - 1e-3 <= float(Distribution(rows[at : at + 1]).entropy) <= high + 1e-3
         for filled in (narrow, wide):
-            best = filled[half].exp()
+            best = filled[at].exp()
             assert float(best.sum()) == pytest.approx(1, abs=1e-4)
-            assert float(best.max()) == pytest.approx(float(rows[half].exp().max()), abs=1e-5)
+            assert float(best.max()) == pytest.approx(float(rows[at].exp().max()), abs=1e-5)
     low_gap = Signals(narrow[0], wide[1], table.words)
     high_gap = Signals(wide[0], narrow[1], table.words)
     real = float(Distribution(rows[:1]).entropy - Distribution(rows[1:]).entropy)
@@ -72,11 +72,11 @@ def test_entropies_and_their_differences_lie_between_their_bounds(
     assert bool(gap(high_gap, real - 2e-3))
 
 
-def test_all_tokens_told_leave_nothing_open() -> None:
+def test_a_whole_row_has_exact_bounds() -> None:
     row = torch.randn(SIZE, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
     banned = torch.zeros(SIZE, dtype=torch.bool)
-    one = told(row, SIZE)
-    table = Table(vocabulary(), banned, [one], [one], {0}, whole=True)
+    known = top_row(row, SIZE)
+    table = Table(vocabulary(), banned, [known], [known], {0}, whole=True)
     narrow, wide = table.filled(wide=False)[0], table.filled(wide=True)[0]
     assert torch.equal(narrow, wide)
     assert float(Distribution(narrow).entropy) == pytest.approx(
@@ -113,32 +113,32 @@ def llama_cpp() -> dict[str, Any]:
     return {"text": "", "logprobs": {"content": content}, "finish_reason": "length"}
 
 
-def test_every_servers_spelling_tells_the_same(demo: Baco) -> None:
+def test_every_servers_spelling_is_read_alike(demo: Baco) -> None:
     names = Names(demo.pair)
     spelled = [demo.pair.spelling(token).decode() for token in (1341, 654, 633, 589, 16)]
     texts = dict(zip((1341, 654, 633, 589, 16), spelled, strict=True))
     spellings = [vllm(lambda token: f"token_id:{token}"), vllm(texts.__getitem__), llama_cpp()]
     for choice in spellings:
-        found = names.read(choice, 2)
-        assert found.tokens == SAID
-        assert found.logprobs == [-0.5, -4.0]
-        assert found.rows[0] == Row(TOPS[0], -1.5)
-        # The cap is that of the two most likely; what was said is known beyond it.
-        assert found.rows[1] == Row({654: -4.0} | TOPS[1], -2.0)
-        assert not found.ended
+        reading = names.read(choice, 2)
+        assert reading.tokens == SAID
+        assert reading.logprobs == [-0.5, -4.0]
+        assert reading.rows[0] == Row(TOPS[0], -1.5)
+        # The cap is that of the two most likely; the token that was drawn is known below it.
+        assert reading.rows[1] == Row({654: -4.0} | TOPS[1], -2.0)
+        assert not reading.ended
 
 
-def test_a_name_that_is_no_single_tokens_leaves_room_for_it(demo: Baco) -> None:
+def test_probability_of_an_ambiguous_token_name_stays_open(demo: Baco) -> None:
     choice = vllm(lambda token: "�" if token in (589, 654) else f"token_id:{token}")
-    found = Names(demo.pair).read(choice | {"finish_reason": "stop"}, 2)
-    assert found.tokens == [1341, None]
-    row = found.rows[1]
+    reading = Names(demo.pair).read(choice | {"finish_reason": "stop"}, 2)
+    assert reading.tokens == [1341, None]
+    row = reading.rows[1]
     assert row is not None
     assert (row.known, row.cap) == ({16: -2.0}, -0.2)
-    assert found.ended
+    assert reading.ended
 
 
-def test_pauses_grow_and_a_servers_own_word_goes_before() -> None:
+def test_pauses_grow_and_retry_after_takes_precedence() -> None:
     patience = Patience()
     for attempt, middle in ((1, 0.25), (3, 1.0), (9, 8.0)):
         pauses = {patience.pause_after(attempt, None) for _ in range(50)}
@@ -148,18 +148,18 @@ def test_pauses_grow_and_a_servers_own_word_goes_before() -> None:
     assert patience.pause_after(1, 5000.0) == patience.max_retry_after
 
 
-def test_a_server_may_tell_seconds_or_a_date() -> None:
+def test_retry_after_may_be_seconds_or_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     for value, expected in (("3", 3.0), (later, 30.0), ("soon", None), ("", None)):
-        found = _retry_after(httpx.Response(429, headers={"retry-after": value}))
-        assert found == (None if expected is None else pytest.approx(expected, abs=2))
+        seconds = _retry_after(httpx.Response(429, headers={"retry-after": value}))
+        assert seconds == (None if expected is None else pytest.approx(expected, abs=2))
 
 
 def span(pair: Any, tokens: list[int], rows: list[Row]) -> DraftSpan:
     return DraftSpan("base", tokens, rows, rows, tokens[0], "aligned", NextSource("base", True), 1)
 
 
-def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(demo: Baco) -> None:
+def test_masked_tokens_are_not_drawn_and_do_not_count_for_min_p(demo: Baco) -> None:
     words, banned = demo.pair.vocabulary, demo.pair.banned
     start = int(words.word_start.nonzero()[-1])
     inside = int((~words.word_start).nonzero()[0])
@@ -189,8 +189,10 @@ def test_what_may_not_be_said_does_not_stand_and_moves_where_min_p_counts_from(d
 
 
 @pytest.mark.parametrize("min_p", [0.0, 0.6])
-def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p: float) -> None:
-    """Even where tokens that may not be said are likelier than any that a server tells."""
+def test_a_second_draw_follows_the_distribution_of_the_rest_of_the_row(
+    demo: Baco, min_p: float
+) -> None:
+    """Even where masked tokens are likelier than all that the server returns."""
     text = list(demo.pair.renderer.render(PROMPT).base_ids)
     row = demo.pair.base.score(text)[-1].log_softmax(-1).masked_fill(demo.pair.banned, -math.inf)
     order = row.argsort(descending=True).tolist()
@@ -201,26 +203,26 @@ def test_what_is_drawn_again_is_drawn_from_the_rest_of_the_row(demo: Baco, min_p
         exact[exact < exact.max() + math.log(min_p)] = -math.inf
     chance = exact.softmax(-1)
     draws = Draws(SamplingParams(min_p=min_p), 0, noise_seed=5)
-    known = told(row, 20)
+    known = top_row(row, 20)
 
-    async def drawn(half: RemoteModel) -> list[int]:
-        may_say = refused.isdisjoint
-        found = [
-            half.draw(text, known, lambda token: may_say((token,)), draws, at, 20)
+    async def drawn(model: RemoteModel) -> list[int]:
+        is_allowed = refused.isdisjoint
+        tasks = [
+            model.draw(text, known, lambda token: is_allowed((token,)), draws, at, 20)
             for at in range(250)
         ]
-        return [token for token, _ in await asyncio.gather(*found)]
+        return [token for token, _ in await asyncio.gather(*tasks)]
 
-    with served(demo) as server, remote(server.url) as halves:
-        backend: Any = halves.backend
-        found = backend._await(drawn(backend.models["base"]))
-    kept = [token for token in range(len(row)) if chance[token] * len(found) >= 5]
-    counts = [found.count(token) for token in kept]
-    expected = [float(chance[token]) * len(found) for token in kept]
-    counts.append(len(found) - sum(counts))
-    expected.append(len(found) - sum(expected))
+    with served(demo) as server, remote(server.url) as remote_pair:
+        backend: Any = remote_pair.backend
+        tokens = backend._await(drawn(backend.models["base"]))
+    kept = [token for token in range(len(row)) if chance[token] * len(tokens) >= 5]
+    counts = [tokens.count(token) for token in kept]
+    expected = [float(chance[token]) * len(tokens) for token in kept]
+    counts.append(len(tokens) - sum(counts))
+    expected.append(len(tokens) - sum(expected))
     if expected[-1] < 0.5:  # min_p leaves few tokens, and these are all of them
         assert counts.pop() == 0
         expected.pop()
-        expected = [one * sum(counts) / sum(expected) for one in expected]
+        expected = [count * sum(counts) / sum(expected) for count in expected]
     assert chisquare(counts, expected).pvalue > 0.001

@@ -1,4 +1,4 @@
-"""Servers that fail, lack, or are not what they are said to be: found out, borne, or refused."""
+"""Servers that fail, lack fields, or serve another model: detected, tolerated, or refused."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def server(demo: Baco) -> Iterator[Served]:
 
 
 def bare(body: dict[str, Any]) -> dict[str, Any] | tuple[int, dict[str, str]]:
-    """What a server takes that knows OpenAI's fields alone, and tells no log-probabilities."""
+    """A server that knows OpenAI's fields only and returns no log-probabilities."""
     if not body.keys() <= OPENAI or not isinstance(body["prompt"][0], int):
         return 400, {}
     return body | {"min_p": 0.0}
@@ -46,83 +46,84 @@ def textual(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("which", ["base", "aligned", "both"])
-def test_content_routers_work_with_a_half_that_tells_nothing_but_text(
+def test_content_routers_work_with_a_server_that_returns_only_text(
     server: Served, demo: Baco, which: str
 ) -> None:
     door = Door(Backing(server.url), bare, textual)
     with listening(door) as url:
         options: dict[str, Any] = {} if which == "both" else {f"{which}_url": url}
-        with remote(url if which == "both" else server.url, **options) as halves:
+        with remote(url if which == "both" else server.url, **options) as remote_pair:
             for router in ("Punc", "Role:name=aligned,content=aligned", "Rand:0.4"):
-                asked: dict[str, Any] = {"router": router, "temperature": 0, "seed": 3}
-                (mine,) = halves.generate(PROMPT, max_tokens=12, **asked)
-                (expected,) = demo.generate(PROMPT, max_tokens=12, **asked)
+                settings: dict[str, Any] = {"router": router, "temperature": 0, "seed": 3}
+                (mine,) = remote_pair.generate(PROMPT, max_tokens=12, **settings)
+                (expected,) = demo.generate(PROMPT, max_tokens=12, **settings)
                 assert (mine.token_ids, mine.error) == (expected.token_ids, None)
                 assert mine.sources == expected.sources
-            (drawn,) = halves.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
+            (drawn,) = remote_pair.generate(PROMPT, router="Punc", max_tokens=6, min_p=0.0, seed=2)
             assert (len(drawn.token_ids), drawn.error) == (6, None)
 
 
 def strict(body: dict[str, Any]) -> dict[str, Any] | tuple[int, dict[str, str]]:
-    """What vLLM takes: no temperature above 2, 20 most likely tokens, whole prompts to score."""
+    """A server with vLLM's limits: temperature at most 2, 20 top tokens, whole prompts to score."""
     if body["temperature"] > 2 or body.get("logprobs", 0) > 20:
         return 400, {}
     return {name: value for name, value in body.items() if name != "echo_from"}
 
 
 def deaf(body: dict[str, Any]) -> dict[str, Any]:
-    """What a server takes that passes over the fields it does not know."""
+    """A server that ignores the fields it does not know."""
     return {name: value for name, value in body.items() if name not in ("min_p", "top_k")}
 
 
 def test_the_parameters_of_a_server_are_found_within_the_bounds_it_sets(server: Served) -> None:
-    for change, found in ((strict, {"min_p", "top_k", "logit_bias"}), (deaf, {"logit_bias"})):
+    for change, obeyed in ((strict, {"min_p", "top_k", "logit_bias"}), (deaf, {"logit_bias"})):
         door = Door(Backing(server.url), change)
-        with listening(door) as url, remote(server.url, aligned_url=url) as halves:
-            backend: Any = halves.backend
-            assert backend.models["aligned"].ability.obeys == found
+        with listening(door) as url, remote(server.url, aligned_url=url) as remote_pair:
+            backend: Any = remote_pair.backend
+            assert backend.models["aligned"].ability.obeys == obeyed
             if change is strict:  # the pair's own sampling has a min_p
-                assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
+                assert remote_pair.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
             else:
                 with pytest.raises(BacoError, match="does not follow min_p: give min_p 0"):
-                    halves.generate(PROMPT, router=ROUTER)
+                    remote_pair.generate(PROMPT, router=ROUTER)
 
 
-def test_json_has_null_where_a_server_tells_no_log_probability(
+def test_json_has_null_for_log_probabilities_that_a_server_does_not_return(
     server: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["generate", PROMPT, "-r", "Punc", "-t", "0", "--max-tokens", "6", "--json"]
+    command = ["generate", PROMPT, "-r", "Punc", "-t", "0", "--max-tokens", "6", "--json"]
     with listening(Door(Backing(server.url), bare, textual)) as url:
-        there = ["--backend", "remote", "--base-url", url, "--aligned-url", url]
-        assert run([*asked, *there]) == 0
+        servers = ["--backend", "remote", "--base-url", url, "--aligned-url", url]
+        assert run([*command, *servers]) == 0
     (sample,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["samples"]
     assert sample["logprobs"] == [None] * 6
 
 
-def test_what_goes_by_probabilities_is_refused_there(server: Served) -> None:
+def test_routers_that_read_probabilities_are_refused_without_them(server: Served) -> None:
     with listening(Door(Backing(server.url), bare, textual)) as url:
-        with remote(server.url, base_url=url) as halves:
+        with remote(server.url, base_url=url) as remote_pair:
             with pytest.raises(BacoError, match=r"P-Punc:0.4 needs probabilities and the base"):
-                halves.generate(PROMPT, router=ROUTER)
+                remote_pair.generate(PROMPT, router=ROUTER)
             with pytest.raises(BacoError, match="the remote backend returns at most 0"):
-                halves.generate(PROMPT, router="Punc", logprobs=1)
+                remote_pair.generate(PROMPT, router="Punc", logprobs=1)
             with pytest.raises(BacoError, match="does not follow min_p"):
-                halves.generate(PROMPT, router="Punc", min_p=0.1)
-        with remote(server.url, aligned_url=url) as halves:
-            # P reads the base alone: what the aligned half thinks of its own tokens is no matter.
-            (answer,) = halves.generate(PROMPT, router="P:0.3", temperature=0, max_tokens=8)
+                remote_pair.generate(PROMPT, router="Punc", min_p=0.1)
+        with remote(server.url, aligned_url=url) as remote_pair:
+            # P reads the base alone: it needs no probabilities of the aligned model.
+            (answer,) = remote_pair.generate(PROMPT, router="P:0.3", temperature=0, max_tokens=8)
             assert (len(answer.token_ids), answer.error) == (8, None)
 
 
-def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
-    server: Served, demo: Baco
-) -> None:
-    """20 tokens bound the entropy of 2,048: between the bounds nothing is guessed."""
-    with remote(server.url) as halves:
+def test_an_answer_ends_where_its_entropy_cannot_be_bounded(server: Served, demo: Baco) -> None:
+    """20 tokens bound the entropy of 2,048; a threshold between the bounds is an error."""
+    with remote(server.url) as remote_pair:
         decided = 0
         for gamma in (0.3, 1.0, 1.5, 2.0, 4.0, 7.0):
-            asked: dict[str, Any] = {"router": f"H:{gamma}", "temperature": 0}
-            (mine,), (expected,) = halves.generate(PROMPT, **asked), demo.generate(PROMPT, **asked)
+            settings: dict[str, Any] = {"router": f"H:{gamma}", "temperature": 0}
+            (mine,), (expected,) = (
+                remote_pair.generate(PROMPT, **settings),
+                demo.generate(PROMPT, **settings),
+            )
             kept = len(mine.token_ids)
             assert mine.token_ids == expected.token_ids[:kept]
             if mine.error is None:
@@ -133,20 +134,20 @@ def test_an_entropy_that_cannot_be_told_ends_the_answer_with_what_is_known(
         assert decided > 0
 
 
-def test_a_rule_that_may_look_at_anything_is_refused(server: Served) -> None:
+def test_a_rule_that_reads_whole_rows_is_refused(server: Served) -> None:
     from baco.routing.parser import register_router
     from baco.routing.rules import RULES
 
     register_router("Spread", lambda signals: signals.base.std(dim=-1) > 3)
     try:
-        with remote(server.url) as halves, pytest.raises(BacoError, match="whole rows"):
-            halves.generate(PROMPT, router="Spread")
+        with remote(server.url) as remote_pair, pytest.raises(BacoError, match="whole rows"):
+            remote_pair.generate(PROMPT, router="Spread")
     finally:
         del RULES["Spread"]
 
 
 def failing(status: int, headers: dict[str, str]) -> Any:
-    """Fails two of three calls, once answers are written: long prompts are no probe's."""
+    """Fails two of three calls while answers are written, which have longer prompts than probes."""
     count = 0
 
     def change(body: dict[str, Any]) -> Any:
@@ -160,32 +161,35 @@ def failing(status: int, headers: dict[str, str]) -> Any:
 @pytest.mark.parametrize(
     ("status", "headers"), [(429, {"retry-after": "0.05"}), (500, {}), (503, {})], ids=str
 )
-def test_what_passes_is_tried_again(
+def test_transient_errors_are_retried(
     server: Served, demo: Baco, status: int, headers: dict[str, str]
 ) -> None:
     door = Door(Backing(server.url), failing(status, headers))
-    with listening(door) as url, remote(server.url, aligned_url=url) as halves:
-        before = len(door.asked)
-        asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
-        (mine,), (expected,) = halves.generate(STORY, **asked), demo.generate(STORY, **asked)
+    with listening(door) as url, remote(server.url, aligned_url=url) as remote_pair:
+        before = len(door.bodies)
+        settings: dict[str, Any] = {"router": ROUTER, "temperature": 0, "max_tokens": 12}
+        (mine,), (expected,) = (
+            remote_pair.generate(STORY, **settings),
+            demo.generate(STORY, **settings),
+        )
         assert (mine.token_ids, mine.error) == (expected.token_ids, None)
-        assert len(door.asked) - before > 3
+        assert len(door.bodies) - before > 3
 
 
-def test_a_refusal_is_not_tried_again_and_ends_the_answer_alone(server: Served) -> None:
+def test_a_refused_call_is_not_retried_and_ends_its_own_answer_only(server: Served) -> None:
     def change(body: dict[str, Any]) -> Any:
         return (400, {}) if body["prompt"][-1:] == [99] or len(body["prompt"]) > 14 else body
 
     door = Door(Backing(server.url), change)
-    with listening(door) as url, remote(server.url, aligned_url=url) as halves:
-        before = len(door.asked)
-        answers = halves.generate_batch([PROMPT, STORY], router=ROUTER, temperature=0)
+    with listening(door) as url, remote(server.url, aligned_url=url) as remote_pair:
+        before = len(door.bodies)
+        answers = remote_pair.generate_batch([PROMPT, STORY], router=ROUTER, temperature=0)
         broken = answers[1][0]
         assert broken.finish_reason == "error"
         assert broken.error is not None
         assert broken.error.startswith("the aligned server at http://127.0.0.1:")
         assert broken.error.endswith("answers 400: no")
-        assert len(door.asked) - before < 12
+        assert len(door.bodies) - before < 12
 
 
 def test_a_batch_keeps_no_answer_that_broke_off(
@@ -196,9 +200,9 @@ def test_a_batch_keeps_no_answer_that_broke_off(
     def change(body: dict[str, Any]) -> Any:
         return (400, {}) if broken and len(body["prompt"]) > 13 else body
 
-    asked, out = tmp_path / "in.jsonl", tmp_path / "out"
-    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, STORY)))
-    batch = ["batch", str(asked), str(out), "--shard-rows", "1", "-r", "Aligned", "-n", "2"]
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, STORY)))
+    batch = ["batch", str(prompts), str(out), "--shard-rows", "1", "-r", "Aligned", "-n", "2"]
     short = ["--max-tokens", "4", "--backend", "remote", "--base-model", "baco/base"]
     with listening(Door(Backing(server.url), change)) as url:
         command = [*batch, *short, "--base-url", server.url, "--aligned-url"]
@@ -207,13 +211,13 @@ def test_a_batch_keeps_no_answer_that_broke_off(
             capsys.readouterr().err.split()
         )
         assert [path.name for path in out.glob("rows-*")] == ["rows-000000000-000000000.jsonl"]
-    # Servers may have moved when it goes on: where they are is no part of what is written.
+    # Servers may have other addresses when it is resumed: no output depends on them.
     assert run([*command, server.url]) == 0
     rows = [path.read_text() for path in sorted(out.glob("rows-*"))]
     assert not any("http" in row for row in rows)
-    told = [json.loads(row) for row in rows]
-    assert [row["prompt"] for row in told] == [PROMPT, STORY]
-    assert {one["finish_reason"] for row in told for one in row["samples"]} == {"length"}
+    answers = [json.loads(row) for row in rows]
+    assert [row["prompt"] for row in answers] == [PROMPT, STORY]
+    assert {sample["finish_reason"] for row in answers for sample in row["samples"]} == {"length"}
 
 
 def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -> None:
@@ -225,15 +229,15 @@ def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -
         return body
 
     door = Door(Backing(server.url), change)
-    with listening(door) as url, remote(server.url, aligned_url=url, timeout=3.0) as halves:
+    with listening(door) as url, remote(server.url, aligned_url=url, timeout=3.0) as remote_pair:
         slow = True
-        (answer,) = halves.generate(PROMPT, router="Aligned", max_tokens=4)
+        (answer,) = remote_pair.generate(PROMPT, router="Aligned", max_tokens=4)
         slow = False
         assert answer.error is not None
         assert "gave no answer within 3 s: raise the timeout" in answer.error
 
 
-def test_a_gateway_tells_its_clients_what_failed(server: Served) -> None:
+def test_clients_of_a_gateway_get_the_error_of_its_server(server: Served) -> None:
     broken = False
 
     def change(body: dict[str, Any]) -> Any:
@@ -242,8 +246,8 @@ def test_a_gateway_tells_its_clients_what_failed(server: Served) -> None:
     door = Door(Backing(server.url), change)
     with (
         listening(door) as url,
-        remote(server.url, aligned_url=url, retries=0) as halves,
-        served(halves) as gateway,
+        remote(server.url, aligned_url=url, retries=0) as remote_pair,
+        served(remote_pair) as gateway,
     ):
         assert gateway.ask(max_tokens=4).status_code == 200
         broken = True
@@ -264,35 +268,35 @@ def test_a_gateway_tells_its_clients_what_failed(server: Served) -> None:
 
 def test_a_cancelled_request_leaves_no_call_open(server: Served) -> None:
     stalling = Stalling(Backing(server.url))
-    with listening(stalling) as url, remote(url) as models:
-        decoder = models.decoder()
+    with listening(stalling) as url, remote(url) as remote_pair:
+        decoder = remote_pair.decoder()
         stalling.stalled = True
-        ticket = decoder.submit(STORY, router=models.router(ROUTER), n=8)
+        ticket = decoder.submit(STORY, router=remote_pair.router(ROUTER), n=8)
         wait_for(lambda: decoder.running == 8)
         decoder.cancel(ticket)
         assert not decoder.busy
-        wait_until_idle(models)
+        wait_until_idle(remote_pair)
         assert decoder.running == 0
 
 
-def test_answers_that_nobody_reads_are_cancelled(server: Served) -> None:
+def test_answers_of_a_closed_stream_are_cancelled(server: Served) -> None:
     stalling = Stalling(Backing(server.url))
-    with listening(stalling) as url, remote(url) as models:
-        chunks = models.stream(STORY, router=ROUTER, n=8, max_tokens=200)
+    with listening(stalling) as url, remote(url) as remote_pair:
+        chunks = remote_pair.stream(STORY, router=ROUTER, n=8, max_tokens=200)
         next(chunks)
         stalling.stalled = True
         chunks.close()  # type: ignore[attr-defined]
-        wait_until_idle(models)
+        wait_until_idle(remote_pair)
         del chunks
-        models.stream(STORY, router=ROUTER, n=8, max_tokens=200)  # never read
+        remote_pair.stream(STORY, router=ROUTER, n=8, max_tokens=200)  # never read
         with pytest.raises(BacoError, match="context window"):
-            models.generate_batch([STORY, "long " * 600], router=ROUTER, max_tokens=200)
-        wait_until_idle(models)
+            remote_pair.generate_batch([STORY, "long " * 600], router=ROUTER, max_tokens=200)
+        wait_until_idle(remote_pair)
 
 
-def test_a_backend_that_is_closed_says_so(server: Served) -> None:
-    with remote(server.url) as halves:
-        chunks = halves.stream(STORY, router=ROUTER, max_tokens=200)
+def test_a_closed_backend_raises(server: Served) -> None:
+    with remote(server.url) as remote_pair:
+        chunks = remote_pair.stream(STORY, router=ROUTER, max_tokens=200)
         next(chunks)
     with pytest.raises(BacoError, match="is closed"):
         list(chunks)
@@ -317,10 +321,10 @@ def test_a_shard_of_answers_that_broke_off_is_not_written(server: Served, tmp_pa
     assert len(list((tmp_path / "out").glob("*.jsonl"))) == 1
 
 
-def test_no_more_answers_are_written_at_once_than_there_are_places(server: Served) -> None:
-    with remote(server.url, concurrency=2) as halves:
-        decoder, most, ended = halves.decoder(), 0, 0
-        decoder.submit(PROMPT, router=halves.router(ROUTER), n=6, max_tokens=8)
+def test_no_more_answers_run_at_once_than_the_concurrency(server: Served) -> None:
+    with remote(server.url, concurrency=2) as remote_pair:
+        decoder, most, ended = remote_pair.decoder(), 0, 0
+        decoder.submit(PROMPT, router=remote_pair.router(ROUTER), n=6, max_tokens=8)
         while decoder.busy:
             most = max(most, decoder.running)
             ended += sum(chunk.completion is not None for chunk in decoder.step())
@@ -334,13 +338,13 @@ def test_connections_stay_open_for_the_next_call(server: Served) -> None:
         peers.append(scope["client"])
         await backing(scope, receive, send)
 
-    with listening(counted) as url, remote(url) as halves:
-        halves.generate(STORY, router=ROUTER, n=1, max_tokens=8)
+    with listening(counted) as url, remote(url) as remote_pair:
+        remote_pair.generate(STORY, router=ROUTER, n=1, max_tokens=8)
         first = set(peers)
         peers.clear()
-        halves.generate(STORY, router=ROUTER, n=3, max_tokens=40)
+        remote_pair.generate(STORY, router=ROUTER, n=3, max_tokens=40)
     assert len(peers) > 20
-    assert len(set(peers) - first) <= 2 * 3  # a half's, of each answer written at once
+    assert len(set(peers) - first) <= 2 * 3  # one per model and concurrent answer
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -360,16 +364,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=str)
-def test_what_is_wrong_is_said_at_the_start(
+def test_wrong_options_and_servers_are_refused_at_the_start(
     server: Served, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BacoError, match=message) as told, remote(server.url, **options):
+    with pytest.raises(BacoError, match=message) as raised, remote(server.url, **options):
         pass
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("listed", [[1], {"data": "none"}, {"data": ["one"]}], ids=str)
-def test_an_address_of_something_else_is_found_out(server: Served, listed: Any) -> None:
+def test_an_address_that_lists_no_models_is_refused(server: Served, listed: Any) -> None:
     with (
         listening(JSONResponse(listed)) as url,
         pytest.raises(BacoError, match=r"has 0 models: name one with base_model \(--base-model\)"),
@@ -378,7 +382,7 @@ def test_an_address_of_something_else_is_found_out(server: Served, listed: Any) 
         pass
 
 
-def test_another_pairs_server_is_found_out(server: Served, random_pair: Any) -> None:
+def test_a_server_of_another_pair_is_refused(server: Served, random_pair: Any) -> None:
     folder = random_pair("llama", noise=0.3).base.parent
     with pytest.raises(BacoError, match="its model is of another pair"), remote(server.url, folder):
         pass
@@ -390,26 +394,26 @@ def test_keys_are_taken_from_the_environment(demo: Baco, monkeypatch: pytest.Mon
             Baco.load("demo", backend="remote", base_url=locked.url, aligned_url=locked.url)
         monkeypatch.setenv("BACO_BASE_API_KEY", "one")
         monkeypatch.setenv("OPENAI_API_KEY", "two")
-        with remote(locked.url) as halves:
-            assert halves.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
+        with remote(locked.url) as remote_pair:
+            assert remote_pair.generate(PROMPT, router=ROUTER, max_tokens=4)[0].error is None
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "one\ntwo"])
-def test_a_key_that_no_header_carries_is_refused_and_not_told(
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(
     key: str, server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACO_ALIGNED_API_KEY", key)
-    with pytest.raises(BacoError, match="check BACO_ALIGNED_API_KEY") as told:
+    with pytest.raises(BacoError, match="check BACO_ALIGNED_API_KEY") as raised:
         Baco.load("demo", backend="remote", base_url=server.url, aligned_url=server.url)
-    assert key not in str(told.value)
+    assert key not in str(raised.value)
 
 
 @pytest.fixture
 def port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        found: int = taken.getsockname()[1]
-        return found
+        number: int = taken.getsockname()[1]
+        return number
 
 
 def started(port: int) -> "subprocess.Popen[bytes]":
@@ -429,36 +433,36 @@ def started(port: int) -> "subprocess.Popen[bytes]":
     return process  # type: ignore[no-any-return]
 
 
-def test_a_server_that_is_killed_and_comes_back_costs_time_and_no_answer(
+def test_a_server_that_is_killed_and_restarted_loses_no_answer(
     server: Served, demo: Baco, port: int
 ) -> None:
-    """Under load; one that does not come back costs the answers that need it, and no other."""
+    """Under load. A server that does not come back loses the answers that need it, and no other."""
     process = started(port)
     url = f"http://127.0.0.1:{port}"
-    asked: dict[str, Any] = {"router": ROUTER, "temperature": 0, "n": 1}
+    settings: dict[str, Any] = {"router": ROUTER, "temperature": 0, "n": 1}
     prompts = [PROMPT, STORY, "Give me a cosy dinner idea", "Give me a name for my puppy."] * 5
-    expected = [demo.generate(prompt, **asked)[0].token_ids for prompt in prompts[:4]] * 5
+    expected = [demo.generate(prompt, **settings)[0].token_ids for prompt in prompts[:4]] * 5
     try:
         with (
-            remote(server.url, aligned_url=url, retries=12) as halves,
+            remote(server.url, aligned_url=url, retries=12) as remote_pair,
             ThreadPoolExecutor(1) as pool,
         ):
-            writing = pool.submit(halves.generate_batch, prompts, **asked)
-            before = calls(halves)
-            wait_for(lambda: calls(halves) > before + 20)
+            writing = pool.submit(remote_pair.generate_batch, prompts, **settings)
+            before = calls(remote_pair)
+            wait_for(lambda: calls(remote_pair) > before + 20)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-            failed = calls(halves)
-            wait_for(lambda: calls(halves) > failed + 5)  # they knock at a closed door
+            failed = calls(remote_pair)
+            wait_for(lambda: calls(remote_pair) > failed + 5)  # calls to the killed server
             process = started(port)
             answers = writing.result()
         assert [answer.error for (answer,) in answers] == [None] * len(prompts)
         assert [answer.token_ids for (answer,) in answers] == expected
 
-        with remote(server.url, aligned_url=url, retries=1) as halves:
-            decoder = halves.decoder()
+        with remote(server.url, aligned_url=url, retries=1) as remote_pair:
+            decoder = remote_pair.decoder()
             tickets = [
-                decoder.submit(STORY, router=halves.router(name), temperature=0, n=3)
+                decoder.submit(STORY, router=remote_pair.router(name), temperature=0, n=3)
                 for name in (ROUTER, "Base")
             ]
             threading.Timer(0.05, process.kill).start()

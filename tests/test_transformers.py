@@ -1,4 +1,4 @@
-"""A pair as a `transformers` model: the answers of `Baco.generate` through other people's loops."""
+"""A pair as a `transformers` model gives the answers of `Baco.generate` in transformers' loops."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ TOKENS = 24
 def encoded(
     baco: Baco, *conversations: Conversation, continued: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The conversations as the aligned half's chat template renders them, padded on the left."""
+    """The conversations as the aligned model's chat template renders them, padded on the left."""
     tokenizer = baco.pair.tokenizer
     batch = tokenizer.apply_chat_template(
         list(conversations),
@@ -52,13 +52,13 @@ def encoded(
 
 
 def answers(baco: Baco, sequences: torch.Tensor, prompt: torch.Tensor) -> list[list[int]]:
-    """What was generated after ``prompt``, up to and with the end token."""
+    """The tokens generated after ``prompt``, up to and including the end token."""
     ends = set(baco.pair.end_ids)
-    found = []
+    generated = []
     for row in sequences[:, prompt.shape[1] :].tolist():
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        found.append(row[:stop])
-    return found
+        generated.append(row[:stop])
+    return generated
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -71,36 +71,36 @@ def random(request: pytest.FixtureRequest, random_pair: Callable[..., PairFolder
 def test_greedy_answers_are_those_of_baco(demo: Baco, router: str) -> None:
     batch = encoded(demo, SHORT, LONG)
     model = as_transformers(demo, router)
-    made = model.generate(
+    output = model.generate(
         **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
     )
     start = batch["input_ids"].shape[1] - 1
     for row, conversation in enumerate((SHORT, LONG)):
         [expected] = demo.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
         count = len(expected.token_ids)
-        got = made.sequences[row, start + 1 : start + 1 + count].tolist()
+        got = output.sequences[row, start + 1 : start + 1 + count].tolist()
         assert got == list(expected.token_ids)
-        said = made.past_key_values.source[row, start : start + count].tolist()
-        assert said == [source == "base" for source in expected.sources]
+        by_base = output.past_key_values.source[row, start : start + count].tolist()
+        assert by_base == [source == "base" for source in expected.sources]
 
 
 @pytest.mark.parametrize("router", ["Base", "Aligned", "P:0.4", "P-Punc:0.6"])
-def test_a_begun_answer_goes_on_as_with_baco(demo: Baco, router: str) -> None:
+def test_a_prefilled_answer_continues_as_with_baco(demo: Baco, router: str) -> None:
     conversations = [
         [*before, {"role": "assistant", "content": text}]
         for text in ("You could go", "Vis", "I", "The beach is", "How ab", "Why not try")
         for before in (SHORT, LONG)
     ]
     batch = encoded(demo, *conversations, continued=True)
-    made = as_transformers(demo, router).generate(
+    output = as_transformers(demo, router).generate(
         **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
     )
     start = batch["input_ids"].shape[1]
     for row, conversation in enumerate(conversations):
         [expected] = demo.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
         count = len(expected.token_ids)
-        assert made.sequences[row, start : start + count].tolist() == list(expected.token_ids)
-        source = made.past_key_values.source[row, start - 1 : start - 1 + count].tolist()
+        assert output.sequences[row, start : start + count].tolist() == list(expected.token_ids)
+        source = output.past_key_values.source[row, start - 1 : start - 1 + count].tolist()
         assert source == [source == "base" for source in expected.sources]
 
 
@@ -108,10 +108,10 @@ def test_a_begun_answer_goes_on_as_with_baco(demo: Baco, router: str) -> None:
 def test_greedy_answers_of_every_architecture_are_those_of_baco(random: Baco, router: str) -> None:
     batch = encoded(random, SHORT, LONG)
     model = as_transformers(random, router)
-    made = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+    output = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
     for row, conversation in enumerate((SHORT, LONG)):
         [expected] = random.generate(conversation, router=router, temperature=0, max_tokens=TOKENS)
-        got = made[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
+        got = output[row, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
         assert got == list(expected.token_ids)
 
 
@@ -127,15 +127,17 @@ def test_an_adapter_is_active_only_in_the_aligned_model(
     AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(tmp_path)
     baco = Baco.load(base=str(folder.base), aligned=str(tmp_path), dtype="float32")
     batch = encoded(baco, SHORT)
-    said = []
+    generated = []
     for router in ("Base", "Aligned", "P:0.5"):
-        made = as_transformers(baco, router).generate(
+        output = as_transformers(baco, router).generate(
             **batch, max_new_tokens=TOKENS, do_sample=False
         )
         [expected] = baco.generate(SHORT, router=router, temperature=0, max_tokens=TOKENS)
-        said.append(made[0, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist())
-        assert said[-1] == list(expected.token_ids)
-    assert said[0] != said[1]
+        generated.append(
+            output[0, batch["input_ids"].shape[1] :][: len(expected.token_ids)].tolist()
+        )
+        assert generated[-1] == list(expected.token_ids)
+    assert generated[0] != generated[1]
 
 
 def test_aligned_alone_is_the_aligned_models_own_generate(random: Baco) -> None:
@@ -144,14 +146,14 @@ def test_aligned_alone_is_the_aligned_models_own_generate(random: Baco) -> None:
     own = random.pair.aligned.model.generate(
         **batch, **settings, eos_token_id=list(random.pair.end_ids)
     )
-    made = as_transformers(random, "Aligned").generate(**batch, **settings)
-    assert answers(random, made, batch["input_ids"]) == answers(random, own, batch["input_ids"])
+    output = as_transformers(random, "Aligned").generate(**batch, **settings)
+    assert answers(random, output, batch["input_ids"]) == answers(random, own, batch["input_ids"])
 
 
 def test_scores_of_a_text_are_the_rows_it_was_drawn_from(random: Baco) -> None:
     batch = encoded(random, SHORT, LONG)
     model = as_transformers(random, "P:0.5")
-    made = model.generate(
+    output = model.generate(
         **batch,
         max_new_tokens=TOKENS,
         do_sample=False,
@@ -159,15 +161,15 @@ def test_scores_of_a_text_are_the_rows_it_was_drawn_from(random: Baco) -> None:
         return_dict_in_generate=True,
     )
     width = batch["input_ids"].shape[1]
-    mask = torch.ones_like(made.sequences)
+    mask = torch.ones_like(output.sequences)
     mask[:, :width] = batch["attention_mask"]
-    rows = model(made.sequences, attention_mask=mask).logits[:, width - 1 : -1]
-    for row, answer in enumerate(answers(random, made.sequences, batch["input_ids"])):
-        drawn = torch.stack([step[row] for step in made.logits[: len(answer)]])
+    rows = model(output.sequences, attention_mask=mask).logits[:, width - 1 : -1]
+    for row, answer in enumerate(answers(random, output.sequences, batch["input_ids"])):
+        drawn = torch.stack([step[row] for step in output.logits[: len(answer)]])
         torch.testing.assert_close(rows[row, : len(answer)], drawn, atol=1e-4, rtol=1e-4)
 
 
-def test_a_cache_changes_nothing(random: Baco) -> None:
+def test_answers_are_the_same_with_and_without_a_cache(random: Baco) -> None:
     batch = encoded(random, SHORT, LONG)
     model = as_transformers(random, "P:0.5")
     settings: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False}
@@ -177,7 +179,7 @@ def test_a_cache_changes_nothing(random: Baco) -> None:
     assert answers(random, with_cache, prompt) == answers(random, without, prompt)
 
 
-def test_assisted_decoding_rolls_both_halves_back(random: Baco) -> None:
+def test_assisted_decoding_rolls_both_models_back(random: Baco) -> None:
     batch = encoded(random, LONG)
     model = as_transformers(random, "P:0.5")
     plain = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
@@ -193,10 +195,10 @@ def test_sampling_takes_its_arguments_and_torchs_seed(demo: Baco) -> None:
 
     def draw(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        made = model.generate(
+        output = model.generate(
             **batch, max_new_tokens=TOKENS, do_sample=True, min_p=0.1, num_return_sequences=4
         )
-        return answers(demo, made, batch["input_ids"])
+        return answers(demo, output, batch["input_ids"])
 
     first = draw(1)
     assert len(first) == 8
@@ -209,11 +211,11 @@ def test_a_random_routers_coins_follow_the_seed(demo: Baco) -> None:
     batch = encoded(demo, SHORT)
 
     def sources(seed: int | None) -> list[bool]:
-        made = as_transformers(demo, "Rand:0.5", seed=seed).generate(
+        output = as_transformers(demo, "Rand:0.5", seed=seed).generate(
             **batch, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True
         )
-        said: list[bool] = made.past_key_values.source[0].tolist()
-        return said
+        by_base: list[bool] = output.past_key_values.source[0].tolist()
+        return by_base
 
     assert sources(1) == sources(1)
     assert any(sources(seed) != sources(1) for seed in (2, 3, 4))
@@ -225,18 +227,18 @@ def test_a_random_routers_coins_follow_the_seed(demo: Baco) -> None:
 
 def test_beams_share_their_history(demo: Baco) -> None:
     batch = encoded(demo, SHORT, LONG)
-    made = as_transformers(demo, "P-Punc:0.4").generate(
+    output = as_transformers(demo, "P-Punc:0.4").generate(
         **batch, max_new_tokens=12, num_beams=3, num_return_sequences=2, do_sample=False
     )
-    assert len(made) == 4
-    assert made[0].tolist() != made[1].tolist()
+    assert len(output) == 4
+    assert output[0].tolist() != output[1].tolist()
 
 
 @pytest.fixture(scope="module")
 def twins(demo: Baco) -> Baco:
-    """The demo pair with the base's weights in both halves, and "Answer:" for a turn's opening.
+    """The demo pair with the base's weights in both models, and "Answer:" for a turn's opening.
 
-    Either half opens that turn after every question.
+    Both models open that turn after every question.
     """
     aligned = replace(demo.pair.aligned, model=demo.pair.base.model)
     renderer = replace(demo.pair.renderer)
@@ -270,21 +272,21 @@ def twins(demo: Baco) -> Baco:
 def test_answers_end_where_the_base_opened_a_turn(
     twins: Baco, router: str, settings: dict[str, Any], begun: str
 ) -> None:
-    """Whoever wrote the rest of the opening; what the aligned half begins alike goes on."""
+    """This holds whichever model wrote the rest; an opening begun by the aligned model is kept."""
     tokenizer = twins.pair.tokenizer
     model = as_transformers(twins, router, seed=1)
     batch = encoded(twins, SHORT)
     more = torch.tensor([tokenizer.encode(begun, add_special_tokens=False)], dtype=torch.int64)
     prompt = torch.cat([batch["input_ids"], more], dim=1)
     width = prompt.shape[1]
-    asked = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 40, **settings}
+    arguments = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 40, **settings}
     torch.manual_seed(0)
-    rows = model.generate(prompt, **asked)
+    rows = model.generate(prompt, **arguments)
     by_base = model.sources(rows, torch.ones_like(rows), prompt_length=width, seed=1)
     opening, seen = tokenizer.convert_tokens_to_ids(["Answer", ":"]), set()
     for row, based in zip(rows.tolist(), by_base.tolist(), strict=True):
         for at in range(width, len(row) - 1):
-            if at + 2 == width + asked["max_new_tokens"]:
+            if at + 2 == width + arguments["max_new_tokens"]:
                 continue  # every answer ends there
             if row[at : at + 2] == opening and tokenizer.decode(row[at - 1]).endswith("\n"):
                 ended = set(row[at + 2 :]) <= {tokenizer.pad_token_id}
@@ -325,8 +327,8 @@ def test_streamers_see_the_answer_as_it_grows(
 def test_the_pipeline_answers_conversations_and_batches(demo: Baco) -> None:
     model = as_transformers(demo, "P-Punc:0.4")
     talk = pipeline("text-generation", model=model, tokenizer=demo.pair.tokenizer)
-    made = talk([SHORT, LONG], max_new_tokens=TOKENS, do_sample=False, batch_size=2)
-    for conversation, [result] in zip((SHORT, LONG), made, strict=True):
+    results = talk([SHORT, LONG], max_new_tokens=TOKENS, do_sample=False, batch_size=2)
+    for conversation, [result] in zip((SHORT, LONG), results, strict=True):
         [expected] = demo.generate(
             conversation, router="P-Punc:0.4", temperature=0, max_tokens=TOKENS
         )
@@ -340,10 +342,10 @@ def test_the_base_model_reads_the_conversation_as_plain_text(demo: Baco) -> None
         aligned = list(prompt.aligned_ids)
         begun = demo.pair.tokenizer.encode(" I would", add_special_tokens=False)
         for ids in (aligned, aligned + begun):
-            [found] = reader.read([ids])
-            assert found is not None
-            assert found.ids == prompt.base_ids
-            assert found.start == len(aligned)
+            [reading] = reader.read([ids])
+            assert reading is not None
+            assert reading.ids == prompt.base_ids
+            assert reading.start == len(aligned)
 
 
 def test_raw_text_is_read_alike_by_both(demo: Baco) -> None:
@@ -355,15 +357,15 @@ def test_raw_text_is_read_alike_by_both(demo: Baco) -> None:
     assert (rows.argmax(-1) == own.argmax(-1)).all()
 
 
-def test_the_same_prompt_for_both_when_asked(demo: Baco) -> None:
+def test_base_prompt_same_gives_the_base_the_aligned_prompt(demo: Baco) -> None:
     batch = encoded(demo, SHORT)
     model = as_transformers(demo, "Base", base_prompt="same")
-    made = model.generate(**batch, max_new_tokens=1, do_sample=False)
+    output = model.generate(**batch, max_new_tokens=1, do_sample=False)
     logits = demo.pair.base.model(**batch).logits[0, -1, : demo.pair.vocabulary.size]
     ordinary = logits.masked_fill(demo.pair.vocabulary.special, -torch.inf)
     end_ids = list(demo.pair.end_ids)
     ordinary[end_ids] = logits[end_ids]
-    assert made[0, -1] == ordinary.argmax()
+    assert output[0, -1] == ordinary.argmax()
 
 
 @pytest.mark.parametrize(
@@ -375,7 +377,7 @@ def test_the_same_prompt_for_both_when_asked(demo: Baco) -> None:
         (lambda model, _: model.save_pretrained("x"), "two models"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(
+def test_unsupported_arguments_are_one_line(
     demo: Baco, call: Callable[[Any, torch.Tensor], object], words: str
 ) -> None:
     model = as_transformers(demo, "P:0.4")
@@ -384,11 +386,11 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_half_without_keys_and_values_is_refused_by_name(random: Baco) -> None:
+def test_a_model_without_keys_and_values_is_refused_by_name(random: Baco) -> None:
     config = MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
-    half = replace(random.pair.base, name="snake", model=AutoModelForCausalLM.from_config(config))
+    mamba = replace(random.pair.base, name="snake", model=AutoModelForCausalLM.from_config(config))
     with pytest.raises(BacoError, match=r"snake \(MambaForCausalLM\)"):
-        as_transformers(replace(random.pair, base=half), "P:0.4")
+        as_transformers(replace(random.pair, base=mamba), "P:0.4")
 
 
 def test_unknown_routers_and_base_prompts_are_refused(demo: Baco) -> None:

@@ -37,9 +37,9 @@ def test_an_exported_pair_is_a_model_folder_and_a_pair(tmp_path: Path) -> None:
     assert pair.name == "demo"
     assert pair.end_ids == demo.pair.end_ids
     assert pair.vocabulary.role.equal(demo.pair.vocabulary.role)
-    asked: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1}
-    there = Baco.load(str(out)).generate("Recommend a summer destination", **asked)
-    assert there[0].text == demo.generate("Recommend a summer destination", **asked)[0].text
+    settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1}
+    there = Baco.load(str(out)).generate("Recommend a summer destination", **settings)
+    assert there[0].text == demo.generate("Recommend a summer destination", **settings)[0].text
 
 
 def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
         export_pair(find_pair("demo"), tmp_path)
 
 
-def test_what_a_request_says_is_read() -> None:
+def test_arguments_of_a_request_are_read() -> None:
     ids, arguments, salt = pair_prompt([1, 2, 3, 4, 5], [7, 8, 9])
     assert ids == [7, 7, 7, 8, 9]
     options = PairOptions.read(arguments | {"baco_router": "P", "baco_threshold": 0.3})
@@ -58,7 +58,7 @@ def test_what_a_request_says_is_read() -> None:
     assert salt != pair_prompt([1, 2, 3, 4, 6], [7, 8, 9])[2]
 
 
-def test_the_middleware_renders_what_a_chat_asks_of_its_templates(
+def test_the_middleware_passes_template_arguments_to_the_templates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = replace(find_pair("demo"), name="toned")
@@ -71,7 +71,7 @@ def test_the_middleware_renders_what_a_chat_asks_of_its_templates(
         {"role": "user", "content": "Recommend a book"},
         {"role": "assistant", "content": "You could"},
     ]
-    asked = {"messages": messages, "chat_template_kwargs": {"tone": "Kindly. "}}
+    chat_body = {"messages": messages, "chat_template_kwargs": {"tone": "Kindly. "}}
     sent, received = [], []
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -87,18 +87,18 @@ def test_the_middleware_renders_what_a_chat_asks_of_its_templates(
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
         asyncio.run(TwoPrompts(app)(scope, receive, send))
 
-    post(asked)
+    post(chat_body)
     expected = renderer.render(messages, template_args={"tone": "Kindly. "})
     ids, arguments, _ = pair_prompt(expected.base_ids, expected.aligned_ids, expected.digest)
     assert received[0]["kv_transfer_params"]["prompt_token_ids"] == ids
     assert received[0]["vllm_xargs"].items() >= arguments.items()
-    post(asked | {"continue_final_message": False})
+    post(chat_body | {"continue_final_message": False})
     assert sent[0]["status"] == 400
     assert b"continue_final_message is false, but a last message" in sent[1]["body"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"baco_rooter": "P:0.4"}, "unknown argument"),
         ({"baco_router": "Q"}, "unknown router"),
@@ -110,8 +110,8 @@ def test_the_middleware_renders_what_a_chat_asks_of_its_templates(
         ({"baco_switch": "line"}, "word or token"),
     ],
 )
-def test_what_a_request_cannot_say_is_one_line(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(BacoError, match=says):
+def test_wrong_arguments_of_a_request_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(BacoError, match=message):
         PairOptions.read(arguments)
 
 
@@ -130,11 +130,11 @@ prompts = st.lists(
 
 
 @given(prompts)
-def test_a_half_reads_its_own_prompt_at_its_own_positions(
+def test_each_model_reads_its_own_prompt_at_its_own_positions(
     drawn: list[tuple[int, int, int, int]],
 ) -> None:
     """Requests of (base's length, aligned's, tokens computed, tokens scheduled), read token by
-    token and in one inputs.
+    token and all at once.
     """
     table = RequestTable(WIDTH, "cpu")
     names, texts, scheduled, computed = [], [], [], []
@@ -162,7 +162,7 @@ def test_a_half_reads_its_own_prompt_at_its_own_positions(
     blocks = torch.arange(len(names) * 8).view(-1, 8).flip(0)
     for source in MODELS:
         inputs = ModelInputs.of(step, source, table, slot)
-        found = list(zip(inputs.ids.tolist(), inputs.positions.tolist(), strict=True))
+        read = list(zip(inputs.ids.tolist(), inputs.positions.tolist(), strict=True))
         expected, places, lengths = [], [], []
         for row, ((ids, mine), span) in enumerate(zip(texts, spans, strict=True)):
             offset = len(ids) - len(mine[source])
@@ -170,11 +170,11 @@ def test_a_half_reads_its_own_prompt_at_its_own_positions(
             expected += [(mine[source][at], at) for at in own]
             places += [int(blocks[row, at // BLOCK]) * BLOCK + at % BLOCK for at in own]
             lengths += [own[-1] + 1] if own else []
-        assert found == expected
+        assert read == expected
         assert inputs.slots(blocks, BLOCK).tolist() == places
         assert inputs.lengths.tolist() == lengths
         kept = inputs.kept.tolist() if inputs.kept is not None else list(range(len(step.ids)))
-        assert len(kept) == len(found)
+        assert len(kept) == len(read)
 
 
 def test_a_slot_is_given_again_when_its_request_has_gone() -> None:
@@ -189,7 +189,7 @@ def test_a_slot_is_given_again_when_its_request_has_gone() -> None:
     assert "0" not in table
 
 
-def test_without_vllm_the_backend_says_what_to_install() -> None:
+def test_without_vllm_the_error_names_the_package_to_install() -> None:
     try:
         import vllm  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""What random weights cannot show: real ones keep the fast ways, and answers stay exact."""
+"""Real weights, for what random ones cannot show: fast forwards are used and answers are exact."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +42,7 @@ def exact(model: str) -> Baco:
     return replace(baco, pair=replace(baco.pair, renderer=renderer))
 
 
-def test_the_fast_way_is_kept_in_bfloat16_and_one_model_is_held_once(model: str) -> None:
+def test_the_fast_forward_is_used_in_bfloat16_and_one_model_is_held_once(model: str) -> None:
     baco = load(model, "bfloat16")
     assert baco.pair.base.model is baco.pair.aligned.model
     own = "BACo's own forward, all rows at once"

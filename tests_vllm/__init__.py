@@ -1,1 +1,1 @@
-"""What a pair inside vLLM does; run by ``make test-vllm``, in an environment that has vLLM."""
+"""Tests of a pair inside vLLM, for ``make test-vllm``, in an environment that has vLLM."""

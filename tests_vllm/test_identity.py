@@ -1,4 +1,4 @@
-"""vLLM says what the engine of this process says, token by token and source by source."""
+"""vLLM and BACo's own engine give the same answers, token by token and source by source."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ PROMPTS = (
     "Tell me about the sea and the mountains, and what I could eat there in the winter " * 3,
     "What should I cook tonight?",
 )
-# The pair's own, and one that the base half alone reads: its prompt is then the longer one.
+# The pair's own, and one for the base model that makes its prompt the longer one.
 TEMPLATES = (
     None,
     "Here is a long and careful list of questions that people asked, and of what they were told. "
@@ -48,50 +48,52 @@ Answers = dict[tuple[str, str], list[Completion]]
 
 
 def answers(baco: Baco, tokens: int, **settings: Any) -> tuple[Answers, int]:
-    """Every router's greedy answers to every prompt, asked at once, and the drafts that stood."""
+    """Every router's greedy answers to every prompt, decoded together; and the accepted drafts."""
     decoder = baco.decoder()
-    asked = {}
+    questions = {}
     for router in ROUTERS:
         for prompt in PROMPTS:
             greedy = {"temperature": 0, "max_tokens": tokens, "seed": 3, "min_p": 0.0}
             ticket = decoder.submit(prompt, router=baco.router(router), **greedy | settings)
-            asked[ticket] = (router, prompt)
-    found: Answers = {each: [] for each in asked.values()}
+            questions[ticket] = (router, prompt)
+    completions: Answers = {each: [] for each in questions.values()}
     while decoder.busy:
         for chunk in decoder.step():
             if chunk.completion is not None:
-                found[asked[chunk.prompt]].append(chunk.completion)
-    return found, decoder.engine.stats.accepted
+                completions[questions[chunk.prompt]].append(chunk.completion)
+    return completions, decoder.engine.stats.accepted
 
 
-def said(baco: Baco, tokens: int = 48) -> Any:
-    """What the answers say and who says it, with either half's prompt the longer one."""
-    return [_said(baco, template, tokens)[0] for template in TEMPLATES]
+def greedy_answers(baco: Baco, tokens: int = 48) -> Any:
+    """Greedy answers and their sources under each template, so that each prompt is once longer."""
+    return [_with_template(baco, template, tokens)[0] for template in TEMPLATES]
 
 
-def said_there(baco: Baco, tokens: int) -> Any:
-    """`said`, and for both what shows that a mode was on: drafts that stood, preemptions."""
-    seen, told, shown = watch(baco), [], []
+def watched_answers(baco: Baco, tokens: int) -> Any:
+    """`greedy_answers`, and for each template the accepted drafts and preemptions, which show that
+    a mode was on.
+    """
+    seen, texts, activity = watch(baco), [], []
     for template in TEMPLATES:
         before = seen.preemptions
-        each, drafts = _said(baco, template, tokens)
-        told.append(each)
-        shown.append((drafts, seen.preemptions - before))
-    return told, shown
+        each, drafts = _with_template(baco, template, tokens)
+        texts.append(each)
+        activity.append((drafts, seen.preemptions - before))
+    return texts, activity
 
 
-def _said(baco: Baco, template: str | None, tokens: int) -> Any:
+def _with_template(baco: Baco, template: str | None, tokens: int) -> Any:
     with read_by(baco, template):
-        found, drafts = answers(baco, tokens)
+        completions, drafts = answers(baco, tokens)
     return {
-        asked: [(c.token_ids, c.sources, c.text, c.finish_reason) for c in each]
-        for asked, each in found.items()
+        question: [(c.token_ids, c.sources, c.text, c.finish_reason) for c in samples]
+        for question, samples in completions.items()
     }, drafts
 
 
 @contextmanager
 def read_by(baco: Baco, template: str | None) -> Iterator[None]:
-    """Have the base half read prompts by another template."""
+    """Give the base model another template."""
     own = baco.pair.renderer
     if template is not None:
         baco.pair.renderer = replace(own, base_template=template)
@@ -114,13 +116,15 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_router_says_what_it_says_here(mode: str, random_pair: Callable[[str], Path]) -> None:
+def test_every_router_gives_the_answers_of_this_process(
+    mode: str, random_pair: Callable[[str], Path]
+) -> None:
     # Five heads cannot be split between two devices.
     pair = str(random_pair("llama")) if mode == "two tensor-parallel" else "demo"
     tokens = 48 if pair == "demo" else 20
-    told, shown = in_vllm(said_there, pair, MODES[mode], tokens)
-    assert told == said(Baco.load(pair), tokens)
-    for drafts, preemptions in shown:
+    answered, activity = in_vllm(watched_answers, pair, MODES[mode], tokens)
+    assert answered == greedy_answers(Baco.load(pair), tokens)
+    for drafts, preemptions in activity:
         assert drafts or "ngram" not in mode
         assert preemptions or "chunked" not in mode
 
@@ -133,51 +137,51 @@ QUICK = ("plain", "ngram, chunked")
     "mode",
     [mode if mode in QUICK else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES],
 )
-def test_architectures_say_what_they_say_here(
+def test_every_architecture_gives_the_answers_of_this_process(
     architecture: str, mode: str, random_pair: Callable[[str], Path]
 ) -> None:
     folder = str(random_pair(architecture))
-    assert in_vllm(said, folder, MODES[mode], 24) == said(Baco.load(folder), 24)
+    assert in_vllm(greedy_answers, folder, MODES[mode], 24) == greedy_answers(Baco.load(folder), 24)
 
 
-def said_again(baco: Baco) -> Any:
-    """The same before and after the prompts are in the cache, and after samples parted ways; and
-    of one aligned prompt with two base prompts of one length.
+def repeated_answers(baco: Baco) -> Any:
+    """Greedy answers before and after the prompts are in the cache, and after diverging samples;
+    and `under_two_templates`.
     """
     seen = watch(baco)
-    first = said(baco)
+    first = greedy_answers(baco)
     hits = seen.hits
-    second = said(baco)
+    second = greedy_answers(baco)
     assert seen.hits > hits
     for template in TEMPLATES:
         with read_by(baco, template):
             drawn, _ = answers(baco, 48, n=3, temperature=1.0)
         assert any(len({c.token_ids for c in each}) > 1 for each in drawn.values())
-    return [first, second, said(baco)], under_two_templates(baco)
+    return [first, second, greedy_answers(baco)], under_two_templates(baco)
 
 
 def under_two_templates(baco: Baco) -> Any:
-    """One aligned prompt, two base prompts of one length."""
-    told = []
+    """Tokens for one aligned prompt with two base prompts of equal length."""
+    tokens = []
     for letter in "QX":
         with read_by(baco, f"{letter}uestion: {{{{ messages[-1].content }}}}\nAnswer:"):
             settings: dict[str, Any] = {"router": "Base", "temperature": 0, "max_tokens": 24}
-            told.append(baco.generate(PROMPTS[1], **settings)[0].token_ids)
-    return told
+            tokens.append(baco.generate(PROMPTS[1], **settings)[0].token_ids)
+    return tokens
 
 
-def test_prompts_that_are_in_the_cache_change_nothing() -> None:
-    told, parted = in_vllm(said_again, "demo", {})
+def test_prompts_in_the_prefix_cache_do_not_change_answers() -> None:
+    rounds, two_templates = in_vllm(repeated_answers, "demo", {})
     here = Baco.load("demo")
-    expected = said(here)
-    assert all(each == expected for each in told)
-    assert parted == under_two_templates(here)
+    expected = greedy_answers(here)
+    assert all(answered == expected for answered in rounds)
+    assert two_templates == under_two_templates(here)
 
 
 def with_settings(baco: Baco) -> Any:
     """Answers under penalties, biases and stop strings."""
     beach = baco.pair.tokenizer.encode(" beach")[0]
-    told = []
+    answered = []
     for router in ("P-Punc:0.4", "Aligned"):
         for settings in (
             {"presence_penalty": 1.5, "frequency_penalty": 0.5},
@@ -186,12 +190,12 @@ def with_settings(baco: Baco) -> Any:
         ):
             greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "min_p": 0.0}
             answer = baco.generate(PROMPTS[0], router=router, **greedy | settings)[0]
-            told.append((answer.text, answer.sources))
-    return told
+            answered.append((answer.text, answer.sources))
+    return answered
 
 
 def offline(folder: str) -> tuple[str, str]:
-    """What vLLM's own class says of a pair directory, and by whom."""
+    """The answer of vLLM's own class for a pair directory, and its sources."""
     pair = read_pair(Path(folder))
     read = pair.renderer.render(PROMPTS[0])
     ids, arguments, salt = pair_prompt(read.base_ids, read.aligned_ids, read.digest)
@@ -207,7 +211,7 @@ def offline(folder: str) -> tuple[str, str]:
     return answer.outputs[0].text, answer.kv_transfer_params["baco_sources"]
 
 
-def test_the_class_of_vllm_says_what_is_said_here(tmp_path: Path) -> None:
+def test_vllms_own_class_gives_the_answers_of_this_process(tmp_path: Path) -> None:
     export_pair(find_pair("demo"), tmp_path / "pair")
     text, sources = apart(offline, str(tmp_path / "pair"))
     greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "min_p": 0.0}
@@ -216,6 +220,6 @@ def test_the_class_of_vllm_says_what_is_said_here(tmp_path: Path) -> None:
     assert sources == "".join(source[0] for source in here.sources)
 
 
-def test_penalties_and_biases_say_what_they_say_here() -> None:
+def test_penalties_and_biases_give_the_answers_of_this_process() -> None:
     options = {"base_template": TEMPLATES[1]}
     assert in_vllm(with_settings, "demo", options) == with_settings(Baco.load("demo", **options))
