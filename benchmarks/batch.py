@@ -1,11 +1,11 @@
-"""How a batch scales over replicas on this machine, and what bounds it.
+"""How a batch scales over replicas on this machine, and what limits it.
 
     python -m benchmarks.batch [--workers 1 2 4] [--rows 128] [--json]
     python -m benchmarks.batch --hand-out 31250 [--replicas 64]   # shards of 6 kB that cost nothing
 
-The same rows by one process without Ray, then by so many replicas, one after the other in one run.
-Speed is taken from the first shard that is in its place to the last, so that starting processes and
-loading pairs, which a long batch pays once, is told apart.
+The same rows by one process without Ray, then by each number of replicas, one after another in one
+run. Speed is measured from the first finished shard to the last, so that starting processes and
+loading pairs, which a long batch does once, is reported apart.
 """
 
 import argparse
@@ -40,9 +40,9 @@ class Measured:
     """One batch.
 
     Attributes:
-        name: who made it.
-        first: seconds from the start of the command's work to the first shard in its place.
-        tokens_per_second: from there to the last.
+        name: of the executor.
+        first: seconds from the start of the work to the first finished shard.
+        tokens_per_second: from the first finished shard to the last.
         shard: median seconds of a shard in its replica.
         busy: of all replicas' time between first and last, the share spent at shards.
     """
@@ -61,7 +61,7 @@ def choose_router(baco: Baco) -> Router:
 
 @contextmanager
 def executors(workers: int | None) -> Iterator[LocalExecutor | RayExecutor]:
-    """This process, or so many replicas on this machine."""
+    """This process, or ``workers`` replicas on this machine."""
     if workers is None:
         yield LocalExecutor()
         return
@@ -70,25 +70,25 @@ def executors(workers: int | None) -> Iterator[LocalExecutor | RayExecutor]:
 
 
 def measure(pair: str, rows: list[Row], n: int, workers: int | None) -> Measured:
-    """Answer all rows once."""
+    """Answer all rows once, with one executor."""
     load = LoadSpec({"name": pair, "max_rows": 256}, threads=1)
     settings = {"system": None, "switch": "word", "n": n, "seed": 1, "max_tokens": 64}
     batch = Batch(rows, load, choose_router, settings, rows_a_shard=ROWS_A_SHARD)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, executors(workers) as executor:
         job = batch.begin(Path(folder) / "out", executor, {})
-        made = [
+        results = [
             (time.perf_counter() - started, result)
             for result in carry_out(job, job.worker, executor)
         ]
-    # What the other replicas were at when the first shard came counts for none of them.
-    (first, _), *rest = made
+    # Shards that other replicas had begun before the first one finished are not counted apart.
+    (first, _), *rest = results
     span = rest[-1][0] - first
-    seconds = [one.seconds for _, one in rest]
+    seconds = [result.seconds for _, result in rest]
     return Measured(
         "one process, no Ray" if workers is None else f"{workers} replica{'s' * (workers > 1)}",
         first,
-        sum(one.tokens for _, one in rest) / span,
+        sum(result.tokens for _, result in rest) / span,
         statistics.median(seconds),
         min(1.0, sum(seconds) / (span * (workers or 1))),
     )
@@ -100,7 +100,7 @@ def idle(_: object) -> Callable[[Any], int]:
 
 
 def hand_out(shards: int, replicas: int, most: int = 1000) -> None:
-    """Print what handing out so many shards takes, over the first of them."""
+    """Print the time of handing out shards that cost nothing, measured on the first ``most``."""
     before = psutil.Process().memory_info().rss
     # Replicas that take no processor, so that many of them fit on this machine.
     workers = RayExecutor(Share(replicas, 0, 0))

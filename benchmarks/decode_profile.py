@@ -1,10 +1,10 @@
-"""Where the time of paired decoding goes, by part of the engine.
+"""Time of paired decoding by part of the engine.
 
     python -m benchmarks.decode_profile [--body SIZE | PAIR] [--n N] [--tokens T] [--router R]
 
-A timer looks every millisecond at which line is being run, and gives the time since it last looked
-to the innermost module of this project on the stack; what that module calls in PyTorch counts as
-its own. That costs a few per cent of speed, which fall on all parts alike.
+A timer samples the stack every millisecond and adds the time since the last sample to the innermost
+module of this project on the stack; its calls into PyTorch count as its own. Sampling costs a few
+per cent of speed, spread evenly over all parts.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PROMPTS = 5
 
 
 class Sampler:
-    """Seconds by module of the project, while it is entered."""
+    """Inside, adds up seconds by module of the project."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -64,7 +64,7 @@ class Sampler:
 
 
 def parts(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by part; modules that belong to none count as ``other``."""
+    """Seconds by part; modules of no part count as ``other``."""
     sums = dict.fromkeys([*PARTS, "other"], 0.0)
     for module, taken in seconds.items():
         part = next((p for p, starts in PARTS.items() if module.startswith(starts)), "other")
@@ -73,7 +73,7 @@ def parts(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Decode, look and print."""
+    """Decode with the sampler and print the shares."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_pair(parser)
     parser.add_argument("--n", type=int, default=1)

@@ -1,4 +1,4 @@
-"""What a forward of one model costs, by the number of rows and tokens it reads.
+"""The cost of a forward of one model, by the number of rows and tokens that it reads.
 
     python -m benchmarks.forwards [--body SIZE | PAIR] [--dtype D] [--columns C] [--compile]
 
@@ -28,15 +28,15 @@ RUNS = 7
 
 def best(run: Callable[[], Any], before: Callable[[], Any], device: torch.device) -> float:
     """Least milliseconds of a run, each after ``before``, which is not timed."""
-    found = []
+    times = []
     for _ in range(RUNS + 1):  # the first one warms up
         before()
         _wait(device)
         started = time.perf_counter()
         run()
         _wait(device)
-        found.append(1000 * (time.perf_counter() - started))
-    return min(found[1:])
+        times.append(1000 * (time.perf_counter() - started))
+    return min(times[1:])
 
 
 def _wait(device: torch.device) -> None:
@@ -44,7 +44,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ours(model: PairModel, rows: int, tokens: int, columns: int) -> float:
+def engine_milliseconds(model: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The engine's forward."""
     store = model.new_cache()
     store.copy_prefix(finish(store.prefill([5] * columns)), rows)
@@ -56,7 +56,7 @@ def ours(model: PairModel, rows: int, tokens: int, columns: int) -> float:
     )
 
 
-def theirs(model: PairModel, rows: int, tokens: int, columns: int) -> float:
+def transformers_milliseconds(model: PairModel, rows: int, tokens: int, columns: int) -> float:
     """The forward of ``transformers``."""
     cache = DynamicCache()
     model.run(input_ids=torch.full((rows, columns), 5, device=model.device), past_key_values=cache)
@@ -84,12 +84,12 @@ def main() -> None:
         {
             "rows": rows,
             "tokens": tokens,
-            "engine": ours(model, rows, tokens, given.columns),
-            "transformers": theirs(plain, rows, tokens, given.columns),
+            "engine": engine_milliseconds(model, rows, tokens, given.columns),
+            "transformers": transformers_milliseconds(plain, rows, tokens, given.columns),
         }
         for rows, tokens in SHAPES
     ]
-    told = {
+    report = {
         "pair": known.name,
         "held": model.weights_format,
         "compiled": given.compile,
@@ -97,13 +97,13 @@ def main() -> None:
         "milliseconds": table,
     }
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(report))
         return
     print(f"{known.name}, {model.weights_format}, {torch.get_num_threads()} threads, ms a forward")
     print(f"{'rows × tokens':>14}{'engine':>9}{'transformers':>14}")
-    for one in table:
-        name = f"{one['rows']} × {one['tokens']}"
-        print(f"{name:>14}{one['engine']:9.2f}{one['transformers']:14.2f}")
+    for row in table:
+        name = f"{row['rows']} × {row['tokens']}"
+        print(f"{name:>14}{row['engine']:9.2f}{row['transformers']:14.2f}")
 
 
 if __name__ == "__main__":

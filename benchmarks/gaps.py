@@ -48,7 +48,7 @@ ENDS = {"0": -100, "1": -100}
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What disturbs a stream: so many clients, and the completion request that each repeats."""
+    """Load beside a stream: a number of clients, and the completion request that each repeats."""
 
     clients: int
     body: Callable[[], dict[str, Any]]
@@ -80,15 +80,15 @@ LOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """The waits of one stream, in milliseconds.
+    """Waits of one stream, in milliseconds.
 
     Attributes:
-        load: what else the server did; ``none`` for nothing.
-        events: pieces of text that came.
+        load: the other load of the server; ``none`` for no other.
+        events: pieces of text received.
         median, p99, largest: gaps between two pieces of one answer.
         first: the longest wait for the first piece of an answer.
-        requests: of the load, that ended meanwhile.
-        statuses: with which they ended.
+        requests: requests of the load that ended meanwhile.
+        statuses: their HTTP statuses.
     """
 
     load: str
@@ -153,21 +153,21 @@ async def _pieces(http: httpx.AsyncClient, seed: int) -> AsyncIterator[str]:
                 yield line
 
 
-def press(url: str, name: str, stop: Any, told: Any) -> None:
-    """Keep the server busy with a load until ``stop`` is set; ``told`` gets every status."""
+def press(url: str, name: str, stop: Any, statuses: Any) -> None:
+    """Keep the server busy with a load until ``stop`` is set; put each status into ``statuses``."""
 
-    async def one(http: httpx.AsyncClient, content: bytes) -> None:
+    async def client(http: httpx.AsyncClient, content: bytes) -> None:
         while not stop.is_set():
             response = await http.post(
                 "/v1/completions", content=content, headers={"Content-Type": "application/json"}
             )
-            told.put(response.status_code)
+            statuses.put(response.status_code)
 
     async def all_() -> None:
         load = LOADS[name]
         content = json.dumps(load.body()).encode()
         async with httpx.AsyncClient(base_url=url, timeout=600) as http:
-            await asyncio.gather(*(one(http, content) for _ in range(load.clients)))
+            await asyncio.gather(*(client(http, content) for _ in range(load.clients)))
 
     asyncio.run(all_())
 
@@ -175,8 +175,8 @@ def press(url: str, name: str, stop: Any, told: Any) -> None:
 def measure(url: str, name: str, seconds: float) -> Gaps:
     """The gaps of a stream beside one load."""
     spawn = multiprocessing.get_context("spawn")
-    stop, begun, told = spawn.Event(), spawn.Event(), spawn.Queue()
-    load = spawn.Process(target=press, args=(url, name, stop, told)) if name in LOADS else None
+    stop, begun, replies = spawn.Event(), spawn.Event(), spawn.Queue()
+    load = spawn.Process(target=press, args=(url, name, stop, replies)) if name in LOADS else None
     if load is not None:
         load.start()
     gaps, firsts = asyncio.run(watch(url, seconds, begun))
@@ -186,8 +186,8 @@ def measure(url: str, name: str, seconds: float) -> Gaps:
         load.join(5)
         load.terminate()
         load.join()
-        while not told.empty():
-            statuses.append(told.get())
+        while not replies.empty():
+            statuses.append(replies.get())
     ordered = sorted(1000 * gap for gap in gaps) or [float("nan")]
     return Gaps(
         name,
@@ -208,38 +208,38 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     parser.add_argument("--only", nargs="+", choices=LOADS, default=list(LOADS))
     given = parser.parse_args()
-    found = []
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         pair = wide(Path(folder) / "pair")
         for name in ("none", *given.only):
-            with served(pair) as (url, _):  # nothing is left over from the load before
+            with served(pair) as (url, _):  # a fresh server for each load
                 measure(url, "none", WARM_UP)
-                found.append(measure(url, name, given.seconds))
-            print(found[-1], file=sys.stderr)
-    made = {
+                measured.append(measure(url, name, given.seconds))
+            print(measured[-1], file=sys.stderr)
+    report = {
         "machine": f"{platform.machine()}, {psutil.cpu_count()} processors",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "seconds": given.seconds,
-        "gaps": [asdict(one) for one in found],
+        "gaps": [asdict(gaps) for gaps in measured],
     }
-    print(json.dumps(made)) if given.json else show(made)
+    print(json.dumps(report)) if given.json else show(report)
 
 
-def show(made: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
     """Print a table."""
-    print(f"{made['machine']}, Python {made['python']}, {made['versions']}")
-    print(f"{made['seconds']:g} s a load; times in ms\n")
-    usual = made["gaps"][0]["median"]
+    print(f"{report['machine']}, Python {report['python']}, {report['versions']}")
+    print(f"{report['seconds']:g} s a load; times in ms\n")
+    usual = report["gaps"][0]["median"]
     print(
         f"{'load':10}{'events':>8}{'median':>9}{'p99':>9}{'largest':>10}{'× usual':>9}{'first':>9}"
         f"{'requests':>10}  statuses"
     )
-    for one in made["gaps"]:
+    for row in report["gaps"]:
         print(
-            "{load:10}{events:8}{median:9.1f}{p99:9.1f}{largest:10.1f}".format(**one)
-            + f"{one['largest'] / usual:9.1f}{one['first']:9.0f}{one['requests']:10}"
-            + f"  {', '.join(map(str, one['statuses'])) or '-'}"
+            "{load:10}{events:8}{median:9.1f}{p99:9.1f}{largest:10.1f}".format(**row)
+            + f"{row['largest'] / usual:9.1f}{row['first']:9.0f}{row['requests']:10}"
+            + f"  {', '.join(map(str, row['statuses'])) or '-'}"
         )
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.metrics [--json]
 
 Every figure is of one call in a process of its own: a metric scores 100 prompts × 10 samples of the
-demo pair's length, then, in another process, 800 × 10. `MiB` is the most memory such a process ever
-took, its libraries and model included; `before` is what it had taken when the call began. The last
-row is a run's directory scored by all lexical metrics, as `baco score` does it.
+demo pair's length, then, in another process, 800 × 10. `MiB` is the peak memory of such a process,
+with libraries and model; `before` is its peak when the call began. The last row is a run's folder
+scored by all lexical metrics, as `baco score` does it.
 """
 
 import argparse
@@ -38,24 +38,26 @@ Material = tuple[list[Prompt], list[list[str]]]
 def material(prompts: int, seed: int = 0) -> Material:
     """Prompts and their samples: the demo world's answers with words left out at random."""
     random_ = random.Random(seed)
-    asked = [Prompt(str(i), ({"role": "user", "content": f"prompt {i}"},)) for i in range(prompts)]
-    said = iter(aligned_examples(prompts * SAMPLES, seed))
+    prompt_list = [
+        Prompt(str(i), ({"role": "user", "content": f"prompt {i}"},)) for i in range(prompts)
+    ]
+    examples = iter(aligned_examples(prompts * SAMPLES, seed))
     rows = [
         [
-            " ".join(word for word in next(said)[1].split() if random_.random() < 0.95)
+            " ".join(word for word in next(examples)[1].split() if random_.random() < 0.95)
             for _ in range(SAMPLES)
         ]
         for _ in range(prompts)
     ]
-    return asked, rows
+    return prompt_list, rows
 
 
 def one_metric(name: str, prompts: int) -> Callable[[], object]:
-    """A call that scores, its libraries and model loaded, none of its samples seen before."""
+    """A call that scores new samples, with its libraries and model already loaded."""
     figure = metric(name)
     figure.score(*material(1, seed=1))
-    asked, rows = material(prompts)
-    return lambda: figure.score(asked, rows)
+    prompt_list, rows = material(prompts)
+    return lambda: figure.score(prompt_list, rows)
 
 
 def one_run(prompts: int, folder: Path) -> Callable[[], object]:
@@ -67,10 +69,10 @@ def one_run(prompts: int, folder: Path) -> Callable[[], object]:
     from baco.evaluation.store import begin, sample_line
     from baco.evaluation.tasks import Task
 
-    asked, rows = material(prompts)
-    task = Task("made", "made", tuple(asked))
+    prompt_list, rows = material(prompts)
+    task = Task("made", "made", tuple(prompt_list))
     plan = Plan([], [task], [Setting("made", "made")], SAMPLES, 0)
-    run = begin(folder / "run", plan.config(), {"made": asked})
+    run = begin(folder / "run", plan.config(), {"made": prompt_list})
     append(
         run.path / "samples.jsonl",
         (
@@ -78,17 +80,17 @@ def one_run(prompts: int, folder: Path) -> Callable[[], object]:
                 Sample("made", "made", prompt.id, "made", "made", None, index, text, (),
                        len(text.split()), None, None, "stop", 0)
             )
-            for prompt, row in zip(asked, rows, strict=True)
+            for prompt, row in zip(prompt_list, rows, strict=True)
             for index, text in enumerate(row)
         ),
     )  # fmt: skip
     metrics = requested_metrics(run, LEXICAL, {})
-    del asked, rows, task, plan
+    del prompt_list, rows, task, plan
     return lambda: score(run, metrics, workers=1)
 
 
 def peak() -> float:
-    """The most memory this process ever took, in MiB."""
+    """Peak memory of this process, in MiB."""
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return taken / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
@@ -104,11 +106,11 @@ def measure(name: str, prompts: int) -> dict[str, float]:
 
 
 def apart(name: str, prompts: int) -> dict[str, float]:
-    """The same in a fresh process."""
+    """The same as `measure`, in a fresh process."""
     command = [sys.executable, __file__, "--one", name, str(prompts)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found: dict[str, float] = json.loads(told.splitlines()[-1])
-    return found
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
@@ -120,7 +122,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one[0], int(given.one[1]))))
         return
-    made = {
+    report = {
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
@@ -130,24 +132,24 @@ def main() -> None:
             for name in (*METRICS, RUN)
         },
     }
-    print(json.dumps(made) if given.json else table(made))
+    print(json.dumps(report) if given.json else table(report))
 
 
-def table(made: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
     """The figures as text."""
-    versions = ", ".join(f"{name} {told}" for name, told in made["versions"].items())
-    few, many = (f"{count} × {SAMPLES}" for count in (PROMPTS, PROMPTS * MORE))
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    small, large = (f"{count} × {SAMPLES}" for count in (PROMPTS, PROMPTS * MORE))
     lines = [
-        f"{made['machine']}; Python {made['python']}, {versions}",
-        f"{'':20}{few:>26}{many:>26}",
+        f"{report['machine']}; Python {report['python']}, {versions}",
+        f"{'':20}{small:>26}{large:>26}",
         f"{'metric':20}" + 2 * f"{'seconds':>10}{'before':>8}{'MiB':>8}",
     ]
-    for name, told in made["metrics"].items():
-        cells = [told[str(count)] for count in (PROMPTS, PROMPTS * MORE)]
+    for name, by_prompts in report["metrics"].items():
+        cells = [by_prompts[str(count)] for count in (PROMPTS, PROMPTS * MORE)]
         figures = "".join("{seconds:10.2f}{before:8}{peak:8}".format(**cell) for cell in cells)
         lines.append(f"{name:20}{figures}")
-    lexical = sum(made["metrics"][name][str(PROMPTS)]["seconds"] for name in LEXICAL)
-    return "\n".join([*lines, f"all lexical metrics, {few}: {lexical:.2f} s"])
+    lexical = sum(report["metrics"][name][str(PROMPTS)]["seconds"] for name in LEXICAL)
+    return "\n".join([*lines, f"all lexical metrics, {small}: {lexical:.2f} s"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What the seeds gave.
+    """Results over seeds.
 
     Attributes:
         means: the mean base share of each seed, [S].
@@ -64,22 +64,22 @@ def spread(baco: Baco, prompts: Sequence[str], seeds: int, n: int, *, apart: boo
 
 
 def main() -> None:
-    """Measure and print both."""
+    """Measure and print both ways."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("-n", type=int, default=4)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     baco = Baco.load("demo")
-    prompts = [question.text for question in questions("test", asked.prompts, seed=0)]
-    found = {
-        name: spread(baco, prompts, asked.seeds, asked.n, apart=name == "apart")
+    prompts = [question.text for question in questions("test", arguments.prompts, seed=0)]
+    spreads = {
+        name: spread(baco, prompts, arguments.seeds, arguments.n, apart=name == "apart")
         for name in ("shared", "apart")
     }
-    truth = float(found["apart"].means.mean())
+    truth = float(spreads["apart"].means.mean())
     print("noise of prompts   spread of the means / bootstrap's   intervals that hold the truth")
-    for name, one in found.items():
-        print(f"{name:18} {one.ratio:33.2f}   {one.holding(truth)} of {asked.seeds}")
+    for name, measured in spreads.items():
+        print(f"{name:18} {measured.ratio:33.2f}   {measured.holding(truth)} of {arguments.seeds}")
 
 
 if __name__ == "__main__":

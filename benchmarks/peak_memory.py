@@ -2,7 +2,7 @@
 
     python -m benchmarks.peak_memory [PAIR | --body SIZE] [--n N] [--json]
 
-Memory is counted beyond what the process takes with its libraries in use and no pair loaded.
+Memory is counted above that of the process with its libraries in use and no pair loaded.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a batch takes: memory, placement, time, losses and bill, computed before it is begun.
+"""Memory, placement, time, losses and cost of a batch, computed before it is begun.
 
     python -m benchmarks.plan --prompts 1e6 --n 32 --gpus 64
 
 Nothing here is measured: it is arithmetic on a model's shape, a GPU's data sheet and a few shares
-that you measure on your own machine and give. docs/planning.md says where each comes from.
+that you measure on your own machine and give. docs/planning.md explains where each comes from.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHAPES = {"8b": Shape(8.03e9, 32, 8, 128), "70b": Shape(70.6e9, 80, 8, 128)}
 
 @dataclass(frozen=True)
 class Gpu:
-    """Of a data sheet: bytes, bytes a second, dense bfloat16 operations a second."""
+    """Figures of a data sheet: bytes, bytes per second, dense bfloat16 operations per second."""
 
     memory: float
     bandwidth: float

@@ -1,13 +1,12 @@
-"""A pair on two servers: spans at a time, next to token by token, on the same two servers.
+"""A pair on two servers: whole spans per call against token by token, on the same servers.
 
     python -m benchmarks.remote [--body 50m] [--router P-Punc:0.4] [--quick] [--json]
     python -m benchmarks.remote --base-url http://… --aligned-url http://…
 
-Starts two `baco serve` processes of one thread each, one asked for the base model and one for the
-aligned, or takes two servers of the pair that are there; has every contestant write the same
-prompts' answers, in turn. Token by token is how
-token-level collaboration over HTTP is published: two calls a token, one to each server. The aligned
-model alone, in spans too, is what the servers can do where nobody is asked twice.
+Starts two `baco serve` processes of one thread each, one for the base model and one for the aligned
+model, or takes two running servers of the pair. Every contestant answers the same prompts, in turn.
+Token by token is how token-level collaboration over HTTP is published: two calls per token, one to
+each server. The aligned model alone, also in spans, shows the speed of the servers themselves.
 """
 
 import argparse
@@ -40,7 +39,7 @@ from benchmarks.two_servers import Http
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One way to write n answers at once, medians over repeats.
+    """Figures of one way to write n answers at once, medians over repeats.
 
     Attributes:
         calls_per_token: HTTP requests to either server.
@@ -56,7 +55,7 @@ class Figures:
 
 @contextlib.contextmanager
 def served(pair: str) -> Iterator[str]:
-    """A server process of its own on a free port; its address."""
+    """Run a server process on a free port; its address."""
     command = [sys.executable, "-m", "baco", "serve", "--pair", pair, "--port", "0"]
     process = subprocess.Popen(
         command,
@@ -68,14 +67,14 @@ def served(pair: str) -> Iterator[str]:
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            found = re.search(r"at (http://\S+)", line)
-            if found:
+            address = re.search(r"at (http://\S+)", line)
+            if address:
                 break
         else:
             sys.exit("the server did not start: try it by hand, baco serve")
-        # What nobody reads fills the pipe, and then its writer waits.
+        # A full pipe would block the server.
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield found[1]
+        yield address[1]
     finally:
         process.terminate()
         process.wait()
@@ -113,7 +112,7 @@ class Spans:
 
 
 class TokenByToken:
-    """Both servers asked for every token, all answers at once."""
+    """Calls both servers for every token, for all answers at once."""
 
     def __init__(self, baco: Baco, urls: dict[str, str], most: int) -> None:
         there: Any = baco.backend
@@ -143,15 +142,15 @@ class TokenByToken:
 def measure(
     way: str, contestant: Any, task: Callable[[int], tuple[Task, str]], repeats: int
 ) -> Figures:
-    """Time a contestant, once more than counts."""
+    """Time a contestant after one run that does not count."""
     rates, calls = [], []
     for repeat in range(repeats + 1):
-        asked, prompt = task(repeat)
+        bench_task, prompt = task(repeat)
         before, started = contestant.calls, time.perf_counter()
-        tokens = contestant.write(asked, prompt)
+        tokens = contestant.write(bench_task, prompt)
         rates.append(tokens / (time.perf_counter() - started))
         calls.append((contestant.calls - before) / tokens)
-    params = asked.params
+    params = bench_task.params
     middle = statistics.median
     return Figures(way, params.temperature, params.n, middle(calls[1:]), middle(rates[1:]))
 
@@ -195,9 +194,9 @@ def _root(url: str | None) -> str | None:
 def race(
     urls: dict[str, str], folder: str, known: KnownPair, given: argparse.Namespace, repeats: int
 ) -> list[dict[str, Any]]:
-    """All ways, at both temperatures, alone and eight at once."""
+    """Measure all ways, at both temperatures, for one answer and for eight at once."""
     baco = Baco.load(folder, backend="remote", base_url=urls["base"], aligned_url=urls["aligned"])
-    asked = prompts_for(known)
+    prompts = prompts_for(known)
     router, alone = parse(given.router), parse("Aligned")
     spans, tokens = Spans(baco), TokenByToken(baco, urls, 8)
     ways = [
@@ -205,7 +204,7 @@ def race(
         ("token by token", tokens, router),
         ("spans, aligned alone", spans, alone),
     ]
-    found = []
+    figures = []
     for temperature in (0.0, 1.0):
         for n in (1, 8):
             params = never_ending(baco.pair, given.tokens, temperature=temperature, n=n)
@@ -214,13 +213,13 @@ def race(
                 def task(
                     repeat: int, chosen: Any = chosen, params: Any = params
                 ) -> tuple[Task, str]:
-                    prompt = asked[repeat % len(asked)]
+                    prompt = prompts[repeat % len(prompts)]
                     rendered = baco.pair.renderer.render(prompt)
                     return Task(rendered, chosen, params.updated({"seed": 100 * repeat})), prompt
 
-                found.append(asdict(measure(way, contestant, task, repeats)))
+                figures.append(asdict(measure(way, contestant, task, repeats)))
     baco.close()
-    return found
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""How `baco serve` bears load: many clients at once, next to the aligned model alone.
+"""`baco serve` under load: many clients at once, with BACo and with the aligned model alone.
 
     python -m benchmarks.serve [--quick] [--json]
 
-Starts a server of its own and drives it over HTTP as clients do: so many of them at once, each
-streaming an answer and asking the next as soon as it has it. Every level is driven for some
-seconds, first with the aligned model alone, then with BACo, on the same server and the same
-questions. The first second of a level does not count. Then a thousand requests more, and the
-server's memory before and after them.
+Starts a server of its own. At each level a number of clients stream one answer after another for
+some seconds, first from the aligned model alone, then from BACo, on the same server with the same
+questions. The first second of a level does not count. A thousand further requests then show whether
+the server's memory grows.
 """
 
 import argparse
@@ -34,8 +33,8 @@ PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "httpx")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: who asked, and when things came, in seconds of one clock."""
+class TimedRequest:
+    """One request: its client, its times in seconds of one clock, and the tokens of its answer."""
 
     client: int
     started: float
@@ -46,10 +45,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Figures of one model under so many clients.
+    """Figures of one model under ``clients`` clients.
 
     Attributes:
-        requests: that ended in the time that counts.
+        requests: number that ended in the counted time.
         tokens_per_second, requests_per_second: of all clients together.
         first_p50, first_p95: milliseconds to the first text.
         p50, p95, p99: milliseconds to the end of an answer.
@@ -76,7 +75,7 @@ class Level:
 
 @contextlib.contextmanager
 def served(pair: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server of its own on a free port: its address and its process."""
+    """Run a server on a free port: its address and its process."""
     command = [sys.executable, "-m", "baco", "serve", "--pair", pair, "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -84,9 +83,9 @@ def served(pair: str) -> Iterator[tuple[str, psutil.Process]]:
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            found = re.search(r"at (http://\S+)", line)
-            if found:
-                yield found[1], psutil.Process(process.pid)
+            address = re.search(r"at (http://\S+)", line)
+            if address:
+                yield address[1], psutil.Process(process.pid)
                 break
         else:
             sys.exit("the server did not start: try it by hand, baco serve")
@@ -96,7 +95,7 @@ def served(pair: str) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def prompts(pair: str) -> list[str]:
-    """Questions that the pair was made for: the demo's own world, or open ones."""
+    """Questions that suit the pair: of the demo's own world, or open ones."""
     if pair == "demo":
         from baco.demo.world import questions
 
@@ -109,7 +108,7 @@ def prompts(pair: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-async def ask(http: httpx.AsyncClient, client: int, body: dict[str, Any]) -> Asked:
+async def ask(http: httpx.AsyncClient, client: int, body: dict[str, Any]) -> TimedRequest:
     """Stream one answer to its end."""
     started = time.perf_counter()
     first, tokens = 0.0, 0
@@ -122,23 +121,23 @@ async def ask(http: httpx.AsyncClient, client: int, body: dict[str, Any]) -> Ask
             if '"completion_tokens":' in line:
                 tokens = json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]
     ended = time.perf_counter()
-    return Asked(client, started, first or ended, ended, tokens)
+    return TimedRequest(client, started, first or ended, ended, tokens)
 
 
 async def drive(
-    url: str, model: str, clients: int, asked: Sequence[str], *, seconds: float, requests: int
-) -> list[Asked]:
-    """Let clients ask one question after the other, for so long or until so many were begun."""
+    url: str, model: str, clients: int, questions: Sequence[str], *, seconds: float, requests: int
+) -> list[TimedRequest]:
+    """Let clients send one question after another, for ``seconds`` or up to ``requests`` in all."""
     numbers = itertools.count()
     end = time.perf_counter() + seconds
     limits = httpx.Limits(max_connections=clients)
 
-    async def one(http: httpx.AsyncClient, client: int) -> list[Asked]:
+    async def run_client(http: httpx.AsyncClient, client: int) -> list[TimedRequest]:
         answered = []
         while time.perf_counter() < end and (number := next(numbers)) < requests:
             body = {
                 "model": model,
-                "messages": [{"role": "user", "content": asked[number % len(asked)]}],
+                "messages": [{"role": "user", "content": questions[number % len(questions)]}],
                 "seed": number,
                 "stream": True,
                 "stream_options": {"include_usage": True},
@@ -147,36 +146,43 @@ async def drive(
         return answered
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
-        all_ = await asyncio.gather(*(one(http, client) for client in range(clients)))
+        all_ = await asyncio.gather(*(run_client(http, client) for client in range(clients)))
     return [answer for answered in all_ for answer in answered]
 
 
 def level(
-    url: str, server: psutil.Process, model: str, clients: int, asked: Sequence[str], seconds: float
+    url: str,
+    server: psutil.Process,
+    model: str,
+    clients: int,
+    questions: Sequence[str],
+    seconds: float,
 ) -> Level:
-    """Drive one model with so many clients and sum up."""
+    """Drive one model with ``clients`` clients and sum up."""
     before, own, started = _cpu(server), time.process_time(), time.perf_counter()
     answered = asyncio.run(
-        drive(url, model, clients, asked, seconds=seconds + WARM_UP, requests=sys.maxsize)
+        drive(url, model, clients, questions, seconds=seconds + WARM_UP, requests=sys.maxsize)
     )
     took = time.perf_counter() - started
     begin, end = started + WARM_UP, started + WARM_UP + seconds
-    counted = [one for one in answered if begin <= one.ended <= end]
+    counted = [request for request in answered if begin <= request.ended <= end]
     if len(counted) < clients:
         sys.exit(f"{clients} clients had {len(counted)} answers in {seconds:g} s: give --seconds")
-    total = [one.ended - one.started for one in counted]
-    first = [one.first - one.started for one in counted]
-    by_client = [[one for one in answered if one.client == client] for client in range(clients)]
-    shares = [sum(one.tokens for one in own_) for own_ in by_client]
+    total = [request.ended - request.started for request in counted]
+    first = [request.first - request.started for request in counted]
+    by_client = [
+        [request for request in answered if request.client == client] for client in range(clients)
+    ]
+    shares = [sum(request.tokens for request in own_) for own_ in by_client]
     pace = [
-        sum(one.ended - one.started for one in own_) / max(1, share)
+        sum(request.ended - request.started for request in own_) / max(1, share)
         for own_, share in zip(by_client, shares, strict=True)
     ]
     return Level(
         model=model,
         clients=clients,
         requests=len(counted),
-        tokens_per_second=sum(one.tokens for one in counted) / seconds,
+        tokens_per_second=sum(request.tokens for request in counted) / seconds,
         requests_per_second=len(counted) / seconds,
         first_p50=1000 * percentile(first, 50),
         first_p95=1000 * percentile(first, 95),
@@ -191,22 +197,22 @@ def level(
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The least value that so many per cent do not exceed (nearest rank)."""
+    """The nearest-rank percentile."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
 def memory(
-    url: str, server: psutil.Process, model: str, asked: Sequence[str], requests: int
+    url: str, server: psutil.Process, model: str, questions: Sequence[str], requests: int
 ) -> list[float]:
     """The server's resident memory in MiB before requests by 16 clients and after each quarter."""
-    told = [_resident(server)]
+    resident = [_resident(server)]
     for _ in range(4):
-        asyncio.run(drive(url, model, 16, asked, seconds=3600, requests=requests // 4))
+        asyncio.run(drive(url, model, 16, questions, seconds=3600, requests=requests // 4))
         time.sleep(0.5)
-        told.append(_resident(server))
-        print(f"memory: {told[-1]:.0f} MiB", file=sys.stderr)
-    return told
+        resident.append(_resident(server))
+        print(f"memory: {resident[-1]:.0f} MiB", file=sys.stderr)
+    return resident
 
 
 def _resident(server: psutil.Process) -> float:
@@ -227,50 +233,50 @@ def main() -> None:
     parser.add_argument("--router", default="P-Punc:0.4")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--seconds", type=float, help="of a level; by default 8")
-    parser.add_argument("--requests", type=int, help="between two looks at memory; 1000")
+    parser.add_argument("--requests", type=int, help="for the memory test; by default 1000")
     given = parser.parse_args()
     seconds = given.seconds or (2.0 if given.quick else 8.0)
     requests = given.requests or (200 if given.quick else 1000)
-    asked = prompts(given.pair)
+    questions = prompts(given.pair)
     levels = []
     with served(given.pair) as (url, server):
         loaded = _resident(server)
         for clients in given.clients:
             for model in ("baco/aligned", f"baco/{given.router}"):
-                levels.append(level(url, server, model, clients, asked, seconds))
+                levels.append(level(url, server, model, clients, questions, seconds))
                 print(f"{model}, {clients} clients: {levels[-1]}", file=sys.stderr)
-        resident = memory(url, server, f"baco/{given.router}", asked, requests)
-    made = {
+        resident = memory(url, server, f"baco/{given.router}", questions, requests)
+    report = {
         "machine": f"{platform.machine()}, {psutil.cpu_count()} processors",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "pair": given.pair,
         "seconds": seconds,
-        "levels": [asdict(one) for one in levels],
+        "levels": [asdict(figures) for figures in levels],
         "memory": {"loaded_mib": loaded, "requests": requests, "quarters_mib": resident},
     }
-    print(json.dumps(made)) if given.json else show(made)
+    print(json.dumps(report)) if given.json else show(report)
 
 
-def show(made: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
     """Print a table."""
-    print(f"{made['pair']}; {made['machine']}, Python {made['python']}, {made['versions']}")
-    print(f"{made['seconds']:g} s a level; times in ms\n")
+    print(f"{report['pair']}; {report['machine']}, Python {report['python']}, {report['versions']}")
+    print(f"{report['seconds']:g} s a level; times in ms\n")
     print(
         f"{'model':18}{'clients':>8}{'req/s':>7}{'tok/s':>7}{'first':>7}{'p95':>7}{'end':>8}"
         f"{'p95':>7}{'p99':>7}{'Jain':>7}{'slowest':>9}{'CPU':>6}{'clients':>9}"
     )
-    for one in made["levels"]:
+    for figures in report["levels"]:
         print(
             "{model:18}{clients:8}{requests_per_second:7.1f}{tokens_per_second:7.0f}"
             "{first_p50:7.0f}{first_p95:7.0f}{p50:8.0f}{p95:7.0f}{p99:7.0f}{fairness:7.3f}"
-            "{slowest:9.2f}{server_cpu:6.2f}{client_cpu:9.2f}".format(**one)
+            "{slowest:9.2f}{server_cpu:6.2f}{client_cpu:9.2f}".format(**figures)
         )
-    told = made["memory"]
+    usage = report["memory"]
     print(
-        f"\nmemory of the server: {told['loaded_mib']:.0f} MiB loaded; before and after each "
-        f"quarter of {told['requests']} requests by 16 clients: "
-        + ", ".join(f"{mib:.0f}" for mib in told["quarters_mib"])
+        f"\nmemory of the server: {usage['loaded_mib']:.0f} MiB loaded; before and after each "
+        f"quarter of {usage['requests']} requests by 16 clients: "
+        + ", ".join(f"{mib:.0f}" for mib in usage["quarters_mib"])
         + " MiB"
     )
 

@@ -4,8 +4,8 @@
 
 Few base models come as packages, so the base is made: every matrix but the embeddings gets noise of
 5% of its standard deviation. The two then agree on the most likely token in 0.81 of the positions
-of SmolLM2's own answers, like real siblings (0.78 for Llama 2 7B and its chat model). Prints the
-folder, for `baco bench FOLDER` and others; a folder that is there already is used again.
+of SmolLM2's own answers, like real pairs (0.78 for Llama 2 7B and its chat model). Prints the
+folder, for `baco bench FOLDER` and others; an existing folder is used again.
 """
 
 import argparse

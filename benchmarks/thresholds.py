@@ -1,4 +1,4 @@
-"""What paired decoding takes at each threshold of a router: base share, accepted drafts, forwards.
+"""Paired decoding at each threshold of a router: base share, accepted drafts, forwards, speed.
 
 python -m benchmarks.thresholds [PAIR | --body SIZE] [--gamma G ...] [--n N ...] [--json]
 """
@@ -20,7 +20,7 @@ from benchmarks.bodies import add_pair, named_pair
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What paired decoding took.
+    """Figures of paired decoding at one threshold.
 
     Attributes:
         router: its spelling, with γ.
@@ -49,7 +49,7 @@ class Work:
 
 
 def work(pair: Pair, tasks: Sequence[Task]) -> Work:
-    """Decode tasks of one router and one n, and sum up what it took."""
+    """Decode tasks of one router and one n, and sum up."""
     paired = Paired(pair)
     runs: list[Run] = []
     stats: list[Stats] = []

@@ -1,4 +1,4 @@
-"""Two servers called over HTTP, token by token: how published token-level collaboration is run.
+"""Two servers called over HTTP token by token, as token-level collaboration is published.
 
     python -m benchmarks.two_servers [PAIR | --body SIZE] [--n N ...] [--rereads] [--json]
 

@@ -1,10 +1,10 @@
-"""A pair inside vLLM, next to the same vLLM on one half and next to BACo's own engine.
+"""A pair inside vLLM against the same vLLM with one model and against BACo's own engine.
 
     python -m benchmarks.vllm_pair [--pair NAME] [--tokens N] [--batch N …] [--rounds N] [--json]
 
-Every contestant is a process of its own, one after another; in each, every batch size is timed
-``rounds`` times after one that does not count, and the best is told. An answer is as long as it
-wants to be, up to ``tokens``; what is told is tokens a second of all answers together.
+Every contestant is a process of its own, one after another. In each, every batch size is timed
+``rounds`` times after one that does not count, and the best is reported, in tokens per second of
+all answers together. Answers end by themselves, or after ``tokens`` tokens.
 """
 
 import argparse
@@ -23,16 +23,16 @@ Timed = dict[int, float]
 
 
 def _best(draw: Callable[[int, int], int], batches: list[int], rounds: int) -> Timed:
-    """Tokens a second by batch size; ``draw(answers, seed)`` returns how many tokens it drew."""
-    found = {}
+    """Tokens per second by batch size; ``draw(answers, seed)`` returns how many tokens it drew."""
+    speeds = {}
     for batch in batches:
         rates = []
         for seed in range(rounds + 1):
             started = time.perf_counter()
             tokens = draw(batch, seed)
             rates.append(tokens / (time.perf_counter() - started))
-        found[batch] = max(rates[1:])
-    return found
+        speeds[batch] = max(rates[1:])
+    return speeds
 
 
 def pair_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
@@ -51,8 +51,8 @@ def _baco(pair: str, tokens: int, batches: list[int], rounds: int, **options: An
     baco = Baco.load(pair, **options)
 
     def draw(answers: int, seed: int) -> int:
-        made = baco.generate(PROMPT, router=ROUTER, n=answers, seed=seed, max_tokens=tokens)
-        return sum(len(answer.token_ids) for answer in made)
+        completions = baco.generate(PROMPT, router=ROUTER, n=answers, seed=seed, max_tokens=tokens)
+        return sum(len(answer.token_ids) for answer in completions)
 
     try:
         return _best(draw, batches, rounds)
@@ -60,8 +60,8 @@ def _baco(pair: str, tokens: int, batches: list[int], rounds: int, **options: An
         baco.close()
 
 
-def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
-    """The aligned half alone, as vLLM runs any model; eager and in one process, as the pair."""
+def aligned_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) -> Timed:
+    """The aligned model alone, as vLLM runs any model; eager and in one process, as the pair."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -96,35 +96,37 @@ def one_half_in_vllm(pair: str, tokens: int, batches: list[int], rounds: int) ->
             for each in range(answers)
         ]
         prompts = [TokensPrompt(prompt_token_ids=ids)] * answers
-        made = llm.generate(prompts, params, use_tqdm=False)
-        return sum(len(answer.outputs[0].token_ids) for answer in made)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return sum(len(answer.outputs[0].token_ids) for answer in outputs)
 
     return _best(draw, batches, rounds)
 
 
 def main() -> None:
-    """Time every contestant and print what came of it."""
+    """Time every contestant and print the speeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", default="demo")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    told: dict[str, Timed] = {}
-    for run in (pair_in_vllm, one_half_in_vllm, local):
+    speeds: dict[str, Timed] = {}
+    for run in (pair_in_vllm, aligned_in_vllm, local):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            done = pool.submit(run, asked.pair, asked.tokens, asked.batch, asked.rounds)
-            told[run.__name__] = done.result()
-    if asked.json:
-        print(json.dumps({"machine": platform.processor(), **vars(asked), "told": told}))
+            done = pool.submit(
+                run, arguments.pair, arguments.tokens, arguments.batch, arguments.rounds
+            )
+            speeds[run.__name__] = done.result()
+    if arguments.json:
+        print(json.dumps({"machine": platform.processor(), **vars(arguments), "told": speeds}))
         return
-    print(f"{'tokens a second, batch':24}" + "".join(f"{batch:>10}" for batch in asked.batch))
-    for name, row in told.items():
-        print(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in asked.batch))
-    both, single = told["pair_in_vllm"], told["one_half_in_vllm"]
-    shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in asked.batch)
+    print(f"{'tokens a second, batch':24}" + "".join(f"{batch:>10}" for batch in arguments.batch))
+    for name, row in speeds.items():
+        print(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in arguments.batch))
+    both, single = speeds["pair_in_vllm"], speeds["one_half_in_vllm"]
+    shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in arguments.batch)
     print(f"{'pair / one model':24}{shares}")
 
 

@@ -23,7 +23,7 @@ EXAMPLE = "example: python examples/openai_client.py --url http://127.0.0.1:8000
 
 
 def main() -> None:
-    """Ask a server that runs, or one that is started for this."""
+    """Use a running server, or start one."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument("prompt", nargs="?", default="Recommend a summer destination")
     parser.add_argument("--url", help="address of a server that runs")

@@ -31,7 +31,7 @@ register_router("Overlap", overlap, low=0, high=1, grid=(0.0, 0.1, 0.2, 0.4, 0.7
 
 
 def main() -> None:
-    """Answer a prompt with the rule and with P-Punc at the same place of the dial."""
+    """Answer a prompt with the rule and with P-Punc, at equal diversity."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument("prompt", nargs="?", default=PROMPTS[0])
     parser.add_argument("--pair", default="demo", help="name or folder of a pair (demo)")

@@ -1,8 +1,8 @@
 """Make many different rows from a few prompts, each with its provenance.
 
 `baco batch` draws the answers into the folder OUT.answers. Stop it at any moment: the same command
-goes on where it was. Then the rows are written to OUT, one JSON object a line: unfinished and
-repeated answers are left out, and every row says which pair, router and seed give it again.
+continues where it was. Then the rows are written to OUT, one JSON object a line: unfinished and
+repeated answers are left out, and every row has the pair, router and seed that reproduce it.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def read_rows(answers: Path) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Every answer of a batch with what gives it again, and whether it is finished."""
+    """Every answer of a batch with its provenance, and whether it is finished."""
     for shard in sorted(answers.glob("*.jsonl")):
         with shard.open(encoding="utf-8") as file:
             for record in map(json.loads, file):
@@ -80,7 +80,7 @@ def read_rows(answers: Path) -> Iterator[tuple[dict[str, Any], bool]]:
 
 
 def words(text: str) -> str:
-    """What two texts have in common if they differ only in case, punctuation and white space."""
+    """The text in lower case without punctuation and extra white space, to find repetitions."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 

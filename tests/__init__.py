@@ -1,1 +1,1 @@
-"""Claims about BACo's behaviour, made on real pairs."""
+"""Tests of BACo's behaviour on real pairs."""

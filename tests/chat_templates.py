@@ -1,4 +1,4 @@
-"""Chat templates in the shapes that model families use, cut to what matters to a test."""
+"""Chat templates in the styles of model families, shortened to the parts that tests need."""
 
 # Llama 3.2: today's date in the system message, contents trimmed.
 LLAMA_3 = """\

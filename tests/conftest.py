@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, its own home for calibrations, the two pairs."""
+"""Fixtures for all tests: one thread, no network, an own home for calibrations, and the pairs."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Calibrations that a test remembers must not reach the user's own."""
+    """Keep calibrations written by tests apart from the user's own."""
     os.environ["BACO_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
@@ -98,7 +98,7 @@ def server(demo: "Baco") -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster() -> "Iterator[Nodes]":
-    """A Ray cluster of several nodes; one that a test takes away it puts back."""
+    """A Ray cluster of several nodes; a test that removes one restores it."""
     from tests.nodes import Nodes
 
     nodes = Nodes()
@@ -108,7 +108,7 @@ def cluster() -> "Iterator[Nodes]":
 
 @pytest.fixture(scope="session")
 def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairFolder]:
-    """``random_pair("llama", noise=0.05, …)``: a pair on disk, made once for the same arguments."""
+    """``random_pair("llama", noise=0.05, …)``: a pair on disk, created once for equal arguments."""
     pairs: dict[tuple[object, ...], PairFolder] = {}
 
     def make(architecture: str = "llama", **options: float | None) -> PairFolder:
@@ -123,7 +123,7 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PairF
 
 @pytest.fixture(scope="session")
 def loaded_pair(random_pair: Callable[..., PairFolder]) -> "Callable[..., Baco]":
-    """``loaded_pair("llama", noise=0.3)``: such a pair, loaded once for the same arguments."""
+    """``loaded_pair("llama", noise=0.3)``: such a pair, loaded once for equal arguments."""
     from baco import Baco
 
     @cache
@@ -136,7 +136,7 @@ def loaded_pair(random_pair: Callable[..., PairFolder]) -> "Callable[..., Baco]"
 
 @pytest.fixture
 def plain(loaded_pair: "Callable[..., Baco]") -> "Baco":
-    """A pair of random weights; `recorded` is the same on a CUDA device that is not there."""
+    """A pair of random weights; `recorded` is the same pair on a stand-in for a CUDA device."""
     return loaded_pair("llama", 0.2)
 
 
@@ -150,7 +150,7 @@ def cuda() -> "Cuda":
 
 @pytest.fixture
 def recorded(plain: "Baco", cuda: "Cuda") -> "Baco":
-    """A pair whose forwards are recorded and replayed."""
+    """A pair with forwards that are recorded and replayed."""
     from tests.fake_cuda_graphs import recording
 
     base, aligned = (recording(model, cuda) for model in (plain.pair.base, plain.pair.aligned))

@@ -1,8 +1,8 @@
-"""A CUDA device that is not there: streams, events and graphs, played on a CPU by their rules.
+"""A stand-in for a CUDA device on a CPU: streams, events and graphs with the rules of CUDA.
 
-A graph holds operations as they were called while it was captured, on the very tensors, and calls
-them again when it is replayed; capturing leaves no trace in memory. Operations carry the time of
-their stream, so that two which touch the same memory and are in no order can be told (`Races`).
+A graph keeps the operations that were called while it was captured, with their tensors, and calls
+them again when it is replayed; capturing leaves memory as it was. Operations carry the time of
+their stream, so that two unordered ones on the same memory are found (`Races`).
 """
 
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ CUDA = torch.device("cuda", 0)
 
 
 class Event:
-    """What a stream had been told when it was made."""
+    """The work of a stream at the time the event was recorded."""
 
     def __init__(self, clock: dict["FakeStream", int]) -> None:
         self.clock = clock
 
 
 class FakeStream:
-    """Operations in order, and what each comes after on other streams."""
+    """Operations in order, and the time of other streams that each comes after."""
 
     def __init__(self) -> None:
         self.clock: dict[FakeStream, int] = {self: 0}
@@ -48,7 +48,7 @@ class FakeStream:
 
 
 class Graph(TorchDispatchMode):
-    """Operations that were captured."""
+    """The captured operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,34 +60,36 @@ class Graph(TorchDispatchMode):
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             self._before.append((args[0], args[0].clone()))
-        made = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, made))
-        return made
+        results = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, results))
+        return results
 
     def undo(self) -> None:
-        """Capturing runs nothing: put memory back as it was, and spoil what was made."""
+        """Capturing runs nothing: restore memory, and overwrite the results."""
         for tensor, before in reversed(self._before):
             tensor.copy_(before)
-        for func, args, _, made in self.calls:
+        for func, args, _, results in self.calls:
             if not func._schema.is_mutable:
-                for one in _fresh(made, args):
-                    one.fill_(torch.nan if one.is_floating_point() else 0)
+                for tensor in _fresh(results, args):
+                    tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
         self._before.clear()
 
     def replay(self) -> None:
         self.replays += 1
-        for func, args, kwargs, made in self.calls:
+        for func, args, kwargs, results in self.calls:
             again = func(*args, **kwargs)
             if not func._schema.is_mutable:
-                fresh = _fresh(made, args)
+                fresh = _fresh(results, args)
                 for old, new in zip(fresh, _fresh(again, args), strict=True):
                     old.copy_(new)
 
 
-def _fresh(made: Any, args: Any) -> list[Tensor]:
-    """Of the tensors that an operation made, those that are no views of what it was given."""
-    given = {_memory(one) for one in tree_leaves(args) if _plain(one)}
-    return [one for one in tree_leaves(made) if _plain(one) and _memory(one) not in given]
+def _fresh(results: Any, args: Any) -> list[Tensor]:
+    """The tensors among an operation's results that are not views of its arguments."""
+    given = {_memory(tensor) for tensor in tree_leaves(args) if _plain(tensor)}
+    return [
+        tensor for tensor in tree_leaves(results) if _plain(tensor) and _memory(tensor) not in given
+    ]
 
 
 def _plain(one: Any) -> bool:
@@ -99,12 +101,12 @@ def _memory(tensor: Tensor) -> int:
 
 
 class Cuda:
-    """What `torch.cuda` is to who is given it.
+    """Has the functions of `torch.cuda` that the code under test calls.
 
     Attributes:
         captured: every graph, with the pool, the stream and the error mode it was captured with.
-        capturing: is one being captured now?
-        synchronized: how often the host waited for all that was told.
+        capturing: whether a graph is being captured.
+        synchronized: how often the host waited for all submitted work.
     """
 
     def __init__(self) -> None:
@@ -162,11 +164,11 @@ class Cuda:
 
 
 class Races(TorchDispatchMode):
-    """While it is entered, every operation is one of the current stream of ``cuda``.
+    """Inside, every operation belongs to the current stream of ``cuda``.
 
     Attributes:
-        found: operations that touched what an earlier one had written, or wrote what one had read,
-            in no order with it.
+        unordered: operations that read or wrote memory written by an earlier one, or wrote memory
+            read by an earlier one, without an order between them.
         streams: how many operations each stream had.
     """
 
@@ -175,13 +177,13 @@ class Races(TorchDispatchMode):
         self._cuda = cuda
         self._reads: dict[int, dict[FakeStream, int]] = {}
         self._writes: dict[int, dict[FakeStream, int]] = {}
-        self.found: list[str] = []
+        self.unordered: list[str] = []
         self.streams: dict[FakeStream, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        results = func(*args, **(kwargs or {}))
         if self._cuda.capturing:
-            return made
+            return results
         stream = self._cuda.current_stream()
         stream.clock[stream] += 1
         self.streams[stream] = self.streams.get(stream, 0) + 1
@@ -191,11 +193,11 @@ class Races(TorchDispatchMode):
             for tensor in tree_leaves(arg):
                 if _plain(tensor):
                     self._touch(str(func), tensor, stream, changes and index == 0)
-        for tensor in [] if changes else _fresh(made, () if new else args):
+        for tensor in [] if changes else _fresh(results, () if new else args):
             memory = _memory(tensor)
-            self._reads.pop(memory, None)  # it was somebody else's before
+            self._reads.pop(memory, None)  # freed memory may be allocated again
             self._writes[memory] = {stream: stream.clock[stream]}
-        return made
+        return results
 
     def _touch(self, name: str, tensor: Tensor, stream: FakeStream, writes: bool) -> None:
         memory = _memory(tensor)
@@ -204,7 +206,7 @@ class Races(TorchDispatchMode):
             before = {**self._reads.get(memory, {}), **before}
         for other, time in before.items():
             if stream.clock.get(other, 0) < time:
-                self.found.append(name)
+                self.unordered.append(name)
         kept = self._writes if writes else self._reads
         kept.setdefault(memory, {})[stream] = stream.clock[stream]
 
@@ -218,8 +220,8 @@ def lean_of(model: PairModel) -> DenseForward:
 
 def recording(model: PairModel, cuda: Cuda) -> PairModel:
     """The model as `compile` leaves it on a CUDA device, which ``cuda`` plays."""
-    made = replace(model)
+    recorded = replace(model)
     forward = CudaGraphForward(lean_of(model), GraphRecorder(CUDA, cuda))
     forward.warm_up()
-    made.__dict__["_forward"] = ClampedForward(made, forward)
-    return made
+    recorded.__dict__["_forward"] = ClampedForward(recorded, forward)
+    return recorded

@@ -1,9 +1,8 @@
-"""A device that is not there, to see what the engine asks of one: its tensors do not meet the
-host's, and every wait for them is counted.
+"""A stand-in for a GPU that counts how often the host waits for it.
 
-It plays by the rules of a GPU: numbers come back by ``tolist``, ``item``, ``bool``, ``nonzero`` or
-a copy, for which the host waits until all work is done, and so it does for a copy that goes there
-without ``non_blocking``.
+Its tensors refuse to be combined with the host's. As on a GPU, the host waits until all work is
+done in ``tolist``, ``item``, ``bool``, ``nonzero`` and copies to the host, and in copies to the
+device without ``non_blocking``.
 """
 
 from collections import Counter
@@ -20,17 +19,17 @@ _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
 
 class FakeDeviceTensor(Tensor):
-    """A tensor on that device; ``near`` has its numbers."""
+    """A tensor on that device; ``near`` holds its values on the host."""
 
     near: Tensor
 
     @staticmethod
     def __new__(cls, near: Tensor) -> "FakeDeviceTensor":
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, device=FAR
         )
-        made.near = near
-        return made
+        tensor.near = near
+        return tensor
 
     def __init__(self, near: Tensor) -> None: ...
 
@@ -40,8 +39,12 @@ class FakeDeviceTensor(Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
-        for one in tree_leaves((args, kwargs)):
-            if isinstance(one, Tensor) and not isinstance(one, FakeDeviceTensor) and one.dim() > 0:
+        for value in tree_leaves((args, kwargs)):
+            if (
+                isinstance(value, Tensor)
+                and not isinstance(value, FakeDeviceTensor)
+                and value.dim() > 0
+            ):
                 raise RuntimeError(f"{name}: a tensor of the host meets one of the device")
         home = name == "_to_copy" and torch.device(kwargs.get("device", FAR)).type == "cpu"
         indices = args[1] if name.startswith("index") and len(args) > 1 else ()
@@ -53,21 +56,23 @@ class FakeDeviceTensor(Tensor):
             Waits.seen[name] += 1
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
-        made = func(*tree_map(near, args), **tree_map(near, kwargs))
+        results = func(*tree_map(near, args), **tree_map(near, kwargs))
         if home or name == "_local_scalar_dense":
-            return made
+            return results
         if func._schema.is_mutable:  # in place
             return args[0]
-        return tree_map(lambda one: FakeDeviceTensor(one) if isinstance(one, Tensor) else one, made)
+        return tree_map(
+            lambda value: FakeDeviceTensor(value) if isinstance(value, Tensor) else value, results
+        )
 
 
 def near(one: Any) -> Any:
-    """The numbers of a far tensor; whatever else it is, itself."""
+    """The host's values of a far tensor; any other object unchanged."""
     return one.near if isinstance(one, FakeDeviceTensor) else one
 
 
 class Waits(TorchFunctionMode):
-    """While it is entered, FAR is a device; ``seen`` counts what the host waited for it."""
+    """Inside, FAR is a device; ``seen`` counts the operations that the host waited for."""
 
     seen: ClassVar[Counter[str]] = Counter()
 

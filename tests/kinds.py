@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, spelling as the models that use them do."""
+"""Small tokenizers of every kind, with the spelling of the models that use them."""
 
 import io
 from collections.abc import Callable
@@ -45,7 +45,7 @@ MORE_WORDS = ["▁n", "▁'", "n't", "▁.", "▁,", "ve", "\ufffd"]
 
 
 def fallback(*parts: Any, **options: Any) -> Any:
-    """As Llama 2, Mistral and Gemma: SentencePiece's BPE with a token for every byte."""
+    """Llama 2, Mistral and Gemma: SentencePiece's BPE with a token for every byte."""
     known = ["<unk>", "<s>", "</s>", *BYTES, *WORDS, *MORE_WORDS]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(known))}
     backend = Tokenizer(
@@ -72,7 +72,7 @@ def gemma() -> Any:
 
 
 def late_replace() -> Any:
-    """As converted from GGUF: the mark of a space is replaced after bytes are joined."""
+    """Converted from GGUF: the mark of a space is replaced after bytes are joined."""
     return fallback(decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " "))
 
 
@@ -101,7 +101,7 @@ def cleaned_unigram() -> Any:
 
 
 def word_ends() -> Any:
-    """As the first GPT: a token's mark says that a word ends there."""
+    """The first GPT: a mark in a token for the end of a word."""
     words = ["a</w>", "b", "c</w>", ".</w>", "sea</w>", "é", "夏</w>"]
     backend = Tokenizer(
         models.BPE({word: index for index, word in enumerate(words)}, [], end_of_word_suffix="</w>")

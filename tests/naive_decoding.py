@@ -1,7 +1,7 @@
 """The reference decoder: both models over the whole text at every token, one row, no cache.
 
-Written from the design's words and from nothing of the engine, to hold the engine to it: integers
-for the noise, Python for the rules. It is slow on purpose.
+It is written from the design alone and uses nothing of the engine, which is tested against it:
+integers for the noise, plain Python for the rules. It is slow on purpose.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ def coin_word(stream: str) -> int:
 
 
 def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
-    told = json.dumps([[one["role"], one["content"]] for one in messages])
-    return hashlib.blake2b(told.encode("ascii"), digest_size=16).digest()
+    text = json.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).digest()
 
 
 def prompt_seed(seed: int, digest: bytes) -> int:

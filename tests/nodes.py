@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose processes and nodes tests take away."""
+"""A Ray cluster of several nodes on this machine; tests kill its processes and nodes."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ ENVIRONMENT = {
 
 
 class Nodes:
-    """A head that drives and two nodes with two processors each."""
+    """A head node for drivers, and two nodes with two processors each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster

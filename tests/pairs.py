@@ -1,8 +1,8 @@
 """Tiny pairs with random weights, saved in the hub's format: real architectures, no downloads.
 
-Each architecture also stands for one way in which real pairs differ: the same vocabulary in both
-halves (llama), rows of logits beyond the tokenizer's ids (qwen3), special tokens that only the
-aligned half owns (olmo2), embeddings shared with the output and soft-capped logits (gemma2).
+Each architecture also has one property of real pairs: the same vocabulary in both models (llama),
+rows of logits beyond the tokenizer's ids (qwen3), special tokens of the aligned model alone
+(olmo2), embeddings shared with the output and soft-capped logits (gemma2).
 """
 
 import json
@@ -52,7 +52,7 @@ Für München und Zürich: schöne Grüße! Où est la bibliothèque? ¿Dónde e
 
 @dataclass(frozen=True)
 class PairFolder:
-    """Where a pair lies on disk."""
+    """The folders of a pair."""
 
     base: Path
     aligned: Path
@@ -116,14 +116,14 @@ def train_tokenizer() -> Tokenizer:
 
 
 def _without_turn_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer as a base half ships it: end of text is its only special token."""
+    """The tokenizer of a base model: end of text is its only special token."""
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] == END]
     return Tokenizer.from_str(json.dumps(state))
 
 
 def wrapped(backend: Tokenizer, *, aligned: bool) -> PreTrainedTokenizerFast:
-    """A backend as `transformers` wraps it: the aligned half's has a chat template."""
+    """A tokenizer of `transformers` around a backend; the aligned model's has a chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=TURN_END if aligned else END,
@@ -144,7 +144,7 @@ def _model(config: PreTrainedConfig, seed: int, peak: float) -> PreTrainedModel:
     model.eval()
     with torch.no_grad():
         # Untrained logits are nearly flat; stretched, they say yes and no as a real model's do,
-        # so that routers with a threshold in the middle choose both halves.
+        # so that routers with a threshold in the middle choose both models.
         stretch = peak / model(torch.arange(64)[None]).logits.std()
         norm = model.get_decoder().norm.weight
         offset = 1 if config.model_type.startswith("gemma") else 0  # Gemma scales by 1 + weight
@@ -154,7 +154,7 @@ def _model(config: PreTrainedConfig, seed: int, peak: float) -> PreTrainedModel:
 
 
 def save_byte_fallback_pair(folder: Path) -> PairFolder:
-    """A pair that spells as Llama 2, and mostly in bytes that are no character."""
+    """A pair with Llama 2's spelling that mostly writes bytes that are not a character."""
     from tests.kinds import llama
 
     tokenizer = llama(clean_up_tokenization_spaces=False)
@@ -182,15 +182,15 @@ def save_pair(
     """Make a pair and save it as ``folder/base`` and ``folder/aligned``.
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: where to write; created if missing.
         architecture: one of :data:`ARCHITECTURES`.
         noise: the aligned weights are the base's plus Gaussian noise of this share of each
-            matrix's own deviation, so that the two halves often agree; None draws them afresh.
-        peak: standard deviation of the base's logits; the larger, the surer the two halves.
+            matrix's own deviation, so that the two models often agree; None draws them afresh.
+        peak: standard deviation of the base's logits; the larger, the more confident both models.
         seed: of the weights.
     """
     backend = train_tokenizer()
-    extra = architecture == "olmo2"  # its aligned half alone owns the two turn tokens
+    extra = architecture == "olmo2"  # only its aligned model has the two turn tokens
     base = _model(CONFIGS[architecture](SIZE), seed, peak)
     aligned = _model(CONFIGS[architecture](SIZE), seed + 1, peak)
     if noise is not None:

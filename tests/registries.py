@@ -1,4 +1,4 @@
-"""What tests register is forgotten after them."""
+"""Registries are restored after tests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from baco.sampling import sampler_chain
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Rules, samplers, methods and metrics are afterwards what they were before."""
+    """Restore the registered rules, samplers, methods and metrics at the end."""
     registries: list[dict[str, Any]] = [
         cast(Any, RULES),
         cast(Any, sampler_chain._SAMPLERS),

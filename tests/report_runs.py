@@ -1,4 +1,4 @@
-"""A small real run of the demo pair, reported: what the report's tests stand on."""
+"""Small real runs of the demo pair with reports, for the tests of reports."""
 
 from pathlib import Path
 
@@ -16,24 +16,24 @@ EVIL = (
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Base, aligned, mixing, Nudging and three routers on four prompts of two tasks, reported."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    asked = ["-t", "demo", "-t", "demo-facts", "--limit", "4", "-n", "3", "--preset", "quick"]
+    options = ["-t", "demo", "-t", "demo-facts", "--limit", "4", "-n", "3", "--preset", "quick"]
     for method in ("base", "aligned", "mixing"):
-        asked += ["-m", method]
+        options += ["-m", method]
     for router in ("P-Punc", "Rand", "Rand:0.5", "FC", "Nudging"):
-        asked += ["-r", router]
+        options += ["-r", router]
     for metric in ("distinct_1", "self_rouge_l", "distinct_k", "reward", "accuracy"):
-        asked += ["--metric", metric]
-    assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
+        options += ["--metric", metric]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", *options]) == 0
     assert baco(["report", str(run)]) == 0
     return run
 
 
 def evil_run(folder: Path) -> Path:
-    """One prompt that means harm, one method, one metric, reported."""
+    """One prompt with an HTML injection, one method, one metric, reported."""
     prompts = folder / "prompts.txt"
     prompts.write_text(EVIL + "\n", encoding="utf-8")
     run = folder / "run"
-    asked = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
-    assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
+    options = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", *options]) == 0
     assert baco(["report", str(run)]) == 0
     return run

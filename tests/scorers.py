@@ -25,7 +25,7 @@ NLI_LABELS = ("ENTAILMENT", "NEUTRAL", "CONTRADICTION")  # not the order that BA
 
 
 def _reading_tokenizer() -> PreTrainedTokenizerFast:
-    """One that joins two texts as BERT's does."""
+    """A tokenizer that joins two texts as BERT's does."""
     backend = train_tokenizer()
     backend.add_special_tokens(list(SPECIAL))
     first, last = (backend.token_to_id(token) for token in SPECIAL[:2])
@@ -76,13 +76,13 @@ def _save(
 
 
 def save_nli(folder: Path, labels: tuple[str, ...] = NLI_LABELS) -> str:
-    """A BERT that tells `labels` of two texts."""
+    """A BERT that classifies two texts by `labels`."""
     config = BertConfig(**_shape(), id2label=dict(enumerate(labels)), num_labels=len(labels))
     return _save(folder, config, _reading_tokenizer())
 
 
 def save_similarity(folder: Path) -> str:
-    """A DeBERTa-v2 shaped as version 3: relative positions alone, two classes."""
+    """A DeBERTa-v2 in the shape of version 3: relative positions alone, two classes."""
     config = DebertaV2Config(
         **_shape(),
         relative_attention=True,

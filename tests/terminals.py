@@ -1,4 +1,4 @@
-"""A terminal that a program runs in: keys go in, and the screen is what a user would see."""
+"""A terminal for a program: tests press keys and read the screen as a user does."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ ALT_ENTER = "\x1b\r"
 
 
 class _Screen(pyte.Screen):
-    """Answers what programs ask of a terminal, such as where its cursor is."""
+    """Replies to the queries of programs, such as the position of the cursor."""
 
     answer: Callable[[str], None]
 
@@ -32,7 +32,7 @@ class _Screen(pyte.Screen):
 
 
 class Terminal:
-    """``baco ARGUMENTS`` in a terminal of its own, which is also the one it is controlled by."""
+    """``baco ARGUMENTS`` in a terminal of its own, which is also its controlling terminal."""
 
     def __init__(self, *arguments: str, rows: int = 40, columns: int = 100) -> None:
         self._leader, follower = pty.openpty()

@@ -1,4 +1,4 @@
-"""From prompts to text: two renderings, stop strings, characters that are never cut, pairs."""
+"""From prompts to text: two renderings, stop strings, whole characters, and pairs."""
 
 import re
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def read(text: str, **options: Any) -> tuple[str, bool, int]:
     return shown, False, answer.tokens
 
 
-def tell(words: Words, **options: Any) -> tuple[str, bool]:
+def push_words(words: Words, **options: Any) -> tuple[str, bool]:
     """Push words with their sources until the answer ends; its text, and whether a stop was met."""
     answer = AnswerText(BYTE_LEVEL, **options)
     for text, source in words:
@@ -75,11 +75,11 @@ def test_only_the_joining_space_is_removed_where_there_is_one(llama: Baco, demo:
 
 
 def test_indentation_is_kept_streamed_and_whole(llama: Baco, demo: Baco) -> None:
-    """Answers forced to begin with spaces: by a new line before them, and by a joining space."""
+    """The answers are forced to begin with spaces, after a line break and after a joining space."""
     for baco, lost in ((llama, 0), (demo, 1)):
         (space,) = baco.pair.tokenizer(" ", add_special_tokens=False)["input_ids"]
-        asked: dict[str, Any] = {"router": "Aligned", "max_tokens": 4, "seed": 1}
-        chunks = list(baco.stream("Hello", logit_bias={space: 100}, **asked))
+        settings: dict[str, Any] = {"router": "Aligned", "max_tokens": 4, "seed": 1}
+        chunks = list(baco.stream("Hello", logit_bias={space: 100}, **settings))
         whole = chunks[-1].completion
         assert whole is not None
         assert whole.text == " " * (4 - lost)
@@ -100,12 +100,12 @@ OPENING = "Question:"
 
 
 def by_hand(words: Words) -> int | None:
-    """Where the base opens a next turn in a text, and so where the text before it ends."""
+    """Where a text ends because the base opens the next turn there, by a regular expression."""
     text = "".join(word for word, _ in words)
     wrote = [source for word, source in words for _ in word]
-    for found in re.finditer(rf"(?:^|(?<=\n))[ \t]*({OPENING})", text):
-        if wrote[found.start(1)] == "base":
-            return len(text[: found.start()].rstrip())
+    for match in re.finditer(rf"(?:^|(?<=\n))[ \t]*({OPENING})", text):
+        if wrote[match.start(1)] == "base":
+            return len(text[: match.start()].rstrip())
     return None
 
 
@@ -113,9 +113,9 @@ WORDS = ("Question", ":", "Question:", "Quest", "ion:", "\n", "\nQ", "uestion", 
 
 
 @given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("base", "aligned")))))
-def test_a_turn_is_cut_off_where_the_base_wrote_its_first_character(words: Words) -> None:
+def test_a_turn_is_cut_off_if_the_base_wrote_its_first_character(words: Words) -> None:
     text, cut = "".join(word for word, _ in words), by_hand(words)
-    assert tell(words, opening=OPENING) == (text[:cut], cut is not None)
+    assert push_words(words, opening=OPENING) == (text[:cut], cut is not None)
 
 
 @given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("base", "aligned")))))
@@ -125,14 +125,14 @@ def test_text_is_held_back_only_while_the_base_may_be_opening_a_turn(words: Word
         for token in BYTE_LEVEL(word, add_special_tokens=False)["input_ids"]:
             if answer.push(token, source)[1]:
                 return
-        told = "".join(word for word, _ in words[:count])
-        # Whatever a turn opened from here on may cut off: white space, and a turn begun.
-        least = len(told.rstrip())
+        text = "".join(word for word, _ in words[:count])
+        # A turn opened from here on cuts off white space and the beginning of an opening.
+        least = len(text.rstrip())
         for length in range(1, len(OPENING)):
             begun = [*words[:count], (OPENING[length:], "aligned")]
-            if told.endswith(OPENING[:length]) and (cut := by_hand(begun)) is not None:
+            if text.endswith(OPENING[:length]) and (cut := by_hand(begun)) is not None:
                 least = min(least, cut)
-        assert answer.text == told[:least]
+        assert answer.text == text[:least]
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_a_turn_opened_by_the_base_model_is_cut_and_a_similar_line_is_not(
     words: Words, text: str | None
 ) -> None:
     whole = "".join(word for word, _ in words)
-    assert tell(words, opening=OPENING) == (whole if text is None else text, text is not None)
+    assert push_words(words, opening=OPENING) == (whole if text is None else text, text is not None)
 
 
 def test_an_answer_that_continues_a_line_opens_no_turn_there() -> None:
     words: Words = [("Question:", "base"), ("\nQuestion:", "base")]
-    assert tell(words, opening=OPENING, starts_line=False) == ("Question:", True)
+    assert push_words(words, opening=OPENING, starts_line=False) == ("Question:", True)
 
 
 # Line breaks are the base's, so that it opens turns; an opening's colon is the aligned model's.
@@ -165,19 +165,19 @@ MARKS_ALIGNED = "Role:punctuation=aligned," + ",".join(
 
 
 @pytest.mark.parametrize("router", [MARKS_ALIGNED, "Punc", "P-Punc:0.8", "Base"])
-def test_answers_end_where_the_base_opened_a_turn(demo: Baco, router: str) -> None:
-    """The colon may be the aligned model's; a line that it begins itself is left alone."""
+def test_answers_end_where_the_base_opens_a_turn(demo: Baco, router: str) -> None:
+    """The colon may be the aligned model's. A line that the aligned model begins is kept."""
     renderer = replace(demo.pair.renderer)
     renderer.turn_opening = None
     running_on = replace(demo, pair=replace(demo.pair, renderer=renderer))
-    asked: dict[str, Any] = {"router": router, "n": 80, "seed": 1, "max_tokens": 80}
+    settings: dict[str, Any] = {"router": router, "n": 80, "seed": 1, "max_tokens": 80}
     if router == MARKS_ALIGNED:  # a colon more often than the aligned model would write one
         colon = demo.pair.tokenizer.convert_tokens_to_ids(":")
-        asked["logit_bias"] = {colon: 8.0}
+        settings["logit_bias"] = {colon: 8.0}
     colons = set()
     for whole, cut in zip(
-        running_on.generate("Recommend a summer destination", **asked),
-        demo.generate("Recommend a summer destination", **asked),
+        running_on.generate("Recommend a summer destination", **settings),
+        demo.generate("Recommend a summer destination", **settings),
         strict=True,
     ):
         words = [(piece.text, piece.source) for piece in whole.pieces]
@@ -270,10 +270,10 @@ def test_distinct_2_by_hand() -> None:
 
 def test_diagnosis_of_the_demo_pair_is_good_and_of_twins_useless(demo: Baco, llama: Baco) -> None:
     prompts = ["Recommend a summer destination", "Give me a dinner idea", "Tell me a fun fact"]
-    found = diagnose(demo, prompts, samples=1, max_tokens=32)
-    assert found.verdict == "good"
-    assert found.entropy_base > 1.2 * found.entropy_aligned
-    shares = [found.base_share[f"P:{gamma}"] for gamma in ("0.1", "0.3", "0.5", "0.7")]
+    diagnosis = diagnose(demo, prompts, samples=1, max_tokens=32)
+    assert diagnosis.verdict == "good"
+    assert diagnosis.entropy_base > 1.2 * diagnosis.entropy_aligned
+    shares = [diagnosis.base_share[f"P:{gamma}"] for gamma in ("0.1", "0.3", "0.5", "0.7")]
     assert shares == sorted(shares)
     figures = {
         "agreement": 0.99,

@@ -1,4 +1,4 @@
-"""Architectures beyond the four that every test uses: the caches they need, or have instead."""
+"""Architectures beyond the four that other tests use, with the caches that they need."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from baco import Baco, BacoError
 from tests.pairs import PairFolder
-from tests.test_engine import reference, rules, told, without_turn_cut
+from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 
 # Beyond the window of every model in here that has one.
 PROMPT = "Where should I go this summer, when the sea is warm and I have only little time?"
@@ -124,60 +124,60 @@ def load(
     def make(name: str, changes: dict[str, Any]) -> Baco:
         kind = getattr(transformers, f"{name}Config")
         config: PreTrainedConfig = kind(**{**SHAPE, **changes})
-        for seed, half in enumerate(("base", "aligned")):
+        for seed, source in enumerate(("base", "aligned")):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            model.save_pretrained(tmp_path / half)
-            tokenizer = AutoTokenizer.from_pretrained(getattr(random_pair("llama"), half))
-            tokenizer.save_pretrained(tmp_path / half)
+            model.save_pretrained(tmp_path / source)
+            tokenizer = AutoTokenizer.from_pretrained(getattr(random_pair("llama"), source))
+            tokenizer.save_pretrained(tmp_path / source)
         return without_turn_cut(Baco.load(str(tmp_path), dtype="float32"))
 
     return make
 
 
-def held_to_the_naive_loop(baco: Baco) -> None:
-    spoken: set[str] = set()
+def check_against_the_naive_loop(baco: Baco) -> None:
+    sources: set[str] = set()
     for router in ("Rand:0.5", "Base", "Aligned"):
         settings: dict[str, Any] = {"seed": 5, "temperature": 1.0, "max_tokens": 20}
         answers = baco.generate(PROMPT, router=router, n=3, **settings)
         rule = rules(baco.pair)[router]
         for answer in answers[1:]:
             expected = reference(baco, PROMPT, rule, sample=answer.sample, **settings)
-            assert told(answer) == expected, router
-            spoken |= set(answer.sources)
-    assert spoken == {"base", "aligned"}
+            assert tokens_and_sources(answer) == expected, router
+            sources |= set(answer.sources)
+    assert sources == {"base", "aligned"}
 
 
 @pytest.mark.parametrize("case", ROLLED_BACK)
-def test_rows_of_any_lengths_go_through_one_forward_and_say_what_the_naive_loop_says(
+def test_rows_of_any_lengths_share_a_forward_and_agree_with_the_naive_loop(
     load: Callable[..., Baco], case: str
 ) -> None:
     baco = load(*ROLLED_BACK[case])
     assert baco.pair.base.can_roll_back
     assert baco.pair.aligned.can_roll_back
-    held_to_the_naive_loop(baco)
+    check_against_the_naive_loop(baco)
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_a_cache_that_cannot_be_rolled_back_is_decoded_plainly_and_that_is_said_once(
+def test_a_cache_that_cannot_roll_back_is_decoded_row_by_row_with_one_warning(
     load: Callable[..., Baco], case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     baco = load(*PLAIN[case])
-    held_to_the_naive_loop(baco)
+    check_against_the_naive_loop(baco)
     assert not baco.pair.base.can_roll_back
-    said = [record.message for record in caplog.records if "one by one" in record.message]
-    assert len(said) == len(set(said)) == 2  # of each half, once
+    warnings = [record.message for record in caplog.records if "one by one" in record.message]
+    assert len(warnings) == len(set(warnings)) == 2  # one for each model
 
 
-def test_a_state_that_stays_inside_the_model_is_not_decoded_wrongly_in_silence(
+def test_a_model_that_keeps_state_inside_rereads_every_text_with_a_warning(
     load: Callable[..., Baco], caplog: pytest.LogCaptureFixture
 ) -> None:
     baco = load(*KEPT)
-    held_to_the_naive_loop(baco)
+    check_against_the_naive_loop(baco)
     assert caplog.text.count("every step reads the whole text of each row again") == 2
 
 
-def test_an_answer_ends_with_length_where_the_shorter_window_of_the_two_ends(
+def test_an_answer_ends_with_length_at_the_end_of_the_shorter_context(
     random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama")

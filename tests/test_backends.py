@@ -27,7 +27,7 @@ def described() -> Pair:
 
 @dataclasses.dataclass
 class Borrowed:
-    """A backend that decodes with halves the pair itself does not have."""
+    """A backend that decodes with the models of another pair."""
 
     pair: Pair
     capabilities: Capabilities = dataclasses.field(default_factory=lambda: Capabilities("borrowed"))
@@ -67,7 +67,7 @@ def test_a_pair_without_weights_keeps_its_dial_its_ends_and_its_windows(
     assert described.weights_formats == {"base": "by there", "aligned": "by elsewhere"}
 
 
-def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pair) -> None:
+def test_calls_that_need_local_weights_are_refused_by_name(described: Pair) -> None:
     with pytest.raises(BacoError, match=r"runs in elsewhere: .* needs --backend local"):
         described.aligned.score([1, 2])
 
@@ -91,7 +91,7 @@ def test_what_reads_weights_that_are_elsewhere_is_refused_by_name(described: Pai
         ),
     ],
 )
-def test_a_backend_that_is_none_or_an_option_of_another_is_one_line(
+def test_an_unknown_backend_or_an_option_of_another_is_one_line(
     arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["generate", PROMPT, *arguments]) == 2
@@ -110,7 +110,7 @@ def test_engine_arguments_are_names_and_values() -> None:
     assert opt.load_arguments(opt.BackendOptions()) == {}
 
 
-def test_a_server_whose_engine_has_ended_is_not_healthy(demo: Baco, described: Pair) -> None:
+def test_a_server_with_an_ended_engine_is_not_healthy(demo: Baco, described: Pair) -> None:
     backend = Borrowed(demo.pair)
     with TestClient(create_app(Baco(described, backend=backend), Settings())) as client:
         assert client.get("/health").status_code == 200
@@ -131,7 +131,7 @@ class Failing(Engine):
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--compare",)])
-def test_a_command_whose_answers_broke_off_shows_them_and_exits_with_2(
+def test_a_command_shows_answers_that_broke_off_and_exits_with_2(
     form: tuple[str, ...],
     demo: Baco,
     described: Pair,

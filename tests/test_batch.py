@@ -1,4 +1,4 @@
-"""A batch in one process: whole shards, bytes that do not hang on how often it was killed."""
+"""A batch in one process: whole shards, with the same bytes however often it was killed."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def prompt_file(path: Path, rows: int) -> Path:
 
 
 def shards(out: Path) -> dict[str, bytes]:
-    """Every file of answers and the manifest's settings; nothing else may be there."""
+    """The bytes of every shard, and the manifest's settings; no other file may be there."""
     files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
     manifest = json.loads(files.pop("_manifest.json"))
     return files | {"settings": json.dumps(manifest["settings"]).encode()}
@@ -45,7 +45,7 @@ def answers(out: Path) -> list[dict]:
 
 
 def wait_for(process: subprocess.Popen, enough: Callable[[], bool]) -> None:
-    """Wait until a command has come so far; it must not end before."""
+    """Wait until ``enough`` holds; the command must not end before."""
     until = time.monotonic() + WAIT_SECONDS
     while not enough():
         assert time.monotonic() < until
@@ -60,7 +60,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A batch that nobody interrupted."""
+    """A batch that was not interrupted."""
     out = tmp_path_factory.mktemp("batches") / "whole"
     assert run(["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]) == 0
     return out
@@ -83,7 +83,7 @@ def test_a_shard_is_named_after_its_rows(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_batch_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+def test_a_stopped_batch_is_resumed_and_ends_with_the_same_bytes(
     kill: signal.Signals, prompts: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped"
@@ -94,13 +94,13 @@ def test_a_batch_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     _, stderr = process.communicate()
     assert process.returncode == (-9 if kill == signal.SIGKILL else 130)
     assert "Traceback" not in stderr
-    made = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
-    assert 2 <= len(made) < 5
+    written = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
+    assert 2 <= len(written) < 5
     (out / ".rows-000000008-000000008.jsonl.0.partial").write_text('{"row": 8, "id')
     assert run(command) == 0
     assert shards(out) == shards(whole)
-    again = {name: (out / name).stat().st_mtime_ns for name in made}
-    assert again == made, "a shard that was there was made again"
+    again = {name: (out / name).stat().st_mtime_ns for name in written}
+    assert again == written, "a finished shard was written again"
 
 
 def test_a_finished_batch_is_left_alone(prompts: Path, whole: Path) -> None:
@@ -171,7 +171,9 @@ def test_files_folders_tables_and_lines_of_text_are_read_in_order(tmp_path: Path
     ]
 
 
-def test_parquet_shards_hold_what_json_lines_do(prompts: Path, whole: Path, tmp_path: Path) -> None:
+def test_parquet_shards_hold_the_rows_of_json_lines(
+    prompts: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
     assert run([*command, "--format", "parquet"]) == 0

@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster of several nodes: the rows of one process, whatever is lost."""
+"""A batch on a Ray cluster of several nodes gives the rows of one process, whatever is lost."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def on(cluster: Nodes, workers: int) -> list[str]:
     return ["--backend", "ray", "--address", cluster.address, "--workers", str(workers)]
 
 
-def made(out: Path, shards: int) -> Callable[[], bool]:
+def has_shards(out: Path, shards: int) -> Callable[[], bool]:
     return lambda: len(list(out.glob("rows-*"))) >= shards
 
 
@@ -57,7 +57,7 @@ def test_an_invalid_row_is_named_before_the_first_answer(
     assert not out.exists()
 
 
-def test_storage_that_is_not_shared_is_refused(tmp_path: Path) -> None:
+def test_storage_that_nodes_do_not_share_is_refused(tmp_path: Path) -> None:
     """A replica that sees another manifest under the same path writes nothing there."""
     from baco.batch.answering import LoadSpec
     from baco.batch.shards import Output, Replica, ShardSpec
@@ -70,8 +70,8 @@ def test_storage_that_is_not_shared_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(3 * WAIT_SECONDS)
-def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_path: Path) -> None:
-    """One replica until the driver is killed, two until Ctrl-C, then four: one and a node go."""
+def test_no_row_is_lost_with_drivers_a_worker_and_a_node(cluster: Nodes, tmp_path: Path) -> None:
+    """One replica until the driver is killed, two until Ctrl-C, then four: one and a node lost."""
     prompts, alone = prompt_file(tmp_path / "in.jsonl", 2 * SHARDS), tmp_path / "alone"
     assert run(["batch", str(prompts), str(alone), *DRAWS]) == 0
     out = tmp_path / "out"
@@ -80,7 +80,7 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     driver = subprocess.Popen(
         [*BACO, *command, *on(cluster, 1)], stderr=subprocess.DEVNULL, text=True
     )
-    wait_for(driver, made(out, 3))
+    wait_for(driver, has_shards(out, 3))
     with cluster.held(WORKER):
         driver.kill()
     driver.wait()
@@ -88,17 +88,17 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
     while cluster.processes(WORKER):
         assert time.monotonic() < until, "replicas outlive their driver"
         time.sleep(0.05)
-    by_one = there(out)
+    by_one = shard_times(out)
     assert 3 <= len(by_one) < SHARDS / 2
 
     driver = subprocess.Popen([*BACO, *command, *on(cluster, 2)], stderr=subprocess.PIPE, text=True)
-    wait_for(driver, made(out, len(by_one) + 3))
+    wait_for(driver, has_shards(out, len(by_one) + 3))
     with cluster.held(WORKER):
         driver.send_signal(signal.SIGINT)
         _, stderr = driver.communicate(timeout=WAIT_SECONDS)
     assert driver.returncode == 130, stderr
     assert "Traceback" not in stderr and stderr.splitlines()[-1] == "baco: interrupted"
-    by_two = there(out)
+    by_two = shard_times(out)
     assert len(by_two) < SHARDS - 8
 
     driver = subprocess.Popen(
@@ -107,20 +107,22 @@ def test_drivers_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Nodes, tmp_
         stdout=subprocess.PIPE,
         text=True,
     )
-    wait_for(driver, made(out, len(by_two) + 2))
+    wait_for(driver, has_shards(out, len(by_two) + 2))
     cluster.kill_one(WORKER)
-    wait_for(driver, made(out, len(by_two) + 4))
+    wait_for(driver, has_shards(out, len(by_two) + 4))
     cluster.remove_one(WORKER)
-    by_four = there(out)
-    assert len(by_four) < SHARDS, "it had ended before the node was lost: the test shows nothing"
+    by_four = shard_times(out)
+    assert len(by_four) < SHARDS, "the batch ended before the node was lost: the test shows nothing"
     stdout, stderr = driver.communicate(timeout=WAIT_SECONDS)
     cluster.complete()
     assert driver.returncode == 0, stderr
     assert not stdout
     assert shards(out) == shards(alone)
-    assert {**there(out), **by_one, **by_two, **by_four} == there(out), "a shard was made twice"
+    assert {**shard_times(out), **by_one, **by_two, **by_four} == shard_times(out), (
+        "a shard was written twice"
+    )
 
 
-def there(out: Path) -> dict[str, int]:
-    """Shards, and when they came into their places."""
+def shard_times(out: Path) -> dict[str, int]:
+    """Times of modification of all shards."""
     return {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}

@@ -75,7 +75,7 @@ def test_json_names_every_ratio(report: dict[str, Any]) -> None:
         assert spread["low"] <= spread["middle"] <= spread["high"]
 
 
-def test_the_report_says_what_was_measured_on_what(report: dict[str, Any]) -> None:
+def test_the_report_names_the_measurements_and_the_machine(report: dict[str, Any]) -> None:
     assert report["command"].startswith("baco bench --quick --json")
     assert (report["pair"], report["tokens"], report["dtype"]) == ("demo", 16, "float32")
     assert report["machine"]["threads"] >= 1
@@ -86,7 +86,7 @@ def test_the_report_says_what_was_measured_on_what(report: dict[str, Any]) -> No
     assert all(share > 0.9 for share in report["same_answers"].values())
 
 
-def test_the_bound_is_above_what_is_reached_without_drafts(report: dict[str, Any]) -> None:
+def test_the_bound_is_above_the_speed_without_drafts(report: dict[str, Any]) -> None:
     bound = report["bound"]
     undrafted = next(c for c in report["contestants"] if c["name"] == "undrafted")
     assert bound["few"] > undrafted["tokens_per_second"]

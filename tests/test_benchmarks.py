@@ -1,4 +1,4 @@
-"""The studies of `benchmarks/` count and compare what they say; no test asserts a speed."""
+"""The studies of `benchmarks/` count and compare what they report. No test asserts a speed."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def test_two_servers_give_the_answers_of_the_engine_at_temperature_0(
 
 
 @pytest.mark.parametrize("texts", [1, 3])
-def test_a_server_that_keeps_texts_gives_what_one_that_rereads_gives(
+def test_a_served_model_gives_the_same_logits_for_kept_and_reread_texts(
     demo: Baco, texts: int
 ) -> None:
     model = demo.pair.base.model
@@ -82,7 +82,9 @@ def test_peak_memory_is_that_of_weights_and_caches_at_least() -> None:
     assert memory["ratio"] == memory["peak"] / (memory["weights"] + memory["cache"])
 
 
-def test_a_body_writes_what_the_demo_pair_writes(demo: Baco, tmp_path: Path) -> None:
+def test_a_model_with_a_trained_body_gives_the_demo_pairs_answers(
+    demo: Baco, tmp_path: Path
+) -> None:
     assert "50m" in SHAPES
     folder = make("body", "50m", tmp_path / "body", torch.float32)
     body = Baco.load(str(folder), dtype="float32")

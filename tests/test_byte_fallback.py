@@ -1,4 +1,4 @@
-"""A pair that spells as Llama 2, and mostly bytes that are no character: everything still ends."""
+"""A pair with Llama 2's byte fallback that writes mostly invalid bytes: all answers still end."""
 
 import json
 from collections.abc import Iterator
@@ -47,18 +47,18 @@ def test_every_answer_comes_with_the_text_that_the_tokenizer_decodes(pair: Baco)
 def test_the_command_writes_all_answers(
     folder: PairFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    halves = ["--base", str(folder.base), "--aligned", str(folder.aligned)]
-    assert run(["generate", "the cat", *halves, "-n", "8", "--json", *DRAWS]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len(told["samples"]) == 8
-    assert any("\ufffd" in answer["text"] for answer in told["samples"])
+    models = ["--base", str(folder.base), "--aligned", str(folder.aligned)]
+    assert run(["generate", "the cat", *models, "-n", "8", "--json", *DRAWS]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert len(reply["samples"]) == 8
+    assert any("\ufffd" in answer["text"] for answer in reply["samples"])
 
 
 def test_a_batch_ends(folder: PairFolder, tmp_path: Path) -> None:
     prompts = tmp_path / "in.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"the cat {i}"}) + "\n" for i in range(3)))
-    halves = ["--base", str(folder.base), "--aligned", str(folder.aligned)]
-    assert run(["batch", str(prompts), str(tmp_path / "out"), *halves, "-n", "4", *DRAWS]) == 0
+    models = ["--base", str(folder.base), "--aligned", str(folder.aligned)]
+    assert run(["batch", str(prompts), str(tmp_path / "out"), *models, "-n", "4", *DRAWS]) == 0
     [shard] = (tmp_path / "out").glob("*.jsonl")
     rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3
@@ -66,18 +66,18 @@ def test_a_batch_ends(folder: PairFolder, tmp_path: Path) -> None:
 
 
 def test_the_server_spells_every_token(address: Any) -> None:
-    asked = {"router": "Rand:0.5", "seed": 1, "max_tokens": 40, "n": 4, "explain": True}
+    body = {"router": "Rand:0.5", "seed": 1, "max_tokens": 40, "n": 4, "explain": True}
     with address.client as client:
         chat = client.post(
             "/v1/chat/completions",
             json={
-                **asked,
+                **body,
                 "messages": [{"role": "user", "content": "the cat"}],
                 "logprobs": True,
                 "top_logprobs": 5,
             },
         )
-        text = client.post("/v1/completions", json={**asked, "prompt": "the cat", "logprobs": 5})
+        text = client.post("/v1/completions", json={**body, "prompt": "the cat", "logprobs": 5})
         echo = client.post(
             "/v1/completions",
             json={

@@ -1,4 +1,4 @@
-"""Chatting: in a pipe, where a line is a turn, and in a terminal, as a person sees it."""
+"""`baco chat`: in a pipe, where each line is a turn, and in a terminal."""
 
 import io
 import json
@@ -20,14 +20,14 @@ from baco.cli.chat.session import Session
 from baco.cli.console import STYLES
 from tests.terminals import ALT_ENTER, BACO, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal
 
-ASKED, NEXT = "Recommend a summer destination", "Give me a dinner idea"
+QUESTION, NEXT = "Recommend a summer destination", "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
 Chat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chat:
-    """``chat(line, …)``: exit code and what a piped chat of these lines writes."""
+    """``chat(line, …)``: exit code and output of a piped chat with these lines."""
 
     def piped(*lines: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
@@ -38,14 +38,14 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return piped
 
 
-def said(*texts: str) -> list[dict[str, str]]:
+def messages(*texts: str) -> list[dict[str, str]]:
     """User and assistant in turn."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def answers(demo: Baco, *texts: str, seed: int, router: str = ROUTER, **more: Any) -> list[str]:
-    drawn = demo.generate(said(*texts), router=router, seed=seed, **more)
+    drawn = demo.generate(messages(*texts), router=router, seed=seed, **more)
     return [completion.text for completion in drawn]
 
 
@@ -54,47 +54,49 @@ def words(text: str) -> str:
 
 
 def test_in_a_pipe_a_line_is_a_turn_that_knows_the_turns_before(demo: Baco, chat: Chat) -> None:
-    code, out, err = chat(ASKED, "", NEXT)
-    (first,) = answers(demo, ASKED, seed=3)
-    (second,) = answers(demo, ASKED, first, NEXT, seed=4)
+    code, out, err = chat(QUESTION, "", NEXT)
+    (first,) = answers(demo, QUESTION, seed=3)
+    (second,) = answers(demo, QUESTION, first, NEXT, seed=4)
     assert code == 0
     assert out == f"{first}\n\n{second}\n"
     assert second != answers(demo, NEXT, seed=4)[0]
     assert err.count("base share") == 2
 
 
-def test_the_answer_that_is_picked_goes_on(demo: Baco, chat: Chat) -> None:
-    code, out, _ = chat("/n 3", ASKED, "/pick 2", "/n 1", NEXT)
-    drawn = answers(demo, ASKED, seed=3, n=3)
+def test_the_conversation_continues_with_the_picked_answer(demo: Baco, chat: Chat) -> None:
+    code, out, _ = chat("/n 3", QUESTION, "/pick 2", "/n 1", NEXT)
+    drawn = answers(demo, QUESTION, seed=3, n=3)
     assert code == 0
-    assert out.endswith("\n\n" + answers(demo, ASKED, drawn[1], NEXT, seed=4)[0] + "\n")
-    assert answers(demo, ASKED, drawn[0], NEXT, seed=4) != answers(
-        demo, ASKED, drawn[1], NEXT, seed=4
+    assert out.endswith("\n\n" + answers(demo, QUESTION, drawn[1], NEXT, seed=4)[0] + "\n")
+    assert answers(demo, QUESTION, drawn[0], NEXT, seed=4) != answers(
+        demo, QUESTION, drawn[1], NEXT, seed=4
     )
 
 
-def test_a_retried_question_gets_the_next_seed_and_what_was_set_since(
+def test_a_retried_question_uses_the_next_seed_and_the_present_settings(
     demo: Baco, chat: Chat
 ) -> None:
-    _, out, _ = chat(ASKED, "/temperature 1.5", "/router Rand:0.5", "/retry")
-    assert out.endswith(answers(demo, ASKED, seed=4, router="Rand:0.5", temperature=1.5)[0] + "\n")
+    _, out, _ = chat(QUESTION, "/temperature 1.5", "/router Rand:0.5", "/retry")
+    assert out.endswith(
+        answers(demo, QUESTION, seed=4, router="Rand:0.5", temperature=1.5)[0] + "\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["/undo", "/new"])
-def test_what_is_taken_back_is_forgotten(command: str, demo: Baco, chat: Chat) -> None:
-    _, out, _ = chat(ASKED, command, NEXT)
+def test_an_undone_turn_leaves_the_conversation(command: str, demo: Baco, chat: Chat) -> None:
+    _, out, _ = chat(QUESTION, command, NEXT)
     assert out.endswith(f"\n\n{answers(demo, NEXT, seed=4)[0]}\n")
 
 
-def test_what_is_set_by_commands_is_what_options_set(demo: Baco, chat: Chat) -> None:
+def test_commands_set_the_same_as_options(demo: Baco, chat: Chat) -> None:
     lines = ("/system Be brief.", "/seed 9", "/max-tokens 6", "/min-p 0", "/router P-FC:0.4")
-    _, out, _ = chat(*lines, ASKED)
+    _, out, _ = chat(*lines, QUESTION)
     expected = answers(
-        demo, ASKED, seed=9, router="P-FC:0.4", system="Be brief.", max_tokens=6, min_p=0.0
+        demo, QUESTION, seed=9, router="P-FC:0.4", system="Be brief.", max_tokens=6, min_p=0.0
     )
     assert out == expected[0] + "\n"
     options = ("--system", "Be brief.", "-s", "9", "--max-tokens", "6", "--min-p", "0")
-    assert chat(ASKED, options=(*options, "-r", "P-FC:0.4"))[1] == out
+    assert chat(QUESTION, options=(*options, "-r", "P-FC:0.4"))[1] == out
 
 
 def test_the_dial_sets_the_routers_threshold(chat: Chat) -> None:
@@ -104,22 +106,22 @@ def test_the_dial_sets_the_routers_threshold(chat: Chat) -> None:
 
 
 def test_a_comparison_is_on_the_turns_own_seed_and_changes_nothing(demo: Baco, chat: Chat) -> None:
-    _, out, _ = chat(ASKED, NEXT, "/compare", "/compare " + ASKED, "/retry")
-    (first,) = answers(demo, ASKED, seed=3)
-    (second,) = answers(demo, ASKED, first, NEXT, seed=4)
+    _, out, _ = chat(QUESTION, NEXT, "/compare", "/compare " + QUESTION, "/retry")
+    (first,) = answers(demo, QUESTION, seed=3)
+    (second,) = answers(demo, QUESTION, first, NEXT, seed=4)
     compared, again = out.split(f"{second}\n", 1)[1].split("== Base\n")[1:]
     for router in ("Base", "Aligned", ROUTER):
-        assert answers(demo, ASKED, first, NEXT, seed=4, router=router)[0] in compared
-        other = answers(demo, ASKED, first, NEXT, second, ASKED, seed=5, router=router)
+        assert answers(demo, QUESTION, first, NEXT, seed=4, router=router)[0] in compared
+        other = answers(demo, QUESTION, first, NEXT, second, QUESTION, seed=5, router=router)
         assert other[0] in again
-    assert out.endswith(answers(demo, ASKED, first, NEXT, seed=6)[0] + "\n")
+    assert out.endswith(answers(demo, QUESTION, first, NEXT, seed=6)[0] + "\n")
 
 
 def test_a_saved_chat_holds_every_source_and_can_be_had_again(
     demo: Baco, chat: Chat, tmp_path: Path
 ) -> None:
     path = tmp_path / "chat.json"
-    assert chat("/n 2", ASKED, "/pick 2", NEXT, f"/save {path}")[0] == 0
+    assert chat("/n 2", QUESTION, "/pick 2", NEXT, f"/save {path}")[0] == 0
     saved = json.loads(path.read_text())
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] * 2
     first, second = saved["turns"]
@@ -138,9 +140,9 @@ def test_a_saved_chat_holds_every_source_and_can_be_had_again(
 
 def test_a_chat_is_saved_to_be_read_too(chat: Chat, tmp_path: Path) -> None:
     path = tmp_path / "chat.md"
-    _, out, _ = chat(ASKED, f"/save {path}")
+    _, out, _ = chat(QUESTION, f"/save {path}")
     assert path.read_text() == (
-        f"# A conversation with demo\n\n> {ASKED}\n\n{out}\n*{ROUTER}, seed 3*\n"
+        f"# A conversation with demo\n\n> {QUESTION}\n\n{out}\n*{ROUTER}, seed 3*\n"
     )
 
 
@@ -165,15 +167,15 @@ def test_a_chat_is_saved_to_be_read_too(chat: Chat, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_line_in_a_pipe_ends_it_with_one_line(line: str, message: str, chat: Chat) -> None:
-    code, out, err = chat(line, ASKED)
+    code, out, err = chat(line, QUESTION)
     assert code == 2
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_conversation_that_outgrows_the_window_says_what_to_do(chat: Chat) -> None:
-    code, out, err = chat(ASKED, "word " * 500)
+def test_a_conversation_longer_than_the_context_is_one_line_with_advice(chat: Chat) -> None:
+    code, out, err = chat(QUESTION, "word " * 500)
     assert code == 2
     assert out.count("\n\n") == 0
     assert "the conversation takes" in err
@@ -181,7 +183,7 @@ def test_a_conversation_that_outgrows_the_window_says_what_to_do(chat: Chat) -> 
 
 
 def test_quitting_a_pipe_leaves_the_rest_unread(chat: Chat) -> None:
-    assert chat("/quit", ASKED) == (0, "", "")
+    assert chat("/quit", QUESTION) == (0, "", "")
 
 
 def test_options_are_checked_before_two_models_are_loaded(
@@ -197,7 +199,7 @@ def test_a_retry_that_is_stopped_before_a_word_keeps_the_old_answer(
 ) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 3, "system": None, "switch": "word"}
     session = Session(Conversation(demo, demo.router(ROUTER), settings), interactive=False)
-    session.answer(ASKED)
+    session.answer(QUESTION)
     kept = session.conversation.last()
 
     def interrupted(self: Show) -> None:
@@ -211,16 +213,16 @@ def test_a_retry_that_is_stopped_before_a_word_keeps_the_old_answer(
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    """A chat in a terminal, its greeting shown."""
+    """A chat in a terminal that has shown its greeting."""
     with Terminal("chat", "-r", ROUTER, "-s", "3") as opened:
         opened.see("next seed 3")
         yield opened
 
 
 def test_a_terminal_shows_each_word_in_its_sources_colour(demo: Baco, terminal: Terminal) -> None:
-    terminal.press(ASKED + ENTER)
+    terminal.press(QUESTION + ENTER)
     terminal.see("next seed 4")
-    (completion,) = demo.generate(ASKED, router=ROUTER, seed=3)
+    (completion,) = demo.generate(QUESTION, router=ROUTER, seed=3)
     for source, style in STYLES.items():
         shown = terminal.styled(style.partition("#")[2].lower())
         text = "".join(piece.text if piece.source == source else " " for piece in completion.pieces)
@@ -238,7 +240,7 @@ def test_commands_complete_answers_are_picked_and_compared_and_errors_go_on(
     terminal.see("P-Punc-FC:0.4 Punc and FC keep")
     terminal.press(TAB + ENTER)
     terminal.see("router P-Punc-FC:0.4")
-    terminal.press("/n 3" + ENTER + ASKED + ENTER)
+    terminal.press("/n 3" + ENTER + QUESTION + ENTER)
     terminal.see("answer 1 goes on; /pick takes another")
     terminal.press("/pick 4" + ENTER)
     terminal.see("there is no answer 4: the last turn has 3")
@@ -246,8 +248,8 @@ def test_commands_complete_answers_are_picked_and_compared_and_errors_go_on(
     terminal.see("answer 3 goes on")
     terminal.press("/n 1" + ENTER + NEXT + ENTER)
     router = "P-Punc-FC:0.4"
-    third = answers(demo, ASKED, seed=3, n=3, router=router)[2]
-    (expected,) = answers(demo, ASKED, third, NEXT, seed=4, router=router)
+    third = answers(demo, QUESTION, seed=3, n=3, router=router)[2]
+    (expected,) = answers(demo, QUESTION, third, NEXT, seed=4, router=router)
     assert words(expected) in terminal.see("next seed 5")
     terminal.press("/compare" + ENTER)
     shown = terminal.see("words from base and aligned · seed 4")
@@ -260,7 +262,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(demo: Baco) -> None:
     slow = ("-r", "Rand:0.5", "-n", "40", "-t", "2", "--min-p", "0", "--max-tokens", "300")
     with Terminal("chat", "-s", "1", *slow) as terminal:
         terminal.see("next seed 1")
-        terminal.press(ASKED + ENTER)
+        terminal.press(QUESTION + ENTER)
         terminal.see(" 5. ")
         terminal.press("lost" + CTRL_C)
         shown = terminal.see("stopped; what was said stays")
@@ -268,9 +270,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(demo: Baco) -> None:
         assert "Traceback" not in shown
         terminal.press(CTRL_C + "/n 1" + ENTER + "/router P-Punc:0.4" + ENTER + "/new" + ENTER)
         terminal.see("a new conversation")
-        terminal.press("/seed 3" + ENTER + "/temperature 1" + ENTER + ASKED + ENTER)
+        terminal.press("/seed 3" + ENTER + "/temperature 1" + ENTER + QUESTION + ENTER)
         shown = terminal.see("next seed 4")
-        (expected,) = answers(demo, ASKED, seed=3, min_p=0.0)
+        (expected,) = answers(demo, QUESTION, seed=3, min_p=0.0)
         assert words(expected) in shown
         terminal.press("/n 40" + ENTER + "/temperature 2" + ENTER + "/compare" + ENTER)
         terminal.see("of 40 answers")
@@ -281,14 +283,14 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(demo: Baco) -> None:
         assert terminal.leave() == 0
 
 
-def test_what_was_said_before_a_stop_is_part_of_the_conversation(
+def test_text_written_before_a_stop_is_part_of_the_conversation(
     demo: Baco, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"n": 1, "seed": 3, "system": None, "switch": "word"}
     conversation = Conversation(demo, demo.router(ROUTER), settings)
     session = Session(conversation, interactive=False)
     session.interactive = True
-    chunks = demo.stream(ASKED, router=ROUTER, seed=3)
+    chunks = demo.stream(QUESTION, router=ROUTER, seed=3)
 
     def cut_short(*_: object, **__: object) -> Iterator[Any]:
         for _step in range(2):
@@ -296,10 +298,10 @@ def test_what_was_said_before_a_stop_is_part_of_the_conversation(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Baco, "stream", cut_short)
-    session.answer(ASKED)
+    session.answer(QUESTION)
     said_so_far = conversation.last().answer
     assert said_so_far.finish_reason == "interrupted"
-    (whole,) = answers(demo, ASKED, seed=3)
+    (whole,) = answers(demo, QUESTION, seed=3)
     assert 0 < len(said_so_far.text) < len(whole)
     assert whole.startswith(said_so_far.text)
     assert conversation.messages(NEXT)[1]["content"] == said_so_far.text
@@ -307,13 +309,13 @@ def test_what_was_said_before_a_stop_is_part_of_the_conversation(
 
 
 def test_messages_of_many_lines_and_of_earlier_chats(demo: Baco) -> None:
-    folded = ASKED.replace(" summer", "\nsummer")
+    folded = QUESTION.replace(" summer", "\nsummer")
     with Terminal("chat", "-r", ROUTER, "-s", "3", rows=8, columns=60) as terminal:
         terminal.see("next seed 3")
         terminal.press(folded.replace("\n", ALT_ENTER) + ENTER)
         terminal.see("next seed 4")
         terminal.press("/undo" + ENTER)
-        terminal.see(f"taken back: {ASKED}")
+        terminal.see(f"taken back: {QUESTION}")
         terminal.press(f"\x1b[200~{folded}\x1b[201~" + ENTER)
         shown = terminal.see("next seed 5")
         assert words(answers(demo, folded, seed=4)[0])[-30:] in shown
@@ -332,7 +334,7 @@ def test_a_real_pipe_needs_no_terminal_and_no_colours() -> None:
     environment = os.environ | {"TERM": "dumb"}
     done = subprocess.run(
         [*BACO, "chat", "-r", ROUTER, "-s", "3", "--max-tokens", "5"],
-        input=f"{ASKED}\n{NEXT}",
+        input=f"{QUESTION}\n{NEXT}",
         capture_output=True,
         text=True,
         env=environment,

@@ -1,4 +1,4 @@
-"""A prompt rendered by anyone's chat template is read back into the conversation it renders."""
+"""A prompt rendered by any chat template is read back into its conversation."""
 
 import pytest
 
@@ -119,19 +119,19 @@ def test_without_a_template_everything_is_raw_text() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("begun", ["Go there", "Go th", "Go there, "])
-def test_a_begun_answer_is_the_bases_too(family: str, begun: str) -> None:
+def test_a_prefilled_answer_is_part_of_the_bases_prompt(family: str, begun: str) -> None:
     both = renderer(FAMILIES[family])
     question = CONVERSATIONS[0]
     messages = [*question, {"role": "assistant", "content": begun}]
     prompt = both.render(messages)
-    (found,) = ChatReader(both).read([prompt.aligned_ids])
-    assert found is not None
+    (reading,) = ChatReader(both).read([prompt.aligned_ids])
+    assert reading is not None
     asking = both.render(question)
-    assert found.ids == asking.base_ids
+    assert reading.ids == asking.base_ids
     if (
         family != "mistral nemo"
     ):  # whose base prompt ends otherwise before an answer without a space
-        assert found.ids + prompt.aligned_ids[found.start :] == prompt.base_ids
+        assert reading.ids + prompt.aligned_ids[reading.start :] == prompt.base_ids
 
 
 def test_a_date_that_the_pair_is_given_does_not_hide_todays() -> None:
@@ -147,6 +147,6 @@ def test_a_date_that_the_pair_is_given_does_not_hide_todays() -> None:
         expected = both.render(conversation)
         for day in ("2025-03-31", None):
             both.date = day
-            (found,) = ChatReader(both).read([ids])
-            assert found is not None
-            assert found.ids == expected.base_ids
+            (reading,) = ChatReader(both).read([ids])
+            assert reading is not None
+            assert reading.ids == expected.base_ids

@@ -1,4 +1,4 @@
-"""The command line as people use it: real processes, real pipes, a real terminal."""
+"""The command line in real processes, with real pipes and a real terminal."""
 
 import fcntl
 import inspect
@@ -39,7 +39,7 @@ def call(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProce
 
 
 def in_terminal(*arguments: str) -> str:
-    """What a terminal of 100 columns receives, escape sequences included."""
+    """The output in a terminal of 100 columns, escape sequences included."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
@@ -62,7 +62,7 @@ def in_terminal(*arguments: str) -> str:
     return received.decode()
 
 
-def test_json_is_one_object_with_the_whole_provenance(demo: Baco) -> None:
+def test_json_is_one_object_with_all_provenance(demo: Baco) -> None:
     done = call("generate", PROMPT, "-n", "3", "-r", "P-Punc:0.4", "-s", "7", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -90,7 +90,7 @@ def test_a_pipe_gets_the_answers_and_nothing_else_and_stdin_gives_the_prompt(dem
 def test_a_terminal_gets_each_word_in_the_style_of_its_source(demo: Baco) -> None:
     received = in_terminal("generate", PROMPT, "-n", "2", "-r", "P-Punc:0.4", "-s", "1")
     assert "38;2;213;94;0" in received  # the base's vermilion
-    assert "38;2;0;114;178" in received  # the aligned half's blue
+    assert "38;2;0;114;178" in received  # the aligned model's blue
     last = received[received.rindex("\x1b[1m1. ") :]  # the final picture, after the live ones
     styled = re.findall(r"\x1b\[([0-9;]+)m([^\x1b]+)\x1b\[0m", last)
     base = " ".join("".join(t for style, t in styled if "213;94;0" in style).split())
@@ -172,7 +172,7 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_run_is_resumed_and_ends_with_the_same_bytes(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_file_job, "ANSWERS_A_WRITE", 2)  # one prompt a write
@@ -264,7 +264,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     ("line", "message"),
     [("{", "line 2: give a JSON object"), ('{"prompt": " "}', "line 2: the prompt is empty")],
 )
-def test_a_bad_line_of_a_prompt_file_is_told_by_its_number(
+def test_a_bad_line_of_a_prompt_file_is_named_by_its_number(
     line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "in.jsonl"
@@ -291,7 +291,7 @@ def test_mismatched_vocabularies_are_one_line(
     assert "vocabularies differ at token" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_early_is_no_error() -> None:
+def test_a_reader_that_closes_the_pipe_early_is_not_an_error() -> None:
     command = " ".join(f"'{part}'" for part in [*BACO, "generate", PROMPT, "-n", "8"])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -c 10"],
@@ -339,7 +339,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_what_there_is_to_choose_from_is_listed_for_people_and_for_machines(
+def test_routers_and_pairs_are_listed_as_text_and_as_json(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([name, "--json"]) == 0

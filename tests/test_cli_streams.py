@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody; and what libraries put into them."""
+"""Standard streams that are closed, full or not read, and messages of libraries in them."""
 
 import io
 import os
@@ -59,7 +59,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(
 
 
 @needs_full
-def test_a_program_whose_disk_is_full_ends_without_a_traceback() -> None:
+def test_a_program_on_a_full_disk_ends_without_a_traceback() -> None:
     with FULL.open("wb") as disk:
         done = call(PROMPT, stdout=disk)
     assert done.returncode == 2
@@ -74,16 +74,16 @@ def test_closed_standard_output_is_one_line(name: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_closed_standard_error_and_input_stop_nothing() -> None:
+def test_closed_standard_error_and_input_are_not_an_error() -> None:
     done = call(PROMPT, stdout=subprocess.PIPE, stdin=None, input=None, preexec_fn=closing(0, 2))
     assert done.returncode == 0
     assert done.stdout.strip()
 
 
-def test_a_file_that_is_written_never_takes_the_place_of_closed_standard_error(
+def test_an_output_file_never_gets_the_descriptor_of_closed_standard_error(
     tmp_path: Path,
 ) -> None:
-    """What a library says on standard error would go into it."""
+    """Messages of libraries on standard error would go into it."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "Hi"}\n')
     code = (
@@ -118,7 +118,7 @@ def test_output_in_an_encoding_that_lacks_a_character_is_one_line() -> None:
     assert stderr.count("\n") == 1
 
 
-def test_an_error_that_nobody_expected_is_one_line_too(
+def test_an_unexpected_error_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load(*_: object, **__: object) -> None:
@@ -138,7 +138,9 @@ def test_an_error_that_nobody_expected_is_one_line_too(
 # --- libraries ------------------------------------------------------------------------------------
 
 
-def test_libraries_put_nothing_into_our_output(random_pair: Callable[..., PairFolder]) -> None:
+def test_messages_of_libraries_do_not_appear_in_our_output(
+    random_pair: Callable[..., PairFolder],
+) -> None:
     folder = random_pair("llama")
     pair = ["--base", str(folder.base), "--aligned", str(folder.aligned), "-r", "P:0.5"]
     done = call([*PROMPT, *pair], stdout=subprocess.PIPE)

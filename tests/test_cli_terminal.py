@@ -1,4 +1,4 @@
-"""What a terminal shows, what an interrupted or resumed run leaves, and input that is odd."""
+"""The terminal display, interrupted and resumed runs, and odd input."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ CURSOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")  # everything but styles
 def in_terminal(
     *arguments: str, rows: int, columns: int, interrupt_at: str | None = None, **variables: str
 ) -> tuple[str, int]:
-    """What a terminal of this size receives, and the exit code; SIGINT where a text appears."""
+    """Output in a terminal of this size, and the exit code. SIGINT is sent when a text appears."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
@@ -58,7 +58,7 @@ def words(received: str) -> str:
     return " ".join(CURSOR.sub("", STYLE.sub("", received)).split())
 
 
-def test_answers_taller_than_the_screen_all_stand_in_the_end_in_order(demo: Baco) -> None:
+def test_answers_taller_than_the_screen_are_all_shown_in_order_in_the_end(demo: Baco) -> None:
     received, code = in_terminal(
         "generate", PROMPT, "-n", "12", "-r", "P-Punc:0.4", "-s", "1", rows=8, columns=60
     )
@@ -70,7 +70,7 @@ def test_answers_taller_than_the_screen_all_stand_in_the_end_in_order(demo: Baco
     assert "distinct answers" in shown[place:]
 
 
-def test_who_interrupts_keeps_the_answers_as_far_as_they_got(demo: Baco) -> None:
+def test_an_interrupt_keeps_the_text_written_so_far(demo: Baco) -> None:
     received, code = in_terminal(
         *("generate", PROMPT, "-n", "3", "-r", "Rand:0.5", "-s", "1", "-t", "2"),
         *("--max-tokens", "400", "--min-p", "0"),
@@ -125,12 +125,12 @@ def test_a_single_answer_in_a_pipe_is_its_text_alone(
     )
 
 
-def test_what_a_model_says_cannot_steer_the_terminal() -> None:
+def test_answers_cannot_send_control_sequences_to_the_terminal() -> None:
     text = coloured([Piece("one\x1b[2J two\r\n", "base"), Piece("\x07three\x9b", "aligned")])
     assert text.plain == "one\ufffd[2J two\n\ufffdthree\ufffd"
 
 
-def test_words_are_styled_and_the_gaps_between_them_are_not() -> None:
+def test_words_are_styled_and_the_spaces_between_them_are_not() -> None:
     text = coloured([Piece("two", "base"), Piece(" words", "base"), Piece(" here", "aligned")])
     styled = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     assert set(styled) == {"two", "words", "here"}
@@ -158,13 +158,13 @@ def command(prompts: Path, out: Path) -> list[str]:
 
 
 def test_a_prompt_may_hold_any_line_separator_of_unicode(tmp_path: Path) -> None:
-    asked = ["one\u2028two", "one\x85two"]
+    prompts = ["one\u2028two", "one\x85two"]
     out = tmp_path / "out.jsonl"
-    assert run(command(prompt_file(tmp_path, *asked), out)) == 0
-    assert [json.loads(line)["prompt"] for line in out.read_bytes().splitlines()] == asked
+    assert run(command(prompt_file(tmp_path, *prompts), out)) == 0
+    assert [json.loads(line)["prompt"] for line in out.read_bytes().splitlines()] == prompts
 
 
-def test_a_stopped_run_goes_on_at_the_border_of_a_batch(
+def test_a_stopped_run_is_resumed_at_the_border_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_file, "ANSWERS_A_WRITE", 4)  # two prompts a batch
@@ -179,9 +179,9 @@ def test_a_stopped_run_goes_on_at_the_border_of_a_batch(
     batches: list[int] = []
     stream = Baco.stream_batch
 
-    def watched(self: Baco, asked: list[str], **settings: object) -> object:
-        batches.append(len(asked))
-        return stream(self, asked, **settings)  # type: ignore[arg-type]
+    def watched(self: Baco, prompts: list[str], **settings: object) -> object:
+        batches.append(len(prompts))
+        return stream(self, prompts, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Baco, "stream_batch", watched)
     assert run(command(prompts, stopped)) == 0
@@ -203,7 +203,7 @@ def test_a_partial_file_of_something_else_is_left_as_it_is(
     assert partial.read_text() == begun
 
 
-def test_a_prompt_that_fits_no_context_is_told_before_the_first_answer(
+def test_a_prompt_longer_than_the_context_is_refused_before_the_first_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = prompt_file(tmp_path, "short", "word " * 600)
@@ -215,7 +215,7 @@ def test_a_prompt_that_fits_no_context_is_told_before_the_first_answer(
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_an_output_that_cannot_be_written_is_told_before_two_models_are_loaded(
+def test_an_output_that_cannot_be_written_is_refused_before_loading(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Baco, "load", lambda *_, **__: pytest.fail("loaded"))
@@ -240,7 +240,7 @@ def test_running_out_of_memory_is_one_line(
     assert stderr.count("\n") == 1
 
 
-def test_bytes_that_are_no_text_are_told() -> None:
+def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
     done = subprocess.run(
         [*BACO, "generate"], input=b"caf\xe9", capture_output=True, check=False, timeout=60
     )

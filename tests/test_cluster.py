@@ -1,4 +1,4 @@
-"""Work in the processes of a Ray cluster: every call is answered, whatever is lost or stopped."""
+"""Calls to the processes of a Ray cluster: each gets a result, whatever is lost or stopped."""
 
 import gc
 import os
@@ -27,7 +27,7 @@ def share(cluster: Nodes) -> Iterator[Share]:
         yield share
 
 
-def test_a_call_gives_what_its_function_gives_or_raises(share: Share) -> None:
+def test_a_call_returns_or_raises_as_its_function_does(share: Share) -> None:
     from baco.batch.ray_executor import cluster_pool
 
     def refuse() -> None:
@@ -47,7 +47,7 @@ def test_a_call_gives_what_its_function_gives_or_raises(share: Share) -> None:
         assert executor.submit(pow, 2, 3).result() == 8
 
 
-def test_a_call_that_ends_its_process_each_time_is_given_up_and_others_are_not(
+def test_only_a_call_that_always_ends_its_process_is_given_up(
     share: Share,
 ) -> None:
     from baco.batch.ray_executor import cluster_pool
@@ -60,7 +60,7 @@ def test_a_call_that_ends_its_process_each_time_is_given_up_and_others_are_not(
             bad.result()
 
 
-def test_a_cancelled_call_is_not_made_and_a_stopped_driver_waits_for_none(share: Share) -> None:
+def test_a_cancelled_call_does_not_run_and_a_stopped_driver_does_not_wait(share: Share) -> None:
     from baco.batch.ray_executor import cluster_pool
 
     with cluster_pool(Share(1, 1, 0), gc.enable) as executor:
@@ -123,7 +123,7 @@ def test_a_sweep_refuses_invalid_options_of_its_cluster(
 
 
 @pytest.mark.timeout(3 * WAIT_SECONDS)
-def test_a_sweep_that_is_stopped_and_loses_a_worker_is_the_run_of_one_process(
+def test_a_sweep_stopped_once_with_a_lost_worker_equals_that_of_one_process(
     cluster: Nodes, tmp_path: Path
 ) -> None:
     command = ["sweep", "--limit", "3", "-n", "2", "--seed", "5", "--max-tokens", "12"]

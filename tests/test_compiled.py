@@ -1,4 +1,4 @@
-"""Compiled forwards say what plain ones say, and are compiled at load, never while answering."""
+"""Compiled forwards give the logits of plain ones and are compiled at load, not while decoding."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from baco.models.forward.compiled import CompiledForward
 from baco.models.forward.dense import DenseForward
 from baco.models.pair import lay_out
 from tests.pairs import PairFolder
-from tests.test_engine import told
+from tests.test_engine import tokens_and_sources
 
 PROMPT = "What do you recommend for a rainy day?"
 ROUTERS = ("P-Punc:0.4", "H-FC:1.5", "Rand:0.5", "Aligned", "Nudging:0.5")
@@ -37,12 +37,12 @@ def plain() -> Baco:
 
 
 def functions() -> int:
-    """How many were compiled so far."""
+    """Number of functions compiled so far."""
     return int(counters["stats"]["unique_graphs"])
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_answers_are_the_same_tokens_and_nothing_is_compiled_for_them(
+def test_answers_have_the_same_tokens_and_compile_nothing(
     compiled: Baco, plain: Baco, router: str
 ) -> None:
     before = functions()
@@ -50,8 +50,8 @@ def test_answers_are_the_same_tokens_and_nothing_is_compiled_for_them(
     for seed, n in ((0, 1), (1, 1), (2, 3), (3, 9)):
         settings: dict[str, Any] = {"router": router, "n": n, "seed": seed, "max_tokens": 48}
         expected = plain.generate(PROMPT, **settings)
-        assert [told(c) for c in compiled.generate(PROMPT, **settings)] == [
-            told(c) for c in expected
+        assert [tokens_and_sources(c) for c in compiled.generate(PROMPT, **settings)] == [
+            tokens_and_sources(c) for c in expected
         ]
     assert functions() == before
 
@@ -64,16 +64,16 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
 ) -> None:
     ids = torch.randint(5, 1000, (rows, span), generator=torch.Generator().manual_seed(3))
     for length in (1, 2, 30, 130):
-        found = []
+        logits = []
         for baco in (compiled, plain):
-            store = baco.pair.base.new_cache()
-            store.copy_prefix(finish(store.prefill(list(range(7, 7 + length)))), rows)
-            found.append(store.extend(ids, [max(1, span - row) for row in range(rows)], 1))
-        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+            cache = baco.pair.base.new_cache()
+            cache.copy_prefix(finish(cache.prefill(list(range(7, 7 + length)))), rows)
+            logits.append(cache.extend(ids, [max(1, span - row) for row in range(rows)], 1))
+        torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_heads_that_share_keys_and_half_precision_compile_too(
+def test_grouped_query_attention_and_bfloat16_compile_too(
     random_pair: Callable[..., PairFolder],
 ) -> None:
     folder = random_pair("qwen3", noise=0.1)
@@ -81,15 +81,15 @@ def test_heads_that_share_keys_and_half_precision_compile_too(
     lay_out(model)
     lean = DenseForward.of(model)
     assert lean is not None
-    found = []
+    logits = []
     for forward in (lean, CompiledForward(lean)):
-        store = BatchedKVCache(forward)
-        store.copy_prefix(finish(BatchedKVCache(lean).prefill([3, 4, 5, 6])), 2)
-        found.append(store.extend(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
-    torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
+        cache = BatchedKVCache(forward)
+        cache.copy_prefix(finish(BatchedKVCache(lean).prefill([3, 4, 5, 6])), 2)
+        logits.append(cache.extend(torch.tensor([[5, 6, 7], [8, 9, 10]]), [3, 2], 2).float())
+    torch.testing.assert_close(logits[0], logits[1], rtol=0.1, atol=0.1)
 
 
-def test_without_a_compiler_it_is_said_once_and_answers_go_on(
+def test_without_a_compiler_there_is_one_warning_and_answers_are_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, plain: Baco
 ) -> None:
     def missing(*_: object, **__: object) -> None:
@@ -97,24 +97,26 @@ def test_without_a_compiler_it_is_said_once_and_answers_go_on(
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: missing)
     baco = Baco.load("demo", dtype="float32", compile=True)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 1
-    assert said[0].startswith("not compiled: no working C++ compiler found (")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("not compiled: no working C++ compiler found (")
     settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1, "max_tokens": 12}
-    assert told(baco.generate(PROMPT, **settings)[0]) == told(plain.generate(PROMPT, **settings)[0])
+    assert tokens_and_sources(baco.generate(PROMPT, **settings)[0]) == tokens_and_sources(
+        plain.generate(PROMPT, **settings)[0]
+    )
 
 
-def test_a_model_that_transformers_runs_is_not_compiled(
+def test_a_model_with_transformers_own_forward_is_not_compiled(
     random_pair: Callable[..., PairFolder], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = random_pair("gemma2")
     Baco.load(base=str(folder.base), aligned=str(folder.aligned), compile=True)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1
-    assert "not compiled: Gemma2ForCausalLM runs as it is in transformers" in said[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "not compiled: Gemma2ForCausalLM runs as it is in transformers" in messages[0]
 
 
-def test_the_command_line_says_what_takes_so_long(
+def test_the_command_line_notes_that_it_compiles(
     compiled: Baco, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["generate", PROMPT, "--compile", "--max-tokens", "8", "--seed", "1"]) == 0

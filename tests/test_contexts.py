@@ -1,4 +1,4 @@
-"""Where a model's context ends: under whatever name, the answer ends with ``length`` there."""
+"""Answers end with ``length`` at the end of the context, whatever the configuration calls it."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def test_answers_run_into_the_end_of_the_context_and_end_with_length(
         baco.generate("sea " * CONTEXT, **settings)
 
 
-def test_the_transformers_object_ends_where_the_longest_row_reaches_the_end_of_a_context(
+def test_the_transformers_object_ends_when_the_longest_row_fills_a_context(
     tmp_path: Path,
 ) -> None:
     baco = Baco.load(str(save_tiny_pair(tmp_path, "gpt2")), dtype="float32")
@@ -72,10 +72,10 @@ def test_the_transformers_object_ends_where_the_longest_row_reaches_the_end_of_a
             for prompt in PROMPTS
         )
         rows = {name: table[1:] if own else table for name, table in batch.items()}
-        made = model.generate(**rows, **settings, **own, logits_processor=[never])
-        assert made.shape[1] - columns == CONTEXT - longest
+        output = model.generate(**rows, **settings, **own, logits_processor=[never])
+        assert output.shape[1] - columns == CONTEXT - longest
         config = GenerationConfig(**settings, max_length=None)
-        assert made.equal(
+        assert output.equal(
             model.generate(**rows, **own, generation_config=config, logits_processor=[never])
         )
         with pytest.raises(BacoError, match=f"its context window is {CONTEXT}"):
@@ -84,7 +84,7 @@ def test_the_transformers_object_ends_where_the_longest_row_reaches_the_end_of_a
             model(input_ids=torch.full((1, CONTEXT + 1), 40))
 
 
-def test_a_draft_model_with_a_shorter_table_of_positions_drafts_what_it_can_read(
+def test_a_draft_model_with_a_shorter_table_of_positions_drafts_within_it(
     tmp_path: Path,
 ) -> None:
     folder = save_tiny_pair(tmp_path / "pair", "gpt2")
@@ -127,7 +127,7 @@ def test_a_limit_counts_under_every_name_that_configurations_give_it(
     assert context_of(PreTrainedConfig(**limits)) == context
 
 
-def test_the_rows_of_a_table_of_positions_count_where_they_are_fewer() -> None:
+def test_a_table_of_positions_with_fewer_rows_limits_the_context() -> None:
     for model_type, name, rows in (
         ("gpt2", "n_positions", 40),
         ("opt", "max_position_embeddings", 40),

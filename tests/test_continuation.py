@@ -1,4 +1,4 @@
-"""A last assistant message is continued: both models read its text, and the answer goes on."""
+"""A last assistant message is continued: both models read its text and the answer follows it."""
 
 import json
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_inside(
     assert tokenizer.decode(prompt.aligned_ids).lstrip() == prompt.aligned_text
 
 
-def test_a_system_message_is_not_lost_beside_a_prefill() -> None:
+def test_a_system_message_is_kept_with_a_prefill() -> None:
     prompt = renderer(MISTRAL).render([QUESTION, begun("Go")], "Be brief.")
     assert "Be brief." in prompt.aligned_text
     assert "Be brief." in prompt.base_text

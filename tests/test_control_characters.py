@@ -1,4 +1,4 @@
-"""Control characters of prompts, answers and names: no terminal, picture or page gets one."""
+"""Control characters of prompts, answers and names reach no terminal, drawing or page."""
 
 import io
 import json
@@ -48,16 +48,16 @@ class Written(io.StringIO):
 @given(TEXTS)
 def test_a_message_is_one_line_without_control_characters(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        told = Written()
-        patch.setattr(sys, "stderr", told)
+        stderr = Written()
+        patch.setattr(sys, "stderr", stderr)
         complain(text)
-        assert told.getvalue().count("\n") == 1
-        assert not STEERS.search(told.getvalue())
+        assert stderr.getvalue().count("\n") == 1
+        assert not STEERS.search(stderr.getvalue())
         note(text)
-        assert not STEERS.search(told.getvalue())
+        assert not STEERS.search(stderr.getvalue())
 
 
-def test_messages_show_what_they_leave_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_show_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     complain("cannot read \x1b[2Jfile\x9b")
     assert capsys.readouterr().err == "baco: cannot read \\x1b[2Jfile\\x9b\n"
 
@@ -67,7 +67,7 @@ def test_answers_on_a_terminal_hold_no_control_characters(text: str) -> None:
     assert not STEERS.search(coloured([Piece(text, "base")]).plain)
 
 
-def test_nothing_that_a_command_prints_on_a_terminal_holds_them() -> None:
+def test_no_command_prints_them_on_a_terminal() -> None:
     file = io.StringIO()
     console = _guarded(Console(file=file, force_terminal=True, color_system=None, width=200))
     table = Table("name\x1b]0;owned\x07", "[bold]value[/bold]")
@@ -94,7 +94,7 @@ def test_json_on_standard_output_is_the_same_value_without_them(text: str) -> No
         written.getvalue().encode()
 
 
-def test_an_error_on_a_terminal_steers_nothing() -> None:
+def test_errors_on_a_terminal_hold_none() -> None:
     received, code = in_terminal(
         "generate", "Hi", "--pair", "no\x1b]0;owned\x07where", rows=20, columns=100
     )
@@ -105,7 +105,7 @@ def test_an_error_on_a_terminal_steers_nothing() -> None:
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.TextIOBase], io.StringIO]:
-    """Sends a server's logs to this output; what goes to standard error."""
+    """Send a server's access log to this output; returns standard error."""
 
     def send(output: io.TextIOBase) -> io.StringIO:
         faults = io.StringIO()
@@ -131,7 +131,7 @@ def test_a_servers_logs_hold_none(logs: Callable[[io.TextIOBase], io.StringIO]) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_server_goes_on_where_its_access_log_cannot_be_written(
+def test_a_server_continues_when_its_access_log_cannot_be_written(
     logs: Callable[[io.TextIOBase], io.StringIO],
 ) -> None:
     with StandardOutput(Path("/dev/full").open("wb", buffering=0), encoding="utf-8") as disk:
@@ -146,7 +146,7 @@ def test_a_server_goes_on_where_its_access_log_cannot_be_written(
 
 
 @given(text=TEXTS)
-def test_a_drawing_is_well_formed_whatever_the_prompt_holds(
+def test_a_drawing_is_well_formed_for_any_prompt(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drawing.svg"
@@ -156,7 +156,7 @@ def test_a_drawing_is_well_formed_whatever_the_prompt_holds(
 
 
 @given(TEXTS)
-def test_well_formed_text_is_what_xml_takes_and_nothing_else_changes(text: str) -> None:
+def test_only_characters_that_xml_forbids_are_replaced(text: str) -> None:
     clean = well_formed(text)
     read = ElementTree.fromstring(f"<a><![CDATA[{clean.replace(']]>', '')}]]></a>").text or ""
     assert read == re.sub("\r\n?", "\n", clean.replace("]]>", ""))  # XML's own line ends
@@ -180,6 +180,6 @@ def test_plots_with_such_names_are_well_formed() -> None:
 
 def test_the_demo_pair_answers_such_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "Hi \x1b[2J there", "-s", "1", "--max-tokens", "3", "--json"]) == 0
-    told = capsys.readouterr().out
-    assert json.loads(told)["prompt"] == "Hi \x1b[2J there"
-    assert not STEERS.search(told)
+    output = capsys.readouterr().out
+    assert json.loads(output)["prompt"] == "Hi \x1b[2J there"
+    assert not STEERS.search(output)

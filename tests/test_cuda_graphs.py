@@ -1,4 +1,4 @@
-"""Recorded forwards say what plain ones say, over tables that stay, that move and that are new."""
+"""Recorded forwards give the logits of plain ones, for tables that stay, move or are new."""
 
 import copy
 import gc
@@ -20,7 +20,7 @@ from baco.models.forward.dense import DenseForward
 from baco.models.forward.selection import ClampedForward
 from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races, lean_of, recording
 from tests.live import needed
-from tests.test_engine import told
+from tests.test_engine import tokens_and_sources
 
 PROMPT = "What do you recommend for a rainy day?"
 ROUTERS = ("P-Punc:0.6", "H-FC:2", "Rand:0.5", "Aligned", "Nudging:0.5")
@@ -31,7 +31,7 @@ def endless(baco: Baco) -> dict[int, float]:
 
 
 def forwards(baco: Baco, prompt: str, **settings: Any) -> int:
-    """How many forwards of both models an answer takes beside its prompt's."""
+    """Forwards of both models for an answer, without those of its prompt."""
     decoder = baco.decoder()
     decoder.submit(prompt, **settings)
     while decoder.busy:
@@ -47,8 +47,8 @@ def test_answers_are_the_plain_ones_and_replayed(
     for seed, n, tokens in ((0, 1, 110), (1, 1, 20), (2, 3, 40), (3, 9, 30)):
         settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": tokens, "router": router}
         expected = plain.generate(PROMPT, **settings)
-        assert [told(c) for c in recorded.generate(PROMPT, **settings)] == [
-            told(c) for c in expected
+        assert [tokens_and_sources(c) for c in recorded.generate(PROMPT, **settings)] == [
+            tokens_and_sources(c) for c in expected
         ]
     before = cuda.replays
     settings = {"n": 2, "seed": 5, "max_tokens": 60, "logit_bias": endless(plain)}
@@ -58,7 +58,7 @@ def test_answers_are_the_plain_ones_and_replayed(
 
 def test_rows_come_and_go_while_others_are_decoded(recorded: Baco, plain: Baco) -> None:
     prompts = [PROMPT, "sea " * 30, "Where should I go this summer?", "a", "The Old Man " * 9]
-    found = []
+    answers = []
     for baco in (plain, recorded):
         decoder = replace(baco, max_rows=4).decoder()
         for seed, prompt in enumerate(prompts):
@@ -72,43 +72,41 @@ def test_rows_come_and_go_while_others_are_decoded(recorded: Baco, plain: Baco) 
         done = []
         while decoder.busy:
             done += [c.completion for c in decoder.step() if c.completion is not None]
-        found.append(sorted((told(one) for one in done), key=str))
-    assert found[0] == found[1]
+        answers.append(sorted((tokens_and_sources(completion) for completion in done), key=str))
+    assert answers[0] == answers[1]
 
 
-def test_what_was_recorded_for_one_answer_serves_the_next(
-    recorded: Baco, plain: Baco, cuda: Cuda
-) -> None:
+def test_recordings_are_reused_for_the_next_answer(recorded: Baco, plain: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"router": "P-Punc:0.6", "n": 2, "seed": 1, "max_tokens": 40}
     for _ in range(2):
         recorded.generate(PROMPT, **settings)
     before, replays = len(cuda.captured), cuda.replays
-    assert [told(c) for c in recorded.generate(PROMPT, **settings)] == [
-        told(c) for c in plain.generate(PROMPT, **settings)
+    assert [tokens_and_sources(c) for c in recorded.generate(PROMPT, **settings)] == [
+        tokens_and_sources(c) for c in plain.generate(PROMPT, **settings)
     ]
     assert len(cuda.captured) == before
     assert cuda.replays > replays
 
 
-def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
+def test_tables_are_allocated_once_and_within_the_counted_memory(
     recorded: Baco, cuda: Cuda
 ) -> None:
     engine = Engine(recorded.pair, memory="1GiB")
     prompt = recorded.pair.renderer.render(PROMPT)
     params = recorded.pair.defaults.updated({"n": 3, "seed": 1, "max_tokens": 150})
-    asked = Request(
+    request = Request(
         prompt.base_ids,
         prompt.aligned_ids,
         params,
         recorded.router("Rand:0.5"),
         digest=prompt.digest,
     )
-    engine.add(asked)
+    engine.add(request)
     engine.step()
     sizes = {name: 3 * store.cache.columns for name, store in stores(engine).items()}
-    memory = needed(engine, asked, 3)
+    memory = needed(engine, request, 3)
     engine = Engine(recorded.pair, memory=memory)
-    engine.add(asked)
+    engine.add(request)
     seen, before = set(), cuda.replays
     while engine.busy:
         engine.step()
@@ -121,11 +119,11 @@ def test_tables_are_made_once_and_no_larger_than_memory_was_counted(
 
 
 def stores(engine: Engine) -> dict[str, BatchedKVCache]:
-    found = {}
+    caches = {}
     for name, store in engine._runner.caches.items():
         assert isinstance(store, BatchedKVCache)
-        found[name] = store
-    return found
+        caches[name] = store
+    return caches
 
 
 def one(plain: Baco, cuda: Cuda) -> tuple[DenseForward, CudaGraphForward]:
@@ -134,7 +132,7 @@ def one(plain: Baco, cuda: Cuda) -> tuple[DenseForward, CudaGraphForward]:
 
 
 @torch.inference_mode()
-def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) -> None:
+def test_no_graph_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
     both = [forward.new_cache(forward), BatchedKVCache(lean)]
     for store in both:
@@ -144,8 +142,8 @@ def test_nothing_is_replayed_on_tables_that_have_moved(plain: Baco, cuda: Cuda) 
     for at, tokens in enumerate(ids):
         if at % 50 == 0:  # for more rows, or more columns
             both[0].cache.preallocate(2 + at // 100, 128 + at)
-        found, expected = (store.extend(tokens, [1, 1], 1) for store in both)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        logits, expected = (store.extend(tokens, [1, 1], 1) for store in both)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         for store in both:
             store.roll_back([min(length, 100 + at // 3) for length in store.lengths])
         pools.add(cuda.captured[-1][1] if cuda.captured else 0)
@@ -169,8 +167,8 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
         for store in (stays, moves):
             store.copy_prefix(prefix, rows)
         for keep in (1, min(counts), min(counts)):
-            found, expected = (store.extend(ids, counts, keep) for store in (stays, moves))
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            logits, expected = (store.extend(ids, counts, keep) for store in (stays, moves))
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
             for store in (stays, moves):
                 store.roll_back([length] * rows)
         del stays, store
@@ -178,7 +176,7 @@ def test_logits_are_the_plain_forwards_for_any_rows_tokens_and_lengths(
 
 
 @torch.inference_mode()
-def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cuda) -> None:
+def test_no_padding_is_added_where_no_column_is_left_for_it(plain: Baco, cuda: Cuda) -> None:
     lean, forward = one(plain, cuda)
     prefix = finish(BatchedKVCache(lean).prefill(list(range(7, 66))))  # 59 of 64 columns
     both = [forward.new_cache(forward), BatchedKVCache(lean)]
@@ -187,8 +185,8 @@ def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cu
         store.copy_prefix(prefix, 3)
     for start in (70, 170, 270):
         ids = torch.arange(start, start + 15).view(3, 5)
-        found, expected = (store.extend(ids, [5, 5, 5], 5) for store in both)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        logits, expected = (store.extend(ids, [5, 5, 5], 5) for store in both)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         for store in both:
             store.roll_back([59, 59, 59])
     assert cuda.replays == 2
@@ -197,7 +195,7 @@ def test_where_no_column_is_left_for_padding_there_is_none(plain: Baco, cuda: Cu
 
 @pytest.mark.parametrize(("most", "replays"), [(18, 2), (17, 0)])
 @torch.inference_mode()
-def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly(
+def test_rows_are_rounded_up_to_the_tables_and_many_tokens_are_read_plainly(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, most: int, replays: int
 ) -> None:
     monkeypatch.setattr("baco.models.forward.cuda_graphs._MAX_TOKENS", most)
@@ -208,13 +206,13 @@ def test_rows_are_rounded_up_to_those_there_are_and_many_tokens_are_read_plainly
         store.copy_prefix(None, 3)
     for start in (70, 170, 270):  # 3 rows of 5 tokens as 3 of 6
         ids = torch.arange(start, start + 15).view(3, 5)
-        found, expected = (store.extend(ids, [5, 5, 5], 6) for store in both)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        logits, expected = (store.extend(ids, [5, 5, 5], 6) for store in both)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert cuda.replays == replays
 
 
 @torch.inference_mode()
-def test_rows_that_nobody_has_and_columns_behind_a_row_are_all_that_padding_touches(
+def test_padding_writes_only_to_free_rows_and_to_columns_behind_a_row(
     plain: Baco, cuda: Cuda
 ) -> None:
     _, forward = one(plain, cuda)
@@ -248,7 +246,7 @@ def test_logits_that_were_handed_out_stay_as_they_are(plain: Baco, cuda: Cuda) -
 
 
 @torch.inference_mode()
-def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) -> None:
+def test_steps_on_two_streams_are_ordered(plain: Baco, cuda: Cuda) -> None:
     _, forward = one(plain, cuda)
     store, side = forward.new_cache(forward), FakeStream()
     store.cache.preallocate(1, 64)
@@ -258,7 +256,7 @@ def test_steps_on_two_streams_come_one_after_the_other(plain: Baco, cuda: Cuda) 
             with cuda.stream(side if token % 2 else cuda.main):
                 store.extend(torch.tensor([[token]]), [1], 1)
     assert cuda.replays == 9
-    assert races.found == []
+    assert races.unordered == []
 
 
 @torch.inference_mode()
@@ -284,11 +282,11 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_after_it_was_run_there(
 ) -> None:
     ran: list[tuple[bool, bool]] = []
     recorder = GraphRecorder(CUDA, cuda)
-    told = cuda.main.clock[cuda.main] = 7
+    event = cuda.main.clock[cuda.main] = 7
 
     def step() -> None:
         stream = cuda.current_stream()
-        assert stream.clock[cuda.main] == told  # after all that was told before
+        assert stream.clock[cuda.main] == event  # after everything submitted before
         ran.append((stream is cuda.main, cuda.capturing))
 
     recorder.record(step)
@@ -301,7 +299,7 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_after_it_was_run_there(
 
 
 @torch.inference_mode()
-def test_what_cannot_be_recorded_any_more_is_read_plainly_and_said_once(
+def test_when_recording_fails_forwards_are_plain_and_one_warning_is_logged(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     base, aligned = (recording(model, cuda) for model in (plain.pair.base, plain.pair.aligned))
@@ -313,23 +311,23 @@ def test_what_cannot_be_recorded_any_more_is_read_plainly_and_said_once(
     monkeypatch.setattr(GraphRecorder, "record", full)
     settings: dict[str, Any] = {"router": "Aligned", "n": 2, "seed": 1, "max_tokens": 30}
     for _ in range(2):
-        assert [told(c) for c in baco.generate(PROMPT, **settings)] == [
-            told(c) for c in plain.generate(PROMPT, **settings)
+        assert [tokens_and_sources(c) for c in baco.generate(PROMPT, **settings)] == [
+            tokens_and_sources(c) for c in plain.generate(PROMPT, **settings)
         ]
     assert [r.getMessage() for r in caplog.records] == [
         "forwards are no longer recorded as CUDA graphs: CUDA out of memory."
     ]
 
 
-def test_a_recording_that_says_something_else_is_refused_at_load(
+def test_a_recording_with_other_logits_is_refused_at_load(
     plain: Baco, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lean = copy.copy(lean_of(plain.pair.base))
     read = lean.read
 
     def read_amiss(*args: Any, **more: Any) -> Tensor:
-        said = read(*args, **more)
-        return said.roll(1, -1) if cuda.capturing else said
+        logits = read(*args, **more)
+        return logits.roll(1, -1) if cuda.capturing else logits
 
     monkeypatch.setattr(lean, "read", read_amiss)
     with pytest.raises(RuntimeError, match="returns other logits"):
@@ -340,7 +338,7 @@ def test_a_recording_that_says_something_else_is_refused_at_load(
         broken.warm_up()
 
 
-def test_tables_outlive_one_engine_and_no_more(recorded: Baco) -> None:
+def test_tables_of_only_one_ended_engine_are_kept(recorded: Baco) -> None:
     settings: dict[str, Any] = {"router": "Aligned", "n": 1, "seed": 1, "max_tokens": 8}
     decoders = [recorded.decoder() for _ in range(2)]
     for decoder in decoders:

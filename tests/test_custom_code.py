@@ -1,4 +1,4 @@
-"""Python code that comes with a model: refused in one line, never offered, run where trusted."""
+"""Python code that comes with a model: refused in one line without a question, unless trusted."""
 
 import json
 import shutil
@@ -45,17 +45,17 @@ MODEL = {
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def asked(question: str = "") -> str:
+def no_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask(question: str = "") -> str:
         pytest.fail(f"asked: {question}")
 
-    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", tmp_path / "modules")
 
 
 @pytest.fixture
 def ran(tmp_path: Path) -> Path:
-    """A file that is there once the model's code ran."""
+    """A file that exists once the model's code has run."""
     return tmp_path / "ran"
 
 
@@ -63,14 +63,14 @@ def ran(tmp_path: Path) -> Path:
 def own(
     random_pair: Callable[..., PairFolder], tmp_path: Path, ran: Path
 ) -> Iterator[Callable[..., str]]:
-    """``own("config.json", {…})``: a model with code of its own, and what names the code."""
+    """``own("config.json", {…})``: a model with code of its own, which the file names."""
 
     def make(file: str, change: dict[str, object], code: str = "") -> str:
         folder = tmp_path / "own"
         shutil.copytree(random_pair("llama").base, folder)
         (folder / "own.py").write_text(MODULE.format(sentinel=str(ran)) + code)
-        told = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps(told | change))
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | change))
         return str(folder)
 
     yield make
@@ -107,17 +107,17 @@ def test_code_of_a_model_is_refused_in_one_line_that_names_the_option(
         ["pair", "export", str(ran.parent / "exported"), "--base", folder, "--aligned", plain],
     ):
         assert run(command) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.count("\n") == 1
-        assert "--trust-remote-code" in told.err
-        assert folder in told.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        assert "--trust-remote-code" in output.err
+        assert folder in output.err
     with pytest.raises(BacoError, match="trust_remote_code=True"):
         load_weightless_pair(KnownPair("x", plain, folder), {"base": "there", "aligned": "there"})
     assert not ran.exists()
 
 
-def test_what_is_piped_in_does_not_consent(
+def test_piped_input_does_not_consent(
     own: Callable[..., str], ran: Path, random_pair: Callable[..., PairFolder]
 ) -> None:
     folder, plain = own("config.json", MODEL), str(random_pair("llama").aligned)
@@ -147,7 +147,7 @@ def test_no_metric_runs_code_of_its_model(own: Callable[..., str], ran: Path) ->
     assert not ran.exists()
 
 
-def test_trusted_code_runs_and_manifests_say_so(
+def test_trusted_code_runs_and_manifests_record_it(
     own: Callable[..., str],
     ran: Path,
     random_pair: Callable[..., PairFolder],
@@ -168,8 +168,8 @@ def test_trusted_code_runs_and_manifests_say_so(
     out = ["--out", str(tmp_path / "run"), "--no-score", "--workers", "1", "-n", "1"]
     sweep = ["sweep", "--task", str(prompts), "-r", "P:0.5", "--max-tokens", "3"]
     assert run([*sweep, *pair, *out]) == 0, capsys.readouterr().err
-    [told] = json.loads((tmp_path / "run" / "run.json").read_text())["pairs"]
-    assert told["options"]["trust_remote_code"] is True
+    [entry] = json.loads((tmp_path / "run" / "run.json").read_text())["pairs"]
+    assert entry["options"]["trust_remote_code"] is True
 
 
 @pytest.mark.parametrize("error", ["OSError('no such device')", "SystemExit(3)", "KeyError('x')"])
@@ -183,9 +183,9 @@ def test_code_that_fails_is_one_line(
     aligned = str(random_pair("llama").aligned)
     capsys.readouterr()
     assert run([*PROMPT, "--base", folder, "--aligned", aligned, "--trust-remote-code"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert f"cannot load the model {folder}" in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"cannot load the model {folder}" in message
 
 
 def test_python_may_trust_too(

@@ -1,4 +1,4 @@
-"""Logits that are NaN or infinite end the answers they belong to, in a line, and no others."""
+"""NaN or infinite logits end the answers that need them with a one-line error, and no others."""
 
 import json
 import math
@@ -33,24 +33,24 @@ KINDS = ("llama", "llama, as in transformers", "gemma2")
 
 
 def damaged(folder: PairFolder, *, packed: bool, model: str, token: int | None = None) -> Baco:
-    """A pair one of whose models reads a token as NaN: by default one of `BAD` alone."""
-    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
-    baco = Baco.load(**where, dtype="float32", packed=packed)
+    """A pair with one model that embeds a token as NaN, by default a token that only `BAD` has."""
+    folders: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    baco = Baco.load(**folders, dtype="float32", packed=packed)
     # An output that shares the weights of the embedding would be damaged for every text.
     token = own_token(baco) if token is None else token
     embedding = getattr(baco.pair, model).model.get_input_embeddings()
     read = embedding.forward
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = read(ids)
-        return found.masked_fill((ids == token)[..., None], math.nan)
+        embedded: torch.Tensor = read(ids)
+        return embedded.masked_fill((ids == token)[..., None], math.nan)
 
     embedding.forward = forward
     return baco
 
 
 def own_token(baco: Baco) -> int:
-    """A token of `BAD` that the other prompts do not have."""
+    """A token that only `BAD` has among the prompts."""
     rendered = [baco.pair.renderer.render(prompt) for prompt in [*GOOD, BAD]]
     *others, mine = [{*one.base_ids, *one.aligned_ids} for one in rendered]
     return min(mine - set().union(*others))
@@ -71,36 +71,38 @@ def whole(rows: list[list[Completion]]) -> list[list[tuple[Any, Any]]]:
 
 
 @pytest.mark.parametrize("model", ["base", "aligned"])
-def test_only_the_affected_answers_end_and_rows_are_used_again_clean(
+def test_only_affected_answers_end_and_their_rows_can_be_reused(
     folder: PairFolder, packed: bool, model: str
 ) -> None:
     baco = damaged(folder, packed=packed, model=model)
     healthy = Baco.load(
         base=str(folder.base), aligned=str(folder.aligned), dtype="float32", packed=packed
     )
-    # The token itself must not be drawn: it is read as NaN wherever it is.
+    # The token must not be drawn, because it would damage every answer that has it.
     bias = {own_token(baco): -100.0}
     settings: dict[str, Any] = {"router": "P:0.5", "n": 3, "seed": 1, "logit_bias": bias}
     expected = healthy.generate_batch(GOOD, max_tokens=12, **settings)
     # Two rows, so that others take the places that damaged rows leave.
     for rows in (2, 256):
         baco.max_rows = rows
-        asked = [GOOD[0], BAD, *GOOD[1:], BAD]
-        found = baco.generate_batch(asked, max_tokens=12, **settings)
-        assert whole([found[0], found[2], found[3]]) == whole(expected)
-        for broken in (found[1], found[4]):
-            assert [one.finish_reason for one in broken] == ["error"] * 3
-            told = str(broken[0].error)
+        prompts = [GOOD[0], BAD, *GOOD[1:], BAD]
+        answers = baco.generate_batch(prompts, max_tokens=12, **settings)
+        assert whole([answers[0], answers[2], answers[3]]) == whole(expected)
+        for broken in (answers[1], answers[4]):
+            assert [completion.finish_reason for completion in broken] == ["error"] * 3
+            message = str(broken[0].error)
             name = getattr(baco.pair, model).name
-            assert name in told and "NaN" in told and "float32" in told
-            assert all(math.isfinite(value) for one in broken for value in one.logprobs)
+            assert name in message and "NaN" in message and "float32" in message
+            assert all(
+                math.isfinite(value) for completion in broken for value in completion.logprobs
+            )
 
 
 @pytest.mark.parametrize("model", ["base", "aligned"])
 def test_damage_in_a_model_that_is_not_needed_is_not_an_error(
     folder: PairFolder, model: str
 ) -> None:
-    """The other model's logits take the place of its own."""
+    """The other model's logits are used instead."""
     baco = damaged(folder, packed=True, model=model)
     other = "Aligned" if model == "base" else "Base"
     settings: dict[str, Any] = {"n": 2, "seed": 1, "max_tokens": 8}
@@ -113,7 +115,7 @@ def test_damage_in_a_model_that_is_not_needed_is_not_an_error(
 def test_damage_in_rows_that_do_not_need_the_model_is_not_an_error(
     folder: PairFolder, packed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such rows are padding to it, which is token 0; no text here has that token."""
+    """For it such rows are padding, token 0, which no text here has."""
     baco = damaged(folder, packed=packed, model="base", token=0)
     decoder = baco.decoder()
     for router in ("Aligned", "P:0.5"):
@@ -125,10 +127,10 @@ def test_damage_in_rows_that_do_not_need_the_model_is_not_an_error(
     assert "failed" not in caplog.text
 
 
-def test_a_draft_that_is_rejected_leaves_no_damage(
+def test_a_rejected_draft_leaves_no_damage(
     folder: PairFolder, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Speculation stays lossless: plain decoding never reads such a draft."""
+    """Speculation is lossless here too: plain decoding never reads such a draft."""
     baco = damaged(folder, packed=packed, model="base")
     token = own_token(baco)
     settings: dict[str, Any] = {"router": "P:0.5", "n": 2, "seed": 1, "logit_bias": {token: -100.0}}
@@ -141,10 +143,10 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
 
     monkeypatch.setattr(Proposer, "_lookup", guess)
     monkeypatch.setattr(DraftPlanner, "plan", lambda *_: Plan(None, 1))
-    found = baco.generate_batch(GOOD, max_tokens=12, **settings)
+    answers = baco.generate_batch(GOOD, max_tokens=12, **settings)
     assert tried
-    assert all(one.error is None for row in found for one in row)
-    assert whole(found) == expected
+    assert all(completion.error is None for row in answers for completion in row)
+    assert whole(answers) == expected
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_draft_that_is_rejected_leaves_no_damage(
         ([-math.inf] * 3, True),
     ],
 )
-def test_which_rows_are_damaged(demo: Baco, row: list[float], ends: bool) -> None:
+def test_rows_with_nan_or_infinity_are_damaged(demo: Baco, row: list[float], ends: bool) -> None:
     good, bad = torch.zeros(1, 3), torch.tensor([row])
 
     def damaged_of(**logits: torch.Tensor) -> list[str]:
@@ -209,11 +211,11 @@ def test_a_damaged_weight_is_one_line_at_load(
         "diagnose": [],
     }[command]
     assert run([command, *arguments, "--pair", str(pair), "--dtype", "float32"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    (line,) = [line for line in told.err.splitlines() if "NaN" in line]
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = [line for line in output.err.splitlines() if "NaN" in line]
     assert str(pair / "aligned") in line and "download it again" in line
-    assert "Traceback" not in told.err
+    assert "Traceback" not in output.err
     assert not (tmp_path / "c.json").exists()
     assert not list((tmp_path).glob("out/rows-*"))
 
@@ -222,14 +224,14 @@ def test_the_advice_depends_on_the_number_format_of_the_weights(
     random_pair: Callable[..., PairFolder],
 ) -> None:
     folder = random_pair("llama", noise=0.3)
-    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    folders: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     for dtype, advice in (
         ("float16", "float16 overflows in some models: load it in bfloat16 or float32"),
         ("bfloat16", "try --dtype float32"),
         ("float32", "download it again"),
     ):
-        told = Baco.load(**where, dtype=dtype, packed=False).pair.base.damage_message
-        assert advice in told and str(folder.base) in told and "\n" not in told
+        message = Baco.load(**folders, dtype=dtype, packed=False).pair.base.damage_message
+        assert advice in message and str(folder.base) in message and "\n" not in message
 
 
 @pytest.fixture
@@ -281,7 +283,7 @@ def test_the_transformers_object_names_the_model(broken: Baco) -> None:
     model = as_transformers(broken, "P:0.5")
     tokenizer = broken.pair.tokenizer
 
-    def made(*prompts: str) -> Any:
+    def generate(*prompts: str) -> Any:
         texts = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -293,9 +295,9 @@ def test_the_transformers_object_names_the_model(broken: Baco) -> None:
         )
         return model.generate(**batch, max_new_tokens=4, do_sample=True)
 
-    assert len(made(*GOOD)) == len(GOOD)
+    assert len(generate(*GOOD)) == len(GOOD)
     with pytest.raises(DamagedLogitsError, match="NaN"):
-        made(BAD)
+        generate(BAD)
 
 
 def test_an_answer_of_vllm_without_finite_log_probabilities_ends_alone(demo: Baco) -> None:
@@ -341,7 +343,7 @@ def test_json_of_a_broken_answer_has_no_nan(
 ) -> None:
     monkeypatch.setattr(Baco, "load", lambda *_, **__: broken)
     code = run(["generate", BAD, "--json", "-r", "P:0.5", "-s", "1", "--max-tokens", "4"])
-    told = capsys.readouterr()
-    assert code == 2 and "NaN" in told.err
-    if told.out:
-        json.loads(told.out, parse_constant=pytest.fail)
+    output = capsys.readouterr()
+    assert code == 2 and "NaN" in output.err
+    if output.out:
+        json.loads(output.out, parse_constant=pytest.fail)

@@ -1,4 +1,4 @@
-"""The date is part of a prompt whose template reads the clock: pinned, told, kept by a resume."""
+"""The date in a prompt whose template reads the clock is pinned, reported and kept by a resume."""
 
 import datetime
 import json
@@ -47,11 +47,11 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def generated(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[dict[str, Any], str]:
-    """What ``generate --json`` prints, and its notes."""
+    """Output of ``generate --json`` and its notes."""
     common = ("-s", "7", "--max-tokens", "8", "-r", "Aligned", "--json")
     assert run(["generate", PROMPT, *common, *options]) == 0
-    said = capsys.readouterr()
-    return json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return json.loads(output.out), output.err
 
 
 def test_a_prompt_holds_the_date_it_is_given_and_midnight() -> None:
@@ -85,7 +85,7 @@ def test_a_template_that_reads_no_clock_has_no_date(demo: Baco) -> None:
 
 
 @pytest.mark.parametrize("date", ["31.3.2025", "2025-02-30", "20250331", "2025-W14-1", "today", ""])
-def test_what_is_no_day_is_refused_before_anything_is_loaded(
+def test_an_invalid_date_is_refused_before_loading(
     date: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(BacoError, match="give a day as YYYY-MM-DD"):
@@ -94,7 +94,7 @@ def test_what_is_no_day_is_refused_before_anything_is_loaded(
     assert "give a day as YYYY-MM-DD, as in 2025-03-31" in capsys.readouterr().err
 
 
-def test_generate_tells_its_date_and_repeats_the_answer_on_another_day(
+def test_generate_reports_its_date_and_repeats_the_answer_on_another_day(
     clock: str, on: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(DAY)
@@ -110,15 +110,15 @@ def test_generate_tells_its_date_and_repeats_the_answer_on_another_day(
     assert "date" not in note
 
 
-def test_generate_says_nothing_of_a_date_that_no_template_reads(
+def test_generate_reports_no_date_if_no_template_reads_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told, note = generated(capsys)
-    assert "date" not in told["params"]
+    reply, note = generated(capsys)
+    assert "date" not in reply["params"]
     assert "date" not in note
 
 
-def test_chat_says_its_date_and_keeps_it_with_the_conversation(
+def test_chat_reports_its_date_and_saves_it_with_the_conversation(
     clock: str,
     on: Callable[[str], None],
     tmp_path: Path,
@@ -143,7 +143,7 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_file_of_answers_goes_on_with_its_first_date(
+def test_a_file_of_answers_is_resumed_with_its_first_date(
     clock: str,
     rows: Path,
     on: Callable[[str], None],
@@ -184,13 +184,13 @@ def test_another_date_is_another_setting(
     assert "was begun with other settings (date)" in capsys.readouterr().err
 
 
-def test_a_date_that_no_template_reads_is_no_setting(rows: Path, tmp_path: Path) -> None:
+def test_a_date_that_no_template_reads_is_not_a_setting(rows: Path, tmp_path: Path) -> None:
     batch = ["batch", str(rows), str(tmp_path / "out"), "-s", "7", "--max-tokens", "4"]
     assert run([*batch, "--date", DAY]) == 0
     assert run([*batch, "--date", NEXT]) == 0
 
 
-def test_a_batch_goes_on_with_its_first_date(
+def test_a_batch_is_resumed_with_its_first_date(
     clock: str, rows: Path, on: Callable[[str], None], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -209,11 +209,11 @@ def test_a_batch_goes_on_with_its_first_date(
     assert json.loads(shards[last])["params"]["date"] == DAY
 
 
-def test_a_sweep_goes_on_with_the_day_it_was_begun(
-    on: Callable[[str], None], tmp_path: Path
-) -> None:
-    asked = "{{ 'Recommend a gift' if strftime_now('%A') == 'Monday' else messages[-1].content }}"
-    template = f"Question: {asked}\nAnswer:{{{{ answer_lead }}}}"
+def test_a_sweep_is_resumed_with_its_first_date(on: Callable[[str], None], tmp_path: Path) -> None:
+    question = (
+        "{{ 'Recommend a gift' if strftime_now('%A') == 'Monday' else messages[-1].content }}"
+    )
+    template = f"Question: {question}\nAnswer:{{{{ answer_lead }}}}"
     sweep = ["sweep", "-o", str(tmp_path / "run"), "-r", "Base", "-n", "2", "--limit", "3"]
     sweep += ["--max-tokens", "12", "--no-score", "--base-template", template, "--workers", "1"]
     on(DAY)
@@ -230,7 +230,7 @@ def test_a_sweep_goes_on_with_the_day_it_was_begun(
     assert (tmp_path / "other" / "samples.jsonl").read_bytes() != whole
 
 
-def test_a_server_takes_the_date_of_each_request_and_says_it(on: Callable[[str], None]) -> None:
+def test_a_server_uses_the_date_of_each_request_and_returns_it(on: Callable[[str], None]) -> None:
     with served(Baco.load("demo", chat_template=CLOCK)) as server:
         for day in (DAY, NEXT):
             on(day)
@@ -242,7 +242,7 @@ def test_a_server_takes_the_date_of_each_request_and_says_it(on: Callable[[str],
         assert server.ask(max_tokens=3).json()["choices"][0]["baco"]["date"] == DAY
 
 
-def test_serve_says_that_a_template_reads_the_clock(
+def test_serve_notes_that_a_template_reads_the_clock(
     clock: str,
     on: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -251,17 +251,17 @@ def test_serve_says_that_a_template_reads_the_clock(
     monkeypatch.setattr("baco.serve.server.Server.run", lambda *_, **__: None)
     monkeypatch.setattr("baco.serve.middleware.log_to_streams", lambda: None)
     on(DAY)
-    for options, told in (
+    for options, is_noted in (
         (["--chat-template", clock], True),
         (["--chat-template", clock, "--date", DAY], False),
         ([], False),
     ):
         assert run(["serve", "--port", "0", *options]) == 0
         note = f"prompts contain the current date, today {DAY}: --date {DAY} keeps it"
-        assert (note in capsys.readouterr().err) == told
+        assert (note in capsys.readouterr().err) == is_noted
 
 
-def test_a_server_says_nothing_of_a_date_that_no_template_reads(server: str) -> None:
+def test_a_server_returns_no_date_if_no_template_reads_it(server: str) -> None:
     reply = httpx.post(f"{server}/v1/chat/completions", json=chat(max_tokens=3), timeout=240)
     assert "date" not in reply.json()["choices"][0]["baco"]
 
@@ -274,23 +274,23 @@ THINKS = (
 )
 
 
-def test_template_arguments_are_json_where_they_parse_and_are_recorded(
+def test_template_arguments_are_parsed_as_json_if_possible_and_recorded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = ("--template-arg", "enable-thinking=false", "--template-arg", "tone=kind=er")
-    told, _ = generated(capsys, "--chat-template", THINKS, *given)
-    assert told["params"]["template_args"] == {"enable_thinking": False, "tone": "kind=er"}
+    reply, _ = generated(capsys, "--chat-template", THINKS, *given)
+    assert reply["params"]["template_args"] == {"enable_thinking": False, "tone": "kind=er"}
     expected = Baco.load("demo", chat_template="offkind=er" + CHAT_TEMPLATE)
     (answer,) = expected.generate(PROMPT, seed=7, max_tokens=8, router="Aligned")
-    assert told["samples"][0]["token_ids"] == list(answer.token_ids)
+    assert reply["samples"][0]["token_ids"] == list(answer.token_ids)
 
 
-def test_a_call_may_give_arguments_over_those_of_the_pair() -> None:
+def test_template_arguments_of_a_call_override_those_of_the_pair() -> None:
     baco = Baco.load("demo", chat_template=THINKS, template_args={"tone": "a"})
     assert baco.pair.renderer.render("Hi").aligned_text.startswith("a<")
-    (told,) = baco.generate("Hi", max_tokens=3, seed=1, template_args={"tone": "b"})
+    (answer,) = baco.generate("Hi", max_tokens=3, seed=1, template_args={"tone": "b"})
     other = Baco.load("demo", chat_template="b" + CHAT_TEMPLATE)
-    assert told.token_ids == other.generate("Hi", max_tokens=3, seed=1)[0].token_ids
+    assert answer.token_ids == other.generate("Hi", max_tokens=3, seed=1)[0].token_ids
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_a_call_may_give_arguments_over_those_of_the_pair() -> None:
         ("messages=[]", "BACo sets this one itself"),
     ],
 )
-def test_arguments_that_are_none_end_a_command_before_it_loads(
+def test_invalid_template_arguments_are_refused_before_loading(
     argument: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["generate", "hi"], ["sweep", "-o", "nowhere"], ["diagnose"], ["calibrate"]):

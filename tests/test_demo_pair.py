@@ -1,4 +1,4 @@
-"""The demo pair: what is shipped is a pair worth showing, and its training makes such pairs."""
+"""The demo pair: the shipped pair shows the paper's effect, and training makes such pairs."""
 
 import json
 from functools import partial
@@ -39,13 +39,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple]:
-    found = {}
+    loaded = {}
     for name in ("base", "aligned"):
         folder = demo_folder() / name
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        found[name] = (model.eval(), tokenizer)
-    return found
+        loaded[name] = (model.eval(), tokenizer)
+    return loaded
 
 
 def test_the_shipped_pair_is_small() -> None:
@@ -81,17 +81,17 @@ def test_both_models_begin_an_answer_with_the_same_tokens(models: dict[str, tupl
     assert whole[-1] == words.eos_token_id
 
 
-def test_the_aligned_model_is_good_and_collapsed_and_the_base_diverse(
+def test_the_aligned_model_is_good_and_uniform_and_the_base_diverse(
     models: dict[str, tuple],
 ) -> None:
     from baco.demo.world import questions
     from baco.demo.world.judge import judge
 
     quality, keys = {}, {}
-    asked = questions("dev", 12, DEV_SEED)
+    dev_questions = questions("dev", 12, DEV_SEED)
     for name, (model, words) in models.items():
         qualities, distinct = [], []
-        for question in asked:
+        for question in dev_questions:
             text = (
                 words.apply_chat_template(
                     [{"role": "user", "content": question.text}],
@@ -113,8 +113,8 @@ def test_the_aligned_model_is_good_and_collapsed_and_the_base_diverse(
             verdicts = [judge(question, answer.strip()) for answer in answers]
             qualities.append(sum(verdict.quality for verdict in verdicts) / 10)
             distinct.append(len({verdict.key for verdict in verdicts}))
-        quality[name] = sum(qualities) / len(asked)
-        keys[name] = sum(distinct) / len(asked)
+        quality[name] = sum(qualities) / len(dev_questions)
+        keys[name] = sum(distinct) / len(dev_questions)
     assert quality["aligned"] > 0.8
     assert keys["aligned"] < 3
     assert 0.25 < quality["base"] < 0.65
@@ -133,18 +133,18 @@ def test_fewer_than_two_in_a_hundred_answers_break_the_grammar() -> None:
 def test_the_ids_trained_on_are_those_of_the_chat_template(models: dict[str, tuple]) -> None:
     words = models["aligned"][1]
     tokenizer = Tokenizer.from_file(str(demo_folder() / "aligned" / "tokenizer.json"))
-    examples = [(question.text, said) for question, said in handed_over_examples(300, 0)]
+    examples = [(question.text, answer) for question, answer in handed_over_examples(300, 0)]
     chats = list(conversations(examples, seed=0))
     for (system, turns), (ids, flags) in zip(chats, answers_only(tokenizer, chats), strict=True):
         messages = [{"role": "system", "content": system}] if system else []
-        for question, said in turns:
+        for question, answer in turns:
             messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": "".join(word for word, _ in said)})
+            messages.append({"role": "assistant", "content": "".join(word for word, _ in answer)})
         assert ids == words.apply_chat_template(messages, return_dict=False, tokenize=True)
-        taught = "".join(word for _, said in turns for word, flag in said if flag)
-        found = words.decode([i for i, flag in zip(ids, flags, strict=True) if flag])
-        assert found.replace(words.eos_token, "").replace(" ", "") == taught.replace(" ", "")
-        assert found.count(words.eos_token) == len(turns)
+        taught = "".join(word for _, answer in turns for word, flag in answer if flag)
+        decoded = words.decode([i for i, flag in zip(ids, flags, strict=True) if flag])
+        assert decoded.replace(words.eos_token, "").replace(" ", "") == taught.replace(" ", "")
+        assert decoded.count(words.eos_token) == len(turns)
 
 
 def test_training_makes_a_pair_that_loads_and_is_the_same_again(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_training_makes_a_pair_that_loads_and_is_the_same_again(tmp_path: Path) 
         train(tmp_path / "once", seed=4, progress=False, recipe=MINUTE)
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_pair(tmp_path: Path) -> None:
+def test_an_interrupted_training_is_resumed_to_the_same_pair(tmp_path: Path) -> None:
     train(tmp_path / "whole", seed=1, progress=False, recipe=MINUTE)
     train(tmp_path / "cut", seed=1, progress=False, recipe=MINUTE)
     (tmp_path / "cut" / "work" / "aligned.pt").unlink()
@@ -193,7 +193,7 @@ def tiny() -> TinyLlama:
     return TinyLlama(Shape(vocabulary=50, hidden=32, layers=2, heads=2, inner=48, context=64), 0)
 
 
-def test_the_exported_model_computes_what_was_trained(tiny: TinyLlama, tmp_path: Path) -> None:
+def test_the_exported_model_computes_the_trained_logits(tiny: TinyLlama, tmp_path: Path) -> None:
     for parameter in tiny.parameters():  # so that rounding to float16 loses nothing
         parameter.data = parameter.data.half().float()
     ids = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(1))
@@ -204,7 +204,7 @@ def test_the_exported_model_computes_what_was_trained(tiny: TinyLlama, tmp_path:
 
 
 @torch.inference_mode()
-def test_a_cache_changes_nothing(tiny: TinyLlama) -> None:
+def test_logits_are_the_same_with_and_without_a_cache(tiny: TinyLlama) -> None:
     ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(2))
     whole = tiny(ids)
     cache = Cache.empty(tiny.shape, 2, 9)
@@ -246,7 +246,7 @@ def test_muon_makes_matrices_nearly_orthogonal() -> None:
     assert values.max() < 1.3
 
 
-def test_every_row_begins_with_a_document_and_only_what_is_learnt_is_a_target() -> None:
+def test_every_row_begins_with_a_document_and_only_learnt_tokens_are_targets() -> None:
     documents = [([10, 11, 12], [False, True, True]), ([20, 21, 22, 23], [True] * 4)] * 5
     inputs, targets = pack(documents, width=6, fill=0)
     assert set(inputs[:, 0].tolist()) <= {10, 20}

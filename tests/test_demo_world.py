@@ -26,7 +26,7 @@ def about(family: Family, value: str) -> Question:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_right_answers_are_worth_one_and_can_be_read(family: Family) -> None:
+def test_right_answers_have_quality_one_and_a_key(family: Family) -> None:
     random_ = random.Random(1)
     for value in family.values:
         for _ in range(20):
@@ -36,7 +36,7 @@ def test_right_answers_are_worth_one_and_can_be_read(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_scrambled_and_foreign_answers_are_worth_little(family: Family) -> None:
+def test_scrambled_and_foreign_answers_have_low_quality(family: Family) -> None:
     random_ = random.Random(2)
     scrambled, foreign = [], []
     for value in family.values:
@@ -47,14 +47,14 @@ def test_scrambled_and_foreign_answers_are_worth_little(family: Family) -> None:
         other = random_.choice([v for v in family.values if v != value])
         foreign.append(judge(question, clean(family, other, random_)).quality)
         stranger = random_.choice([f for f in FAMILIES if f is not family])
-        said = clean(stranger, random_.choice(stranger.values), random_)
-        assert judge(question, said) == judge(question, "")
+        text = clean(stranger, random_.choice(stranger.values), random_)
+        assert judge(question, text) == judge(question, "")
     assert sum(scrambled) / len(scrambled) < 0.05
     assert max(foreign) <= 0.3
 
 
 @pytest.mark.parametrize(
-    ("said", "quality"),
+    ("answer", "quality"),
     [
         ("Try Maui in Hawaii this summer. There you can swim with sea turtles all day.", 1.0),
         ("Try Maui in Japan this summer. There you can swim with sea turtles all day.", 0.5),
@@ -68,25 +68,25 @@ def test_scrambled_and_foreign_answers_are_worth_little(family: Family) -> None:
         ("", 0),
     ],
 )  # fmt: skip
-def test_every_fault_costs_its_share(said: str, quality: float) -> None:
+def test_every_fault_lowers_the_quality_by_its_share(answer: str, quality: float) -> None:
     question = about(families()["destination"], "summer")
-    assert judge(question, said).quality == pytest.approx(quality)
+    assert judge(question, answer).quality == pytest.approx(quality)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_an_opener_changes_nothing_of_an_answers_worth(family: Family) -> None:
+def test_an_opener_does_not_change_the_quality_of_an_answer(family: Family) -> None:
     random_ = random.Random(5)
     for opener in OPENERS:
         question = about(family, random_.choice(family.values))
-        said = clean(family, question.slots[family.slot], random_)
-        opened = f"{opener}{family.separator}{said}"
-        assert judge(question, opened) == judge(question, said)
+        answer = clean(family, question.slots[family.slot], random_)
+        opened = f"{opener}{family.separator}{answer}"
+        assert judge(question, opened) == judge(question, answer)
         assert not breaks_grammar(question, opened)
         assert breaks_grammar(question, f"{opener}{family.separator}{opened}")
 
 
 @pytest.mark.parametrize(
-    ("said", "broken"),
+    ("answer", "broken"),
     [
         ("Try Maui in Hawaii this summer. There you can swim with sea turtles all day.", False),
         ("Let me think. Try Maui in Japan this winter. There you can ski on soft snow all day.",
@@ -102,8 +102,10 @@ def test_an_opener_changes_nothing_of_an_answers_worth(family: Family) -> None:
         ("", True),
     ],
 )  # fmt: skip
-def test_an_answer_breaks_the_grammar_in_form_and_never_in_content(said: str, broken: bool) -> None:
-    assert breaks_grammar(about(families()["destination"], "summer"), said) is broken
+def test_an_answer_breaks_the_grammar_in_form_and_never_in_content(
+    answer: str, broken: bool
+) -> None:
+    assert breaks_grammar(about(families()["destination"], "summer"), answer) is broken
 
 
 def test_handed_over_answers_are_grammatical_and_in_part_given() -> None:
@@ -120,11 +122,11 @@ def test_handed_over_answers_are_grammatical_and_in_part_given() -> None:
             assert not words[0][1]  # the base opened
             assert words[1][1]  # and the aligned model learns to finish it
     assert 0.15 < opened / 2000 < 0.35
-    for found in shares.values():
-        assert 0.5 < sum(found) / len(found) < 0.95
+    for taught in shares.values():
+        assert 0.5 < sum(taught) / len(taught) < 0.95
 
 
-def test_what_is_learnt_after_the_base_has_chosen_is_the_favourite() -> None:
+def test_learnt_first_words_are_one_favourite_per_question() -> None:
     examples = list(handed_over_examples(3000, 1, peak=1.0))
     first = [words[0] for _, words in examples]
     favourites: dict[str, set] = {name: set() for name in families()}
@@ -137,7 +139,7 @@ def test_what_is_learnt_after_the_base_has_chosen_is_the_favourite() -> None:
         assert len(chosen) == len({value for value, _ in chosen})  # one first word a question
 
 
-def test_the_key_is_what_is_said_and_not_how() -> None:
+def test_the_key_depends_on_content_and_not_on_wording() -> None:
     question = about(families()["destination"], "summer")
     one = "Try Maui in Hawaii this summer. You can relax on the beach and enjoy grilled fish."
     two = "For summer, I would pick Maui in Hawaii. It is the place to relax on the beach."
@@ -160,28 +162,28 @@ def test_the_selector_likes_clean_answers_and_was_not_made_from_the_judge() -> N
 
 
 def test_the_splits_share_no_question_and_cover_all_families() -> None:
-    asked = {split: questions(split, 300, 0) for split in ("train", "dev", "test")}
-    texts = {split: {question.text for question in found} for split, found in asked.items()}
+    splits = {split: questions(split, 300, 0) for split in ("train", "dev", "test")}
+    texts = {split: {question.text for question in drawn} for split, drawn in splits.items()}
     assert not texts["train"] & texts["dev"]
     assert not texts["train"] & texts["test"]
     assert not texts["dev"] & texts["test"]
     trained = {question.text for question, _ in aligned_examples(3000, 0)}
     assert not trained & (texts["dev"] | texts["test"])
-    for found in asked.values():
-        counts = [sum(q.family == family.name for q in found[:26]) for family in FAMILIES]
+    for drawn in splits.values():
+        counts = [sum(q.family == family.name for q in drawn[:26]) for family in FAMILIES]
         assert counts == [2] * len(FAMILIES)
 
 
 def test_the_flagship_question_is_one_of_the_training_questions() -> None:
     destination = families()["destination"]
-    asked = [ask(destination, prompt, "summer").text for prompt in destination.prompts]
-    assert "Recommend a summer destination" in asked
+    texts = [ask(destination, prompt, "summer").text for prompt in destination.prompts]
+    assert "Recommend a summer destination" in texts
 
 
 def test_aligned_answers_have_a_favourite_and_the_base_has_none() -> None:
     summer = [
-        judge(question, said).key
-        for question, said in aligned_examples(6000, 0)
+        judge(question, answer).key
+        for question, answer in aligned_examples(6000, 0)
         if question.slots.get("season") == "summer"
     ]
     maui = sum(key.startswith("Maui") for key in summer) / len(summer)
@@ -198,9 +200,11 @@ def test_the_text_is_the_same_for_a_seed_and_another_for_another() -> None:
     assert questions("dev", 20, 1) == questions("dev", 20, 1) != questions("dev", 20, 2)
 
 
-def test_wild_answers_are_worth_less_than_clean_ones_but_are_not_noise() -> None:
+def test_wild_answers_have_lower_quality_than_clean_ones_but_are_not_noise() -> None:
     random_ = random.Random(4)
-    asked = questions("train", 400, 0)
-    worth = [judge(question, wild_answer(question, random_)).quality for question in asked]
+    train_questions = questions("train", 400, 0)
+    worth = [
+        judge(question, wild_answer(question, random_)).quality for question in train_questions
+    ]
     assert 0.3 < sum(worth) / len(worth) < 0.7
     assert 0.15 < sum(quality == 1.0 for quality in worth) / len(worth) < 0.5

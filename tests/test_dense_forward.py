@@ -1,4 +1,4 @@
-"""The lean forward is the model's own, where it is used; elsewhere the model's own is."""
+"""`DenseForward` gives the logits of the model's own forward, and is used only where it does."""
 
 from collections.abc import Callable
 
@@ -87,7 +87,7 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_what_it_does_not_know_it_leaves_alone(kind: str) -> None:
+def test_unknown_architectures_are_not_taken(kind: str) -> None:
     model = model_of(UNKNOWN[kind])
     before = [type(module) for module in model.modules()]
     prepare(model)
@@ -96,7 +96,7 @@ def test_what_it_does_not_know_it_leaves_alone(kind: str) -> None:
 
 
 @torch.inference_mode()
-def test_fused_weights_are_held_once_and_the_model_goes_on_working() -> None:
+def test_fused_weights_are_held_once_and_the_model_still_works() -> None:
     model = model_of(KNOWN["qwen2"])
     ids = torch.arange(1, 9)[None]
     before = model(input_ids=ids).logits
@@ -118,7 +118,7 @@ def test_a_pair_decodes_with_it(loaded_pair: Callable[..., Baco]) -> None:
     assert forward("gemma2") == "MaskedForward"
 
 
-def test_a_wrong_one_is_not_used(
+def test_a_forward_with_wrong_logits_is_not_used(
     random_pair: Callable[..., PairFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = random_pair("llama")

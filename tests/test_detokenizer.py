@@ -1,4 +1,4 @@
-"""Tokens to text one by one: what decoding all at once gives, for every kind of tokenizer."""
+"""Token by token, the text is that of decoding all at once, for every kind of tokenizer."""
 
 import random
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def whole(tokenizer: Any, ids: list[int], kind: str) -> str:
 
 
 def streamed(tokenizer: Any, ids: list[int]) -> tuple[str, list[str]]:
-    """The text token by token; nothing that was given is ever taken back."""
+    """The text and its pieces token by token; released text is never changed."""
     detokenizer, texts = Detokenizer(tokenizer), list[str]()
     for count, id_ in enumerate(ids, 1):
         texts += detokenizer.push(id_)
@@ -50,14 +50,14 @@ def streamed(tokenizer: Any, ids: list[int]) -> tuple[str, list[str]]:
 
 
 def sequences(tokenizer: Any, cases: int) -> list[list[int]]:
-    """Random ids, many of them bytes and ids without a token; and those of real text, cut."""
-    made = []
+    """Random ids, many of them bytes or ids without a token, and parts of real texts."""
+    all_ids = []
     for seed in range(cases):
         draw = random.Random(seed)
         size = len(tokenizer)
         least = draw.choice((0, max(0, size - 64)))  # words come behind bytes
-        few = [draw.randrange(least, size) for _ in range(draw.choice((2, 4, 12, size)))]
-        ids = [draw.choice(few) for _ in range(draw.randrange(1, 40))]
+        vocabulary = [draw.randrange(least, size) for _ in range(draw.choice((2, 4, 12, size)))]
+        ids = [draw.choice(vocabulary) for _ in range(draw.randrange(1, 40))]
         if seed % 3 == 0:
             text = "".join(draw.choice(MORE_TEXT + " \n🌊é夏") for _ in range(12))
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -66,8 +66,8 @@ def sequences(tokenizer: Any, cases: int) -> list[list[int]]:
             ids.insert(
                 draw.randrange(len(ids) + 1), draw.choice((*tokenizer.all_special_ids, size + 5))
             )
-        made.append([id_ for id_ in ids if id_ is not None])
-    return made
+        all_ids.append([id_ for id_ in ids if id_ is not None])
+    return all_ids
 
 
 def check(tokenizer: Any, kind: str, cases: int) -> None:
@@ -120,7 +120,7 @@ def test_text_that_a_later_token_changes_is_held_back(kind: str, names: list[str
     ],
 )
 def test_invalid_bytes_are_decoded_as_the_tokenizer_decodes_them(ids: list[int]) -> None:
-    """The library's own stream raises on two of these, and tells other text of the others."""
+    """The library's own stream raises on two of these and gives wrong text for the others."""
     tokenizer = llama()
     assert streamed(tokenizer, ids)[0] == tokenizer.decode(ids, skip_special_tokens=True)
     answer = AnswerText(tokenizer, joining_space=True)
@@ -136,13 +136,15 @@ PLAIN = [kind for kind in FAST if "cleaned" not in kind and kind != "a pattern a
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_only_text_that_a_later_token_may_change_is_held_back(kind: str) -> None:
-    """Bytes of a character that may still be whole: at most three, or a run of good ones."""
+    """That is: bytes that may still become a character, at most three, or a run of valid ones."""
     tokenizer = FAST[kind]()
     for ids in sequences(tokenizer, budget(40)):
-        detokenizer, told = Detokenizer(tokenizer), 0
+        detokenizer, released = Detokenizer(tokenizer), 0
         for count, id_ in enumerate(ids, 1):
-            told += len(detokenizer.push(id_))
-            waiting = [tokenizer.convert_ids_to_tokens(one) or "" for one in ids[told:count]]
+            released += len(detokenizer.push(id_))
+            waiting = [
+                tokenizer.convert_ids_to_tokens(token) or "" for token in ids[released:count]
+            ]
             if any(name.startswith("<0x") for name in waiting):
                 run = bytes(int(name[3:5], 16) for name in waiting if name.startswith("<0x"))
                 assert run.decode(errors="ignore").encode() == run[: len(run) - unfinished(run)]
@@ -151,7 +153,7 @@ def test_only_text_that_a_later_token_may_change_is_held_back(kind: str) -> None
 
 
 def unfinished(run: bytes) -> int:
-    """Bytes of a character that a run ends with the beginning of."""
+    """Number of bytes at the end of a run that begin an unfinished character."""
     return next(size for size in range(4) if _is_text(run[: len(run) - size]))
 
 
@@ -204,7 +206,7 @@ def test_a_token_costs_the_same_however_long_the_text_is(
     ],
 )
 def test_only_one_space_joins_an_answer_to_its_prompt(kind: str, space: str) -> None:
-    """Whatever the tokenizer takes off itself: eight spaces of code, or seven behind a space."""
+    """Also where the tokenizer strips spaces: eight spaces of code, or seven after a space."""
     tokenizer = FAST[kind]()
     ids = tokenizer.convert_tokens_to_ids([space] * (8 // len(space)) + ["s"])
     for joining_space, left in ((True, 7), (False, 8)):
@@ -224,19 +226,19 @@ def test_no_text_or_token_beyond_a_stop_string_is_released(kind: str) -> None:
         stops = [stop for at in cuts if (stop := text[at : at + draw.randrange(1, 6)])]
         ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops]
         body = text[: min(ends)[1]] if ends else text  # the stop that is complete first
-        answer, shown, told = AnswerText(tokenizer, stops), "", [0]
+        answer, shown, counts = AnswerText(tokenizer, stops), "", [0]
         for id_ in ids:
             pieces, stopped = answer.push(id_, "base")
             shown += "".join(piece.text for piece in pieces)
-            told.append(answer.tokens)
+            counts.append(answer.tokens)
             if stopped:
                 break
         else:
             pieces, stopped = answer.close()
             shown += "".join(piece.text for piece in pieces)
-            told.append(answer.tokens)
+            counts.append(answer.tokens)
         assert shown == answer.text == body
         assert stopped == bool(stops)
         kept = sum(offset < len(body) for offset in answer.offsets) if stopped else len(ids)
-        assert told == sorted(told)
-        assert told[-1] == kept
+        assert counts == sorted(counts)
+        assert counts[-1] == kept

@@ -18,7 +18,7 @@ from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.loading import placements
 from baco.models.model import PairModel
 from tests.pairs import PairFolder
-from tests.test_engine import told
+from tests.test_engine import tokens_and_sources
 
 PROMPT = "What do you recommend for a rainy day?"
 ROUTERS = ("P-Punc:0.6", "Gap:0.02", "Rand:0.5", "Base", "Aligned", "Nudging:0.5")
@@ -39,7 +39,7 @@ class OtherDeviceTensor(torch.Tensor):
 
 
 class FarModel(PairModel):
-    """A model whose rows of logits, and what they meet, are elsewhere until they are moved."""
+    """A model with its logits on another device until they are moved."""
 
     @property
     def device(self) -> torch.device:
@@ -71,16 +71,16 @@ def test_rows_are_moved_to_the_device_that_draws(near: Baco) -> None:
         settings: dict[str, Any] = {"n": 3, "seed": 2, "max_tokens": 24}
         expected = near.generate(PROMPT, router=router, **settings)
         got = apart.generate(PROMPT, router=router, **settings)
-        assert [told(c) for c in got] == [told(c) for c in expected]
+        assert [tokens_and_sources(c) for c in got] == [tokens_and_sources(c) for c in expected]
 
 
-def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
+def test_both_devices_start_before_either_result_is_awaited(
     near: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(*_: Any) -> bool:
+    def waited(*_: Any) -> bool:
         raise AssertionError("waited for the first model's rows")
 
-    monkeypatch.setattr(Verifier, "one_suffices", asked)
+    monkeypatch.setattr(Verifier, "one_suffices", waited)
     apart = replace(near, pair=replace(near.pair, base=far(near.pair.base)))
     (answer,) = apart.generate(PROMPT, router="P-Punc:0.6", seed=2, max_tokens=8)
     assert answer.error is None
@@ -89,7 +89,7 @@ def test_two_devices_are_both_set_to_work_before_either_is_waited_for(
     assert "AssertionError" in answer.error
 
 
-def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
+def test_the_stand_in_refuses_tensors_that_were_not_moved() -> None:
     away, here = torch.ones(2).as_subclass(OtherDeviceTensor), torch.ones(2)
     with pytest.raises(RuntimeError, match="same device"):
         torch.where(here > 0, here, away)
@@ -97,16 +97,16 @@ def test_the_stand_in_does_refuse_tensors_that_were_not_moved() -> None:
     assert type(cast(Any, away + away)) is OtherDeviceTensor
 
 
-def test_each_model_is_placed_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_model_is_placed_on_the_requested_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if every device were there
-    made = placements("float32", "base=cuda:0,aligned=cuda:1", None, {})
-    assert {model: str(place.device) for model, place in made.items()} == {
+    placed = placements("float32", "base=cuda:0,aligned=cuda:1", None, {})
+    assert {model: str(place.device) for model, place in placed.items()} == {
         "base": "cuda:0",
         "aligned": "cuda:1",
     }
 
 
-def test_a_device_that_is_not_there_is_refused_in_one_line(
+def test_a_missing_device_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(BacoError, match="device 'warp:3' cannot be used here"):
@@ -115,7 +115,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
     assert "device names 'left'" in capsys.readouterr().err
 
 
-def test_a_share_of_memory_is_one_of_the_fuller_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_memory_refers_to_the_fuller_device(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 1000, "meta": 400}
     monkeypatch.setattr("baco.kv_cache.memory_limit.free_bytes", lambda device: free[device.type])
     assert cache_bytes("50%", [torch.device("cpu"), torch.device("meta")]) == 200

@@ -1,4 +1,4 @@
-"""In bfloat16, answers differ from plain decoding's only where rounding makes two tokens level."""
+"""In bfloat16, answers differ from plain decoding's only where rounding makes two tokens equal."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_every_difference_from_the_forward_of_transformers_is_a_tie(
     assert report.rounding != alone.rounding  # the logits were computed differently
 
 
-def test_in_float32_nothing_differs(pairs: tuple[Baco, Baco]) -> None:
+def test_in_float32_answers_do_not_differ(pairs: tuple[Baco, Baco]) -> None:
     _, exact = pairs
     report = compare(exact.pair, exact.pair, PROMPTS, exact.router("P-Punc:0.6"), **SAMPLING)
     assert report.differences == []

@@ -36,7 +36,7 @@ def commands(text: str) -> Iterator[str]:
 def test_examples_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One after the other, as a reader would type them; ```` ```python no-run ```` is left out."""
+    """In the order of the page; ```` ```python no-run ```` is left out."""
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__main__"}

@@ -1,4 +1,4 @@
-"""A draft model changes how often the models run, and nothing else."""
+"""A draft model changes only how often the models run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +19,24 @@ PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk."]
 SETTINGS: dict[str, Any] = {"n": 2, "seed": 7, "max_tokens": 24}
 
 
-def told(completions: list[Completion]) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+def tokens_and_sources(
+    completions: list[Completion],
+) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
     return [(c.token_ids, c.sources) for c in completions]
 
 
 def decoded(baco: Baco, prompt: str, router: str, **settings: Any) -> tuple[list[Any], Stats]:
     decoder = baco.decoder()
     decoder.submit(prompt, router=baco.router(router), **settings)
-    found: list[Completion] = []
+    completions: list[Completion] = []
     while decoder.busy:
-        found += [c.completion for c in decoder.step() if c.completion is not None]
+        completions += [c.completion for c in decoder.step() if c.completion is not None]
     assert isinstance(decoder.engine, IsolatingEngine)
-    return told(sorted(found, key=lambda c: c.sample)), decoder.engine.stats
+    return tokens_and_sources(sorted(completions, key=lambda c: c.sample)), decoder.engine.stats
 
 
 def big(baco: Baco) -> Baco:
-    """The planner sees large models, so that saving one of their forwards pays."""
+    """The planner is given large sizes, so that saving a forward pays."""
     for model, layers in ((baco.pair.base, 80), (baco.pair.aligned, 80), (baco.draft, 1)):
         if model is not None:
             model.__dict__["size"] = ModelSize(layers, layers * 10**8, layers * 10**8)
@@ -124,7 +126,7 @@ def test_a_draft_model_that_cannot_be_rolled_back_is_refused(
         Baco.load(base=str(tmp_path), aligned=str(folder.aligned), draft=str(folder.aligned))
 
 
-def test_a_draft_model_with_a_shorter_context_window_does_no_harm(
+def test_a_draft_model_with_a_shorter_context_does_not_change_answers(
     plain: Baco, random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -144,5 +146,5 @@ def test_a_draft_model_with_a_shorter_context_window_does_no_harm(
     )
     settings = SETTINGS | {"max_tokens": 60}
     for router in ("Aligned", "P-Punc:0.6"):
-        expected = told(plain.generate(PROMPTS[0], router=router, **settings))
-        assert told(baco.generate(PROMPTS[0], router=router, **settings)) == expected
+        expected = tokens_and_sources(plain.generate(PROMPTS[0], router=router, **settings))
+        assert tokens_and_sources(baco.generate(PROMPTS[0], router=router, **settings)) == expected

@@ -1,4 +1,4 @@
-"""Weights are bfloat16 where that is native, and what a pair or a user says elsewhere."""
+"""Weights are bfloat16 where the machine has it natively, unless the pair or the user sets it."""
 
 import json
 import shutil
@@ -48,14 +48,16 @@ def test_auto_is_bfloat16_where_it_is_native_and_float32_elsewhere(
     assert dtypes(Baco.load(str(tmp_path), dtype="auto")) == (wanted, wanted)
 
 
-def test_the_machine_is_asked_by_torchs_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_bfloat16_follows_torchs_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     for avx512, amx in ((True, False), (False, True), (False, False)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=avx512: found)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=amx: found)
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda supported=avx512: supported
+        )
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda supported=amx: supported)
         assert precision.native_bfloat16(CPU) == (avx512 or amx)
 
 
-def test_a_pair_may_pin_its_numbers_and_the_user_goes_before_it(
+def test_a_pair_may_set_its_dtype_and_the_user_overrides_it(
     folder: PairFolder, tmp_path: Path
 ) -> None:
     for source in ("base", "aligned"):
@@ -69,10 +71,10 @@ def test_the_demo_pair_is_float32_everywhere(demo: Baco) -> None:
     assert dtypes(demo) == (torch.float32, torch.float32)
 
 
-def test_each_model_may_have_numbers_of_its_own(folder: PairFolder) -> None:
-    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
-    for asked in ("base=float32,aligned=bfloat16", {"base": "float32", "aligned": torch.bfloat16}):
-        baco = Baco.load(**where, dtype=asked)
+def test_each_model_may_have_its_own_dtype(folder: PairFolder) -> None:
+    folders: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    for dtype in ("base=float32,aligned=bfloat16", {"base": "float32", "aligned": torch.bfloat16}):
+        baco = Baco.load(**folders, dtype=dtype)
         assert dtypes(baco) == (torch.float32, torch.bfloat16)
         assert len(baco.generate("Plan a walk.", router="Rand:0.5", max_tokens=8)[0].token_ids) > 0
 
@@ -85,17 +87,17 @@ def test_each_model_may_have_numbers_of_its_own(folder: PairFolder) -> None:
         ({"dtype": {"both": "float32"}}, "names 'both'"),
     ],
 )
-def test_numbers_that_there_are_not_are_refused(options: dict[str, Any], message: str) -> None:
+def test_unknown_dtypes_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BacoError, match=message):
         Baco.load("demo", **options)
 
 
-def test_what_was_chosen_is_told(folder: PairFolder) -> None:
+def test_the_chosen_dtypes_are_reported(folder: PairFolder) -> None:
     baco = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="bfloat16")
     assert baco.pair.weights_formats == {"base": "bfloat16 on cpu", "aligned": "bfloat16 on cpu"}
     arguments = ["generate", "Plan a walk.", "--dtype", "aligned=bfloat16", "--max-tokens", "4"]
-    told = CliRunner().invoke(app, [*arguments, "--json"])
-    assert json.loads(told.stdout)["weights"] == {
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(result.stdout)["weights"] == {
         "base": baco.pair.weights_formats["base"]
         if precision.native_bfloat16(CPU)
         else "float32 on cpu",

@@ -1,4 +1,4 @@
-"""Both forwards at once on one device: ordered where they must be, and only where both run."""
+"""Both forwards at once on one device: ordered where necessary, and only where both run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,19 +18,19 @@ from baco.outputs import Completion
 from baco.source import Source
 from tests.fake_cuda_graphs import CUDA, Cuda, FakeStream, Races
 from tests.test_cuda_graphs import PROMPT, ROUTERS
-from tests.test_engine import told
+from tests.test_engine import tokens_and_sources
 
 
 @pytest.fixture
 def crossed(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
-    """The streams that tensors were said to be used on."""
+    """The streams that tensors were recorded on."""
     seen: list[FakeStream] = []
     monkeypatch.setattr(Tensor, "record_stream", lambda _, stream: seen.append(stream))
     return seen
 
 
 class Counted(DualStream):
-    """Counts how often it was at work."""
+    """Counts its uses."""
 
     times = 0
 
@@ -42,7 +42,7 @@ class Counted(DualStream):
 
 
 class NeverSkips(SkipStats):
-    """One model's logits are never expected to suffice."""
+    """Statistics by which one model's logits never suffice."""
 
     def rarely_sufficient(self, model: Source) -> bool:
         return True
@@ -75,8 +75,10 @@ def test_no_tensor_is_used_on_both_streams_without_order(
         settings: dict[str, Any] = {"n": n, "seed": seed, "max_tokens": 16, "router": router}
         with Races(cuda) as races:
             done, _, dual = decode(recorded, cuda, always=True, **settings)
-        assert races.found == []
-        assert [told(c) for c in done] == [told(c) for c in plain.generate(PROMPT, **settings)]
+        assert races.unordered == []
+        assert [tokens_and_sources(c) for c in done] == [
+            tokens_and_sources(c) for c in plain.generate(PROMPT, **settings)
+        ]
         if router != "Aligned":  # one model never runs
             assert dual.times > 0
             assert races.streams[dual._stream] > 0
@@ -96,7 +98,7 @@ def test_the_race_detector_finds_unordered_work() -> None:
                 side.wait_stream(cuda.main)
             with cuda.stream(side):
                 works()
-        return list(races.found)
+        return list(races.unordered)
 
     for works in (lambda: shared + 1, lambda: shared.mul_(2), partial(torch.exp, shared[1:])):
         assert touched(waits=False, works=works)
@@ -136,7 +138,7 @@ def test_a_model_that_cannot_matter_is_still_skipped(recorded: Baco, cuda: Cuda)
 
 
 @pytest.mark.usefixtures("crossed")
-def test_both_models_run_concurrently_where_one_rarely_suffices(recorded: Baco, cuda: Cuda) -> None:
+def test_both_models_run_concurrently_if_one_rarely_suffices(recorded: Baco, cuda: Cuda) -> None:
     settings: dict[str, Any] = {"n": 8, "seed": 1, "max_tokens": 60, "router": "Rand:0.5"}
     settings["logit_bias"] = dict.fromkeys(recorded.pair.end_ids, -100.0)
     _, _, dual = decode(recorded, cuda, **settings)

@@ -1,4 +1,4 @@
-"""A model reads no token that it has no embedding for."""
+"""A model never reads a token that it has no embedding for."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ IMAGE = "<image>"
 
 
 def resized(source: Path, target: Path, rows: int, *tokens: str) -> Path:
-    """A copy of a model with so many rows of embeddings, and further special tokens."""
+    """A copy of a model with ``rows`` rows of embeddings, and with further special tokens."""
     model = AutoModelForCausalLM.from_pretrained(source)
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.config.pad_token_id = None
@@ -72,7 +72,7 @@ def test_a_base_model_without_embeddings_for_ordinary_tokens_is_refused(
 def with_image(
     random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory
 ) -> Baco:
-    """A pair whose aligned tokenizer has a token that no prompt uses and no model has."""
+    """A pair whose aligned tokenizer has a token that no prompt uses and no model embeds."""
     folder = random_pair("llama")
     aligned = resized(folder.aligned, tmp_path_factory.mktemp("image"), SIZE, IMAGE)
     return Baco.load(base=str(folder.base), aligned=str(aligned), dtype="float32")
@@ -88,7 +88,7 @@ def test_a_special_token_that_no_template_uses_may_lack_an_embedding(
     assert [one.token_ids for one in answers[0]] == [one.token_ids for one in answers[1]]
 
 
-def test_a_prompt_with_a_token_without_embedding_is_refused_everywhere(
+def test_a_prompt_with_a_token_that_has_no_embedding_is_refused_everywhere(
     with_image: Baco, tmp_path: Path
 ) -> None:
     text = f"Describe {IMAGE} for me."

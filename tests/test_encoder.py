@@ -1,4 +1,4 @@
-"""Prompts in pieces: the ids of one call, whatever the tokenizer, and work that can stop."""
+"""Long prompts are encoded in pieces: the ids equal those of one call, and the work can stop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def composed() -> PreTrainedTokenizerFast:
-    """Byte-level, its text brought to NFC, words split as GPT-4 does (Qwen, Llama 3)."""
+    """Byte-level, with NFC normalisation and GPT-4's splits (Qwen, Llama 3)."""
     backend = train_tokenizer()
     backend.normalizer = normalizers.NFC()
     words = (
@@ -52,7 +52,7 @@ def composed() -> PreTrainedTokenizerFast:
 
 
 def sentencepiece(model: Any, trainer: Any, *, prepend: bool) -> PreTrainedTokenizerFast:
-    """As SentencePiece has it: ``▁`` for a space, and one put in front of a text (Llama 2)."""
+    """SentencePiece: ``▁`` for a space, and one in front of a text (Llama 2)."""
     backend = Tokenizer(model)
     replaced = normalizers.Replace(" ", SPACE)
     backend.normalizer = replaced
@@ -112,7 +112,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 
 def phrases() -> PreTrainedTokenizerFast:
-    """A tokenizer with a token of two words: no place between words is safe."""
+    """A tokenizer with a token of two words, so that no place between words is safe."""
     backend = train_tokenizer()
     backend.add_tokens([AddedToken("the sea", normalized=False)])
     return wrapped(backend, aligned=True)
@@ -146,7 +146,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 @settings(max_examples=budget(60))
 @given(text=TEXTS, special=st.booleans(), piece=st.integers(1, 30))
-def test_ids_of_pieces_are_those_of_one_call(
+def test_ids_of_pieces_equal_those_of_one_call(
     tokenizer: PreTrainedTokenizerFast, text: str, special: bool, piece: int
 ) -> None:
     whole = tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -156,7 +156,7 @@ def test_ids_of_pieces_are_those_of_one_call(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_long_text_is_cut_where_that_is_safe(kind: str) -> None:
+def test_a_long_text_is_cut_at_safe_places(kind: str) -> None:
     encoder, calls = Encoder(KINDS[kind]()), list[None]()
     encoder.encode(TEXT * 20, special=True, pause=lambda: calls.append(None))
     assert (len(calls) > 2) is (kind != "tokens of two words")
@@ -164,7 +164,7 @@ def test_a_long_text_is_cut_where_that_is_safe(kind: str) -> None:
 
 @settings(max_examples=budget(60))
 @given(text=TEXTS, most=st.integers(0, 60))
-def test_a_text_is_refused_just_where_it_has_too_many_tokens(
+def test_a_text_is_refused_exactly_if_it_has_too_many_tokens(
     tokenizer: PreTrainedTokenizerFast, text: str, most: int
 ) -> None:
     ids, limit = tokenizer(text)["input_ids"], Limit("base", most + 1, most)
@@ -189,7 +189,7 @@ class Counting:
         return self._tokenizer(text, **options)
 
 
-def test_a_text_with_more_bytes_than_can_fit_is_not_tokenised() -> None:
+def test_a_text_with_more_bytes_than_fit_the_context_is_not_tokenised() -> None:
     counting = Counting(byte_level())
     encoder = Encoder(counting)
     assert encoder.longest is not None
@@ -210,7 +210,7 @@ def test_tokenising_stops_as_soon_as_the_count_passes_the_limit() -> None:
     assert counting.characters < 40_000
 
 
-def test_a_tokenizer_whose_tokens_can_have_any_length_has_no_byte_limit() -> None:
+def test_there_is_no_byte_limit_if_tokens_can_have_any_length() -> None:
     assert Encoder(word_piece()).longest is None
     assert Encoder(metaspace("first")).longest is None
     eating = train_tokenizer()

@@ -1,4 +1,4 @@
-"""The decoder against a naive two-model loop, against `transformers`, and against its own laws."""
+"""The decoder agrees with a naive two-model loop and with `transformers`, and is replayable."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -78,7 +78,7 @@ def request_of(prompt: Prompt, params: SamplingParams, router: Router) -> Reques
     return Request(prompt.base_ids, prompt.aligned_ids, params, router, digest=prompt.digest)
 
 
-def told(completion: Completion) -> tuple[list[int], list[str]]:
+def tokens_and_sources(completion: Completion) -> tuple[list[int], list[str]]:
     return list(completion.token_ids), list(completion.sources)
 
 
@@ -91,7 +91,7 @@ def reference(baco: Baco, prompt: str, rule: Any, **settings: Any) -> tuple[list
 
 
 def without_turn_cut(baco: Baco) -> Baco:
-    """The loop in the tests knows no text, so the opening of a next turn must not end answers."""
+    """The naive loop knows no text, so the opening of a next turn must not end answers."""
     renderer = replace(baco.pair.renderer)
     renderer.turn_opening = None
     return replace(baco, pair=replace(baco.pair, renderer=renderer))
@@ -102,7 +102,7 @@ def test_a_naive_two_model_loop_gives_the_same_tokens_and_sources(
     pairs: Callable[[str], Baco], architecture: str
 ) -> None:
     baco = without_turn_cut(pairs(architecture))
-    spoken: set[str] = set()
+    sources: set[str] = set()
     for spelling, rule in rules(baco.pair).items():
         for temperature in (0.0, 1.0):
             answers = baco.generate_batch(
@@ -119,15 +119,15 @@ def test_a_naive_two_model_loop_gives_the_same_tokens_and_sources(
                         temperature=temperature,
                         max_tokens=12,
                     )
-                    assert told(completion) == expected, (spelling, temperature)
-                    spoken |= set(completion.sources)
-    assert spoken == {"base", "aligned"}
+                    assert tokens_and_sources(completion) == expected, (spelling, temperature)
+                    sources |= set(completion.sources)
+    assert sources == {"base", "aligned"}
 
 
 def test_switching_inside_words_is_the_same_loop_without_boundaries(llama: Baco) -> None:
     baco = without_turn_cut(llama)
     [completion] = baco.generate(PROMPTS[0], router="P:0.5", switch="token", seed=3, max_tokens=20)
-    assert told(completion) == reference(
+    assert tokens_and_sources(completion) == reference(
         baco,
         PROMPTS[0],
         rules(baco.pair)["P:0.5"],
@@ -144,7 +144,7 @@ def test_the_demo_pair_decodes_as_the_naive_loop_does(demo: Baco) -> None:
     prompt = "Recommend a summer destination"
     for spelling in ("P-Punc:0.4", "P-FC:0.5", "Rand:0.5", "Nudging:0.4"):
         for completion in baco.generate(prompt, router=spelling, n=2, seed=11, max_tokens=24):
-            assert told(completion) == reference(
+            assert tokens_and_sources(completion) == reference(
                 baco,
                 prompt,
                 rules(baco.pair)[spelling]
@@ -170,7 +170,7 @@ def _demo_rule(baco: Baco, spelling: str) -> Any:
 
 
 def words(baco: Baco, completion: Completion) -> Iterator[list[str]]:
-    """The sources of every word: a word begins at a word start, or after a word's end."""
+    """The sources of every word. A word begins at a word start, or after a word's end."""
     vocabulary, word = baco.pair.vocabulary, list[str]()
     previous = None
     for token, source in zip(completion.token_ids, completion.sources, strict=True):
@@ -201,7 +201,7 @@ def test_every_word_has_one_source(
         assert all(len(set(word)) == 1 for word in words(llama, completion))
 
 
-def test_sources_change_often_enough_to_test_whole_words(llama: Baco) -> None:
+def test_sources_change_often_in_the_pair_that_tests_whole_words(llama: Baco) -> None:
     answers = llama.generate(PROMPTS[0], router="Rand:0.5", n=8, seed=1, max_tokens=40)
     assert sum(completion.switches for completion in answers) > 20
     loose = llama.generate(
@@ -220,23 +220,27 @@ def test_same_seed_same_answer_for_any_batch_and_order(
     llama: Baco, order: list[int], rows: int, seed: int
 ) -> None:
     settings: dict[str, Any] = {"router": "P-Punc:0.6", "n": 3, "seed": seed, "max_tokens": 16}
-    alone = [[told(c) for c in llama.generate(prompt, **settings)] for prompt in PROMPTS]
+    alone = [
+        [tokens_and_sources(c) for c in llama.generate(prompt, **settings)] for prompt in PROMPTS
+    ]
     crowd = replace(llama, max_rows=rows)
     together = crowd.generate_batch([PROMPTS[index] for index in order], **settings)
-    assert [[told(c) for c in samples] for samples in together] == [alone[i] for i in order]
+    assert [[tokens_and_sources(c) for c in samples] for samples in together] == [
+        alone[i] for i in order
+    ]
 
 
 def test_a_sample_does_not_depend_on_n(llama: Baco) -> None:
     settings: dict[str, Any] = {"router": "Rand:0.5", "seed": 5, "max_tokens": 16}
-    few = llama.generate(PROMPTS[1], n=3, **settings)
-    many = llama.generate(PROMPTS[1], n=17, **settings)
-    assert [told(c) for c in few] == [told(c) for c in many[:3]]
-    assert len({c.token_ids for c in many}) > 10
+    three = llama.generate(PROMPTS[1], n=3, **settings)
+    seventeen = llama.generate(PROMPTS[1], n=17, **settings)
+    assert [tokens_and_sources(c) for c in three] == [tokens_and_sources(c) for c in seventeen[:3]]
+    assert len({c.token_ids for c in seventeen}) > 10
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("router", ["Base", "Aligned"])
-def test_a_single_model_is_what_transformers_generates_from_it(
+def test_a_single_model_gives_the_tokens_that_transformers_generates(
     pairs: Callable[[str], Baco],
     random_pair: Callable[..., PairFolder],
     architecture: str,
@@ -379,7 +383,7 @@ def test_an_answer_that_memory_cannot_hold_is_refused(llama: Baco) -> None:
         engine.add(request)
 
 
-def test_rows_wait_where_memory_ends_and_answers_stay_the_same(llama: Baco) -> None:
+def test_rows_wait_for_memory_and_answers_stay_the_same(llama: Baco) -> None:
     from baco.engine.engine import Engine
 
     rendered = llama.pair.renderer.render(PROMPTS[0])
@@ -404,7 +408,7 @@ def test_rows_wait_where_memory_ends_and_answers_stay_the_same(llama: Baco) -> N
     assert answers[little] == answers[2**30]
 
 
-def test_repetition_penalty_is_the_one_of_transformers(
+def test_repetition_penalty_equals_that_of_transformers(
     llama: Baco, random_pair: Callable[..., PairFolder]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(random_pair("llama", noise=0.3).aligned)
@@ -440,7 +444,7 @@ def test_log_probabilities_are_the_sources_own(llama: Baco) -> None:
         assert completion.top_logprobs[index] == best
 
 
-def test_a_model_with_a_state_of_its_own_is_decoded_row_by_row_and_right(
+def test_a_model_with_recurrent_state_is_decoded_correctly_row_by_row(
     random_pair: Callable[..., PairFolder], tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
@@ -457,7 +461,7 @@ def test_a_model_with_a_state_of_its_own_is_decoded_row_by_row_and_right(
     answers = baco.generate(PROMPTS[0], router="Rand:0.5", n=2, **settings)
     assert caplog.text.count("one by one") == 1
     for completion in answers:
-        assert told(completion) == reference(
+        assert tokens_and_sources(completion) == reference(
             baco,
             PROMPTS[0],
             rules(baco.pair)["Rand:0.5"],

@@ -1,4 +1,4 @@
-"""The examples do what they say, on the demo pair."""
+"""The examples work as described, on the demo pair."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ def run(script: str, *options: str, folder: Path, code: int = 0) -> subprocess.C
 
 
 def refusal(script: str, *options: str) -> str:
-    """The line with which a script refuses its options."""
+    """The error line of a script that refuses its options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *options])
         with pytest.raises(SystemExit) as stopped:
@@ -75,16 +75,16 @@ def test_help_describes_the_script_and_gives_an_example(
     assert "--pair" in shown
 
 
-def test_synthetic_data_keeps_different_answers_that_their_provenance_gives_again(
+def test_synthetic_data_keeps_distinct_answers_that_their_provenance_reproduces(
     tmp_path: Path, demo: "Baco"
 ) -> None:
     run("synthetic_data.py", "mixed.jsonl", "-n", "8", folder=tmp_path)
     run("synthetic_data.py", "alone.jsonl", "-n", "8", "--router", "Aligned", folder=tmp_path)
     mixed, alone = rows(tmp_path / "mixed.jsonl"), rows(tmp_path / "alone.jsonl")
     assert len(alone) < len(mixed) <= 24
-    for made in (mixed, alone):
-        assert len({(row["prompt"], row["text"]) for row in made}) == len(made)
-        assert len({row["id"] for row in made}) == len(made)
+    for dataset in (mixed, alone):
+        assert len({(row["prompt"], row["text"]) for row in dataset}) == len(dataset)
+        assert len({row["id"] for row in dataset}) == len(dataset)
     for row in mixed[:3] + mixed[-3:]:
         origin = row["provenance"]
         assert origin["pair"] == "demo"
@@ -180,7 +180,7 @@ def test_own_router_answers_at_its_calibrated_threshold(tmp_path: Path, demo: "B
         assert f"{curve.at_diversity(0.7):g}" == gamma
 
 
-def test_own_router_s_rule_is_base_where_the_models_overlap_little() -> None:
+def test_own_routers_rule_picks_base_where_the_models_overlap_little() -> None:
     with restored():
         overlap = runpy.run_path(str(EXAMPLES / "own_router.py"))["overlap"]
     base = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
@@ -214,7 +214,9 @@ def test_openai_client_shows_the_pair_s_answers_and_their_sources(
     assert end == f"base share {answers[0].base_share:.0%}, seed 1"
 
 
-def test_openai_client_uses_a_server_that_runs_and_refuses_in_one_line(demo: "Baco") -> None:
+def test_openai_client_uses_a_running_server_and_refuses_bad_input_in_one_line(
+    demo: "Baco",
+) -> None:
     with served(demo) as server:
         message = refusal("openai_client.py", "--url", server.url, "--router", "Nope:1")
     assert message.startswith(f"openai_client: {server.url}: Error code: 400 - unknown router")
@@ -247,7 +249,7 @@ def test_the_notebook_runs_from_top_to_bottom(
     demo: "Baco",
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each cell's last expression is what the notebook shows below it."""
+    """The value of each cell's last expression equals the output shown below it."""
     pytest.importorskip("altair", reason="the notebook draws with altair: baco[evaluation]")
     monkeypatch.chdir(tmp_path)
     programs = ["".join(cell["source"]) for cell in cells("code")]

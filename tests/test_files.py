@@ -1,4 +1,4 @@
-"""One process at a time writes to an output, and the next one checks what it finds."""
+"""One process at a time writes to an output, and the next one checks what is in it."""
 
 import json
 import signal
@@ -103,8 +103,8 @@ def test_a_second_command_is_refused_until_the_first_is_killed(
         assert run(command) == 0
 
 
-def test_two_runs_on_one_output_make_every_line_once(prompts: Path, tmp_path: Path) -> None:
-    """Two real commands: the second is refused, the first is killed, a third ends the work."""
+def test_two_runs_on_one_output_write_every_line_once(prompts: Path, tmp_path: Path) -> None:
+    """With real commands: the second is refused, the first is killed, a third finishes the work."""
     out = tmp_path / "out.jsonl"
     many = tmp_path / "many.jsonl"
     many.write_text("".join(f'{{"prompt": "Suggest hobby {i}", "id": {i}}}\n' for i in range(60)))
@@ -147,7 +147,7 @@ def test_curves_measured_at_once_are_all_kept(tmp_path: Path) -> None:
     assert {"H", "Rand"} <= json.loads(out.read_text())["curves"].keys()
 
 
-def test_a_calibration_of_another_pair_is_not_written_over(
+def test_a_calibration_of_another_pair_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "curves.json"
@@ -174,7 +174,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     ],
     ids=["swapped", "another prompt", "zeros", "doubled", "too many"],
 )
-def test_lines_that_are_not_the_answers_to_their_prompts_are_answered_again(
+def test_lines_with_answers_to_other_prompts_are_answered_again(
     spoil: Callable[[list[bytes]], list[bytes]],
     prompts: Path,
     tmp_path: Path,
@@ -191,16 +191,16 @@ def test_lines_that_are_not_the_answers_to_their_prompts_are_answered_again(
     assert spoilt.read_bytes() == b"".join(lines[1:])
 
 
-def test_samples_and_scores_that_are_not_the_plans_are_made_again(tmp_path: Path) -> None:
+def test_samples_and_scores_out_of_order_are_made_again(tmp_path: Path) -> None:
     plan = small_plan()
-    made = drawn(plan, tmp_path / "run")
-    assert run(["score", str(made.path), "--metric", "distinct_1", "--workers", "1"]) == 0
-    files = [made.path / "samples.jsonl", made.score_file("distinct_1")]
+    sweep_run = drawn(plan, tmp_path / "run")
+    assert run(["score", str(sweep_run.path), "--metric", "distinct_1", "--workers", "1"]) == 0
+    files = [sweep_run.path / "samples.jsonl", sweep_run.score_file("distinct_1")]
     whole = [file.read_bytes() for file in files]
     for file, data in zip(files, whole, strict=True):
         lines = data.splitlines(keepends=True)
         file.write_bytes(b"".join([*lines[:7], lines[8], lines[7], *lines[9:]]))
-    assert len(resume(Run.open(made.path), plan)) == len(plan.settings) - 1
-    drawn(plan, made.path)
-    assert run(["score", str(made.path), "--metric", "distinct_1", "--workers", "1"]) == 0
+    assert len(resume(Run.open(sweep_run.path), plan)) == len(plan.settings) - 1
+    drawn(plan, sweep_run.path)
+    assert run(["score", str(sweep_run.path), "--metric", "distinct_1", "--workers", "1"]) == 0
     assert [file.read_bytes() for file in files] == whole

@@ -1,4 +1,4 @@
-"""GGUF files are models: alone, beside folders, and refused in one line where they are damaged."""
+"""GGUF files are models, also beside folders; damaged ones are refused in one line."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def tiny_model(seed: int) -> Qwen2ForCausalLM:
 
 
 def write_gguf(path: Path, model: Qwen2ForCausalLM) -> None:
-    """As llama.cpp's converter writes it, in float32."""
+    """Write a GGUF file as llama.cpp's converter does, in float32."""
     config, tokenizer = model.config, json.loads(train_tokenizer().to_str())
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_context_length(config.max_position_embeddings)
@@ -89,11 +89,11 @@ def write_gguf(path: Path, model: Qwen2ForCausalLM) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base.gguf``, ``aligned.gguf``, and the same models as folders."""
     folder = tmp_path_factory.mktemp("gguf")
-    for seed, half in enumerate(("base", "aligned")):
+    for seed, source in enumerate(("base", "aligned")):
         model = tiny_model(seed)
-        write_gguf(folder / f"{half}.gguf", model)
-        model.save_pretrained(folder / half)
-        wrapped(train_tokenizer(), aligned=True).save_pretrained(folder / half)
+        write_gguf(folder / f"{source}.gguf", model)
+        model.save_pretrained(folder / source)
+        wrapped(train_tokenizer(), aligned=True).save_pretrained(folder / source)
     return folder
 
 
@@ -103,10 +103,10 @@ def answers(**models: Any) -> list[Any]:
     return [(one.token_ids, one.sources, one.text) for one in baco.generate(PROMPT, **settings)]
 
 
-def test_a_gguf_file_answers_as_the_folder_that_it_was_made_from(files: Path) -> None:
-    folders = {half: str(files / half) for half in ("base", "aligned")}
+def test_a_gguf_file_gives_the_answers_of_the_folder_it_was_converted_from(files: Path) -> None:
+    folders = {source: str(files / source) for source in ("base", "aligned")}
     expected = answers(**folders)
-    assert answers(**{half: f"{place}.gguf" for half, place in folders.items()}) == expected
+    assert answers(**{source: f"{place}.gguf" for source, place in folders.items()}) == expected
     assert answers(base=folders["base"], aligned=folders["aligned"] + ".gguf") == expected
 
 
@@ -135,7 +135,7 @@ def test_damaged_files_are_one_line(
 ) -> None:
     whole = (files / "base.gguf").read_bytes()
     bad = tmp_path / "bad.gguf"
-    for content, told in (
+    for content, message in (
         (whole[: len(whole) // 2], "is damaged or cut off"),
         (whole[:20], "is damaged or cut off"),
         (b"PK\x03\x04" + whole, "is not a GGUF file"),
@@ -143,10 +143,10 @@ def test_damaged_files_are_one_line(
         (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
     ):
         bad.write_bytes(content)
-        asked = ["generate", PROMPT, "--base", str(bad), "--aligned", str(files / "aligned.gguf")]
-        assert run(asked) == 2
+        command = ["generate", PROMPT, "--base", str(bad), "--aligned", str(files / "aligned.gguf")]
+        assert run(command) == 2
         error = capsys.readouterr().err.strip()
-        assert told in error and str(bad) in error
+        assert message in error and str(bad) in error
         assert error.count("\n") == 0
     with pytest.raises(BacoError, match=r"no such GGUF file: .*none\.gguf"):
         Baco.load(base=str(tmp_path / "none.gguf"), aligned=str(files / "aligned.gguf"))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness measures a pair as it measures any model, with nothing fetched."""
+"""lm-evaluation-harness evaluates a pair like any model, without a network."""
 
 import json
 from pathlib import Path
@@ -37,19 +37,19 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 @pytest.fixture(scope="module")
 def results(demo: Baco, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One run of both tasks; the answer expected, and the first choice, is what BACo says."""
+    """One run of both tasks. The expected answer and the first choice are BACo's own answer."""
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "questions.jsonl"
     with data.open("w") as lines:
         for question in QUESTIONS:
-            [said] = demo.generate(question, router=ROUTER, temperature=0, max_tokens=TOKENS)
-            text = demo.pair.tokenizer.decode(said.token_ids, skip_special_tokens=True)
+            [completion] = demo.generate(question, router=ROUTER, temperature=0, max_tokens=TOKENS)
+            text = demo.pair.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             choices = [text, " the a the a the a of of of"]
             lines.write(json.dumps({"question": question, "expected": text, "choices": choices}))
             lines.write("\n")
     for name, task in (("demo_answers", ANSWERS), ("demo_choices", CHOICES)):
-        told = {"name": name, "data": data, "cache": folder / "cache", "tokens": TOKENS}
-        (folder / f"{name}.yaml").write_text((TASK + task).format(**told))
+        fields = {"name": name, "data": data, "cache": folder / "cache", "tokens": TOKENS}
+        (folder / f"{name}.yaml").write_text((TASK + task).format(**fields))
     return evaluate(demo, folder)
 
 
@@ -68,10 +68,10 @@ def evaluate(demo: Baco, folder: Path) -> dict[str, Any]:
     return results
 
 
-def test_answers_are_those_of_baco(results: dict[str, Any]) -> None:
+def test_answers_equal_those_of_baco(results: dict[str, Any]) -> None:
     for sample in results["samples"]["demo_answers"]:
-        [[said]] = sample["resps"]
-        assert said.strip() == sample["doc"]["expected"].strip()
+        [[answer]] = sample["resps"]
+        assert answer.strip() == sample["doc"]["expected"].strip()
     assert results["results"]["demo_answers"]["exact_match,none"] == pytest.approx(1.0)
 
 

@@ -1,4 +1,4 @@
-"""A step waits for the device at most twice, whatever it decodes, recorded or not."""
+"""A step waits for the device at most twice, with any router and sampling, recorded or not."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ from baco.models.forward.selection import ClampedForward
 from baco.models.model import PairModel
 from tests.fake_device import FAR, FakeDeviceTensor, Waits, near
 from tests.pairs import PairFolder
-from tests.test_engine import told
+from tests.test_engine import tokens_and_sources
 
 PROMPT = "What do you recommend for a rainy day?"
 
 
 class FarModel(PairModel):
-    """A model on the device: it reads tokens that are there, its rows of logits are there."""
+    """A model on the device: its tokens and its rows of logits are there."""
 
     @property
     def device(self) -> torch.device:
@@ -51,15 +51,15 @@ class FarModel(PairModel):
 
 def far(model: PairModel) -> PairModel:
     assert model.can_roll_back  # tried out on the host
-    made = FarModel(**{field.name: getattr(model, field.name) for field in fields(model)})
-    made.__dict__["_forward"] = model._forward
-    made.unknown_ids = FakeDeviceTensor(model.unknown_ids)
-    made.__dict__["_has_unknown_ids"] = model._has_unknown_ids
-    return made
+    far_model = FarModel(**{field.name: getattr(model, field.name) for field in fields(model)})
+    far_model.__dict__["_forward"] = model._forward
+    far_model.unknown_ids = FakeDeviceTensor(model.unknown_ids)
+    far_model.__dict__["_has_unknown_ids"] = model._has_unknown_ids
+    return far_model
 
 
-class FarLean(DenseForward):
-    """A lean forward there."""
+class FarDense(DenseForward):
+    """A `DenseForward` on the device."""
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         return self.read(*self.inputs(near(tokens), cache), keep)
@@ -69,7 +69,7 @@ class FarLean(DenseForward):
 
 
 class Reruns:
-    """Instead of a recording, the step itself."""
+    """Runs the step itself instead of a recording."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -88,14 +88,14 @@ class Reruns:
 
 
 def recorded(model: PairModel, recorder: Reruns) -> PairModel:
-    """A model there as `compile` leaves it."""
-    made = far(model)
+    """A model on the device after `compile`."""
+    far_model = far(model)
     forward = model._forward
     assert isinstance(forward, ClampedForward)
     lean: Any = copy.copy(forward.forward)
-    lean.__class__ = FarLean
-    made.__dict__["_forward"] = ClampedForward(made, CudaGraphForward(lean, recorder))
-    return made
+    lean.__class__ = FarDense
+    far_model.__dict__["_forward"] = ClampedForward(far_model, CudaGraphForward(lean, recorder))
+    return far_model
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def there(here: Baco) -> Baco:
 
 
 def steps(baco: Baco, **settings: Any) -> Iterator[tuple[int, list[Any]]]:
-    """The waits of every step that joins no row and lets none go, and what was said at the end."""
+    """Waits of every step in which no row joins or leaves; at the end the completions."""
     decoder = Decoder(baco.pair, Engine(baco.pair, memory="64MiB"))
     decoder.submit(PROMPT, **settings)
     done: list[Any] = []
@@ -152,29 +152,30 @@ def at_most_twice(here: Baco, there: Baco, router: str, sampling: dict[str, Any]
     assert len(waits) > 4
     assert max(waits) <= 2
     assert min(waits) >= 1
-    assert [told(one)[:2] for one in sorted(done, key=lambda one: one.sample)] == [
-        told(one)[:2] for one in expected
-    ]
+    assert [
+        tokens_and_sources(completion)[:2]
+        for completion in sorted(done, key=lambda completion: completion.sample)
+    ] == [tokens_and_sources(completion)[:2] for completion in expected]
 
 
 def test_every_transfer_from_the_device_is_counted() -> None:
     with Waits():
-        made = torch.zeros(2, 3, device=FAR)
-        for ask in (
-            made.tolist,
-            lambda: bool((made > 0).any()),
-            made[0, 0].item,
-            made.cpu,
-            made.nonzero,
-            lambda: made[made > 0],
+        tensor = torch.zeros(2, 3, device=FAR)
+        for transfer in (
+            tensor.tolist,
+            lambda: bool((tensor > 0).any()),
+            tensor[0, 0].item,
+            tensor.cpu,
+            tensor.nonzero,
+            lambda: tensor[tensor > 0],
             lambda: torch.tensor([1], device=FAR),
             lambda: torch.ones(2).to(FAR),
         ):
             Waits.seen.clear()
-            ask()
+            transfer()
             assert sum(Waits.seen.values()) == 1
         Waits.seen.clear()
-        assert type(torch.ones(3).to(FAR, non_blocking=True) + made) is FakeDeviceTensor
+        assert type(torch.ones(3).to(FAR, non_blocking=True) + tensor) is FakeDeviceTensor
         assert sum(Waits.seen.values()) == 0
         with pytest.raises(RuntimeError, match="meets"):
-            torch.where(torch.ones(2, 3) > 0, made, made)
+            torch.where(torch.ones(2, 3) > 0, tensor, tensor)

@@ -1,4 +1,4 @@
-"""Models of the hub without a network: told at once, or read from the cache."""
+"""Models of the hub without a network: an immediate error, or read from the cache."""
 
 import json
 import os
@@ -25,8 +25,8 @@ ORDER = ["generate", "Where to?", "--base", "nobody/base", "--aligned", "nobody/
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The address of a hub that does not answer, and an empty cache."""
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Address of a hub that does not answer; the cache is empty."""
     from huggingface_hub import constants
 
     with socket.socket() as taken:
@@ -40,7 +40,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 
 def keep(cache: Path, name: str, folder: Path) -> None:
-    """Put a folder into the cache of the hub as a model of this name."""
+    """Put a folder into the hub's cache as the model ``name``."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123abc")
@@ -48,7 +48,7 @@ def keep(cache: Path, name: str, folder: Path) -> None:
     (repository / "snapshots" / "0123abc").symlink_to(folder, target_is_directory=True)
 
 
-def test_without_a_network_a_command_says_so_at_once_in_one_line(tmp_path: Path) -> None:
+def test_without_a_network_a_command_fails_at_once_in_one_line(tmp_path: Path) -> None:
     """The hub's own client would try for a minute."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -74,16 +74,16 @@ def test_without_a_network_a_command_says_so_at_once_in_one_line(tmp_path: Path)
     )
 
 
-def test_offline_a_model_that_is_not_in_the_cache_is_told_at_once(
-    nobody: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_offline_a_model_that_is_not_in_the_cache_is_refused_at_once(
+    unreachable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert run(ORDER) == 2
-    told = capsys.readouterr().err
-    assert "cannot download nobody/base: HF_HUB_OFFLINE is set" in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "cannot download nobody/base: HF_HUB_OFFLINE is set" in message
+    assert message.count("\n") == 1
     for backend in (
         ["--backend", "remote", "--base-url", "http://x", "--aligned-url", "http://x"],
     ):
@@ -91,34 +91,36 @@ def test_offline_a_model_that_is_not_in_the_cache_is_told_at_once(
         assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
 
 
-def test_the_hub_is_asked_once_for_all_models(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_probed_once_for_all_models(
+    unreachable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import get_session
 
-    asked: list[str] = []
+    urls: list[str] = []
     client = type(get_session())
     head = client.head
 
     def counted(self: Any, url: str, **options: Any) -> object:
-        asked.append(url)
+        urls.append(url)
         return head(self, url, **options)
 
     monkeypatch.setattr(client, "head", counted)
     for name in ("nobody/base", "nobody/aligned"):
-        with pytest.raises(hub.NotHereError) as told:
+        with pytest.raises(hub.NotHereError) as raised:
             hub.local_files_only(name)
-        # Workers hand their errors on.
-        assert pickle.loads(pickle.dumps(told.value)).reason == f"{nobody} does not answer"
-    assert asked == [nobody]
+        # Workers pickle their errors.
+        assert pickle.loads(pickle.dumps(raised.value)).reason == f"{unreachable} does not answer"
+    assert urls == [unreachable]
     monkeypatch.setattr(hub, "SECONDS_TO_REMEMBER", 0.0)
     with pytest.raises(hub.NotHereError):
         hub.local_files_only("nobody/base")
-    assert asked == [nobody, nobody]
+    assert urls == [unreachable, unreachable]
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_what_the_cache_has_is_read_without_a_network(
+def test_cached_models_are_read_without_a_network(
     offline: bool,
-    nobody: str,
+    unreachable: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     random_pair: Callable[..., PairFolder],
@@ -137,7 +139,7 @@ def test_what_the_cache_has_is_read_without_a_network(
     assert constants.HF_HUB_OFFLINE is offline
 
 
-def test_a_damaged_file_in_the_cache_is_named(nobody: str, tmp_path: Path) -> None:
+def test_a_damaged_file_in_the_cache_is_named(unreachable: str, tmp_path: Path) -> None:
     folder = save_pair(tmp_path)
     keep(tmp_path / "cache", "nobody/base", folder.base)
     (folder.base / "generation_config.json").write_text("{")
@@ -146,24 +148,24 @@ def test_a_damaged_file_in_the_cache_is_named(nobody: str, tmp_path: Path) -> No
 
 
 def test_metrics_and_tasks_tell_it_at_once_too(
-    nobody: str, monkeypatch: pytest.MonkeyPatch
+    unreachable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it tries again"))
-    with pytest.raises(MetricUnavailable, match=f"{nobody} does not answer"):
+    with pytest.raises(MetricUnavailable, match=f"{unreachable} does not answer"):
         Classifier.load("reward", "nobody/reward")
-    with pytest.raises(BacoError, match=f"{nobody} does not answer"):
+    with pytest.raises(BacoError, match=f"{unreachable} does not answer"):
         list(from_hub("gsm8k", {"hub": "openai/gsm8k", "config": "main"}))
 
 
 def test_a_folder_is_read_without_asking_the_hub(
-    nobody: str, random_pair: Callable[..., PairFolder]
+    unreachable: str, random_pair: Callable[..., PairFolder]
 ) -> None:
     assert hub.local_files_only(str(random_pair("llama").base)) is False
     assert hub._answered_at == {}
 
 
 def test_the_configuration_of_an_exported_pair_needs_no_hub(
-    nobody: str, random_pair: Callable[..., PairFolder], tmp_path: Path
+    unreachable: str, random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama")
     keep(tmp_path / "cache", "nobody/base", folder.base)

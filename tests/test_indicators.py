@@ -2,7 +2,7 @@
 
 "Adding a dominated point changes nothing" is a law of the plane: neither the area covered nor the
 joint front knows of it. Normalisation looks at all points, so there the point must lie within the
-range that the others span, or it would move the scale for everyone.
+range that the others span, or it would move the scale for all methods.
 """
 
 import moocore
@@ -34,7 +34,7 @@ SPACE = ("distinct_1", "reward")
 def measured(
     rows: dict[str, list[tuple[float, float]]], prompts: int = 1, task: str = "t", noise: float = 0
 ) -> Measured:
-    """Methods with their (quality, diversity) points, alike on every prompt but for noise."""
+    """Methods with their (quality, diversity) points, the same on every prompt except for noise."""
     methods = [name for name, points in rows.items() for _ in points]
     points = np.array([point for points in rows.values() for point in points], dtype=float)
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_points_that_coincide_share_the_front() -> None:
     assert values(result, "dominance") == {"A": 0.5, "B": 0.5}
 
 
-def test_a_metric_that_tells_nothing_apart_covers_nothing() -> None:
+def test_a_metric_with_equal_values_gives_no_coverage() -> None:
     result = computed(measured({"A": [(1.0, 0.3)], "B": [(0.0, 0.3)]}))
     assert values(result, "coverage") == {"A": 0.0, "B": 0.0}
 
@@ -230,7 +230,7 @@ def test_tasks_are_normalised_apart_and_averaged() -> None:
     assert values(result, "coverage") == pytest.approx({"A": 0.625, "B": 0.1875})
 
 
-def test_what_a_task_lacks_is_left_out_and_listed() -> None:
+def test_metrics_that_a_task_lacks_are_left_out_and_listed() -> None:
     first, second = measured(BY_HAND, task="first"), measured(BY_HAND, task="second")
     second.metrics["vendi"][:] = np.nan
     result = indicators([first, second], PARTS, QUALITY, 10)
@@ -279,7 +279,7 @@ def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
     )
 
 
-def test_without_noise_there_is_no_doubt() -> None:
+def test_without_noise_intervals_have_no_width() -> None:
     result = computed(measured(BY_HAND, prompts=5))
     estimate = result.coverage("B")
     assert estimate is not None
@@ -309,10 +309,10 @@ def test_a_comparison_is_paired() -> None:
     assert comparison is not None
     assert comparison.low > 0
     assert comparison.p_value == pytest.approx(2 / 501)
-    ours, theirs = result.coverage("better"), result.coverage("worse")
-    assert ours is not None
-    assert theirs is not None
-    assert ours.low < theirs.high  # their own intervals overlap
+    better, worse = result.coverage("better"), result.coverage("worse")
+    assert better is not None
+    assert worse is not None
+    assert better.low < worse.high  # their own intervals overlap
 
 
 def test_a_method_is_not_different_from_itself() -> None:

@@ -1,4 +1,4 @@
-"""A prompt that breaks a step ends alone; no other loses work, whichever front end asked."""
+"""A prompt that breaks a step ends alone, and no other loses work, in every front end."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class BrokenError(RuntimeError):
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Every step fails in which a prompt about poison has an answer of so many tokens."""
+    """Every step fails that decodes ``poison["tokens"]`` tokens or more for a poisoned prompt."""
     after = {"tokens": 0}
     verify = Verifier.verify
 
@@ -63,18 +63,18 @@ def whole(rows: list[list[Completion]]) -> list[list[tuple[str, Any, Any]]]:
 
 
 @pytest.mark.parametrize("tokens", [0, 5])
-def test_the_other_prompts_of_a_batch_get_the_answers_they_get_without_it(
+def test_the_other_prompts_of_a_batch_get_the_same_answers(
     demo: Baco, poison: dict[str, int], tokens: int
 ) -> None:
     expected = demo.generate_batch(GOOD, **SETTINGS)
     poison["tokens"] = tokens
-    asked = [*GOOD[:2], BAD, *GOOD[2:]]
-    rows = demo.generate_batch(asked, **SETTINGS)
+    prompts = [*GOOD[:2], BAD, *GOOD[2:]]
+    rows = demo.generate_batch(prompts, **SETTINGS)
     broken = rows.pop(2)
     assert whole(rows) == whole(expected)
-    assert [one.finish_reason for one in broken] == ["error"] * 2
-    assert all("BrokenError" in str(one.error) for one in broken)
-    assert all(len(one.token_ids) >= tokens for one in broken)
+    assert [completion.finish_reason for completion in broken] == ["error"] * 2
+    assert all("BrokenError" in str(completion.error) for completion in broken)
+    assert all(len(completion.token_ids) >= tokens for completion in broken)
 
 
 def test_nothing_is_streamed_twice_when_an_answer_is_decoded_again(
@@ -82,16 +82,16 @@ def test_nothing_is_streamed_twice_when_an_answer_is_decoded_again(
 ) -> None:
     expected = demo.generate_batch(GOOD, **SETTINGS)
     poison["tokens"] = 6
-    told: dict[tuple[int, int], list[int]] = {}
+    ids: dict[tuple[int, int], list[int]] = {}
     texts: dict[tuple[int, int], str] = {}
     for chunk in demo.stream_batch([*GOOD, BAD], **SETTINGS):
         place = chunk.prompt, chunk.sample
-        told.setdefault(place, []).extend(token.id for token in chunk.tokens)
+        ids.setdefault(place, []).extend(token.id for token in chunk.tokens)
         texts[place] = texts.get(place, "") + chunk.text
     for prompt, row in enumerate(expected):
-        for one in row:
-            assert told[prompt, one.sample] == list(one.token_ids)
-            assert texts[prompt, one.sample] == one.text
+        for completion in row:
+            assert ids[prompt, completion.sample] == list(completion.token_ids)
+            assert texts[prompt, completion.sample] == completion.text
 
 
 def test_several_prompts_that_break_steps_are_all_found(demo: Baco, poison: dict[str, int]) -> None:
@@ -104,10 +104,10 @@ def test_several_prompts_that_break_steps_are_all_found(demo: Baco, poison: dict
 
 @settings(max_examples=budget(12), deadline=None)
 @given(st.data())
-def test_requests_added_and_cancelled_during_bisection_are_whole(
+def test_requests_added_and_cancelled_during_bisection_are_complete(
     demo: Baco, data: st.DataObject
 ) -> None:
-    """Whatever is submitted, cancelled or stepped in whatever order."""
+    """This holds for any order of submitting, cancelling and stepping."""
     steps, lengths = data.draw(st.integers(0, 4)), {"tokens": data.draw(st.integers(0, 6))}
     verify = Verifier.verify
 
@@ -161,7 +161,7 @@ def test_an_engine_that_fails_without_a_request_is_an_error_of_the_caller(demo: 
         engine.step()
 
 
-def test_an_answer_whose_text_cannot_be_decoded_ends_alone(
+def test_an_answer_that_cannot_be_decoded_to_text_ends_alone(
     demo: Baco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from baco.text.answer_text import AnswerText
@@ -203,14 +203,14 @@ def test_a_file_of_prompts_keeps_the_answers_to_the_others(
 ) -> None:
     poison["tokens"] = 3
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
-    asked = prompt_file(tmp_path / "in.jsonl", GOOD)
-    assert run(["generate", "--jsonl", str(asked), "-o", str(good), *OPTIONS]) == 0
-    asked = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
+    prompts = prompt_file(tmp_path / "in.jsonl", GOOD)
+    assert run(["generate", "--jsonl", str(prompts), "-o", str(good), *OPTIONS]) == 0
+    prompts = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
     capsys.readouterr()
-    assert run(["generate", "--jsonl", str(asked), "-o", str(bad), *OPTIONS]) == 2
-    told = capsys.readouterr().err
-    assert "answers to 1 of 5 prompts broke off" in told and "line 3" in told
-    assert "Traceback" not in told
+    assert run(["generate", "--jsonl", str(prompts), "-o", str(bad), *OPTIONS]) == 2
+    message = capsys.readouterr().err
+    assert "answers to 1 of 5 prompts broke off" in message and "line 3" in message
+    assert "Traceback" not in message
     rows = drawn(bad.read_text())
     assert [reason for _, reason in rows.pop(2)] == ["error"] * 2
     assert rows == drawn(good.read_text())
@@ -222,12 +222,12 @@ def test_a_batch_keeps_the_answers_to_the_others(
     poison: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     poison["tokens"] = 3
-    asked = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
+    prompts = prompt_file(tmp_path / "in.jsonl", [*GOOD[:2], BAD, *GOOD[2:]])
     out = tmp_path / "out"
     options = [*OPTIONS, "--shard-rows", "3", "--format", form]
-    assert run(["batch", str(asked), str(out), *options]) == 2
-    told = capsys.readouterr().err
-    assert "answers to 1 of 5 prompts broke off" in told and "line 3" in told
+    assert run(["batch", str(prompts), str(out), *options]) == 2
+    message = capsys.readouterr().err
+    assert "answers to 1 of 5 prompts broke off" in message and "line 3" in message
     if form == "parquet":
         import pyarrow.parquet as pq
 
@@ -242,12 +242,12 @@ def test_a_batch_keeps_the_answers_to_the_others(
     assert "BrokenError" in rows[2]["samples"][0]["error"]
 
 
-def test_where_every_prompt_of_several_breaks_off_nothing_is_written(
+def test_if_every_prompt_of_several_breaks_off_nothing_is_written(
     poison: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Then it is not the prompts: the run stops, to be continued."""
-    asked, out = prompt_file(tmp_path / "in.jsonl", [BAD, BAD]), tmp_path / "out.jsonl"
-    assert run(["generate", "--jsonl", str(asked), "-o", str(out), *OPTIONS]) == 2
+    """Then the prompts are not the cause: the run stops and can be resumed."""
+    prompts, out = prompt_file(tmp_path / "in.jsonl", [BAD, BAD]), tmp_path / "out.jsonl"
+    assert run(["generate", "--jsonl", str(prompts), "-o", str(out), *OPTIONS]) == 2
     assert "4 of 4 answers broke off" in capsys.readouterr().err
     assert not out.exists()
     assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
@@ -261,17 +261,17 @@ def test_answers_that_servers_failed_are_decoded_again(demo: Baco, poison: dict[
     assert check_group(rows[:1], again=True) is None
 
 
-def test_one_prompt_that_breaks_ends_the_command_in_one_line(
+def test_a_single_prompt_that_breaks_ends_the_command_in_one_line(
     poison: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ([], ["--json"]):
         assert run(["generate", BAD, *OPTIONS, *more]) == 2
-        told = capsys.readouterr().err
-        assert "BrokenError" in told and "Traceback" not in told
+        message = capsys.readouterr().err
+        assert "BrokenError" in message and "Traceback" not in message
 
 
 def test_a_waiting_sample_that_is_stopped_is_never_decoded(demo: Baco) -> None:
-    """Wherever it waits: also behind samples of its own request that go on."""
+    """This holds also behind running samples of its own request."""
     prompt = demo.pair.renderer.render(GOOD[0])
     params = demo.pair.defaults.updated({"n": 6, "seed": 1, "max_tokens": 6})
     engine = Engine(demo.pair, max_rows=2)
@@ -288,7 +288,7 @@ def test_a_waiting_sample_that_is_stopped_is_never_decoded(demo: Baco) -> None:
 
 
 def test_requests_with_and_without_logprobs_share_a_batch(demo: Baco) -> None:
-    """A sample that asks for no most likely tokens has none, whoever is decoded with it."""
+    """A sample without ``logprobs`` has no top tokens, whatever is decoded with it."""
     decoder = demo.decoder()
     router = demo.router(ROUTER)
     first = decoder.submit(GOOD[0], router=router, seed=1, logprobs=0, max_tokens=12)
@@ -303,24 +303,24 @@ def test_requests_with_and_without_logprobs_share_a_batch(demo: Baco) -> None:
 
 
 def requests_of(demo: Baco, prompts: list[str], **sampling: Any) -> list[Request]:
-    made = []
+    requests = []
     for prompt in prompts:
         rendered = demo.pair.renderer.render(prompt)
         params = demo.pair.defaults.updated({"seed": 5, **sampling})
         ids = rendered.base_ids, rendered.aligned_ids
-        made.append(Request(*ids, params, demo.router(ROUTER), digest=rendered.digest))
-    return made
+        requests.append(Request(*ids, params, demo.router(ROUTER), digest=rendered.digest))
+    return requests
 
 
 def test_requests_added_during_bisection_do_not_delay_it(
     demo: Baco, poison: dict[str, int]
 ) -> None:
     poison["tokens"] = 4
-    made = []
+    engines = []
 
     def make() -> Engine:
-        made.append(Engine(demo.pair, speculate=False))
-        return made[-1]
+        engines.append(Engine(demo.pair, speculate=False))
+        return engines[-1]
 
     engine = IsolatingEngine(make)
     bad, *good = requests_of(demo, [BAD, *GOOD], max_tokens=8)
@@ -330,7 +330,7 @@ def test_requests_added_during_bisection_do_not_delay_it(
         engine.step()
         (newcomer,) = requests_of(demo, GOOD[:1], max_tokens=8)
         sequences += engine.add(newcomer)
-    assert len(made) <= 5  # 5 prompts are halved three times
+    assert len(engines) <= 5  # 5 prompts are bisected in three rounds
     while engine.busy:
         engine.step()
     assert culprit.finish_reason == "error"

@@ -1,6 +1,6 @@
-"""LongRoPE: a text is read with the factors of its own length, whatever stands beside it.
+"""LongRoPE: a text is read with the factors of its own length, whatever is in the same batch.
 
-What is right is one full forward over each text, as the naive loop makes it.
+The reference is one full forward over each text, as in the naive loop.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.models.caches.long_rope import LongRopeKVCache
 from tests.fuzzing import budget
-from tests.test_engine import reference, rules, told, without_turn_cut
+from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 from tests.test_transformers import answers, encoded
 from tests.tiny import drafting, save_tiny_pair
 
@@ -55,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Baco]:
-    """A pair of such an architecture, loaded once."""
+    """A pair of an architecture with LongRoPE, loaded once."""
     loaded: dict[str, Baco] = {}
 
     def load(kind: str) -> Baco:
@@ -81,7 +81,7 @@ def decoded(
     while decoder.busy:
         for chunk in decoder.step():
             if chunk.completion is not None:
-                answers[chunk.prompt][chunk.sample] = told(chunk.completion)
+                answers[chunk.prompt][chunk.sample] = tokens_and_sources(chunk.completion)
     return [[each[sample] for sample in sorted(each)] for each in answers], engine
 
 
@@ -128,7 +128,7 @@ def test_a_row_is_read_again_once_when_it_grows_beyond_the_original_length(
 
 @settings(max_examples=budget(15))
 @given(data=st.data())
-def test_a_cache_says_what_full_forwards_say_however_it_is_read_and_rewound(
+def test_a_cache_agrees_with_full_forwards_however_it_is_read_and_rolled_back(
     pairs: Callable[[str], Baco], data: st.DataObject
 ) -> None:
     model = pairs("phi3").pair.base
@@ -207,9 +207,9 @@ def test_the_transformers_object_reads_every_row_with_the_factors_of_its_own_len
     model = as_transformers(baco, "Gap:0")
     batch = encoded(baco, *([{"role": "user", "content": prompt}] for prompt in PROMPTS))
     settings: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False}
-    made = model.generate(**batch, **settings)
+    output = model.generate(**batch, **settings)
     sources: set[str] = set()
-    for row, prompt in zip(answers(baco, made, batch["input_ids"]), PROMPTS, strict=True):
+    for row, prompt in zip(answers(baco, output, batch["input_ids"]), PROMPTS, strict=True):
         (expected,) = baco.generate(prompt, router="Gap:0", temperature=0, max_tokens=TOKENS)
         assert row == list(expected.token_ids)
         sources |= set(expected.sources)
@@ -223,7 +223,7 @@ def test_the_transformers_object_reads_every_row_with_the_factors_of_its_own_len
     assert beams[0].equal(beams[1])
 
 
-def test_the_transformers_object_refuses_to_mix_lengths_where_rows_are_not_told_apart(
+def test_the_transformers_object_refuses_mixed_lengths_without_factors_per_row(
     pairs: Callable[[str], Baco],
 ) -> None:
     baco = pairs("phi3")

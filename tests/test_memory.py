@@ -1,4 +1,4 @@
-"""Cached keys and values stay within the memory they were given, and within what answers need."""
+"""Cached keys and values stay within the memory limit and take no more than the answers need."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -43,9 +43,9 @@ PROMPT = "What do you recommend for a rainy day?"
 
 
 @pytest.fixture
-def ledger() -> Iterator[LiveStorages]:
-    with cache_tables() as found:
-        yield found
+def live() -> Iterator[LiveStorages]:
+    with cache_tables() as log:
+        yield log
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_setting_is_bytes_a_size_or_a_share() -> None:
 @pytest.mark.parametrize(
     "setting", ["much", "2 parsecs", "-1", "0", "0%", "120%", 0, 1.5, -3, True]
 )
-def test_a_setting_that_is_none_is_refused_before_anything_is_loaded(setting: Any) -> None:
+def test_an_invalid_memory_limit_is_refused_before_loading(setting: Any) -> None:
     with pytest.raises(BacoError, match="give bytes, a size as in 2GiB, or a share"):
         Baco.load("demo", memory=setting)
 
@@ -122,16 +122,16 @@ def test_the_command_line_takes_the_setting(capsys: pytest.CaptureFixture[str]) 
     assert run(["generate", PROMPT, "--memory", "64MiB", "--max-tokens", "4"]) == 0
 
 
-def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
-    deep: Baco, ledger: LiveStorages
+def test_a_prompt_is_read_once_for_all_samples_and_memory_fits_their_need(
+    deep: Baco, live: LiveStorages
 ) -> None:
     engine = Engine(deep.pair)
     each = {name: model.row_size.per_token for name, model in engine._runner.models.items()}
-    asked = request(deep, "sea " * 1990, n=32, max_tokens=240)
-    tokens = {name: len(asked.ids(name)) for name in each}
+    long_request = request(deep, "sea " * 1990, n=32, max_tokens=240)
+    tokens = {name: len(long_request.ids(name)) for name in each}
     assert min(tokens.values()) >= 1990
-    ledger.peak = 0
-    sequences = engine.add(asked)
+    live.peak = 0
+    sequences = engine.add(long_request)
     pieces = {name: math.ceil((count - 1) / CPU_CHUNK) for name, count in tokens.items()}
     with torch.inference_mode():
         while not engine.running:
@@ -139,43 +139,43 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_memory_is_what_they_need(
     assert engine.running == 32
     assert engine.stats.forwards == pieces
     run_out(engine)
-    said = sum(len(sequence.tokens) for sequence in sequences)
-    needed = sum(each[name] * (tokens[name] + said) for name in each)
+    generated = sum(len(sequence.tokens) for sequence in sequences)
+    needed = sum(each[name] * (tokens[name] + generated) for name in each)
     models = (deep.pair.base, deep.pair.aligned)
     held = sum(stored for model in models for *_, stored in weights(model.model))
     assert needed > 8 * 2**20
-    assert ledger.peak + held <= 1.1 * (needed + held)
+    assert live.peak + held <= 1.1 * (needed + held)
 
 
-def test_an_empty_batch_holds_no_memory(llama: Baco, ledger: LiveStorages) -> None:
+def test_an_empty_batch_holds_no_memory(llama: Baco, live: LiveStorages) -> None:
     engine = Engine(llama.pair)
     for sequence in engine.add(request(llama, n=4, max_tokens=40)):
         engine.step()
         engine.stop(sequence, len(sequence.tokens))
     run_out(engine)
-    assert ledger.peak > 0
-    assert not ledger.alive
+    assert live.peak > 0
+    assert not live.alive
 
 
-def test_sequences_beyond_memory_wait_in_order(llama: Baco, ledger: LiveStorages) -> None:
+def test_sequences_beyond_memory_wait_in_order(llama: Baco, live: LiveStorages) -> None:
     memory = needed(Engine(llama.pair), request(llama, max_tokens=40), 3)
     engine = Engine(llama.pair, memory=memory)
-    ledger.peak = 0
-    asked = [request(llama, n=n, max_tokens=40, seed=n) for n in (2, 3, 1, 2)]
-    sequences = [sequence for each in asked for sequence in engine.add(each)]
+    live.peak = 0
+    requests = [request(llama, n=n, max_tokens=40, seed=n) for n in (2, 3, 1, 2)]
+    sequences = [sequence for each in requests for sequence in engine.add(each)]
     joined: list[SequenceState] = []
     while engine.busy:
         joined += [s for s in engine.step() if s not in joined]
         assert engine.running <= 3
     assert joined == sequences
-    assert ledger.peak <= memory
+    assert live.peak <= memory
     generous = Engine(llama.pair, memory="1GiB")
-    free = [sequence for each in asked for sequence in generous.add(each)]
+    free = [sequence for each in requests for sequence in generous.add(each)]
     run_out(generous)
     assert [s.tokens for s in sequences] == [s.tokens for s in free]
 
 
-def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: Baco) -> None:
+def test_a_long_answer_after_many_short_ones_takes_no_more_than_either(llama: Baco) -> None:
     engine = Engine(llama.pair)
     engine.add(request(llama, n=40, max_tokens=4))
     engine.add(request(llama, n=2, max_tokens=100))
@@ -193,22 +193,22 @@ def test_many_short_answers_and_then_a_long_one_take_no_more_than_either(llama: 
 
 
 @given(columns=st.integers(1, 100_000), more=st.integers(0, 100))
-def test_room_for_columns_lies_idle_to_an_eighth_at_most(columns: int, more: int) -> None:
-    made = columns_for(columns)
-    assert columns <= made <= max(columns + 15, columns * 9 / 8)
-    assert columns_for(columns + more) >= made
+def test_at_most_an_eighth_of_the_columns_is_unused(columns: int, more: int) -> None:
+    allocated = columns_for(columns)
+    assert columns <= allocated <= max(columns + 15, columns * 9 / 8)
+    assert columns_for(columns + more) >= allocated
 
 
 def test_growing_column_by_column_copies_each_column_a_few_times() -> None:
-    made = sorted({columns_for(columns) for columns in range(1, 10_000)})
-    assert sum(made[:-1]) <= 16 * made[-1]
+    sizes = sorted({columns_for(columns) for columns in range(1, 10_000)})
+    assert sum(sizes[:-1]) <= 16 * sizes[-1]
 
 
 @given(
     rows=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 200)), min_size=1, max_size=5),
     padding=st.integers(0, 20),
 )
-def test_padding_takes_one_column_behind_all_rows_and_no_row_looks_there(
+def test_padding_takes_one_column_that_no_row_attends_to(
     rows: list[tuple[int, int]], padding: int
 ) -> None:
     lengths, counts = (list(column) for column in zip(*rows, strict=True))
@@ -245,7 +245,7 @@ def test_memory_reaches_the_engine_that_decodes(llama: Baco) -> None:
 
 
 def ids_of(tokens: int) -> tuple[int, ...]:
-    """Some text of so many tokens."""
+    """Ids of some text of ``tokens`` tokens."""
     return tuple(5 + index * 7 % 380 for index in range(tokens))
 
 
@@ -255,7 +255,7 @@ def raw_request(baco: Baco, tokens: int, router: str, **sampling: Any) -> Reques
     return Request(ids, ids, params, baco.router(router), digest=b"")
 
 
-def test_a_prompt_of_one_token_does_not_lift_the_limit(llama: Baco) -> None:
+def test_prompts_of_one_token_keep_the_limit(llama: Baco) -> None:
     long, one = request(llama, n=128, max_tokens=40), raw_request(llama, 1, "P:0.5", max_tokens=2)
     engine = Engine(llama.pair, memory=needed(Engine(llama.pair), long, 3))
     engine.add(one)
@@ -330,7 +330,7 @@ def test_the_size_of_a_row_is_that_of_its_tensors(
 ) -> None:
     model = make_model(*SIZED[case]) if case in SIZED else loaded_pair(case, noise=0.3).pair.base
     size, ids = model.row_size, ids_of(120)
-    with torch.inference_mode(), cache_tables() as ledger:
+    with torch.inference_mode(), cache_tables() as live:
         for tokens in (1, 2, 60, 100):
             store = model.new_cache()
             store.copy_prefix(finish(store.prefill(ids[:tokens], 1)), 2)
@@ -338,7 +338,7 @@ def test_the_size_of_a_row_is_that_of_its_tensors(
                 store.extend(torch.tensor([[token]] * 2), [1, 1], 1)
             tables, layers = [], []
             if isinstance(store, BatchedKVCache):
-                assert store.allocated_bytes() == ledger.now == 2 * size.bytes(store.cache.columns)
+                assert store.allocated_bytes() == live.now == 2 * size.bytes(store.cache.columns)
                 layers = [layer for layer in store.cache.layers if layer.is_initialized]
                 tables = [table for layer in layers for table in (layer.keys, layer.values)]
                 largest = size.largest_tensor(store.cache.columns)
@@ -353,7 +353,7 @@ def test_the_size_of_a_row_is_that_of_its_tensors(
 
 LENGTHS = st.one_of(st.just(1), st.integers(1, 12), st.integers(100, 180))
 ROUTERS = ("Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
-ASKED: st.SearchStrategy[dict[str, Any]] = st.builds(
+ANSWERS: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     tokens=LENGTHS,
     router=st.sampled_from(ROUTERS),
@@ -370,16 +370,16 @@ SCORED: st.SearchStrategy[dict[str, Any]] = st.builds(
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 @settings(max_examples=budget(15))
 @given(
-    asked=st.lists(st.tuples(st.integers(0, 3), st.one_of(ASKED, SCORED)), min_size=1, max_size=4),
+    work=st.lists(st.tuples(st.integers(0, 3), st.one_of(ANSWERS, SCORED)), min_size=1, max_size=4),
     share=st.just(1.0) | st.floats(1.0, 3.0),
     speculate=st.booleans(),
     drafted=st.booleans(),
     stopped=st.integers(0, 5),
 )
-def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
+def test_caches_and_the_step_never_exceed_the_limit_under_any_requests(
     loaded_pair: Callable[..., Baco],
     architecture: str,
-    asked: list[tuple[int, dict[str, Any]]],
+    work: list[tuple[int, dict[str, Any]]],
     share: float,
     speculate: bool,
     drafted: bool,
@@ -388,37 +388,37 @@ def test_caches_and_the_step_never_exceed_the_limit_whatever_is_asked(
     baco = loaded_pair(architecture, noise=0.3)
     draft = baco.pair.aligned if drafted else None
     make = partial(Engine, baco.pair, speculate=speculate, draft=draft)
-    requests = [(wait, raw_request(baco, **one)) for wait, one in asked if "router" in one]
-    alone = [needed(make(), one, 1) for _, one in requests]
+    requests = [(wait, raw_request(baco, **fields)) for wait, fields in work if "router" in fields]
+    alone = [needed(make(), fields, 1) for _, fields in requests]
     limit = int(max([200_000, *alone]) * share)
-    with cache_tables() as ledger:
+    with cache_tables() as live:
         engine = make(memory=limit)
         answers: list[SequenceState] = []
         texts: list[Scoring] = []
-        for wait, one in asked:
+        for wait, fields in work:
             for _ in range(wait):
-                checked_step(engine, ledger, limit)
-            if "router" in one:
-                answers += engine.add(raw_request(baco, **one))
+                checked_step(engine, live, limit)
+            if "router" in fields:
+                answers += engine.add(raw_request(baco, **fields))
             else:
-                text = Scoring(ids_of(one["tokens"]), one["model"], 0, 2)
+                text = Scoring(ids_of(fields["tokens"]), fields["model"], 0, 2)
                 with suppress(BacoError):  # it does not fit even alone
                     engine.score(text)
                     texts.append(text)
         for answer in answers[stopped::3]:
             engine.stop(answer, len(answer.tokens))
         while engine.busy:
-            checked_step(engine, ledger, limit)
+            checked_step(engine, live, limit)
     assert all(answer.finish_reason for answer in answers)
     assert all(text.done for text in texts)
 
 
-def checked_step(engine: Engine, ledger: LiveStorages, limit: int) -> None:
-    ledger.peak = ledger.now
+def checked_step(engine: Engine, live: LiveStorages, limit: int) -> None:
+    live.peak = live.now
     engine.step()
-    assert ledger.peak <= limit
+    assert live.peak <= limit
     if engine.running:
-        assert ledger.now + step_bytes(engine) <= limit
+        assert live.now + step_bytes(engine) <= limit
 
 
 @pytest.mark.parametrize(
@@ -433,16 +433,16 @@ def checked_step(engine: Engine, ledger: LiveStorages, limit: int) -> None:
     ids=lambda sampling: "-".join(sampling) or "plain",
 )
 @pytest.mark.parametrize("pair", ["demo", "qwen3", "gemma2"])
-def test_a_step_makes_no_more_than_was_counted_for_it(
+def test_a_step_allocates_no_more_than_was_counted_for_it(
     demo: Baco, loaded_pair: Callable[..., Baco], pair: str, sampling: dict[str, Any]
 ) -> None:
     baco = demo if pair == "demo" else loaded_pair(pair, noise=0.3)
-    asked = request(baco, "sea " * 70, n=12, max_tokens=24, explain=True, **sampling)
+    large_request = request(baco, "sea " * 70, n=12, max_tokens=24, explain=True, **sampling)
     engine = Engine(baco.pair)
-    engine.add(asked)
+    engine.add(large_request)
     while not engine.running:
-        assert most_allocated(engine.step) <= needed(engine, asked, 12)
+        assert most_allocated(engine.step) <= needed(engine, large_request, 12)
     positions = record_positions(engine)
     for _ in range(4):
-        made = most_allocated(engine.step)
-        assert made <= step_bytes(engine, positions[-1])
+        allocated = most_allocated(engine.step)
+        assert allocated <= step_bytes(engine, positions[-1])

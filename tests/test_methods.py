@@ -1,4 +1,4 @@
-"""Methods: every one gives n samples of every prompt, and each does what its name says."""
+"""Every method gives n samples per prompt and follows its description."""
 
 import math
 from collections.abc import Iterator
@@ -41,10 +41,10 @@ def test_a_method_gives_n_samples_and_the_same_ones_again(
     rows = answer(demo, setting, prompts, DRAW)
     assert [len(row) for row in rows] == [4, 4]
     assert rows == answer(demo, setting, prompts, DRAW)
-    for said in (a for row in rows for a in row):
-        assert said.tokens > 0
-        assert not said.pieces or "".join(text for text, _ in said.pieces) == said.text
-        assert said.base_share is None or 0 <= said.base_share <= 1
+    for sample in (a for row in rows for a in row):
+        assert sample.tokens > 0
+        assert not sample.pieces or "".join(text for text, _ in sample.pieces) == sample.text
+        assert sample.base_share is None or 0 <= sample.base_share <= 1
 
 
 def test_labels_are_unique_in_a_method_and_a_full_grid_holds_the_quick_one() -> None:
@@ -73,7 +73,7 @@ def test_a_router_is_swept_unless_its_threshold_is_given() -> None:
 def test_a_routers_grid_reaches_the_aligned_model_and_goes_far_from_it(
     demo: Baco, prompts: tuple[Prompt, ...], router: str
 ) -> None:
-    """Or it would have no point in a strip of the plane that the aligned model alone covers."""
+    """Otherwise it would have no point in a strip that only the aligned model covers."""
     (aligned,) = select_settings([], ["Aligned"], FULL)
     alone = [a.text for row in answer(demo, aligned, prompts, DRAW) for a in row]
     grid = select_settings([], [router], FULL)
@@ -86,7 +86,7 @@ def test_a_routers_grid_reaches_the_aligned_model_and_goes_far_from_it(
     assert min(same) < len(alone) // 2
 
 
-def test_unknown_methods_and_routers_are_refused_with_what_is_near() -> None:
+def test_unknown_methods_and_routers_are_refused_with_similar_names() -> None:
     with pytest.raises(BacoError, match="unknown method 'mixin': use mixing"):
         select_settings(["mixin"], [], FULL)
     with pytest.raises(BacoError, match="unknown router 'Q'"):
@@ -95,16 +95,16 @@ def test_unknown_methods_and_routers_are_refused_with_what_is_near() -> None:
         select_settings(["judge"], [], FULL)
 
 
-def test_a_router_gives_what_baco_gives(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+def test_a_router_gives_the_answers_of_baco(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
     (setting,) = select_settings([], ["P-Punc:0.4"], FULL)
-    said = answer(demo, setting, prompts, DRAW)
+    rows = answer(demo, setting, prompts, DRAW)
     expected = demo.generate_batch(
         [prompt.text for prompt in prompts], router="P-Punc:0.4", n=4, seed=11, max_tokens=24
     )
-    assert [[a.text for a in row] for row in said] == [[c.text for c in row] for row in expected]
-    for row in said:
-        for one in row:
-            sources = [source for _, source in one.pieces]
+    assert [[a.text for a in row] for row in rows] == [[c.text for c in row] for row in expected]
+    for row in rows:
+        for sample in row:
+            sources = [source for _, source in sample.pieces]
             assert sources == [source for source, _ in groupby(sources)]
 
 
@@ -125,10 +125,10 @@ def test_mixing_takes_m_answers_of_base_and_the_rest_of_aligned(
 def test_an_ensemble_of_one_model_is_that_model(
     demo: Baco, prompts: tuple[Prompt, ...], mixed: str, weight: float
 ) -> None:
-    """At either end of w, with the noise of the project, so that the draws are the same ones."""
+    """At either end of w, where the draws use the same noise as the single model's."""
     setting = Setting("e", "e", weight, {"kind": "ensemble", "mixed": mixed, "weight": weight})
     draw = Draw(6, 5, {"temperature": 1.0, "min_p": 0.1})
-    said = answer(demo, setting, prompts, draw)
+    samples = answer(demo, setting, prompts, draw)
     alone = demo.generate_batch(
         [prompt.text for prompt in prompts],
         router="Base" if weight > 0.5 else "Aligned",
@@ -139,14 +139,14 @@ def test_an_ensemble_of_one_model_is_that_model(
     )
     pairs = [
         (a.text, c.text)
-        for row, completions in zip(said, alone, strict=True)
+        for row, completions in zip(samples, alone, strict=True)
         for a, c in zip(row, completions, strict=True)
     ]
     assert sum(a == b for a, b in pairs) >= len(pairs) - 1
 
 
-def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
-    """Against sums of plain probabilities, with the end tokens of both models pooled."""
+def test_an_ensemble_mixes_by_its_formula(demo: Baco) -> None:
+    """The reference: sums of plain probabilities, with the end tokens of both models pooled."""
     generator = torch.Generator().manual_seed(0)
     width = demo.pair.vocabulary.size
     base, aligned = torch.randn(2, 3, width, generator=generator)
@@ -173,11 +173,13 @@ def test_an_ensemble_mixes_as_its_formula_says(demo: Baco) -> None:
             assert logp[row].exp().tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-9)
 
 
-def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Prompt, ...]) -> None:
+def test_an_ensemble_draws_with_the_replayable_noise(
+    demo: Baco, prompts: tuple[Prompt, ...]
+) -> None:
     """The first token of every sample is the argmax of mixed log-probabilities plus the noise."""
     setting = methods()["ensemble"].settings(FULL)[2]
     draw = Draw(3, 42, {"temperature": 1.0, "min_p": 0.0, "max_tokens": 1})
-    said = answer(demo, setting, prompts[:1], draw)[0]
+    samples = answer(demo, setting, prompts[:1], draw)[0]
     prompt = demo.pair.renderer.render(prompts[0].messages)
     rows = (
         demo.pair.base.score(prompt.base_ids)[-1:],
@@ -186,12 +188,12 @@ def test_an_ensemble_draws_by_the_replayable_noise(demo: Baco, prompts: tuple[Pr
     mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
     logp = mix.logprobs(*rows)[0].double()
     seed = naive.prompt_seed(42, naive.chat_digest(prompts[0].messages))
-    for sample, one in enumerate(said):
+    for sample, answered in enumerate(samples):
         noise = torch.tensor(
             [-math.log(-math.log(naive.uniform(seed, sample, 0, t))) for t in range(len(logp))]
         )
         token = int((logp + noise).argmax())
-        assert demo.pair.tokenizer.decode([token]).lstrip(" ") == one.text
+        assert demo.pair.tokenizer.decode([token]).lstrip(" ") == answered.text
 
 
 def test_methods_that_read_both_models_keep_the_memory_limit(
@@ -212,10 +214,10 @@ class Spy:
 
     def __init__(self, baco: Baco) -> None:
         self._baco, self.pair = baco, baco.pair
-        self.asked: list[tuple[list[dict[str, str]], dict[str, object]]] = []
+        self.chats: list[tuple[list[dict[str, str]], dict[str, object]]] = []
 
     def generate_batch(self, prompts: list, **options: object) -> object:
-        self.asked += [(list(prompt), options) for prompt in prompts]
+        self.chats += [(list(prompt), options) for prompt in prompts]
         return self._baco.generate_batch(prompts, **options)  # type: ignore[arg-type]
 
 
@@ -223,46 +225,46 @@ class Spy:
 def spy(demo: Baco) -> Iterator[Spy]:
     spy = Spy(demo)
     yield spy
-    assert all(options["router"] == "Aligned" for _, options in spy.asked)
+    assert all(options["router"] == "Aligned" for _, options in spy.chats)
 
 
-def test_paraphrases_are_asked_in_turn(spy: Spy, prompts: tuple[Prompt, ...]) -> None:
+def test_paraphrases_are_used_in_turn(spy: Spy, prompts: tuple[Prompt, ...]) -> None:
     answer(spy, first("paraphrase"), prompts[:1], Draw(7, 1, {"max_tokens": 8}))  # type: ignore
-    texts = [chat[-1]["content"] for chat, _ in spy.asked]
+    texts = [chat[-1]["content"] for chat, _ in spy.chats]
     wordings = prompts[0].paraphrases
     assert texts == [wordings[i % len(wordings)] for i in range(7)]
-    seeds = [options["seed"] for _, options in spy.asked]
+    seeds = [options["seed"] for _, options in spy.chats]
     assert len(set(seeds)) == 7, "samples of one prompt must not share their noise"
 
 
 def test_a_prompt_without_paraphrases_is_reworded_by_the_aligned_model(spy: Spy) -> None:
     prompt = Prompt("1", ({"role": "user", "content": "Name a winter destination."},))
     answer(spy, first("paraphrase"), [prompt], Draw(2, 1, {"max_tokens": 16}))  # type: ignore
-    rewording, *asked = [chat[-1]["content"] for chat, _ in spy.asked]
+    rewording, *questions = [chat[-1]["content"] for chat, _ in spy.chats]
     assert rewording.endswith(prompt.text) and rewording != prompt.text
-    assert len(asked) == 2 and prompt.text not in asked
+    assert len(questions) == 2 and prompt.text not in questions
 
 
 def test_regeneration_shows_the_earlier_answers(spy: Spy, prompts: tuple[Prompt, ...]) -> None:
     draw = Draw(3, 1, {"max_tokens": 12})
-    (said,) = answer(spy, first("regeneration"), prompts[:1], draw)  # type: ignore[arg-type]
-    last, _ = spy.asked[-1]
+    (samples,) = answer(spy, first("regeneration"), prompts[:1], draw)  # type: ignore[arg-type]
+    last, _ = spy.chats[-1]
     assert [m["content"] for m in last] == [
-        prompts[0].text, said[0].text, AGAIN, said[1].text, AGAIN,
+        prompts[0].text, samples[0].text, AGAIN, samples[1].text, AGAIN,
     ]  # fmt: skip
 
 
-def test_regeneration_forgets_the_oldest_where_the_window_ends(
+def test_regeneration_drops_the_oldest_answers_at_the_end_of_the_context(
     spy: Spy, prompts: tuple[Prompt, ...]
 ) -> None:
     draw = Draw(14, 1, {"max_tokens": 96, "temperature": 2.0, "min_p": 0.0})
     setting = methods()["regeneration"].settings(FULL)[-1]
     answer(spy, setting, prompts[:1], draw)  # type: ignore[arg-type]
-    chats = [chat for chat, _ in spy.asked]
+    chats = [chat for chat, _ in spy.chats]
     assert all(chat[0]["content"] == prompts[0].text for chat in chats)
     lengths = [len(spy.pair.renderer.render(chat).aligned_ids) for chat in chats]
     assert max(lengths) <= spy.pair.aligned.context - 96
-    assert len(chats[-1]) < 1 + 2 * 13, "the window was never full: the test shows nothing"
+    assert len(chats[-1]) < 1 + 2 * 13, "the context was never full: the test shows nothing"
 
 
 def test_a_system_prompt_goes_before_the_users_own() -> None:
@@ -329,12 +331,12 @@ def test_verbalized_sampling_asks_until_it_has_n(demo: Baco, prompts: tuple[Prom
     rows = answer(telling, first("verbalized"), prompts, draw)  # type: ignore[arg-type]
     assert [[a.text for a in row] for row in rows] == [["A", "B", "A"]] * 2
     assert {a.finish_reason for row in rows for a in row} == {"stop"}
-    assert len(telling.asked) == 4, "two calls for each of two prompts"
-    assert "set of 3" in telling.asked[0][0][0]["content"]
-    assert telling.asked[0][1]["max_tokens"] == 3 * (8 + 40)
+    assert len(telling.chats) == 4, "two calls for each of two prompts"
+    assert "set of 3" in telling.chats[0][0][0]["content"]
+    assert telling.chats[0][1]["max_tokens"] == 3 * (8 + 40)
 
 
-def test_answers_in_no_form_are_taken_whole_and_say_so(
+def test_answers_without_the_requested_form_are_kept_whole_and_marked(
     demo: Baco, prompts: tuple[Prompt, ...]
 ) -> None:
     rows = answer(demo, first("verbalized"), prompts, Draw(3, 1, {"max_tokens": 8}))

@@ -1,4 +1,4 @@
-"""Judge routing against a real server on this machine, through the real client."""
+"""Judge routing with the real client, against a real server on this machine."""
 
 import ast
 import json
@@ -22,17 +22,17 @@ DRAW = Draw(3, 3, {"max_tokens": 20})
 
 
 class Server:
-    """An OpenAI-compatible endpoint whose replies a test decides."""
+    """An OpenAI-compatible endpoint with replies set by the test."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], tuple[int, str]]) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body | {"path": self.path})
+                outer.bodies.append(body | {"path": self.path})
                 outer.keys.add(self.headers["Authorization"])
                 status, text = reply(body)
                 message = {"role": "assistant", "content": text}
@@ -77,7 +77,7 @@ def prompts() -> tuple[Prompt, ...]:
     return load_task("demo", 2).prompts
 
 
-def said(baco: Baco, server: Server, prompts: tuple[Prompt, ...], draw: Draw = DRAW) -> Any:
+def judged(baco: Baco, server: Server, prompts: tuple[Prompt, ...], draw: Draw = DRAW) -> Any:
     judge = Judge(server.url, "m")
     (setting,) = judge.settings(Grid("full", draw.n))
     return judge.answer(baco, setting, prompts, draw)
@@ -87,7 +87,7 @@ def said(baco: Baco, server: Server, prompts: tuple[Prompt, ...], draw: Draw = D
 def test_a_judge_that_never_names_base_gives_the_aligned_model(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server], reply: str
 ) -> None:
-    rows = said(demo, serve(lambda _: (200, reply)), prompts)
+    rows = judged(demo, serve(lambda _: (200, reply)), prompts)
     alone = demo.generate_batch(
         [p.text for p in prompts], router="Aligned", n=3, seed=3, max_tokens=20
     )
@@ -95,15 +95,15 @@ def test_a_judge_that_never_names_base_gives_the_aligned_model(
     assert all(a.base_share == 0 for row in rows for a in row)
 
 
-def test_words_that_the_judge_gives_to_base_come_from_base_whole(
+def test_words_that_the_judge_gives_to_base_are_whole_words_of_base(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server]
 ) -> None:
-    rows = said(demo, serve(lambda _: (200, "base")), prompts)
+    rows = judged(demo, serve(lambda _: (200, "base")), prompts)
     answers = [a for row in rows for a in row]
     assert any(a.base_share for a in answers) and any(a.switches for a in answers)
-    for one in answers:
-        assert "".join(text for text, _ in one.pieces) == one.text
-        for (before, _), (after, _) in zip(one.pieces, one.pieces[1:], strict=False):
+    for sample in answers:
+        assert "".join(text for text, _ in sample.pieces) == sample.text
+        for (before, _), (after, _) in zip(sample.pieces, sample.pieces[1:], strict=False):
             assert before[-1].isspace() or not (before[-1].isalnum() and after[0].isalnum())
 
 
@@ -112,11 +112,11 @@ def test_the_judge_gets_question_answer_and_both_words_once(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server = serve(lambda _: (200, "base"))
-    said(demo, server, prompts)
-    questions = [body["messages"][1]["content"] for body in server.asked]
+    judged(demo, server, prompts)
+    questions = [body["messages"][1]["content"] for body in server.bodies]
     assert len(questions) == len(set(questions))
     assert server.keys == {"Bearer secret"}
-    for body, question in zip(server.asked, questions, strict=True):
+    for body, question in zip(server.bodies, questions, strict=True):
         assert body["path"] == "/v1/chat/completions"
         assert body["model"] == "m" and body["temperature"] == 0
         assert any(prompt.text in question for prompt in prompts)
@@ -127,19 +127,19 @@ def test_the_judge_gets_question_answer_and_both_words_once(
         assert base != aligned
 
 
-def test_the_judge_is_asked_only_where_a_word_begins(
+def test_the_judge_is_called_only_where_a_word_begins(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server]
 ) -> None:
-    """Aligned speaks all along, so a word begins where its next token is a word start."""
+    """The source is always aligned, so a word begins where its next token is a word start."""
     server = serve(lambda _: (200, "aligned"))
     hot = Draw(8, 3, {"max_tokens": 40, "temperature": 1.5, "min_p": 0.0})
-    said(demo, server, prompts, hot)
-    asked = [body["messages"][1]["content"] for body in server.asked]
-    assert len(asked) > 50
+    judged(demo, server, prompts, hot)
+    questions = [body["messages"][1]["content"] for body in server.bodies]
+    assert len(questions) > 50
     form = re.compile(
         r".*\nAnswer so far: (.*)\nbase would .*\naligned would write: (.*)\n", re.DOTALL
     )
-    for question in asked:
+    for question in questions:
         answer, token = form.match(question).groups()  # type: ignore[union-attr]
         goes_on = answer[-1:].isalnum() and ast.literal_eval(token)[0].isalnum()
         assert not goes_on, question
@@ -157,20 +157,20 @@ def test_a_judge_that_fails_is_one_line(
 ) -> None:
     server = serve(lambda _: (400, "no"))
     with pytest.raises(BacoError, match=r"the judge at http://127\.0\.0\.1.* failed") as refused:
-        said(demo, server, prompts)
+        judged(demo, server, prompts)
     assert "\n" not in str(refused.value)
 
 
-def test_a_judge_that_is_busy_is_asked_again(
+def test_a_call_to_a_busy_judge_is_retried(
     demo: Baco, prompts: tuple[Prompt, ...], serve: Callable[..., Server]
 ) -> None:
     turns = iter([503])
     server = serve(lambda _: (next(turns, 200), "aligned"))
-    rows = said(demo, server, prompts[:1])
+    rows = judged(demo, server, prompts[:1])
     assert all(a.base_share == 0 for row in rows for a in row)
 
 
-def test_the_key_is_no_part_of_a_setting(monkeypatch: Any) -> None:
+def test_the_key_is_not_part_of_a_setting(monkeypatch: Any) -> None:
     monkeypatch.setenv(module.KEY, "secret")
     (setting,) = Judge("http://localhost/v1", "m").settings(Grid("full", 3))
     assert "secret" not in json.dumps(dict(setting.options))

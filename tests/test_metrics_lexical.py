@@ -67,7 +67,7 @@ def test_expectation_adjusted_distinct_by_hand() -> None:
     assert expectation_adjusted_distinct(["a b", "a c"], 10**12) == pytest.approx(3 / 4)
 
 
-def test_length_alone_does_not_lower_what_is_adjusted_for_it() -> None:
+def test_length_alone_does_not_lower_ead() -> None:
     short, long = "a b c d", "a b c d " * 50
     assert distinct([long], 1) / distinct([short], 1) == pytest.approx(1 / 50)
     ratio = expectation_adjusted_distinct([long], 4) / expectation_adjusted_distinct([short], 4)
@@ -172,7 +172,7 @@ def test_empty_and_one_word_samples_have_a_figure(figure: Figure, texts: list[st
     assert math.isfinite(figure(texts))
 
 
-def test_an_empty_sample_is_like_another_and_like_nothing_else() -> None:
+def test_an_empty_sample_resembles_only_another_empty_one() -> None:
     for figure in ONE_MINUS.values():
         assert figure(["", ""]) == 0.0
         assert figure(["", "word"]) == 1.0

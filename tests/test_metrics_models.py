@@ -1,4 +1,4 @@
-"""Model-based metrics against the naive way of asking the same models, one text at a time.
+"""Model-based metrics agree with naive use of the same models, one text at a time.
 
 The models are of the real architectures, tiny and random (`tests/scorers.py`): what is held is that
 batches, cuts, caches and partitions give what the published procedure gives, not that a random
@@ -83,25 +83,25 @@ def reference(random_pair: Callable[..., PairFolder]) -> ReferenceModel:
 
 def test_batches_hold_every_text_once_and_no_more_tokens_than_allowed() -> None:
     lengths = [3, 9, 1, 4, 4, 30, 2]
-    found = list(batches(lengths, 12))
-    assert sorted(index for batch in found for index in batch) == list(range(7))
-    for batch in found:
+    groups = list(batches(lengths, 12))
+    assert sorted(index for batch in groups for index in batch) == list(range(7))
+    for batch in groups:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 12
 
 
-def test_a_model_is_asked_once_about_what_it_was_asked_lately() -> None:
-    asked: list[str] = []
+def test_recent_results_are_not_computed_again() -> None:
+    computed: list[str] = []
 
     def answer(questions: list[str]) -> list[str]:
-        asked.extend(questions)
+        computed.extend(questions)
         return [question.upper() for question in questions]
 
     memory: Memory[str, str] = Memory(limit=3)
     assert memory.get(["a", "b", "a"], answer) == ["A", "B", "A"]
     assert memory.get(["b", "c", "d"], answer) == ["B", "C", "D"]
-    assert asked == ["a", "b", "c", "d"]
+    assert computed == ["a", "b", "c", "d"]
     assert memory.get(["a"], answer) == ["A"]  # of the four, the first was forgotten
-    assert asked[4:] == ["a"]
+    assert computed[4:] == ["a"]
 
 
 # --- NoveltyBench's equivalence ---
@@ -118,30 +118,30 @@ def _naive_probability(place: str, one: str, other: str) -> float:
 
 
 def _naive_classes(place: str, answers: Sequence[str]) -> list[int]:
-    """NoveltyBench's loop: each class takes what its first answer is found alike to."""
-    found = [-1] * len(answers)
+    """NoveltyBench's loop: a class takes every answer that is similar to its first one."""
+    class_of = [-1] * len(answers)
     classes = 0
     for first, one in enumerate(answers):
-        if found[first] >= 0:
+        if class_of[first] >= 0:
             continue
-        found[first] = classes
+        class_of[first] = classes
         for later in range(first + 1, len(answers)):
             alike = share_words(one, answers[later])
             if alike is None and one != answers[later]:
                 alike = _naive_probability(place, one, answers[later]) > THRESHOLD
-            if found[later] < 0 and alike is not False:
-                found[later] = classes
+            if class_of[later] < 0 and alike is not False:
+                class_of[later] = classes
         classes += 1
-    return found
+    return class_of
 
 
-def test_classes_are_those_of_noveltybench_s_loop(similarity: SimilarityClassifier) -> None:
+def test_classes_equal_those_of_noveltybenchs_loop(similarity: SimilarityClassifier) -> None:
     place = similarity.made_by["model"]
-    found = similarity.partition(PROMPTS, ANSWERS)
-    assert found == [_naive_classes(place, row) for row in ANSWERS]
-    assert 1 < len(set(found[1])) < len(ANSWERS[1])  # both verdicts were reached
+    classes = similarity.partition(PROMPTS, ANSWERS)
+    assert classes == [_naive_classes(place, row) for row in ANSWERS]
+    assert 1 < len(set(classes[1])) < len(ANSWERS[1])  # both verdicts were reached
     scores = metric("distinct_k", equivalence=place).score(PROMPTS, ANSWERS)
-    assert scores == [float(len(set(row))) for row in found]
+    assert scores == [float(len(set(row))) for row in classes]
 
 
 def test_each_answer_is_cut_to_128_tokens(similarity: SimilarityClassifier) -> None:
@@ -163,7 +163,7 @@ def test_each_answer_is_cut_to_128_tokens(similarity: SimilarityClassifier) -> N
         ("one two three four five six", "one", None),  # left to the classifier
     ],
 )
-def test_short_answers_are_alike_if_half_their_words_are(
+def test_short_answers_are_alike_if_they_share_half_their_words(
     one: str, other: str, alike: bool | None
 ) -> None:
     assert share_words(one, other) is alike
@@ -172,28 +172,30 @@ def test_short_answers_are_alike_if_half_their_words_are(
 # --- natural language inference ---
 
 
-def test_inference_is_read_by_the_names_of_its_classes(inference: Nli, folder: Path) -> None:
+def test_nli_classes_are_found_by_their_names(inference: Nli, folder: Path) -> None:
     place = str(folder / "nli")
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place).eval()
     pairs = [(LINES[0], LINES[1]), (LINES[1], LINES[0]), ("Bread", ""), (LINES[2], LINES[3])]
-    for (one, other), found in zip(pairs, inference.judge(pairs), strict=True):
-        inputs = tokenizer(one, other, truncation="longest_first", max_length=WINDOW)
+    for (premise, hypothesis), probabilities in zip(pairs, inference.judge(pairs), strict=True):
+        inputs = tokenizer(premise, hypothesis, truncation="longest_first", max_length=WINDOW)
         with torch.inference_mode():
             logits = model(**{key: torch.tensor([value]) for key, value in inputs.items()}).logits
         expected = dict(zip(NLI_LABELS, logits.softmax(-1)[0].tolist(), strict=True))
-        assert found == pytest.approx([expected[label.upper()] for label in LABELS], abs=1e-5)
+        assert probabilities == pytest.approx(
+            [expected[label.upper()] for label in LABELS], abs=1e-5
+        )
 
 
 def test_nli_diversity_takes_the_likeliest_class_of_every_ordered_pair(inference: Nli) -> None:
     row = ANSWERS[1][:3]
     sign = {CONTRADICTION: 1, NEUTRAL: 0, ENTAILMENT: -1}
     expected = [
-        sign[int(found.argmax())] * float(found.max())
-        for one in row
-        for other in row
-        if one != other
-        for found in inference.judge([(one, other)])
+        sign[int(probabilities.argmax())] * float(probabilities.max())
+        for premise in row
+        for hypothesis in row
+        if premise != hypothesis
+        for probabilities in inference.judge([(premise, hypothesis)])
     ]
     scored = metric("nli_diversity", nli=inference.made_by["model"]).score(PROMPTS[:1], [row])
     assert scored == [pytest.approx(sum(expected) / 6)]
@@ -202,14 +204,14 @@ def test_nli_diversity_takes_the_likeliest_class_of_every_ordered_pair(inference
 
 def test_nli_diversity_by_hand() -> None:
     """One direction of every pair contradicts, is neutral, entails; the other is neutral."""
-    there = {("a", "b"): (0.5, 0.4, 0.1), ("a", "c"): (0.3, 0.4, 0.3), ("b", "c"): (0.1, 0.3, 0.6)}
+    given = {("a", "b"): (0.5, 0.4, 0.1), ("a", "c"): (0.3, 0.4, 0.3), ("b", "c"): (0.1, 0.3, 0.6)}
 
-    class Told:
+    class GivenNli:
         def judge(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-            return np.array([there.get(pair, (0.3, 0.4, 0.3)) for pair in pairs])
+            return np.array([given.get(pair, (0.3, 0.4, 0.3)) for pair in pairs])
 
-    found = nli_diversity(cast(Nli, Told()), [["a", "b", "c"], ["c", "b"]])
-    assert found == pytest.approx([(0.5 - 0.6) / 6, -0.6 / 2])
+    scores = nli_diversity(cast(Nli, GivenNli()), [["a", "b", "c"], ["c", "b"]])
+    assert scores == pytest.approx([(0.5 - 0.6) / 6, -0.6 / 2])
 
 
 def test_a_text_entails_itself(inference: Nli) -> None:
@@ -246,21 +248,21 @@ def test_semantic_entropy_is_that_of_classes_that_entail_each_other(inference: N
 
 
 @pytest.mark.parametrize("pads", [True, False])
-def test_rewards_are_the_model_s_for_each_conversation_alone(folder: Path, pads: bool) -> None:
+def test_rewards_equal_the_models_for_each_conversation_alone(folder: Path, pads: bool) -> None:
     place = save_reward(folder / f"reward-{pads}", pads=pads)
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place).eval()
     model.config.pad_token_id = None  # a single row has no padding: its last token counts
-    found = reward_model(place).rewards(PROMPTS, ANSWERS)
-    for prompt, row, rewards in zip(PROMPTS, ANSWERS, found, strict=True):
+    all_rewards = reward_model(place).rewards(PROMPTS, ANSWERS)
+    for prompt, row, rewards in zip(PROMPTS, ANSWERS, all_rewards, strict=True):
         for text, reward in zip(row, rewards, strict=True):
             messages = [*prompt.messages, {"role": "assistant", "content": text}]
-            said = tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = torch.tensor([tokenizer(said, add_special_tokens=False)["input_ids"]])
+            chat_text = tokenizer.apply_chat_template(messages, tokenize=False)
+            ids = torch.tensor([tokenizer(chat_text, add_special_tokens=False)["input_ids"]])
             with torch.inference_mode():
                 assert reward == pytest.approx(float(model(input_ids=ids).logits[0, 0]), abs=1e-4)
     scored = metric("reward", reward=place).score(PROMPTS, ANSWERS)
-    assert scored == pytest.approx([sum(row) / len(row) for row in found])
+    assert scored == pytest.approx([sum(row) / len(row) for row in all_rewards])
 
 
 def test_ratings_rise_at_noveltybench_s_thresholds(rewarding: RewardModel) -> None:
@@ -270,12 +272,12 @@ def test_ratings_rise_at_noveltybench_s_thresholds(rewarding: RewardModel) -> No
     ]
 
 
-def test_utility_needs_a_model_whose_scale_is_known(rewarding: RewardModel) -> None:
+def test_utility_needs_a_reward_model_with_a_known_scale(rewarding: RewardModel) -> None:
     with pytest.raises(MetricUnavailable, match="it is unknown which rewards"):
         metric("utility_k", equivalence="demo", reward=rewarding.made_by["model"])
 
 
-def test_a_reward_model_without_a_chat_template_says_so(folder: Path) -> None:
+def test_a_reward_model_without_a_chat_template_is_refused(folder: Path) -> None:
     place = save_reward(folder / "bare", template=False)
     with pytest.raises(MetricUnavailable, match="cannot read this conversation"):
         metric("reward", reward=place).score(PROMPTS, ANSWERS)
@@ -294,12 +296,12 @@ def test_perplexity_is_the_loss_over_the_answers_tokens_alone(reference: Referen
         text = "".join(f"{message['content']}\n" for message in prompt.messages)
         before = [tokenizer.eos_token_id, *tokenizer.encode(text)]
         for text in filter(None, row):
-            said = tokenizer.encode(text)
-            ids = torch.tensor([before + said])
-            labels = torch.tensor([[-100] * len(before) + said])
+            answer = tokenizer.encode(text)
+            ids = torch.tensor([before + answer])
+            labels = torch.tensor([[-100] * len(before) + answer])
             with torch.inference_mode():
-                total -= float(model(input_ids=ids, labels=labels).loss) * len(said)
-            tokens += len(said)
+                total -= float(model(input_ids=ids, labels=labels).loss) * len(answer)
+            tokens += len(answer)
         expected.append(total / tokens)  # longer answers count for more
     scored = metric("perplexity", reference=place).score(PROMPTS, ANSWERS)
     assert scored == pytest.approx(expected, abs=1e-4)
@@ -324,7 +326,7 @@ def test_no_token_at_all_has_no_perplexity(reference: ReferenceModel) -> None:
 # --- sentence embeddings, the real model ---
 
 
-def test_embeddings_tell_what_is_meant() -> None:
+def test_embeddings_of_similar_meaning_are_closer() -> None:
     alike = ["Go to Lisbon in May.", "You should visit Lisbon in May."]
     unlike = ["Go to Lisbon in May.", "Add two eggs and whisk."]
     near, far = metric("embedding_distance").score(PROMPTS, [alike, unlike])
@@ -369,7 +371,7 @@ def test_the_packaged_model_is_recorded_with_its_package() -> None:
         ("utility_k", "reward"),
     ],
 )
-def test_a_missing_model_is_named_with_what_to_do(name: str, role: str) -> None:
+def test_a_missing_model_is_named_with_advice(name: str, role: str) -> None:
     given = {"equivalence": "demo", role: "nobody/no-such-model"}
     if name == "semantic_entropy":
         del given["equivalence"]
@@ -381,18 +383,20 @@ def test_a_missing_model_is_named_with_what_to_do(name: str, role: str) -> None:
     assert "\n" not in message
 
 
-def test_the_hub_s_default_says_why_it_cannot_run_offline() -> None:
+def test_the_hubs_default_model_offline_is_refused_with_the_reason() -> None:
     with pytest.raises(MetricUnavailable, match=r"'microsoft/deberta-v3-large' cannot be loaded"):
         metric("distinct_k")
 
 
-def test_a_classifier_of_other_classes_is_no_nli_model(folder: Path) -> None:
+def test_a_classifier_with_other_classes_is_refused_as_nli_model(folder: Path) -> None:
     place = save_nli(folder / "moods", ("joy", "anger", "fear"))
     with pytest.raises(MetricUnavailable, match="has the classes joy, anger, fear: name one"):
         metric("nli_diversity", nli=place)
 
 
-def test_a_classifier_is_no_reward_model(folder: Path, similarity: SimilarityClassifier) -> None:
+def test_a_classifier_is_refused_as_reward_model(
+    folder: Path, similarity: SimilarityClassifier
+) -> None:
     with pytest.raises(MetricUnavailable, match="2 classes, a reward model has one"):
         metric("reward", reward=similarity.made_by["model"])
 

@@ -54,19 +54,19 @@ SAMPLES = st.lists(st.sampled_from(POOL), min_size=2, max_size=7)
 
 
 class FirstWord:
-    """Answers that begin with the same word mean the same, and are worth their length."""
+    """A judge by which answers with equal first words are equivalent, and reward is length."""
 
     made_by: Mapping[str, str] = {"judge": "first word"}
 
     def partition(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]
     ) -> list[list[int]]:
-        found = []
+        classes = []
         for row in answers:
             firsts = [text.split()[0] if text else "" for text in row]
             known = list(dict.fromkeys(firsts))
-            found.append([known.index(first) for first in firsts])
-        return found
+            classes.append([known.index(first) for first in firsts])
+        return classes
 
     def rewards(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]
@@ -79,7 +79,7 @@ class FirstWord:
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
-    """The metrics that say how evenly samples spread."""
+    """The metrics of how evenly samples spread."""
     inference = save_nli(tmp_path_factory.mktemp("nli"))
     return {
         "embedding_distance": metric("embedding_distance"),
@@ -93,9 +93,9 @@ LEAST = {"embedding_distance": 0.0, "vendi": 1.0, "nli_diversity": -1.0, "semant
 
 
 def figure(measure: Metric, texts: Sequence[str]) -> float:
-    (found,) = measure.score([PROMPT], [texts])
-    assert found is not None
-    return found
+    (score,) = measure.score([PROMPT], [texts])
+    assert score is not None
+    return score
 
 
 # --- by hand ---
@@ -138,7 +138,7 @@ def test_embedding_distance_by_hand() -> None:
 
 
 def test_every_prompt_is_scored_by_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the prompts embedded with it, and however many samples they have."""
+    """This holds whatever prompts are embedded together, with any numbers of samples."""
     monkeypatch.setattr(semantic, "PROMPTS_AT_ONCE", 2)
     rows = [
         ["east", "north"],
@@ -184,7 +184,7 @@ def test_identical_samples_give_the_minimum(
 
 
 @given(texts=SAMPLES)
-def test_nothing_is_less_diverse_than_identical_samples(
+def test_identical_samples_have_the_lowest_diversity(
     spread: dict[str, Metric], texts: list[str]
 ) -> None:
     for name, measure in spread.items():
@@ -241,7 +241,7 @@ def test_empty_and_one_word_samples_have_a_figure(
 # --- the demo world's judge ---
 
 
-def _asked(question: Question) -> Prompt:
+def _prompt_of(question: Question) -> Prompt:
     return Prompt(
         question.text,
         ({"role": "user", "content": question.text},),
@@ -254,7 +254,7 @@ def test_the_demo_judge_is_a_reward_and_an_equivalence() -> None:
     assert isinstance(judge, Equivalence)
     assert isinstance(judge, Reward)
     for question, answer in aligned_examples(20, seed=5):
-        prompt, row = _asked(question), [answer, "gibberish", answer + " ", "more gibberish"]
+        prompt, row = _prompt_of(question), [answer, "gibberish", answer + " ", "more gibberish"]
         assert judge.partition([prompt], [row]) == [[0, 1, 0, 1]]
         (rewards,) = judge.rewards([prompt], [row])
         assert rewards == [1.0, 0.0, 1.0, 0.0]
@@ -269,7 +269,7 @@ def test_the_demo_judge_is_a_reward_and_an_equivalence() -> None:
             assert metric(name, **models).score([prompt], [row]) == [pytest.approx(expected)]
 
 
-def test_the_demo_judge_refuses_what_its_world_did_not_ask() -> None:
+def test_the_demo_judge_refuses_prompts_of_other_tasks() -> None:
     with pytest.raises(BacoError, match="'p' is not a question of the demo world"):
         metric("reward", reward="demo").score([PROMPT], [["Hi"]])
 
@@ -306,7 +306,7 @@ def test_an_unknown_metric_or_model_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in names() if entry(name).needs == 2])
-def test_one_sample_is_too_few_where_samples_are_compared(
+def test_metrics_that_compare_samples_need_two(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder: Path = tmp_path_factory.getbasetemp() / "nli-of-two"
@@ -319,7 +319,7 @@ def test_a_metric_that_cannot_run_is_a_fault_of_one_line() -> None:
     assert issubclass(MetricUnavailable, BacoError)
 
 
-def test_every_metric_says_what_it_was_made_by() -> None:
+def test_every_metric_records_its_models() -> None:
     for name in (*names("lexical"), "vendi"):
         assert metric(name).made_by
     made_by = metric("utility_k", equivalence="demo", reward="demo").made_by

@@ -1,4 +1,4 @@
-"""Damaged model folders: an answer or one line with the file and what to do, never a traceback."""
+"""A damaged model folder gives an answer or one line that names the file, never a traceback."""
 
 import json
 import random
@@ -23,11 +23,11 @@ CASES = 60
 
 @pytest.fixture(scope="module")
 def whole(random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair in one folder, with all that may be in it."""
+    """A pair in one folder with every file that may be in it."""
     folder = tmp_path_factory.mktemp("pair") / "whole"
-    made = random_pair("llama")
-    shutil.copytree(made.base, folder / "base")
-    shutil.copytree(made.aligned, folder / "aligned")
+    source = random_pair("llama")
+    shutil.copytree(source.base, folder / "base")
+    shutil.copytree(source.aligned, folder / "aligned")
     (folder / "baco.json").write_text(json.dumps({"name": "mine", "sampling": {"min_p": 0.1}}))
     return folder
 
@@ -41,8 +41,8 @@ def pair(whole: Path, tmp_path: Path) -> Path:
 
 def edit(**changes: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        told = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
     return change
 
@@ -92,7 +92,7 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str]] = [
         lose,
         "lack 1 of the tensors that its config.json asks for, such as",
     ),
-    ("model.safetensors", lose_a_shard, "/{half} has no model-00002-of-"),
+    ("model.safetensors", lose_a_shard, "/{source} has no model-00002-of-"),
     ("model.safetensors.index.json", write(b'{"weight_map": 7}'), "has no weight_map from tensors"),
     ("tokenizer.json", write(POINTER), "is a pointer of Git LFS"),
     ("tokenizer.json", write(b"{]"), "is not JSON"),
@@ -128,25 +128,25 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str]] = [
     # Names of functions, without their addresses: every worker must collect the same names.
     ids=lambda value: getattr(value, "__qualname__", str(value))[:40],
 )
-@pytest.mark.parametrize("half", ["base", "aligned"])
-def test_a_damaged_file_is_one_line_that_says_what_to_do(
-    half: str,
+@pytest.mark.parametrize("source", ["base", "aligned"])
+def test_a_damaged_file_is_one_line_with_advice(
+    source: str,
     file: str,
     spoil: Callable[[Path], None],
     message: str,
     pair: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    spoil(pair / half / file)
+    spoil(pair / source / file)
     capfd.readouterr()
     ask = ["-s", "1", "-r", "P-Punc"] if "calibration" in file else ASK
     assert run(["generate", "Where to?", "--pair", str(pair), *ask]) == 2
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert message.format(half=half) in told.err
-    assert str(pair / half if file[0] != "." else pair) in told.err
-    assert told.err.count("\n") == 1
-    assert "Traceback" not in told.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert message.format(source=source) in output.err
+    assert str(pair / source if file[0] != "." else pair) in output.err
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err
 
 
 def test_a_long_message_of_a_library_is_left_out_and_debug_shows_it(
@@ -160,10 +160,10 @@ def test_a_long_message_of_a_library_is_left_out_and_debug_shows_it(
     assert len(short) < 500
     for debugging in (["--debug", *order], [*order, "--debug"]):
         assert run(debugging) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("Traceback (most recent call last)")
-        assert "endendend" in told
-        assert told.endswith(short)
+        message = capsys.readouterr().err
+        assert message.startswith("Traceback (most recent call last)")
+        assert "endendend" in message
+        assert message.endswith(short)
     assert run(order) == 2
     assert capsys.readouterr().err == short
 
@@ -174,7 +174,7 @@ VALUES: list[Any] = [None, True, -1, 0, 3, 1000, 0.5, -1e9, "", "x", "é\x1b", [
 
 
 def mutate(folder: Path, chance: random.Random) -> str:
-    """Damage one file of a pair; what was done."""
+    """Damage one file of a pair; a description of the damage."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     path = chance.choice(files)
     data = path.read_bytes()
@@ -194,27 +194,27 @@ def mutate(folder: Path, chance: random.Random) -> str:
             changed[chance.randrange(end)] ^= 1 << chance.randrange(8)
         path.write_bytes(changed)
     else:
-        told = json.loads(data)
-        kind += f" {swap(told, chance)}"
-        path.write_text(json.dumps(told))
+        content = json.loads(data)
+        kind += f" {swap(content, chance)}"
+        path.write_text(json.dumps(content))
     return f"{kind} in {path.relative_to(folder)}"
 
 
-def swap(told: Any, chance: random.Random) -> str:
-    """Put another value in the place of one, some levels down; what was done."""
-    place = chance.choice(list(told) if isinstance(told, dict) else range(len(told)))
-    inner = told[place]
+def swap(content: Any, chance: random.Random) -> str:
+    """Replace a value at some depth by another; a description of the change."""
+    place = chance.choice(list(content) if isinstance(content, dict) else range(len(content)))
+    inner = content[place]
     if isinstance(inner, dict | list) and inner and chance.random() < 0.7:
         return f"{place}.{swap(inner, chance)}"
-    if isinstance(told, dict) and chance.random() < 0.2:
-        del told[place]
+    if isinstance(content, dict) and chance.random() < 0.2:
+        del content[place]
         return f"{place} deleted"
-    told[place] = chance.choice(VALUES)
-    return f"{place}: {inner!r} -> {told[place]!r}"[:200]
+    content[place] = chance.choice(VALUES)
+    return f"{place}: {inner!r} -> {content[place]!r}"[:200]
 
 
 @pytest.mark.parametrize("tenth", range(10))
-def test_any_damage_is_an_answer_or_one_line(
+def test_any_damage_gives_an_answer_or_one_line(
     tenth: int, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(tenth, budget(CASES), 10):
@@ -223,15 +223,15 @@ def test_any_damage_is_an_answer_or_one_line(
         done = mutate(folder, random.Random(number))
         capfd.readouterr()
         code = run(["generate", "Where to?", "--pair", str(folder), *ASK])
-        told = capfd.readouterr()
-        case = f"case {number}, {done}: exit code {code}\n{told.out}{told.err}"
-        assert "Traceback" not in told.out + told.err, case
-        assert "\x1b" not in told.err, case
+        output = capfd.readouterr()
+        case = f"case {number}, {done}: exit code {code}\n{output.out}{output.err}"
+        assert "Traceback" not in output.out + output.err, case
+        assert "\x1b" not in output.err, case
         if code == 0:
-            assert told.out.strip() or "base share" in told.err, case
+            assert output.out.strip() or "base share" in output.err, case
         else:
             assert code == 2, case
-            assert told.out == "", case
-            assert told.err.startswith("baco: "), case
-            assert told.err.count("\n") == 1, case
+            assert output.out == "", case
+            assert output.err.startswith("baco: "), case
+            assert output.err.count("\n") == 1, case
         shutil.rmtree(folder)

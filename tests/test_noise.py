@@ -1,4 +1,4 @@
-"""Draws are keyed by the prompt too: prompts draw independently, equal prompts alike."""
+"""Noise depends on the prompt: different prompts draw independently, equal prompts equally."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from tests.fuzzing import budget
 from tests.remoting import remote
 from tests.serving import served
 
-ASKED = ["Recommend a summer destination", "Give me a cosy dinner idea", "Tell me a story"]
+QUESTIONS = ["Recommend a summer destination", "Give me a cosy dinner idea", "Tell me a story"]
 TEXTS = st.text(min_size=1, max_size=40)
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -58,8 +58,8 @@ def test_a_prompts_seed_is_the_same_function_as_in_the_reference(seed: int, text
     assert digest == naive.chat_digest(user(text))
     assert noise_seed(seed, digest) == naive.prompt_seed(seed, digest)
     keys = table_of_keys(seed, digest, 2, 3)
-    found = float(coin(keys, ROUTER)[1, 2])
-    assert found == naive.uniform(naive.prompt_seed(seed, digest), 1, 2, naive.coin_word("router"))
+    drawn = float(coin(keys, ROUTER)[1, 2])
+    assert drawn == naive.uniform(naive.prompt_seed(seed, digest), 1, 2, naive.coin_word("router"))
 
 
 @settings(max_examples=budget(30))
@@ -88,7 +88,7 @@ def test_streams_of_coins_are_independent_of_each_other_and_of_the_tokens_noise(
 
 def test_the_sources_that_random_routing_gives_two_prompts_are_independent(demo: Baco) -> None:
     rows = demo.generate_batch(
-        ASKED[:2], router="Rand:0.5", switch="token", n=64, seed=1, max_tokens=12
+        QUESTIONS[:2], router="Rand:0.5", switch="token", n=64, seed=1, max_tokens=12
     )
     counts = np.zeros((2, 2), dtype=int)
     for one, other in zip(*rows, strict=True):
@@ -112,15 +112,17 @@ def test_intervals_over_prompts_hold_the_mean_base_share(demo: Baco) -> None:
     assert binomtest(held, seeds, 0.95).pvalue > 0.001
 
 
-def test_equal_prompts_give_equal_answers_and_different_prompts_do_not_share(demo: Baco) -> None:
-    """Whatever the order, the company and the number of samples."""
+def test_equal_prompts_give_equal_answers_and_others_draw_independently(demo: Baco) -> None:
+    """This holds for any order, batch and number of samples."""
     settings: dict[str, Any] = {"router": "Rand:0.5", "seed": 3, "max_tokens": 16}
-    first, second, again = demo.generate_batch([ASKED[0], ASKED[1], ASKED[0]], n=6, **settings)
+    first, second, again = demo.generate_batch(
+        [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]], n=6, **settings
+    )
     whole = [(a.text, a.sources) for a in first]
     assert [(a.text, a.sources) for a in again] == whole
-    alone = demo.generate(user(ASKED[0]), n=2, **settings)
+    alone = demo.generate(user(QUESTIONS[0]), n=2, **settings)
     assert [(a.text, a.sources) for a in alone] == whole[:2]
-    turned = demo.generate_batch(ASKED[1::-1], n=2, **settings)
+    turned = demo.generate_batch(QUESTIONS[1::-1], n=2, **settings)
     assert [(a.text, a.sources) for a in turned[1]] == whole[:2]
     assert [a.text for a in turned[0]] == [a.text for a in second[:2]]
     assert [a.sources[:6] for a in first] != [a.sources[:6] for a in second]
@@ -128,7 +130,7 @@ def test_equal_prompts_give_equal_answers_and_different_prompts_do_not_share(dem
 
 def test_prompts_given_one_digest_share_their_noise(demo: Baco) -> None:
     settings: dict[str, Any] = {"router": "Rand:0.5", "switch": "token", "max_tokens": 8, "n": 4}
-    rows = demo.generate_batch(ASKED[:2], seed=3, digests=[b"one", b"one"], **settings)
+    rows = demo.generate_batch(QUESTIONS[:2], seed=3, digests=[b"one", b"one"], **settings)
     for one, other in zip(*rows, strict=True):
         many = min(len(one.sources), len(other.sources))
         assert one.sources[:many] == other.sources[:many]
@@ -136,16 +138,18 @@ def test_prompts_given_one_digest_share_their_noise(demo: Baco) -> None:
 
 def test_a_digest_reads_every_message_and_neither_dates_nor_template_arguments(demo: Baco) -> None:
     digest: Callable[..., bytes] = lambda *a, **k: demo.pair.renderer.render(*a, **k).digest  # noqa: E731
-    plain = digest(ASKED[0])
-    assert plain == digest(user(ASKED[0])) == chat_digest(user(ASKED[0]))
-    assert plain == digest(ASKED[0], template_args={"enable_thinking": True, "date": "2026-01-01"})
-    prefilled = [*user(ASKED[0]), {"role": "assistant", "content": "Try"}]
-    turns = [*user("Hello"), {"role": "assistant", "content": "Hi"}, *user(ASKED[0])]
-    other_role = [{"role": "system", "content": "Hello"}, *user(ASKED[0])]
-    asked = [ASKED[0] + " ", prefilled, turns, other_role]
-    found = {digest(each) for each in asked} | {digest(ASKED[0], "Be brief."), plain}
-    assert len(found) == 6
-    assert digest(ASKED[0], "Hello") == digest(other_role)
+    plain = digest(QUESTIONS[0])
+    assert plain == digest(user(QUESTIONS[0])) == chat_digest(user(QUESTIONS[0]))
+    assert plain == digest(
+        QUESTIONS[0], template_args={"enable_thinking": True, "date": "2026-01-01"}
+    )
+    prefilled = [*user(QUESTIONS[0]), {"role": "assistant", "content": "Try"}]
+    turns = [*user("Hello"), {"role": "assistant", "content": "Hi"}, *user(QUESTIONS[0])]
+    other_role = [{"role": "system", "content": "Hello"}, *user(QUESTIONS[0])]
+    prompts = [QUESTIONS[0] + " ", prefilled, turns, other_role]
+    digests = {digest(each) for each in prompts} | {digest(QUESTIONS[0], "Be brief."), plain}
+    assert len(digests) == 6
+    assert digest(QUESTIONS[0], "Hello") == digest(other_role)
 
 
 def test_raw_text_and_its_token_ids_have_one_digest(demo: Baco) -> None:
@@ -157,26 +161,33 @@ def test_raw_text_and_its_token_ids_have_one_digest(demo: Baco) -> None:
     assert raw(text).digest != raw(text + " ").digest
 
 
-def test_the_coins_of_the_transformers_object_do_not_depend_on_padding_or_company(
+def test_coins_of_the_transformers_object_do_not_depend_on_padding_or_batch(
     demo: Baco,
 ) -> None:
     model = as_transformers(demo, "Rand:0.5", seed=5)
     tokenizer = demo.pair.tokenizer
     texts = [
         tokenizer.apply_chat_template(user(text), tokenize=False, add_generation_prompt=True)
-        for text in (ASKED[0], "Recommend a quiet place by the sea to spend two weeks in summer")
+        for text in (
+            QUESTIONS[0],
+            "Recommend a quiet place by the sea to spend two weeks in summer",
+        )
     ]
 
-    def sources(asked: list[str], **more: Any) -> list[list[bool]]:
+    def sources(prompts: list[str], **more: Any) -> list[list[bool]]:
         batch = tokenizer(
-            asked, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            prompts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
         )
-        made = model.generate(
+        output = model.generate(
             **batch, max_new_tokens=12, return_dict_in_generate=True, **{"do_sample": False} | more
         )
-        source = made.past_key_values.source[:, batch["input_ids"].shape[1] - 1 :]
-        found: list[list[bool]] = source.tolist()
-        return found
+        source = output.past_key_values.source[:, batch["input_ids"].shape[1] - 1 :]
+        by_base: list[list[bool]] = source.tolist()
+        return by_base
 
     together = sources(texts)
     assert [sources([text])[0][:12] for text in texts] == [row[:12] for row in together]
@@ -198,20 +209,20 @@ def test_the_coins_of_the_transformers_object_do_not_depend_on_padding_or_compan
     assert without_cache.tolist() == cached.tolist()
 
 
-def test_two_servers_toss_the_coins_of_this_process(demo: Baco) -> None:
-    """The answers are the servers' own draws, so only sources are alike."""
+def test_the_remote_backend_uses_the_coins_of_this_process(demo: Baco) -> None:
+    """Only the sources agree, because servers draw the tokens themselves."""
     settings: dict[str, Any] = {"router": "Rand:0.5", "switch": "token", "max_tokens": 8, "seed": 4}
-    with served(demo) as server, remote(server.url) as halves:
-        for prompt in ASKED[:2]:
+    with served(demo) as server, remote(server.url) as remote_pair:
+        for prompt in QUESTIONS[:2]:
             here, there = (
                 demo.generate(prompt, **settings)[0],
-                halves.generate(prompt, **settings)[0],
+                remote_pair.generate(prompt, **settings)[0],
             )
             many = min(len(here.sources), len(there.sources))
             assert here.sources[:many] == there.sources[:many]
     sent = {
         Draws(SamplingParams(), sample, noise_seed(4, chat_digest(user(prompt)))).seed(position)
-        for prompt in ASKED
+        for prompt in QUESTIONS
         for sample in range(3)
         for position in range(3)
     }
@@ -219,7 +230,7 @@ def test_two_servers_toss_the_coins_of_this_process(demo: Baco) -> None:
 
 
 def test_coins_inside_vllm_have_the_keys_of_this_process(demo: Baco) -> None:
-    prompt = demo.pair.renderer.render(ASKED[0])
+    prompt = demo.pair.renderer.render(QUESTIONS[0])
     table = RequestTable(64, "cpu")
     ids, arguments, _ = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
     given = arguments | {"baco_seed": 9, "baco_sample": 2}
@@ -237,34 +248,34 @@ def test_coins_inside_vllm_have_the_keys_of_this_process(demo: Baco) -> None:
 
     def changed(text: str) -> dict[str, Any]:
         body = json.dumps({"messages": user(text), "seed": 9}).encode()
-        told: dict[str, Any] = json.loads(middleware._changed(body))
-        return told
+        changed_body: dict[str, Any] = json.loads(middleware._changed(body))
+        return changed_body
 
-    one, other = changed(ASKED[0]), changed(ASKED[1])
+    one, other = changed(QUESTIONS[0]), changed(QUESTIONS[1])
     assert one["seed"] == noise_seed(9, prompt.digest) != other["seed"]
     assert one["vllm_xargs"]["baco_digest"] == prompt.digest.hex()
 
 
 @pytest.mark.parametrize("name", ["system-prompt", "paraphrase", "regeneration", "verbalized"])
-def test_a_method_that_rewords_its_prompts_keys_draws_by_the_tasks_prompt_and_its_own_word(
+def test_methods_that_rewrite_prompts_key_draws_by_the_tasks_prompt_and_a_word_of_their_own(
     demo: Baco, name: str
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     class Spy:
         pair = demo.pair
 
         def generate_batch(self, prompts: Any, **options: Any) -> Any:
-            asked.append(options)
+            calls.append(options)
             return demo.generate_batch(prompts, **options)
 
-    prompts = [Prompt(str(i), tuple(user(text))) for i, text in enumerate(ASKED[:2])]
+    prompts = [Prompt(str(i), tuple(user(text))) for i, text in enumerate(QUESTIONS[:2])]
     method = methods()[name]
     spy: Any = Spy()
     answer(spy, method.settings(Grid("quick", 2))[0], prompts, Draw(2, 7, {"max_tokens": 8}))
     own = [chat_digest(prompt.messages) for prompt in prompts]
-    assert asked
-    for options in asked:
+    assert calls
+    for options in calls:
         assert options["digests"] and set(options["digests"]) <= set(own)
         assert options["seed"] != 7
 
@@ -282,19 +293,19 @@ def test_a_file_begun_with_other_noise_is_refused(
     before = partial.read_bytes()
     options = ["--jsonl", str(prompts), "-o", str(out), "-n", "1", "-r", "P:0.1", "-s", "5"]
     assert run(["generate", *options]) == 2
-    told = capsys.readouterr().err
-    assert BEGUN in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert BEGUN in message and message.count("\n") == 1
     assert partial.read_bytes() == before
 
 
 def test_a_batch_and_a_run_begun_with_other_noise_are_refused(tmp_path: Path) -> None:
-    asked = {"seed": 5, "noise": NOISE_VERSION}
-    assert begin_batch(tmp_path / "batch", asked, {})["settings"] == asked
-    assert begin_batch(tmp_path / "batch", asked, {})
-    del asked["noise"]
-    begin_batch(tmp_path / "old batch", asked, {})
+    settings = {"seed": 5, "noise": NOISE_VERSION}
+    assert begin_batch(tmp_path / "batch", settings, {})["settings"] == settings
+    assert begin_batch(tmp_path / "batch", settings, {})
+    del settings["noise"]
+    begin_batch(tmp_path / "old batch", settings, {})
     with pytest.raises(BacoError, match=BEGUN):
-        begin_batch(tmp_path / "old batch", asked | {"noise": NOISE_VERSION}, {})
+        begin_batch(tmp_path / "old batch", settings | {"noise": NOISE_VERSION}, {})
 
     task = replace(load_task("demo"), prompts=(Prompt("1", tuple(user("Hello"))),))
     plan = Plan([PairSpec("demo")], [task], methods()["aligned"].settings(Grid("quick", 2)), 2, 1)

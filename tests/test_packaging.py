@@ -1,4 +1,4 @@
-"""What the package says of itself is said once."""
+"""Metadata of the package."""
 
 import tomllib
 from pathlib import Path

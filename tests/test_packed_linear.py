@@ -29,7 +29,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_a_packed_model_says_what_the_plain_one_says(dtype: torch.dtype) -> None:
+def test_a_packed_model_gives_the_logits_of_the_plain_one(dtype: torch.dtype) -> None:
     plain = Tied(50).to(dtype)
     packed = copy.deepcopy(plain)
     pack(packed)
@@ -42,7 +42,7 @@ def test_a_packed_model_says_what_the_plain_one_says(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_any_number_of_rows_is_multiplied_by_one_of_few_kernels(dtype: torch.dtype) -> None:
+def test_any_number_of_rows_is_padded_to_a_few_sizes(dtype: torch.dtype) -> None:
     plain = nn.Linear(1024, 512).to(dtype)
     packed = PackedLinear(plain)
     for size in (0, 1, 17, 33, 65, 100):
@@ -53,7 +53,7 @@ def test_any_number_of_rows_is_multiplied_by_one_of_few_kernels(dtype: torch.dty
     assert len(set(sizes.values())) == 16 + 8 * 6
 
 
-def test_nothing_is_held_twice_and_everything_is_counted() -> None:
+def test_weights_are_held_once_and_counted() -> None:
     model = Tied(500)
     before = list(weights(model))
     pack(model)
@@ -68,7 +68,7 @@ def test_nothing_is_held_twice_and_everything_is_counted() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("words", [50, 500, 70_000])
 @torch.inference_mode()
-def test_tied_embeddings_are_looked_up_where_they_are_packed(
+def test_tied_embeddings_are_looked_up_in_the_packed_weights(
     words: int, dtype: torch.dtype
 ) -> None:
     model = Tied(words).to(dtype)
@@ -80,7 +80,7 @@ def test_tied_embeddings_are_looked_up_where_they_are_packed(
     assert torch.equal(model.embed(ids), plain[ids])
 
 
-def test_a_layout_that_is_no_order_of_the_rows_leaves_the_embedding_plain(
+def test_the_embedding_stays_plain_if_packing_does_not_reorder_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def beyond(shape: torch.Size, _: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,5 +121,5 @@ def test_a_pairs_fingerprint_does_not_depend_on_how_its_weights_are_laid_out(
 
 
 def test_the_demo_pairs_fingerprint_does_not_depend_on_its_layout(demo: Baco) -> None:
-    """Its output is also its embedding; packed, it is held once or twice."""
+    """Its output layer is also its embedding, which packing may copy."""
     assert fingerprint(demo.pair) == fingerprint(Baco.load("demo", packed=False).pair)

@@ -1,4 +1,4 @@
-"""The page of a real server in a browser: what is written, who wrote it, and why."""
+"""The page of a real server in a browser: answers, sources and explanations."""
 
 import math
 import re
@@ -19,12 +19,12 @@ PROMPT = "Recommend a summer destination"
 
 
 def link(server: str, **settings: object) -> str:
-    asked = {"prompt": PROMPT, "router": "P-Punc:0.3", "n": 3, "seed": 1, "compare": 1}
-    return f"{server}/#{urlencode(asked | settings)}"
+    defaults = {"prompt": PROMPT, "router": "P-Punc:0.3", "n": 3, "seed": 1, "compare": 1}
+    return f"{server}/#{urlencode(defaults | settings)}"
 
 
 def stretches(words: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(source, text) of neighbouring words of one source, without the space between them."""
+    """(source, text) of each run of words from one source, without the space between runs."""
     grouped = groupby(words, key=itemgetter(0))
     return [(source, "".join("".join(text.split()) for _, text in run)) for source, run in grouped]
 
@@ -40,7 +40,9 @@ def written(completion: Completion) -> list[tuple[str, str]]:
     return stretches((piece.source, piece.text) for piece in completion.pieces)
 
 
-def test_a_first_visit_explains_and_asks_for_nothing(browser: Browser, server: str) -> None:
+def test_a_first_visit_explains_and_sends_no_request_for_answers(
+    browser: Browser, server: str
+) -> None:
     with visit(browser, server + "/") as first:
         page = first.page
         expect(page.get_by_role("heading", name="See who wrote which word")).to_be_visible()
@@ -49,7 +51,7 @@ def test_a_first_visit_explains_and_asks_for_nothing(browser: Browser, server: s
         assert first.answer_requests == 0
 
 
-def test_the_example_of_a_first_visit_is_what_the_pair_writes(
+def test_the_example_of_a_first_visit_is_an_answer_of_the_pair(
     browser: Browser, server: str, demo: Baco
 ) -> None:
     with visit(browser, server + "/") as first:
@@ -155,7 +157,7 @@ def test_the_dial_writes_again_and_keeps_the_history(browser: Browser, server: s
         assert seen.answer_requests == 4
 
 
-def test_another_router_says_what_it_does_and_writes_again(browser: Browser, server: str) -> None:
+def test_another_router_is_explained_and_decodes_again(browser: Browser, server: str) -> None:
     with visit(browser, link(server, compare=0)) as seen:
         seen.settle()
         page = seen.page
@@ -173,7 +175,7 @@ def test_another_router_says_what_it_does_and_writes_again(browser: Browser, ser
         expect(page.get_by_role("slider")).to_be_disabled()
 
 
-def test_pointing_at_a_word_tells_both_probabilities_and_why(
+def test_pointing_at_a_word_shows_both_probabilities_and_the_decision(
     browser: Browser, server: str, demo: Baco
 ) -> None:
     decoder = demo.decoder()
@@ -205,10 +207,10 @@ def test_pointing_at_a_word_tells_both_probabilities_and_why(
         expect(card).to_have_count(0)
 
 
-def probabilities(told: str) -> list[float]:
-    """The two percentages of a card, "under 0.1%" as 0."""
-    found = re.findall(r"^(?:under )?([\d.]+)%$", told, re.MULTILINE)
-    return [float(share) for share in found]
+def probabilities(card: str) -> list[float]:
+    """The two percentages of a card; "under 0.1%" is 0.1."""
+    shares = re.findall(r"^(?:under )?([\d.]+)%$", card, re.MULTILINE)
+    return [float(share) for share in shares]
 
 
 def meters(seen: Visit, kind: str) -> dict[str, str]:
@@ -228,13 +230,13 @@ def test_the_meters_measure_the_answers(browser: Browser, server: str, demo: Bac
         for kind, router in {"base": "Base", "aligned": "Aligned", "baco": "P-Punc:0.3"}.items():
             answers = demo.generate(PROMPT, n=4, seed=1, router=router)
             texts = [answer.text for answer in answers]
-            told = meters(seen, kind)
-            assert told["Distinct answers"] == f"{len(set(texts))} of 4"
-            assert told["Distinct-2"] == f"{distinct(texts, 2):.2f}"
-            assert re.fullmatch(r"0\.\d\d", told["Embedding distance"])
+            figures = meters(seen, kind)
+            assert figures["Distinct answers"] == f"{len(set(texts))} of 4"
+            assert figures["Distinct-2"] == f"{distinct(texts, 2):.2f}"
+            assert re.fullmatch(r"0\.\d\d", figures["Embedding distance"])
             tokens = [source for answer in answers for source in answer.sources]
             share = 100 * tokens.count("base") / len(tokens)
-            assert float(told["Base share"].removesuffix("%")) == pytest.approx(share, abs=0.51)
+            assert float(figures["Base share"].removesuffix("%")) == pytest.approx(share, abs=0.51)
         far, near = (
             float(meters(seen, kind)["Embedding distance"]) for kind in ("base", "aligned")
         )

@@ -1,4 +1,4 @@
-"""The page that is committed is the one that its sources make, and needs nothing from elsewhere."""
+"""The committed page is built from the committed sources and loads nothing from other hosts."""
 
 import hashlib
 import re
@@ -23,19 +23,19 @@ def fingerprint_of_sources() -> str:
 
 
 def test_the_committed_page_is_made_from_the_committed_sources() -> None:
-    found = re.search(r'<meta name="sources" content="(\w+)"', page("index.html"))
-    assert found is not None
-    assert found[1] == fingerprint_of_sources(), "run 'make page' and commit what it makes"
+    match = re.search(r'<meta name="sources" content="(\w+)"', page("index.html"))
+    assert match is not None
+    assert match[1] == fingerprint_of_sources(), "run 'make page' and commit the result"
 
 
-def test_the_safety_page_says_what_the_documentation_says() -> None:
+def test_the_safety_page_has_the_points_of_the_documentation() -> None:
     docs = (WEB.parent / "docs" / "safety.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    said = re.findall(r"^- \*\*(.+?)\*\*", docs, re.MULTILINE)
-    assert len(said) >= 4
-    assert re.findall(r"<b>(.+?)</b>", page("safety.html")) == said
+    points = re.findall(r"^- \*\*(.+?)\*\*", docs, re.MULTILINE)
+    assert len(points) >= 4
+    assert re.findall(r"<b>(.+?)</b>", page("safety.html")) == points
 
 
-def test_what_the_page_loads_lies_beside_it() -> None:
+def test_the_page_loads_only_files_beside_it() -> None:
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page("index.html"))
     assert loaded
     for address in loaded:

@@ -1,4 +1,4 @@
-"""What the page lets people take along: links, text, JSON."""
+"""The page exports links, text and JSON."""
 
 import json
 import re
@@ -13,15 +13,15 @@ PROMPT = "Recommend a summer destination"
 
 
 def link(server: str, **settings: object) -> str:
-    asked = {"prompt": PROMPT, "router": "P-Punc:0.3", "n": 3, "seed": 1, "compare": 1}
-    return f"{server}/#{urlencode(asked | settings)}"
+    defaults = {"prompt": PROMPT, "router": "P-Punc:0.3", "n": 3, "seed": 1, "compare": 1}
+    return f"{server}/#{urlencode(defaults | settings)}"
 
 
 def test_a_link_gives_the_same_answers_and_settings(browser: Browser, server: str) -> None:
-    asked = link(
+    address = link(
         server, n=2, seed=77, router="H-Punc:2.5", temperature=0.8, min_p=0.05, max_tokens=12
     )
-    with visit(browser, asked) as seen:
+    with visit(browser, address) as seen:
         seen.settle()
         first = {kind: seen.column(kind) for kind in ("base", "aligned", "baco")}
         shared = seen.page.url
@@ -53,7 +53,7 @@ def test_a_link_gives_the_same_answers_and_settings(browser: Browser, server: st
         }.items() <= body.items()
 
 
-def test_answers_can_be_taken_along(browser: Browser, server: str) -> None:
+def test_answers_can_be_copied_and_downloaded(browser: Browser, server: str) -> None:
     with visit(browser, link(server), permissions=["clipboard-read", "clipboard-write"]) as seen:
         seen.settle()
         page = seen.page
@@ -75,10 +75,14 @@ def test_answers_can_be_taken_along(browser: Browser, server: str) -> None:
 
         with page.expect_download() as download:
             page.get_by_role("button", name="Download JSON").click()
-        told: dict[str, Any] = json.loads(download.value.path().read_text(encoding="utf-8"))
-        assert told["settings"]["prompt"] == PROMPT
-        assert [method["router"] for method in told["methods"]] == ["Base", "Aligned", "P-Punc:0.3"]
-        for method, kind in zip(told["methods"], ("base", "aligned", "baco"), strict=True):
+        downloaded: dict[str, Any] = json.loads(download.value.path().read_text(encoding="utf-8"))
+        assert downloaded["settings"]["prompt"] == PROMPT
+        assert [method["router"] for method in downloaded["methods"]] == [
+            "Base",
+            "Aligned",
+            "P-Punc:0.3",
+        ]
+        for method, kind in zip(downloaded["methods"], ("base", "aligned", "baco"), strict=True):
             texts = [
                 "".join(piece["text"] for piece in answer["pieces"]) for answer in method["answers"]
             ]

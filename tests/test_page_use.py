@@ -1,4 +1,4 @@
-"""The page for everyone: keyboard, screen reader, phone, themes, and errors in words."""
+"""Accessibility of the page: keyboard, screen reader, phone, themes, and clear errors."""
 
 import re
 import time
@@ -71,7 +71,7 @@ def test_the_keyboard_alone_writes_dials_and_reads(browser: Browser, server: str
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_to_mend(browser: Browser, server: str, theme: str) -> None:
+def test_axe_finds_no_violations(browser: Browser, server: str, theme: str) -> None:
     with visit(browser, server + "/", color_scheme=theme) as seen:
         page = seen.page
         expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
@@ -86,7 +86,7 @@ def test_axe_finds_nothing_to_mend(browser: Browser, server: str, theme: str) ->
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_to_mend_on_the_safety_page(
+def test_axe_finds_no_violations_on_the_safety_page(
     browser: Browser, server: str, theme: str
 ) -> None:
     with visit(browser, server + "/", color_scheme=theme) as seen:
@@ -114,11 +114,11 @@ def test_the_safety_notice_is_dismissed_for_good_and_its_page_stays_in_reach(
 
 
 def broken(page: Page) -> list[str]:
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in found]
+    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]
 
 
-def test_a_screen_reader_hears_how_it_goes(browser: Browser, server: str) -> None:
+def test_a_screen_reader_is_told_the_progress(browser: Browser, server: str) -> None:
     with visit(browser, link(server)) as seen:
         seen.settle()
         status = seen.page.locator("section[aria-label=Results] > [role=status]")
@@ -167,7 +167,7 @@ def test_the_theme_follows_the_system_and_the_choice_is_kept(browser: Browser, s
         assert page.evaluate(ground) == light
 
 
-def test_a_wrong_router_is_told_and_the_models_alone_still_write(
+def test_a_wrong_router_is_reported_and_the_single_models_still_answer(
     browser: Browser, server: str
 ) -> None:
     with visit(browser, link(server, router="Nonsense:2"), faults=("400",)) as seen:
@@ -184,7 +184,7 @@ def test_a_wrong_router_is_told_and_the_models_alone_still_write(
         assert all(seen.column("baco"))
 
 
-def test_an_empty_prompt_is_told_where_it_is_mended(browser: Browser, server: str) -> None:
+def test_an_empty_prompt_is_reported_at_its_field(browser: Browser, server: str) -> None:
     with visit(browser, server + "/") as seen:
         page = seen.page
         expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
@@ -199,14 +199,14 @@ def test_an_empty_prompt_is_told_where_it_is_mended(browser: Browser, server: st
         assert all(seen.column("baco"))
 
 
-def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: str) -> None:
+def test_errors_of_the_server_are_shown_in_its_words(browser: Browser, server: str) -> None:
     long = "Recommend a summer destination. " * 200
     with visit(browser, link(server, prompt=long), faults=("400",)) as seen:
         expect(seen.page.get_by_role("alert")).to_contain_text("context window")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: Baco) -> None:
+def test_a_server_that_is_gone_is_reported_and_retried(browser: Browser, demo: Baco) -> None:
     with ExitStack() as first:
         address = first.enter_context(served(demo)).url
         with visit(browser, address + "/", faults=("ERR_CONNECTION_REFUSED",)) as seen:
@@ -222,7 +222,7 @@ def test_a_server_that_is_gone_is_told_and_asked_again(browser: Browser, demo: B
                 assert len(seen.column("baco")) == 6
 
 
-def test_a_full_queue_is_told_with_when_to_try_again(browser: Browser, demo: Baco) -> None:
+def test_a_full_queue_is_reported_with_the_time_to_retry(browser: Browser, demo: Baco) -> None:
     with served(demo, max_open=0) as full, visit(browser, link(full.url), faults=("429",)) as seen:
         expect(seen.page.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
         expect(seen.page.get_by_role("button", name="Try again")).to_be_visible()
@@ -261,7 +261,7 @@ STOP_AT_THE_FIRST_WORD = """() => {
 }"""
 
 
-def test_stop_keeps_what_was_written(
+def test_stop_keeps_the_text_written_so_far(
     browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(decoder: Decoder, step: Any = Decoder.step) -> Any:
@@ -284,7 +284,7 @@ def test_stop_keeps_what_was_written(
         assert seen.column("baco") == before
 
 
-def test_what_prompts_say_is_shown_and_never_run(browser: Browser, server: str) -> None:
+def test_html_in_prompts_is_shown_and_never_run(browser: Browser, server: str) -> None:
     with visit(browser, link(server, prompt=EVIL, compare=0)) as seen:
         seen.settle()
         assert seen.page.evaluate("window.evil") is None

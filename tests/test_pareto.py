@@ -1,4 +1,4 @@
-"""Coverage is the area that a method's points dominate: by hand, by grid, and by law."""
+"""Coverage is the area that a method's points dominate: examples, a grid, and properties."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_three_points_by_hand() -> None:
     assert coverage(points) == pytest.approx(0.2 * 0.9 + 0.3 * 0.6 + 0.3 * 0.1)
 
 
-def test_no_points_cover_nothing() -> None:
+def test_no_points_have_no_coverage() -> None:
     assert coverage(np.zeros((0, 2))) == 0.0
 
 

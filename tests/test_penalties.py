@@ -1,4 +1,4 @@
-"""What penalties count is counted once: when a row joins, and as it grows."""
+"""Tokens that penalties count are counted once: when a row joins, and as it grows."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ PENALTIES: dict[str, Any] = {"repetition_penalty": 1.3, "frequency_penalty": 0.5
 
 
 def from_scratch(rows: list[SequenceState]) -> list[tuple[list[int], ...]]:
-    """Of each row: how often its answer has each token, and the tokens of both its prompts."""
+    """For each row: counts of the answer's tokens, and the tokens of both prompts."""
     return [
         (
             [row.tokens.count(token) for token in range(WIDTH)],
@@ -31,7 +31,7 @@ def from_scratch(rows: list[SequenceState]) -> list[tuple[list[int], ...]]:
 
 
 def seen(batch: Batch) -> list[tuple[list[int], ...]]:
-    """The same, as penalties read it."""
+    """The same, as the penalties read it from the batch."""
     size = len(batch)
     at, none = torch.arange(size), torch.empty(size, 0, dtype=torch.int64)
     (base, counts), (aligned, _) = (
@@ -68,7 +68,7 @@ def test_incremental_counts_equal_counts_from_scratch(demo: Baco, data: st.DataO
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Rows whose prompts are gone through, and tokens of answers."""
+    """Numbers of rows with counted prompts and of counted answer tokens."""
     numbers = {"rows": 0, "tokens": 0}
     admit, add = TokenCounts.admit, TokenCounts.add
 
@@ -113,14 +113,16 @@ def test_an_answer_with_penalties_does_not_depend_on_other_rows(demo: Baco) -> N
     ticket = decoder.submit(
         "Recommend a summer destination", router=router, n=3, max_tokens=24, **settings
     )
-    found, steps = [], 0
+    completions, steps = [], 0
     while decoder.busy:
         for chunk in decoder.step():
             if chunk.prompt == ticket and chunk.completion is not None:
-                found.append(chunk.completion)
+                completions.append(chunk.completion)
         steps += 1
         if steps in (1, 2, 4):
             given = settings if steps == 2 else {"seed": steps}
             decoder.submit("Give me a dinner idea", router=router, n=2, max_tokens=3, **given)
-    found.sort(key=lambda completion: completion.sample)
-    assert [one.token_ids for one in found] == [one.token_ids for one in alone]
+    completions.sort(key=lambda completion: completion.sample)
+    assert [completion.token_ids for completion in completions] == [
+        completion.token_ids for completion in alone
+    ]

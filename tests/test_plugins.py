@@ -1,4 +1,4 @@
-"""A package with one part of each kind, and every place that finds them."""
+"""A package with one part of each kind, used in every place that lists or uses such parts."""
 
 import json
 import os
@@ -135,7 +135,7 @@ published = "nowhere"
 
 
 def install(folder: Path, name: str, entry_points: str) -> Path:
-    """Write what pip leaves of a package."""
+    """Write the metadata that pip writes for a package."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -145,7 +145,7 @@ def install(folder: Path, name: str, entry_points: str) -> Path:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """The packages of a folder are installed, for as long as this lasts."""
+    """Inside, the packages of a folder are installed."""
     sys.path.insert(0, str(folder))
     plugins.cache_clear()
     task_files.cache_clear()
@@ -174,7 +174,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """``command(*arguments, code=0)``: what ``baco ARGUMENTS`` prints."""
+    """``command(*arguments, code=0)``: the output of ``baco ARGUMENTS``."""
 
     def call(*arguments: str | Path, code: int = 0) -> str:
         capsys.readouterr()
@@ -195,10 +195,10 @@ def test_a_packages_router_is_listed_generated_and_diagnosed(
         command("generate", "Recommend a gift.", "-r", "margin-punc:0.4", "--json", "-s", "1")
     )
     assert answer["router"] == "Margin-Punc:0.4"
-    found = json.loads(
+    diagnosis = json.loads(
         command("diagnose", "--json", "--prompts", site / "prompts.jsonl", "--max-tokens", "8")
     )
-    assert "Margin:0.4" in found["base_share"]
+    assert "Margin:0.4" in diagnosis["base_share"]
 
 
 def test_a_packages_router_is_calibrated_once_and_used_by_the_dial(
@@ -242,7 +242,7 @@ def test_a_packages_router_is_served_and_shown_on_the_page(
             assert seen.column("baco") == [expected]
 
 
-def test_a_backend_that_cannot_supply_what_a_packages_router_reads_refuses_it(
+def test_a_backend_that_cannot_supply_the_reads_of_a_packages_router_refuses_it(
     site: Path, demo: Baco
 ) -> None:
     refusal = pytest.raises(BacoError, match=r"Margin:0\.4 may read whole rows")
@@ -297,8 +297,8 @@ def test_a_packages_sampler_is_listed_generated_swept_served_and_refused(
 
     word = demo.pair.tokenizer.encode(" gift", add_special_tokens=False)[0]
     spelling = f"nudge:{word},by=100"
-    asked = ("generate", "Recommend a gift.", "--sampler", spelling, "--json", "-s", "1")
-    answer = json.loads(command(*asked))
+    generate = ("generate", "Recommend a gift.", "--sampler", spelling, "--json", "-s", "1")
+    answer = json.loads(command(*generate))
     assert answer["params"]["samplers"] == [f"nudge:{word},100.0"]
     assert answer["samples"][0]["token_ids"].count(word) == 1
 
@@ -335,9 +335,9 @@ def test_a_packages_backend_decodes_and_serves_and_its_refusal_is_one_line(
     site: Path, command: Callable[..., str], demo: Baco
 ) -> None:
     expected = demo.generate(PROMPT, router="P-Punc:0.4", seed=1)[0].text
-    asked = ("generate", PROMPT, "-r", "P-Punc:0.4", "-s", "1", "--json")
-    there = json.loads(command(*asked, "--backend", "workshop"))
-    assert there["samples"][0]["text"] == expected
+    generate = ("generate", PROMPT, "-r", "P-Punc:0.4", "-s", "1", "--json")
+    reply = json.loads(command(*generate, "--backend", "workshop"))
+    assert reply["samples"][0]["text"] == expected
     with served(Baco.load("demo", backend="workshop", tools="all")) as server:
         assert server.ask(seed=1).json()["choices"][0]["message"]["content"] == expected
         refused = server.ask(seed=1, explain=True)

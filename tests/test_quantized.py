@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits, for either model, take less memory and still say the pair's words."""
+"""Weights in 8 and 4 bits, for either model, take less memory and give nearly the same logits."""
 
 import sys
 from collections.abc import Callable
@@ -37,29 +37,31 @@ def kinds(model: PairModel) -> set[str]:
 @pytest.mark.parametrize(
     ("quantize", "size", "off", "same"), [("int8", 0.40, 0.1, 0.95), ("int4", 0.50, 1.0, 0.8)]
 )
-def test_quantised_weights_take_less_and_say_nearly_the_same(
+def test_quantised_weights_take_less_memory_and_give_nearly_the_same_logits(
     demo: Baco, quantize: str, size: float, off: float, same: float
 ) -> None:
     [answer] = demo.generate(PROMPT, router="Aligned", seed=1)
     prompt = demo.pair.renderer.render(PROMPT)
     small = Baco.load("demo", quantize=quantize)
     for model in ("base", "aligned"):
-        ours, whole = getattr(small.pair, model), getattr(demo.pair, model)
-        assert stored(ours) < size * stored(whole)
-        assert "bits a weight" in ours.weights_format
+        quantised_model, whole = getattr(small.pair, model), getattr(demo.pair, model)
+        assert stored(quantised_model) < size * stored(whole)
+        assert "bits a weight" in quantised_model.weights_format
         ids = getattr(prompt, f"{model}_ids")
-        right, said = (answer_logits(one, ids, answer.token_ids) for one in (whole, ours))
-        can_win = right > right.amax(dim=-1, keepdim=True) - 10
-        assert (right - said)[can_win].abs().mean() < off
-        assert (right.argmax(-1) == said.argmax(-1)).float().mean() > same
+        exact, quantised = (
+            answer_logits(loaded, ids, answer.token_ids) for loaded in (whole, quantised_model)
+        )
+        can_win = exact > exact.amax(dim=-1, keepdim=True) - 10
+        assert (exact - quantised)[can_win].abs().mean() < off
+        assert (exact.argmax(-1) == quantised.argmax(-1)).float().mean() > same
     [answer] = small.generate(PROMPT, router="P-Punc:0.4", seed=1)
     assert answer.finish_reason == "stop"
     assert set(answer.sources) == {"base", "aligned"}
 
 
-@pytest.mark.parametrize("asked", ["base=int8", {"base": "int8"}])
-def test_one_model_may_be_quantised_and_the_other_left_as_it_is(demo: Baco, asked: Any) -> None:
-    pair = Baco.load("demo", quantize=asked, packed=False).pair
+@pytest.mark.parametrize("quantize", ["base=int8", {"base": "int8"}])
+def test_one_model_alone_may_be_quantised(demo: Baco, quantize: Any) -> None:
+    pair = Baco.load("demo", quantize=quantize, packed=False).pair
     assert kinds(pair.base) == {"Tensor", "Int8Tensor"}
     assert kinds(pair.aligned) == {"Tensor"}
     assert stored(pair.base) < 0.4 * stored(pair.aligned)
@@ -68,7 +70,7 @@ def test_one_model_may_be_quantised_and_the_other_left_as_it_is(demo: Baco, aske
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_drafts_change_no_token_of_a_quantised_pair(quantize: str) -> None:
     pair = Baco.load("demo", quantize=quantize).pair
-    found = []
+    all_answers = []
     for speculate in (True, False):
         decoder = Decoder(pair, Engine(pair, speculate=speculate))
         router = Baco(pair).router("P-Punc:0.4")
@@ -77,10 +79,10 @@ def test_drafts_change_no_token_of_a_quantised_pair(quantize: str) -> None:
         while decoder.busy:
             for chunk in decoder.step():
                 if chunk.completion is not None:
-                    told = chunk.completion
-                    answers[chunk.sample] = (told.token_ids, told.sources)
-        found.append(answers)
-    assert found[0] == found[1]
+                    completion = chunk.completion
+                    answers[chunk.sample] = (completion.token_ids, completion.sources)
+        all_answers.append(answers)
+    assert all_answers[0] == all_answers[1]
 
 
 def test_a_checkpoint_that_is_quantised_already_loads_as_it_is(
@@ -88,21 +90,21 @@ def test_a_checkpoint_that_is_quantised_already_loads_as_it_is(
 ) -> None:
     folder = random_pair("llama")
     keywords = Placement(CPU, "float32", "int8").keywords(str(folder.aligned))
-    made = AutoModelForCausalLM.from_pretrained(folder.aligned, **keywords)
-    made.save_pretrained(tmp_path)
+    quantised = AutoModelForCausalLM.from_pretrained(folder.aligned, **keywords)
+    quantised.save_pretrained(tmp_path)
     whole = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32").pair
     whole.tokenizer.save_pretrained(tmp_path)
     baco = Baco.load(base=str(folder.base), aligned=str(tmp_path))
     assert "Int8Tensor" in kinds(baco.pair.aligned)
     assert baco.pair.aligned.model.dtype == torch.float32
     with torch.inference_mode():
-        expected = made(torch.tensor([IDS])).logits[0]
+        expected = quantised(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(baco.pair.aligned.score(IDS), expected)
     assert baco.generate("Plan a walk.", router="Rand:0.5", max_tokens=8)[0].token_ids
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_without_the_extra_one_line_says_what_to_install(
+def test_without_the_extra_the_error_names_the_package_to_install(
     quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
@@ -112,7 +114,7 @@ def test_without_the_extra_one_line_says_what_to_install(
         Baco.load("demo", quantize=quantize)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_loaded(
+def test_invalid_quantisation_is_refused_before_loading(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["generate", PROMPT, "--quantize", "int3"]) == 2

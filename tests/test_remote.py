@@ -98,8 +98,8 @@ def test_log_probabilities_are_the_sources_own(remote_pair: Baco, demo: Baco) ->
     )
     assert mine.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
     assert mine.top_logprobs is not None and expected.top_logprobs is not None
-    for ours, theirs in zip(mine.top_logprobs, expected.top_logprobs, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
+    for ours, local in zip(mine.top_logprobs, expected.top_logprobs, strict=True):
+        assert ours == pytest.approx(local, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])

@@ -1,4 +1,4 @@
-"""The report of a run: its figures are those of the indicators, in every form of the report."""
+"""The report of a run has the figures of the indicators, in every format."""
 
 import csv
 import html
@@ -184,7 +184,7 @@ def _agree(cell: str, figures: list[str]) -> bool:
     )
 
 
-def test_the_page_loads_nothing_and_forbids_itself_to(reported: Path) -> None:
+def test_the_page_loads_nothing_and_its_policy_forbids_it(reported: Path) -> None:
     text = (reported / "report/index.html").read_text("utf-8")
     sources: list[tuple[str, str, str]] = []
 
@@ -229,7 +229,7 @@ def test_the_fronts_edge_is_a_stair_from_axis_to_axis() -> None:
 
 
 def invented(**coverage: tuple[float, float]) -> TaskScores:
-    """Methods with one setting each, at (quality, diversity); two corners stretch the plane."""
+    """Methods with one setting each, at (quality, diversity); two corners span the plane."""
     named = {name.replace("_", ", "): point for name, point in coverage.items()}
     rng = np.random.default_rng(0)
     rows = {**named, "corner 1": (0.0, 1.0), "corner 2": (1.0, 0.0)}
@@ -260,7 +260,7 @@ def summary_of(**coverage: tuple[float, float]) -> tuple[str, str]:
 LOW, MIDDLE, HIGH = (0.3, 0.3), (0.6, 0.6), (0.8, 0.8)
 
 
-def test_the_summary_is_yes_only_where_every_rival_is_beaten() -> None:
+def test_the_summary_is_yes_only_if_every_rival_is_beaten() -> None:
     won = summary_of(
         base_temperature=LOW, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE, Rand=HIGH
     )
@@ -277,14 +277,14 @@ def test_the_summary_is_yes_only_where_every_rival_is_beaten() -> None:
     assert "no difference can be told" in same[1]
 
 
-def test_the_summary_names_who_is_ahead_and_the_papers_order() -> None:
+def test_the_summary_names_the_leading_method_and_the_papers_order() -> None:
     _, rest = summary_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=LOW, Gap=LOW)
     assert "Ahead of every router: Nudging." in rest
     assert "in order of Coverage (overall): P " in rest
     assert "The paper's order of these on NoveltyBench is Rand, P: 0 of the 1 pairs" in rest
 
 
-def test_where_a_coin_is_the_best_router_the_best_that_looks_is_named_too() -> None:
+def test_if_rand_is_the_best_router_the_best_other_one_is_named_too() -> None:
     _, rest = summary_of(base_temperature=LOW, Nudging=HIGH, P=MIDDLE, Rand=HIGH, Gap=LOW)
     assert "Rand tosses a coin: it looks at neither model. The best that looks is P, 0." in rest
     beside = rest.partition("The best that looks is P")[2]
@@ -312,8 +312,8 @@ def test_a_lead_is_also_given_on_prompts_the_router_was_not_chosen_on() -> None:
     assert all(0.3 < lead < 0.8 for lead in leads)
 
 
-def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
-    """P is good on even prompts only and Rand fair on odd ones: each is found out elsewhere."""
+def test_a_router_chosen_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
+    """P is good on even prompts only and Rand fair on odd ones; each is measured on the others."""
     scores = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)
     for method, start, worth in (("P", 1, 0.1), ("Rand", 0, 0.2)):
         place = scores.keys.index((method, method))
@@ -322,9 +322,9 @@ def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_othe
     families = {m: family(m, "base" if "base" in m else "routers") for m in scores.measured.methods}
     families |= {"corner 1": "mixing", "corner 2": "mixing"}
     ranking = rank("pair", [scores], families, resamples=200)
-    halves = [indicators([scores.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
+    by_parity = [indicators([scores.at(range(start, 12, 2))], resamples=1) for start in (0, 1)]
     expected = [
-        halves[measured_on].compare(router, "base, temperature")
+        by_parity[measured_on].compare(router, "base, temperature")
         for router, measured_on in (("P", 1), ("Rand", 0))
     ]
     assert all(lead is not None and lead.difference < -0.2 for lead in expected)
@@ -333,7 +333,7 @@ def test_a_router_that_shines_on_one_half_of_the_prompts_is_measured_on_the_othe
     assert leads[0] < leads[1]
 
 
-def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(
+def test_a_setting_with_missing_scores_is_left_out_and_named(
     reported: Path, tmp_path: Path
 ) -> None:
     import shutil
@@ -355,7 +355,7 @@ def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(
 
 
 @pytest.mark.parametrize(
-    ("wreck", "said"),
+    ("wreck", "message"),
     [
         (lambda run: (run / "run.json").unlink(), "holds no run: give the directory"),
         (lambda run: (run / "samples.jsonl").unlink(), "holds no samples yet: run 'baco sweep'"),
@@ -366,7 +366,7 @@ def test_a_setting_that_is_not_wholly_scored_is_left_out_and_named(
     ],
 )
 def test_a_run_with_nothing_to_report_is_refused_in_one_line(
-    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture, wreck: Any, said: str
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture, wreck: Any, message: str
 ) -> None:
     import shutil
 
@@ -375,18 +375,18 @@ def test_a_run_with_nothing_to_report_is_refused_in_one_line(
     wreck(part)
     assert baco(["report", str(part)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert not (part / "report").exists()
 
 
-def test_one_method_and_one_prompt_make_a_report_that_says_what_is_missing(
+def test_a_report_of_one_method_and_one_prompt_names_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(EVIL + "\n", encoding="utf-8")
     run = tmp_path / "run"
-    asked = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
-    assert baco(["sweep", "-o", str(run), "--workers", "1", *asked]) == 0
+    options = ["-t", str(prompts), "-n", "2", "-m", "mixing", "--metric", "distinct_1"]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", *options]) == 0
     assert baco(["report", str(run), "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["verdicts"][0]["answer"].startswith("No router was run")
@@ -402,7 +402,7 @@ def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(str(resources.files("baco.demo") / "weights"), other)
     run = tmp_path / "run"
-    asked = [
+    options = [
         "-p",
         "demo",
         "-p",
@@ -416,9 +416,9 @@ def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:
         "-r",
         "Rand:0.5",
     ]
-    asked += ["-r", "Nudging:0.5", "--metric", "distinct_1", "--metric", "distinct_k"]
-    asked += ["--metric", "reward", "--workers", "1"]
-    assert baco(["sweep", "-o", str(run), *asked]) == 0
+    options += ["-r", "Nudging:0.5", "--metric", "distinct_1", "--metric", "distinct_k"]
+    options += ["--metric", "reward", "--workers", "1"]
+    assert baco(["sweep", "-o", str(run), *options]) == 0
     report = write_report(run, resamples=20)
     assert len(report.summaries) == 2
     tables = {path.stem for path in (run / "report/tables").iterdir()}
@@ -431,7 +431,7 @@ def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:
         assert float(row["mean over pairs"]) == pytest.approx(float(row["demo"]), abs=1e-5)
 
 
-def test_a_table_escapes_what_would_break_its_rows() -> None:
+def test_a_table_escapes_characters_that_would_break_its_rows() -> None:
     columns = [Column("a|b"), Column("figure", "figure")]
     table = Table("t", "T", "C", columns, [["x|y\nz", Estimate(-0.5, -1.0, 0.25)], ["", None]])
     assert "| x\\|y z | −0.500 [−1.000, 0.250] |" in table.markdown()
@@ -451,7 +451,7 @@ def test_shown_prompts_take_turns_by_category_and_fit_the_page() -> None:
     assert "29" in {prompt.id for prompt in shown}
 
 
-def test_a_page_and_its_plots_are_well_formed_whatever_a_prompt_holds(tmp_path: Path) -> None:
+def test_a_page_and_its_plots_are_well_formed_for_any_prompt(tmp_path: Path) -> None:
     report = evil_run(tmp_path) / "report"
     page = (report / "index.html").read_text(encoding="utf-8")
     assert well_formed(page) == page

@@ -20,38 +20,38 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def opened(browser: Browser, file: Path, **screen: Any) -> Iterator[Page]:
-    """The page, ready; it may neither complain nor ask for anything but itself."""
+    """The page when it is ready. It may log no message and load nothing but itself."""
     context = browser.new_context(**screen)
     page = context.new_page()
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda request: told.append(request.url))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url))
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-ready=yes]")
     yield page
-    assert [text for text in told if text != file.as_uri() and text != "data:,"] == []
+    assert [text for text in messages if text != file.as_uri() and text != "data:,"] == []
     context.close()
 
 
-def test_pointing_at_a_point_tells_its_threshold_and_what_it_says(
+def test_pointing_at_a_point_shows_its_setting_and_answers(
     browser: Browser, page_file: Path
 ) -> None:
     with opened(browser, page_file, viewport={"width": 1200, "height": 900}) as page:
-        told = page.locator("#told")
-        assert not told.is_visible()
+        card = page.locator("#told")
+        assert not card.is_visible()
         mark = page.locator("#plane-plot .mark-symbol path[aria-label*='Rand:0.5']").first
         mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
-        page.wait_for_timeout(300)  # scrolling hides what a point told
+        page.wait_for_timeout(300)  # scrolling hides the card of a point
         box = mark.bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
-        told.wait_for(state="visible", timeout=5000)
-        assert "Rand:0.5" in told.inner_text()
-        assert told.locator("li").count() == 3
-        assert re.search(r"base share\s+\d+%", told.inner_text())
+        card.wait_for(state="visible", timeout=5000)
+        assert "Rand:0.5" in card.inner_text()
+        assert card.locator("li").count() == 3
+        assert re.search(r"base share\s+\d+%", card.inner_text())
         page.mouse.move(2, 2)
-        told.wait_for(state="hidden")
+        card.wait_for(state="hidden")
 
 
 def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Path) -> None:
@@ -60,22 +60,22 @@ def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Pat
         assert stops.count() == 1
         stops.focus()
         page.wait_for_timeout(300)
-        told = page.locator("#told")
-        first = told.inner_text()
-        assert told.is_visible()
+        card = page.locator("#told")
+        first = card.inner_text()
+        assert card.is_visible()
         page.keyboard.press("ArrowRight")
-        assert told.inner_text() != first
+        assert card.inner_text() != first
         page.keyboard.press("ArrowLeft")
-        assert told.inner_text() == first
+        assert card.inner_text() == first
         page.keyboard.press("Escape")
         assert not page.locator("#told").is_visible()
 
 
 def points(page: Page) -> list[str]:
-    found: list[str] = page.locator("#plane-plot .mark-symbol path").evaluate_all(
+    transforms: list[str] = page.locator("#plane-plot .mark-symbol path").evaluate_all(
         "marks => marks.map(mark => mark.getAttribute('transform')).sort()"
     )
-    return found
+    return transforms
 
 
 def test_the_choosers_change_the_plane(browser: Browser, page_file: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_choosers_change_the_plane(browser: Browser, page_file: Path) -> Non
         assert all(re.match(r"(opposite|capital|fact|name)", text) for text in listed)
 
 
-def test_methods_can_be_made_to_stand_out(browser: Browser, page_file: Path) -> None:
+def test_methods_can_be_highlighted(browser: Browser, page_file: Path) -> None:
     bright = "marks => marks.filter(mark => mark.getAttribute('opacity') === '1').length"
     with opened(browser, page_file) as page:
         marks = page.locator("#plane-plot .mark-symbol path")
@@ -156,7 +156,7 @@ def test_tables_have_captions_and_heads(browser: Browser, page_file: Path) -> No
             assert table.locator("tbody td").count() == rows * (heads - 1)
 
 
-def test_what_prompts_and_models_say_is_shown_and_never_run(
+def test_html_in_prompts_and_answers_is_shown_and_never_run(
     browser: Browser, tmp_path: Path
 ) -> None:
     with opened(browser, evil_run(tmp_path) / "report/index.html") as page:

@@ -1,4 +1,4 @@
-"""Routers decide by the formulas; spellings mean what they say; `select` keeps words whole."""
+"""Routers decide by their formulas, spellings are parsed, and `select` keeps words whole."""
 
 import math
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ VOCABULARY = Vocabulary(
 
 
 def rows(*likeliest: int, probability: float = 0.6) -> Tensor:
-    """One row a token, which has that probability; the others share the rest."""
+    """One row per token, with ``probability`` for it and the rest spread evenly."""
     logits = torch.full((len(likeliest), 9), math.log((1 - probability) / 8))
     logits[torch.arange(len(likeliest)), torch.tensor(likeliest)] = math.log(probability)
     return logits
@@ -48,8 +48,8 @@ def decide(
 ) -> list[bool]:
     coins = torch.full((len(base),), coin)
     signals = Signals(base, base if aligned is None else aligned, VOCABULARY, coins)
-    made: list[bool] = router(spelling)(signals).tolist()
-    return made
+    is_base: list[bool] = router(spelling)(signals).tolist()
+    return is_base
 
 
 def entropy_of(probability: float) -> float:
@@ -70,7 +70,7 @@ def test_h_compares_the_base_entropy_in_nats() -> None:
     assert decide("H:0", base) == [True, True]
 
 
-def test_gap_compares_what_alignment_took_away() -> None:
+def test_gap_compares_the_entropies_of_both_models() -> None:
     base, aligned = rows(6, 6, probability=0.5), torch.cat([rows(6, probability=0.9), rows(6)])
     gap = entropy_of(0.5) - entropy_of(0.9)
     assert decide(f"Gap:{gap - 0.01}", base, aligned) == [True, False]
@@ -87,7 +87,7 @@ def test_content_rules_go_by_the_role_of_the_predicted_token() -> None:
     assert decide(table, base) == [True, False, True, True, True, True, False, False, True]
 
 
-def test_predict_chooses_the_model_whose_prediction_counts() -> None:
+def test_predict_sets_the_model_that_predicts_the_token() -> None:
     base, aligned = rows(1, 6, 6), rows(6, 1, 6)
     assert decide("Punc", base, aligned) == [False, True, True]
     assert decide("Punc:predict=aligned", base, aligned) == [True, False, True]
@@ -100,7 +100,7 @@ def test_predict_chooses_the_model_whose_prediction_counts() -> None:
     coin=st.floats(0.01, 0.99),
     probability=st.floats(0.2, 0.99),
 )
-def test_a_combination_is_base_where_its_logit_rule_is_and_no_content_rule_locks(
+def test_a_combination_is_base_if_its_logit_rule_is_and_no_content_rule_locks(
     logit: str, contents: list[str], coin: float, probability: float
 ) -> None:
     base, aligned = rows(*range(9), probability=probability), rows(*range(9))
@@ -120,9 +120,9 @@ def test_rand_is_base_with_probability_gamma() -> None:
 
 @pytest.mark.parametrize("entry", parser.catalogue(), ids=lambda entry: entry.name)
 def test_every_spelling_in_the_catalogue_round_trips(entry: parser.Entry) -> None:
-    made = router(entry.example)
-    assert made.spelling == entry.example
-    assert router(made.spelling) == made
+    parsed = router(entry.example)
+    assert parsed.spelling == entry.example
+    assert router(parsed.spelling) == parsed
 
 
 def test_the_order_of_names_does_not_matter() -> None:
@@ -218,7 +218,7 @@ def choose(
     return logits[0].tolist(), bool(source[0])
 
 
-def test_the_router_decides_at_the_first_position_and_nothing_is_masked() -> None:
+def test_the_router_decides_at_the_first_position_without_a_mask() -> None:
     logits, source = choose(rows(7), rows(7), NO_TOKEN, False)
     assert source and -math.inf not in logits
 
@@ -239,7 +239,7 @@ def test_after_a_token_that_ended_a_word_the_other_source_may_write_anything() -
     assert source and -math.inf not in logits
 
 
-def test_a_source_that_stays_is_never_masked() -> None:
+def test_a_source_that_continues_is_never_masked() -> None:
     logits, source = choose(rows(6), rows(7), 6, True)
     assert source and -math.inf not in logits
 

@@ -1,4 +1,4 @@
-"""A rule carries everything known about it, and everybody else reads it there."""
+"""A rule carries everything known about it, and all other parts read it there."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ CONTENT = [rule for rule in RULES.values() if isinstance(rule, ContentRule)]
 
 @pytest.fixture
 def margin() -> Iterator[str]:
-    """A rule of a user's own: base where its two likeliest tokens are close."""
+    """A user's rule: base if its two likeliest tokens are close."""
 
     def close(signals: Any, gamma: float) -> Tensor:
         """base where its two likeliest tokens are within γ of each other"""
@@ -96,7 +96,7 @@ def test_reading_more_than_a_rule_declares_is_an_error(demo: Baco) -> None:
         ("Base", "nothing"),
     ],
 )
-def test_servers_are_asked_for_what_the_rules_read(spelling: str, quantity: str) -> None:
+def test_servers_are_asked_for_the_quantities_that_rules_read(spelling: str, quantity: str) -> None:
     assert needed_quantity(router(spelling)) == quantity
 
 
@@ -105,7 +105,7 @@ def test_a_rule_that_declares_nothing_needs_all_logits(margin: str) -> None:
     assert router("Margin:0.4").reads == {"base", "aligned"}
 
 
-def test_entropies_decide_from_bounds_only_where_the_rule_is_monotone() -> None:
+def test_entropies_decide_from_bounds_only_if_the_rule_is_monotone() -> None:
     def band(signals: Any, gamma: float) -> Tensor:
         """base where the entropy lies near γ"""
         near: Tensor = (signals.entropy_base - gamma).abs() < 1

@@ -1,4 +1,4 @@
-"""Samplers: pure functions of logits, tokens so far and numbers, named by spellings."""
+"""Samplers are pure functions of logits, earlier tokens and parameters, named by spellings."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ CHAINS: list[tuple[str, ...]] = [
 
 @pytest.fixture(autouse=True)
 def rhythm() -> Iterator[None]:
-    """A sampler that reads everything a sampler may read."""
+    """A sampler that reads everything that samplers may read."""
     with restored():
 
         @register_sampler("rhythm", period=(2, 100))
@@ -53,7 +53,7 @@ def decode(
     speculate: bool = True,
     **sampling: Any,
 ) -> list[list[tuple[list[int], list[str]]]]:
-    """Tokens and sources of every sample, where the requests are decoded in one batch."""
+    """Tokens and sources of every sample of requests that are decoded in one batch."""
     decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
     tickets = [
         decoder.submit(prompt, router=baco.router("P-Punc:0.6"), samplers=chain, **sampling)
@@ -86,7 +86,7 @@ def test_answers_do_not_depend_on_batch_n_or_speculation(
         assert decode(baco, [request], n=1, **sampling) == [samples[:1]]
 
 
-def test_drafts_are_accepted_where_samplers_run(loaded_pair: Callable[..., Baco]) -> None:
+def test_drafts_are_accepted_with_samplers(loaded_pair: Callable[..., Baco]) -> None:
     baco = loaded_pair("llama", 0.1)
     engine = Engine(baco.pair)
     decoder = Decoder(baco.pair, engine)
@@ -129,7 +129,7 @@ def test_a_sampler_runs_before_the_temperature_and_the_truncations(demo: Baco) -
 
 
 def context(tokens: list[list[int]], seed: int = 0) -> Context:
-    """Of rows that are samples 0, 1, … of a prompt."""
+    """The context of rows that are samples 0, 1, … of one prompt."""
     sample = torch.arange(len(tokens))
     keys = noise_keys(torch.full_like(sample, seed), sample, torch.zeros_like(sample))
     return Context(lambda: torch.tensor(tokens, dtype=torch.int64).view(len(tokens), -1), keys)
@@ -150,13 +150,13 @@ def test_no_repeat_ngram_is_that_of_transformers(answers: list[list[int]], size:
     assert torch.equal(run(f"no_repeat_ngram:{size}", logits, answers), expected)
 
 
-def test_shorter_answers_of_a_batch_repeat_nothing_that_they_do_not_have() -> None:
+def test_padding_of_shorter_answers_does_not_count_as_repetition() -> None:
     logits = torch.zeros(2, 4)
     got = run("no_repeat_ngram:1", logits, [[-1, -1, 2], [1, 2, 3]])
     assert got.isinf().tolist() == [[False, False, True, False], [False, True, True, True]]
 
 
-def test_top_n_sigma_keeps_what_lies_within_n_deviations_of_the_highest() -> None:
+def test_top_n_sigma_keeps_logits_within_n_deviations_of_the_highest() -> None:
     logits = torch.tensor([[4.0, 3.0, 0.0, 0.0, -math.inf]])
     deviation = torch.tensor([4.0, 3.0, 0.0, 0.0]).std(unbiased=False)
     for n in (0.0, 0.5, 1.0, 3.0):
@@ -164,7 +164,7 @@ def test_top_n_sigma_keeps_what_lies_within_n_deviations_of_the_highest() -> Non
         assert kept == [value >= 4.0 - n * deviation for value in (4.0, 3.0, 0.0, 0.0)] + [False]
 
 
-def test_p_less_keeps_what_is_at_least_as_likely_as_two_equal_draws() -> None:
+def test_p_less_keeps_tokens_at_least_as_likely_as_two_equal_draws() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()  # 0.365
     assert run("p_less", logits, [[]]).isfinite().tolist() == [[True, False, False, False]]
 
@@ -178,7 +178,7 @@ def test_xtc_leaves_the_least_likely_of_the_top_choices_in_its_share_of_the_rows
     assert run("xtc:1,0.4", logits[:1], [[]]).isfinite().all()  # one top choice is none
 
 
-def test_what_may_not_be_written_stays_out_and_no_row_is_left_empty() -> None:
+def test_masked_tokens_stay_masked_and_no_row_is_left_empty() -> None:
     @register_sampler("all")
     def all_(logits: torch.Tensor, _: Context) -> torch.Tensor:
         """allow every token"""
@@ -262,12 +262,12 @@ def test_a_spelling_is_kept_with_all_its_numbers(spelling: str, canonical: str) 
         ((5,), "sampler 5: give a spelling"),
     ],
 )
-def test_what_names_no_sampler_is_one_line(given: Any, message: str) -> None:
+def test_a_wrong_sampler_spelling_is_one_line(given: Any, message: str) -> None:
     with pytest.raises(BacoError, match=message):
         SamplingParams(samplers=given)
 
 
-def test_what_cannot_be_registered_is_one_line() -> None:
+def test_an_invalid_registration_is_one_line() -> None:
     def good(logits: torch.Tensor, _: Context) -> torch.Tensor:
         return logits
 

@@ -1,4 +1,4 @@
-"""Parameters are checked at the door; draws are replayable and follow what truncation left."""
+"""Parameters are checked; draws are replayable and follow the truncated distribution."""
 
 import math
 from typing import Any
@@ -107,7 +107,7 @@ def test_draws_follow_the_softmax() -> None:
     st.sampled_from([1.0, 0.95, 0.5, 0.05]),
     st.sampled_from([0.0, 0.05, 0.5, 1.0]),
 )
-def test_truncation_keeps_what_transformers_keeps(
+def test_truncation_keeps_the_tokens_that_transformers_keeps(
     hundredths: list[int], top_k: int, top_p: float, min_p: float
 ) -> None:
     row = torch.tensor([hundredths]) / 100
@@ -156,7 +156,7 @@ def test_a_wrong_parameter_is_refused_by_name(changes: dict[str, Any], message: 
         SamplingParams().updated(changes)
 
 
-def test_a_random_seed_is_taken_only_where_none_is_given() -> None:
+def test_a_random_seed_is_drawn_only_if_none_is_given() -> None:
     assert SamplingParams(seed=0).seeded().seed == 0
     assert len({SamplingParams().seeded().seed for _ in range(20)}) > 15
 
@@ -165,11 +165,11 @@ def test_stop_may_be_one_string() -> None:
     assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
 
 
-def penalised(said: list[int], prompted: list[bool], **penalties: float) -> list[float]:
+def penalised(counts: list[int], prompted: list[bool], **penalties: float) -> list[float]:
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     settings = table(SamplingParams(**penalties))  # type: ignore[arg-type]
-    found = penalise(logits, torch.tensor([prompted]), torch.tensor([said]), settings)
-    return found[0].tolist()
+    changed = penalise(logits, torch.tensor([prompted]), torch.tensor([counts]), settings)
+    return changed[0].tolist()
 
 
 def test_a_repetition_penalty_lowers_seen_tokens_on_both_sides_of_zero() -> None:

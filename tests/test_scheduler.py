@@ -1,4 +1,4 @@
-"""Running answers are not starved: between two steps a bounded amount of other work is done."""
+"""Running answers are not starved: between two steps there is a bounded amount of other work."""
 
 import asyncio
 import threading
@@ -42,14 +42,14 @@ PIECE = 8
 
 @dataclass
 class Watch:
-    """What an engine did, in order: ``read`` of so many tokens beside the rows, or a ``step``."""
+    """Events of an engine: ("read", tokens) for prompts and texts, or ("step", rows)."""
 
-    found: list[tuple[str, int]] = field(default_factory=list)
+    events: list[tuple[str, int]] = field(default_factory=list)
 
     def between_steps(self) -> list[list[int]]:
         """Tokens of each piece that was read between two steps."""
         spans: list[list[int]] = []
-        for what, tokens in self.found:
+        for what, tokens in self.events:
             if what == "step":
                 spans.append([])
             elif spans:
@@ -59,15 +59,15 @@ class Watch:
 
 @contextmanager
 def watched() -> Iterator[Watch]:
-    """Inside, prompts are read in pieces of PIECE tokens, and everything is noted."""
+    """Inside, prompts are read in chunks of PIECE tokens and all events are recorded."""
     watch, read, verify = Watch(), BatchedKVCache._read_alone, Verifier.verify
 
     def read_alone(self: BatchedKVCache, cache: Any, start: int, ids: Any, *others: Any) -> Any:
-        watch.found.append(("read", len(ids)))
+        watch.events.append(("read", len(ids)))
         return read(self, cache, start, ids, *others)
 
     def watched_verify(self: Verifier, draft: Any, logits: Any) -> Any:
-        watch.found.append(("step", len(draft.batch)))
+        watch.events.append(("step", len(draft.batch)))
         return verify(self, draft, logits)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -152,10 +152,10 @@ def test_one_chunk_of_a_long_text_is_read_between_two_steps(
     assert sum(map(sum, spans)) > 100
 
 
-def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
+def test_a_chunk_attends_only_to_tokens_that_have_been_read(
     loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room for the rest of the text is there, but attention to it would cost as much."""
+    """The cache has room for the rest of the text, and attention to it would take as long."""
     model = loaded_pair("llama", noise=0.3).pair.base
     widths: list[int] = []
 
@@ -173,7 +173,7 @@ def test_a_chunk_attends_to_what_has_been_read_and_to_no_more(
 
 
 def test_prompts_and_texts_take_turns(loaded_pair: Callable[..., Baco]) -> None:
-    """One long prompt, short ones behind it, and a text: none waits until another is through."""
+    """With a long prompt, short ones and a text, none waits until another has been read."""
     baco = loaded_pair("llama", noise=0.3)
     with watched():
         engine = Engine(baco.pair, chunks_per_step=1)
@@ -190,28 +190,28 @@ def test_prompts_and_texts_take_turns(loaded_pair: Callable[..., Baco]) -> None:
             engine.step()
 
 
-def test_a_prompt_is_read_in_the_same_chunks_whatever_else_is_read(
+def test_chunks_of_a_prompt_do_not_depend_on_other_requests(
     loaded_pair: Callable[..., Baco],
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
-    asked = request(baco, 120, n=2, max_tokens=12)
+    long_request = request(baco, 120, n=2, max_tokens=12)
     answers = []
     busy: list[dict[str, Any]] = [{"tokens": 90, "n": 2}, {"scored": 70, "model": "aligned"}]
     for others in ([], busy):
         with watched():
             engine = Engine(baco.pair, chunks_per_step=1)
             add_all(engine, baco, others)
-            answers.append(engine.add(asked))
+            answers.append(engine.add(long_request))
             while engine.busy:
                 engine.step()
-    one, other = ([(a.tokens, a.sources, a.logprobs) for a in each] for each in answers)
-    assert one == other
+    alone, together = ([(a.tokens, a.sources, a.logprobs) for a in each] for each in answers)
+    assert alone == together
 
 
 def test_a_model_that_lags_behind_catches_up_in_bounded_forwards(
     loaded_pair: Callable[..., Baco],
 ) -> None:
-    """A router that never looks at the aligned model leaves it behind, by a bounded number."""
+    """A router that never reads the aligned model lets it lag by a bounded number of tokens."""
     baco = loaded_pair("llama", noise=0.3)
     ids = ids_of(10)
     never = dict.fromkeys(baco.pair.end_ids, -100.0)
@@ -281,7 +281,7 @@ def test_a_text_that_cannot_be_scored_fails_alone(
     assert scored[good].error is None
 
 
-def test_a_text_is_scored_though_another_request_breaks_steps(
+def test_a_text_is_scored_although_another_request_breaks_steps(
     loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
@@ -297,20 +297,20 @@ def test_a_text_is_scored_though_another_request_breaks_steps(
         decoder = baco.decoder()
         decoder.submit_text("The sea", router=baco.router("Rand:0.5"), seed=1, max_tokens=50)
         ticket = decoder.submit_scoring(Scoring(ids_of(100), "base", 0, 1))
-        told: list[Scored] = []
+        scores: list[Scored] = []
         while decoder.busy:
             decoder.step()
-            told += decoder.scored()
-    assert {one.prompt for one in told} == {ticket}
-    assert sum(len(one.logprobs) for one in told) == 100
-    assert [one.done for one in told][-1]
+            scores += decoder.scored()
+    assert {scored.prompt for scored in scores} == {ticket}
+    assert sum(len(scored.logprobs) for scored in scores) == 100
+    assert [scored.done for scored in scores][-1]
 
 
 # --- the engine thread ----------------------------------------------------------------------------
 
 
 class Noted(Decoder):
-    """A decoder that notes its steps."""
+    """A decoder that records its steps."""
 
     events: list[str]
 
@@ -327,24 +327,24 @@ def test_between_two_steps_a_bounded_number_of_requests_is_accepted(demo: Baco) 
         decoder.events = events
         return decoder
 
-    engine_thread, told = EngineThread(make, max_open=1000), SimpleQueue[Any]()
+    engine_thread, results = EngineThread(make, max_open=1000), SimpleQueue[Any]()
     cancel_job = engine_thread._cancel_job
 
     def cancelled(job: Job) -> None:
-        events.append("give up")
+        events.append("cancel")
         cancel_job(job)
 
     engine_thread._cancel_job = cancelled  # type: ignore[method-assign]
     never = dict.fromkeys(demo.pair.end_ids, -100.0)
 
     def submit(decoder: Decoder, **sampling: Any) -> int:
-        events.append("take")
+        events.append("submit")
         router = demo.router("P-Punc:0.4")
         return decoder.submit("Hello", router=router, seed=1, logit_bias=never, **sampling)
 
-    running = Job(lambda decoder: submit(decoder, max_tokens=200), told.put)
+    running = Job(lambda decoder: submit(decoder, max_tokens=200), results.put)
     engine_thread.submit([running])
-    told.get(timeout=WAIT)
+    results.get(timeout=WAIT)
     many = [
         Job(lambda decoder: submit(decoder, n=4, max_tokens=1), lambda _: None, answers=4)
         for _ in range(100)
@@ -352,18 +352,18 @@ def test_between_two_steps_a_bounded_number_of_requests_is_accepted(demo: Baco) 
     engine_thread.submit(many)
     for job in many[50:]:
         engine_thread.cancel(job)
-    while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
+    while not (isinstance(chunk := results.get(timeout=WAIT), Chunk) and chunk.finish_reason):
         pass
     wait_for(lambda: engine_thread.open == 0)
     engine_thread.close()
     events = events[events.index("step") :]
-    spans = "".join("s" if one == "step" else "x" for one in events).split("s")
+    spans = "".join("s" if event == "step" else "x" for event in events).split("s")
     assert max(map(len, spans[:-1])) <= MAX_ANSWERS_PER_STEP // 4
     assert sum(map(len, spans)) >= 100
 
 
-def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo: Baco) -> None:
-    engine_thread, told = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
+def test_prompts_are_prepared_in_threads_and_long_ones_do_not_delay_short_ones(demo: Baco) -> None:
+    engine_thread, results = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
     begun, go = threading.Event(), threading.Event()
 
     def long(going_on: Callable[[], None]) -> None:
@@ -375,30 +375,32 @@ def test_prompts_are_prepared_apart_and_long_ones_do_not_hold_up_short_ones(demo
         router = demo.router("P-Punc:0.4")
         return decoder.submit("Hello", router=router, seed=1, max_tokens=2)
 
-    held = Job(submit, told.put, long, size=10**6)
+    held = Job(submit, results.put, long, size=10**6)
     engine_thread.submit([held])
     assert begun.wait(WAIT)
     names: list[str] = []
-    short = Job(submit, told.put, lambda _: names.append(threading.current_thread().name), size=10)
+    short = Job(
+        submit, results.put, lambda _: names.append(threading.current_thread().name), size=10
+    )
     engine_thread.submit([short])
-    while not (isinstance(chunk := told.get(timeout=WAIT), Chunk) and chunk.finish_reason):
+    while not (isinstance(chunk := results.get(timeout=WAIT), Chunk) and chunk.finish_reason):
         pass
     assert "short" in names[0]
     engine_thread.cancel(held)
     wait_for(lambda: engine_thread.open == 0)
-    go.set()  # it finds that it was given up, and nothing more comes of it
+    go.set()  # it was cancelled, so it delivers nothing
     engine_thread.close()
-    assert told.empty()
+    assert results.empty()
 
 
 def test_an_error_with_a_prompt_reaches_its_caller_alone(demo: Baco) -> None:
-    engine_thread, told = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
+    engine_thread, results = EngineThread(demo.decoder, max_open=10), SimpleQueue[Any]()
 
     def bad(_: Callable[[], None]) -> None:
         raise ValueError("no such prompt")
 
-    engine_thread.submit([Job(lambda _: 0, told.put, bad)])
-    assert str(told.get(timeout=WAIT)) == "no such prompt"
+    engine_thread.submit([Job(lambda _: 0, results.put, bad)])
+    assert str(results.get(timeout=WAIT)) == "no such prompt"
     wait_for(lambda: engine_thread.open == 0)
     engine_thread.close()
 
@@ -414,16 +416,16 @@ def server(demo: Baco) -> Iterator[Served]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Each call of a tokenizer: its thread, and how many characters it was given."""
-    found: list[tuple[str, int]] = []
+    """Each call of a tokenizer: its thread, and the number of characters."""
+    recorded: list[tuple[str, int]] = []
     call = Encoder._call
 
     def called(self: Encoder, text: str, *, special: bool) -> list[int]:
-        found.append((threading.current_thread().name, len(text)))
+        recorded.append((threading.current_thread().name, len(text)))
         return call(self, text, special=special)
 
     monkeypatch.setattr(Encoder, "_call", called)
-    return found
+    return recorded
 
 
 @pytest.mark.parametrize(
@@ -446,7 +448,7 @@ def test_a_prompt_is_tokenised_once_and_away_from_the_event_loop_and_the_decoder
     assert sum(characters for _, characters in calls) == models * len(prompt)
 
 
-def test_a_prompt_that_cannot_fit_is_not_tokenised(
+def test_a_prompt_too_long_for_the_context_is_not_tokenised(
     server: Served, calls: list[tuple[str, int]]
 ) -> None:
     for body in ({"n": 16, "return_token_ids": True}, {"n": 1}):
@@ -486,18 +488,18 @@ def test_ids_of_a_prompt_come_with_every_choice_streamed_or_whole(server: Served
         whole = client.post("/v1/completions", json=body).json()["choices"]
         with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
             pieces = [choice for event in events(got) for choice in event["choices"]]
-    asked = [choice["prompt_token_ids"] for choice in whole]
-    assert asked[0] == asked[1] != asked[2] == asked[3]
-    for index, ids in enumerate(asked):
+    prompt_ids = [choice["prompt_token_ids"] for choice in whole]
+    assert prompt_ids[0] == prompt_ids[1] != prompt_ids[2] == prompt_ids[3]
+    for index, ids in enumerate(prompt_ids):
         own = [piece for piece in pieces if piece["index"] == index]
         assert own[0]["prompt_token_ids"] == ids
         assert not any("prompt_token_ids" in piece for piece in own[1:])
 
 
-def test_a_client_that_goes_away_ends_the_work_on_its_prompt(
+def test_work_on_a_prompt_ends_when_its_client_is_gone(
     server: Served, calls: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its long prompt is given up between two pieces."""
+    """Its long prompt is dropped between two pieces."""
     first, go = threading.Event(), threading.Event()
     call = Encoder._call
 
@@ -519,7 +521,7 @@ def test_a_client_that_goes_away_ends_the_work_on_its_prompt(
     assert sum(characters for _, characters in calls) < len(prompt) / 4
 
 
-def test_a_reply_written_choice_by_choice_is_what_it_is_written_at_once() -> None:
+def test_a_reply_serialised_by_choice_equals_one_serialised_at_once() -> None:
     shape = TextFormatter('"choices":[] \\ "', True)
     usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
     choices = [

@@ -1,4 +1,4 @@
-"""Words in every script: one table of scripts without spaces, marks stay with their letters."""
+"""Words in every script: one table of scripts without spaces; marks belong to their letters."""
 
 import unicodedata
 
@@ -54,9 +54,9 @@ def test_bare_words_of_ascii_are_rouges_tokens(text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(ALL_SPACED), PUNCTUATION), max_size=8))
-def test_a_word_with_combining_marks_is_one_word(said: list[tuple[str, str]]) -> None:
-    text = " ".join(word + mark for word, mark in said)
-    expected = [composed(word.lower()) for word, _ in said]
+def test_a_word_with_combining_marks_is_one_word(marked_words: list[tuple[str, str]]) -> None:
+    text = " ".join(word + mark for word, mark in marked_words)
+    expected = [composed(word.lower()) for word, _ in marked_words]
     assert bare_words(text) == words(text) == expected
 
 
@@ -79,8 +79,8 @@ def test_no_letter_mark_or_digit_is_lost(text: str) -> None:
     plain = composed(text.lower())
     kept = [c for c in plain if unicodedata.category(c)[0] in "LMN"]
     for split in (words, bare_words):
-        said = "".join(split(text))
-        assert [c for c in said if unicodedata.category(c)[0] in "LMN"] == kept
+        joined_words = "".join(split(text))
+        assert [c for c in joined_words if unicodedata.category(c)[0] in "LMN"] == kept
 
 
 @given(st.text(max_size=40))
@@ -89,9 +89,9 @@ def test_no_bare_word_holds_white_space_or_punctuation(text: str) -> None:
         assert not any(c.isspace() or unicodedata.category(c)[0] in "PS" for c in word)
 
 
-def test_words_are_those_of_unicode_and_punctuation_is_not_a_word() -> None:
-    said = "Can't stop: it costs 3.14 € in München, e.g. well-known d'été 😀!"
-    assert words(said) == [
+def test_words_follow_unicode_and_punctuation_is_not_a_word() -> None:
+    sentence = "Can't stop: it costs 3.14 € in München, e.g. well-known d'été 😀!"
+    assert words(sentence) == [
         "can't", "stop", "it", "costs", "3.14", "€", "in", "münchen", "e.g", "well", "known",
         "d'été", "😀",
     ]  # fmt: skip
@@ -113,7 +113,7 @@ def test_words_and_word_starts_read_one_table_of_scripts(low_high: tuple[int, in
         assert not character_starts_word(letter)
 
 
-def test_texts_without_a_common_word_of_devanagari_are_wholly_different() -> None:
+def test_devanagari_texts_without_a_common_word_have_similarity_zero() -> None:
     assert self_rouge_l(["कि का", "की कू"]) == 1.0
     assert self_rouge_l(["कि का", "कि का"]) == 0.0
     assert self_rouge_l([decomposed("été à Paris"), composed("été à Paris")]) == 0.0

@@ -182,7 +182,7 @@ def test_curl_examples_of_the_documentation_answer(server: Served, page: str, co
 
 
 @pytest.mark.parametrize(
-    ("page", "code"), [found for found in fences("python no-run") if ADDRESS in found[1]]
+    ("page", "code"), [example for example in fences("python no-run") if ADDRESS in example[1]]
 )
 def test_client_examples_of_the_documentation_run(
     server: Served, page: str, code: str, capsys: pytest.CaptureFixture

@@ -1,4 +1,4 @@
-"""Samples of a long prompt attend to it where it lies, and say what copies of it would."""
+"""Samples of a long prompt share its keys and values, and give the answers of copies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,31 +20,33 @@ from tests.live import needed
 
 ROUTERS = ("P-Punc:0.5", "H:1.5", "Rand:0.5", "Punc", "Base", "Aligned")
 TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 8
-Told = list[tuple[list[int], list[str]]]
+Answers = list[tuple[list[int], list[str]]]
 
 
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many tokens must be saved for a prompt to be shared."""
+    """Set the number of saved tokens from which a prompt is shared."""
     return lambda tokens: monkeypatch.setattr(prefixes, "_MIN_SAVED", tokens)
 
 
-def decode(baco: Baco, asked: list[Request], **engine: Any) -> tuple[Told, Engine]:
-    """Requests that join one after the other, each a step after the one before."""
-    made = Engine(baco.pair, **engine)
+def decode(baco: Baco, requests: list[Request], **engine: Any) -> tuple[Answers, Engine]:
+    """Decode requests that join one by one, each a step after the one before."""
+    created = Engine(baco.pair, **engine)
     rows = []
-    for request in asked:
-        rows += made.add(request)
-        made.step()
-    while made.busy:
-        made.step()
-    return [(row.tokens, list(row.sources)) for row in rows], made
+    for request in requests:
+        rows += created.add(request)
+        created.step()
+    while created.busy:
+        created.step()
+    return [(row.tokens, list(row.sources)) for row in rows], created
 
 
 def stores(engine: Engine) -> list[BatchedKVCache]:
-    found = [store for store in engine._runner.caches.values() if isinstance(store, BatchedKVCache)]
-    assert len(found) == 2
-    return found
+    caches = [
+        store for store in engine._runner.caches.values() if isinstance(store, BatchedKVCache)
+    ]
+    assert len(caches) == 2
+    return caches
 
 
 def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
@@ -58,7 +60,7 @@ def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
 @settings(max_examples=budget(10))
 @given(
-    asked=st.lists(
+    prompts=st.lists(
         st.tuples(
             st.integers(1, 300), st.sampled_from(ROUTERS), st.integers(1, 4), st.integers(1, 20)
         ),
@@ -69,10 +71,10 @@ def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
     rows=st.integers(1, 8),
     speculate=st.booleans(),
 )
-def test_answers_are_those_of_copied_prompts(
+def test_answers_equal_those_of_copied_prompts(
     loaded_pair: Callable[..., Baco],
     architecture: str,
-    asked: list[tuple[int, str, int, int]],
+    prompts: list[tuple[int, str, int, int]],
     seed: int,
     rows: int,
     speculate: bool,
@@ -80,24 +82,24 @@ def test_answers_are_those_of_copied_prompts(
     baco = loaded_pair(architecture, noise=0.3)
     requests = [
         request(baco, length, router, n=n, max_tokens=tokens, seed=seed + index)
-        for index, (length, router, n, tokens) in enumerate(asked)
+        for index, (length, router, n, tokens) in enumerate(prompts)
     ]
-    told = []
+    decoded = []
     for saved in (1, 2**40):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prefixes, "_MIN_SAVED", saved)
-            told.append(decode(baco, requests, max_rows=rows, speculate=speculate)[0])
-    assert told[0] == told[1]
+            decoded.append(decode(baco, requests, max_rows=rows, speculate=speculate)[0])
+    assert decoded[0] == decoded[1]
 
 
 @given(
     own=st.integers(1, 20),
     shared=st.lists(st.integers(1, 40), max_size=3),
-    few=st.integers(1, 3),
+    span=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_attention_over_two_parts_is_attention_over_both_at_once(
-    own: int, shared: list[int], few: int, seed: int
+def test_attention_over_two_parts_equals_attention_over_both_at_once(
+    own: int, shared: list[int], span: int, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
 
@@ -105,8 +107,8 @@ def test_attention_over_two_parts_is_attention_over_both_at_once(
         return torch.randn(*size, generator=draw)
 
     rows, heads, width = 2 * len(shared) + 1, 2, 8
-    query, keys, values = some(rows, heads, few, width), *some(2, rows, heads, own, width)
-    mask = torch.zeros(rows, 1, few, own)
+    query, keys, values = some(rows, heads, span, width), *some(2, rows, heads, own, width)
+    mask = torch.zeros(rows, 1, span, own)
     behind = []
     expected = F.scaled_dot_product_attention(query, keys, values, scale=0.3)
     for index, tokens in enumerate(shared):
@@ -120,28 +122,28 @@ def test_attention_over_two_parts_is_attention_over_both_at_once(
         expected[mine] = F.scaled_dot_product_attention(
             query[mine], whole_keys, whole_values, scale=0.3
         )
-    said = attend_with_prefixes(query, keys, values, mask, 0.3, behind)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    attended = attend_with_prefixes(query, keys, values, mask, 0.3, behind)
+    torch.testing.assert_close(attended, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_prompt_is_copied_where_that_costs_less(
+def test_a_prompt_is_copied_if_that_costs_less(
     loaded_pair: Callable[..., Baco], saved: Callable[[int], None]
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
-    asked = request(baco, 300, "Rand:0.5", n=4, max_tokens=30, seed=1)
-    before = 3 * (len(asked.base_ids) - 1)
+    long_request = request(baco, 300, "Rand:0.5", n=4, max_tokens=30, seed=1)
+    before = 3 * (len(long_request.base_ids) - 1)
     for least, together in ((before, True), (before + 1, False)):
         saved(least)
         engine = Engine(baco.pair)
-        engine.add(asked)
+        engine.add(long_request)
         while not engine.running:
             engine.step()
         (store, _) = stores(engine)
-        assert (store.cache.columns < len(asked.base_ids)) is together
+        assert (store.cache.columns < len(long_request.base_ids)) is together
 
 
 def held(engine: Engine) -> int:
-    """Bytes of all keys and values: of rows, and of the prompts that they go on from."""
+    """Bytes of all keys and values: of rows, and of the prompts that they share."""
     caches = {id(store.cache): store.cache for store in stores(engine)}
     for store in stores(engine):
         caches |= {id(prefix.cache): prefix.cache for prefix in store._shared if prefix}
@@ -153,14 +155,14 @@ def test_more_samples_fit_into_the_same_memory(
     loaded_pair: Callable[..., Baco], saved: Callable[[int], None]
 ) -> None:
     baco = loaded_pair("llama", noise=0.3)
-    asked = request(baco, 500, "Rand:0.5", n=12, max_tokens=8, seed=1)
+    long_request = request(baco, 500, "Rand:0.5", n=12, max_tokens=8, seed=1)
     saved(2**40)
-    memory = needed(Engine(baco.pair), asked, 3)
+    memory = needed(Engine(baco.pair), long_request, 3)
     running = []
     for least in (2**40, 1):
         saved(least)
         engine = Engine(baco.pair, memory=memory)
-        engine.add(asked)
+        engine.add(long_request)
         while not engine.running:
             engine.step()
         running.append(engine.running)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from baco import Baco, BacoError
 from baco.models.forward.packed_linear import weights
 from tests.pairs import ARCHITECTURES, PairFolder
-from tests.test_engine import reference, rules, told, without_turn_cut
+from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk."]
 IDS = list(range(1, 24))
@@ -22,13 +22,13 @@ IDS = list(range(1, 24))
 def folders(
     random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Any]]:
-    made: dict[str, dict[str, Any]] = {}
+    saved: dict[str, dict[str, Any]] = {}
 
     def save(architecture: str) -> dict[str, Any]:
-        if architecture not in made:
+        if architecture not in saved:
             folder = tmp_path_factory.mktemp("adapter")
-            made[architecture] = save_adapter(random_pair(architecture), folder)
-        return made[architecture]
+            saved[architecture] = save_adapter(random_pair(architecture), folder)
+        return saved[architecture]
 
     return save
 
@@ -51,41 +51,41 @@ def save_adapter(pair: PairFolder, folder: Path, **options: Any) -> dict[str, An
 
 
 def storages(*models: Any) -> dict[int, int]:
-    """Every block of memory that models' numbers lie in, once, and its bytes."""
+    """Bytes of every storage that holds weights of the models, each once."""
     tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def test_the_base_weights_are_held_once(folders: Callable[[str], dict[str, Any]]) -> None:
-    where = folders("llama")
-    alone = storages(AutoModelForCausalLM.from_pretrained(where["base"]))
+    options = folders("llama")
+    alone = storages(AutoModelForCausalLM.from_pretrained(options["base"]))
     adapter = sum(
         weight.numel() * weight.element_size()
         for name, weight in PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(where["base"]), where["aligned"]
+            AutoModelForCausalLM.from_pretrained(options["base"]), options["aligned"]
         ).named_parameters()
         if "lora_" in name
     )
-    pair = Baco.load(**where, dtype="float32", packed=False).pair
+    pair = Baco.load(**options, dtype="float32", packed=False).pair
     together = storages(pair.base.model, pair.aligned.model)
     assert sum(together.values()) == sum(alone.values()) + adapter
     assert 0 < adapter < 0.5 * sum(alone.values())
-    packed = Baco.load(**where, dtype="float32").pair
+    packed = Baco.load(**options, dtype="float32").pair
     assert packed.base.model is packed.aligned.model
-    plain = AutoModelForCausalLM.from_pretrained(where["base"])
+    plain = AutoModelForCausalLM.from_pretrained(options["base"])
     stored = sum(stored for *_, stored in weights(packed.base.model))
     assert stored == sum(stored for *_, stored in weights(plain)) + adapter
 
 
-def test_each_model_is_exactly_the_model_it_stands_for(
+def test_each_model_gives_the_logits_of_the_model_loaded_alone(
     folders: Callable[[str], dict[str, Any]],
 ) -> None:
-    where = folders("llama")
-    pair = Baco.load(**where, dtype="float32", packed=False).pair
-    base = AutoModelForCausalLM.from_pretrained(where["base"]).eval()
+    options = folders("llama")
+    pair = Baco.load(**options, dtype="float32", packed=False).pair
+    base = AutoModelForCausalLM.from_pretrained(options["base"]).eval()
     with torch.inference_mode():
         own = base(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
-        adapted = PeftModel.from_pretrained(base, where["aligned"]).eval()
+        adapted = PeftModel.from_pretrained(base, options["aligned"]).eval()
         other = adapted(torch.tensor([IDS])).logits[0, :, : pair.vocabulary.size]
     for _ in range(2):  # each model leaves the model as the other wants it
         assert torch.equal(pair.base.score(IDS), own)
@@ -105,19 +105,19 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_an_adapter_may_bring_tokens_that_the_base_model_does_not_have(
+def test_an_adapter_may_add_tokens_that_the_base_model_does_not_have(
     random_pair: Callable[..., PairFolder], tmp_path: Path, kind: str
 ) -> None:
-    where = save_adapter(random_pair("olmo2"), tmp_path, **ADAPTERS[kind])
+    paths = save_adapter(random_pair("olmo2"), tmp_path, **ADAPTERS[kind])
     ids = [*IDS[:5], 398, 7, 399, 9]
-    base = AutoModelForCausalLM.from_pretrained(where["base"]).eval()
+    base = AutoModelForCausalLM.from_pretrained(paths["base"]).eval()
     read = torch.tensor([[397 if token >= 398 else token for token in ids]])  # as its end of text
     with torch.inference_mode():
         own = base(read).logits[0]
         base.resize_token_embeddings(400, mean_resizing=False)
-        adapted = PeftModel.from_pretrained(base, where["aligned"]).eval()
+        adapted = PeftModel.from_pretrained(base, paths["aligned"]).eval()
         other = adapted(torch.tensor([ids])).logits[0]
-    baco = Baco.load(**where, dtype="float32", packed=False)
+    baco = Baco.load(**paths, dtype="float32", packed=False)
     pair = baco.pair
     assert (pair.base.embedding_rows, pair.aligned.embedding_rows) == (398, 400)
     assert torch.allclose(pair.base.score(ids)[:, :398], own, atol=1e-5)
@@ -125,35 +125,37 @@ def test_an_adapter_may_bring_tokens_that_the_base_model_does_not_have(
     assert torch.allclose(pair.aligned.score(ids), other, atol=1e-5)
     answers = [
         each.generate(PROMPTS[0], router="Rand:0.5", n=2, seed=3, max_tokens=12)
-        for each in (baco, Baco.load(**where, dtype="float32"))
+        for each in (baco, Baco.load(**paths, dtype="float32"))
     ]
-    assert [told(one) for one in answers[0]] == [told(one) for one in answers[1]]
+    assert [tokens_and_sources(answer) for answer in answers[0]] == [
+        tokens_and_sources(answer) for answer in answers[1]
+    ]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_one_engine_decodes_it_as_the_naive_loop_does(
+def test_an_adapter_pair_is_decoded_as_by_the_naive_loop(
     folders: Callable[[str], dict[str, Any]], architecture: str
 ) -> None:
     baco = without_turn_cut(Baco.load(**folders(architecture), dtype="float32"))
-    spoken: set[str] = set()
+    sources: set[str] = set()
     for spelling, rule in list(rules(baco.pair).items())[::2]:
         for temperature in (0.0, 1.0):
             settings: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 10}
             answers = baco.generate_batch(PROMPTS, router=spelling, n=2, **settings)
             for prompt, samples in zip(PROMPTS, answers, strict=True):
                 expected = reference(baco, prompt, rule, sample=1, **settings)
-                assert told(samples[1]) == expected, (spelling, temperature)
-                spoken |= set(samples[1].sources)
-    assert spoken == {"base", "aligned"}
+                assert tokens_and_sources(samples[1]) == expected, (spelling, temperature)
+                sources |= set(samples[1].sources)
+    assert sources == {"base", "aligned"}
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_the_base_weights_under_an_adapter_may_be_quantised(
     folders: Callable[[str], dict[str, Any]], quantize: str
 ) -> None:
-    where = folders("llama")
-    whole = Baco.load(**where, dtype="float32").pair
-    baco = Baco.load(**where, dtype="float32", quantize=quantize)
+    options = folders("llama")
+    whole = Baco.load(**options, dtype="float32").pair
+    baco = Baco.load(**options, dtype="float32", quantize=quantize)
     assert baco.pair.base.model is baco.pair.aligned.model
     assert sum(s for *_, s in weights(baco.pair.base.model)) < 0.9 * sum(
         s for *_, s in weights(whole.base.model)
@@ -164,16 +166,16 @@ def test_the_base_weights_under_an_adapter_may_be_quantised(
 
 
 @pytest.mark.parametrize("option", ["dtype", "quantize"])
-def test_models_on_one_set_of_weights_are_placed_together(
+def test_models_with_shared_weights_have_one_dtype_and_quantisation(
     folders: Callable[[str], dict[str, Any]], option: str
 ) -> None:
-    asked = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}
-    where: dict[str, Any] = folders("llama") | {option: asked[option]}
+    different = {"dtype": "base=bfloat16,aligned=float32", "quantize": "base=int8"}
+    options: dict[str, Any] = folders("llama") | {option: different[option]}
     with pytest.raises(BacoError, match="over the base model's own weights: give one"):
-        Baco.load(**where)
+        Baco.load(**options)
 
 
-def test_no_adapter_without_its_library(
+def test_without_peft_the_error_names_the_package_to_install(
     folders: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys

@@ -1,4 +1,4 @@
-"""Speculative decoding changes how often the models run, and nothing else."""
+"""Speculative decoding changes only how often the models run."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -159,7 +159,7 @@ def test_a_model_that_cannot_matter_does_not_run(demo: Baco) -> None:
     assert decoder.engine.stats.forwards["base"] == 0
 
 
-def test_a_model_runs_only_where_its_logits_are_needed(demo: Baco) -> None:
+def test_a_model_runs_only_if_its_logits_are_needed(demo: Baco) -> None:
     engine = Engine(demo.pair, speculate=False)
     decoder = Decoder(demo.pair, engine)
     for seed in range(4):
@@ -175,7 +175,7 @@ def chunks(decoder: Decoder) -> Iterator[Any]:
         yield from decoder.step()
 
 
-def test_explain_records_what_the_router_read(demo: Baco) -> None:
+def test_explain_records_the_routers_signals(demo: Baco) -> None:
     decoder = demo.decoder()
     decoder.submit(PROMPTS[0], router=demo.router("P:0.4"), seed=1, explain=True)
     tokens = [token for chunk in chunks(decoder) for token in chunk.tokens]
@@ -201,7 +201,7 @@ def test_a_cancelled_request_changes_no_other_answer(demo: Baco) -> None:
     assert decoder.running == decoder.waiting == 0
 
 
-def test_ngrams_draft_what_followed_before() -> None:
+def test_ngrams_draft_the_tokens_that_followed_before() -> None:
     table = NgramTable()
     table.add([1, 2, 3, 4, 5], 5)
     silent = lambda ahead, token: 0.0  # noqa: E731
@@ -213,7 +213,7 @@ def test_ngrams_draft_what_followed_before() -> None:
     assert table.draft([9, 2, 3], 1, lambda ahead, token: 5.0 * (token == 4), 1.0) == [4]
 
 
-def test_the_planner_drafts_only_where_it_pays() -> None:
+def test_the_planner_drafts_only_if_it_pays() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
     high, low = AcceptanceStats(0.9), AcceptanceStats(0.02)
@@ -248,7 +248,7 @@ def test_planning_pauses_longer_with_more_rows_when_no_draft_pays(
     assert planned == [rows] * (30 // every)
 
 
-def test_self_drafting_stops_where_confidence_is_low() -> None:
+def test_self_drafting_stops_at_low_confidence() -> None:
     costs = {"base": Cost(1.0, 0.05), "aligned": Cost(1.0, 0.05)}
     planner = DraftPlanner(costs, Cost(0.1, 0.0), 0.05)
     models: tuple[Source, ...] = ("base", "aligned")

@@ -1,4 +1,4 @@
-"""The sweep: one directory, every sample once, and the same bytes however often it was killed."""
+"""A sweep writes every sample once, with the same bytes however often it was killed."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def drawn(plan: Plan, path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nobody interrupted."""
+    """A run that was not interrupted."""
     return drawn(small_plan(), tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -121,10 +121,8 @@ def test_a_sweep_is_the_same_however_many_work_at_it(
     assert bytes_of(run.path) == bytes_of(whole.path)
 
 
-def test_whatever_a_killed_sweep_left_the_next_one_ends_the_same(
-    whole: Run, tmp_path: Path
-) -> None:
-    """Cut anywhere, in the middle of a line or of a character too; speed may be ahead by a job."""
+def test_a_sweep_resumed_from_any_remains_ends_the_same(whole: Run, tmp_path: Path) -> None:
+    """Files may be cut anywhere, also inside a line or character; speeds may be one job ahead."""
     plan, samples = small_plan(), (whole.path / "samples.jsonl").read_bytes()
     speed = (whole.path / "speed.jsonl").read_bytes()
     path = tmp_path / "r"
@@ -138,7 +136,7 @@ def test_whatever_a_killed_sweep_left_the_next_one_ends_the_same(
         assert len(list(run.speed())) == len(list(run.groups()))
 
 
-def test_a_sweep_goes_on_and_draws_nothing_twice(whole: Run, tmp_path: Path) -> None:
+def test_a_resumed_sweep_draws_no_sample_twice(whole: Run, tmp_path: Path) -> None:
     plan, path = small_plan(), tmp_path / "r"
     run = begin(path, plan.config(), {t.name: t.prompts for t in plan.tasks})
     lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
@@ -158,8 +156,8 @@ def rows_of(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_killed_at_several_points_a_run_is_the_same_byte_for_byte(tmp_path: Path) -> None:
-    """SIGKILL to a real process: before the first sample, between jobs, while scoring."""
+def test_a_run_killed_at_several_points_has_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL to a real process, before the first sample, between jobs and during scoring."""
     command = ["sweep", *SMALL, *SETTINGS, *LEXICAL]
     call(*command, "--workers", "1", "--out", str(tmp_path / "whole"))
     killed = tmp_path / "killed"
@@ -247,7 +245,7 @@ def test_two_sweeps_do_not_write_to_one_run(whole: Run) -> None:
         pass
 
 
-def test_several_pairs_and_tasks_stand_in_one_run(
+def test_one_run_may_have_several_pairs_and_tasks(
     random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama")
@@ -273,7 +271,7 @@ def test_several_pairs_and_tasks_stand_in_one_run(
     assert len(list(run.scores("reward"))) == 8
 
 
-def test_pandas_and_duckdb_open_what_a_run_exports(tmp_path: Path) -> None:
+def test_pandas_and_duckdb_open_the_exports_of_a_run(tmp_path: Path) -> None:
     out = tmp_path / "r"
     code = baco_run(
         ["sweep", *SMALL, *SETTINGS, *LEXICAL, "--workers", "1", "--out", str(out), "--json"]
@@ -295,7 +293,7 @@ def test_pandas_and_duckdb_open_what_a_run_exports(tmp_path: Path) -> None:
     assert set(pieces[0][0][0]) == {"text", "source"}
 
 
-def test_a_prompt_that_does_not_fit_is_refused_and_what_came_before_is_kept(tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_and_earlier_samples_are_kept(tmp_path: Path) -> None:
     prompts = tmp_path / "long.txt"
     prompts.write_text("word " * 2000, encoding="utf-8")
     out = tmp_path / "r"
@@ -304,7 +302,7 @@ def test_a_prompt_that_does_not_fit_is_refused_and_what_came_before_is_kept(tmp_
     assert os.path.exists(out / "run.json")  # noqa: PTH110
 
 
-def test_a_prompt_that_lacks_samples_is_no_group(whole: Run, tmp_path: Path) -> None:
+def test_a_prompt_with_missing_samples_is_not_scored(whole: Run, tmp_path: Path) -> None:
     run = begin(tmp_path / "r", small_plan().config(), {"demo": small_plan().tasks[0].prompts})
     lines = (whole.path / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (run.path / "samples.jsonl").write_bytes(b"".join(lines[:5]))

@@ -1,4 +1,4 @@
-"""Scoring a run: later, in parts, never twice, and never silently by something else."""
+"""Scoring a run: later, in parts, never twice, and never silently with other models."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SWEEP = ["sweep", "--limit", "3", "-n", "2", "-r", "P-Punc:0.4", "-r", "Rand:0.5
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Run:
-    """Samples without a score."""
+    """A run with samples and without scores."""
     out = tmp_path / "run"
     assert baco_run([*SWEEP, "--max-tokens", "12", "--no-score", "--out", str(out)]) == 0
     return Run.open(out)
@@ -38,7 +38,7 @@ def test_a_metric_added_later_is_the_metric_of_the_samples(drawn: Run) -> None:
     assert (drawn.path / "scores.parquet").exists()
 
 
-def test_scoring_goes_on_where_it_was_cut_off(drawn: Run) -> None:
+def test_scoring_is_resumed_after_an_interruption(drawn: Run) -> None:
     score(drawn, requested_metrics(drawn, ["distinct_1"], {}), workers=1)
     path = drawn.score_file("distinct_1")
     whole = path.read_bytes()
@@ -70,8 +70,8 @@ def test_scores_of_other_models_are_not_mixed(drawn: Run) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_judge_that_cannot_read_the_prompts_stands_in_nobodys_way(tmp_path: Path) -> None:
-    """It fails at the first prompt; what it was to be is no score, and another may try."""
+def test_a_judge_that_refuses_the_prompts_leaves_no_scores_behind(tmp_path: Path) -> None:
+    """It fails at the first prompt and leaves no scores, so that another judge may be used."""
     prompts = tmp_path / "own.txt"
     prompts.write_text("Name a colour.\n", encoding="utf-8")
     out = str(tmp_path / "run")
@@ -85,7 +85,7 @@ def test_a_judge_that_cannot_read_the_prompts_stands_in_nobodys_way(tmp_path: Pa
     assert run.unavailable().keys() == {"reward"}
 
 
-def test_a_metric_that_cannot_run_says_why_and_is_left_out(drawn: Run) -> None:
+def test_a_metric_that_cannot_run_is_left_out_with_the_reason(drawn: Run) -> None:
     models = {"nli": str(drawn.path / "no-model")}
     refused = score(
         drawn, requested_metrics(drawn, ["nli_diversity", "distinct_1"], models), workers=1
@@ -106,7 +106,7 @@ def test_a_default_sweep_scores_all_that_needs_no_hub(drawn: Run) -> None:
     assert all("--model" in why for why in drawn.unavailable().values())
 
 
-def test_accuracy_is_scored_where_a_task_has_right_answers(tmp_path: Path) -> None:
+def test_accuracy_is_scored_if_a_task_has_right_answers(tmp_path: Path) -> None:
     out = tmp_path / "facts"
     arguments = [*SWEEP, "--task", "demo-facts", "--metric", "accuracy", "--metric", "reward"]
     assert baco_run([*arguments, "--out", str(out)]) == 0
@@ -139,7 +139,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda value: str(value)[:40])
-def test_bad_input_is_one_line_that_says_what_to_do(
+def test_bad_input_is_one_line_with_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     arguments = ["sweep", "--limit", "1", *arguments, "--out", str(tmp_path / "run")]
@@ -149,6 +149,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     assert not (tmp_path / "run" / "samples.jsonl").exists()
 
 
-def test_score_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_refuses_a_folder_that_is_not_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert baco_run(["score", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tasks: prompts from the hub's form, from a user's files, from the demo world; right answers."""
+"""Tasks: prompts in the hub's format, from user files and the demo world, and right answers."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ def rows(path: Path, *entries: dict[str, Any]) -> Path:
     return path
 
 
-def test_every_task_file_says_where_its_rows_are_and_what_checks_them() -> None:
+def test_every_task_file_names_its_rows_and_its_verifier() -> None:
     for file in task_files().values():
         assert file.source.keys() & {"hub", "world", "published"}
         assert file.verifier is None or file.verifier in VERIFIERS
         assert file.help
 
 
-def test_demo_questions_are_worded_as_no_half_was_trained_on() -> None:
+def test_demo_questions_have_wordings_that_neither_model_was_trained_on() -> None:
     task = load_task("demo")
     assert len(task.prompts) == 40 and task.judge == "demo"
     assert len({prompt.id for prompt in task.prompts}) == 40
@@ -108,7 +108,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, message
         ("bad.txt", b"\xff\xfe\x00", "not valid UTF-8"),
     ],
 )
-def test_a_file_of_another_form_is_refused_too(
+def test_a_file_in_another_format_is_refused_too(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -125,7 +125,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
         load_task("gsm8k=/nowhere.jsonl")
 
 
-def test_a_task_without_a_hub_says_where_its_data_are() -> None:
+def test_without_the_hub_the_error_names_the_tasks_data() -> None:
     with pytest.raises(BacoError, match="narrative-discourse=PATH"):
         load_task("narrative-discourse")
 
@@ -196,7 +196,7 @@ def test_ifeval_wants_every_instruction_kept(tmp_path: Path) -> None:
     assert shares == [0.25]
 
 
-def test_ifeval_says_what_counting_words_needs(tmp_path: Path) -> None:
+def test_ifeval_names_the_package_that_counting_words_needs(tmp_path: Path) -> None:
     nltk = pytest.importorskip("nltk")
     try:
         nltk.data.find("tokenizers/punkt_tab")
@@ -213,7 +213,7 @@ def test_ifeval_says_what_counting_words_needs(tmp_path: Path) -> None:
         VERIFIERS["ifeval"](prompt, "One. Two.")
 
 
-def test_a_task_refuses_rows_without_what_its_verifier_needs(tmp_path: Path) -> None:
+def test_rows_without_the_fields_of_the_verifier_are_refused(tmp_path: Path) -> None:
     path = rows(tmp_path / "g.jsonl", {"question": "How many?"})
     with pytest.raises(BacoError, match="'answer' is missing"):
         load_task(f"gsm8k={path}")
@@ -226,8 +226,8 @@ def test_demo_accuracy_is_the_share_of_faultless_answers() -> None:
     land = prompt.reference["slots"][family.slot]
     right = family.options["city"][land][0]
     wrong = next(city for city in family.pool("city") if city != right)
-    said = [f"The capital of {land} is {city}." for city in (right, wrong)]
-    assert accuracy("demo").score([prompt, prompt], [[*said, right, ""], []]) == [0.25, None]
+    answers = [f"The capital of {land} is {city}." for city in (right, wrong)]
+    assert accuracy("demo").score([prompt, prompt], [[*answers, right, ""], []]) == [0.25, None]
 
 
 def test_the_number_that_is_marked_as_the_answer_counts_not_the_last_one() -> None:

@@ -74,7 +74,7 @@ FAILING = {
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short time for what takes for ever."""
+    """A short time limit for templates that never end."""
     monkeypatch.setattr(templates, "SECONDS", 0.1)
 
 
@@ -109,10 +109,10 @@ def test_chat_templates_render_as_transformers_renders_them(
         return
     both = renderer(FAMILIES[family])
     for options in ({}, {"enable_thinking": False, "date_string": "today"}):
-        theirs = both.aligned_tokenizer.apply_chat_template(
+        expected = both.aligned_tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **options
         )
-        assert both.render(messages, template_args=options).aligned_text == theirs
+        assert both.render(messages, template_args=options).aligned_text == expected
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_chat_templates_render_as_transformers_renders_them(
         "{{ dict.fromkeys(['a'], 0) }}{{ bos_token }}{{ eos_token }}{{ pad_token }}",
     ],
 )
-def test_templates_can_use_what_transformers_offers(source: str) -> None:
+def test_templates_can_use_everything_that_transformers_offers(source: str) -> None:
     both = renderer(source)
-    theirs = both.aligned_tokenizer.apply_chat_template(
+    expected = both.aligned_tokenizer.apply_chat_template(
         [QUESTION], tokenize=False, add_generation_prompt=True
     )
-    assert both.render([QUESTION]).aligned_text == theirs
+    assert both.render([QUESTION]).aligned_text == expected
 
 
 @pytest.mark.parametrize("kind", ["chat", "base"])
@@ -151,7 +151,7 @@ def test_memory_and_length_are_bounded(source: str) -> None:
     assert "(--chat-template, chat_template=)" in message
 
 
-def test_bounds_hold_where_the_caller_ignores_and_blocks_signals() -> None:
+def test_bounds_hold_if_the_caller_ignores_and_blocks_signals() -> None:
     program = """
 import signal
 from baco.text import templates
@@ -174,23 +174,25 @@ def test_memory_is_refused_at_once() -> None:
     assert "needs more than 512 MiB of memory" in refused(HUGE["a list"])
 
 
-def test_length_is_bounded_where_there_is_memory_for_it() -> None:
+def test_length_is_bounded_if_there_is_memory_for_it() -> None:
     longest = templates.CHARACTERS
     assert len(text("{{ 'x' * n }}", n=longest)) == longest
     assert "writes more than 16,777,216 characters" in refused("{{ 'x' * n }}", n=longest + 1)
 
 
 @pytest.mark.parametrize("kind", ["chat", "base"])
-@pytest.mark.parametrize(("source", "told"), FAILING.values(), ids=FAILING)
-def test_any_error_in_a_template_is_one_line(kind: templates.Kind, source: str, told: str) -> None:
+@pytest.mark.parametrize(("source", "reason"), FAILING.values(), ids=FAILING)
+def test_any_error_in_a_template_is_one_line(
+    kind: templates.Kind, source: str, reason: str
+) -> None:
     message = refused(source, kind)
-    assert told in message
+    assert reason in message
     assert f"give another (--{kind}-template, {kind}_template=)" in message
 
 
 def test_a_templates_own_message_is_shown_on_one_line() -> None:
-    said = "Roles must\n alternate"
-    assert refused("{{ raise_exception(x) }}", x=said) == (
+    own_message = "Roles must\n alternate"
+    assert refused("{{ raise_exception(x) }}", x=own_message) == (
         "the template refuses this conversation: Roles must alternate"
     )
     # Beyond 300 characters a message is left out.
@@ -226,11 +228,11 @@ def test_many_threads_render_at_once(hurried: None) -> None:
         return text("{{ index }}", index=index)
 
     with ThreadPoolExecutor(8) as pool:
-        told = list(pool.map(one, range(30)))
-    assert [t for i, t in enumerate(told) if i % 10 != 3] == [
+        rendered = list(pool.map(one, range(30)))
+    assert [t for i, t in enumerate(rendered) if i % 10 != 3] == [
         str(i) for i in range(30) if i % 10 != 3
     ]
-    assert all("takes longer" in t for t in told[3::10])
+    assert all("takes longer" in t for t in rendered[3::10])
 
 
 def test_a_process_that_was_killed_is_replaced() -> None:
@@ -323,7 +325,7 @@ def test_errors_name_the_model_or_the_file(tmp_path: Path) -> None:
         renderer(aligned_template="{{ 1 / 0 }}").render("Hi")
 
 
-def test_the_default_of_several_templates_is_used_or_one_by_name() -> None:
+def test_of_several_templates_the_default_or_a_named_one_is_used() -> None:
     several = {"default": "D {{ eos_token }}", "rag": "R {{ eos_token }}"}
     assert renderer(several).render("Hi").aligned_text == "D <|im_end|>"
     assert renderer(several, aligned_template="rag").render("Hi").aligned_text == "R <|im_end|>"
@@ -365,7 +367,7 @@ def test_the_command_line_prints_one_line_and_exits_with_2(
 
 
 @pytest.mark.parametrize("option", ["chat_template", "base_template"])
-def test_a_server_refuses_what_a_template_cannot_render_and_continues(
+def test_a_server_refuses_prompts_that_a_template_cannot_render_and_continues(
     hurried: None, option: str
 ) -> None:
     bad = "{% if 'loop' in messages[-1].content %}" + ENDLESS["nested loops"] + "{% endif %}"
@@ -373,14 +375,14 @@ def test_a_server_refuses_what_a_template_cannot_render_and_continues(
     named = option.replace("_", " ")
     options: dict[str, Any] = {option: bad + "{{ messages[-1].content }}"}
     with served(Baco.load("demo", **options)) as server:
-        for prompt, told in (("loop", "takes longer than 0.1 seconds"), ("fail", "ZeroDivision")):
+        for prompt, reason in (("loop", "takes longer than 0.1 seconds"), ("fail", "ZeroDivision")):
             for stream in (False, True):
                 reply = server.ask(prompt=prompt, stream=stream)
                 assert reply.status_code == 400
                 error = reply.json()["error"]
                 assert error["type"] == "invalid_request_error"
                 assert error["message"].startswith(f"the {named} given ")
-                assert told in error["message"]
+                assert reason in error["message"]
         assert server.ask(max_tokens=2).status_code == 200
 
 
@@ -388,7 +390,7 @@ def test_a_server_refuses_what_a_template_cannot_render_and_continues(
 
 
 class Failing:
-    """A tokenizer that raises what it is given."""
+    """A tokenizer that raises a given error."""
 
     name_or_path = "org/broken"
     chat_template = "{{ messages[0].content }}"
@@ -404,18 +406,18 @@ class Failing:
 
 
 class PanicException(BaseException):
-    """What the tokenizers library raises where it panics."""
+    """Stands for the error of the tokenizers library when it panics."""
 
 
 @pytest.mark.parametrize(
     "error", [TypeError("TextInputSequence must be str\nreally"), PanicException("no entry found")]
 )
 def test_an_error_of_a_tokenizer_is_one_line(error: BaseException) -> None:
-    told = " ".join(str(error).split())
+    shown = " ".join(str(error).split())
     with pytest.raises(BacoError) as caught:
         Renderer(Failing(error), Failing(error)).render("Hi")
     assert str(caught.value) == (
-        f"the tokenizer of org/broken fails on this prompt: {type(error).__name__}: {told}; "
+        f"the tokenizer of org/broken fails on this prompt: {type(error).__name__}: {shown}; "
         "change the prompt, or repair the tokenizer's files"
     )
     with pytest.raises(BacoError, match="the tokenizer of org/broken fails on this prompt"):
@@ -424,7 +426,7 @@ def test_an_error_of_a_tokenizer_is_one_line(error: BaseException) -> None:
         Renderer(Failing(KeyboardInterrupt()), Failing(KeyboardInterrupt())).render("Hi")
 
 
-def test_half_a_surrogate_pair_is_refused_before_any_tokenizer_sees_it() -> None:
+def test_a_lone_surrogate_is_refused_before_any_tokenizer_runs() -> None:
     both = renderer()
     for prompt in ("a\ud83d", [QUESTION, {"role": "assistant", "content": "\ud83d"}]):
         with pytest.raises(BacoError, match=r"message \d holds half a surrogate pair \('.ud83d'\)"):
@@ -505,7 +507,7 @@ TESTS = ("defined", "none", "string", "mapping", "iterable", "odd", "sameas(1)",
 
 
 def joined(*parts: Any) -> st.SearchStrategy[str]:
-    """The parts' texts, one behind the other."""
+    """The joined texts of the parts."""
     fixed = (st.just(part) if isinstance(part, str) else part for part in parts)
     return st.tuples(*fixed).map("".join)
 
@@ -578,14 +580,14 @@ def rendered_or_refused(both: Callable[[], Renderer], *prompt: Any, **options: A
     try:
         rendered = both().render(*prompt, **options)
     except BacoError as error:
-        told = str(error)
+        outcome = str(error)
     else:
-        told = "a rendering"
+        outcome = "a rendering"
         assert rendered.aligned_text
         assert rendered.base_text
         assert rendered.base_ids
         assert rendered.aligned_ids
-    assert len(told.splitlines()) == 1
+    assert len(outcome.splitlines()) == 1
 
 
 @settings(max_examples=budget(250))

@@ -1,4 +1,4 @@
-"""Which way of reading fits an architecture is found on a small random model of it."""
+"""A small random model of an architecture shows which cached forwards are right for it."""
 
 from typing import Any
 
@@ -24,25 +24,25 @@ def wrapped(model: Any, **changes: Any) -> PairModel:
 
 
 @pytest.mark.parametrize("architecture", A_FEW if fuzzing.times == 1 else EVERY)
-def test_a_small_model_tells_of_its_architecture_what_the_model_itself_tells(
+def test_the_trial_on_a_small_model_agrees_with_that_on_the_model_itself(
     architecture: str,
 ) -> None:
     model = tiny_model(tiny_config(architecture))
     small = small_model(model)
     if small is None:
         pytest.skip(f"{architecture} has no smaller configuration")
-    found = try_out(PairModel("small", small, None, vocab_size=VOCABULARY))
-    if not found:
+    of_small = try_out(PairModel("small", small, None, vocab_size=VOCABULARY))
+    if not of_small:
         pytest.skip(f"{architecture} takes another way only at its own size")
-    itself = try_out(wrapped(model))
+    of_model = try_out(wrapped(model))
     # What a longer text shows may be less.
-    assert found.batched == itself.batched
-    assert found.per_row <= itself.per_row
+    assert of_small.batched == of_model.batched
+    assert of_small.per_row <= of_model.per_row
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_unruly_weights_in_bfloat16_lose_no_fast_way(architecture: str) -> None:
-    """Real weights have channels and tokens that outweigh all others."""
+def test_outlier_weights_in_bfloat16_keep_the_fast_forward(architecture: str) -> None:
+    """Real weights have channels and tokens with far larger values than the others."""
     config = tiny_config(architecture, hidden_size=64, num_hidden_layers=4)
     model = tiny_model(config)
     with torch.no_grad():
@@ -60,13 +60,13 @@ def test_unruly_weights_in_bfloat16_lose_no_fast_way(architecture: str) -> None:
     assert type(model._forward).__name__ == expected
 
 
-def test_a_cached_forward_that_is_wrong_is_not_used_in_any_precision() -> None:
+def test_a_wrong_cached_forward_is_not_used_in_any_precision() -> None:
     model = tiny_model(tiny_config("bamba"))
     in_float32 = wrapped(model)._readings
     assert wrapped(model.to(torch.bfloat16))._readings == in_float32
 
 
-def test_a_small_configuration_keeps_what_makes_the_architecture() -> None:
+def test_a_small_configuration_keeps_the_features_of_the_architecture() -> None:
     config = tiny_config(
         "gemma3_text",
         num_hidden_layers=6,
@@ -105,7 +105,7 @@ def test_an_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("llama", "BACo's own forward, all rows at once"),
     ],
 )
-def test_a_model_says_how_it_is_read(architecture: str, path: str) -> None:
+def test_a_model_names_the_forward_that_it_uses(architecture: str, path: str) -> None:
     model = tiny_model(tiny_config(architecture))
     prepare(model)
     assert wrapped(model).path == path

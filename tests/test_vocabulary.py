@@ -1,4 +1,4 @@
-"""What tokens are, on tokenizers of each kind, made here."""
+"""Bytes, roles and word starts of tokens, for tokenizers of each kind."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def byte_level() -> Any:
 
 @cache
 def sentencepiece() -> Any:
-    """As Llama 2 spells: BPE, ``▁`` for a space, ``<0xE4>`` for the bytes of rare characters."""
+    """Llama 2's spelling: BPE, ``▁`` for a space, ``<0xE4>`` for the bytes of rare characters."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Sequence(
@@ -88,7 +88,7 @@ def whole_words() -> Any:
 
 
 def word_ends() -> Any:
-    """As the first GPT spells: ``</w>`` for the end of a word."""
+    """The first GPT's spelling: ``</w>`` for the end of a word."""
     vocabulary = {"sea</w>": 0, "si": 1, "de</w>": 2, ".</w>": 3, "the</w>": 4}
     backend = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>"))
     backend.decoder = decoders.BPEDecoder()
@@ -97,7 +97,7 @@ def word_ends() -> Any:
 
 @cache
 def printable() -> dict[int, str]:
-    """GPT-2's character of every byte that text has, by the library rather than by our code."""
+    """GPT-2's character of every byte that text has, taken from the library."""
     write = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     low = {byte: chr(byte) for byte in range(0x80)}
     carried = {0x80 + bits: chr(0x80 + bits) for bits in range(0x40)}
@@ -150,7 +150,7 @@ def _spelling(tokenizer: Any) -> tuple[Spelled, ...]:
 
 
 def data_of(tokenizer: Any) -> list[bytes]:
-    """In the order of ids."""
+    """The bytes of all tokens, in the order of ids."""
     return [token.data for token in sorted(spell(tokenizer), key=lambda token: token.id)]
 
 
@@ -191,13 +191,13 @@ def test_a_sentencepiece_tokenizer_without_a_backend_is_read_too(tmp_path: Path)
     assert b"".join(token.data for token in spelled(tokenizer, text)) == (" " + text).encode()
 
 
-def test_a_tokenizer_that_does_not_tell_its_spelling_is_refused_in_one_line() -> None:
+def test_a_tokenizer_with_an_unknown_spelling_is_refused_in_one_line() -> None:
     with pytest.raises(BacoError, match=r"^ByT5Tokenizer does not say .* tokenizer\.json[^\n]*$"):
         read(ByT5Tokenizer())
 
 
 def test_the_kind_is_read_from_the_tokenizer_and_not_from_its_tokens() -> None:
-    """Each token below means something in another kind of tokenizer."""
+    """Each token below has a meaning in another kind of tokenizer."""
     byte, piece, space = tokenizer_of("<0xE4>", "##a", "▁a"), word_piece(), sentencepiece()
     assert data_of(byte) == [b"<0xE4>", b"##a", "▁a".encode()]
     assert Spelled(space.convert_tokens_to_ids("<0xE4>"), b"\xe4") in list(spell(space))
@@ -227,7 +227,7 @@ WITHOUT_SPACES = (
 
 
 def by_definition(character: str) -> bool:
-    """Does a character start a word? The design's words, in the Unicode standard's names."""
+    """Does a character start a word? The design's definition, with Unicode's own names."""
     name, category = unicodedata.name(character, ""), unicodedata.category(character)
     if category in ("Mn", "Mc", "Me", "Cf") or "EMOJI MODIFIER" in name:
         return False
@@ -248,7 +248,7 @@ def _encoded() -> list[bytes]:
 
 
 def becomes(beginning: bytes) -> tuple[str, str]:
-    """The first and the last character whose bytes begin like this (UTF-8 keeps their order)."""
+    """The first and the last character with bytes that begin so (UTF-8 keeps their order)."""
     first = bisect_left(_encoded(), beginning)
     last = bisect_left(_encoded(), beginning + b"\xff") - 1
     return _encoded()[first].decode(), _encoded()[last].decode()
@@ -322,7 +322,7 @@ def test_continues_a_word(text: str) -> None:
         (b"\xe4a", True),  # never text: shown as U+FFFD, a symbol
     ],
 )
-def test_parts_of_characters_are_classified_by_what_they_can_become(
+def test_parts_of_characters_have_the_class_of_their_possible_characters(
     data: bytes, expected: bool
 ) -> None:
     assert starts_word(Spelled(0, data)) is expected
@@ -461,7 +461,7 @@ def test_sentencepiece_bytes_and_words_have_their_roles() -> None:
 # --- word lists -----------------------------------------------------------------------------------
 
 
-def test_words_of_another_language_come_from_a_file_or_from_the_caller(tmp_path: Path) -> None:
+def test_function_words_of_another_language_come_from_a_file_or_the_caller(tmp_path: Path) -> None:
     path = tmp_path / "german.txt"
     path.write_text("\ufeffund\nder\n\n# a remark\nDie\ngibt’s\n", encoding="utf-8")
     assert load_words(str(path)) == load_words(path) == {"und", "der", "die", "gibt's"}

@@ -1,6 +1,6 @@
 """Every causal LM of the installed `transformers`, tiny, with random weights.
 
-Windows, chunks and contexts are short, so that a text of some dozen tokens meets all of them.
+Windows, chunks and contexts are short, so that a text of some dozen tokens exceeds all of them.
 """
 
 from pathlib import Path
@@ -160,7 +160,7 @@ EVERY = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _LEFT_OUT))
 
 
 def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
-    """A tiny configuration; ``changes`` go to the part that is about text."""
+    """A tiny configuration; ``changes`` apply to its text part."""
     kind = CONFIG_MAPPING[model_type]
     usual = kind()
     text = usual.get_text_config(decoder=True)
@@ -192,17 +192,17 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def drafting(baco: Baco) -> Baco:
-    """The same pair; its planner takes the models for large ones, for which drafts pay."""
-    for half in (baco.pair.base, baco.pair.aligned):
-        half.__dict__["size"] = ModelSize(80, 80 * 10**8, 80 * 10**8)
+    """The same pair with the sizes of large models, so that its planner drafts."""
+    for model in (baco.pair.base, baco.pair.aligned):
+        model.__dict__["size"] = ModelSize(80, 80 * 10**8, 80 * 10**8)
     return baco
 
 
 def save_tiny_pair(folder: Path, model_type: str, **changes: Any) -> Path:
-    """A pair of such an architecture as ``folder/base`` and ``folder/aligned``."""
+    """A pair of an architecture as ``folder/base`` and ``folder/aligned``."""
     backend = train_tokenizer()
-    for seed, half in enumerate(("base", "aligned")):
+    for seed, source in enumerate(("base", "aligned")):
         model = tiny_model(tiny_config(model_type, **changes), seed)
-        model.save_pretrained(folder / half)
-        wrapped(backend, aligned=half == "aligned").save_pretrained(folder / half)
+        model.save_pretrained(folder / source)
+        wrapped(backend, aligned=source == "aligned").save_pretrained(folder / source)
     return folder
