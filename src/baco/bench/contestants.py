@@ -4,7 +4,7 @@ All take token ids and return token ids; none of them produces text.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -163,9 +163,11 @@ class Generate:
 
     Attributes:
         pair: whose aligned model generates.
+        options: of `generate`, such as ``cache_implementation``.
     """
 
     pair: Pair
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed."""
@@ -182,6 +184,7 @@ class Generate:
             pad_token_id=min(self.pair.end_ids, default=0),
             streamer=_Streamer(watch.on_token),
             **_sampling(params),
+            **self.options,
         )
         answers, seconds = tokens[:, ids.shape[1] :].tolist(), watch.now()
         return checked(task, Run(answers, seconds, watch.first or seconds))
