@@ -16,6 +16,7 @@ from baco.kv_cache.slots import columns_for
 from baco.models.model import PairModel
 from baco.sampling.noise import max_drawn_entries
 from baco.sampling.sampler import DRAW_BYTES
+from baco.source import MODELS
 
 # Bytes for each position and each token of the vocabulary: both models' logits, raw and in float32,
 # what routers and masks compute of them, and what tokens are drawn from.
@@ -55,13 +56,22 @@ class Budget:
         limit: bytes.
         models: by name: ``base``, ``aligned``, ``draft``.
         vocabulary_size: tokens in the common vocabulary.
+        joint: the rows of both models of the pair are in the same tables, each as wide as the
+            widest of all.
 
     Attributes:
         chunk: tokens of a prompt that are read at once.
     """
 
-    def __init__(self, limit: int, models: Mapping[str, PairModel], vocabulary_size: int) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        limit: int,
+        models: Mapping[str, PairModel],
+        vocabulary_size: int,
+        *,
+        joint: bool = False,
+    ) -> None:
+        self.limit, self._joint = limit, joint
         self.chunk = max(model.prefill_chunk for model in models.values())
         self._models = dict(models)
         self._sizes: dict[str, RowSize] = {name: m.row_size for name, m in models.items()}
@@ -90,18 +100,26 @@ class Budget:
         entries = rows * positions * self._width
         decided = entries * (_ENTRY_BYTES + (_PENALTY_BYTES if needs.penalised else 0))
         decided += DRAW_BYTES * min(entries, self._max_drawn)
-        read = copied = reread = 0
+        read = reread = 0
+        largest = {"base": 0, "aligned": 0}
         for name, model in self._models.items():
-            attended = columns_for(needs.attended[name])
+            attended = columns_for(self._widest(needs.attended, name))
             decided += model.forward_size.bytes(rows, positions, attended)
             at_once = self.tokens_between_steps(rows) if model.prefills_in_chunks else attended
             read = max(read, model.forward_size.bytes(1, at_once, attended))
             size = self._sizes[name]
-            copied = max(copied, size.largest_tensor(columns_for(needs.columns[name])))
+            largest[name] = size.largest_tensor(columns_for(self._widest(needs.columns, name)))
             if model.long_rope is not None and attended > model.long_rope.original_length:
                 # A row that grows beyond it is read again, into a cache of its own.
                 reread += size.bytes(model.long_rope.original_length + MAX_DRAFT_TOKENS)
+        copied = max(*largest.values(), self._joint * (largest["base"] + largest["aligned"]))
         return max(decided, read) + rows * copied + reread
+
+    def _widest(self, columns: Mapping[str, int], name: str) -> int:
+        """The columns of a model's rows, or of both models' where they are in the same tables."""
+        if self._joint and name in MODELS:
+            return max(columns[model] for model in MODELS)
+        return columns[name]
 
     def total(
         self,
@@ -122,7 +140,7 @@ class Budget:
         rows = needs.rows if rows is None else rows
         caches = 0
         for name, size in self._sizes.items():
-            planned = rows * size.bytes(columns_for(needs.columns[name]))
+            planned = rows * size.bytes(columns_for(self._widest(needs.columns, name)))
             caches += max(planned, allocated.get(name, 0))
         return caches + needs.prompts + needs.scoring + self.step(needs, rows, positions)
 

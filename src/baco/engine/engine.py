@@ -56,14 +56,15 @@ class Engine:
             models["draft"] = draft
         self._batch = Batch(device, vocabulary.size)
         self._verifier = Verifier(vocabulary.to(device), pair.banned.to(device), choose)
-        self._runner = ModelRunner(models, self._batch, self._verifier)
+        joint = None if isinstance(pair.joint, str) else pair.joint.new_cache()
+        self._runner = ModelRunner(models, self._batch, self._verifier, joint)
         planner = None
         if speculate and self._runner.can_roll_back:
             sizes = {name: model.size for name, model in models.items()}
-            planner = DraftPlanner.of(sizes, vocabulary.size, device.type)
+            planner = DraftPlanner.of(sizes, vocabulary.size, device.type, joint=joint is not None)
         self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
         limit = cache_bytes(memory, {model.device for model in models.values()})
-        budget = Budget(limit, models, vocabulary.size)
+        budget = Budget(limit, models, vocabulary.size, joint=joint is not None)
         self._scheduler = Scheduler(self._runner, self._batch, budget, max_rows, chunks_per_step)
         self._retried: set[SequenceState] = set()  # rows run once more because of damaged logits
         self.stats = Stats(self._runner.caches)

@@ -18,6 +18,7 @@ from baco.engine.draft import Draft, Logits
 from baco.engine.dual_stream import DualStream
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
+from baco.kv_cache.joint import JointKVCache
 from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.routing.signals import Distribution
@@ -58,13 +59,26 @@ class ModelRunner:
     Attributes:
         models: by name: ``base``, ``aligned``, ``draft``.
         caches: their KV caches; row r of each is row r of the batch.
+
+    Args:
+        joint: the cache of both models of the pair, where one forward reads the rows of both.
     """
 
-    def __init__(self, models: Mapping[str, PairModel], batch: Batch, verifier: Verifier) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, PairModel],
+        batch: Batch,
+        verifier: Verifier,
+        joint: JointKVCache | None = None,
+    ) -> None:
         self.models = dict(models)
-        self.caches: dict[str, KVCache] = {
-            name: model.new_cache() for name, model in models.items()
-        }
+        self.caches: dict[str, KVCache] = {}
+        if joint is not None:
+            self.caches |= {"base": joint.first, "aligned": joint.second}
+        for name, model in models.items():
+            if name not in self.caches:
+                self.caches[name] = model.new_cache()
+        self._joint = joint
         self._batch, self._verifier = batch, verifier
         self._skips = SkipStats()
         devices = {models[name].device for name in MODELS}
@@ -79,12 +93,14 @@ class ModelRunner:
     def forward(self, draft: Draft) -> Logits:
         """Run both models at the positions of a draft, or one where the other cannot matter.
 
-        That check is skipped where both are wanted, where it rarely succeeds, and on two devices,
-        where both forwards run concurrently.
+        That check is skipped where both are wanted, where it rarely succeeds, where one forward
+        reads the rows of both, and on two devices, where both forwards run concurrently.
         """
         first, second = self._order(draft)
         if second is None:
             return self._logits(draft, first)
+        if self._joint is not None and draft.drafter not in MODELS:
+            return self._joint_logits(draft, self._joint)
         both = self._two_devices or self._verifier.wants_both(self._batch)
         if not both and self._skips.rarely_sufficient(first):
             self._skips.update(first, None)
@@ -124,6 +140,25 @@ class ModelRunner:
             return Logits({model: draft.logits})
         return _split(draft, model, self._read_draft(draft, model))
 
+    def _joint_logits(self, draft: Draft, joint: JointKVCache) -> Logits:
+        """Both models' logits at the positions, from one forward."""
+        positions = draft.positions
+        counts = [count - 1 for count in positions.counts]
+        unread, drafted = zip(*(self._to_read(model, counts) for model in MODELS), strict=True)
+        lengths = [list(map(_num_to_read, *own)) for own in zip(unread, drafted, strict=True)]
+        span = max(map(max, lengths))
+        base, aligned = (
+            _flush_right(own, positions.draft_tokens, own_drafted, span)
+            for own, own_drafted in zip(unread, drafted, strict=True)
+        )
+        logits = joint.extend((base, aligned), (lengths[0], lengths[1]), positions.most)
+        return _merged(
+            *(
+                _split(draft, model, self._to_batch(model, own))
+                for model, own in zip(MODELS, logits, strict=True)
+            )
+        )
+
     def _read_draft(self, draft: Draft, model: Source) -> Tensor:
         positions, bonus = draft.positions, int(draft.wants_bonus)
         counts = [count - 1 + bonus for count in positions.counts]
@@ -141,14 +176,23 @@ class ModelRunner:
         Returns:
             Raw logits on the common vocabulary, float32 [B, keep, V], on the batch's device.
         """
-        model, cache = self.models[name], self.caches[name]
-        rows = self._batch.rows
-        unread = [self._unread(name, row, cache.lengths[at]) for at, row in enumerate(rows)]
-        pairs = zip(counts, rows, strict=True)
-        drafted = [count if row.request.needs(name) else 0 for count, row in pairs]
-        lengths = [len(ids) + count for ids, count in zip(unread, drafted, strict=True)]
+        unread, drafted = self._to_read(name, counts)
+        lengths = list(map(_num_to_read, unread, drafted))
         tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
-        return model.to_common_vocab(cache.extend(tokens, lengths, keep)).to(self._batch.device)
+        return self._to_batch(name, self.caches[name].extend(tokens, lengths, keep))
+
+    def _to_read(self, name: str, counts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """What a model reads of every row: the tokens that it has not read, and how many of
+        ``counts`` draft tokens.
+        """
+        rows, lengths = self._batch.rows, self.caches[name].lengths
+        unread = [self._unread(name, row, lengths[at]) for at, row in enumerate(rows)]
+        pairs = zip(counts, rows, strict=True)
+        return unread, [count if row.request.needs(name) else 0 for count, row in pairs]
+
+    def _to_batch(self, name: str, logits: Tensor) -> Tensor:
+        """A model's logits on the common vocabulary, on the batch's device."""
+        return self.models[name].to_common_vocab(logits).to(self._batch.device)
 
     def _unread(self, name: str, row: SequenceState, length: int) -> list[int]:
         """The tokens of a row that a model has still to read, where it has read ``length``."""
@@ -333,6 +377,10 @@ def _flush_right(
     before = tensor_on(device, rows, torch.int64)
     offset = torch.arange(span, device=device) - span + tensor_on(device, counts)[:, None]
     return torch.where(offset < 0, before, draft_tokens.gather(1, offset.clamp_min(0)))
+
+
+def _num_to_read(unread: Sequence[int], drafted: int) -> int:
+    return len(unread) + drafted
 
 
 def _padding(row: Sequence[int], count: int) -> list[int]:

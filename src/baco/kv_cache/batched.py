@@ -4,7 +4,7 @@ It knows token ids and positions. It knows nothing of routers, sampling or text.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from baco.device import tensor_on
 from baco.kv_cache.protocol import RowSize, finish
 from baco.kv_cache.shared_prefix import PrefixGroup, row_index, sharing_pays
 from baco.kv_cache.slots import ForwardPlan, Prefix, SlotCache
+
+T = TypeVar("T")
 
 # A prompt is read in chunks of this many tokens, and rows are decoded between two of them. A chunk
 # takes as long as several steps of one row, but fewer than ten. A CPU is limited by arithmetic
@@ -34,12 +36,62 @@ class Forward(Protocol):
         """
 
 
+class Tables(Protocol):
+    """The tables of a `SlotCache` that rows of one model are in. These rows are adjacent.
+
+    Attributes:
+        reverse: the rows are in descending order.
+        models: how many models have rows in these tables.
+    """
+
+    reverse: bool
+    models: int
+
+    @property
+    def cache(self) -> SlotCache: ...
+
+    def first(self, rows: int) -> int:
+        """The first row of the tables that is taken where there are ``rows`` rows."""
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """As `SlotCache.reserve`, before tokens are written."""
+
+    def shrink(self, rows: int, columns: int) -> None:
+        """As `SlotCache.shrink`; columns in use are kept."""
+
+    def drop(self, rows: int) -> None:
+        """Take note that only this many rows are left; without any, the tables may be freed."""
+
+
+class OwnTables:
+    """Tables that hold the rows of one model alone."""
+
+    reverse, models = False, 1
+
+    def __init__(self, cache: SlotCache, *, static: bool = False) -> None:
+        self.cache, self._static = cache, static
+
+    def first(self, rows: int) -> int:  # noqa: ARG002
+        return 0
+
+    def reserve(self, rows: int, columns: int) -> None:
+        self.cache.reserve(rows, columns)
+
+    def shrink(self, rows: int, columns: int) -> None:
+        self.cache.shrink(rows, columns)
+
+    def drop(self, rows: int) -> None:
+        if not rows and not self._static:
+            self.cache = SlotCache(0, 0)  # an idle server keeps no tables of its busiest hour
+
+
 class BatchedKVCache:
     """All rows in one forward, each at its own length, in tensors that are written in place.
 
     Args:
         forward: of the model.
         cache: to reuse, where the forward needs tables that stay at their addresses.
+        tables: for the rows, if they are to be in tables with others.
         shares: the forward can attend to a prompt that rows share without copying it.
         chunk: tokens of a prompt that are read at once.
     """
@@ -51,16 +103,24 @@ class BatchedKVCache:
         forward: Forward,
         cache: SlotCache | None = None,
         *,
+        tables: Tables | None = None,
         shares: bool = False,
         chunk: int = CPU_CHUNK,
     ) -> None:
         self.forward, self.chunk = forward, chunk
         self.static_shapes, self._shares = cache is not None, shares
-        self.cache = SlotCache(0, 0) if cache is None else cache
+        own = SlotCache(0, 0) if cache is None else cache
+        self._tables = tables or OwnTables(own, static=self.static_shapes)
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
         self._shared: list[Prefix | None] = []  # of each row
-        self._groups: tuple[list[PrefixGroup], Tensor] | None = None  # made of these for a forward
+        # Made of these for a forward in which so many rows are before them.
+        self._groups: tuple[int, list[PrefixGroup], Tensor] | None = None
+
+    @property
+    def cache(self) -> SlotCache:
+        """The tables."""
+        return self._tables.cache
 
     def prefill(
         self, ids: Sequence[int], samples: int = 1, *, long: bool = False
@@ -75,14 +135,14 @@ class BatchedKVCache:
     def copy_prefix(self, prefix: Prefix | None, count: int) -> None:
         prefix = prefix or Prefix(SlotCache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
-        self._write(prefix, slice(first, last), last)
+        self._write(prefix, range(first, last), last)
         self.lengths += [prefix.length] * count
         self._shared += [prefix if prefix.shared else None] * count
         self._groups = None
 
     def replace(self, row: int, prefix: Prefix) -> None:
         """Let a row hold ``prefix`` in place of what it holds."""
-        self._write(prefix, slice(row, row + 1), len(self.lengths))
+        self._write(prefix, range(row, row + 1), len(self.lengths))
         self.lengths[row] = prefix.length
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:
@@ -91,13 +151,7 @@ class BatchedKVCache:
     def extend(
         self, tokens: Tensor, counts: Sequence[int], keep: int, *, long: Sequence[bool] = ()
     ) -> Tensor:
-        plan = ForwardPlan.of(self._own_lengths(), counts, tokens.shape[1])
-        plan.long = long
-        plan.shared_prefixes, plan.prefix_lengths = self._shared_prefixes()
-        self.cache.reserve(len(self.lengths), plan.width)
-        logits = self._forward(self.cache, plan, tokens, keep)
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        self.tokens += sum(counts)
+        (logits,) = extend_adjacent([self], self.forward, [tokens], [counts], keep, long)
         return logits
 
     def roll_back(self, lengths: Sequence[int]) -> None:
@@ -107,17 +161,16 @@ class BatchedKVCache:
     def drop(self, *, kept: Sequence[int]) -> None:
         moved = [(new, old) for new, old in enumerate(kept) if new != old]
         if moved:
-            new, old = (list(column) for column in zip(*moved, strict=True))
             own = self._own_lengths()
-            width = max(own[row] for row in old)
+            width = max(own[row] for _, row in moved)
+            new, old = (self._in_tables(column) for column in zip(*moved, strict=True))
             for layer in self.cache.initialized():
                 layer.keys[new, :, :width] = layer.keys[old, :, :width]
                 layer.values[new, :, :width] = layer.values[old, :, :width]
         self.lengths = [self.lengths[row] for row in kept]
         self._shared = [self._shared[row] for row in kept]
         self._groups = None
-        if not kept and not self.static_shapes:
-            self.cache = SlotCache(0, 0)  # an idle server keeps no tables of its busiest hour
+        self._tables.drop(len(kept))
 
     def score(self, ids: Sequence[int], chunk: int, *, long: bool = False) -> Iterator[Tensor]:
         cache = SlotCache(1, len(ids))
@@ -127,9 +180,10 @@ class BatchedKVCache:
 
     def clear(self, running: Sequence[int], ended: Sequence[int]) -> None:
         own = self._own_lengths()
-        kept = [(row, own[row]) for row in running] + [(row, 0) for row in ended]
+        columns_of = [own[row] for row in running] + [0 for _ in ended]
+        rows = self._in_tables([*running, *ended])
         for layer in self.cache.initialized():
-            for row, columns in kept:
+            for row, columns in zip(rows, columns_of, strict=True):
                 layer.keys[row, :, columns:] = 0
                 layer.values[row, :, columns:] = 0
 
@@ -141,14 +195,15 @@ class BatchedKVCache:
 
     def allocated_bytes(self) -> int:
         layers = self.cache.initialized()
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        both: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        return both // self._tables.models
 
     def preallocate(self, rows: int, columns: int) -> None:
         if self.static_shapes:
             self.cache.preallocate(rows, columns)
 
     def shrink(self, columns: int) -> None:
-        self.cache.shrink(len(self.lengths), columns)
+        self._tables.shrink(len(self.lengths), columns)
 
     def _read_alone(
         self, cache: SlotCache, start: int, ids: Sequence[int], keep: int, long: bool
@@ -163,13 +218,23 @@ class BatchedKVCache:
         self.forwards += 1
         return self.forward(tokens, cache, keep)
 
-    def _write(self, prefix: Prefix, rows: slice, count: int) -> None:
-        """Copy a prompt, unless it is shared, into some of ``count`` rows."""
+    def _write(self, prefix: Prefix, rows: range, count: int) -> None:
+        """Copy a prompt, unless it is shared, into adjacent ones of ``count`` rows."""
         own = 0 if prefix.shared else prefix.length
-        self.cache.reserve(count, max([*self._own_lengths(), own]) + 1)
+        self._tables.reserve(count, max([*self._own_lengths(), own]) + 1)
+        places = sorted(self._in_tables(rows))
+        at = slice(places[0], places[-1] + 1) if places else slice(0, 0)
         for target, source in zip(self._layers_like(prefix), prefix.cache.layers, strict=True):
-            target.keys[rows, :, :own] = source.keys[:, :, :own]
-            target.values[rows, :, :own] = source.values[:, :, :own]
+            target.keys[at, :, :own] = source.keys[:, :, :own]
+            target.values[at, :, :own] = source.values[:, :, :own]
+
+    def _in_tables(self, rows: Sequence[int]) -> list[int]:
+        """The rows of the tables that hold these rows."""
+        if self._tables.reverse:  # the last of n rows is the first one that is taken
+            last = self._tables.first(0) - 1
+            return [last - row for row in rows]
+        first = self._tables.first(0)
+        return [first + row for row in rows]
 
     def _layers_like(self, prefix: Prefix) -> list[Any]:
         sources = prefix.cache.layers
@@ -184,17 +249,92 @@ class BatchedKVCache:
         pairs = zip(self.lengths, self._shared, strict=True)
         return [length - prefix.length if prefix else length for length, prefix in pairs]
 
-    def _shared_prefixes(self) -> tuple[Sequence[PrefixGroup], Tensor | None]:
-        """The rows by shared prompt, and the number of shared tokens before each row's own."""
+    def _shared_prefixes(self, before: int) -> tuple[Sequence[PrefixGroup], Tensor | None]:
+        """The rows by shared prompt, and the number of shared tokens before each row's own, where
+        a forward has so many rows ``before`` these.
+        """
         if not any(self._shared):
             return (), None
-        if self._groups is None:
+        if self._groups is None or self._groups[0] != before:
             rows_of: dict[Prefix, list[int]] = {}
-            for row, prefix in enumerate(self._shared):
+            shared = self._in_order(self._shared)
+            for row, prefix in enumerate(shared, before):
                 if prefix is not None:
                     rows_of.setdefault(prefix, []).append(row)
             device = next(iter(rows_of)).cache.layer(0).keys.device
-            lengths = [prefix.length if prefix else 0 for prefix in self._shared]
+            lengths = [prefix.length if prefix else 0 for prefix in shared]
             groups = [prefix.group(row_index(rows, device)) for prefix, rows in rows_of.items()]
-            self._groups = groups, tensor_on(device, lengths)
-        return self._groups
+            self._groups = before, groups, tensor_on(device, lengths)
+        return self._groups[1:]
+
+    def _in_order(self, values: Sequence[T]) -> Sequence[T]:
+        """Values of the rows, in the order of the tables; and back."""
+        return values[::-1] if self._tables.reverse else values
+
+    def _rows_in_order(self, rows: Tensor) -> Tensor:
+        """The same for a tensor [B, ...]."""
+        return rows.flip(0) if self._tables.reverse and len(rows) > 1 else rows
+
+
+def extend_adjacent(
+    caches: Sequence[BatchedKVCache],
+    forward: Forward,
+    tokens: Sequence[Tensor],
+    counts: Sequence[Sequence[int]],
+    keep: int,
+    long: Sequence[bool] = (),
+) -> list[Tensor]:
+    """Read more tokens of the rows of one cache, or of two whose rows are adjacent, in one forward.
+
+    Args:
+        caches: in the order of their rows in the tables, which they share.
+        forward: of both models.
+        tokens, counts: of each cache, as for `KVCache.extend`; all of one width T.
+        keep: as there.
+        long: see `ForwardPlan`.
+
+    Returns:
+        The logits of each cache's rows.
+    """
+    span, rows = tokens[0].shape[1], [len(cache.lengths) for cache in caches]
+    pairs = list(zip(caches, counts, strict=True))
+    plan = ForwardPlan.of(
+        [length for cache in caches for length in cache._in_order(cache._own_lengths())],
+        [count for cache, own in pairs for count in cache._in_order(own)],
+        span,
+    )
+    plan.long = long
+    for cache in caches:
+        cache._tables.reserve(len(cache.lengths), plan.width)
+    plan.first_row = caches[0]._tables.first(rows[0])
+    if len(caches) > 1:
+        plan.split = rows[0]
+    first = [sum(rows[:at]) for at in range(len(rows))]
+    prefixes = [cache._shared_prefixes(before) for cache, before in zip(caches, first, strict=True)]
+    plan.shared_prefixes = [group for groups, _ in prefixes for group in groups]
+    plan.prefix_lengths = _joined_lengths(prefixes, rows)
+    ordered = [cache._rows_in_order(own) for cache, own in zip(caches, tokens, strict=True)]
+    joined = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+    slots = caches[0].cache
+    slots.plan = plan
+    logits = forward(joined, slots, keep)
+    for cache, own in pairs:
+        lengths = zip(cache.lengths, own, strict=True)
+        cache.lengths = [length + count for length, count in lengths]
+        cache.tokens += sum(own)
+        cache.forwards += 1
+    parts = (logits[start : start + count] for start, count in zip(first, rows, strict=True))
+    return [cache._rows_in_order(part) for cache, part in zip(caches, parts, strict=True)]
+
+
+def _joined_lengths(
+    prefixes: Sequence[tuple[Sequence[PrefixGroup], Tensor | None]], rows: Sequence[int]
+) -> Tensor | None:
+    """The lengths of shared prompts of the rows of some caches; None where none has any."""
+    if len(prefixes) == 1:
+        return prefixes[0][1]
+    some = next((lengths for _, lengths in prefixes if lengths is not None), None)
+    if some is None:
+        return None
+    pairs = zip(prefixes, rows, strict=True)
+    return torch.cat([some.new_zeros(n) if own is None else own for (_, own), n in pairs])

@@ -36,6 +36,9 @@ class ForwardPlan:
         lengths: tokens that each row held before.
         columns: of the cache, int64 [B, T].
         width: the number of columns of the cache that take part.
+        first_row: of the cache's tables; the forward's rows are this one and those behind it.
+        split: of the rows, these first ones are the first model's where one forward reads the rows
+            of two models; None where all are one model's.
         shared_prefixes: the shared prompts that rows continue. Their columns count from its end.
         prefix_lengths: tokens of its shared prompt for each row, int64 [B]; None where none has
             any.
@@ -45,6 +48,8 @@ class ForwardPlan:
     lengths: list[int]
     columns: Tensor
     width: int
+    first_row: int = 0
+    split: int | None = None
     shared_prefixes: Sequence[PrefixGroup] = ()
     prefix_lengths: Tensor | None = None
     long: Sequence[bool] = ()
@@ -73,10 +78,12 @@ class ForwardPlan:
         return self._slots[device, heads]
 
 
-def _resized(old: Tensor, rows: int, columns: int) -> Tensor:
+def _resized(old: Tensor, rows: int, columns: int, *, centred: bool) -> Tensor:
     new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-    kept = old[:rows, :, :columns]
-    new[: kept.shape[0], :, : kept.shape[2]] = kept
+    kept_rows, kept_columns = min(rows, len(old)), min(columns, old.shape[2])
+    source, target = (((size - kept_rows) // 2 if centred else 0) for size in (len(old), rows))
+    kept = old[source : source + kept_rows, :, :kept_columns]
+    new[target : target + kept_rows, :, :kept_columns] = kept
     return new
 
 
@@ -113,18 +120,20 @@ class SlotLayer(CacheLayerMixin):
         assert self.values is not None
         plan, (rows, heads) = self.cache.plan, key_states.shape[:2]
         slots = plan.slots(heads, self.cache.columns, key_states.device)
-        for table, new in ((self.keys, key_states), (self.values, value_states)):
+        keys, values = self.keys[plan.first_row :], self.values[plan.first_row :]
+        for table, new in ((keys, key_states), (values, value_states)):
             width = new.shape[3]
             table.view(-1, width).index_copy_(0, slots, new.transpose(1, 2).reshape(-1, width))
-        return self.keys[:rows, :, : plan.width], self.values[:rows, :, : plan.width]
+        return keys[:rows, :, : plan.width], values[:rows, :, : plan.width]
 
     def resize(self, rows: int, columns: int) -> None:
         """Change to ``rows`` and ``columns``, keeping what fits."""
         if not self.is_initialized:
             return
         # One after the other, so that only one of them exists twice at a time.
-        self.keys = _resized(self.keys, rows, columns)
-        self.values = _resized(self.values, rows, columns)
+        centred = self.cache.centred
+        self.keys = _resized(self.keys, rows, columns, centred=centred)
+        self.values = _resized(self.values, rows, columns, centred=centred)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         return self.cache.plan.width, 0
@@ -141,13 +150,14 @@ class SlotCache(Cache):
 
     Attributes:
         rows, columns: of its tables.
+        centred: rows are added and removed at both ends, as many at each.
         preallocated: the fewest rows and columns that the tables have; (0, 0) without a minimum.
     """
 
-    def __init__(self, rows: int, columns: int) -> None:
+    def __init__(self, rows: int, columns: int, *, centred: bool = False) -> None:
         own = ref(self)
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns, self.centred = rows, columns, centred
         self.preallocated = (0, 0)
         self.plan = ForwardPlan.of([0], [0], 0)
 
@@ -158,7 +168,8 @@ class SlotCache(Cache):
         return self.layers[index]
 
     def tables(self, layers: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of this many layers, created where they do not exist yet.
+        """Keys and values of this many layers, created where they do not exist yet, from the
+        plan's first row on.
 
         Args:
             layers: of the model.
@@ -168,7 +179,11 @@ class SlotCache(Cache):
         for layer in own:
             if not layer.is_initialized:
                 layer.lazy_initialization(like, like)
-        return [layer.keys for layer in own], [layer.values for layer in own]
+        keys, values = [layer.keys for layer in own], [layer.values for layer in own]
+        first = self.plan.first_row
+        if first:
+            keys, values = ([table[first:] for table in tables] for tables in (keys, values))
+        return keys, values
 
     def initialized(self) -> list[Any]:
         """The layers that have tables."""

@@ -240,6 +240,11 @@ class PairModel:
     # --- decoding ---------------------------------------------------------------------------------
 
     @property
+    def forward(self) -> Forward | None:
+        """The forward that reads many rows at once; None where there is none."""
+        return self._forward
+
+    @property
     def can_roll_back(self) -> bool:
         """Can its cache remove tokens that were read, so that drafts need no second reading?"""
         return self._forward is not None

@@ -14,6 +14,7 @@ from baco.errors import BacoError, UnfitPairError
 from baco.models.dtypes import by_source
 from baco.models.forward.dense import prepare
 from baco.models.forward.packed_linear import pack
+from baco.models.joint import JointForward, joint_forward
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import (
     Placement,
@@ -95,6 +96,11 @@ class Pair:
         """
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
+
+    @cached_property
+    def joint(self) -> JointForward | str:
+        """One forward over the rows of both models; where there is none, the reason."""
+        return joint_forward(self.base, self.aligned)
 
     @property
     def weights_formats(self) -> dict[str, str]:

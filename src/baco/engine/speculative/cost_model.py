@@ -77,14 +77,18 @@ class DraftPlanner:
         forward: cost of a forward, by model: ``base``, ``aligned``, ``draft``.
         verification: cost of everything else that verifying a step takes.
         draft_token: seconds to draw one draft token for every row.
+        joint: one forward reads the rows of both models of the pair, which share their weights.
     """
 
     forward: dict[str, Cost]
     verification: Cost
     draft_token: float
+    joint: bool = False
 
     @classmethod
-    def of(cls, sizes: Mapping[str, ModelSize], vocabulary: int, device: str) -> "DraftPlanner":
+    def of(
+        cls, sizes: Mapping[str, ModelSize], vocabulary: int, device: str, *, joint: bool = False
+    ) -> "DraftPlanner":
         """The planner for models of these sizes with ``vocabulary`` tokens, on a kind of device
         (``cpu``, ``cuda`` …).
         """
@@ -96,7 +100,8 @@ class DraftPlanner:
             )
             for name, size in sizes.items()
         }
-        return cls(forward, Cost(costs.verify, costs.logit * vocabulary), costs.draft_token)
+        verification = Cost(costs.verify, costs.logit * vocabulary)
+        return cls(forward, verification, costs.draft_token, joint)
 
     def plan(
         self,
@@ -167,7 +172,10 @@ class DraftPlanner:
 
     def _verify(self, tokens: int, models: Collection[Source]) -> float:
         """Cost of a forward of these models over ``tokens`` tokens, and of verifying them."""
-        forwards = sum(self.forward[model].of(tokens) for model in models)
+        if self.joint and len(models) > 1:
+            forwards = self.forward["aligned"].of(len(models) * tokens)
+        else:
+            forwards = sum(self.forward[model].of(tokens) for model in models)
         return self.verification.of(tokens) + forwards
 
     def _self_draft(

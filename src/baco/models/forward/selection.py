@@ -112,8 +112,13 @@ def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
     """A new cache that runs all rows in one forward."""
     if model.long_rope is not None:
         return LongRopeKVCache(forward, model.long_rope, chunk=model.prefill_chunk)
-    shares = isinstance(forward, ClampedForward) and isinstance(forward.forward, DenseForward)
+    shares = isinstance(forward, ClampedForward) and shares_prompts(forward.forward)
     return BatchedKVCache(forward, shares=shares, chunk=model.prefill_chunk)
+
+
+def shares_prompts(forward: Forward) -> bool:
+    """Can rows attend to a prompt that they share, without a copy for each?"""
+    return isinstance(forward, DenseForward)
 
 
 def find_readings(model: TriedModel) -> Readings:

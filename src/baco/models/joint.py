@@ -1,0 +1,64 @@
+"""One forward for both models of a pair that share their weights.
+
+One model under two prompts, and a base model with its adapter, multiply with the same weights. Rows
+of both in one forward read these weights once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baco.kv_cache.batched import Forward
+from baco.kv_cache.joint import JointKVCache
+from baco.kv_cache.slots import SlotCache
+from baco.models.forward.cuda_graphs import CudaGraphForward
+from baco.models.forward.selection import ClampedForward, shares_prompts
+from baco.models.model import PairModel
+
+
+@dataclass(frozen=True, slots=True)
+class JointForward:
+    """The forward of both models over rows of the base model, followed by rows of the aligned one.
+
+    Attributes:
+        base, aligned: the models.
+        forward: of their weights.
+    """
+
+    base: PairModel
+    aligned: PairModel
+    forward: Forward
+
+    def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        base, aligned = tokens[: cache.plan.split], tokens[cache.plan.split :]
+        known = self.base.replace_unknown_ids(base), self.aligned.replace_unknown_ids(aligned)
+        if known[0] is not base or known[1] is not aligned:
+            tokens = torch.cat(known)
+        return self.forward(tokens, cache, keep)
+
+    def new_cache(self) -> JointKVCache:
+        """An empty cache for rows of both models."""
+        alone = self.base.forward, self.aligned.forward
+        assert alone[0] is not None
+        assert alone[1] is not None
+        shares, chunk = shares_prompts(self.forward), self.base.prefill_chunk
+        return JointKVCache((alone[0], alone[1]), self, shares=shares, chunk=chunk)
+
+
+def joint_forward(base: PairModel, aligned: PairModel) -> JointForward | str:
+    """The forward of both models; where there is none, the reason, for a user."""
+    if base.model is not aligned.model:
+        return "each model has its own weights"
+    forward = base.forward
+    if base.adapter_off:
+        return "the adapter is switched on and off for the whole batch"
+    if forward is None:
+        return "rows are not read in one batch"
+    if base.long_rope is not None:
+        return "rows are read again where they grow beyond the original context"
+    if isinstance(forward, ClampedForward):
+        forward = forward.forward
+        if isinstance(forward, CudaGraphForward):
+            return "CUDA graphs are recorded for the rows of one model"
+    return JointForward(base, aligned, forward)
