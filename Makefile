@@ -102,7 +102,7 @@ lock-vllm:  ## Renew constraints-vllm.txt alone
 	rm -rf build/lock
 
 clean:  ## Remove the environment and everything made
-	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-gpu build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if v >= (3, 11) else \

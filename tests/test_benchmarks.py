@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from baco import Baco
-from baco.bench.contestants import Paired, Task, never_ending
+from baco.bench.contestants import Paired, Run, Task, never_ending
+from baco.models.known_pairs import find_pair
+from benchmarks import gpu
 from benchmarks.bodies import SHAPES, make
 from benchmarks.long_prompt import long_prompt
 from benchmarks.model_server import ServedModel
+from benchmarks.real_weights import fewest_forwards
 from benchmarks.thresholds import work
 from benchmarks.two_servers import two_servers
 
@@ -98,3 +101,47 @@ def test_a_model_with_a_trained_body_gives_the_demo_pairs_answers(
     prompt = "Write a short story about a dragon."
     (large,), (small,) = body.generate(prompt, **greedy), demo.generate(prompt, **greedy)
     assert large.token_ids == small.token_ids
+
+
+def test_ways_of_a_gpu_are_compared_with_the_naive_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROUTERS", ("P-Punc:0.3",))
+    monkeypatch.setattr(gpu, "SHAPES", ((4, 1.0),))
+    way = gpu.Way("drafts", {"device": "cpu", "dtype": "float32"})
+    exact = gpu.check(way, find_pair("demo"))
+    assert (exact["equal"], exact["passed"], exact["first_difference"]) == (1.0, True, None)
+
+    decode = gpu.Paired.decode
+
+    def with_another_token(paired: Paired, task: Task) -> Run:
+        run = decode(paired, task)
+        run.answers[2][5] += 1
+        return run
+
+    monkeypatch.setattr(gpu.Paired, "decode", with_another_token)
+    wrong = gpu.check(way, find_pair("demo"))
+    assert (wrong["equal"], wrong["passed"]) == (0.75, False)
+    assert (wrong["first_difference"]["sample"], wrong["first_difference"]["position"]) == (2, 5)
+
+
+def test_the_fewest_forwards_follow_from_the_acceptance_rate() -> None:
+    # With rate 0.8, three draft tokens cost 4 forwards and give 2.44 tokens.
+    assert fewest_forwards(0.8) == pytest.approx(4 / 2.44)
+    assert fewest_forwards(None) == 2.0
+    assert fewest_forwards(1.0) == pytest.approx(33 / 32, rel=0.02)
+
+
+def test_real_weights_counts_forwards_and_shares_of_the_time() -> None:
+    command = [sys.executable, "-m", "benchmarks.real_weights", "demo", "--n", "2", "--json"]
+    command += ["--repeats", "1", "--tokens", "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (row,) = report["rows"]
+    assert (row["pair"], row["n"]) == ("demo", 2)
+    assert 0 < row["product_share"] < 1
+    assert 0 < row["forward_share"] < 1
+    assert 0.5 < sum(row["forwards"].values()) < 3
+    events = report["start"]["demo"]
+    assert list(events) == ["import", "load", "first token", "first answer"]
+    seconds = [event[0] for event in events.values()]
+    assert seconds == sorted(seconds)

@@ -110,17 +110,21 @@ class Paired:
     Attributes:
         pair: laid out as it is by default.
         speculate: draft tokens where that pays.
+        memory: limit of the caches, as `Engine` takes it.
         stats: of the latest task.
     """
 
     pair: Pair
     speculate: bool = True
+    memory: str | None = None
     stats: Stats | None = None
 
     def decode(self, task: Task) -> Run:
         """Decode one task, timed, on a new engine."""
         watch = Stopwatch(self.pair.aligned.device)
-        engine = Engine(self.pair, max_rows=task.params.n, speculate=self.speculate)
+        engine = Engine(
+            self.pair, max_rows=task.params.n, speculate=self.speculate, memory=self.memory
+        )
         prompt, params = task.prompt, task.params
         request = Request(
             prompt.base_ids, prompt.aligned_ids, params, task.router, digest=prompt.digest
