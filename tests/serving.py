@@ -22,8 +22,9 @@ from baco.routing.signals import Signals
 from baco.serve.app import create_app
 from baco.serve.connections import Connections
 from baco.serve.engine_thread import EngineThread
-from baco.serve.server import Server, bind
+from baco.serve.server import Server
 from baco.serve.settings import Settings
+from baco.sockets import bind
 
 PROMPT = "Recommend a summer destination"
 ROUTER = "P-Punc:0.4"

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from baco.serve.server import bind
+from baco.sockets import bind
 
 
 def test_small_chunks_leave_at_once() -> None:

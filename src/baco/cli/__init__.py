@@ -21,6 +21,7 @@ from baco.cli.pair import pair
 from baco.cli.report import report
 from baco.cli.score import score
 from baco.cli.serve import serve
+from baco.cli.study import study
 from baco.cli.sweep import sweep
 from baco.errors import OUT_OF_MEMORY, BacoError, one_line
 from baco.version import __version__
@@ -61,6 +62,7 @@ for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(demo, name="demo")
 app.add_typer(pair, name="pair")
+app.add_typer(study, name="study")
 
 
 def _show_version(wanted: bool) -> None:

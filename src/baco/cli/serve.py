@@ -152,7 +152,8 @@ def serve(
     try:
         from baco.serve.app import create_app
         from baco.serve.middleware import log_to_streams
-        from baco.serve.server import Server, bind
+        from baco.serve.server import Server
+        from baco.sockets import address_of, bind
     except ImportError as error:
         raise BacoError(
             f"the server needs {error.name}: install it with pip install 'baco[serve]'"
@@ -173,6 +174,5 @@ def serve(
     address, taken = bound.getsockname()[:2]
     if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
         note(f"anyone who reaches port {taken} can use it: set {KEY_VARIABLE} to require a key")
-    shown = f"[{address}]" if ":" in address else address
-    ready = f"{loaded.pair.name} at http://{shown}:{taken}"
+    ready = f"{loaded.pair.name} at http://{address_of(bound)}"
     Server(app, server.grace, lambda: note(ready)).run(sockets=[bound])

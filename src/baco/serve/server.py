@@ -12,7 +12,6 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from baco.errors import BacoError
 from baco.serve.connections import Connection, Connections
 from baco.serve.engine_thread import EngineThread
 
@@ -22,28 +21,6 @@ log = logging.getLogger("baco.serve")
 LAST_BYTES = 5
 # Seconds until the next try where a connection could not be accepted.
 ACCEPT_AGAIN = 0.1
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address and does not listen yet.
-
-    Raises:
-        BacoError: the address is not available.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # With the protocol given, asyncio turns off Nagle's algorithm, which delays small chunks by
-        # 40 ms.
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise BacoError(
-            f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port"
-        ) from error
-    return bound
 
 
 class Server(uvicorn.Server):

@@ -77,7 +77,7 @@ class StudyOptions:
     set_size: int = 5
     word_limit: int = 80
     creativity: Unit = "set"
-    block: int = 8
+    block: int = 10
     seed: int = 0
     title: str | None = None
     consent: Sequence[str] | None = None

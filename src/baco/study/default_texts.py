@@ -26,10 +26,10 @@ CONSENT = (
 )
 
 RUBRIC = (
-    "You will see a request, and two sides, left and right. Neither side is the right one by "
-    "design, and the sides have nothing to do with each other from one item to the next.",
+    "You will see a request and two sides, A and B. What is A on one item has nothing to do with "
+    "what is A on the next one.",
     "# Sets of answers",
-    "On some items each side has a set of several answers to the same request. Judge the set as a "
+    "On some items, A and B are sets of several answers to the same request. Judge each set as a "
     "whole.",
     "**Diversity** is about ideas and not about words. Two answers are different if somebody who "
     "has read one of them would gain something by reading the other: another idea, place, story or "
@@ -37,11 +37,11 @@ RUBRIC = (
     "**Creativity** is how original and surprising the answers are, as long as they still answer "
     "the request.",
     "# Single answers",
-    "On other items each side has one answer. **Quality** is how well it answers the request: it "
-    "does what was requested, it is clear and correct, it reads well. A long answer is not better "
+    "On other items, A and B are one answer each. **Quality** is how well an answer does what was "
+    "requested: it is complete, correct and clear, and it reads well. A long answer is not better "
     "for being long.",
     "# Ties",
-    "Choose the middle option if you see no difference. Do not guess a side.",
+    "Choose “No difference” if you see none. Do not guess a side.",
     "Some items test attention. They are easy for everybody who reads both sides.",
 )
 
@@ -54,9 +54,9 @@ COMPREHENSION = (
     ),
     Comprehension(
         "You read both sides and see no difference. What do you choose?",
-        ("Left", "Right", "The option in the middle"),
+        ("A", "B", "No difference"),
         2,
-        "The middle option says that there is no difference. Do not guess a side.",
+        "“No difference” is an answer like the others. Do not guess a side.",
     ),
     Comprehension(
         "One answer is twice as long as the other. Is it better?",
@@ -66,10 +66,7 @@ COMPREHENSION = (
     ),
 )
 
-_LEFT_RIGHT = {
-    "set": ("Left set", "No difference", "Right set"),
-    "answer": ("Left answer", "No difference", "Right answer"),
-}
+_SIDES = ("A", "No difference", "B")
 _CREATIVITY = {
     "set": "Which set is more creative: more original and surprising?",
     "answer": "Which answer is more creative: more original and surprising?",
@@ -88,7 +85,7 @@ def questions(creativity: Unit) -> tuple[Question, ...]:
         "preference",
         "creativity",
         _CREATIVITY[creativity],
-        _LEFT_RIGHT[creativity],
+        _SIDES,
     )
     return (
         Question(
@@ -111,7 +108,7 @@ def questions(creativity: Unit) -> tuple[Question, ...]:
             "preference",
             "diversity",
             "Which set has more different ideas?",
-            _LEFT_RIGHT["set"],
+            _SIDES,
         ),
         *((creative,) if creativity == "set" else ()),
         Question(
@@ -120,7 +117,7 @@ def questions(creativity: Unit) -> tuple[Question, ...]:
             "preference",
             "overall",
             "You wanted several suggestions. Which set would you rather have?",
-            _LEFT_RIGHT["set"],
+            _SIDES,
         ),
         Question(
             "quality_rating",
@@ -142,7 +139,7 @@ def questions(creativity: Unit) -> tuple[Question, ...]:
             "preference",
             "quality",
             "Which answer is better?",
-            _LEFT_RIGHT["answer"],
+            _SIDES,
         ),
         *((creative,) if creativity == "answer" else ()),
     )
@@ -164,8 +161,8 @@ EXAMPLES = (
             "Gloves, ideally made of leather, so that thorns cannot hurt.",
             "A set of two pairs of garden gloves.",
         ),
-        "Left has four different ideas. Right has one idea, gloves, in four wordings. Left is more "
-        "diverse: 5 for left, 1 for right.",
+        "A has four different ideas. B has one idea, gloves, in four wordings. A is more diverse: "
+        "5 for A, 1 for B.",
     ),
     Example(
         "answer",
@@ -178,8 +175,8 @@ EXAMPLES = (
             "The sky is blue because of the sky, and the sea is blue too, and many people like "
             "blue, which is a colour of the sky.",
         ),
-        "Left explains it correctly and clearly. Right is readable but explains nothing. Left is "
-        "better: for example 5 for left, 2 for right.",
+        "A explains it correctly and clearly. B is readable but explains nothing. A is better: for "
+        "example 5 for A, 2 for B.",
     ),
 )
 
@@ -239,7 +236,7 @@ EXERCISES = (
             "Watch two films in a row.",
         ),
         "first",
-        "The first set has a different idea in each answer. The other set has one idea, a film.",
+        "One set has a different idea in each answer. The other set has one idea, a film.",
     ),
     Exercise(
         "set",
@@ -278,6 +275,6 @@ EXERCISES = (
         ("Call her Pepper.",),
         ("Name her Ginger.",),
         "tie",
-        "Both answers do what was requested, and neither is better. The middle option is right.",
+        "Both answers do what was requested, and neither is better: no difference.",
     ),
 )

@@ -33,6 +33,8 @@ State = Literal["invited", "consented", "rating", "finished", "withdrawn"]
 # What a rater answered on an item, by question: a side, or the ratings of left and right.
 Responses = Mapping[str, "Side | tuple[int, int]"]
 
+# Deleted answers are overwritten in the file.
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 _SCHEMA = """
 CREATE TABLE plans (
     version INTEGER PRIMARY KEY, hash TEXT NOT NULL, plan TEXT NOT NULL, reason TEXT NOT NULL,
@@ -201,7 +203,7 @@ class Store:
         except OSError as error:
             raise BacoError(f"cannot write {path}: {error.strerror}") from error
         with self._errors():
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in _PRAGMAS:
                 self._database.execute(f"PRAGMA {pragma}")
             with self._transaction():
                 (tables,) = self._one("SELECT count(*) FROM sqlite_master WHERE type = 'table'")
@@ -320,6 +322,8 @@ class Store:
                 "begun = NULL, ended = NULL WHERE id = ?",
                 (id,),
             )
+        with self._errors(), self._lock:  # the log of writes holds deleted answers too
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Answers.
 
@@ -359,7 +363,9 @@ class Store:
         """The answers of all raters or of one, in the order of raters and positions."""
         where, values = ("", ()) if rater is None else (" WHERE rater = ?", (rater,))
         rows = self._rows(f"SELECT {_ANSWER} FROM answers{where} ORDER BY rater, position", values)
-        return [Answer(*row[:5], _responses(row[5]), *row[6:]) for row in rows]
+        names = _ANSWER.split(", ")
+        answers = [dict(zip(names, row, strict=True)) for row in rows]
+        return [Answer(**row | {"responses": _responses(row["responses"])}) for row in answers]
 
     def judgments(self) -> Iterator[Judgment]:
         """All judgments of all raters; every answer is read with the plan of its version."""

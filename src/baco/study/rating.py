@@ -1,0 +1,172 @@
+"""Where a rater is in a study, and which answers are accepted. No HTTP.
+
+A rater agrees, reads the rubric, answers the comprehension questions, does the training, and then
+rates block by block. Items of the current block can be changed; earlier blocks are closed.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from baco.errors import BacoError
+from baco.study.plan import POINTS, Plan, Side
+from baco.study.schedule import Screen, training
+from baco.study.store import Answer, Rater
+from baco.study.study import Study
+
+Step = Literal["consent", "questions", "item", "pause", "review", "finished", "withdrawn"]
+
+# Seconds by which a rater's clock and the server's may differ.
+SLACK = 2.0
+
+
+class ClosedError(BacoError):
+    """An answer to an item that is not open to this rater, such as one of an earlier block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rater is.
+
+    Attributes:
+        step: what comes next.
+        screen: the item, for the step ``item``.
+    """
+
+    step: Step
+    screen: Screen | None = None
+
+
+class Progress:
+    """The schedule of a rater, and the answers so far.
+
+    Args:
+        study: the study.
+        rater: whose progress it is.
+        screens: of the rater's schedule; none after a withdrawal.
+    """
+
+    def __init__(self, study: Study, rater: Rater, screens: Sequence[Screen]) -> None:
+        self.study, self.rater, self.screens = study, rater, screens
+        self.answers = {answer.item: answer for answer in study.store.answers(rater.id)}
+        self.training = training(study.plan)
+
+    def complete(self, screen: Screen) -> bool:
+        """Whether every question of an item is answered."""
+        answer = self.answers.get(screen.item.id)
+        asked = self.study.plan.asked(screen.item.unit)
+        return answer is not None and all(q.id in answer.responses for q in asked)
+
+    @property
+    def done(self) -> int:
+        """Number of complete items, without the training."""
+        return sum(map(self.complete, self.screens))
+
+    def place(self) -> Place:
+        """What comes next."""
+        state = self.rater.state
+        if state in ("withdrawn", "finished"):
+            return Place(state)
+        if state == "invited":
+            return Place("consent")
+        if state == "consented":
+            return Place("questions")
+        screen = self._first_incomplete()
+        if screen is None:
+            return Place("review")
+        begins = screen.position >= 0 and (
+            screen.position == 0 or self.screens[screen.position - 1].block != screen.block
+        )
+        return Place("pause" if begins and screen.item.id not in self.answers else "item", screen)
+
+    def at(self, position: int) -> Screen | None:
+        """The item at a position, if it is open."""
+        if self.rater.state != "rating":
+            return None
+        current = self._first_incomplete()
+        for screen in (*self.training, *self.screens):
+            if screen.position != position:
+                continue
+            if current is None:
+                return screen if screen.block == self.screens[-1].block else None
+            within = screen.block == current.block and screen.position <= current.position
+            return screen if within else None
+        return None
+
+    def before(self, screen: Screen) -> Screen | None:
+        """The item to go back to; none at the beginning of a block."""
+        return self.at(screen.position - 1) if screen.position > 0 else None
+
+    def answer(self, position: int, responses: Any, seconds: Any) -> Answer:
+        """An answer to an item, for the store.
+
+        Time is bounded by the time since the rater's previous answer.
+
+        Raises:
+            ClosedError: the item is not open.
+            BacoError: a response that is none.
+        """
+        screen = self.at(position)
+        if screen is None:
+            raise ClosedError("this item is closed: load the page again")
+        checked = check_responses(self.study.plan, screen, responses)
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+            raise BacoError("seconds must be a number from 0 up")
+        now = time.time()
+        earlier = self.answers.get(screen.item.id)
+        last = max([self.rater.begun or now, *(answer.saved for answer in self.answers.values())])
+        most = (earlier.seconds if earlier else 0.0) + max(0.0, now - last) + SLACK
+        return Answer(
+            self.rater.id,
+            screen.item.id,
+            screen.position,
+            screen.left,
+            screen.right,
+            checked,
+            round(min(float(seconds), most), 2),
+            version=self.study.version,
+            saved=now,
+        )
+
+    def _first_incomplete(self) -> Screen | None:
+        screens = (*self.training, *self.screens)
+        return next((screen for screen in screens if not self.complete(screen)), None)
+
+
+def check_responses(plan: Plan, screen: Screen, responses: Any) -> dict[str, Any]:
+    """The responses to an item; questions may be missing, since each response is saved at once.
+
+    Raises:
+        BacoError: an unknown question, or a response that its form does not have.
+    """
+    asked = {question.id: question for question in plan.asked(screen.item.unit)}
+    if not isinstance(responses, Mapping) or not responses.keys() <= asked.keys():
+        raise BacoError("an answer has responses to the questions of its item")
+    checked: dict[str, Any] = {}
+    for id, response in responses.items():
+        if asked[id].form == "preference":
+            fits = response in get_args(Side)
+        else:
+            fits = isinstance(response, list | tuple) and len(response) == 2
+            fits = fits and all(type(r) is int and 1 <= r <= POINTS for r in response)
+        if not fits:
+            raise BacoError(f"the response to {id} is not one of its options")
+        checked[id] = response if isinstance(response, str) else tuple(response)
+    return checked
+
+
+def passed(screen: Screen, responses: Mapping[str, Any]) -> bool:
+    """Whether responses to a check or a training item are right."""
+    for question, choice in screen.item.expected.items():
+        response = responses.get(question)
+        if response is None:
+            return False
+        if not isinstance(response, str):
+            left, right = response
+            response = "tie" if left == right else "left" if left > right else "right"
+        first = "right" if screen.swapped else "left"
+        second = "left" if screen.swapped else "right"
+        if response != {"first": first, "second": second, "tie": "tie"}[choice]:
+            return False
+    return True
