@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -309,7 +310,7 @@ def _show(line: str) -> None:
     out().print(line, soft_wrap=True)
 
 
-_EXAMPLES = {
+_EXAMPLES: dict[Callable[..., None], str] = {
     plan: "baco study plan runs/demo --methods P-Punc:0.4 aligned base --task demo --out study",
     serve: "baco study serve study --port 8400",
     status: "baco study status study",

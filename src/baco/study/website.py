@@ -329,8 +329,10 @@ class Website:
                 return self._page("review", rater, last=progress.screens[-1].position)
             case "finished":
                 return self._page("finished", rater, **self._completion(rater))
+            case "questions":
+                return self._page("questions", rater, chosen={})
             case step:
-                return self._page(step, rater, **({"chosen": {}} if step == "questions" else {}))
+                return self._page(step, rater)
 
     def _completion(self, rater: Rater) -> dict[str, Any]:
         if self.settings.crowd is None and self.settings.completion_code is None:
