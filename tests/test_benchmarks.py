@@ -110,14 +110,14 @@ def test_ways_of_a_gpu_are_compared_with_the_naive_loop(monkeypatch: pytest.Monk
     exact = gpu.check(way, find_pair("demo"))
     assert (exact["equal"], exact["passed"], exact["first_difference"]) == (1.0, True, None)
 
-    decode = gpu.Paired.decode
+    decode = Paired.decode
 
     def with_another_token(paired: Paired, task: Task) -> Run:
         run = decode(paired, task)
         run.answers[2][5] += 1
         return run
 
-    monkeypatch.setattr(gpu.Paired, "decode", with_another_token)
+    monkeypatch.setattr(Paired, "decode", with_another_token)
     wrong = gpu.check(way, find_pair("demo"))
     assert (wrong["equal"], wrong["passed"]) == (0.75, False)
     assert (wrong["first_difference"]["sample"], wrong["first_difference"]["position"]) == (2, 5)
