@@ -19,9 +19,9 @@ from baco.kv_cache import shared_prefix as prefixes
 from baco.kv_cache.batched import BatchedKVCache
 from baco.models.pair import Pair
 from tests.fuzzing import budget
-from tests.live import AccessLog, cache_tables, needed
+from tests.live import LiveStorages, cache_tables, needed
 from tests.pairs import PairFolder
-from tests.test_engine import reference, rules, told, without_turn_cut
+from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 
 ROUTERS = ("P:0.3", "H:2", "Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
 TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 4
@@ -48,7 +48,7 @@ def two_prompts(random_pair: Callable[..., PairFolder]) -> Callable[[str], Baco]
 
 
 @pytest.fixture
-def ledger() -> Iterator[AccessLog]:
+def ledger() -> Iterator[LiveStorages]:
     with cache_tables() as log:
         yield log
 
@@ -132,7 +132,7 @@ def test_a_naive_loop_over_both_prompts_gives_the_same_answers(
             options: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 10}
             answers = baco.generate(TEXT[:40], router=spelling, n=2, **options)
             expected = reference(baco, TEXT[:40], rule, sample=1, **options)
-            assert told(answers[1]) == expected, (spelling, temperature)
+            assert tokens_and_sources(answers[1]) == expected, (spelling, temperature)
             sources |= set(answers[1].sources)
     assert sources == {"base", "aligned"}
 
@@ -171,7 +171,7 @@ def test_no_model_runs_ahead_of_the_other_where_one_forward_reads_both() -> None
 
 
 def test_memory_that_is_counted_is_what_both_models_take(
-    two_prompts: Callable[[str], Baco], ledger: AccessLog
+    two_prompts: Callable[[str], Baco], ledger: LiveStorages
 ) -> None:
     baco = two_prompts("own")
     asked = [request(baco, length, "Rand:0.5", n=3, max_tokens=30) for length in (200, 8, 90)]
@@ -220,6 +220,10 @@ def test_damaged_logits_end_only_their_own_rows(random_pair: Callable[..., PairF
     for rows in (2, 256):
         baco.max_rows = rows
         first, broken, last = baco.generate_batch([good, bad, good], **sampling)
-        assert [told(one) for one in first] == [told(one) for one in last]
-        assert [told(one) for one in first] == [told(one) for one in expected]
+        assert [tokens_and_sources(one) for one in first] == [
+            tokens_and_sources(one) for one in last
+        ]
+        assert [tokens_and_sources(one) for one in first] == [
+            tokens_and_sources(one) for one in expected
+        ]
         assert [one.finish_reason for one in broken] == ["error"] * 3
