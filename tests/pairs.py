@@ -2,7 +2,8 @@
 
 Each architecture also has one property of real pairs: the same vocabulary in both models (llama),
 rows of logits beyond the tokenizer's ids (qwen3), special tokens of the aligned model alone
-(olmo2), embeddings shared with the output and soft-capped logits (gemma2).
+(olmo2), embeddings shared with the output and soft-capped logits (gemma2), no forward of BACo's
+own (starcoder2).
 """
 
 import json
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Starcoder2Config,
 )
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -91,11 +93,16 @@ def _gemma2(rows: int) -> PreTrainedConfig:
     return Gemma2Config(**shape, head_dim=8, query_pre_attn_scalar=8, sliding_window=16)
 
 
+def _starcoder2(rows: int) -> PreTrainedConfig:
+    return Starcoder2Config(**_shape(rows), sliding_window=None)
+
+
 CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {
     "llama": _llama,
     "qwen3": _qwen3,
     "olmo2": _olmo2,
     "gemma2": _gemma2,
+    "starcoder2": _starcoder2,
 }
 ARCHITECTURES = tuple(CONFIGS)
 

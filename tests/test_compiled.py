@@ -109,11 +109,11 @@ def test_without_a_compiler_there_is_one_warning_and_answers_are_the_same(
 def test_a_model_with_transformers_own_forward_is_not_compiled(
     random_pair: Callable[..., PairFolder], caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = random_pair("gemma2")
+    folder = random_pair("starcoder2")
     Baco.load(base=str(folder.base), aligned=str(folder.aligned), compile=True)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
-    assert "not compiled: Gemma2ForCausalLM runs as it is in transformers" in messages[0]
+    assert "not compiled: Starcoder2ForCausalLM runs as it is in transformers" in messages[0]
 
 
 def test_the_command_line_notes_that_it_compiles(

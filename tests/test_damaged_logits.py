@@ -29,7 +29,7 @@ from tests.serving import served
 GOOD = ["Plan a walk.", "What do you recommend for a rainy day?", "Tell me of the sea."]
 # A letter that no other prompt has.
 BAD = "Where is the Zoo of the town, and what is in it?"
-KINDS = ("llama", "llama, as in transformers", "gemma2")
+KINDS = ("llama", "llama, as in transformers", "gemma2", "starcoder2")
 
 
 def damaged(folder: PairFolder, *, packed: bool, model: str, token: int | None = None) -> Baco:

@@ -367,7 +367,7 @@ SCORED: st.SearchStrategy[dict[str, Any]] = st.builds(
 )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "starcoder2"])
 @settings(max_examples=budget(15))
 @given(
     work=st.lists(st.tuples(st.integers(0, 3), st.one_of(ANSWERS, SCORED)), min_size=1, max_size=4),
@@ -432,7 +432,7 @@ def checked_step(engine: Engine, live: LiveStorages, limit: int) -> None:
     ],
     ids=lambda sampling: "-".join(sampling) or "plain",
 )
-@pytest.mark.parametrize("pair", ["demo", "qwen3", "gemma2"])
+@pytest.mark.parametrize("pair", ["demo", "qwen3", "gemma2", "starcoder2"])
 def test_a_step_allocates_no_more_than_was_counted_for_it(
     demo: Baco, loaded_pair: Callable[..., Baco], pair: str, sampling: dict[str, Any]
 ) -> None:

@@ -46,9 +46,7 @@ def test_the_fast_forward_is_used_in_bfloat16_and_one_model_is_held_once(model: 
     baco = load(model, "bfloat16")
     assert baco.pair.base.model is baco.pair.aligned.model
     own = "BACo's own forward, all rows at once"
-    batched = "the forward of transformers, all rows at once"
-    expected = batched if "gemma" in model else own
-    assert baco.pair.base.path == baco.pair.aligned.path == expected
+    assert baco.pair.base.path == baco.pair.aligned.path == own
     for answer in baco.generate(PROMPT, router="P-Punc:0.3", n=3, seed=1, max_tokens=24):
         assert answer.error is None
         assert answer.text.strip()

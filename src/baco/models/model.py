@@ -27,6 +27,7 @@ from baco.models.forward.selection import (
     fastest_forward,
     find_readings,
     warn_of_slow_reading,
+    why_not_dense,
 )
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
@@ -305,7 +306,11 @@ class PairModel:
         if isinstance(self._forward, ClampedForward):
             return "BACo's own forward, all rows at once"
         if self._forward is not None:
-            return "the forward of transformers, all rows at once"
+            reason = why_not_dense(self)
+            return (
+                "the forward of transformers, all rows at once (BACo's own does not fit: the model "
+                f"{reason})"
+            )
         if self._reads_per_row:
             return "its own cache, one row at a time and without drafts"
         return "reading each text anew at every token, without drafts"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baco.errors import BacoError, UnfitPairError
 from baco.models.dtypes import by_source
-from baco.models.forward.dense import prepare
 from baco.models.forward.packed_linear import pack
+from baco.models.forward.selection import prepare
 from baco.models.joint import JointForward, joint_forward
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import (
@@ -346,7 +346,7 @@ def _load_models(
 
 def lay_out(model: Any) -> None:
     """Lay a model's weights out for decoding, in place."""
-    prepare(model)
+    prepare(PairModel(type(model).__name__, model, None))
     pack(model)
 
 

@@ -1,9 +1,10 @@
-"""A forward of Llama and its closest relatives with nothing in it but what decoding needs.
+"""A forward of decoder-only transformers with nothing in it but what decoding needs.
 
 With a small model, `transformers` spends more time in Python than in arithmetic. Here the same
-weights compute the same function over BACo's own cache, in as few calls as possible. Every model is
-tried against its own forward first (`baco.models.forward.selection`), so that a variant which this
-module does not know is never decoded wrongly. `baco.models.forward.decoder_layers` has the layers.
+weights compute the same function over BACo's own cache, in as few calls as possible. What a model
+does otherwise than others is read off the model (`baco.models.forward.decoder_layers`). A small
+model of its architecture is tried against its own forward before this one is used
+(`baco.models.forward.selection`), so that a variant that is not understood is not decoded wrongly.
 """
 
 from collections.abc import Sequence
@@ -15,25 +16,31 @@ from torch.nn import functional as F
 
 from baco.kv_cache.shared_prefix import PrefixGroup, attend_with_prefixes
 from baco.kv_cache.slots import SlotCache, columns_for
-from baco.models.forward.decoder_layers import Block, Layout, Linear, Norm, layout_of
-from baco.models.forward.fused_linear import FUSED, Part, fuse
+from baco.models.forward.decoder_layers import (
+    Description,
+    Layer,
+    Linear,
+    Norm,
+    describe,
+    is_fused,
+)
 
+# Cosines and sines of positions for every kind of layer that has its own, [positions, width] each.
+Rotations = dict[str, tuple[Tensor, Tensor]]
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
-Inputs = tuple[Tensor, Tensor, tuple[Tensor, Tensor], list[Tensor], list[Tensor]]
+Inputs = tuple[Tensor, Tensor, Rotations, list[Tensor], list[Tensor]]
 # Queries of a row up to which plain matrix products are faster than attention kernels.
 _MAX_PLAIN = 32
 
 
-def prepare(model: Any) -> None:
-    """Fuse the linear layers of a model that `DenseForward` supports; leave other models alone."""
-    if layout_of(model) is None:
-        return
-    for block in model.model.layers:
-        for part, names in FUSED.items():
-            fuse(getattr(block, part), names)
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
     """Attention of a few tokens over many: softmax(scale · Q Kᵀ + mask) V (Vaswani et al. 2017,
     equation 1).
 
@@ -43,20 +50,30 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: flo
         mask: added to scores: [B * heads, L, columns] where products are plain (`_is_plain`), else
             [B, 1, L, columns].
         scale: of the scores.
+        softcap: the bound of the scores, softcap · tanh(scores / softcap) (Gemma 2); None for none.
 
     Returns:
         [B, heads, L, width].
     """
     if not _is_plain(query):
-        return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
+        if softcap is None:
+            return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
+        scores = _capped((query * scale) @ keys.transpose(2, 3), softcap) + mask
+        return scores.softmax(dim=-1) @ values
     # Torch's own attention is made for many queries: on a CPU it takes up to ten times as long.
     _, _, span, width = query.shape
     flat, keys, values = query.reshape(-1, span, width), keys.flatten(0, 1), values.flatten(0, 1)
-    if query.dtype == torch.float32:
+    if query.dtype == torch.float32 and softcap is None:
         scores = torch.baddbmm(mask, flat, keys.transpose(1, 2), alpha=scale)
     else:  # oneDNN reads such a matrix faster without a transpose
-        scores = (keys @ (flat * scale).transpose(1, 2)).transpose(1, 2) + mask
+        scores = (keys @ (flat * scale).transpose(1, 2)).transpose(1, 2)
+        scores = (scores if softcap is None else _capped(scores, softcap)) + mask
     return torch.bmm(scores.softmax(dim=-1), values).view(query.shape)
+
+
+def _capped(numbers: Tensor, softcap: float) -> Tensor:
+    """Numbers bounded smoothly: softcap · tanh(numbers / softcap)."""
+    return (numbers / softcap).tanh_().mul_(softcap)
 
 
 def _is_plain(query: Tensor) -> bool:
@@ -68,42 +85,53 @@ class DenseForward:
     """The forward of one model; implements `baco.kv_cache.batched.Forward`.
 
     Args:
-        model: prepared by `prepare`.
-        layout: of the model.
+        model: its linear layers were fused (`baco.models.forward.decoder_layers.fuse_layers`).
+        description: of the model.
     """
 
-    def __init__(self, model: Any, layout: Layout) -> None:
-        config = model.config
-        self._blocks = [Block.of(block, layout) for block in model.model.layers]
-        self._embed: Any = model.model.embed_tokens
-        norm = Norm.of(model.model, "norm")
+    def __init__(self, model: Any, description: Description) -> None:
+        decoder = description.decoder
+        self._layers = [
+            Layer.of(layer, own, description)
+            for layer, own in zip(decoder.layers, description.layers, strict=True)
+        ]
+        self._embed: Any = decoder.embed_tokens
+        norm = Norm.of(decoder, "norm")
         assert norm is not None
         self._norm = norm
+        self._like: Tensor = decoder.norm.weight.detach()  # of the weights' dtype and device
         self._head: Linear = model.lm_head.forward
-        self._rotary: Any = model.model.rotary_emb
-        self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
-        self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
-        self._scale: float = model.model.layers[0].self_attn.scaling
-        self._rotations = (torch.empty(0), torch.empty(0))
+        self._rotary: Any = decoder.rotary_emb
+        self._heads, self._key_heads = description.heads, description.key_heads
+        self._width = description.width
+        self._scale, self._softcap = description.scale, description.softcap
+        self._embedding_multiplier = description.embedding_multiplier
+        self._residual_multiplier = description.residual_multiplier
+        self._logits_divisor = description.logits_divisor
+        self._logits_softcap = description.logits_softcap
+        self._ropes = sorted({layer.rope for layer in self._layers if layer.rope is not None})
+        self._windows = list(dict.fromkeys(layer.window for layer in self._layers))
+        self._rotations: Rotations = {}
+        # Channels of a head that are rotated.
+        self._rotated = self._turns(self._ropes[0], 1)[0].shape[1] if self._ropes else self._width
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
-        """The forward of a prepared model; None for a model that is unsupported or unprepared."""
-        layout = layout_of(model)
-        if layout is None:
+        """The forward of a model; None where it is not supported, or its layers are not fused."""
+        description = describe(model)
+        if isinstance(description, str) or not is_fused(model):
             return None
-        blocks = model.model.layers
-        fused = all(
-            isinstance(part, Part)
-            for block in blocks
-            for part in (block.self_attn.q_proj, block.mlp.gate_proj)
-        )
-        return cls(model, layout) if fused else None
+        return cls(model, description)
+
+    @property
+    def attends_to_shared_prefixes(self) -> bool:
+        """Can rows attend to a prompt that they share, without a copy for each?"""
+        return self._windows == [None] and self._softcap is None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._norm.weight.device
+        return self._like.device
 
     def uses_plain_products(self, span: int) -> bool:
         """Is attention of ``span`` tokens of a row computed by plain products?"""
@@ -120,8 +148,8 @@ class DenseForward:
 
     def tables(self, cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of every layer."""
-        like = self._norm.weight.new_empty(1, self._key_heads, 0, self._width)
-        return cache.tables(len(self._blocks), like)
+        like = self._like.new_empty(1, self._key_heads, 0, self._width)
+        return cache.tables(len(self._layers), like)
 
     def inputs(self, tokens: Tensor, cache: SlotCache) -> Inputs:
         """The arguments of `read`, on the device of the weights."""
@@ -135,7 +163,7 @@ class DenseForward:
         self,
         tokens: Tensor,
         columns: Tensor,
-        rotations: tuple[Tensor, Tensor],
+        rotations: Rotations,
         keys: list[Tensor],
         values: list[Tensor],
         keep: int,
@@ -160,37 +188,56 @@ class DenseForward:
         """
         size, span = tokens.shape
         positions = columns if prefix_lengths is None else columns + prefix_lengths[:, None]
-        cos, sin = (table[positions][:, :, None] for table in rotations)
-        mask = self._mask(columns, width or keys[0].shape[2])
+        turns = {
+            kind: (cos[positions][:, :, None], sin[positions][:, :, None])
+            for kind, (cos, sin) in rotations.items()
+        }
+        masks = self._masks(columns, width or keys[0].shape[2])
         slots = self._slots(columns, keys[0].shape[2])
+        multiplier = self._residual_multiplier
         hidden = self._embed(tokens)  # [B, T, hidden]
-        for layer, (block, own_keys, own_values) in enumerate(
-            zip(self._blocks, keys, values, strict=True)
+        if self._embedding_multiplier != 1:
+            hidden = hidden * self._embedding_multiplier
+        for index, (layer, own_keys, own_values) in enumerate(
+            zip(self._layers, keys, values, strict=True)
         ):
-            attn_in = hidden if block.before_attention is None else block.before_attention(hidden)
-            query, new_keys, new_values = self._split(block, block.qkv(attn_in), cos, sin)
+            attn_in = hidden if layer.before_attention is None else layer.before_attention(hidden)
+            turn = None if layer.rope is None else turns[layer.rope]
+            query, new_keys, new_values = self._split(layer, layer.qkv(attn_in), turn)
             own_keys.view(-1, self._width).index_copy_(0, slots, new_keys)
             own_values.view(-1, self._width).index_copy_(0, slots, new_values)
             cached = (own_keys[:size], own_values[:size])
             if width is not None:
                 cached = (cached[0][:, :, :width], cached[1][:, :, :width])
-            attention = (query, *cached, mask, self._scale)
-            shared = [(g.rows, g.keys[layer], g.values[layer]) for g in shared_prefixes]
-            heads = attend_with_prefixes(*attention, shared) if shared else attend(*attention)
-            attn_out = block.out(self._joined(heads, span))
-            if block.after_attention is not None:
-                attn_out = block.after_attention(attn_out)
-            hidden = hidden + attn_out
-            mlp_in = hidden if block.before_mlp is None else block.before_mlp(hidden)
-            gate, up = block.gate_up(mlp_in).chunk(2, dim=-1)
-            mlp_out = block.down(F.silu(gate).mul_(up))
-            if block.after_mlp is not None:
-                mlp_out = block.after_mlp(mlp_out)
-            hidden = hidden + mlp_out
-        return self._head(self._norm(hidden if keep in (0, span) else hidden[:, -keep:]))
+            attention = (query, *cached, masks[layer.window], self._scale)
+            shared = [(g.rows, g.keys[index], g.values[index]) for g in shared_prefixes]
+            if shared:
+                heads = attend_with_prefixes(*attention, shared)
+            else:
+                heads = attend(*attention, self._softcap)
+            attn_out = layer.out(self._joined(heads, span))
+            if layer.after_attention is not None:
+                attn_out = layer.after_attention(attn_out)
+            hidden = torch.add(hidden, attn_out, alpha=multiplier)
+            mlp_in = hidden if layer.before_mlp is None else layer.before_mlp(hidden)
+            gate, up = layer.gate_up(mlp_in).chunk(2, dim=-1)
+            mlp_out = layer.down(layer.activation(gate).mul_(up))
+            if layer.after_mlp is not None:
+                mlp_out = layer.after_mlp(mlp_out)
+            hidden = torch.add(hidden, mlp_out, alpha=multiplier)
+        return self._logits(hidden if keep in (0, span) else hidden[:, -keep:])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Raw logits [B, T, vocabulary] from the output of the last layer."""
+        logits: Tensor = self._head(self._norm(hidden))
+        if self._logits_divisor != 1:
+            logits = logits / self._logits_divisor
+        if self._logits_softcap is not None:
+            logits = _capped(logits, self._logits_softcap)
+        return logits
 
     def _split(
-        self, block: Block, joint: Tensor, cos: Tensor, sin: Tensor
+        self, layer: Layer, joint: Tensor, turn: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a layer from the output of its fused product, [B, T, …].
 
@@ -201,10 +248,12 @@ class DenseForward:
         size, span, _ = joint.shape
         heads, width = self._key_heads, self._width
         split = joint.view(size, span, -1, width)
-        to_rotate = self._normed(block, joint, split[:, :, : self._heads + heads])
-        rotated = torch.addcmul(to_rotate * cos, to_rotate.roll(width // 2, -1), sin)
-        if rotated.dtype != joint.dtype:
-            rotated = rotated.to(joint.dtype)
+        rotated = self._normed(layer, joint, split[:, :, : self._heads + heads])
+        if turn is not None:
+            cos, sin = turn
+            rotated = torch.addcmul(rotated * cos, self._swapped(rotated), sin)
+            if rotated.dtype != joint.dtype:
+                rotated = rotated.to(joint.dtype)
         query = rotated[:, :, : self._heads]
         if span > 1:
             query = query.reshape(size, span, heads, -1, width).permute(0, 2, 3, 1, 4)
@@ -224,34 +273,50 @@ class DenseForward:
             output = output.view(size, heads, group, span, width).permute(0, 3, 1, 2, 4)
         return output.reshape(size, span, self._heads * width)
 
-    def _normed(self, block: Block, joint: Tensor, split: Tensor) -> Tensor:
+    def _swapped(self, heads: Tensor) -> Tensor:
+        """Heads [..., width] with the two halves of their rotated channels swapped."""
+        rotated, half = self._rotated, self._rotated // 2
+        if rotated == self._width:
+            return heads.roll(half, -1)
+        parts = heads[..., half:rotated], heads[..., :half], heads[..., rotated:]
+        return torch.cat(parts, dim=-1)
+
+    def _normed(self, layer: Layer, joint: Tensor, split: Tensor) -> Tensor:
         """Queries and keys ``split`` [B, T, heads + key heads, width] of ``joint``, normed."""
-        if block.query_norm is None or block.key_norm is None:
+        if layer.head_norm is not None:
+            return layer.head_norm(split)
+        if layer.query_norm is None or layer.key_norm is None:
             return split
-        first, width = self._heads * self._width, self._width
-        last = first + self._key_heads * width
-        parts = []
-        for part, norm in (
-            (joint[:, :, :first], block.query_norm),
-            (joint[:, :, first:last], block.key_norm),
-        ):
-            over_all_heads = norm.weight.shape[0] == part.shape[-1]
-            heads = (norm(part) if over_all_heads else part).unflatten(-1, (-1, width))
-            parts.append(heads if over_all_heads else norm(heads))
-        return torch.cat(parts, dim=2)
+        first = self._heads * self._width
+        last = first + self._key_heads * self._width
+        parts = layer.query_norm(joint[:, :, :first]), layer.key_norm(joint[:, :, first:last])
+        return torch.cat(parts, dim=2).view(split.shape)
 
-    def rotations(self, until: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least ``until`` positions, [positions, width].
+    def rotations(self, until: int) -> Rotations:
+        """Cosines and sines of at least ``until`` positions.
 
-        The sines of the first half of the channels are negated, so that a roll replaces the swap of
-        the two halves of the channels (Su et al. 2021, equation 34).
+        The sines of the first half of the channels are negated, so that swapping the halves
+        replaces their rotation (Su et al. 2021, equation 34). Channels that are not rotated have
+        cosine 1 and sine 0.
         """
-        if len(self._rotations[0]) < until:
+        if any(len(cos) < until for cos, _ in self._rotations.values()) or not self._rotations:
             most = 1 << (until - 1).bit_length()
-            cos, sin = self._rotary(self._norm.weight, torch.arange(most, device=self.device)[None])
-            sin = torch.cat((-sin[0, :, : self._width // 2], sin[0, :, self._width // 2 :]), dim=1)
-            self._rotations = (cos[0], sin)
+            self._rotations = {kind: self._table(kind, most) for kind in self._ropes}
         return self._rotations
+
+    def _table(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._turns(kind, most)
+        half, rest = self._rotated // 2, self._width - self._rotated
+        sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
+        return F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))
+
+    def _turns(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of ``most`` positions as the model computes them, [positions, rotated
+        channels].
+        """
+        positions = torch.arange(most, device=self.device)[None]
+        cos, sin = self._rotary(self._like, positions, *([kind] if kind else []))
+        return cos[0], sin[0]
 
     def _slots(self, columns: Tensor, width: int) -> Tensor:
         """Flat indices of columns [B, T] in tables of ``width`` columns: [B * T * heads], the heads
@@ -261,12 +326,23 @@ class DenseForward:
         first = torch.arange(size * heads, device=columns.device).view(size, 1, heads) * width
         return (first + columns[:, :, None]).flatten()
 
-    def _mask(self, columns: Tensor, width: int) -> Tensor:
+    def _masks(self, columns: Tensor, width: int) -> dict[int | None, Tensor]:
+        """The mask of each kind of layer, by its window."""
+        # Compiled functions serve any width.
+        longest = width if not torch.compiler.is_compiling() else 2**63
+        shorter = {w: None if w is None or w >= longest else w for w in self._windows}
+        masks = {w: self._mask(columns, width, w) for w in set(shorter.values())}
+        return {w: masks[shorter[w]] for w in self._windows}
+
+    def _mask(self, columns: Tensor, width: int, window: int | None) -> Tensor:
         """Added to scores: -inf where a token does not attend; repeated for query heads that share
         keys. Its shape is what `attend` takes.
         """
-        masked = torch.arange(width, device=columns.device) > columns[:, None, :, None]
-        zero = torch.zeros((), dtype=self._norm.weight.dtype, device=columns.device)
+        column, own = torch.arange(width, device=columns.device), columns[:, None, :, None]
+        masked = column > own
+        if window is not None:
+            masked |= column <= own - window
+        zero = torch.zeros((), dtype=self._like.dtype, device=columns.device)
         mask = torch.where(masked, -torch.inf, zero)
         group = self._heads // self._key_heads
         if group > 1:

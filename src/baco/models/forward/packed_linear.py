@@ -115,6 +115,9 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """``nn.Embedding`` on the weight of a packed linear layer.
 
+    Attributes:
+        scale: what embeddings are multiplied with (Gemma); None for nothing.
+
     Args:
         head: the layer.
         rows, columns: the place of a weight among the packed numbers is the sum of its row's and
@@ -124,6 +127,8 @@ class PackedEmbedding(nn.Module):
     def __init__(self, head: PackedLinear, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
         self.head = head
+        self.scale: Tensor | None
+        self.register_buffer("scale", None, persistent=False)
         self.num_embeddings, self.embedding_dim = head.shape
         self._numbers, self._rows, self._columns = _numbers(head.packed), rows, columns
 
@@ -134,7 +139,8 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [...] → rows [..., in]."""
-        return self._numbers[self._rows[ids][..., None] + self._columns]
+        rows = self._numbers[self._rows[ids][..., None] + self._columns]
+        return rows if self.scale is None else rows * self.scale
 
 
 def pack(model: nn.Module) -> None:
@@ -175,7 +181,7 @@ def _replace_embedding(model: nn.Module, weight: Tensor, layer: PackedLinear) ->
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Embedding and child.weight is weight
+        if isinstance(child, nn.Embedding) and child.weight is weight
     ]
     if len(places) != 1:
         return False
@@ -183,8 +189,22 @@ def _replace_embedding(model: nn.Module, weight: Tensor, layer: PackedLinear) ->
     if embedding is None:
         return False
     parent, name = places[0]
+    plain = getattr(parent, name)
+    scale = getattr(plain, "embed_scale", None)
+    if isinstance(scale, Tensor):
+        embedding.scale = scale.to(weight.dtype)
+    # A class of its own may do something else with the rows.
+    if type(plain) is not nn.Embedding and not _embed_alike(plain, embedding):
+        return False
     setattr(parent, name, embedding)
     return True
+
+
+@torch.inference_mode()
+def _embed_alike(plain: nn.Embedding, packed: PackedEmbedding) -> bool:
+    ids = torch.arange(min(_COMPARED, plain.num_embeddings))
+    rows: Tensor = plain(ids)
+    return torch.equal(rows, packed(ids))
 
 
 def _packed_embedding(head: PackedLinear, plain: Tensor) -> PackedEmbedding | None:

@@ -20,7 +20,8 @@ from baco.kv_cache.protocol import KVCache, finish
 from baco.kv_cache.slots import SlotCache
 from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.caches.per_row import PerRowKVCache
-from baco.models.forward.dense import DenseForward, prepare
+from baco.models.forward.decoder_layers import describe, fuse_layers, is_fused
+from baco.models.forward.dense import DenseForward
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
@@ -35,7 +36,9 @@ from baco.models.trial import (
 
 log = logging.getLogger("baco")
 
-# The results of architectures that were tried, by architecture and use of `DenseForward`.
+# The kind of a `DenseForward` in `Readings.batched`.
+OWN = "own"
+# The results of architectures that were tried, by architecture and whether layers are fused.
 _TRIED: dict[tuple[str | None, bool], Readings] = {}
 # Nats between a plain forward and another right one; rounding gives some hundredths.
 _MAX_DIVERGENCE = 0.5
@@ -118,25 +121,39 @@ def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
 
 def shares_prompts(forward: Forward) -> bool:
     """Can rows attend to a prompt that they share, without a copy for each?"""
-    return isinstance(forward, DenseForward)
+    return isinstance(forward, DenseForward) and forward.attends_to_shared_prefixes
+
+
+def prepare(model: TriedModel) -> None:
+    """Fuse the linear layers of a model that `DenseForward` reads right; leave others alone."""
+    if isinstance(describe(model.model), str):
+        return
+    if OWN in _small_readings(model, fused=True).batched:
+        fuse_layers(model.model)
 
 
 def find_readings(model: TriedModel) -> Readings:
     """The ways to read rows that fit a model, tried once for every architecture."""
-    dense = DenseForward.of(model.model) is not None
-    key = (architecture(model.model), dense)
-    if key in _TRIED:
-        return _TRIED[key]
-    small = small_model(model.model)
-    if small is not None:
-        if dense:
-            prepare(small)
-        readings = try_out(model.small(small))
-        if readings:
-            _TRIED[key] = readings
+    fused = DenseForward.of(model.model) is not None
+    # Some architectures have no smaller configuration.
+    return _small_readings(model, fused=fused) or try_out(model)
+
+
+def _small_readings(model: TriedModel, *, fused: bool) -> Readings:
+    """The ways that fit a small model of the same architecture, with fused layers or without; none
+    where there is no small model.
+    """
+    key = (architecture(model.model), fused)
+    if key not in _TRIED:
+        small, readings = small_model(model.model), Readings(frozenset(), False, False)
+        if small is not None:
+            if fused:
+                fuse_layers(small)
+            readings = try_out(model.small(small))
+        if not readings:
             return readings
-    # The architecture has no smaller configuration.
-    return try_out(model)
+        _TRIED[key] = readings
+    return _TRIED[key]
 
 
 @torch.inference_mode()
@@ -165,11 +182,25 @@ def fastest_forward(model: TriedModel, readings: Readings) -> Forward | None:
     return None
 
 
+def why_not_dense(model: TriedModel) -> str:
+    """Why a model is not read by a `DenseForward`: the predicate of a sentence about the model."""
+    description = describe(model.model)
+    if isinstance(description, str):
+        return description
+    if OWN not in _small_readings(model, fused=True).batched:
+        return "computes something else than other models of the same parts"
+    if is_fused(model.model):
+        return "differs too much with it on its own weights"
+    if getattr(model.model, "is_quantized", False):
+        return "is quantised"
+    return "is not laid out for it (packed=False)"
+
+
 def forward_kind(forward: Forward) -> str:
     """The name of a forward in `Readings.batched`."""
     if isinstance(forward, MaskedForward):
         return "a mask for each kind of layer" if forward.form.mapping else "one mask"
-    return "own"
+    return OWN
 
 
 def warn_of_slow_reading(model: TriedModel, per_row: bool) -> None:
