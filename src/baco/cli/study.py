@@ -306,6 +306,58 @@ def status(study: StudyPath, as_json: opt.AsJson = False) -> None:
     note(f"plan {there.plan.hash}, version {there.version}")
 
 
+def export(
+    study: StudyPath,
+    to: Annotated[
+        str, typer.Option("--to", help="potato, label-studio, csv or parquet.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write to.  [default: STUDY/export/FORMAT]"),
+    ] = None,
+) -> None:
+    """Write the items for another tool, or all judgments as tables with a data card.
+
+    What Potato and Label Studio get names no method, and the items have other names.
+    """
+    from baco.study.export import write
+    from baco.study.study import Study
+
+    there = Study.open(study)
+    try:
+        written = write(there, to, out or study / "export" / to)
+    finally:
+        there.close()
+    for path in written:
+        _show(str(path))
+
+
+def import_(
+    study: StudyPath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV, JSON or JSON lines.")],
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "--question", help="Question that FastChat's battles answer.  [default: quality]"
+        ),
+    ] = None,
+) -> None:
+    """Add judgments that were collected elsewhere, all of a file or none.
+
+    Reads tables of 'baco study export', Potato's CSV, TSV and JSON lines, Label Studio's JSON, and
+    FastChat's battles (question_id, model_a, model_b, winner, judge).
+    """
+    from baco.study.importing import import_judgments
+    from baco.study.study import Study
+
+    there = Study.open(study)
+    try:
+        name, raters, answers = import_judgments(there, file, question)
+    finally:
+        there.close()
+    note(f"{answers} answers of {raters} raters from {file} ({name})")
+
+
 def _show(line: str) -> None:
     out().print(line, soft_wrap=True)
 
@@ -315,6 +367,9 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     serve: "baco study serve study --port 8400",
     status: "baco study status study",
     amend: "baco study amend study --reason 'six more raters'",
+    export: "baco study export study --to csv",
+    import_: "baco study import study answers.csv",
 }
 for _command, _example in _EXAMPLES.items():
-    study.command(epilog=f"Example: {_example}")(_command)
+    name = _command.__name__.rstrip("_")  # import is a word of the language
+    study.command(name=name, epilog=f"Example: {_example}")(_command)

@@ -136,6 +136,7 @@ class Judgment:
         rater, item, question: their ids.
         origin: of the rater.
         kind, unit, check, prompt: of the item.
+        left, right: ids of the stimuli as shown.
         left_method, right_method: labels; empty for texts of checks and training.
         side: the choice of a preference, None for a rating.
         left_rating, right_rating: from 1 to 5; None for a preference.
@@ -154,6 +155,8 @@ class Judgment:
     unit: Unit
     check: Check | None
     prompt: str
+    left: str
+    right: str
     left_method: str
     right_method: str
     side: Side | None
@@ -337,27 +340,43 @@ class Store:
             BacoError: the disk is full, or the file cannot be written.
         """
         with self._errors(), self._transaction():
+            self._insert(answers)
+
+    def add_imported(self, raters: Mapping[str, RaterOrigin], answers: Iterable[Answer]) -> None:
+        """Add raters by their ids, and answers, all or none of them.
+
+        Raters get no number, so that they take no place of the schedule.
+        """
+        with self._errors(), self._transaction():
             self._database.executemany(
-                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (rater, item) DO UPDATE SET responses = excluded.responses, "
-                "seconds = excluded.seconds, version = excluded.version, saved = excluded.saved, "
-                "revisions = revisions + (responses != excluded.responses)",
-                [
-                    (
-                        a.rater,
-                        a.item,
-                        a.position,
-                        a.left,
-                        a.right,
-                        json.dumps(dict(a.responses), sort_keys=True),
-                        a.seconds,
-                        a.revisions,
-                        a.version,
-                        a.saved or time.time(),
-                    )
-                    for a in answers
-                ],
+                "INSERT INTO raters (id, code, origin, state, mistakes) "
+                "VALUES (?, '', ?, 'finished', 0)",
+                list(raters.items()),
             )
+            self._insert(answers)
+
+    def _insert(self, answers: Iterable[Answer]) -> None:
+        self._database.executemany(
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (rater, item) DO UPDATE SET responses = excluded.responses, "
+            "seconds = excluded.seconds, version = excluded.version, saved = excluded.saved, "
+            "revisions = revisions + (responses != excluded.responses)",
+            [
+                (
+                    a.rater,
+                    a.item,
+                    a.position,
+                    a.left,
+                    a.right,
+                    json.dumps(dict(a.responses), sort_keys=True),
+                    a.seconds,
+                    a.revisions,
+                    a.version,
+                    a.saved or time.time(),
+                )
+                for a in answers
+            ],
+        )
 
     def answers(self, rater: str | None = None) -> list[Answer]:
         """The answers of all raters or of one, in the order of raters and positions."""
@@ -445,6 +464,8 @@ def as_judgments(plan: Plan, answer: Answer, origin: RaterOrigin) -> Iterator[Ju
             unit=item.unit,
             check=item.check,
             prompt=item.prompt,
+            left=answer.left,
+            right=answer.right,
             left_method=plan.stimulus[answer.left].method,
             right_method=plan.stimulus[answer.right].method,
             side=side,

@@ -1,0 +1,378 @@
+"""Reads judgments that were collected elsewhere: in our tables, Potato, Label Studio or FastChat.
+
+A file is imported whole or not at all. Names of raters in other tools may be e-mail addresses, so
+only a keyed hash of them is stored.
+"""
+
+import csv
+import hashlib
+import hmac
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baco.errors import BacoError, one_line
+from baco.study.export import SIDES, TIE, key_of
+from baco.study.plan import POINTS, Item, Plan, Question
+from baco.study.rating import check_responses
+from baco.study.schedule import Screen
+from baco.study.store import Answer, RaterOrigin
+from baco.study.study import Study
+
+Row = Mapping[str, Any]
+WINNERS = {"model_a": "left", "model_b": "right", "tie": "tie", "tie (bothbad)": "tie"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One or more responses of a rater to an item.
+
+    Attributes:
+        place: in the file, for messages.
+        rater: name or id in the file.
+        screen: the item, and its sides.
+        responses: by question.
+        seconds: on the item; 0 where the file does not say.
+        origin: of the rater.
+        position: in the rater's schedule; None where the file does not say.
+    """
+
+    place: str
+    rater: str
+    screen: Screen
+    responses: dict[str, Any]
+    seconds: float = 0.0
+    origin: RaterOrigin = "imported"
+    position: int | None = None
+
+
+@dataclass(slots=True)
+class _Merged:
+    first: Found
+    responses: dict[str, Any] = field(default_factory=dict)
+
+
+def import_judgments(study: Study, path: Path, question: str | None = None) -> tuple[str, int, int]:
+    """Add the judgments of a file to a study.
+
+    Args:
+        study: with the plan whose items were judged.
+        path: CSV, TSV, JSON or JSON lines.
+        question: that the battles of FastChat answer; by default the plan's preference on quality.
+
+    Returns:
+        The format, and the numbers of raters and answers.
+
+    Raises:
+        BacoError: a file of an unknown format, an unknown item or question, a response that is
+            none, or a rater who answers a question twice. Nothing is imported then.
+    """
+    rows = _read(path)
+    name, read = _format(path, rows)
+    answers: dict[tuple[str, str], _Merged] = {}
+    try:
+        for found in read(study, rows, question):
+            id = found.rater if name == "BACo" else _hidden(study, f"{name}:{found.rater}")
+            merged = answers.setdefault((id, found.screen.item.id), _Merged(found))
+            twice = found.responses.keys() & merged.responses.keys()
+            if twice or found.screen.left != merged.first.screen.left:
+                raise BacoError(
+                    f"{found.place}: rater {found.rater} judges item {found.screen.item.id} twice: "
+                    "keep one of the judgments"
+                )
+            merged.responses |= found.responses
+    except BacoError as error:
+        raise BacoError(f"{path}, {error}") from error
+    _add(study, path, answers)
+    return name, len({rater for rater, _ in answers}), len(answers)
+
+
+def _format(path: Path, rows: list[Row]) -> "tuple[str, _Read]":
+    for name, is_format, read in _FORMATS:
+        if rows and is_format(rows[0]):
+            return name, read
+    raise BacoError(
+        f"{path} has none of the formats that can be imported: tables of 'baco study export', "
+        "Potato's CSV or JSON lines, Label Studio's JSON, or FastChat's battles"
+    )
+
+
+def _add(study: Study, path: Path, answers: Mapping[tuple[str, str], _Merged]) -> None:
+    kept = {(answer.rater, answer.item) for answer in study.store.answers()}
+    known = {rater.id for rater in study.store.raters()}
+    for rater, item in answers:
+        if (rater, item) in kept:
+            raise BacoError(
+                f"{path}: the study holds a judgment of rater {rater} on item {item} already: "
+                "the file was imported before"
+            )
+    origins = {rater: merged.first.origin for (rater, _), merged in answers.items()}
+    places: dict[str, int] = {}
+    rows: list[Answer] = []
+    for (rater, item), merged in answers.items():
+        found = merged.first
+        place = places[rater] = places.get(rater, -1) + 1
+        rows.append(
+            Answer(
+                rater,
+                item,
+                place if found.position is None else found.position,
+                found.screen.left,
+                found.screen.right,
+                merged.responses,
+                found.seconds,
+                version=study.version,
+            )
+        )
+    study.store.add_imported({id: o for id, o in origins.items() if id not in known}, rows)
+
+
+def _hidden(study: Study, name: str) -> str:
+    key = study.store.secret("raters").encode()
+    return "r" + hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+# Files.
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BacoError(f"cannot read {path}: {one_line(error)}") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    try:
+        value = json.loads(text)
+        rows = value if isinstance(value, list) else [value]
+    except ValueError:
+        try:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise BacoError(f"{path} is neither CSV nor JSON: {one_line(error)}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise BacoError(f"{path} holds something that is no JSON object")
+    return rows
+
+
+# Our own tables.
+
+
+def _is_ours(row: Row) -> bool:
+    return {"rater", "item", "question", "left", "right", "plan"} <= row.keys()
+
+
+def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+    plan = study.plan
+    hashes = {version.hash for version in study.store.versions()}
+    for number, row in enumerate(rows, 2):
+        place = f"line {number}"
+        if row["plan"] not in hashes:
+            raise BacoError(
+                f"{place}: plan {row['plan'][:12]} is not this study's ({plan.hash[:12]}): import "
+                "into the study that was exported"
+            )
+        item = _item(plan, row["item"], place)
+        question = _question(plan, row["question"], place)
+        if question.form == "preference":
+            response: Any = row["side"]
+        else:
+            response = (_point(row["left_rating"], place), _point(row["right_rating"], place))
+        swapped = row["left"] == item.second
+        if (row["left"], row["right"]) != (
+            (item.second, item.first) if swapped else (item.first, item.second)
+        ):
+            raise BacoError(
+                f"{place}: {row['left']!r} and {row['right']!r} are not sides of {item.id}"
+            )
+        yield _found(
+            plan,
+            place,
+            row["rater"],
+            Screen(int(row["position"]), 0, item, swapped),
+            {question.id: response},
+            seconds=float(row["seconds"]),
+            origin=row["origin"],
+            position=int(row["position"]),
+        )
+
+
+def _point(value: str, place: str) -> int:
+    if not str(value).isdecimal():
+        raise BacoError(f"{place}: rating {value!r} is not a number from 1 to {POINTS}")
+    return int(value)
+
+
+# Potato.
+
+
+def _is_potato(row: Row) -> bool:
+    return {"instance_id", "user_id"} <= row.keys()
+
+
+def _potato(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+    screens = _screens_by_key(study.plan)
+    for number, row in enumerate(rows, 1):
+        place = f"row {number}"
+        screen = _screen(screens, str(row["instance_id"]), place)
+        responses = _by_sides(study.plan, screen, _potato_labels(row), TIE["potato"], place)
+        if responses:
+            yield _found(study.plan, place, str(row["user_id"]), screen, responses)
+
+
+def _potato_labels(row: Row) -> dict[str, str]:
+    """The value of every scheme: ``selection`` of a pairwise one, the point of a Likert scale."""
+    if isinstance(row.get("labels"), dict):
+        return {
+            schema: str(next(iter(values.values())) if isinstance(values, dict) else values)
+            for schema, values in row["labels"].items()
+            if values
+        }
+    found: dict[str, str] = {}
+    for column, value in row.items():
+        if value not in (None, "") and column not in ("instance_id", "user_id"):
+            found[column.partition(".")[0]] = str(value)
+    return found
+
+
+# Label Studio.
+
+
+def _is_label_studio(row: Row) -> bool:
+    return "annotations" in row and "data" in row
+
+
+def _label_studio(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+    screens = _screens_by_key(study.plan)
+    for row in rows:
+        place = f"task {row.get('id', '?')}"
+        screen = _screen(screens, str(row["data"].get("item")), place)
+        for annotation in row["annotations"]:
+            if annotation.get("was_cancelled"):
+                continue
+            labels: dict[str, str] = {}
+            for result in annotation.get("result", ()):
+                value = result.get("value", {})
+                if "choices" in value:
+                    labels[result["from_name"]] = value["choices"][0]
+                elif "rating" in value:
+                    labels[result["from_name"]] = str(value["rating"])
+            rater = annotation.get("completed_by")
+            name = rater.get("id") if isinstance(rater, dict) else rater
+            responses = _by_sides(study.plan, screen, labels, TIE["label-studio"], place)
+            seconds = float(annotation.get("lead_time") or 0)
+            yield _found(study.plan, place, str(name), screen, responses, seconds=seconds)
+
+
+# FastChat.
+
+
+def _is_fastchat(row: Row) -> bool:
+    return {"model_a", "model_b", "winner"} <= row.keys()
+
+
+def _fastchat(study: Study, rows: list[Row], question_id: str | None) -> Iterator[Found]:
+    plan = study.plan
+    if question_id is None:
+        preferences = [q for q in plan.questions if q.form == "preference"]
+        question = next((q for q in preferences if q.dimension == "quality"), preferences[0])
+    else:
+        question = _question(plan, question_id, "--question")
+    if question.form != "preference":
+        raise BacoError(f"question {question.id} is a rating: battles need a preference")
+    items = {
+        (item.prompt, frozenset(plan.stimulus[id].method for id in (item.first, item.second))): item
+        for item in plan.items
+        if item.kind == "comparison" and item.unit == question.unit
+    }
+    for number, row in enumerate(rows, 1):
+        place = f"battle {number}"
+        prompt, left, right = (str(row.get(k)) for k in ("question_id", "model_a", "model_b"))
+        item = items.get((prompt, frozenset((left, right))))
+        if item is None:
+            raise BacoError(
+                f"{place}: the plan has no {question.unit} of question_id {prompt!r} with "
+                f"{left!r} and {right!r}: question_id must be a prompt's id, and models must be "
+                f"{', '.join(plan.methods)}"
+            )
+        if row["winner"] not in WINNERS:
+            raise BacoError(
+                f"{place}: winner is {row['winner']!r}: it must be one of {', '.join(WINNERS)}"
+            )
+        screen = Screen(0, 0, item, plan.stimulus[item.second].method == left)
+        responses = {question.id: WINNERS[row["winner"]]}
+        yield _found(plan, place, str(row.get("judge", "judge")), screen, responses)
+
+
+# Parts.
+
+
+def _screens_by_key(plan: Plan) -> dict[str, Screen]:
+    return {
+        key_of(plan, item, swapped): Screen(0, 0, item, swapped)
+        for item in plan.items
+        for swapped in (False, True)
+    }
+
+
+def _screen(screens: Mapping[str, Screen], key: str, place: str) -> Screen:
+    if key not in screens:
+        raise BacoError(
+            f"{place}: item {key!r} is not in this study: import what was made from its export"
+        )
+    return screens[key]
+
+
+def _item(plan: Plan, id: str, place: str) -> Item:
+    if id not in plan.item:
+        raise BacoError(f"{place}: item {id!r} is not in this study's plan")
+    return plan.item[id]
+
+
+def _question(plan: Plan, id: str, place: str) -> Question:
+    if id not in plan.question:
+        raise BacoError(f"{place}: question {id!r} is unknown: it has {', '.join(plan.question)}")
+    return plan.question[id]
+
+
+def _by_sides(
+    plan: Plan, screen: Screen, labels: Mapping[str, str], tie: str, place: str
+) -> dict[str, Any]:
+    """Responses from the labels of another tool: one per preference, two per rating."""
+    sides = {SIDES[0]: "left", SIDES[1]: "right", tie: "tie"}
+    responses: dict[str, Any] = {}
+    for question in plan.asked(screen.item.unit):
+        if question.form == "preference" and question.id in labels:
+            responses[question.id] = sides.get(labels[question.id], labels[question.id])
+        ratings = [labels.get(f"{question.id}_{side}") for side in SIDES]
+        if question.form == "rating" and all(rating is not None for rating in ratings):
+            responses[question.id] = tuple(_point(str(rating), place) for rating in ratings)
+    return responses
+
+
+def _found(
+    plan: Plan,
+    place: str,
+    rater: str,
+    screen: Screen,
+    responses: dict[str, Any],
+    **more: Any,
+) -> Found:
+    try:
+        checked = check_responses(plan, screen, responses)
+    except BacoError as error:
+        raise BacoError(f"{place}: {error}") from error
+    return Found(place, rater, screen, checked, **more)
+
+
+_Read = Callable[[Study, list[Row], str | None], Iterator[Found]]
+_FORMATS: tuple[tuple[str, Callable[[Row], bool], _Read], ...] = (
+    ("BACo", _is_ours, _ours),
+    ("Potato", _is_potato, _potato),
+    ("Label Studio", _is_label_studio, _label_studio),
+    ("FastChat", _is_fastchat, _fastchat),
+)
