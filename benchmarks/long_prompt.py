@@ -64,9 +64,9 @@ def _counting(store: KVCache) -> list[int]:
     prefill: Any = store.prefill
     lengths = list[int]()
 
-    def counted(ids: Sequence[int], samples: int = 1) -> Any:
+    def counted(ids: Sequence[int], samples: int = 1, *, begun: Any = None) -> Any:
         lengths.append(len(ids))
-        return prefill(ids, samples)
+        return prefill(ids, samples, begun=begun)
 
     store.prefill = counted  # type: ignore[method-assign]
     return lengths

@@ -17,7 +17,7 @@ from baco.serve.app import create_app
 from baco.serve.settings import Settings
 
 PROMPT = "Recommend a summer destination"
-OF_LOCAL = "memory, draft and compile are of the local backend"
+OF_LOCAL = "memory, draft, compile and enable_prefix_caching are of the local backend"
 
 
 @pytest.fixture(scope="module")

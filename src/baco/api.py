@@ -3,7 +3,7 @@
 import datetime
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
 from baco.errors import BacoError
 from baco.kv_cache.memory_limit import cache_bytes
+from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.known_pairs import choose_pair
 from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
@@ -51,6 +52,9 @@ class Baco:
         memory: limit for KV caches and the tensors of a step; answers beyond it wait.
         draft: a small model of the pair's vocabulary that drafts; answers are the same without it.
         backend: where the pair decodes; None: in this process.
+        enable_prefix_caching: keep what the models have read of prompts and answers, so that a
+            later prompt with the same beginning is read from where it differs; answers are the
+            same without. Kept prefixes give way to answers that need the memory.
     """
 
     pair: Pair
@@ -58,6 +62,12 @@ class Baco:
     memory: int | float | str | None = None
     draft: PairModel | None = None
     backend: Backend | None = None
+    enable_prefix_caching: bool = True
+    prefix_cache: PrefixCache | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        local = self.backend is None and self.enable_prefix_caching
+        self.prefix_cache = PrefixCache() if local else None
 
     @classmethod
     def load(
@@ -71,6 +81,7 @@ class Baco:
         draft: str | None = None,
         backend: str = backends.LOCAL,
         compile: bool = False,
+        enable_prefix_caching: bool = True,
         date: str | datetime.date | None = None,
         template_args: Mapping[str, Any] | None = None,
         **options: Any,
@@ -86,13 +97,17 @@ class Baco:
             draft: hub id or folder of a small model with the same vocabulary that drafts.
             compile: compile the forwards of a few tokens on a CPU, or record them as CUDA graphs
                 on a GPU. Answers are the same tokens up to floating-point ties.
+            enable_prefix_caching: keep what the models have read of prompts and answers for later
+                prompts that begin alike, within ``memory``; by default in up to 10% of the free
+                memory.
             date: the date for templates that read the clock, as YYYY-MM-DD; by default the day of
                 each prompt.
             template_args: further variables for the templates, such as ``enable_thinking``; they
                 override the pair's own.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers; or the name of an installed package's backend.
-                ``memory``, ``draft`` and ``compile`` are for ``local`` only.
+                ``memory``, ``draft``, ``compile`` and ``enable_prefix_caching`` are for ``local``
+                only.
             options: for ``local``: ``dtype``, ``device``, ``quantize``, ``device_map``,
                 ``quantization_config``, ``base_template``, ``chat_template``, ``function_words``,
                 ``packed``, ``trust_remote_code``, and other arguments of ``from_pretrained``. For
@@ -109,9 +124,10 @@ class Baco:
         arguments = check_template_args(template_args or {})
         templates.start()
         if backend != backends.LOCAL:
-            if memory is not None or draft is not None or compile:
+            if memory is not None or draft is not None or compile or not enable_prefix_caching:
                 raise BacoError(
-                    f"memory, draft and compile are of the local backend, not of {backend}"
+                    "memory, draft, compile and enable_prefix_caching are of the local backend, "
+                    f"not of {backend}"
                 )
             there, engines = backends.connect(backend, known, max_rows, options)
             there.renderer.set_defaults(day, arguments)
@@ -135,7 +151,7 @@ class Baco:
         if compile:
             models = (pair.base, pair.aligned, drafting)
             compile_models(model for model in models if model is not None)
-        return cls(pair, max_rows, memory, drafting)
+        return cls(pair, max_rows, memory, drafting, enable_prefix_caching=enable_prefix_caching)
 
     def router(self, spelling: str | Router | None = None) -> Router:
         """The router of a spelling; without a threshold, at the pair's calibrated middle.
@@ -304,9 +320,15 @@ class Baco:
         return self.backend.capabilities
 
     def close(self) -> None:
-        """Close the backend's processes and connections; a pair in this process has none."""
+        """Close the backend's processes and connections, and drop kept prefixes."""
+        self.reset_prefix_cache()
         if self.backend is not None:
             self.backend.close()
+
+    def reset_prefix_cache(self) -> None:
+        """Drop what is kept of earlier prompts and answers, and free its memory."""
+        if self.prefix_cache is not None:
+            self.prefix_cache.clear()
 
     def decoder(self, *, chunks_per_step: int = FEW_CHUNKS) -> Decoder:
         """A decoder that accepts requests while it decodes, for servers and other loops.
@@ -324,6 +346,7 @@ class Baco:
             memory=self.memory,
             draft=self.draft,
             chunks_per_step=chunks_per_step,
+            prefix_cache=self.prefix_cache,
         )
         return Decoder(self.pair, IsolatingEngine(make))
 

@@ -79,7 +79,7 @@ class RaceOptions:
         )
 
 
-@opt.grouped(without=["quantize", "draft", "memory"])
+@opt.grouped(without=["quantize", "draft", "memory", "enable_prefix_caching"])
 def bench(
     *,
     pair: PairOptions,

@@ -23,7 +23,7 @@ PromptFile = Annotated[
 ]
 
 
-@opt.grouped(without=["compile"])
+@opt.grouped(without=["compile", "enable_prefix_caching"])
 def calibrate(
     *,
     models: opt.PairOptions,

@@ -21,7 +21,7 @@ PROMPTS = 12
 _COLOURS = {"good": "bold green", "doubtful": "bold yellow", "useless": "bold red"}
 
 
-@opt.grouped(without=["compile"])
+@opt.grouped(without=["compile", "enable_prefix_caching"])
 def diagnose(
     *,
     models: opt.PairOptions,

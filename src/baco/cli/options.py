@@ -186,6 +186,14 @@ class WeightOptions:
             help="Limit for KV caches and the tensors of a step: 2GiB, or 40% of the free memory.",
         ),
     ] = None
+    enable_prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Keep what was read of prompts and answers for later prompts that begin alike.",
+            show_default="on",
+        ),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """See `LoadGroup`."""

@@ -138,11 +138,15 @@ class Budget:
             allocated: bytes of each model's cache as it is, which may be more than it needs.
         """
         rows = needs.rows if rows is None else rows
+        return self.held(needs, rows, allocated) + self.step(needs, rows, positions)
+
+    def held(self, needs: Needs, rows: int, allocated: Mapping[str, int]) -> int:
+        """Bytes of everything that is held between two steps; arguments as for `total`."""
         caches = 0
         for name, size in self._sizes.items():
             planned = rows * size.bytes(columns_for(self._widest(needs.columns, name)))
             caches += max(planned, allocated.get(name, 0))
-        return caches + needs.prompts + needs.scoring + self.step(needs, rows, positions)
+        return caches + needs.prompts + needs.scoring
 
     def rows(
         self, needs: Needs, most: int, allocated: Mapping[str, int] = MappingProxyType({})

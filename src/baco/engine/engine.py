@@ -10,6 +10,7 @@ from baco.engine.batch import Batch
 from baco.engine.budget import Budget
 from baco.engine.commit import commit_tokens, end_damaged_rows
 from baco.engine.draft import Draft, Logits
+from baco.engine.kept_prefixes import KeptPrefixes
 from baco.engine.metrics import Stats
 from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_CHUNKS, Scheduler
@@ -18,7 +19,8 @@ from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import DraftPlanner
 from baco.engine.speculative.proposer import Proposer
 from baco.engine.verify import Choose, Verifier, VerifyResult, route
-from baco.kv_cache.memory_limit import cache_bytes
+from baco.kv_cache.memory_limit import KEPT_SHARE, cache_bytes
+from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.model import PairModel
 from baco.models.pair import Pair
 
@@ -36,6 +38,8 @@ class Engine:
         choose: replaces routing, for methods that no router can express.
         chunks_per_step: chunks of prompts that are read between two steps: few where a client waits
             for the next token, many where all answers are wanted soon. Answers are the same.
+        prefix_cache: keeps what the models have read of prompts and answers, for later requests to
+            this engine and to others of the same pair; None to keep nothing. Answers are the same.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Engine:
         draft: PairModel | None = None,
         choose: Choose = route,
         chunks_per_step: int = MANY_CHUNKS,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.pair = pair
         device, vocabulary = pair.aligned.device, pair.vocabulary
@@ -63,10 +68,17 @@ class Engine:
             sizes = {name: model.size for name, model in models.items()}
             planner = DraftPlanner.of(sizes, vocabulary.size, device.type, joint=joint is not None)
         self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
-        limit = cache_bytes(memory, {model.device for model in models.values()})
+        devices = {model.device for model in models.values()}
+        kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
+        limit = cache_bytes(memory, devices, kept_bytes)
         budget = Budget(limit, models, vocabulary.size, joint=joint is not None)
-        self._scheduler = Scheduler(self._runner, self._batch, budget, max_rows, chunks_per_step)
+        keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
+        kept = KeptPrefixes(self._runner, budget, prefix_cache, keep)
+        self._scheduler = Scheduler(
+            self._runner, self._batch, budget, kept, max_rows, chunks_per_step
+        )
         self._retried: set[SequenceState] = set()  # rows run once more because of damaged logits
+        self._prefix_cache = prefix_cache
         self.stats = Stats(self._runner.caches)
 
     @torch.inference_mode()
@@ -123,6 +135,11 @@ class Engine:
     def stop_scoring(self, scoring: Scoring) -> None:
         """Drop a text that is no longer to be scored."""
         self._scheduler.drop_text(scoring)
+
+    def forget_prefixes(self) -> None:
+        """Drop what is kept of earlier prompts and answers."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
 
     @property
     def busy(self) -> bool:

@@ -135,6 +135,7 @@ class IsolatingEngine:
     def _replace_engine(self, inside: Iterable[Request]) -> list[SequenceState]:
         """Build another engine; returns the sequences that had just ended in the old one."""
         past = self.engine.stats
+        self.engine.forget_prefixes()
         self.engine = self._make_engine()
         self.engine.stats.resume(past)
         for text in self._texts:

@@ -301,18 +301,29 @@ class ModelRunner:
         return min(rooms)
 
     def tokens_to_prefill(self, request: Request) -> int:
-        """How many tokens :meth:`prefill` reads, of all models together."""
+        """How many tokens :meth:`prefill` reads at most, of all models together."""
         return sum(len(request.ids(name)) - 1 for name in self.readers(request))
 
-    def prefill(self, request: Request) -> Generator[int, None, dict[str, Any]]:
-        """Read a request's prompt with every model that needs it, once for all samples. Yields the
-        number of tokens of each chunk, and returns what :meth:`admit` takes.
+    def prefill(
+        self, request: Request, begun: Mapping[str, Any]
+    ) -> Generator[int, None, dict[str, Any]]:
+        """Read a request's prompt with every model that needs it, once for all samples.
+
+        Args:
+            request: with the prompt.
+            begun: by model, what is cached of the prompt already, if anything.
+
+        Yields:
+            The number of tokens of each chunk.
+
+        Returns:
+            What :meth:`admit` takes.
         """
         prefixes = {}
         for name in self.readers(request):
             # The first step reads the last token, like every later token.
-            ids = request.ids(name)[:-1]
-            prefixes[name] = yield from self.caches[name].prefill(ids, request.params.n)
+            ids, cache = request.ids(name)[:-1], self.caches[name]
+            prefixes[name] = yield from cache.prefill(ids, request.params.n, begun=begun.get(name))
         return prefixes
 
     def copied_tokens(self, name: str, request: Request) -> int:

@@ -6,13 +6,14 @@ order, but a short prompt does not wait until a long one has been read.
 
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
 from baco.engine.batch import Batch
 from baco.engine.budget import Budget, Needs
+from baco.engine.kept_prefixes import KeptPrefixes
 from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
@@ -25,6 +26,8 @@ SPARE_COLUMNS = MAX_DRAFT_TOKENS + 1
 # Chunks of prompts and texts that are read between two steps, half as many where they are long: few
 # where a client waits for the next token, many where all answers are wanted soon.
 FEW_CHUNKS, MANY_CHUNKS = 2, 32
+# Copying this many tokens of a kept prefix counts as reading one.
+_COPIED_PER_READ = 32
 # Requests behind the first among which a short prompt is looked for.
 _LOOKAHEAD = 64
 
@@ -83,6 +86,7 @@ class Scheduler:
         runner: reads prompts, and holds the rows' caches.
         batch: the rows.
         budget: the memory limit.
+        kept: prefixes of earlier prompts and answers.
         max_rows: sequences decoded at once; more wait.
         chunks_per_step: chunks of prompts and texts that are read between two steps of a few rows.
 
@@ -95,10 +99,11 @@ class Scheduler:
         runner: ModelRunner,
         batch: Batch,
         budget: Budget,
+        kept: KeptPrefixes,
         max_rows: int,
         chunks_per_step: int,
     ) -> None:
-        self._runner, self._batch, self.budget = runner, batch, budget
+        self._runner, self._batch, self.budget, self._kept = runner, batch, budget, kept
         self._max_rows, self._chunks_per_step = max_rows, chunks_per_step
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}  # by number, in order
@@ -121,6 +126,7 @@ class Scheduler:
         sequences = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
         self._check_fits_alone("one answer", self._needs(sequences[:1], sequences[:1]))
         number, unread = next(self._numbers), self._runner.tokens_to_prefill(request)
+        unread -= self._kept.matching_tokens(request)
         self._waiting[number] = _Waiting(number, request, deque(sequences), unread)
         self._stuck = False
         return sequences
@@ -184,6 +190,8 @@ class Scheduler:
             needs = self._needs(self._batch.rows, self._next_samples(), self._text())
             allocated = self._runner.allocated_bytes()
             self.max_positions = self.budget.positions(needs, MAX_DRAFT_TOKENS + 1, allocated)
+            step = self.budget.total(needs, positions=self.max_positions, allocated=allocated)
+            self._kept.shrink(self.budget.limit - step)
         if self._batch.rows:
             self._runner.catch_up(self.budget.tokens_between_steps(len(self._batch)))
 
@@ -207,18 +215,37 @@ class Scheduler:
 
     def _read_prompt(self, waiting: _Waiting) -> int:
         """Read the next chunk of a prompt; returns its tokens."""
-        if waiting.prefill is None:
-            waiting.prefill = self._runner.prefill(waiting.request)
-            self._held[waiting.number] = waiting
         read = 0
+        if waiting.prefill is None:
+            waiting.prefill, read = self._begin(waiting)
         try:
-            read = next(waiting.prefill)
-            waiting.unread -= read
+            if waiting.unread:
+                tokens = next(waiting.prefill)
+                waiting.unread -= tokens
+                read += tokens
             if not waiting.unread:
                 next(waiting.prefill)
         except StopIteration as end:
             waiting.prefixes, waiting.unread = end.value, 0
+            if self._kept.keeps:
+                self._kept.keep_prompt(waiting.request, end.value, self._room_to_keep())
         return read
+
+    def _begin(self, waiting: _Waiting) -> tuple[Generator[int, None, dict[str, Any]], int]:
+        """Begin a prompt with what is kept of it; returns its prefill, and the time that copying
+        took, in tokens that could have been read.
+        """
+        request = waiting.request
+        self._held[waiting.number] = waiting
+        self._kept.use(request)
+        self._make_room()
+        loaded = self._kept.load(request)
+        copied = sum(tokens for tokens, _ in loaded.values())
+        waiting.unread = self._runner.tokens_to_prefill(request) - copied
+        for sequence in waiting.sequences:
+            sequence.cached_tokens = loaded["aligned"][0] if "aligned" in loaded else 0
+        begun = {name: prefix for name, (_, prefix) in loaded.items()}
+        return self._runner.prefill(request, begun), copied // _COPIED_PER_READ
 
     def _read_text(self, text: _Text) -> int:
         """Score the next chunk of a text; returns its tokens."""
@@ -226,6 +253,7 @@ class Scheduler:
         if text.scores is None:
             model, cache = self._runner.models[scoring.model], self._runner.caches[scoring.model]
             text.scores = score(model, cache, scoring)
+            self._make_room()
         try:
             read = next(text.scores, 0)
         except Exception as error:
@@ -290,6 +318,7 @@ class Scheduler:
             rows = [*self._batch.rows, *sequences]
             # Static caches get room for up to twice the rows, where memory allows.
             reserved = min(len(self._batch) + most, 1 << (len(rows) - 1).bit_length())
+            self._make_room(sequences, reserved)
             self._runner.preallocate(reserved, self._needs(rows, ()).columns)
             assert first.prefixes is not None
             self._runner.admit(first.prefixes, new)
@@ -306,6 +335,11 @@ class Scheduler:
         stay = {index for index in running if index < len(running)}
         movers = iter(index for index in running if index >= len(running))
         order = [i if i in stay else next(movers) for i in range(len(running))]
+        if self._kept.keeps:
+            room = self._room_to_keep([rows[index] for index in running])
+            for index, row in enumerate(rows):
+                if row.finish_reason is not None:
+                    self._kept.keep_row(index, row, room)
         self._runner.reorder(order)
         self._batch.reorder(order)
         return True
@@ -342,6 +376,54 @@ class Scheduler:
             self._runner.shrink(self._needs(self._batch.rows, ()).columns)
             fitting = self.budget.rows(needs, self._max_rows, self._runner.allocated_bytes())
         return fitting
+
+    def _make_room(self, joining: Sequence[SequenceState] = (), reserved: int = 0) -> None:
+        """Shrink kept prefixes to the memory that nothing else needs.
+
+        Args:
+            joining: rows that are about to join the batch; the prompt of the first is still held.
+            reserved: rows that static caches will have room for.
+        """
+        if self._kept.bytes:
+            self._kept.shrink(self._room_beside(self._batch.rows, joining, reserved))
+
+    def _room_to_keep(self, running: list[SequenceState] | None = None) -> int:
+        """Bytes that kept prefixes may take between two steps.
+
+        Args:
+            running: rows that stay in the batch; by default all.
+        """
+        rows = self._batch.rows
+        room = self._room_beside(rows if running is None else running)
+        if running is not None:
+            # Rows that have ended are still held, but no step is running.
+            needs = self._needs(rows, self._next_samples(), self._text())
+            held = self.budget.held(needs, needs.rows, self._runner.allocated_bytes())
+            room = min(room, self.budget.limit - held)
+        return room
+
+    def _room_beside(
+        self,
+        rows: list[SequenceState],
+        joining: Sequence[SequenceState] = (),
+        reserved: int = 0,
+    ) -> int:
+        """Bytes beside rows, one further row for every prompt that is held, and a step of them.
+
+        Args:
+            rows: of the batch.
+            joining: as for `_make_room`.
+            reserved: as for `_make_room`.
+        """
+        next_samples = list(self._next_samples())
+        held = {sample.request for sample in next_samples}
+        last = [sample for sample in joining[:1] if sample.request not in held]
+        planned = [*rows, *joining, *next_samples]
+        needs = self._needs(planned, [*next_samples, *last], self._text())
+        allocated = self._runner.allocated_bytes()
+        static = any(cache.static_shapes for cache in self._runner.caches.values())
+        most = max(needs.rows, reserved) if static else needs.rows
+        return self.budget.limit - self.budget.total(needs, rows=most, allocated=allocated)
 
     def _needs(
         self,
@@ -387,7 +469,8 @@ class Scheduler:
 
     def _next_samples(self) -> Iterator[SequenceState]:
         """The next sample of each prompt that is held beside the rows."""
-        return (waiting.sequences[0] for waiting in self._held.values())
+        held = self._held.values()
+        return (waiting.sequences[0] for waiting in held if waiting.sequences)
 
     def _text(self) -> Scoring | None:
         """The text that is being read."""

@@ -84,6 +84,7 @@ class SequenceState:
         tokens, sources, logprobs: of the answer so far, one entry per token.
         top_logprobs, why: the same, where the request wants them.
         error: what went wrong, where ``finish_reason`` is ``error``.
+        cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
     """
 
     request: Request
@@ -96,6 +97,7 @@ class SequenceState:
     why: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
     @property
     def _columns(self) -> tuple[list[Any], ...]:

@@ -27,6 +27,10 @@ def prefill_chunk(device: torch.device) -> int:
     return CPU_CHUNK if device.type == "cpu" else CHUNK
 
 
+# Keys and values of one layer: [heads, tokens, width of a head] each.
+_LayerBlock = tuple[Tensor, Tensor]
+
+
 class Forward(Protocol):
     """A model's forward over the rows of a cache."""
 
@@ -123,10 +127,15 @@ class BatchedKVCache:
         return self._tables.cache
 
     def prefill(
-        self, ids: Sequence[int], samples: int = 1, *, long: bool = False
+        self,
+        ids: Sequence[int],
+        samples: int = 1,
+        *,
+        begun: Prefix | None = None,
+        long: bool = False,
     ) -> Generator[int, None, Prefix]:
-        cache = SlotCache(1, len(ids))
-        for start in range(0, len(ids), self.chunk):
+        cache, first = (SlotCache(1, len(ids)), 0) if begun is None else (begun.cache, begun.length)
+        for start in range(first, len(ids), self.chunk):
             chunk = ids[start : start + self.chunk]
             self._read_alone(cache, start, chunk, 1, long)
             yield len(chunk)
@@ -147,6 +156,42 @@ class BatchedKVCache:
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:
         return self._shares and sharing_pays(tokens, samples)
+
+    def prefix_variant(self, tokens: int) -> int:  # noqa: ARG002
+        return 0
+
+    def copy_block(self, source: Prefix | int, start: int, stop: int) -> list[_LayerBlock]:
+        if isinstance(source, Prefix):
+            parts = [(source.cache, 0, start, stop)]
+        else:
+            shared = self._shared[source]
+            split = shared.length if shared else 0
+            (row,) = self._in_tables([source])
+            parts = [(self.cache, row, max(start, split) - split, max(stop, split) - split)]
+            if shared and start < split:
+                parts.insert(0, (shared.cache, 0, start, min(stop, split)))
+        block = []
+        for layers in zip(*(cache.layers for cache, *_ in parts), strict=True):
+            columns = [
+                (layer.keys[row, :, a:b], layer.values[row, :, a:b])
+                for layer, (_, row, a, b) in zip(layers, parts, strict=True)
+            ]
+            keys, values = zip(*columns, strict=True)
+            block.append((torch.cat(keys, dim=1), torch.cat(values, dim=1)))  # copies one part too
+        return block
+
+    def load_blocks(self, blocks: Sequence[list[_LayerBlock]], tokens: int, room: int) -> Prefix:
+        cache, start = SlotCache(1, room), 0
+        for block in blocks:
+            for index, (keys, values) in enumerate(block):
+                layer = cache.layer(index)
+                if not layer.is_initialized:
+                    layer.lazy_initialization(keys[None], values[None])
+                columns = min(keys.shape[1], tokens - start)
+                layer.keys[0, :, start : start + columns] = keys[:, :columns]
+                layer.values[0, :, start : start + columns] = values[:, :columns]
+            start += columns
+        return Prefix(cache, tokens)
 
     def extend(
         self, tokens: Tensor, counts: Sequence[int], keep: int, *, long: Sequence[bool] = ()

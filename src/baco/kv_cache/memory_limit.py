@@ -14,6 +14,8 @@ from baco.errors import BacoError
 
 # The share of free memory that caches may take by default.
 SHARE = 0.6
+# The share of free memory that kept prefixes may take, within that, where the user sets no limit.
+KEPT_SHARE = 0.1
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{end}": base**power
     for power, prefix in enumerate("kmgt", 1)
@@ -22,7 +24,9 @@ _UNITS = {"": 1, "b": 1} | {
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*|%)", re.IGNORECASE)
 
 
-def cache_bytes(memory: int | float | str | None, devices: Iterable[torch.device]) -> int:
+def cache_bytes(
+    memory: int | float | str | None, devices: Iterable[torch.device], freed: int = 0
+) -> int:
     """A memory limit in bytes.
 
     Args:
@@ -30,6 +34,7 @@ def cache_bytes(memory: int | float | str | None, devices: Iterable[torch.device
             memory that is free now, above 0 and up to 1, as a number or as in ``"40%"``; None for
             the default share.
         devices: where the caches are. A share refers to the device with the least free memory.
+        freed: bytes that count as free, since they are given back where caches need them.
 
     Raises:
         BacoError: the limit is none of these.
@@ -41,7 +46,7 @@ def cache_bytes(memory: int | float | str | None, devices: Iterable[torch.device
         return limit
     if limit > 1:
         raise _invalid(memory)
-    return int(min(free_bytes(device) for device in devices) * limit)
+    return int((min(free_bytes(device) for device in devices) + freed) * limit)
 
 
 def _parse(text: str) -> int | float:

@@ -87,12 +87,15 @@ class KVCache(Protocol):
     @property
     def tokens(self) -> int: ...
 
-    def prefill(self, ids: Sequence[int], samples: int = 1) -> Generator[int, None, Any]:
+    def prefill(
+        self, ids: Sequence[int], samples: int = 1, *, begun: Any = None
+    ) -> Generator[int, None, Any]:
         """Read a prompt once, chunk by chunk, beside the rows.
 
         Args:
             ids: the prompt.
             samples: how many rows will continue it.
+            begun: what `load_blocks` returned for the prompt's first tokens, which are not read.
 
         Yields:
             The number of tokens in each chunk, after reading it.
@@ -106,6 +109,31 @@ class KVCache(Protocol):
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:
         """Do this many samples of a prompt of this many tokens refer to one copy of it?"""
+
+    def prefix_variant(self, tokens: int) -> int:
+        """Texts exchange blocks with texts of the same variant only. It depends on how many tokens
+        of the text have been read.
+        """
+
+    def copy_block(self, source: Any, start: int, stop: int) -> Any:
+        """A copy of what is cached of some tokens of a text, for `load_blocks`.
+
+        Args:
+            source: a prefix, as `prefill` returns it, or the number of a row.
+            start, stop: the tokens. A cache that cannot be rolled back copies all of a text only.
+
+        Returns:
+            The copy; None if it could not be continued.
+        """
+
+    def load_blocks(self, blocks: Sequence[Any], tokens: int, room: int) -> Any:
+        """A prompt of which the first tokens have been read, for `prefill`.
+
+        Args:
+            blocks: of the prompt's first tokens, in order, as `copy_block` returned them.
+            tokens: how many tokens are taken; the last block may have more.
+            room: tokens of the whole prompt.
+        """
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         """Read more tokens of every row.

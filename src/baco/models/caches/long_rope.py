@@ -44,11 +44,11 @@ class LongRopeKVCache:
         return self._rows.tokens
 
     def prefill(
-        self, ids: Sequence[int], samples: int = 1
+        self, ids: Sequence[int], samples: int = 1, *, begun: Prefix | None = None
     ) -> Generator[int, None, tuple[Prefix, list[int]]]:
         # The next token decides: no logits are needed before it.
         long = self._rope.is_long(len(ids) + 1)
-        prefix = yield from self._rows.prefill(ids, samples, long=long)
+        prefix = yield from self._rows.prefill(ids, samples, begun=begun, long=long)
         return prefix, list(ids)
 
     def copy_prefix(self, prefix: tuple[Prefix, list[int]] | None, count: int) -> None:
@@ -59,6 +59,24 @@ class LongRopeKVCache:
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:
         return self._rows.shares_prefix(tokens, samples)
+
+    def prefix_variant(self, tokens: int) -> int:
+        return int(self._rope.is_long(tokens + 1))
+
+    def copy_block(
+        self, source: tuple[Prefix, list[int]] | int, start: int, stop: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        if not isinstance(source, int):
+            return self._rows.copy_block(source[0], start, stop)
+        # After a roll back, a row may still have the factors of a longer text.
+        if self._long[source] != self.prefix_variant(self.lengths[source]):
+            return None
+        return self._rows.copy_block(source, start, stop)
+
+    def load_blocks(
+        self, blocks: Sequence[list[tuple[Tensor, Tensor]]], tokens: int, room: int
+    ) -> Prefix:
+        return self._rows.load_blocks(blocks, tokens, room)
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         span = tokens.shape[1]

@@ -97,9 +97,11 @@ class PerRowKVCache:
         self,
         ids: Sequence[int],
         samples: int = 1,  # noqa: ARG002
+        *,
+        begun: tuple[dict[str, Any], int] | None = None,
     ) -> Generator[int, None, tuple[dict[str, Any], int]]:
-        state: dict[str, Any] = {}
-        for chunk in self._chunks(ids, self.chunk):
+        state, read = begun or ({}, 0)
+        for chunk in self._chunks(ids[read:], self.chunk):
             state = self._read(state, chunk)[1]
             yield len(chunk)
         return state, len(ids)
@@ -111,6 +113,26 @@ class PerRowKVCache:
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
         return False
+
+    def prefix_variant(self, tokens: int) -> int:  # noqa: ARG002
+        return 0
+
+    def copy_block(
+        self, source: tuple[dict[str, Any], int] | int, start: int, stop: int
+    ) -> dict[str, Any] | None:
+        if isinstance(source, int):
+            source = self.states[source], self.lengths[source]
+        state, length = source
+        return copy.deepcopy(state) if (start, stop) == (0, length) else None
+
+    def load_blocks(
+        self,
+        blocks: Sequence[dict[str, Any]],
+        tokens: int,
+        room: int,  # noqa: ARG002
+    ) -> tuple[dict[str, Any], int]:
+        (state,) = blocks
+        return copy.deepcopy(state), tokens
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         return extend_rows(tokens, counts, keep, self._extend_row)

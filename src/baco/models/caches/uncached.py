@@ -28,6 +28,8 @@ class NoKVCache:
         self,
         ids: Sequence[int],
         samples: int = 1,  # noqa: ARG002
+        *,
+        begun: list[int] | None = None,  # noqa: ARG002
     ) -> Generator[int, None, list[int]]:
         yield from ()
         return list(ids)
@@ -37,6 +39,15 @@ class NoKVCache:
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
         return False
+
+    def prefix_variant(self, tokens: int) -> int:  # noqa: ARG002
+        return 0
+
+    def copy_block(self, source: Any, start: int, stop: int) -> None:
+        """Nothing is held."""
+
+    def load_blocks(self, blocks: Sequence[Any], tokens: int, room: int) -> list[int]:  # noqa: ARG002
+        return []
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         return extend_rows(tokens, counts, keep, self._extend_row)
