@@ -1,7 +1,7 @@
 """``baco report``: a run as one page, with its tables and plots beside it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,12 +9,19 @@ from baco.cli import options as opt
 from baco.cli.console import note, out, print_json
 from baco.errors import BacoError
 
+if TYPE_CHECKING:
+    from baco.evaluation.report import Section
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to write to.  [default: RUN/report]"),
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", help="A study of this run: what its raters say gets a section."),
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -26,7 +33,7 @@ def report(
     check_libraries()
     from baco.evaluation.report import write_report
 
-    written = write_report(run, output)
+    written = write_report(run, output, added=[] if study is None else [_section(study)])
     if as_json:
         print_json(
             {
@@ -44,6 +51,17 @@ def report(
         for line in summary.lines:
             out().print(f"  {line}")
     note(f"report in {written.page}")
+
+
+def _section(path: Path) -> "Section":
+    from baco.study.study import Study
+    from baco.study.study_report import study_section
+
+    study = Study.open(path)
+    try:
+        return study_section(study)
+    finally:
+        study.close()
 
 
 def check_libraries() -> None:

@@ -99,13 +99,13 @@ def gwet_ac(counts: Floats, level: Level = "ordinal", weights: Floats | None = N
     with np.errstate(invalid="ignore", divide="ignore"):
         agreeing = (counts * (counts @ similar - 1)).sum(-1) / (size * (size - 1))
         share = counts / size[:, None]
-    used = weights[..., pairable]
-    agreed = (used @ agreeing[pairable]) / used.sum(-1)
-    used = weights[..., rated]
-    usual = (used @ share[rated]) / used.sum(-1)[..., None]
-    count = len(categories)
-    chance = similar.sum() / (count * (count - 1)) * (usual * (1 - usual)).sum(-1)
-    ac: Floats = (agreed - chance) / (1 - chance)
+        used = weights[..., pairable]
+        agreed = (used @ agreeing[pairable]) / used.sum(-1)
+        used = weights[..., rated]
+        usual = (used @ share[rated]) / used.sum(-1)[..., None]
+        count = len(categories)
+        chance = similar.sum() / (count * (count - 1)) * (usual * (1 - usual)).sum(-1)
+        ac: Floats = (agreed - chance) / (1 - chance)
     return ac
 
 

@@ -303,6 +303,10 @@ def _lines(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -
         if section:
             yield f"## {title}\n"
             yield from (table.markdown() for table in section)
+    for added in content["added"]:
+        yield f"## {added.title}\n"
+        yield from (f"{paragraph}\n" for paragraph in added.paragraphs)
+        yield from (table.markdown() for table in added.tables)
     yield f"## How it was made\n\n```sh\n{content['command']}\n```\n"
     yield from (f"- {name}: {value}" for name, value in content["facts"])
     yield "\n### Definitions\n"

@@ -12,6 +12,7 @@ from baco.evaluation.report.content import Summary, content, markdown, summarise
 from baco.evaluation.report.load_scores import TaskScores, by_pair, load_scores
 from baco.evaluation.report.ranking import Ranking, rank
 from baco.evaluation.report.results import sections
+from baco.evaluation.report.tables import Section
 from baco.evaluation.store import Run
 from baco.files import write_atomic
 
@@ -29,13 +30,19 @@ class Report:
     summaries: Sequence[Summary]
 
 
-def write_report(path: Path, out: Path | None = None, resamples: int = 2000) -> Report:
+def write_report(
+    path: Path,
+    out: Path | None = None,
+    resamples: int = 2000,
+    added: Sequence[Section] = (),
+) -> Report:
     """Write a run's report: `index.html`, `report.md`, `tables/*.csv`, `plots/*.svg` and `.png`.
 
     Args:
         path: the run's directory.
         out: the folder to write to, RUN/report by default; files of an earlier report are replaced.
         resamples: for the intervals.
+        added: sections that other parts of BACo bring, such as a study's.
 
     Raises:
         BacoError: no run, one without samples or scores, or a folder that cannot be written.
@@ -47,12 +54,12 @@ def write_report(path: Path, out: Path | None = None, resamples: int = 2000) -> 
     looks = plots.looks(families)
     tables = sections(rankings)
     summaries = [summarise(ranking) for ranking in rankings]
-    text = content(run, rankings, tables, summaries)
+    text = content(run, rankings, tables, summaries) | {"added": added}
     folder = out or path / "report"
     try:
         for name in ("tables", "plots"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for table in tables.all:
+        for table in (*tables.all, *(table for section in added for table in section.tables)):
             write_atomic(folder / "tables" / f"{table.name}.csv", table.csv())
         stems = plots.draw(folder / "plots", rankings, looks)
         write_atomic(folder / "report.md", markdown(text, tables, stems))

@@ -151,13 +151,8 @@ def render(
         coverages: a Vega-Lite specification for each pair.
         content: the template's other variables.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
-    )
-    environment.globals["interval"] = _with_interval
     data = {
         "views": views,
         "looks": {
@@ -166,15 +161,31 @@ def render(
         },
     }
     specs = {"plane": plots.page_plane(), "coverages": coverages}
-    return environment.from_string(_source("page.html.jinja")).render(
+    html: str = template(source("page.html.jinja")).render(
         version=__version__,
-        css=Markup(_source("page.css")),
-        script=Markup("\n".join(_source(f"script/{name}.js") for name in SCRIPT)),
+        css=Markup(source("page.css")),
+        script=Markup("\n".join(source(f"script/{name}.js") for name in SCRIPT)),
         vega=Markup(plots.vega_script()),
         data=Markup(_embedded(data)),
         specs=Markup(_embedded(specs)),
         **content,
     )
+    return html
+
+
+def template(text: str) -> Any:
+    """A Jinja template that escapes all it shows and can import ``table.html.jinja``."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+        loader=FunctionLoader(source),
+    )
+    environment.globals["interval"] = _with_interval
+    return environment.from_string(text)
 
 
 def _shown(value: Any) -> Any:
@@ -200,7 +211,8 @@ def _embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The text of a file of this package."""
     return resources.files("baco.evaluation.report").joinpath(name).read_text("utf-8")
 
 

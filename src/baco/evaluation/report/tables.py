@@ -88,6 +88,25 @@ class Table:
         return out.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section that another part of BACo adds to the report of a run.
+
+    Attributes:
+        name: its id in the page.
+        title: its heading.
+        short: its name in the page's navigation.
+        paragraphs: of text.
+        tables: of figures.
+    """
+
+    name: str
+    title: str
+    short: str
+    paragraphs: Sequence[str]
+    tables: Sequence[Table]
+
+
 def written(cell: Cell, form: Form) -> str:
     """The text of a cell: `0.516 [0.463, 0.567]`, `32.7%`, `< 0.001`, `–` for None."""
     if cell is None:
