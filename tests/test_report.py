@@ -16,7 +16,7 @@ import pytest
 from baco.cli import run as baco
 from baco.evaluation.indicators import Estimate, Measured, indicators
 from baco.evaluation.records import Prompt
-from baco.evaluation.report import write_report
+from baco.evaluation.report import Section, write_report
 from baco.evaluation.report.content import order_of_routers, summarise
 from baco.evaluation.report.load_scores import Cost, TaskScores, load_scores
 from baco.evaluation.report.page import LONGEST, choose
@@ -60,6 +60,22 @@ def test_coverage_and_dominance_in_the_tables_are_the_frontiers(reported: Path) 
     assert order == sorted(order, reverse=True)
     share = sum(float(row["Dominance, overall"]) for row in rows)
     assert share == pytest.approx(1, abs=1e-4)
+
+
+def test_an_added_section_is_in_page_markdown_and_tables(reported: Path, tmp_path: Path) -> None:
+    table = Table(
+        "added", "A <table>", "Read it.", [Column("x"), Column("y", "percent")], [["a", 0.5]]
+    )
+    section = Section("extra", "Extra & more", "Extra", ["One <b>paragraph</b>."], [table])
+    written = write_report(reported, tmp_path, resamples=20, added=[section])
+    page = written.page.read_text(encoding="utf-8")
+    assert '<a href="#extra">Extra</a>' in page
+    assert "Extra &amp; more" in page
+    assert "One &lt;b&gt;paragraph&lt;/b&gt;." in page
+    assert "50.0%" in page
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## Extra & more" in markdown
+    assert rows_of(tmp_path / "tables/added.csv") == [{"x": "a", "y": "0.5"}]
 
 
 def test_every_sub_space_has_its_column_and_their_mean_is_summary_of_each_kind(

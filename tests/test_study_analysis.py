@@ -220,7 +220,7 @@ def test_a_study_without_judgments_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_output_says_that_raters_are_simulated(study: Study, tmp_path: Path) -> None:
-    written = write_study_report(study, tmp_path)
+    written = write_study_report(study, tmp_path, metrics=False)
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert {"index.html", "report.md", "results.json", "contrasts.csv"} <= names
     assert {"contrasts-preference.svg", "contrasts-rating.png"} <= names
@@ -252,7 +252,7 @@ def test_people_and_simulated_raters_together_are_told_apart(
 def test_texts_of_the_plan_are_escaped(study: Study, tmp_path: Path) -> None:
     plan = dataclasses.replace(study.plan, notes="<img src=x onerror=alert(1)>")
     study.store.adopt(plan, "notes with <markup>")
-    written = write_study_report(dataclasses.replace(study, plan=plan), tmp_path)
+    written = write_study_report(dataclasses.replace(study, plan=plan), tmp_path, metrics=False)
     page = written.page.read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert "notes with &lt;markup&gt;" in page
@@ -300,13 +300,17 @@ def test_another_run_is_refused(study: Study, tmp_path: Path) -> None:
         validity(study, [], Run.open(run.path))
 
 
-def test_the_section_for_a_runs_report_has_the_planned_contrasts(study: Study) -> None:
-    section = study_section(study)
+def test_the_section_for_a_runs_report_has_the_planned_contrasts(
+    study: Study, tmp_path: Path
+) -> None:
+    section = study_section(study, write_run(tmp_path / "run"))
     assert section.title == "What raters say (simulated)"
     assert section.paragraphs[0] == SIMULATED
     (table,) = section.tables
     assert table.name == "study-contrasts"
     assert len(table.rows) == 3
+    with pytest.raises(BacoError, match="has no method 'P-Punc"):
+        study_section(study, write_run(tmp_path / "other", methods=METHODS[1:]))
 
 
 def test_imported_raters_without_checks_or_times_are_kept(

@@ -33,7 +33,7 @@ def report(
     check_libraries()
     from baco.evaluation.report import write_report
 
-    written = write_report(run, output, added=[] if study is None else [_section(study)])
+    written = write_report(run, output, added=[] if study is None else [_section(study, run)])
     if as_json:
         print_json(
             {
@@ -53,13 +53,14 @@ def report(
     note(f"report in {written.page}")
 
 
-def _section(path: Path) -> "Section":
+def _section(path: Path, run: Path) -> "Section":
+    from baco.evaluation.store import Run
     from baco.study.study import Study
     from baco.study.study_report import study_section
 
     study = Study.open(path)
     try:
-        return study_section(study)
+        return study_section(study, Run.open(run))
     finally:
         study.close()
 

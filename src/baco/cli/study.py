@@ -11,13 +11,12 @@ import typer
 
 from baco.cli import options as opt
 from baco.cli.console import note, out, print_json
+from baco.cli.study_analysis import StudyPath, power, report, simulate
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.study.build import StudyOptions
     from baco.study.study import Study
-
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The directory of a study.")]
 
 study = typer.Typer(no_args_is_help=True, help="Plan, run and analyse a study with human raters.")
 
@@ -364,11 +363,14 @@ def _show(line: str) -> None:
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     plan: "baco study plan runs/demo --methods P-Punc:0.4 aligned base --task demo --out study",
+    power: "baco study power study --effect 0.65",
     serve: "baco study serve study --port 8400",
     status: "baco study status study",
     amend: "baco study amend study --reason 'six more raters'",
     export: "baco study export study --to csv",
     import_: "baco study import study answers.csv",
+    simulate: "baco study simulate study --raters 24 --effect 0.6",
+    report: "baco study report study --run runs/demo",
 }
 for _command, _example in _EXAMPLES.items():
     name = _command.__name__.rstrip("_")  # import is a word of the language

@@ -121,22 +121,23 @@ def power(
         )
     else:
         table = Table(box=None)
-        for name in ("contrast", "test", "judgments", "power", "uncorrected"):
-            table.add_column(name)
-        wanted = f"{plan.analysis.power:.0%}"
-        table.add_column(f"raters for {wanted}")
-        table.add_column(f"judgments for {wanted}")
-        table.add_column(f"or prompts for {wanted}")
+        table.add_column("contrast")
+        for name in ("planned", "power", "alone", "needs", "raters", "or prompts"):
+            table.add_column(name, justify="right")
         for p in powers:
             table.add_row(
                 p.contrast.id,
-                p.contrast.test,
                 str(p.judgments),
                 f"{p.power:.0%}",
                 f"{p.alone:.0%}",
-                *(_number(n) for n in (p.raters_needed, p.judgments_needed, p.prompts_needed)),
+                *(_number(n) for n in (p.judgments_needed, p.raters_needed, p.prompts_needed)),
             )
         out().print(table)
+        note(
+            "planned, needs: judgments; power: with Holm's correction, alone: without. For "
+            f"{plan.analysis.power:.0%} a contrast needs these raters with the planned prompts, or "
+            "these prompts with the planned raters"
+        )
     for p in powers:
         if not p.sufficient(plan):
             note(f"warning: {p.contrast.id} has a power of {p.power:.0%}: {_advice(p)}")
@@ -212,6 +213,9 @@ def report(
         list[str] | None,
         typer.Option("--model", help="A metric's model, as ROLE=ID_OR_FOLDER, as in baco score."),
     ] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="Compare automatic metrics of the shown answers with raters.")
+    ] = True,
     as_json: opt.AsJson = False,
 ) -> None:
     """Analyse the judgments as the plan says, and write the report.
@@ -229,7 +233,9 @@ def report(
     models = MetricOptions(model=model).models()
     opened = Study.open(study)
     try:
-        written = write_study_report(opened, output, None if run is None else Run.open(run), models)
+        written = write_study_report(
+            opened, output, None if run is None else Run.open(run), models, metrics=metrics
+        )
     finally:
         opened.close()
     if as_json:

@@ -15,7 +15,7 @@ from baco.study.analysis import StudyResults, analyse
 from baco.study.exclusions import exclude
 from baco.study.findings import DEFINITIONS, Findings, estimate_rows, findings, marked
 from baco.study.study import Study
-from baco.study.validity import Validity, validity
+from baco.study.validity import Validity, check_run, validity
 from baco.version import __version__
 
 # Of the plots on white paper, and one that is faint on white and on black.
@@ -43,6 +43,8 @@ def write_study_report(
     out: Path | None = None,
     run: Run | None = None,
     models: Mapping[str, str] | None = None,
+    *,
+    metrics: bool = True,
 ) -> StudyReport:
     """Write a study's report: `index.html`, `report.md`, `results.json`, `tables/`, `plots/`.
 
@@ -52,11 +54,12 @@ def write_study_report(
             replaced.
         run: that the answers come from, for the automatic metrics.
         models: for the automatic metrics, by role.
+        metrics: whether these are computed and compared with the judgments.
 
     Raises:
         BacoError: no judgments yet, another run, or a folder that cannot be written.
     """
-    results, found = study_findings(study, run, models)
+    results, found = study_findings(study, run, models, metrics=metrics)
     charts = contrast_charts(results)
     folder = out or study.path / "report"
     try:
@@ -79,12 +82,13 @@ def write_study_report(
     return StudyReport(folder / "index.html", found, results)
 
 
-def study_section(study: Study) -> Section:
-    """The study as a section of the report of a run.
+def study_section(study: Study, run: Run) -> Section:
+    """The study as a section of the report of its run.
 
     Raises:
-        BacoError: no judgments yet.
+        BacoError: no judgments yet, or another run.
     """
+    check_run(study.plan, run)
     _, found = study_findings(study, metrics=False)
     return found.section()
 
@@ -100,8 +104,7 @@ def study_findings(
 
     Args:
         study: with judgments.
-        run, models: see `write_study_report`.
-        metrics: whether automatic metrics are computed and compared with the judgments.
+        run, models, metrics: see `write_study_report`.
 
     Raises:
         BacoError: no judgments yet, or another run.

@@ -84,7 +84,7 @@ def validity(
         BacoError: a run that is not the one of the plan.
     """
     if run is not None:
-        _check_run(study.plan, run)
+        check_run(study.plan, run)
     plan = study.plan
     scores, unavailable = _scores(study, run, models or {})
     correlations = [
@@ -107,13 +107,25 @@ def validity(
     return Validity(correlations, means, unavailable)
 
 
-def _check_run(plan: Plan, run: Run) -> None:
+def check_run(plan: Plan, run: Run) -> None:
+    """Check that a plan's answers can come from a run.
+
+    Raises:
+        BacoError: the run lacks the plan's task or one of its methods.
+    """
     tasks = [task["name"] for task in run.config["tasks"]]
+    labels = [setting.label for setting in run.settings]
+    missing = next((m for m in plan.methods if m not in labels), None)
     if plan.origin.task not in tasks:
-        raise BacoError(
-            f"{run.path} has no task {plan.origin.task!r}, which the plan's answers come from: "
-            f"give the run {plan.origin.run!r}"
-        )
+        lacking = f"task {plan.origin.task!r}"
+    elif missing is not None:
+        lacking = f"method {missing!r}"
+    else:
+        return
+    raise BacoError(
+        f"{run.path} has no {lacking}, which the study's answers come from: give the run "
+        f"{plan.origin.run!r}"
+    )
 
 
 def _scores(
