@@ -92,7 +92,7 @@ def test_when_the_retrying_call_is_cancelled_another_one_retries(
     outage = Outage()
     with (
         listening(Door(Backing(server.url), outage)) as url,
-        remote(server.url, aligned_url=url, retries=12) as remote_pair,
+        remote(server.url, aligned_url=url, retries=500) as remote_pair,
     ):
         outage.on = True
         decoder = remote_pair.decoder()

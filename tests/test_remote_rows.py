@@ -140,7 +140,7 @@ def test_probability_of_an_ambiguous_token_name_stays_open(demo: Baco) -> None:
 
 def test_pauses_grow_and_retry_after_takes_precedence() -> None:
     patience = Patience()
-    for attempt, middle in ((1, 0.25), (3, 1.0), (9, 8.0)):
+    for attempt, middle in ((1, 0.25), (3, 1.0), (9, 8.0), (5000, 8.0)):
         pauses = {patience.pause_after(attempt, None) for _ in range(50)}
         assert len(pauses) > 1
         assert all(middle / 2 <= pause <= middle * 1.5 for pause in pauses)

@@ -444,7 +444,7 @@ def test_a_server_that_is_killed_and_restarted_loses_no_answer(
     expected = [demo.generate(prompt, **settings)[0].token_ids for prompt in prompts[:4]] * 5
     try:
         with (
-            remote(server.url, aligned_url=url, retries=12) as remote_pair,
+            remote(server.url, aligned_url=url, retries=500) as remote_pair,
             ThreadPoolExecutor(1) as pool,
         ):
             writing = pool.submit(remote_pair.generate_batch, prompts, **settings)

@@ -59,7 +59,7 @@ class Patience:
 
     def pause_after(self, attempt: int, retry_after: float | None) -> float:
         """Seconds to wait after try ``attempt``, from 1; ``retry_after`` is the server's header."""
-        doubled: float = min(self.pause * 2.0 ** (attempt - 1), self.max_pause)
+        doubled: float = min(self.pause * 2.0 ** min(attempt - 1, 60), self.max_pause)
         pause = doubled * random.uniform(0.5, 1.5)
         if retry_after is None:
             return pause
