@@ -23,12 +23,13 @@ from baco.bench.measure import machine, prompts_for, repeated_tasks
 from baco.bench.race import Entry, race
 from baco.engine.speculative import proposer
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.engine.speculative.cost_model import DraftPlanner
+from baco.engine.speculative.cost_model import NO_DRAFT, DraftPlanner
 from baco.models.forward import packed_linear
 from baco.models.known_pairs import DEMO
 from baco.models.pair import load_pair
 from baco.routing.parser import router
 from baco.sampling import sampler
+from baco.sampling.noise import gumbel
 from benchmarks.real_weights import named
 
 
@@ -52,13 +53,13 @@ def _torch_draw(logits: Any, likeliest: Any, params: Any, keys: Any) -> Any:
     greedy = params.temperature == 0
     scaled = logits / params.temperature.masked_fill(greedy, 1.0)[:, None]
     ids = torch.arange(logits.shape[-1])
-    noise = sampler.gumbel(keys[:, None, :], ids)
+    noise = gumbel(keys[:, None, :], ids)
     return torch.where(greedy, likeliest, (sampler.truncate(scaled, params) + noise).argmax(dim=-1))
 
 
 # Each optimisation, and what turns it off.
 OFF: dict[str, Callable[[], Any]] = {
-    "drafts": lambda: replaced(DraftPlanner, "plan", lambda *_: proposer.NO_DRAFT),
+    "drafts": lambda: replaced(DraftPlanner, "plan", lambda *_: NO_DRAFT),
     "bonus token": lambda: replaced(DraftPlanner, "bonus_pays", lambda *_: False),
     "confidence buckets": lambda: replaced(AcceptanceStats, "probability", _mean_rate),
     "pauses of the planner": lambda: replaced(proposer, "_ROWS_PER_PAUSED_STEP", 10**9),

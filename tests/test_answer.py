@@ -275,6 +275,10 @@ def test_diagnosis_of_the_demo_pair_is_good_and_of_twins_useless(demo: Baco, lla
     assert diagnosis.entropy_base > 1.2 * diagnosis.entropy_aligned
     shares = [diagnosis.base_share[f"P:{gamma}"] for gamma in ("0.1", "0.3", "0.5", "0.7")]
     assert shares == sorted(shares)
+    assert set(diagnosis.forwards.values()) == {"BACo's own forward, all rows at once"}
+    for milliseconds in diagnosis.forward_ms.values():
+        assert list(milliseconds) == ["1", "8"]
+        assert min(milliseconds.values()) > 0
     figures = {
         "agreement": 0.99,
         "overlap": 0.98,

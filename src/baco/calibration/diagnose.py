@@ -14,8 +14,11 @@ import torch
 from baco.api import Baco
 from baco.calibration.agreement import Agreement, PromptGain, routers
 from baco.errors import BacoError
+from baco.kv_cache.protocol import finish
+from baco.models.model import PairModel
 from baco.models.pair import Pair
 from baco.outputs import Completion, check_whole
+from baco.source import MODELS
 from baco.text.prompts import Prompt
 from baco.text.token_bytes import spell
 from baco.text.vocabulary import Role
@@ -23,6 +26,8 @@ from baco.text.vocabulary import Role
 # The routers that answer the prompts: both models, at the paper's middle threshold, and each alone.
 TOGETHER = "P-Punc:0.4"
 ANSWERERS = (TOGETHER, "Aligned", "Base")
+# A forward is timed this often, behind a text of this many tokens.
+TIMED_FORWARDS, TIMED_TOKENS = 5, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Diagnosis:
         pair: its name.
         weights: each model's number format and device.
         forwards: which forward runs each model.
+        forward_ms: milliseconds of that forward over one token of 1 row and of 8 rows.
         prompts, positions: how many were read.
         agreement: share of positions where both models have the same most likely token.
         agreement_by_role: the same, by the role of the base model's most likely token.
@@ -53,6 +59,7 @@ class Diagnosis:
     pair: str
     weights: dict[str, str]
     forwards: dict[str, str]
+    forward_ms: dict[str, dict[str, float]]
     prompts: int
     positions: int
     agreement: float
@@ -178,7 +185,8 @@ def _conclude(
     return Diagnosis(
         pair=pair.name,
         weights=pair.weights_formats,
-        forwards={"base": pair.base.path, "aligned": pair.aligned.path},
+        forwards={source: pair.model(source).path for source in MODELS},
+        forward_ms={source: _forward_ms(pair.model(source)) for source in MODELS},
         prompts=prompts,
         positions=n,
         agreement_by_role={
@@ -198,6 +206,23 @@ def _conclude(
         reasons=reasons,
         **figures,
     )
+
+
+@torch.inference_mode()
+def _forward_ms(model: PairModel) -> dict[str, float]:
+    """The least milliseconds of a forward of one token, by the number of rows."""
+    least = {}
+    for rows in (1, 8):
+        cache = model.new_cache()
+        cache.copy_prefix(finish(cache.prefill([0] * TIMED_TOKENS)), rows)
+        seconds = []
+        for repeat in range(TIMED_FORWARDS):
+            start = time.perf_counter()
+            logits = cache.extend(torch.full((rows, 1), repeat), [1] * rows, 1)
+            logits[:, -1, 0].tolist()  # waits for the device
+            seconds.append(time.perf_counter() - start)
+        least[str(rows)] = 1000 * min(seconds)
+    return least
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,12 @@ def _show(result: "Diagnosis") -> None:
     for reason in result.reasons:
         console.print(f"- {reason}")
     for source, weights in result.weights.items():
-        console.print(f"{source}: {weights}; read by {result.forwards[source]}", style="dim")
+        times = " and ".join(
+            f"{ms:.3g} ms for {rows} row{'s' if rows != '1' else ''}"
+            for rows, ms in result.forward_ms[source].items()
+        )
+        forward = f"read by {result.forwards[source]}: {times}"
+        console.print(f"{source}: {weights}; {forward}", style="dim")
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:
