@@ -144,20 +144,9 @@ class ModelRunner:
         """Both models' logits at the positions, from one forward."""
         positions = draft.positions
         counts = [count - 1 for count in positions.counts]
-        unread, drafted = zip(*(self._to_read(model, counts) for model in MODELS), strict=True)
-        lengths = [list(map(_num_to_read, *own)) for own in zip(unread, drafted, strict=True)]
-        span = max(map(max, lengths))
-        base, aligned = (
-            _flush_right(own, positions.draft_tokens, own_drafted, span)
-            for own, own_drafted in zip(unread, drafted, strict=True)
-        )
-        logits = joint.extend((base, aligned), (lengths[0], lengths[1]), positions.most)
-        return _merged(
-            *(
-                _split(draft, model, self._to_batch(model, own))
-                for model, own in zip(MODELS, logits, strict=True)
-            )
-        )
+        logits = self.read_both(joint, positions.draft_tokens, counts, positions.most)
+        base, aligned = (_split(draft, *own) for own in zip(MODELS, logits, strict=True))
+        return _merged(base, aligned)
 
     def _read_draft(self, draft: Draft, model: Source) -> Tensor:
         positions, bonus = draft.positions, int(draft.wants_bonus)
@@ -180,6 +169,23 @@ class ModelRunner:
         lengths = list(map(_num_to_read, unread, drafted))
         tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
         return self._to_batch(name, self.caches[name].extend(tokens, lengths, keep))
+
+    def read_both(
+        self, joint: JointKVCache, draft_tokens: Tensor, counts: Sequence[int], keep: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `read`, with both models of the pair in one forward."""
+        (base, base_drafted), (aligned, aligned_drafted) = (
+            self._to_read(model, counts) for model in MODELS
+        )
+        base_lengths = list(map(_num_to_read, base, base_drafted))
+        aligned_lengths = list(map(_num_to_read, aligned, aligned_drafted))
+        span = max(*base_lengths, *aligned_lengths)
+        tokens = (
+            _flush_right(base, draft_tokens, base_drafted, span),
+            _flush_right(aligned, draft_tokens, aligned_drafted, span),
+        )
+        logits = joint.extend(tokens, (base_lengths, aligned_lengths), keep)
+        return self._to_batch("base", logits[0]), self._to_batch("aligned", logits[1])
 
     def _to_read(self, name: str, counts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
         """What a model reads of every row: the tokens that it has not read, and how many of
