@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco
 from baco.engine.engine import Engine
@@ -17,6 +21,8 @@ from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.cost_model import NO_DRAFT, Cost, DraftPlanner
 from baco.kv_cache import shared_prefix as prefixes
 from baco.kv_cache.batched import BatchedKVCache
+from baco.kv_cache.protocol import finish
+from baco.models.forward.adapted import AdaptedForward
 from baco.models.pair import Pair
 from tests.fuzzing import budget
 from tests.live import LiveStorages, cache_tables, needed
@@ -26,25 +32,44 @@ from tests.test_engine import reference, rules, tokens_and_sources, without_turn
 ROUTERS = ("P:0.3", "H:2", "Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
 TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 4
 # The own forward; and that of transformers, which reads weights that were not laid out.
-FORWARDS = {"own": ("llama", True), "of transformers": ("gemma2", False)}
+ARCHITECTURES = {"own": ("llama", True), "of transformers": ("qwen3", False)}
+SHARED = ("two prompts", "adapter")
+KINDS = tuple(product(ARCHITECTURES, SHARED))
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Answers = list[tuple[list[int], list[str]]]
 
 
 @pytest.fixture(scope="module")
-def two_prompts(random_pair: Callable[..., PairFolder]) -> Callable[[str], Baco]:
-    loaded: dict[str, Baco] = {}
+def load(
+    random_pair: Callable[..., PairFolder], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Baco]:
+    loaded: dict[tuple[str, str], Baco] = {}
 
-    def load(forward: str) -> Baco:
-        if forward not in loaded:
-            architecture, packed = FORWARDS[forward]
-            model = str(random_pair(architecture, noise=0.3).aligned)
-            options: dict[str, Any] = {"dtype": "float32", "packed": packed}
-            loaded[forward] = Baco.load(base=model, aligned=model, **options)
-            own = "BACo's own forward" if packed else "the forward of transformers"
-            assert loaded[forward].pair.base.path.startswith(own)
-        return loaded[forward]
+    def load(forward: str = "own", shared: str = "two prompts") -> Baco:
+        if (forward, shared) in loaded:
+            return loaded[forward, shared]
+        architecture, packed = ARCHITECTURES[forward]
+        folder = random_pair(architecture, noise=0.3)
+        if shared == "adapter":
+            models = save_adapter(folder, tmp_path_factory.mktemp("adapter"))
+        else:
+            models = {"base": str(folder.aligned), "aligned": str(folder.aligned)}
+        baco = Baco.load(**models, dtype="float32", packed=packed)
+        own = "BACo's own forward" if packed else "the forward of transformers"
+        assert all(model.path.startswith(own) for model in (baco.pair.base, baco.pair.aligned))
+        return loaded.setdefault((forward, shared), baco)
 
     return load
+
+
+def save_adapter(folder: PairFolder, target: Path, **options: Any) -> dict[str, Any]:
+    """A random adapter over the base model of a pair."""
+    torch.manual_seed(0)
+    config = {"r": 4, "target_modules": LINEARS, "init_lora_weights": False} | options
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder.base), LoraConfig(**config))
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(target)
+    return {"base": str(folder.base), "aligned": str(target)}
 
 
 @pytest.fixture
@@ -80,7 +105,7 @@ def decode(pair: Pair, requests: list[Request], **options: Any) -> tuple[Answers
     return [(row.tokens, list(row.sources)) for row in rows], engine
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(("forward", "shared"), KINDS)
 @settings(max_examples=budget(10))
 @given(
     asked=st.lists(
@@ -100,15 +125,16 @@ def decode(pair: Pair, requests: list[Request], **options: Any) -> tuple[Answers
     saved=st.sampled_from((1, 2**40)),
 )
 def test_answers_are_those_of_two_forwards(
-    two_prompts: Callable[[str], Baco],
+    load: Callable[..., Baco],
     forward: str,
+    shared: str,
     asked: list[tuple[int, str, int, int, float]],
     seed: int,
     rows: int,
     speculate: bool,
     saved: int,
 ) -> None:
-    baco = two_prompts(forward)
+    baco = load(forward, shared)
     requests = [
         request(baco, length, router, n=n, max_tokens=most, temperature=warmth, seed=seed + index)
         for index, (length, router, n, most, warmth) in enumerate(asked)
@@ -121,11 +147,11 @@ def test_answers_are_those_of_two_forwards(
     assert engine._runner.caches["base"].cache is engine._runner.caches["aligned"].cache  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(("forward", "shared"), KINDS)
 def test_a_naive_loop_over_both_prompts_gives_the_same_answers(
-    two_prompts: Callable[[str], Baco], forward: str
+    load: Callable[..., Baco], forward: str, shared: str
 ) -> None:
-    baco = without_turn_cut(two_prompts(forward))
+    baco = without_turn_cut(load(forward, shared))
     sources: set[str] = set()
     for spelling, rule in list(rules(baco.pair).items())[::3]:
         for temperature in (0.0, 1.0):
@@ -137,8 +163,8 @@ def test_a_naive_loop_over_both_prompts_gives_the_same_answers(
     assert sources == {"base", "aligned"}
 
 
-def test_a_step_reads_the_weights_once(two_prompts: Callable[[str], Baco]) -> None:
-    baco = two_prompts("own")
+def test_a_step_reads_the_weights_once(load: Callable[..., Baco]) -> None:
+    baco = load()
     joint = baco.pair.joint
     assert not isinstance(joint, str)
     sizes: list[tuple[int, int]] = []
@@ -171,9 +197,9 @@ def test_no_model_runs_ahead_of_the_other_where_one_forward_reads_both() -> None
 
 
 def test_memory_that_is_counted_is_what_both_models_take(
-    two_prompts: Callable[[str], Baco], ledger: LiveStorages
+    load: Callable[..., Baco], ledger: LiveStorages
 ) -> None:
-    baco = two_prompts("own")
+    baco = load()
     asked = [request(baco, length, "Rand:0.5", n=3, max_tokens=30) for length in (200, 8, 90)]
     limit = needed(Engine(baco.pair), asked[0], 4)
     ledger.peak = 0
@@ -184,8 +210,8 @@ def test_memory_that_is_counted_is_what_both_models_take(
     assert engine._runner.allocated_bytes() == {"base": 0, "aligned": 0}
 
 
-def test_rows_that_left_take_no_room_in_longer_tables(two_prompts: Callable[[str], Baco]) -> None:
-    baco = two_prompts("own")
+def test_rows_that_left_take_no_room_in_longer_tables(load: Callable[..., Baco]) -> None:
+    baco = load()
     engine = Engine(baco.pair)
     engine.add(request(baco, 8, "Rand:0.5", n=20, max_tokens=4))
     engine.add(request(baco, 8, "Rand:0.5", n=1, max_tokens=90))
@@ -227,3 +253,66 @@ def test_damaged_logits_end_only_their_own_rows(random_pair: Callable[..., PairF
             tokens_and_sources(one) for one in expected
         ]
         assert [one.finish_reason for one in broken] == ["error"] * 3
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "all layers": {},
+    "some layers": {"target_modules": ["k_proj", "down_proj"]},
+    "other ranks and scales": {
+        "rank_pattern": {"q_proj": 2, "gate_proj": 8},
+        "alpha_pattern": {"v_proj": 32},
+    },
+    "scaled by the root of the rank": {"use_rslora": True, "lora_alpha": 3},
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_own_forward_computes_what_peft_computes(
+    random_pair: Callable[..., PairFolder], tmp_path: Path, kind: str
+) -> None:
+    models = save_adapter(random_pair("llama", noise=0.3), tmp_path, **ADAPTERS[kind])
+    pair = Baco.load(**models, dtype="float32").pair
+    ids = list(range(3, 40))
+    for model in (pair.base, pair.aligned):
+        cache = model.new_cache()
+        cache.copy_prefix(finish(cache.prefill(ids[:-3])), 1)
+        logits = model.to_common_vocab(cache.extend(torch.tensor([ids[-3:]]), [3], 3))[0]
+        assert torch.allclose(logits, model.score(ids)[-3:], atol=1e-3)
+    assert (pair.base.score(ids) - pair.aligned.score(ids)).abs().max() > 0.1
+    assert not isinstance(pair.joint, str)
+    assert isinstance(pair.joint.forward, AdaptedForward)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "normed weights": ({"use_dora": True}, "is not of plain low-rank products"),
+    "biases": ({"lora_bias": True}, "is not of plain low-rank products"),
+    "head of its own": ({"modules_to_save": ["lm_head"]}, "brings embeddings or layers"),
+    "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, "is not of plain low-rank"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_adapter_that_cannot_be_mixed_is_read_in_two_forwards(
+    random_pair: Callable[..., PairFolder], tmp_path: Path, kind: str
+) -> None:
+    options, reason = OTHERS[kind]
+    baco = Baco.load(
+        **save_adapter(random_pair("llama", noise=0.3), tmp_path, **options), dtype="float32"
+    )
+    assert isinstance(baco.pair.joint, str)
+    assert reason in baco.pair.joint
+    assert reason in baco.pair.aligned.path
+    assert all(one.error is None for one in baco.generate("Plan a walk.", n=2, max_tokens=4))
+
+
+def test_an_adapter_of_the_head_is_mixed_by_peft(
+    random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    options = {"target_modules": ["q_proj", "lm_head"]}
+    baco = Baco.load(
+        **save_adapter(random_pair("llama", noise=0.3), tmp_path, **options), dtype="float32"
+    )
+    assert "changes embeddings or the head" in baco.pair.aligned.path
+    assert not isinstance(baco.pair.joint, str)
+    asked = [request(baco, 40, "Rand:0.5", n=3, seed=1, max_tokens=12)]
+    assert decode(baco.pair, asked)[0] == decode(separate(baco.pair), asked)[0]

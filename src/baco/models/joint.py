@@ -4,7 +4,8 @@ One model under two prompts, and a base model with its adapter, multiply with th
 of both in one forward read these weights once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch import Tensor
 from baco.kv_cache.batched import Forward
 from baco.kv_cache.joint import JointKVCache
 from baco.kv_cache.slots import SlotCache
+from baco.models.forward.adapted import why_not_mixed
 from baco.models.forward.cuda_graphs import CudaGraphForward
+from baco.models.forward.masked import MaskedForward
 from baco.models.forward.selection import ClampedForward, shares_prompts
 from baco.models.model import PairModel
 
@@ -46,19 +49,38 @@ class JointForward:
         return JointKVCache((alone[0], alone[1]), self, shares=shares, chunk=chunk)
 
 
+class MixedCall:
+    """A PEFT model as forwards call it, with its adapter for the rows behind a plan's split."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.device, self.dtype = model.device, model.dtype
+        (self._name,) = model.peft_config
+
+    def __call__(self, **inputs: Any) -> Any:
+        rows, cache = len(inputs["input_ids"]), inputs["past_key_values"]
+        split = cache.plan.split
+        names = ["__base__"] * split + [self._name] * (rows - split)
+        return self._model(adapter_names=names, **inputs)
+
+
 def joint_forward(base: PairModel, aligned: PairModel) -> JointForward | str:
     """The forward of both models; where there is none, the reason, for a user."""
     if base.model is not aligned.model:
         return "each model has its own weights"
-    forward = base.forward
-    if base.adapter_off:
-        return "the adapter is switched on and off for the whole batch"
-    if forward is None:
+    if base.forward is None or aligned.forward is None:
         return "rows are not read in one batch"
     if base.long_rope is not None:
         return "rows are read again where they grow beyond the original context"
+    forward = aligned.forward
     if isinstance(forward, ClampedForward):
         forward = forward.forward
         if isinstance(forward, CudaGraphForward):
             return "CUDA graphs are recorded for the rows of one model"
+    elif base.adapter_off:
+        reason = why_not_mixed(base.model)
+        if reason is not None:
+            return f"the adapter {reason}"
+        assert isinstance(forward, MaskedForward)
+        forward = replace(forward, model=MixedCall(base.model))
     return JointForward(base, aligned, forward)

@@ -292,6 +292,8 @@ class PairModel:
             Why it is not possible; decoding is then as before.
         """
         plain = self._forward
+        if hasattr(self.model, "peft_config"):
+            return f"{type(self.model).__name__} has an adapter"
         if not isinstance(plain, ClampedForward) or not isinstance(plain.forward, DenseForward):
             return f"{type(self.model).__name__} runs as it is in transformers"
         forward = accelerated(plain.forward, self.name)

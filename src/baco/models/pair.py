@@ -12,6 +12,7 @@ from torch import Tensor
 
 from baco.errors import BacoError, UnfitPairError
 from baco.models.dtypes import by_source
+from baco.models.forward.adapted import why_not_adapted, without_wrappers
 from baco.models.forward.packed_linear import pack
 from baco.models.forward.selection import prepare
 from baco.models.joint import JointForward, joint_forward
@@ -313,7 +314,8 @@ def _load_models(
         rows = count_embedding_rows(model)
         model = load_adapter(model, known.aligned)
         if packed:
-            pack(model)
+            with explain_errors("the adapter", known.aligned):
+                lay_out_adapted(model)
         base = PairModel(
             known.base, model, base_tokenizer, adapter_off=True, rows_without_adapter=rows
         )
@@ -347,6 +349,14 @@ def _load_models(
 def lay_out(model: Any) -> None:
     """Lay a model's weights out for decoding, in place."""
     prepare(PairModel(type(model).__name__, model, None))
+    pack(model)
+
+
+def lay_out_adapted(model: Any) -> None:
+    """Lay a PEFT model's weights out for decoding, in place."""
+    if why_not_adapted(model) is None:
+        with without_wrappers(model) as base:
+            lay_out(base)
     pack(model)
 
 

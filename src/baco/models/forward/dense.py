@@ -7,6 +7,7 @@ model of its architecture is tried against its own forward before this one is us
 (`baco.models.forward.selection`), so that a variant that is not understood is not decoded wrongly.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -127,6 +128,22 @@ class DenseForward:
     def attends_to_shared_prefixes(self) -> bool:
         """Can rows attend to a prompt that they share, without a copy for each?"""
         return self._windows == [None] and self._softcap is None
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The layers, in order."""
+        return self._layers
+
+    def with_layers(self, layers: Sequence[Layer]) -> Self:
+        """The same forward through other layers of the same kinds."""
+        forward = copy.copy(self)
+        forward._layers = list(layers)
+        return forward
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,12 @@ from baco.kv_cache.protocol import KVCache, finish
 from baco.kv_cache.slots import SlotCache
 from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.caches.per_row import PerRowKVCache
+from baco.models.forward.adapted import (
+    AdaptedForward,
+    dense_forward,
+    why_not_adapted,
+    without_wrappers,
+)
 from baco.models.forward.decoder_layers import describe, fuse_layers, is_fused
 from baco.models.forward.dense import DenseForward
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
@@ -49,6 +55,7 @@ class TriedModel(Protocol):
 
     name: str
     model: Any
+    adapter_off: bool
 
     @property
     def prefill_chunk(self) -> int: ...
@@ -101,7 +108,7 @@ class ClampedForward:
 
 def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
     """The forwards over many rows that a model may have, the fastest first."""
-    dense = DenseForward.of(model.model)
+    dense = dense_forward(model.model, adapter_off=model.adapter_off)
     if dense is not None:
         yield ClampedForward(model, dense)
     form, rope = MaskForm.of(model.model.config), model.long_rope
@@ -121,7 +128,8 @@ def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
 
 def shares_prompts(forward: Forward) -> bool:
     """Can rows attend to a prompt that they share, without a copy for each?"""
-    return isinstance(forward, DenseForward) and forward.attends_to_shared_prefixes
+    own = DenseForward | AdaptedForward
+    return isinstance(forward, own) and forward.attends_to_shared_prefixes
 
 
 def prepare(model: TriedModel) -> None:
@@ -134,7 +142,7 @@ def prepare(model: TriedModel) -> None:
 
 def find_readings(model: TriedModel) -> Readings:
     """The ways to read rows that fit a model, tried once for every architecture."""
-    fused = DenseForward.of(model.model) is not None
+    fused = dense_forward(model.model, adapter_off=model.adapter_off) is not None
     # Some architectures have no smaller configuration.
     return _small_readings(model, fused=fused) or try_out(model)
 
@@ -184,7 +192,14 @@ def fastest_forward(model: TriedModel, readings: Readings) -> Forward | None:
 
 def why_not_dense(model: TriedModel) -> str:
     """Why a model is not read by a `DenseForward`: the predicate of a sentence about the model."""
-    description = describe(model.model)
+    if hasattr(model.model, "peft_config"):
+        reason = why_not_adapted(model.model)
+        if reason is not None:
+            return f"has an adapter, which {reason}"
+        with without_wrappers(model.model) as base:
+            description = describe(base)
+    else:
+        description = describe(model.model)
     if isinstance(description, str):
         return description
     if OWN not in _small_readings(model, fused=True).batched:
