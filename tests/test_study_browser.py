@@ -1,11 +1,5 @@
 """A whole study in a real browser: several raters at once, the server killed in the middle."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from baco.study.schedule import schedule
 from baco.study.study import Study
+from benchmarks.study_load import StudyServer
 from tests.studies import made_study
 
 PHONE: dict[str, Any] = {
@@ -27,47 +22,6 @@ PHONE: dict[str, Any] = {
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
 
 
-class Server:
-    """``baco study serve`` as people start it, always on one port."""
-
-    def __init__(self, study: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.study = study
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.key, self.links = "", list[str]()
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-c", "from baco.cli import main; main()"]
-        self.process = subprocess.Popen(
-            [*command, "study", "serve", str(self.study), "--port", str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.links = []
-        for line in self.process.stdout:
-            if line.startswith("operator"):
-                self.key = line.split()[-1]
-                break
-            self.links.append(line.split()[-1])
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except ConnectionRefusedError:
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def study_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = made_study(tmp_path_factory.mktemp("study"), prompts=2, raters=7, set_size=4, block=3)
@@ -76,8 +30,8 @@ def study_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(study_path: Path) -> Iterator[Server]:
-    running = Server(study_path)
+def server(study_path: Path) -> Iterator[StudyServer]:
+    running = StudyServer(study_path)
     yield running
     running.kill()
 
@@ -140,7 +94,7 @@ def go_on(page: Page, at: int) -> None:
 
 
 def test_raters_finish_though_the_server_is_killed_and_nothing_is_lost_or_twice(
-    browser: Browser, server: Server, study_path: Path
+    browser: Browser, server: StudyServer, study_path: Path
 ) -> None:
     raters, chosen = 3, list[dict[int, dict[str, Any]]]()
     pages: list[Page] = []
@@ -199,7 +153,7 @@ def _plain(response: Any) -> Any:
 
 
 def test_a_reload_and_another_device_continue_where_the_rater_was(
-    browser: Browser, server: Server
+    browser: Browser, server: StudyServer
 ) -> None:
     link = server.links[3]
     with opened(browser, link) as page:
@@ -234,7 +188,7 @@ def test_a_reload_and_another_device_continue_where_the_rater_was(
 
 
 def test_an_item_needs_all_answers_and_shows_which_one_is_missing(
-    browser: Browser, server: Server
+    browser: Browser, server: StudyServer
 ) -> None:
     with opened(browser, server.links[4]) as page:
         begin(page)
@@ -254,7 +208,7 @@ def test_an_item_needs_all_answers_and_shows_which_one_is_missing(
 
 @pytest.mark.parametrize(("theme", "screen"), [("light", DESK), ("dark", PHONE)])
 def test_axe_finds_nothing_to_mend(
-    browser: Browser, server: Server, theme: str, screen: dict[str, Any]
+    browser: Browser, server: StudyServer, theme: str, screen: dict[str, Any]
 ) -> None:
     link = server.links[5 if theme == "light" else 6]
     with opened(browser, link, color_scheme=theme, **screen) as page:

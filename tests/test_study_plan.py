@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_each_prompt_has_each_pair_equally_often_over_raters_and_both_ways_round
         if screen.item.kind == "comparison"
     )
     assert len(seen) == 9 * 2 * len(method_pairs(plan)) * 2
+    assert set(seen.values()) == {2}
+
+
+def test_raters_with_a_part_of_the_prompts_cover_all_of_them_equally(plan: Plan) -> None:
+    part = replace(plan, prompts_per_rater=6)
+    seen: Counter[tuple[str, bool]] = Counter()
+    for number in range(18):
+        shown = [s for s in schedule(part, number) if s.item.kind == "comparison"]
+        assert Counter(screen.item.unit for screen in shown) == {"set": 6, "answer": 6}
+        assert len({s.item.prompt for s in shown if s.item.unit == "set"}) == 6
+        pairs = Counter((s.item.unit, s.item.id.rpartition("/")[2]) for s in shown)
+        assert set(pairs.values()) == {2}
+        seen.update((screen.item.id, screen.swapped) for screen in shown)
+    assert len(seen) == 9 * 2 * 3 * 2
     assert set(seen.values()) == {2}
 
 

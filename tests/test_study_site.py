@@ -1,5 +1,6 @@
 """The website of a study over HTTP: what raters may do and see, and what is kept of them."""
 
+import asyncio
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from baco.study.schedule import schedule, training
 from baco.study.store import Rater
 from baco.study.study import Study
 from baco.study.website import HEADERS, Allowance, Website, WebsiteSettings
+from benchmarks.study_load import StudyServer, check, load
 from tests.report_runs import EVIL
 from tests.studies import METHODS, made_study, right_responses
 
@@ -166,19 +168,26 @@ def test_parts_of_an_answer_are_saved_and_the_item_stays_open(site: Site) -> Non
     assert page.count(" checked>") == 2 + 1  # both ratings, and the keyboard's switch
 
 
-def test_an_earlier_block_is_closed_and_the_current_one_is_open(site: Site) -> None:
+def test_a_block_is_open_until_the_next_one_has_an_answer(site: Site) -> None:
     rater, plan = site.rating(), site.study.plan
     screens = schedule(plan, 0)
-    first_of_second = next(s for s in screens if s.block == 1)
-    site.answer_all(rater, until=first_of_second.position)
+    second = next(screen for screen in screens if screen.block == 1)
+    last = screens[second.position - 1]
+    site.answer_all(rater, until=second.position)
     assert "Time for a break" in site.client.get(f"/r/{rater.link}").text
-    for position in (0, -1, first_of_second.position + 1, 99):
+    for screen in screens[: second.position]:
+        assert site.post(rater, screen.position, right_responses(plan, screen)).json()["saved"]
+    assert (
+        f"Item {second.position} of 9" in site.client.get(f"/r/{rater.link}/{last.position}").text
+    )
+    site.post(rater, second.position, right_responses(plan, second))
+    page = site.client.get(f"/r/{rater.link}/{second.position}").text
+    assert f"Item {second.position + 1} of 9" in page
+    assert 'id="back"' not in page
+    for position in (last.position, 0, -1, second.position + 2, 99):
         reply = site.post(rater, position, {})
         assert reply.status_code == 409
         assert not reply.json()["saved"]
-    site.post(rater, first_of_second.position, right_responses(plan, first_of_second))
-    page = site.client.get(f"/r/{rater.link}/{first_of_second.position}")
-    assert f"Item {first_of_second.position + 1} of 9" in page.text
     assert "Item 1 of" not in site.client.get(f"/r/{rater.link}/0").text
 
 
@@ -380,3 +389,17 @@ def test_a_fault_of_the_server_is_a_page_without_details(
     assert reply.status_code == 500
     assert "inner workings" not in reply.text
     assert reply.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+
+
+def test_thirty_raters_at_once_lose_nothing_though_the_server_is_killed(tmp_path: Path) -> None:
+    study = made_study(tmp_path, prompts=1, raters=30)
+    study.close()
+    server = StudyServer(study.path, "--per-minute", "100000")
+    try:
+        done, _ = asyncio.run(load(server, study.plan, 30, kill=True))
+    finally:
+        server.kill()
+    assert done.repeated > 0
+    study = Study.open(study.path)
+    assert check(study, done) == 30 * (2 + 3 + 4)
+    study.close()

@@ -41,9 +41,15 @@ class DesignOptions:
         str | None, typer.Option("--pair", "-p", help="Pair of the run; needed if it has several.")
     ] = None
     raters: Annotated[int, typer.Option("--raters", help="Number of raters.")] = 24
-    prompts: Annotated[
-        int, typer.Option("--prompts", help="Number of prompts; every rater judges all of them.")
-    ] = 20
+    prompts: Annotated[int, typer.Option("--prompts", help="Number of prompts.")] = 40
+    per_rater: Annotated[
+        int | None,
+        typer.Option(
+            "--per-rater",
+            show_default="all of them",
+            help="Prompts that each rater judges, as sets and as single answers.",
+        ),
+    ] = None
     set_size: Annotated[int, typer.Option("--set-size", help="Answers of a set, 4 to 6.")] = 5
     word_limit: Annotated[
         int, typer.Option("--word-limit", help="Longer answers are cut, for every method.")
@@ -79,6 +85,7 @@ class DesignOptions:
             pair=self.pair,
             raters=self.raters,
             prompts=self.prompts,
+            per_rater=self.per_rater,
             set_size=self.set_size,
             word_limit=self.word_limit,
             creativity=unit,

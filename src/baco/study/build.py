@@ -28,7 +28,6 @@ from baco.study.plan import (
     Origin,
     Plan,
     PromptText,
-    Question,
     Stimulus,
     Unit,
     text_hash,
@@ -61,6 +60,7 @@ class StudyOptions:
         task, pair: in the run; None where it has one only.
         raters: number of raters.
         prompts: number of prompts.
+        per_rater: number of prompts that a rater judges; None: all of them.
         set_size: answers of a set.
         word_limit: of every answer.
         creativity: the unit on which it is judged.
@@ -73,7 +73,8 @@ class StudyOptions:
     task: str | None = None
     pair: str | None = None
     raters: int = 24
-    prompts: int = 20
+    prompts: int = 40
+    per_rater: int | None = None
     set_size: int = 5
     word_limit: int = 80
     creativity: Unit = "set"
@@ -141,7 +142,7 @@ class _Builder:
             word_limit=options.word_limit,
             cut=self._cut,
             block=options.block,
-            minutes=_minutes(self._items, words, self._questions, len(self._methods)),
+            minutes=self._minutes(words),
             consent=tuple(options.consent or texts_of.CONSENT),
             rubric=tuple(options.rubric or texts_of.RUBRIC),
             examples=texts_of.EXAMPLES,
@@ -154,6 +155,7 @@ class _Builder:
             prompts=tuple(self._prompts),
             stimuli=tuple(self._stimuli),
             items=tuple(self._items),
+            prompts_per_rater=options.per_rater,
             notes=options.notes,
         )
 
@@ -318,6 +320,22 @@ class _Builder:
                 )
             )  # fmt: skip
 
+    def _minutes(self, words: Mapping[str, int]) -> int:
+        """Minutes for a rater: one pair of methods of every prompt, the checks, the training."""
+        pairs = len(self._methods) * (len(self._methods) - 1) // 2
+        share = min(1.0, (self._options.per_rater or self._options.prompts) / self._options.prompts)
+        seconds = 0.0
+        for item in self._items:
+            responses = sum(
+                2 if question.form == "rating" else 1
+                for question in self._questions
+                if question.unit == item.unit
+            )
+            reading = (words[item.first] + words[item.second]) / READING_WORDS_PER_SECOND
+            seen = share / pairs if item.kind == "comparison" else 1
+            seconds += seen * (reading + responses * SECONDS_PER_RESPONSE)
+        return math.ceil(seconds / 60) + INTRODUCTION_MINUTES
+
     def _add_prompt(self, id: str, text: str) -> None:
         if all(prompt.id != id for prompt in self._prompts):
             self._prompts.append(PromptText(id, self._kept(text)))
@@ -350,7 +368,7 @@ class _Builder:
         primary = True
         for number, control in enumerate(controls, 1):
             pair = treatment.label, control.label
-            if control.method.partition(",")[0] == "base":
+            if control.method.partition(",")[0].lower() == "base":
                 yield Contrast(
                     f"quality-{number}", "quality", *pair, "superiority",
                     f"Raters prefer answers of {pair[0]} to answers of {pair[1]} in quality.",
@@ -399,8 +417,9 @@ def _check_options(options: StudyOptions) -> None:
         raise BacoError("a study compares methods: name two or more")
     if options.set_size not in SET_SIZES:
         raise BacoError(f"--set-size is {options.set_size}: give 4, 5 or 6")
-    for name in ("raters", "prompts", "word_limit", "block"):
-        if getattr(options, name) < 1:
+    for name in ("raters", "prompts", "per_rater", "word_limit", "block"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
             shown = name.replace("_", "-")
             raise BacoError(f"--{shown} is {getattr(options, name)}: give 1 or more")
 
@@ -438,27 +457,6 @@ def _setting(name: str, run: Run) -> Setting:
     labels = [setting.label for setting in settings]
     close = difflib.get_close_matches(name, labels, 3, 0.3) or labels[:3]
     raise BacoError(f"{run.path} has no method {name!r}: name one such as {', '.join(close)}")
-
-
-def _minutes(
-    items: Sequence[Item],
-    words: Mapping[str, int],
-    questions: Sequence[Question],
-    methods: int,
-) -> int:
-    """Minutes for a rater: one pair of methods of every prompt, the checks, the introduction."""
-    seconds = 0.0
-    pairs = methods * (methods - 1) // 2
-    for item in items:
-        responses = sum(
-            2 if question.form == "rating" else 1
-            for question in questions
-            if question.unit == item.unit
-        )
-        reading = (words[item.first] + words[item.second]) / READING_WORDS_PER_SECOND
-        share = 1 / pairs if item.kind == "comparison" else 1
-        seconds += share * (reading + responses * SECONDS_PER_RESPONSE)
-    return math.ceil(seconds / 60) + INTRODUCTION_MINUTES
 
 
 def _file_hash(path: Path) -> str:

@@ -271,6 +271,7 @@ class Plan:
         examples, comprehension: see their classes.
         questions, contrasts, checks, exclusions, analysis: see their classes.
         prompts, stimuli, items: all that is shown; the order has no meaning.
+        prompts_per_rater: number of prompts that a rater judges; None: all of them.
         notes: free text for the registration: hypotheses, funding, deviations.
     """
 
@@ -296,6 +297,7 @@ class Plan:
     prompts: tuple[PromptText, ...]
     stimuli: tuple[Stimulus, ...]
     items: tuple[Item, ...]
+    prompts_per_rater: int | None = None
     notes: str = ""
     format: int = FORMAT
 
@@ -373,6 +375,10 @@ class Plan:
         for name, least in (("raters", 1), ("set_size", 2), ("word_limit", 1), ("block", 1)):
             if getattr(self, name) < least:
                 raise BacoError(f"the plan's {name} is {getattr(self, name)}: give {least} or more")
+        if self.prompts_per_rater is not None and self.prompts_per_rater < 1:
+            raise BacoError(
+                f"the plan's prompts_per_rater is {self.prompts_per_rater}: give 1 or more, or null"
+            )
         self._check_questions()
         for stimulus in self.stimuli:
             _known("prompt", stimulus.prompt, self.prompt)

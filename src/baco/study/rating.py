@@ -1,7 +1,7 @@
 """Where a rater is in a study, and which answers are accepted. No HTTP.
 
 A rater agrees, reads the rubric, answers the comprehension questions, does the training, and then
-rates block by block. Items of the current block can be changed; earlier blocks are closed.
+rates block by block. Items of a block can be changed until the next block has an answer.
 """
 
 import time
@@ -75,28 +75,37 @@ class Progress:
         screen = self._first_incomplete()
         if screen is None:
             return Place("review")
-        begins = screen.position >= 0 and (
-            screen.position == 0 or self.screens[screen.position - 1].block != screen.block
-        )
-        return Place("pause" if begins and screen.item.id not in self.answers else "item", screen)
+        return Place("pause" if self._begins_block(screen) else "item", screen)
 
     def at(self, position: int) -> Screen | None:
-        """The item at a position, if it is open."""
+        """The item at a position, if it is open.
+
+        A block stays open until the next one has an answer, so that a rater can correct its last
+        item, and a page can send an answer again that was not acknowledged.
+        """
         if self.rater.state != "rating":
             return None
+        screens = [*self.training, *self.screens]
+        screen = next((screen for screen in screens if screen.position == position), None)
         current = self._first_incomplete()
-        for screen in (*self.training, *self.screens):
-            if screen.position != position:
-                continue
-            if current is None:
-                return screen if screen.block == self.screens[-1].block else None
-            within = screen.block == current.block and screen.position <= current.position
-            return screen if within else None
-        return None
+        if screen is None or current is None:
+            return screen if screen and screen.block == self.screens[-1].block else None
+        is_open = screen.block == current.block or (
+            self._begins_block(current) and screen.block == current.block - 1
+        )
+        return screen if is_open and position <= current.position else None
 
     def before(self, screen: Screen) -> Screen | None:
         """The item to go back to; none at the beginning of a block."""
-        return self.at(screen.position - 1) if screen.position > 0 else None
+        before = self.at(screen.position - 1) if screen.position > 0 else None
+        return before if before and before.block == screen.block else None
+
+    def _begins_block(self, screen: Screen) -> bool:
+        """Whether an item is the first of its block and not answered in part yet."""
+        position = screen.position
+        if position < 0 or screen.item.id in self.answers:
+            return False
+        return position == 0 or self.screens[position - 1].block != screen.block
 
     def answer(self, position: int, responses: Any, seconds: Any) -> Answer:
         """An answer to an item, for the store.

@@ -1,11 +1,13 @@
 """Which items a rater sees, in which order and on which side. A function of the plan and a number.
 
 Prompts are crossed with raters: every rater judges every prompt, one pair of methods on it as sets
-and one as single answers. The pairs rotate over prompts and raters like the rows of a Latin square,
-so that each rater sees all pairs equally often, and each prompt has all pairs equally often over
-the raters: a balanced incomplete block design with blocks of two methods. Left and right alternate
-within a rater for each pair, and the next rater with the same pairs sees them the other way round.
-Whether sets or single answers come first alternates between raters.
+and one as single answers. If the plan gives a rater fewer prompts, groups of as many raters as
+there are pairs share theirs, and the next group has the prompts that follow. The pairs rotate over
+prompts and raters like the rows of a Latin square, so that each rater sees all pairs equally often,
+and each prompt has all pairs equally often over the raters: a balanced incomplete block design with
+blocks of two methods. Left and right alternate within a rater for each pair, and the next rater
+with the same pairs sees them the other way round. Whether sets or single answers come first
+alternates between raters.
 
 Orders come from SHA-256 of seed, number and id, so that they are the same on all machines.
 """
@@ -98,14 +100,15 @@ def _comparisons(plan: Plan, unit: Unit, number: int) -> list[tuple[Item, bool]]
             methods = (plan.stimulus[item.first].method, plan.stimulus[item.second].method)
             by_prompt.setdefault(item.prompt, {})[methods] = item
     prompts = sorted(by_prompt, key=lambda prompt: _mark(plan.seed, unit, prompt))
-    seen = [0] * len(pairs)
+    here = min(plan.prompts_per_rater or len(prompts), len(prompts))
+    first = number // len(pairs) * here  # of this group of raters, counted over all groups
     placed: list[tuple[Item, bool]] = []
-    for place, prompt in enumerate(prompts):
+    for count in range(first, first + here):
+        turn, place = divmod(count, len(prompts))
         # Another pair than that of the same prompt in the other unit.
         pair = (place + number + UNITS.index(unit)) % len(pairs)
-        swapped = (seen[pair] + number // len(pairs) + pair) % 2 == 1
-        seen[pair] += 1
-        placed.append((by_prompt[prompt][pairs[pair]], swapped))
+        swapped = (place // len(pairs) + turn + pair) % 2 == 1
+        placed.append((by_prompt[prompts[place]][pairs[pair]], swapped))
     return sorted(placed, key=lambda entry: _mark(plan.seed, number, entry[0].id))
 
 
