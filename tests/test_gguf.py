@@ -160,3 +160,19 @@ def test_end_of_text_is_that_of_the_file(files: Path) -> None:
     assert pair.aligned.end_ids == {TURN_END_ID}
     vocabulary = pair.aligned.tokenizer.get_vocab()
     assert {END, TURN_END} <= set(vocabulary)
+
+
+def test_a_gguf_file_is_parsed_once_and_the_reader_is_left_as_it_was(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    class Counted(gguf.GGUFReader):  # type: ignore[misc,name-defined]
+        def __init__(self, path: str, *rest: Any) -> None:
+            parsed.append(Path(path).name)
+            super().__init__(path, *rest)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    Baco.load(base=str(files / "base.gguf"), aligned=str(files / "aligned.gguf"), dtype="float32")
+    assert sorted(parsed) == ["aligned.gguf", "base.gguf"]
+    assert gguf.GGUFReader is Counted

@@ -6,9 +6,10 @@ so they take as much memory as in any other format.
 """
 
 import importlib.util
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from baco.models.files import check_beginning
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
+# Held while the reader of the package ``gguf`` is replaced.
+_lock = threading.RLock()
 
 
 def is_gguf(name: str) -> bool:
@@ -66,7 +69,7 @@ def check_gguf(name: str) -> None:
     from gguf import GGUFReader
 
     try:
-        GGUFReader(path)  # finds every tensor in the file
+        GGUFReader(str(path))  # finds every tensor in the file
     except Exception as error:  # it indexes beyond the end of the file
         raise BacoError(
             f"{path} is damaged or cut off ({one_line(error)}): fetch it again"
@@ -85,13 +88,25 @@ def dequantized(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def without_bar() -> Iterator[None]:
-    """Hide the progress bar that transformers draws while it reads such a file."""
+def reading(*names: str) -> Iterator[None]:
+    """Load models within it: each GGUF file is parsed once, and without a progress bar.
+
+    Parsing takes seconds, since a file holds its vocabulary as separate texts, and ``transformers``
+    does it anew for the configuration, the tokenizer and the weights. It also makes the map of
+    tensor names anew for every module.
+    """
+    if not any(is_gguf(name) for name in names) or importlib.util.find_spec("gguf") is None:
+        yield
+        return
+    import gguf
     import transformers.modeling_gguf_pytorch_utils as module
 
-    bar = module.tqdm
-    module.tqdm = partial(bar, disable=True)
-    try:
+    with _lock, ExitStack() as restored:
+        for owner, name, value in (
+            (gguf, "GGUFReader", cache(gguf.GGUFReader)),
+            (gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+            (module, "tqdm", partial(module.tqdm, disable=True)),
+        ):
+            restored.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         yield
-    finally:
-        module.tqdm = bar

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from baco.errors import OUT_OF_MEMORY, BacoError, one_line
 from baco.models import hub
 from baco.models.dtypes import by_source, chosen_dtype, quantization_config, without_torchao
 from baco.models.files import check_files, has_tokenizer, read_json_object
-from baco.models.gguf import check_gguf, dequantized, is_gguf, located, without_bar
+from baco.models.gguf import check_gguf, dequantized, is_gguf, located
 from baco.source import MODELS, Source
 
 
@@ -273,14 +273,13 @@ def load_model(name: str, placement: Placement) -> Any:
     with _loading("the model", name):
         # Mismatched sizes are reported below: transformers would log a table of them.
         place, keywords = located(name)
-        with without_bar() if keywords else nullcontext():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                place,
-                **keywords,
-                **placement.keywords(name),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place,
+            **keywords,
+            **placement.keywords(name),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     _check_weights(name, model, report)
     return model.eval()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError, UnfitPairError
+from baco.models import gguf
 from baco.models.dtypes import by_source
 from baco.models.forward.adapted import why_not_adapted, without_wrappers
 from baco.models.forward.packed_linear import pack
@@ -278,10 +279,11 @@ def load_pair(
     if dtype is None:
         dtype = known.dtype
     placed = placements(dtype, device, quantize, model_options, trust_remote_code=trust_remote_code)
-    for name in (known.base, known.aligned):
-        check_model(name)
-        check_memory(name)
-    base, aligned = _load_models(known, placed, packed)
+    with gguf.reading(known.base, known.aligned):
+        for name in (known.base, known.aligned):
+            check_model(name)
+            check_memory(name)
+        base, aligned = _load_models(known, placed, packed)
     return make_pair(
         known.name,
         base,
@@ -373,20 +375,21 @@ def load_draft(
     Raises:
         BacoError: the model cannot be loaded, has another vocabulary, or cannot draft.
     """
-    check_model(name)
-    check_memory(name)
-    for model in (pair.base, pair.aligned):
-        if not model.can_roll_back:
-            raise BacoError(
-                f"the cache of {model.name} cannot be rolled back, so nothing can draft for it"
-            )
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
     dtypes = by_source("dtype", dtype)
     placement = Placement(
         pair.aligned.device, dtypes["aligned"], trust_remote_code=trust_remote_code
     )
-    weights = load_model(name, placement)
+    with gguf.reading(name):
+        check_model(name)
+        check_memory(name)
+        for model in (pair.base, pair.aligned):
+            if not model.can_roll_back:
+                raise BacoError(
+                    f"the cache of {model.name} cannot be rolled back, so nothing can draft for it"
+                )
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        check_vocabularies(pair.tokenizer, tokenizer, ("aligned", "draft"))
+        weights = load_model(name, placement)
     if packed:
         lay_out(weights)
     size = pair.vocabulary.size

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from baco.errors import BacoError
+from baco.models import gguf
 from baco.models.context import context_of, text_config
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import check_model, explain_errors, load_config, load_tokenizer
@@ -96,17 +97,19 @@ def load_weightless_pair(
     Raises:
         BacoError: something cannot be found or read, or the models are no pair.
     """
-    for name in (known.base, known.aligned):
-        check_model(name)
-    base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust_remote_code)
-    base = _load(known.base, where["base"], base_tokenizer, trust_remote_code)
-    aligned_tokenizer = load_tokenizer(
-        known.aligned, fallback=base_tokenizer, trust_remote_code=trust_remote_code
-    )
+    with gguf.reading(known.base, known.aligned):
+        for name in (known.base, known.aligned):
+            check_model(name)
+        base_tokenizer = load_tokenizer(known.base, trust_remote_code=trust_remote_code)
+        base = _load(known.base, where["base"], base_tokenizer, trust_remote_code)
+        aligned_tokenizer = load_tokenizer(
+            known.aligned, fallback=base_tokenizer, trust_remote_code=trust_remote_code
+        )
+        aligned = _load(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code)
     return make_pair(
         known.name,
         base,
-        _load(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code),
+        aligned,
         base_template=base_template,
         chat_template=chat_template,
         chat_options=dict(known.chat_options),
