@@ -82,7 +82,7 @@ def test_the_longest_common_prefix_with_any_kept_answer_is_found(
 
 
 @given(kept=st.lists(st.tuples(TEXTS, st.integers(0, 30)), max_size=8), wanted=TEXTS)
-def test_a_prefix_that_ends_in_a_prompt_ends_between_two_blocks(
+def test_a_prefix_that_ends_inside_a_prompt_ends_between_two_blocks(
     kept: list[tuple[tuple[int, ...], int]], wanted: tuple[int, ...]
 ) -> None:
     cache = PrefixCache()
@@ -91,8 +91,8 @@ def test_a_prefix_that_ends_in_a_prompt_ends_between_two_blocks(
     prefix = found(cache, wanted)
     whole = [len(common(text, wanted)) // SMALL * SMALL for text, _ in kept]
     assert len(prefix) >= max(whole, default=0)
-    in_answers = [text for text, prompt in kept if prompt < len(common(text, wanted))]
-    assert len(prefix) % SMALL == 0 or prefix in {common(text, wanted) for text in in_answers}
+    beyond = [text for text, prompt in kept if prompt <= len(common(text, wanted))]
+    assert len(prefix) % SMALL == 0 or prefix in {common(text, wanted) for text in beyond}
 
 
 @given(kept=st.lists(TEXTS, max_size=8), wanted=TEXTS)

@@ -65,10 +65,10 @@ class Match:
 class PrefixCache:
     """What models have read of texts, as a tree of blocks; the least recently used go first.
 
-    Texts with a common prefix hold it once. A kept prefix ends between two blocks, or anywhere in
-    an answer. So a prompt that continues no answer is read in the same chunks, and to the same
-    bits, as if nothing were kept. The text of a cache that cannot be rolled back is one block, and
-    it is found only by texts that begin with all of it.
+    Texts with a common prefix hold it once. A kept prefix ends between two blocks, at the end of a
+    prompt, or anywhere in the answer after it. So a prompt that continues no other is read in the
+    same chunks, and to the same bits, as if nothing were kept. The text of a cache that cannot be
+    rolled back is one block, and it is found only by texts that begin with all of it.
 
     All methods may be called from any thread.
 
@@ -201,7 +201,7 @@ class PrefixCache:
         rest, most, nearest = ids[tokens : tokens + BLOCK], 0, None
         for child in block.children.values():
             common = _common_tokens(child.ids, rest)
-            if common > max(most, child.prompt):
+            if common > most and child.prompt <= common and child.prompt < len(child.ids):
                 most, nearest = common, child
         if nearest is not None:
             path.append(nearest)
