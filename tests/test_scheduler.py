@@ -523,7 +523,7 @@ def test_work_on_a_prompt_ends_when_its_client_is_gone(
 
 def test_a_reply_serialised_by_choice_equals_one_serialised_at_once() -> None:
     shape = TextFormatter('"choices":[] \\ "', True)
-    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+    usage = Usage.of(1, 2)
     choices = [
         TextChoice(
             index=index,

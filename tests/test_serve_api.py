@@ -62,6 +62,7 @@ def test_the_same_seed_gives_the_answers_of_generate(server: Served, demo: Baco)
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

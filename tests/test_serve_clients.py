@@ -62,6 +62,23 @@ def test_openais_client_gets_answers_with_their_provenance(
         assert 0 <= provenance["base_share"] <= 1
 
 
+def test_openais_client_reads_how_many_tokens_of_a_second_turn_were_kept(
+    client: openai.OpenAI,
+) -> None:
+    history: list[Any] = [{"role": "user", "content": "Recommend a summer destination. " * 20}]
+    first = client.chat.completions.create(model="baco", messages=history, seed=2)
+    history += [first.choices[0].message, {"role": "user", "content": "And in winter?"}]
+    for salt, kept in ((None, True), ("mine", False)):
+        body = {"router": ROUTER, "cache_salt": salt}
+        reply = client.chat.completions.create(model="baco", messages=history, extra_body=body)
+        assert reply.usage is not None
+        details = reply.usage.prompt_tokens_details
+        assert details is not None
+        assert details.cached_tokens is not None
+        assert (details.cached_tokens >= 64) is kept
+        assert details.cached_tokens < reply.usage.prompt_tokens
+
+
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
     body: dict[str, Any] = {"model": "baco", "messages": MESSAGES}
     first = client.chat.completions.create(**body).choices[0].message

@@ -109,6 +109,19 @@ def test_the_access_log_holds_everything_but_texts(server: Served) -> None:
     assert reply["choices"][0]["message"]["content"] not in line
 
 
+def test_metrics_count_the_tokens_that_are_kept(demo: Baco) -> None:
+    with served(Baco(demo.pair)) as server:
+        asked = {"messages": [{"role": "user", "content": f"{PROMPT} " * 30}], "max_tokens": 2}
+        for salt in (None, None, "another"):
+            usage = server.ask(**asked, cache_salt=salt).json()["usage"]
+        for model in ("base", "aligned"):
+            queries = server.metric(f'baco_prefix_cache_queries_total{{model="{model}"}}')
+            hits = server.metric(f'baco_prefix_cache_hits_total{{model="{model}"}}')
+            assert hits == queries / 3 // 64 * 64 > 0
+        assert queries / 3 == usage["prompt_tokens"] - 1
+        assert server.metric("baco_prefix_cache_bytes") > 0
+
+
 def test_prompts_are_logged_only_with_the_option(demo: Baco) -> None:
     with served(demo, log_prompts=True) as server:
         server.ask(max_tokens=1)

@@ -161,16 +161,18 @@ class Decoder:
         router: Router,
         switch: Switch = "word",
         explain: bool = False,
+        cache_salt: str = "",
     ) -> int:
         """Queue n samples of a prompt that was rendered before, in any thread.
 
         Args:
             raw: whether it is a text to continue and not a conversation.
+            cache_salt: requests with different salts share no kept prefix.
 
         The other arguments are those of `submit`.
         """
         openers: tuple[Source, ...] = () if raw else ("base",)
-        return self._submit(prompt, params, router, switch, explain, openers)
+        return self._submit(prompt, params, router, switch, explain, openers, cache_salt)
 
     def _submit(
         self,
@@ -180,6 +182,7 @@ class Decoder:
         switch: Switch,
         explain: bool,
         openers: tuple[Source, ...],
+        cache_salt: str = "",
     ) -> int:
         if switch not in ("word", "token"):
             raise BacoError(f"switch is {switch!r}: use word or token")
@@ -194,6 +197,7 @@ class Decoder:
             ticket,
             explain,
             digest=prompt.digest,
+            cache_salt=cache_salt,
         )
         sequences = self.engine.add(request)
         self._next += 1
@@ -360,4 +364,5 @@ def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
         top_logprobs=tuple(sequence.top_logprobs) if sequence.top_logprobs else None,
         error=sequence.error,
         date=answer.date,
+        cached_tokens=sequence.cached_tokens,
     )

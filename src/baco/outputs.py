@@ -31,6 +31,8 @@ class Completion:
         seconds: from the start of the call to the end of this answer.
         error: why it ended with ``error``; its text until then is kept.
         date: the date that a template wrote into the prompt, as YYYY-MM-DD; None without one.
+        cached_tokens: tokens of the prompt, as the aligned model reads it, that were kept from an
+            earlier request and not read again.
     """
 
     sample: int
@@ -46,6 +48,7 @@ class Completion:
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
     error: str | None = None
     date: str | None = None
+    cached_tokens: int = 0
 
     @property
     def base_share(self) -> float:

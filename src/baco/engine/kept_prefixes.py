@@ -97,7 +97,7 @@ class KeptPrefixes:
         for name in self._names:
             prompt = sequence.request.ids(name)
             ids = (*prompt, *sequence.tokens)[: self._runner.caches[name].lengths[row]]
-            kind = self._kind(name, len(ids))
+            kind = self._kind(name, sequence.request, len(ids))
             self._keep(name, kind, ids, row, room, prompt=len(prompt) - 1)
 
     def shrink(self, room: int) -> None:
@@ -125,10 +125,11 @@ class KeptPrefixes:
         for name in self._runner.readers(request):
             if name in self._names:
                 ids = request.ids(name)[:-1]
-                yield name, self._kind(name, len(ids)), ids
+                yield name, self._kind(name, request, len(ids)), ids
 
-    def _kind(self, name: str, tokens: int) -> Kind:
-        return Kind(name, self._runner.caches[name].prefix_variant(tokens))
+    def _kind(self, name: str, request: Request, tokens: int) -> Kind:
+        variant = self._runner.caches[name].prefix_variant(tokens)
+        return Kind(name, variant, request.cache_salt)
 
     def _divisible(self, name: str) -> bool:
         return self._runner.caches[name].can_roll_back

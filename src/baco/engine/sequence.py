@@ -28,6 +28,7 @@ class Request:
         index: of the prompt among the caller's.
         explain: also record why each token has its source; both models then read every token.
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
+        cache_salt: requests with different salts share no kept prefix.
         noise_seed: of this prompt's draws.
     """
 
@@ -39,6 +40,7 @@ class Request:
     index: int = 0
     explain: bool = False
     digest: bytes = field(kw_only=True)
+    cache_salt: str = field(default="", kw_only=True)
     noise_seed: int = field(init=False)
 
     def __post_init__(self) -> None:

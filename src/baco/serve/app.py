@@ -33,7 +33,8 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     connections = Connections(settings)
     engine_thread = EngineThread(baco.decoder, settings.max_open)
-    parser, metrics = RequestParser(baco, settings), Metrics(engine_thread, connections)
+    parser = RequestParser(baco, settings)
+    metrics = Metrics(engine_thread, connections, baco.prefix_cache)
     # These read the whole vocabulary: do it now rather than during the first request.
     baco.pair.spelling(0)
     for encoder in baco.pair.renderer.encoders.values():

@@ -118,8 +118,7 @@ class Endpoints:
         scores = Scores(self._pair, self._engine_thread, echo, self._settings.timeout)
         choices = await unless_disconnected(request, scores.choices())
         tokens = request.state.entry["prompt_tokens"] = scores.tokens
-        usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
-        return await _json(TextFormatter(body.model, True), choices, usage)
+        return await _json(TextFormatter(body.model, True), choices, Usage.of(tokens, 0))
 
     def _card(self, name: str) -> ModelCard:
         only = self._parser.router_of(name).only
@@ -211,9 +210,10 @@ class AnswerRecorder:
     def usage(self) -> Usage:
         """The counted tokens, once all answers have ended."""
         ended = [choice.completion for choice in self.choices if choice.completion is not None]
-        prompt = self._answers.prompt_tokens
         answers = sum(len(completion.token_ids) for completion in ended)
-        return Usage(prompt_tokens=prompt, completion_tokens=answers, total_tokens=prompt + answers)
+        # Once for each prompt: its first answer.
+        cached = sum(completion.cached_tokens for completion in ended if completion.sample == 0)
+        return Usage.of(self._answers.prompt_tokens, answers, cached)
 
 
 class EventStream(StreamingResponse):

@@ -58,7 +58,7 @@ COMMON = (
     # Any value.
     ForeignField(
         "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_options "
-        "prompt_cache_retention id chat_id session_id request_id rid extra_key cache_salt priority",
+        "prompt_cache_retention id chat_id session_id request_id rid extra_key priority",
         ANY,
         "names the request or its sender, or says how it is billed, cached or put in order",
     ),

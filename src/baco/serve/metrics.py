@@ -13,9 +13,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from baco.kv_cache.prefix_cache import PrefixCache
 from baco.outputs import Chunk, Completion
 from baco.serve.connections import Connections
 from baco.serve.engine_thread import EngineThread
+from baco.source import MODELS
 
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
@@ -23,11 +25,20 @@ _SPEEDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
 class Metrics:
-    """Counters and histograms of a server; the engine thread's load is read at each scrape."""
+    """Counters and histograms of a server; the engine thread's load and the kept prefixes are read
+    at each scrape.
+    """
 
-    def __init__(self, engine_thread: EngineThread, connections: Connections) -> None:
+    def __init__(
+        self,
+        engine_thread: EngineThread,
+        connections: Connections,
+        prefix_cache: PrefixCache | None,
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineThreadCollector(engine_thread))
+        if prefix_cache is not None:
+            registry.register(_PrefixCacheCollector(prefix_cache))
         registry.register(_ConnectionsCollector(connections))
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -104,6 +115,32 @@ class _EngineThreadCollector(Collector):
         yield CounterMetricFamily("baco_drafted_tokens", "Tokens drafted.", load.drafted)
         yield CounterMetricFamily(
             "baco_accepted_tokens", "Draft tokens that were accepted.", load.accepted
+        )
+
+
+class _PrefixCacheCollector(Collector):
+    def __init__(self, prefix_cache: PrefixCache) -> None:
+        self._prefix_cache = prefix_cache
+
+    def collect(self) -> Iterator[Metric]:
+        for name, help_, counts in (
+            (
+                "baco_prefix_cache_queries",
+                "Tokens of prompts that were looked up among the kept prefixes.",
+                self._prefix_cache.queries,
+            ),
+            (
+                "baco_prefix_cache_hits",
+                "Tokens of prompts that were kept and not read again.",
+                self._prefix_cache.hits,
+            ),
+        ):
+            counter = CounterMetricFamily(name, help_, labels=["model"])
+            for model in MODELS:
+                counter.add_metric([model], counts[model])
+            yield counter
+        yield GaugeMetricFamily(
+            "baco_prefix_cache_bytes", "Bytes of kept prefixes.", self._prefix_cache.bytes
         )
 
 

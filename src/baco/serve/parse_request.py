@@ -52,6 +52,7 @@ class ParsedRequest:
             are.
         params: seeded, so that every prompt can be decoded again.
         explain, switch, router, template_args, continue_final: see :meth:`Decoder.submit`.
+        cache_salt: see :meth:`Decoder.submit_rendered`.
     """
 
     prompts: tuple[Conversation | TokenIds, ...]
@@ -62,6 +63,7 @@ class ParsedRequest:
     explain: bool
     template_args: Mapping[str, Any] = field(default_factory=dict)
     continue_final: bool | None = None
+    cache_salt: str = ""
 
     def size(self, index: int) -> int:
         """Approximate characters of a prompt; 0 for token ids."""
@@ -102,6 +104,7 @@ class ParsedRequest:
             router=self.router,
             switch=self.switch,
             explain=self.explain,
+            cache_salt=self.cache_salt,
         )
 
 
@@ -241,6 +244,7 @@ class RequestParser:
             self._router(body),
             body.switch or "word",
             bool(body.explain),
+            cache_salt=body.cache_salt or "",
         )
 
     def _router(self, body: GenerationRequest) -> Router:

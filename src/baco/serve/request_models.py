@@ -254,6 +254,9 @@ class GenerationRequest(Body):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: _NonEmpty | None = Field(
+        None, description="Requests with different salts share no kept prefix."
+    )
 
 
 class ChatRequest(GenerationRequest):

@@ -1,6 +1,6 @@
 """Responses: the objects of OpenAI's API. Every choice has its provenance in ``baco``."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -47,12 +47,29 @@ class Provenance(BaseModel):
     date: Maybe[str] = None
 
 
+class PromptTokensDetails(BaseModel):
+    """How many tokens of the prompts were kept from earlier requests and not read again."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Numbers of tokens: of the prompts, as the aligned model reads them, and of all answers."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, prompts: int, answers: int, cached: int = 0) -> Self:
+        """The usage of these numbers of tokens."""
+        return cls(
+            prompt_tokens=prompts,
+            completion_tokens=answers,
+            total_tokens=prompts + answers,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        )
 
 
 class TopLogprob(BaseModel):

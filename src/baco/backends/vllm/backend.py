@@ -95,8 +95,9 @@ class VllmBackend:
                 engine.news.put((sequence, self.ended))
                 return name
             try:
+                salted = request.cache_salt + salt
                 known = self.llm.add_request(
-                    name, {"prompt_token_ids": ids, "cache_salt": salt}, params
+                    name, {"prompt_token_ids": ids, "cache_salt": salted}, params
                 )
             except ValueError as error:
                 raise BacoError(f"vLLM refuses the request: {error}") from error
