@@ -116,19 +116,28 @@ class Rows:
     Prompts are shorter and longer than the windows. Drafts and roll-backs cross the windows' edges.
     """
 
-    lengths = (5, 12, 7)
     steps = ((1, 4, 2), (3, 1, 1), (2, 0, 5))
     rolled_back = (2, 3, 1)
 
-    def __init__(self) -> None:
+    def __init__(self, shared: int = 0) -> None:
+        """Rows whose prompts differ, or share their first ``shared`` tokens."""
         generator = torch.Generator().manual_seed(1)
         self.texts = torch.randint(1, 90, (3, 24), generator=generator).tolist()
+        self.lengths, self.shared = (5, 12, 7), shared
+        if shared:
+            self.lengths = (shared,) * 3
+            self.texts = [self.texts[0][:shared] + text[shared:] for text in self.texts]
 
     def together(self, forward: DenseForward) -> torch.Tensor:
         """Logits after every step, [steps, rows, V]."""
-        cache = BatchedKVCache(forward, chunk=6)
-        for text, length in zip(self.texts, self.lengths, strict=True):
-            cache.copy_prefix(finish(cache.prefill(text[:length])), 1)
+        cache = BatchedKVCache(forward, shares=self.shared > 0, chunk=6)
+        if self.shared:
+            prompt = self.texts[0][: self.shared]
+            cache.copy_prefix(finish(cache.prefill(prompt, samples=10_000)), 3)
+            assert cache.shares_prefix(len(prompt), 10_000)
+        else:
+            for text, length in zip(self.texts, self.lengths, strict=True):
+                cache.copy_prefix(finish(cache.prefill(text[:length])), 1)
         return torch.stack([self._read(cache, counts) for counts in self.steps])
 
     def _read(self, cache: BatchedKVCache, counts: Sequence[int]) -> torch.Tensor:
@@ -170,6 +179,34 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
     together = rows.together(dense(model))
     read = torch.tensor(rows.steps) > 0
     torch.testing.assert_close(together[read], alone[read], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [3, 11])
+@pytest.mark.parametrize("kind", ["llama", "mistral, windows", "gemma 2", "gemma 3", "phi 4"])
+@torch.inference_mode()
+def test_a_shared_prompt_is_read_as_a_copied_one(kind: str, shared: int) -> None:
+    model, rows = model_of(KNOWN[kind]), Rows(shared)
+    alone = rows.alone(model)
+    together = rows.together(dense(model))
+    read = torch.tensor(rows.steps) > 0
+    torch.testing.assert_close(together[read], alone[read], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_columns_outside_of_all_windows_are_not_read() -> None:
+    model = model_of(KNOWN["mistral, windows"])
+    texts = torch.randint(1, 90, (2, 45), generator=torch.Generator().manual_seed(1))
+    alone = [
+        model(input_ids=text[None, :length]).logits[0, -1]
+        for text, length in zip(texts, (42, 45), strict=True)
+    ]
+    cache = BatchedKVCache(dense(model))
+    for text, length in zip(texts.tolist(), (40, 43), strict=True):
+        cache.copy_prefix(finish(cache.prefill(text[:length])), 1)
+    for layer in cache.cache.initialized():
+        layer.keys[:, :, :33] = layer.values[:, :, :33] = torch.nan  # 40 tokens and a window of 8
+    together = cache.extend(torch.stack([texts[0, 40:42], texts[1, 43:45]]), [2, 2], 1)[:, 0]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

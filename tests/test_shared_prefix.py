@@ -14,7 +14,7 @@ from baco.engine.engine import Engine
 from baco.engine.sequence import Request
 from baco.kv_cache import shared_prefix as prefixes
 from baco.kv_cache.batched import BatchedKVCache
-from baco.kv_cache.shared_prefix import attend_with_prefixes
+from baco.kv_cache.shared_prefix import PrefixPart, attend_with_prefixes
 from tests.fuzzing import budget
 from tests.live import needed
 
@@ -57,7 +57,7 @@ def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma2"])
 @settings(max_examples=budget(10))
 @given(
     prompts=st.lists(
@@ -114,13 +114,16 @@ def test_attention_over_two_parts_equals_attention_over_both_at_once(
     for index, tokens in enumerate(shared):
         mine = torch.tensor([index, rows - 2 - index])
         before = some(2, heads, tokens, width)
-        behind.append((mine, *before))
+        hidden = some(2 * span, tokens) < 0
+        part_mask = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)
+        behind.append(PrefixPart(mine, before[0], before[1], part_mask))
+        visible = torch.cat((~hidden, torch.ones(2 * span, own, dtype=torch.bool)), dim=1)
         whole_keys, whole_values = (
             torch.cat((part.expand(2, -1, -1, -1), table[mine]), dim=2)
             for part, table in zip(before, (keys, values), strict=True)
         )
         expected[mine] = F.scaled_dot_product_attention(
-            query[mine], whole_keys, whole_values, scale=0.3
+            query[mine], whole_keys, whole_values, visible.view(2, 1, span, -1), scale=0.3
         )
     attended = attend_with_prefixes(query, keys, values, mask, 0.3, behind)
     torch.testing.assert_close(attended, expected, rtol=1e-4, atol=1e-5)

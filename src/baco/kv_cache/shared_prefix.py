@@ -37,6 +37,23 @@ class PrefixGroup:
     values: list[Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixPart:
+    """What rows attend to in one layer of a shared prompt.
+
+    Attributes:
+        rows: as in `PrefixGroup`.
+        keys, values: [key heads, tokens, width].
+        mask: added to the scores, float32 [G * L, tokens], for L queries of each row; finite, since
+            a row may attend to none of these tokens. None where rows attend to all of them.
+    """
+
+    rows: slice | Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
+
+
 def row_index(rows: list[int], device: torch.device) -> slice | Tensor:
     """An index of ascending row numbers: a slice where they are adjacent."""
     if rows[-1] - rows[0] + 1 == len(rows):
@@ -50,7 +67,8 @@ def attend_with_prefixes(
     values: Tensor,
     mask: Tensor,
     scale: float,
-    prefixes: Sequence[tuple[slice | Tensor, Tensor, Tensor]],
+    prefixes: Sequence[PrefixPart],
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention of a few tokens over their rows' own columns and the prompts before them.
 
@@ -59,23 +77,34 @@ def attend_with_prefixes(
         keys, values: of the rows' own columns, [B, heads, columns, width].
         mask: added to the scores of own columns; viewable as [B, 1 or heads, L, columns].
         scale: of the scores.
-        prefixes: rows, and the keys and values that they share, [heads, tokens, width].
+        prefixes: what rows share.
+        softcap: the bound of the scores, as in `softly_capped`; None for none.
 
     Returns:
         [B, heads, L, width].
     """
     size, heads, span, width = query.shape
     query = query * scale
-    scores = (query @ keys.transpose(2, 3)).float() + mask.view(size, -1, span, mask.shape[-1])
+    scores = softly_capped((query @ keys.transpose(2, 3)).float(), softcap)
+    scores = scores + mask.view(size, -1, span, mask.shape[-1])
     log_sum = scores.logsumexp(dim=-1)
     output = (scores.softmax(dim=-1).to(values.dtype) @ values).float()
-    for rows, shared_keys, shared_values in prefixes:
+    for part in prefixes:
+        rows = part.rows
         # All rows' queries in one product per head, so that the prompt is read once for all.
         queries = query[rows].transpose(0, 1).reshape(heads, -1, width)
-        scores = torch.bmm(queries, shared_keys.transpose(1, 2)).float()
-        prefix_out = torch.bmm(scores.softmax(dim=-1).to(values.dtype), shared_values).float()
+        scores = torch.bmm(queries, part.keys.transpose(1, 2)).float()
+        scores = softly_capped(scores, softcap)
+        if part.mask is not None:
+            scores = scores + part.mask
+        prefix_out = torch.bmm(scores.softmax(dim=-1).to(values.dtype), part.values).float()
         prefix_out = prefix_out.view(heads, -1, span, width).transpose(0, 1)
         prefix_log_sum = scores.logsumexp(dim=-1).view(heads, -1, span).transpose(0, 1)
         weight = (prefix_log_sum - log_sum[rows]).sigmoid()
         output[rows] = output[rows].lerp(prefix_out, weight[..., None])
     return output.to(query.dtype)
+
+
+def softly_capped(numbers: Tensor, softcap: float | None) -> Tensor:
+    """Bounded numbers, softcap · tanh(numbers / softcap) (Gemma 2); as they are for None."""
+    return numbers if softcap is None else (numbers / softcap).tanh_().mul_(softcap)

@@ -93,8 +93,13 @@ def forward_size(config: Any, *, dense: bool, row_by_row: bool) -> ForwardSize:
     scores = 4 * _NUMBER_BYTES * heads  # plain, scaled, masked, and their softmax
     if dense:
         group = heads // max(1, _largest(config, ("num_key_value_heads",)))
-        mask = 2 * _NUMBER_BYTES * (group + 1)
-        return ForwardSize(token, max(mask, scores), mask, 0, row_by_row)
+        masks = max(1, len(set(getattr(config, "layer_types", None) or ())))
+        mask = 2 * _NUMBER_BYTES * (group + 1) * masks
+        scores += _NUMBER_BYTES * heads * (masks - 1)
+        if getattr(config, "attn_logit_softcapping", None) is None:
+            return ForwardSize(token, max(mask, scores), mask, 0, row_by_row)
+        scores += _NUMBER_BYTES * heads
+        return ForwardSize(token, max(mask, scores), mask + scores, 0, row_by_row)
     if getattr(config, "_attn_implementation", None) != "sdpa":  # eager
         score = scores
     else:

@@ -100,11 +100,6 @@ class AdaptedForward:
             dense = DenseForward.of(base)
         return None if dense is None else cls(dense, _added(model, dense.dtype))
 
-    @property
-    def attends_to_shared_prefixes(self) -> bool:
-        """As of a `DenseForward`."""
-        return self.dense.attends_to_shared_prefixes
-
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; return the raw logits after the last ``keep``."""
         split = cache.plan.split or 0

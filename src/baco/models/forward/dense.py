@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baco.kv_cache.shared_prefix import PrefixGroup, attend_with_prefixes
+from baco.kv_cache.shared_prefix import (
+    PrefixGroup,
+    PrefixPart,
+    attend_with_prefixes,
+    softly_capped,
+)
 from baco.kv_cache.slots import SlotCache, columns_for
 from baco.models.forward.decoder_layers import (
     Description,
@@ -32,6 +37,8 @@ Rotations = dict[str, tuple[Tensor, Tensor]]
 Inputs = tuple[Tensor, Tensor, Rotations, list[Tensor], list[Tensor]]
 # Queries of a row up to which plain matrix products are faster than attention kernels.
 _MAX_PLAIN = 32
+# The share of columns outside of windows from which they are skipped.
+_MIN_SKIPPED = 0.125
 
 
 def attend(
@@ -51,7 +58,7 @@ def attend(
         mask: added to scores: [B * heads, L, columns] where products are plain (`_is_plain`), else
             [B, 1, L, columns].
         scale: of the scores.
-        softcap: the bound of the scores, softcap · tanh(scores / softcap) (Gemma 2); None for none.
+        softcap: the bound of the scores, as in `softly_capped`; None for none.
 
     Returns:
         [B, heads, L, width].
@@ -59,7 +66,7 @@ def attend(
     if not _is_plain(query):
         if softcap is None:
             return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
-        scores = _capped((query * scale) @ keys.transpose(2, 3), softcap) + mask
+        scores = softly_capped((query * scale) @ keys.transpose(2, 3), softcap) + mask
         return scores.softmax(dim=-1) @ values
     # Torch's own attention is made for many queries: on a CPU it takes up to ten times as long.
     _, _, span, width = query.shape
@@ -68,13 +75,8 @@ def attend(
         scores = torch.baddbmm(mask, flat, keys.transpose(1, 2), alpha=scale)
     else:  # oneDNN reads such a matrix faster without a transpose
         scores = (keys @ (flat * scale).transpose(1, 2)).transpose(1, 2)
-        scores = (scores if softcap is None else _capped(scores, softcap)) + mask
+        scores = softly_capped(scores, softcap) + mask
     return torch.bmm(scores.softmax(dim=-1), values).view(query.shape)
-
-
-def _capped(numbers: Tensor, softcap: float) -> Tensor:
-    """Numbers bounded smoothly: softcap · tanh(numbers / softcap)."""
-    return (numbers / softcap).tanh_().mul_(softcap)
 
 
 def _is_plain(query: Tensor) -> bool:
@@ -125,11 +127,6 @@ class DenseForward:
         return cls(model, description)
 
     @property
-    def attends_to_shared_prefixes(self) -> bool:
-        """Can rows attend to a prompt that they share, without a copy for each?"""
-        return self._windows == [None] and self._softcap is None
-
-    @property
     def layers(self) -> Sequence[Layer]:
         """The layers, in order."""
         return self._layers
@@ -159,8 +156,14 @@ class DenseForward:
         plan, width = cache.plan, None
         if self.device.type != "cpu" or not self.uses_plain_products(tokens.shape[1]):
             width = min(columns_for(plan.width), cache.columns)
+        shortest = min(plan.lengths, default=0)
         return self.read(
-            *self.inputs(tokens, cache), keep, plan.prefix_lengths, plan.shared_prefixes, width
+            *self.inputs(tokens, cache),
+            keep,
+            plan.prefix_lengths,
+            plan.shared_prefixes,
+            width,
+            shortest,
         )
 
     def tables(self, cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
@@ -187,6 +190,7 @@ class DenseForward:
         prefix_lengths: Tensor | None = None,
         shared_prefixes: Sequence[PrefixGroup] = (),
         width: int | None = None,
+        shortest: int = 0,
     ) -> Tensor:
         """The forward as a function of tensors alone, which can be compiled and recorded.
 
@@ -199,6 +203,7 @@ class DenseForward:
             prefix_lengths, shared_prefixes: as in `baco.kv_cache.slots.ForwardPlan`.
             width: the number of first columns that tokens may attend to; None for all. Plain
                 products on a CPU are faster over all, since a contiguous matrix is not copied.
+            shortest: the fewest tokens that a row held before; windows are read from there.
 
         Returns:
             Raw logits [B, keep, vocabulary].
@@ -209,7 +214,13 @@ class DenseForward:
             kind: (cos[positions][:, :, None], sin[positions][:, :, None])
             for kind, (cos, sin) in rotations.items()
         }
-        masks = self._masks(columns, width or keys[0].shape[2])
+        last = width or keys[0].shape[2]
+        starts = {window: _first_column(window, shortest, last) for window in self._windows}
+        masks = self._masks(columns, starts, last)
+        visible = {
+            window: [self._visible(group, positions, window) for group in shared_prefixes]
+            for window in self._windows
+        }
         slots = self._slots(columns, keys[0].shape[2])
         multiplier = self._residual_multiplier
         hidden = self._embed(tokens)  # [B, T, hidden]
@@ -224,12 +235,16 @@ class DenseForward:
             own_keys.view(-1, self._width).index_copy_(0, slots, new_keys)
             own_values.view(-1, self._width).index_copy_(0, slots, new_values)
             cached = (own_keys[:size], own_values[:size])
-            if width is not None:
-                cached = (cached[0][:, :, :width], cached[1][:, :, :width])
+            start = starts[layer.window]
+            if start or width is not None:
+                cached = (cached[0][:, :, start:width], cached[1][:, :, start:width])
             attention = (query, *cached, masks[layer.window], self._scale)
-            shared = [(g.rows, g.keys[index], g.values[index]) for g in shared_prefixes]
-            if shared:
-                heads = attend_with_prefixes(*attention, shared)
+            if shared_prefixes:
+                shared = [
+                    PrefixPart(g.rows, g.keys[index][:, first:], g.values[index][:, first:], mask)
+                    for g, (first, mask) in zip(shared_prefixes, visible[layer.window], strict=True)
+                ]
+                heads = attend_with_prefixes(*attention, shared, self._softcap)
             else:
                 heads = attend(*attention, self._softcap)
             attn_out = layer.out(self._joined(heads, span))
@@ -249,9 +264,7 @@ class DenseForward:
         logits: Tensor = self._head(self._norm(hidden))
         if self._logits_divisor != 1:
             logits = logits / self._logits_divisor
-        if self._logits_softcap is not None:
-            logits = _capped(logits, self._logits_softcap)
-        return logits
+        return softly_capped(logits, self._logits_softcap)
 
     def _split(
         self, layer: Layer, joint: Tensor, turn: tuple[Tensor, Tensor] | None
@@ -343,19 +356,38 @@ class DenseForward:
         first = torch.arange(size * heads, device=columns.device).view(size, 1, heads) * width
         return (first + columns[:, :, None]).flatten()
 
-    def _masks(self, columns: Tensor, width: int) -> dict[int | None, Tensor]:
-        """The mask of each kind of layer, by its window."""
+    def _visible(
+        self, group: PrefixGroup, positions: Tensor, window: int | None
+    ) -> tuple[int, Tensor | None]:
+        """The first token of a shared prompt that a window can reach, and the mask from there on as
+        in `PrefixPart`. Positions are those of all rows' tokens, [B, T].
+        """
+        if window is None:
+            return 0, None
+        first = max(0, group.length - window + 1)
+        token = torch.arange(first, group.length, device=positions.device)
+        masked = token <= positions[group.rows][:, None, :, None] - window
+        lowest = torch.finfo(torch.float32).min / 2
+        mask = torch.zeros(masked.shape, device=masked.device).masked_fill_(masked, lowest)
+        heads = self._heads // self._key_heads
+        return first, mask.expand(-1, heads, -1, -1).reshape(-1, len(token))
+
+    def _masks(
+        self, columns: Tensor, starts: dict[int | None, int], width: int
+    ) -> dict[int | None, Tensor]:
+        """The mask of each kind of layer, by its window; from its first column to ``width``."""
         # Compiled functions serve any width.
         longest = width if not torch.compiler.is_compiling() else 2**63
         shorter = {w: None if w is None or w >= longest else w for w in self._windows}
-        masks = {w: self._mask(columns, width, w) for w in set(shorter.values())}
+        masks = {w: self._mask(columns, starts.get(w, 0), width, w) for w in {*shorter.values()}}
         return {w: masks[shorter[w]] for w in self._windows}
 
-    def _mask(self, columns: Tensor, width: int, window: int | None) -> Tensor:
+    def _mask(self, columns: Tensor, start: int, width: int, window: int | None) -> Tensor:
         """Added to scores: -inf where a token does not attend; repeated for query heads that share
         keys. Its shape is what `attend` takes.
         """
-        column, own = torch.arange(width, device=columns.device), columns[:, None, :, None]
+        column = torch.arange(start, width, device=columns.device)
+        own = columns[:, None, :, None]
         masked = column > own
         if window is not None:
             masked |= column <= own - window
@@ -367,3 +399,12 @@ class DenseForward:
         if not _is_plain(mask):
             return mask
         return mask.expand(-1, self._key_heads, -1, -1).flatten(0, 1)
+
+
+def _first_column(window: int | None, shortest: int, width: int) -> int:
+    """The first column that layers with a window read, where every row holds ``shortest`` tokens.
+
+    Slices of a table are a little slower to read than the table, so a few columns more are read.
+    """
+    first = 0 if window is None else max(0, shortest - window + 1)
+    return first if first >= _MIN_SKIPPED * width else 0

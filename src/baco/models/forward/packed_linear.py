@@ -32,8 +32,10 @@ _SIZES = 16
 # A tied matrix whose rows cannot be found in the packed layout must be kept plain too; the packed
 # copy beside it may take no larger share of the model's weights than this.
 _MAX_COPY = 0.05
-# Rows of an embedding that are compared at once.
-_COMPARED = 4096
+# Rows of an embedding that are compared at once, and at most in all: blocks of rows are alike.
+_COMPARED, _MAX_COMPARED = 4096, 16_384
+# Rows from which the places of all rows are known: a whole number of blocks of any layout, twice.
+_FEW = 1024
 # Whole numbers below it are exact in bfloat16, so that a number can encode a place digit by digit.
 _DIGIT = 255
 
@@ -211,8 +213,9 @@ def _packed_embedding(head: PackedLinear, plain: Tensor) -> PackedEmbedding | No
     """The embedding on a packed layer; None where its layout is no fixed order of ``plain``."""
     try:
         embedding = PackedEmbedding(head, *_places(head.shape, head.dtype))
-        chunks = torch.arange(len(plain)).split(_COMPARED)
-        equal = all(torch.equal(embedding(ids), plain[ids]) for ids in chunks)
+        ids = torch.linspace(0, len(plain) - 1, min(len(plain), _MAX_COMPARED)).long()
+        chunks = ids.split(_COMPARED)
+        equal = all(torch.equal(embedding(chunk), plain[chunk]) for chunk in chunks)
     except (AttributeError, IndexError, RuntimeError, ValueError):
         return None  # another build of torch, or another kind of layout
     return embedding if equal else None
@@ -221,7 +224,12 @@ def _packed_embedding(head: PackedLinear, plain: Tensor) -> PackedEmbedding | No
 @cache
 def _places(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The places of a matrix's first column, and of its first row relative to its first number."""
-    rows, columns = _line_places(shape, dtype, 0), _line_places(shape, dtype, 1)
+    few = torch.Size((min(shape[0], _FEW), shape[1]))
+    rows, columns = _line_places(few, dtype, 0), _line_places(few, dtype, 1)
+    period = _FEW // 2
+    if shape[0] > _FEW:
+        blocks = torch.arange(-(-shape[0] // period))[:, None]
+        rows = (rows[:period] + blocks * (rows[period] - rows[0])).flatten()[: shape[0]]
     return rows, columns - columns[0]
 
 

@@ -128,8 +128,7 @@ def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
 
 def shares_prompts(forward: Forward) -> bool:
     """Can rows attend to a prompt that they share, without a copy for each?"""
-    own = DenseForward | AdaptedForward
-    return isinstance(forward, own) and forward.attends_to_shared_prefixes
+    return isinstance(forward, DenseForward | AdaptedForward)
 
 
 def prepare(model: TriedModel) -> None:
