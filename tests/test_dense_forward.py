@@ -31,12 +31,14 @@ from transformers import (
 
 from baco import Baco
 from baco.kv_cache.batched import BatchedKVCache
-from baco.kv_cache.protocol import finish
+from baco.kv_cache.protocol import KVCache, finish
+from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.forward.decoder_layers import Description, describe, fuse_layers, is_fused
 from baco.models.forward.dense import DenseForward
 from baco.models.forward.fused_linear import Part
 from baco.models.forward.packed_linear import PackedLinear, pack
 from baco.models.pair import lay_out
+from baco.models.rope import LongRope
 from tests.pairs import PairFolder
 
 SIZES = {
@@ -90,6 +92,17 @@ KNOWN = {
         logits_scaling=2.0,
     ),
 }
+LONG_ROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 10,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0, 1.5],
+        "long_factor": [2.0, 4.0],
+        "original_max_position_embeddings": 10,
+        "partial_rotary_factor": 0.5,
+    },
+}
 UNKNOWN = {
     "rotary embeddings of type dynamic": LlamaConfig(
         **SIZES, rope_parameters={**SCALED, "rope_type": "dynamic"}
@@ -128,9 +141,8 @@ class Rows:
             self.lengths = (shared,) * 3
             self.texts = [self.texts[0][:shared] + text[shared:] for text in self.texts]
 
-    def together(self, forward: DenseForward) -> torch.Tensor:
+    def together(self, cache: KVCache) -> torch.Tensor:
         """Logits after every step, [steps, rows, V]."""
-        cache = BatchedKVCache(forward, shares=self.shared > 0, chunk=6)
         if self.shared:
             prompt = self.texts[0][: self.shared]
             cache.copy_prefix(finish(cache.prefill(prompt, samples=10_000)), 3)
@@ -140,7 +152,7 @@ class Rows:
                 cache.copy_prefix(finish(cache.prefill(text[:length])), 1)
         return torch.stack([self._read(cache, counts) for counts in self.steps])
 
-    def _read(self, cache: BatchedKVCache, counts: Sequence[int]) -> torch.Tensor:
+    def _read(self, cache: KVCache, counts: Sequence[int]) -> torch.Tensor:
         span, before = max(counts), list(cache.lengths)
         tokens = torch.zeros(3, span, dtype=torch.int64)
         for row, count in enumerate(counts):
@@ -176,7 +188,7 @@ def dense(model: torch.nn.Module) -> DenseForward:
 def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str) -> None:
     model, rows = model_of(KNOWN[kind]), Rows()
     alone = rows.alone(model)
-    together = rows.together(dense(model))
+    together = rows.together(BatchedKVCache(dense(model), chunk=6))
     read = torch.tensor(rows.steps) > 0
     torch.testing.assert_close(together[read], alone[read], rtol=1e-4, atol=1e-4)
 
@@ -187,7 +199,19 @@ def test_rows_of_different_lengths_read_as_the_model_reads_them_alone(kind: str)
 def test_a_shared_prompt_is_read_as_a_copied_one(kind: str, shared: int) -> None:
     model, rows = model_of(KNOWN[kind]), Rows(shared)
     alone = rows.alone(model)
-    together = rows.together(dense(model))
+    together = rows.together(BatchedKVCache(dense(model), shares=True, chunk=6))
+    read = torch.tensor(rows.steps) > 0
+    torch.testing.assert_close(together[read], alone[read], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_every_row_has_the_rotary_factors_of_its_own_length() -> None:
+    """Phi 4 mini: LongRoPE on a part of the channels."""
+    model, rows = model_of(Phi3Config(**SIZES, **LONG_ROPE)), Rows()
+    alone = rows.alone(model)
+    forward, rope = dense(model), LongRope.of(model)
+    assert rope is not None
+    together = rows.together(LongRopeKVCache(forward, rope, chunk=6))
     read = torch.tensor(rows.steps) > 0
     torch.testing.assert_close(together[read], alone[read], rtol=1e-4, atol=1e-4)
 
@@ -220,7 +244,7 @@ def test_other_number_formats_differ_by_rounding_alone(kind: str, dtype: torch.d
     alone = rows.alone(model).float()[read]
     forward = dense(model)
     pack(model)
-    together = rows.together(forward).float()[read]
+    together = rows.together(BatchedKVCache(forward, chunk=6)).float()[read]
     own, others = ((logits - exact).square().mean() for logits in (together, alone))
     assert own < 2 * others
 

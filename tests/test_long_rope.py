@@ -128,6 +128,7 @@ def test_a_row_is_read_again_once_when_it_grows_beyond_the_original_length(
 
 @settings(max_examples=budget(15))
 @given(data=st.data())
+@torch.inference_mode()
 def test_a_cache_agrees_with_full_forwards_however_it_is_read_and_rolled_back(
     pairs: Callable[[str], Baco], data: st.DataObject
 ) -> None:

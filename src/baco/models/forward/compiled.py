@@ -42,7 +42,7 @@ class CompiledForward:
         rows, span = tokens.shape
         one_column = cache.columns == 1  # a prompt of one token
         few = rows * span <= _MAX_TOKENS and self._plain.uses_plain_products(span)
-        if one_column or not few:
+        if one_column or not few or any(cache.plan.long):
             return self._plain(tokens, cache, keep)
         tokens = tokens.clone(memory_format=torch.contiguous_format)  # strides are compiled in too
         tokens, columns, rotations, keys, values = self._plain.inputs(tokens, cache)

@@ -152,7 +152,8 @@ class CudaGraphForward:
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; return the raw logits after the last ``keep``."""
         rows, span = tokens.shape
-        shape = None if self._given_up else _shape(rows, span, cache)
+        plain = self._given_up or any(cache.plan.long)
+        shape = None if plain else _shape(rows, span, cache)
         if shape is None:
             return self._plain(tokens, cache, keep)
         with self._lock, self._recorder.turn():

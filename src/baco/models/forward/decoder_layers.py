@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baco.models.forward.fused_linear import FUSED, Part, fuse
+from baco.models.rope import LongRope
 
 Linear = Callable[[Tensor], Tensor]
-# Kinds of rotary embeddings whose rotation depends on the position alone.
-_ROPES = {"default", "linear", "llama3", "yarn"}
+# Kinds of rotary embeddings whose rotation depends on the position alone, and LongRoPE.
+_ROPES = {"default", "linear", "llama3", "yarn", "longrope"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # The norms of a layer in `transformers`: before attention, after it, before the MLP, after it.
 _NORMS: tuple[tuple[str | None, ...], ...] = (
@@ -108,6 +109,9 @@ def _described(model: Any) -> Description:
     _check_parts(decoder, _DECODER)
     if type(model.lm_head).__name__ not in ("Linear", "PackedLinear"):
         raise _NotSupportedError("has another kind of head")
+    long_rope = LongRope.of(model)
+    if long_rope is not None and long_rope.modules != (decoder.rotary_emb,):
+        raise _NotSupportedError("has several rotary embeddings whose factors depend on the length")
     config, layers = decoder.config, list(decoder.layers)
     attention = layers[0].self_attn
     for layer in layers:
@@ -145,7 +149,7 @@ def _described_layers(decoder: Any) -> Iterable[LayerDescription]:
             raise _NotSupportedError(f"has layers of {kind.replace('_', ' ')}")
         per_kind = isinstance(rope_types, dict)
         rope_type = rope_types[kind] if per_kind else rope_types
-        if rope_type not in _ROPES:
+        if rope_type not in _ROPES or (per_kind and rope_type == "longrope"):
             raise _NotSupportedError(f"has rotary embeddings of type {rope_type}")
         rotates = bool(getattr(layer.self_attn, "use_rope", True))
         yield LayerDescription(

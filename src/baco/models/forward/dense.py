@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from baco.device import tensor_on
 from baco.kv_cache.shared_prefix import (
     PrefixGroup,
     PrefixPart,
@@ -30,8 +31,10 @@ from baco.models.forward.decoder_layers import (
     describe,
     is_fused,
 )
+from baco.models.rope import LongRope
 
-# Cosines and sines of positions for every kind of layer that has its own, [positions, width] each.
+# Cosines and sines of positions for every kind of layer that has its own, [positions, width] each;
+# with LongRoPE those of the short factors, followed by as many of the long ones.
 Rotations = dict[str, tuple[Tensor, Tensor]]
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
 Inputs = tuple[Tensor, Tensor, Rotations, list[Tensor], list[Tensor]]
@@ -105,6 +108,7 @@ class DenseForward:
         self._like: Tensor = decoder.norm.weight.detach()  # of the weights' dtype and device
         self._head: Linear = model.lm_head.forward
         self._rotary: Any = decoder.rotary_emb
+        self._long_rope = LongRope.of(model)
         self._heads, self._key_heads = description.heads, description.key_heads
         self._width = description.width
         self._scale, self._softcap = description.scale, description.softcap
@@ -115,6 +119,7 @@ class DenseForward:
         self._ropes = sorted({layer.rope for layer in self._layers if layer.rope is not None})
         self._windows = list(dict.fromkeys(layer.window for layer in self._layers))
         self._rotations: Rotations = {}
+        self._positions = 0  # that these are of
         # Channels of a head that are rotated.
         self._rotated = self._turns(self._ropes[0], 1)[0].shape[1] if self._ropes else self._width
 
@@ -157,6 +162,7 @@ class DenseForward:
         if self.device.type != "cpu" or not self.uses_plain_products(tokens.shape[1]):
             width = min(columns_for(plan.width), cache.columns)
         shortest = min(plan.lengths, default=0)
+        long = tensor_on(self.device, plan.long, torch.int64) if any(plan.long) else None
         return self.read(
             *self.inputs(tokens, cache),
             keep,
@@ -164,6 +170,7 @@ class DenseForward:
             plan.shared_prefixes,
             width,
             shortest,
+            long,
         )
 
     def tables(self, cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
@@ -191,6 +198,7 @@ class DenseForward:
         shared_prefixes: Sequence[PrefixGroup] = (),
         width: int | None = None,
         shortest: int = 0,
+        long: Tensor | None = None,
     ) -> Tensor:
         """The forward as a function of tensors alone, which can be compiled and recorded.
 
@@ -204,16 +212,18 @@ class DenseForward:
             width: the number of first columns that tokens may attend to; None for all. Plain
                 products on a CPU are faster over all, since a contiguous matrix is not copied.
             shortest: the fewest tokens that a row held before; windows are read from there.
+            long: 1 for each row that is read with the long factors of LongRoPE, else 0, int64 [B];
+                None where none is.
 
         Returns:
             Raw logits [B, keep, vocabulary].
         """
         size, span = tokens.shape
         positions = columns if prefix_lengths is None else columns + prefix_lengths[:, None]
-        turns = {
-            kind: (cos[positions][:, :, None], sin[positions][:, :, None])
-            for kind, (cos, sin) in rotations.items()
-        }
+        turns = {}
+        for kind, (cos, sin) in rotations.items():
+            at = positions if long is None else positions + long[:, None] * (len(cos) // 2)
+            turns[kind] = cos[at][:, :, None], sin[at][:, :, None]
         last = width or keys[0].shape[2]
         starts = {window: _first_column(window, shortest, last) for window in self._windows}
         masks = self._masks(columns, starts, last)
@@ -329,9 +339,9 @@ class DenseForward:
         replaces their rotation (Su et al. 2021, equation 34). Channels that are not rotated have
         cosine 1 and sine 0.
         """
-        if any(len(cos) < until for cos, _ in self._rotations.values()) or not self._rotations:
-            most = 1 << (until - 1).bit_length()
-            self._rotations = {kind: self._table(kind, most) for kind in self._ropes}
+        if until > self._positions:
+            self._positions = 1 << (until - 1).bit_length()
+            self._rotations = {kind: self._table(kind, self._positions) for kind in self._ropes}
         return self._rotations
 
     def _table(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
@@ -341,12 +351,18 @@ class DenseForward:
         return F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))
 
     def _turns(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of ``most`` positions as the model computes them, [positions, rotated
-        channels].
+        """Cosines and sines of ``most`` positions as the model computes them, then those with the
+        long factors of LongRoPE, [positions, rotated channels].
         """
         positions = torch.arange(most, device=self.device)[None]
-        cos, sin = self._rotary(self._like, positions, *([kind] if kind else []))
-        return cos[0], sin[0]
+        if self._long_rope is None:
+            cos, sin = self._rotary(self._like, positions, *([kind] if kind else []))
+            return cos[0], sin[0]
+        parts = []
+        for long in (False, True):
+            with self._long_rope.per_row([long]):
+                parts.append(self._rotary(self._like, positions))
+        return torch.cat([cos[0] for cos, _ in parts]), torch.cat([sin[0] for _, sin in parts])
 
     def _slots(self, columns: Tensor, width: int) -> Tensor:
         """Flat indices of columns [B, T] in tables of ``width`` columns: [B * T * heads], the heads
