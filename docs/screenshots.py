@@ -1,11 +1,14 @@
-"""Makes the pictures of the page: `python -m docs.screenshots` from the repository's root."""
+"""Makes the pictures of the pages: `python -m docs.screenshots` from the repository's root."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from baco import Baco
+from benchmarks.study_load import StudyServer
 from tests.pages import chromium, visit
 from tests.serving import served
 
@@ -34,10 +37,35 @@ def phone(page: Page) -> None:
     page.locator("section.results fieldset").evaluate("part => part.scrollIntoView()")
 
 
+def study(browser: Browser) -> None:
+    """The first item of the example study, on a desk and on a phone."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("plan.json", "texts.json"):
+            shutil.copy(FOLDER / "results" / "study-demo" / name, folder)
+        server = StudyServer(Path(folder))
+        looks = {"study-item": ("light", DESK), "study-phone": ("dark", PHONE)}
+        for (name, (theme, screen)), link in zip(looks.items(), server.links, strict=False):
+            with visit(browser, link, color_scheme=theme, **screen) as seen:
+                page = seen.page
+                page.get_by_role("checkbox").check()
+                page.get_by_role("button", name="Begin").click()
+                for number, option in enumerate((1, 2, 1)):
+                    page.locator(f'input[name=q{number}][value="{option}"]').check()
+                page.get_by_role("button", name="Continue").click()
+                page.locator("form[data-ready=yes]").wait_for()
+                for key in "15bb":
+                    page.keyboard.press(key)
+                page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+                page.wait_for_timeout(500)
+                page.screenshot(path=FOLDER / f"{name}.png")
+        server.kill()
+
+
 def main() -> None:
     """One picture for each way to look at a second run, the dial turned further."""
     looks: dict[Any, dict[str, Any]] = {light: DESK, dark: DESK, phone: PHONE}
     with chromium() as browser, served(Baco.load("demo")) as server:
+        study(browser)
         for look, screen in looks.items():
             theme = "dark" if look is dark else "light"
             with visit(browser, server.url + "/", color_scheme=theme, **screen) as seen:

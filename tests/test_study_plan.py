@@ -10,6 +10,7 @@ import pytest
 
 from baco.errors import BacoError
 from baco.study.build import count_words, limited
+from baco.study.default_texts import CONSENT, RUBRIC
 from baco.study.plan import Plan, text_hash
 from baco.study.schedule import method_pairs, schedule, texts_shown, training
 from baco.study.study import Study, amend
@@ -208,6 +209,23 @@ def test_a_changed_text_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(BacoError, match=r"text \w+ was changed after the plan"):
         Study.open(study.path)
+
+
+def test_the_committed_example_is_a_plan_with_all_its_texts(tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "docs" / "results" / "study-demo"
+    for name in ("plan.json", "texts.json"):
+        (tmp_path / name).write_bytes((example / name).read_bytes())
+    study = Study.open(tmp_path)
+    assert study.plan.methods == ("P-Punc:0.4", "Aligned", "Base")
+    assert len(schedule(study.plan, 0)) == 2 * 18 + 3
+    study.close()
+
+
+def test_the_documentation_has_the_default_texts() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "study.md").read_text(encoding="utf-8")
+    shown = " ".join(page.replace("> ", "").replace(">", "").split())
+    for text in (*CONSENT, *(text for text in RUBRIC if not text.startswith("# "))):
+        assert " ".join(text.split()) in shown
 
 
 def change(folder: Path, **fields: object) -> None:
