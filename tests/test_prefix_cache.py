@@ -1,6 +1,8 @@
 """Prompts are read once: what was read is kept, answers are the same, and requests come first."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baco import Baco, BacoError
+from baco.cli import run
 from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
+from baco.engine.verify import Verifier
 from baco.kv_cache import batched
 from baco.kv_cache import prefix_cache as module
+from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.prefix_cache import Kind, PrefixCache
 from tests.fuzzing import budget
 from tests.live import cache_tables, needed, step_bytes
@@ -396,14 +402,58 @@ def test_kept_prefixes_stay_within_the_memory_limit(
     limit = int(share * max([150_000, *(needed(make(), each, 1) for each in requests)]))
     with cache_tables() as ledger:
         engine = make(prefix_cache=cache, memory=limit)
-        for one, each in zip(asked, requests, strict=True):
-            answers = engine.add(each)
-            for _ in range(one["steps"] or 0):
+        with audited(engine, cache, ledger, limit):
+            for one, each in zip(asked, requests, strict=True):
+                answers = engine.add(each)
+                for _ in range(one["steps"] or 0):
+                    checked_step(engine, cache, ledger, limit)
+                if one["cancelled"]:
+                    engine.stop(answers[0], len(answers[0].tokens))
+            while engine.busy:
                 checked_step(engine, cache, ledger, limit)
-            if one["cancelled"]:
-                engine.stop(answers[0], len(answers[0].tokens))
-        while engine.busy:
-            checked_step(engine, cache, ledger, limit)
+
+
+@contextmanager
+def audited(engine: Engine, cache: PrefixCache, ledger: Any, limit: int) -> Iterator[None]:
+    """Inside, everything is within the limit whenever a prompt is read or a block is copied."""
+    read, copy = BatchedKVCache._read_alone, BatchedKVCache.copy_block
+
+    def read_alone(self: BatchedKVCache, *args: Any) -> torch.Tensor:
+        assert ledger.now + cache.bytes + step_bytes(engine, 1) <= limit
+        return read(self, *args)
+
+    def copy_block(self: BatchedKVCache, *args: Any) -> Any:
+        block = copy(self, *args)
+        copied = sum(tensor.nbytes for layer in block for tensor in layer)
+        assert ledger.now + cache.bytes + copied <= limit
+        return block
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchedKVCache, "_read_alone", read_alone)
+        patch.setattr(BatchedKVCache, "copy_block", copy_block)
+        yield
+
+
+@pytest.mark.parametrize("kind", ["llama", "one model"])
+def test_rows_that_end_together_are_kept_only_where_they_fit_beside_one_another(
+    pair_of: Callable[[str], Baco], kind: str
+) -> None:
+    baco, cache = pair_of(kind), PrefixCache()
+    asked = [
+        request(baco, tuple(5 + (number + at * 7) % 380 for at in range(230)), "Rand:0.5", n=1)
+        for number in range(5)
+    ]
+    asked = [replace(each, params=each.params.updated({"max_tokens": 4})) for each in asked]
+    limit = needed(Engine(baco.pair), asked[0], 4)
+    with cache_tables() as ledger:
+        engine = Engine(baco.pair, memory=limit, prefix_cache=cache)
+        with audited(engine, cache, ledger, limit):
+            for _ in range(2):
+                for each in asked:
+                    engine.add(each)
+                while engine.busy:
+                    checked_step(engine, cache, ledger, limit)
+    assert cache.bytes
 
 
 def checked_step(engine: Engine, cache: PrefixCache, ledger: Any, limit: int) -> None:
@@ -435,3 +485,54 @@ def test_no_request_waits_for_memory_that_kept_prefixes_take(
         running.append(engine.running)
         run_out(engine)
     assert running == [4, 4]
+
+
+# --- front ends -----------------------------------------------------------------------------------
+
+QUESTION = {"role": "user", "content": "Where should I go this summer, when the sea is warm?"}
+SETTINGS: dict[str, Any] = {"router": "Rand:0.5", "seed": 3, "n": 2, "max_tokens": 12}
+
+
+def test_calls_of_one_object_share_kept_prefixes(loaded_pair: Callable[..., Baco]) -> None:
+    pair = loaded_pair("llama", noise=0.3).pair
+    keeps, rereads = Baco(pair), Baco(pair, enable_prefix_caching=False)
+    first = keeps.generate([QUESTION], **SETTINGS)
+    history = [QUESTION, {"role": "assistant", "content": first[1].text}, QUESTION]
+    whole = len(pair.renderer.render([QUESTION]).aligned_ids)
+    turns = [each.generate(history, **SETTINGS) for each in (keeps, rereads)]
+    assert [a.token_ids for a in turns[0]] == [a.token_ids for a in turns[1]]
+    assert [a.cached_tokens >= whole - 1 for a in turns[0]] == [True, True]
+    assert [a.cached_tokens for a in turns[1]] == [0, 0]
+    keeps.reset_prefix_cache()
+    assert keeps.generate(history, **SETTINGS)[0].cached_tokens == 0
+
+
+def test_the_command_line_turns_it_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> PrefixCache:
+        raise BacoError("prefixes would be kept")
+
+    monkeypatch.setattr("baco.api.PrefixCache", refused)
+    asked = ["generate", "Hello", "--max-tokens", "2", "-s", "1"]
+    assert run([*asked, "--no-enable-prefix-caching"]) == 0
+    assert run(asked) == 2
+    assert "prefixes would be kept" in capsys.readouterr().err
+
+
+def test_nothing_stays_kept_when_a_step_fails(
+    loaded_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco, cache = loaded_pair("llama", noise=0.3), PrefixCache()
+    engine = IsolatingEngine(partial(Engine, baco.pair, prefix_cache=cache))
+    [answer] = engine.add(request(baco, text_of([0, 1]), "Rand:0.5", max_tokens=20))
+    engine.step()
+    assert cache.bytes
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Verifier, "verify", broken)
+    engine.step()
+    assert answer.error
+    assert not cache.bytes

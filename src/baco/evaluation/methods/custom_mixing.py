@@ -60,7 +60,12 @@ def decode(
         error.
     """
     engine = Engine(
-        baco.pair, max_rows=baco.max_rows, memory=baco.memory, speculate=False, choose=choose
+        baco.pair,
+        max_rows=baco.max_rows,
+        memory=baco.memory,
+        speculate=False,
+        choose=choose,
+        prefix_cache=baco.prefix_cache,
     )
     decoder = Decoder(baco.pair, engine)
     params = baco.pair.defaults.updated(sampling)
