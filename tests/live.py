@@ -99,9 +99,8 @@ def most_allocated(work: Callable[[], Any]) -> int:
 def needed(engine: Engine, request: Request, rows: int) -> int:
     """Memory that an engine counts for ``rows`` rows of one request when nothing else runs."""
     scheduler = engine._scheduler
-    answer = SequenceState(
-        request, 0, min(request.params.max_tokens, engine._runner.prompt_room(request))
-    )
+    room = min(engine._runner.prompt_room(request).values())
+    answer = SequenceState(request, 0, min(request.params.max_tokens, room))
     return scheduler.budget.total(scheduler._needs([answer], [answer]), rows=rows)
 
 

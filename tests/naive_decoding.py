@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,17 +68,25 @@ def decode(
     max_tokens: int,
     min_p: float = 0.0,
     whole_words: bool = True,
+    thought: Sequence[int] = (),
+    marks: Sequence[int] = (),
+    logit_bias: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[list[int], list[str]]:
-    """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin)."""
+    """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin).
+
+    ``thought`` is what the aligned model wrote before it. Positions, and so noise, count on. The
+    base model never writes ``marks``.
+    """
     vocabulary, seed = pair.vocabulary, prompt_seed(seed, digest)
+    aligned_prompt, first = (*aligned_prompt, *thought), len(thought)
     tokens: list[int] = []
     sources: list[str] = []
-    while len(tokens) < max_tokens and not (tokens and tokens[-1] in pair.end_ids):
+    while first + len(tokens) < max_tokens and not (tokens and tokens[-1] in pair.end_ids):
         rows = {
             "base": pair.base.score([*base_prompt, *tokens])[-1],
             "aligned": pair.aligned.score([*aligned_prompt, *tokens])[-1],
         }
-        coin = uniform(seed, sample, len(tokens), coin_word("router"))
+        coin = uniform(seed, sample, first + len(tokens), coin_word("router"))
         wanted = "base" if rule(rows["base"], rows["aligned"], coin) else "aligned"
         source, masked = wanted, False
         if tokens and whole_words:
@@ -89,11 +98,48 @@ def decode(
         row = rows[source].clone()
         for token in range(len(row)):
             special = bool(vocabulary.special[token]) and token not in pair.end_ids
+            special = special or token in marks
             if (source == "base" and special) or (masked and not vocabulary.word_start[token]):
                 row[token] = -math.inf
-        tokens.append(_draw(row, temperature, min_p, (seed, sample, len(tokens))))
+        row = _biased(row, logit_bias)
+        tokens.append(_draw(row, temperature, min_p, (seed, sample, first + len(tokens))))
         sources.append(source)
     return tokens, sources
+
+
+def think(
+    pair: Any,
+    aligned_prompt: tuple[int, ...],
+    *,
+    marks: tuple[int, int],
+    begun: bool,
+    between: Callable[[int], bool],
+    digest: bytes,
+    seed: int,
+    sample: int,
+    temperature: float,
+    max_tokens: int,
+    logit_bias: Mapping[int, float] = MappingProxyType({}),
+) -> list[int]:
+    """The aligned model alone, from ``marks[0]`` to ``marks[1]`` and the tokens ``between`` that
+    and the answer; nothing where its first token is another one.
+    """
+    seed, tokens, ended = prompt_seed(seed, digest), list[int](), False
+    while len(tokens) < max_tokens and not (tokens and tokens[-1] in pair.end_ids):
+        row = _biased(pair.aligned.score([*aligned_prompt, *tokens])[-1], logit_bias)
+        token = _draw(row, temperature, 0.0, (seed, sample, len(tokens)))
+        if (ended and not between(token)) or not (tokens or begun or token == marks[0]):
+            break
+        tokens.append(token)
+        ended = ended or token == marks[1]
+    return tokens
+
+
+def _biased(row: torch.Tensor, logit_bias: Mapping[int, float]) -> torch.Tensor:
+    row = row.clone()
+    for token, bias in logit_bias.items():
+        row[token] += bias
+    return row
 
 
 def _draw(row: torch.Tensor, temperature: float, min_p: float, key: tuple[int, int, int]) -> int:

@@ -316,7 +316,7 @@ class Baco:
     def capabilities(self) -> Capabilities:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
-            return Capabilities(backends.LOCAL, samplers=True)
+            return Capabilities(backends.LOCAL, samplers=True, thinking=True)
         return self.backend.capabilities
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from baco.sampling.params import SamplingParams
 from baco.source import MODELS, Source
 from baco.text.answer_text import AnswerText
 from baco.text.prompts import Conversation, Prompt
+from baco.text.thinking import ThinkingText
 
 log = logging.getLogger("baco")
 
@@ -36,6 +37,8 @@ class _Answer:
         date: the date that a template wrote into the prompt.
         read: tokens of the sequence that are in the text.
         pieces, tokens: of the text, that earlier chunks have.
+        thinking: the text of the thinking before it; None where there is none.
+        thought: characters of the thinking that earlier chunks have.
     """
 
     text: AnswerText
@@ -44,6 +47,8 @@ class _Answer:
     read: int = 0
     pieces: int = 0
     tokens: int = 0
+    thinking: ThinkingText | None = None
+    thought: int = 0
 
 
 @dataclass(slots=True)
@@ -187,6 +192,8 @@ class Decoder:
         if switch not in ("word", "token"):
             raise BacoError(f"switch is {switch!r}: use word or token")
         self._check_ids("logit_bias", (token for token, _ in params.logit_bias))
+        # A model that never writes does not think.
+        thinks = prompt.thinking if router.only != "base" else None
         ticket = self._next
         request = Request(
             prompt.base_ids,
@@ -196,6 +203,7 @@ class Decoder:
             switch,
             ticket,
             explain,
+            self.pair.thinking_tokens(thinks),
             digest=prompt.digest,
             cache_salt=cache_salt,
         )
@@ -214,7 +222,10 @@ class Decoder:
                 starts_line=prompt.joining_space or prompt.base_text.rstrip(" \t").endswith("\n"),
                 joining_space=prompt.joining_space,
             )
-            self._answers[sequence] = _Answer(text, started, prompt.date)
+            answer = self._answers[sequence] = _Answer(text, started, prompt.date)
+            if thinks is not None:
+                assert self.pair.renderer.marks is not None
+                answer.thinking = ThinkingText(self.pair.tokenizer, self.pair.renderer.marks)
         return ticket
 
     def submit_scoring(self, scoring: Scoring) -> int:
@@ -248,7 +259,11 @@ class Decoder:
         """One step of the engine; returns a chunk for every answer with anything new."""
         sequences = [one for one in self.engine.step() if one in self._answers]
         chunks = map(self._next_chunk, sequences)
-        return [chunk for chunk in chunks if chunk.tokens or chunk.pieces or chunk.finish_reason]
+        return [
+            chunk
+            for chunk in chunks
+            if chunk.tokens or chunk.pieces or chunk.thinking or chunk.finish_reason
+        ]
 
     def cancel(self, ticket: int) -> None:
         """Drop a request: its rows leave the batch at the next step, and it has no more chunks.
@@ -302,17 +317,24 @@ class Decoder:
             stopped = self._extend_text(sequence)
         except Exception as error:
             log.error("an answer's text cannot be decoded: %r", error, exc_info=error)
-            self.engine.stop(sequence, text.tokens)
+            self.engine.stop(sequence, sequence.hidden + text.tokens)
             sequence.finish_reason, sequence.error = "error", failure(error)
         else:
             if stopped:
-                self.engine.stop(sequence, text.tokens)
+                self.engine.stop(sequence, sequence.hidden + text.tokens)
         return self._chunk(sequence)
 
     def _extend_text(self, sequence: SequenceState) -> bool:
         """Add a sequence's new tokens to its text; returns whether its text ends."""
         answer = self._answers[sequence]
-        text, new = answer.text, slice(answer.read, None)
+        text, thinking = answer.text, answer.thinking
+        if thinking is not None and answer.read <= sequence.hidden:
+            for token in sequence.tokens[answer.read : sequence.hidden]:
+                thinking.push(token)
+            if sequence.finish_reason is not None:
+                thinking.close()
+            answer.read = max(answer.read, sequence.hidden)
+        new = slice(answer.read, None)
         answer.read = len(sequence.tokens)
         for token, source in zip(sequence.tokens[new], sequence.sources[new], strict=True):
             if text.push(token, source)[1]:
@@ -322,18 +344,21 @@ class Decoder:
     def _chunk(self, sequence: SequenceState) -> Chunk:
         answer = self._answers[sequence]
         pieces = tuple(answer.text.pieces[answer.pieces :])
+        thinking = "" if answer.thinking is None else answer.thinking.text[answer.thought :]
+        hidden = sequence.hidden
         tokens = tuple(
             Token(
                 sequence.tokens[at],
                 sequence.sources[at],
                 sequence.logprobs[at],
-                answer.text.texts[at],
-                answer.text.offsets[at],
+                answer.text.texts[at - hidden],
+                answer.text.offsets[at - hidden],
                 sequence.top_logprobs[at] if sequence.top_logprobs else None,
                 sequence.why[at] if sequence.why else None,
             )
-            for at in range(answer.tokens, answer.text.tokens)
+            for at in range(hidden + answer.tokens, hidden + answer.text.tokens)
         )
+        answer.thought += len(thinking)
         answer.pieces, answer.tokens = answer.pieces + len(pieces), answer.tokens + len(tokens)
         ticket, completion = sequence.request.index, None
         if sequence.finish_reason is not None:
@@ -344,25 +369,28 @@ class Decoder:
             if not siblings:
                 del self._tickets[ticket]
         finish_reason = sequence.finish_reason
-        return Chunk(ticket, sequence.sample, pieces, tokens, finish_reason, completion)
+        return Chunk(ticket, sequence.sample, pieces, tokens, finish_reason, completion, thinking)
 
 
 def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
     assert sequence.finish_reason is not None
     assert sequence.request.params.seed is not None
+    answered, tops = slice(sequence.hidden, None), sequence.top_logprobs
     return Completion(
         sample=sequence.sample,
         text=answer.text.text,
-        token_ids=tuple(sequence.tokens),
-        sources=tuple(sequence.sources),
-        logprobs=tuple(sequence.logprobs),
+        token_ids=tuple(sequence.tokens[answered]),
+        sources=tuple(sequence.sources[answered]),
+        logprobs=tuple(sequence.logprobs[answered]),
         finish_reason=sequence.finish_reason,
         pieces=tuple(answer.text.pieces),
         router=sequence.request.router.spelling,
         seed=sequence.request.params.seed,
         seconds=time.perf_counter() - answer.started,
-        top_logprobs=tuple(sequence.top_logprobs) if sequence.top_logprobs else None,
+        top_logprobs=tuple(tops[answered]) if tops else None,
         error=sequence.error,
         date=answer.date,
         cached_tokens=sequence.cached_tokens,
+        thinking="" if answer.thinking is None else answer.thinking.text,
+        thinking_tokens=sequence.hidden,
     )

@@ -33,6 +33,9 @@ class Completion:
         date: the date that a template wrote into the prompt, as YYYY-MM-DD; None without one.
         cached_tokens: tokens of the prompt, as the aligned model reads it, that were kept from an
             earlier request and not read again.
+        thinking: what the aligned model wrote before the answer, in models that think. It is in
+            none of the attributes above.
+        thinking_tokens: its tokens, with the marks around it.
     """
 
     sample: int
@@ -49,6 +52,8 @@ class Completion:
     error: str | None = None
     date: str | None = None
     cached_tokens: int = 0
+    thinking: str = ""
+    thinking_tokens: int = 0
 
     @property
     def base_share(self) -> float:
@@ -62,8 +67,9 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of this answer per second of the call it came from."""
-        return len(self.token_ids) / self.seconds if self.seconds else 0.0
+        """Tokens of this answer and its thinking per second of the call it came from."""
+        tokens = self.thinking_tokens + len(self.token_ids)
+        return tokens / self.seconds if self.seconds else 0.0
 
 
 def check_whole(completions: Collection[Completion]) -> None:
@@ -130,6 +136,7 @@ class Chunk:
             may still cut them off, so all chunks together have those of the completion.
         finish_reason: set on the last chunk of a sample.
         completion: the whole answer, on the last chunk of a sample.
+        thinking: new text of the thinking. It comes before all pieces and tokens.
     """
 
     prompt: int
@@ -138,6 +145,7 @@ class Chunk:
     tokens: tuple[Token, ...] = ()
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
+    thinking: str = ""
 
     @property
     def text(self) -> str:
@@ -177,12 +185,17 @@ def record(
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,
             }
+            | (
+                {"thinking": c.thinking, "thinking_tokens": c.thinking_tokens}
+                if c.thinking_tokens
+                else {}
+            )
             | ({"error": c.error} if c.error is not None else {})
             for c in completions
         ],
     }
     if timed:
-        tokens = sum(len(c.token_ids) for c in completions)
+        tokens = sum(c.thinking_tokens + len(c.token_ids) for c in completions)
         row["tokens_per_second"] = round(tokens / max(c.seconds for c in completions), 1)
     return row
 

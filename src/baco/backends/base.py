@@ -19,6 +19,7 @@ class Capabilities:
         token_switch: sources may change inside words (``switch="token"``).
         raw_logprobs: the number of most likely tokens that it returns at a position; None for any.
         samplers: it runs the samplers that a request names.
+        thinking: it lets the aligned model think before the answer.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Capabilities:
     token_switch: bool = True
     raw_logprobs: int | None = None
     samplers: bool = False
+    thinking: bool = False
 
     def check(self, request: Request) -> None:
         """Raise BacoError for a request that needs what the backend does not support."""
@@ -39,6 +41,11 @@ class Capabilities:
             raise BacoError(
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
                 "samplers out, or use --backend local"
+            )
+        if request.thinking is not None and not self.thinking:
+            raise BacoError(
+                f"the {self.name} backend cannot keep the thinking of the aligned model apart: "
+                "turn it off (--no-thinking), or use --backend local"
             )
         if self.raw_logprobs is not None and logprobs > self.raw_logprobs:
             raise BacoError(

@@ -32,7 +32,8 @@ class Batch:
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
         requests: of the rows, without repeats.
-        needed: the models of the pair that any row needs.
+        needed: the models of the pair that any row needs for its next token.
+        thinking: the rows that have not begun their answers, bool [B]; None where all have.
     """
 
     def __init__(self, device: Any, vocabulary_size: int) -> None:
@@ -73,22 +74,30 @@ class Batch:
         noise = [(row.request.noise_seed, row.sample) for row in rows]
         self._noise = tensor_on(self.device, noise, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
-        self.needed: list[Source] = [
-            model for model in MODELS if any(request.needs(model) for request in self.requests)
-        ]
-        routers = [(row.request.router, row.request.switch) for row in rows]
-        self.routers: list[tuple[Router, Switch]] = list(dict.fromkeys(routers))
-        index = [self.routers.index(router) for router in routers]
-        self.router_index = tensor_on(self.device, index)
+        self._set_routers()
         self._row = torch.arange(len(rows), device=self.device)[:, None]
         # The noise keys of a span of positions, and where the span begins in each row.
         self._span_keys = torch.empty(0)
         self._span_start = [-_KEY_SPAN] * len(rows)
         self._keys: Tensor | None = None
 
+    def _set_routers(self) -> None:
+        answering = [row.phase == "answer" for row in self.rows]
+        self._num_answering = sum(answering)
+        self.thinking: Tensor | None = None
+        if not all(answering):
+            self.thinking = ~tensor_on(self.device, answering, torch.bool)
+        self.needed: list[Source] = [
+            model for model in MODELS if any(row.needs(model) for row in self.rows)
+        ]
+        routers = [(row.router, row.request.switch) for row in self.rows]
+        self.routers: list[tuple[Router, Switch]] = list(dict.fromkeys(routers))
+        index = [self.routers.index(router) for router in routers]
+        self.router_index = tensor_on(self.device, index)
+
     def last_tokens(self) -> Tensor:
         """The last token of each answer, int64 [B]; ``NO_TOKEN`` where it has none."""
-        last = [row.tokens[-1] if row.tokens else NO_TOKEN for row in self.rows]
+        last = [row.tokens[-1] if len(row.tokens) > row.hidden else NO_TOKEN for row in self.rows]
         return tensor_on(self.device, last, torch.int64)
 
     def last_sources(self) -> Tensor:
@@ -173,6 +182,8 @@ class Batch:
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""
         self._keys = None
+        if self._num_answering != sum(row.phase == "answer" for row in self.rows):
+            self._set_routers()
         if self._counts is not None:
             self._counts.add(0, self.rows, lengths)
 

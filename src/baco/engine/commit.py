@@ -26,6 +26,9 @@ def commit_tokens(
 ) -> tuple[list[int], dict[int, Damage]]:
     """Append its committed tokens to every row, up to an end token, the row's limit or damage.
 
+    A row that ends its thinking keeps none of the tokens that follow in the same step: no router
+    decided them.
+
     Args:
         rows, positions, result: of the step.
         end_ids: tokens that end an answer.
@@ -66,6 +69,9 @@ def commit_tokens(
         accepted.append(num_accepted)
         num_top = row.request.params.logprobs
         for offset in range(num_committed):
+            if row.phase != "answer" and not row.think(tokens[offset]):
+                accepted[-1] = min(num_accepted, offset)
+                break
             row.tokens.append(tokens[offset])
             row.sources.append("base" if sources[offset] else "aligned")
             row.logprobs.append(logprobs[at][offset])
@@ -85,7 +91,7 @@ def commit_tokens(
 def _first_damage(row: SequenceState, damaged: Sequence[int]) -> Damage | None:
     for offset, bits in enumerate(damaged):
         for model in damaged_models(bits):
-            if row.request.needs(model):
+            if row.needs(model):
                 return offset, model
     return None
 

@@ -83,7 +83,8 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[SequenceState]:
-        """Append one or more tokens to every sequence in the batch, and return these sequences.
+        """Append tokens to every sequence in the batch, and return these sequences. A step appends
+        at least one, except where a sequence ends its thinking.
 
         A bounded number of tokens of waiting prompts and texts is read first.
         """

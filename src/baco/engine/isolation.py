@@ -51,7 +51,9 @@ class IsolatingEngine:
         if self._suspects:
             # Among suspects it would have to be decoded again when they fail.
             self._withdraw(sequences)
-            sequences = [SequenceState(request, one.sample, one.limit) for one in sequences]
+            sequences = [
+                SequenceState(request, one.sample, one.limit, one.answer_limit) for one in sequences
+            ]
             self._late.append(request)
         self._open[request] = list(sequences)
         return sequences

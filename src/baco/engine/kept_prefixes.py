@@ -96,7 +96,7 @@ class KeptPrefixes:
             return
         for name in self._names:
             prompt = sequence.request.ids(name)
-            ids = (*prompt, *sequence.tokens)[: self._runner.caches[name].lengths[row]]
+            ids = (*prompt, *sequence.tokens_of(name))[: self._runner.caches[name].lengths[row]]
             kind = self._kind(name, sequence.request, len(ids))
             self._keep(name, kind, ids, row, room, prompt=len(prompt) - 1)
 

@@ -168,7 +168,12 @@ class ModelRunner:
         unread, drafted = self._to_read(name, counts)
         lengths = list(map(_num_to_read, unread, drafted))
         tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
-        return self._to_batch(name, self.caches[name].extend(tokens, lengths, keep))
+        logits = self.caches[name].extend(tokens, lengths, keep)
+        # The rows with the most positions may be rows that this model does not read.
+        missing = keep - logits.shape[1]
+        if missing > 0:
+            logits = torch.nn.functional.pad(logits, (0, 0, missing, 0))
+        return self._to_batch(name, logits)
 
     def read_both(
         self, joint: JointKVCache, draft_tokens: Tensor, counts: Sequence[int], keep: int
@@ -194,7 +199,7 @@ class ModelRunner:
         rows, lengths = self._batch.rows, self.caches[name].lengths
         unread = [self._unread(name, row, lengths[at]) for at, row in enumerate(rows)]
         pairs = zip(counts, rows, strict=True)
-        return unread, [count if row.request.needs(name) else 0 for count, row in pairs]
+        return unread, [count if row.needs(name) else 0 for count, row in pairs]
 
     def _to_batch(self, name: str, logits: Tensor) -> Tensor:
         """A model's logits on the common vocabulary, on the batch's device."""
@@ -202,12 +207,12 @@ class ModelRunner:
 
     def _unread(self, name: str, row: SequenceState, length: int) -> list[int]:
         """The tokens of a row that a model has still to read, where it has read ``length``."""
-        if not row.request.needs(name):
+        if not row.needs(name):
             return []
-        prompt = row.request.ids(name)
+        prompt, tokens = row.request.ids(name), row.tokens_of(name)
         if length >= len(prompt):
-            return row.tokens[length - len(prompt) :]
-        return [*prompt[length:], *row.tokens]
+            return tokens[length - len(prompt) :]
+        return [*prompt[length:], *tokens]
 
     def catch_up(self, most: int) -> None:
         """Let models that lag behind by more than ``most`` tokens read these, so that no step reads
@@ -217,7 +222,7 @@ class ModelRunner:
             context = self.models[name].context
             unread = [
                 self._unread(name, row, cache.lengths[at])[:-1]
-                if len(row.request.ids(name)) + len(row.tokens) <= context
+                if _length(row, name) <= context
                 else []
                 for at, row in enumerate(self._batch.rows)
             ]
@@ -232,8 +237,7 @@ class ModelRunner:
         and in each row with one set of rotary factors.
         """
         model = self.models[name]
-        rows = (row for row in self._batch.rows if row.request.needs(name))
-        lengths = [len(row.request.ids(name)) + len(row.tokens) for row in rows]
+        lengths = [_length(row, name) for row in self._batch.rows if row.needs(name)]
         ends = [model.context - length for length in lengths]
         if model.long_rope is not None:
             changes = (model.long_rope.original_length - length for length in lengths)
@@ -259,8 +263,7 @@ class ModelRunner:
         self._truncate(name, 0)
 
     def _truncate(self, name: str, extra: int) -> None:
-        rows = self._batch.rows
-        lengths = [len(row.request.ids(name)) + len(row.tokens) + extra for row in rows]
+        lengths = [_length(row, name) + extra for row in self._batch.rows]
         self.caches[name].roll_back(lengths)
 
     def clear(self, rows: Iterable[int]) -> None:
@@ -293,18 +296,18 @@ class ModelRunner:
             if request.needs(name) and len(request.ids(name)) <= model.context
         ]
 
-    def prompt_room(self, request: Request) -> int:
-        """How many tokens of an answer fit behind a request's prompt.
+    def prompt_room(self, request: Request) -> dict[Source, int]:
+        """How many tokens fit behind a request's prompt in each model that needs it.
 
         Raises:
             BacoError: the prompt fits no context window, or has tokens without an embedding.
         """
-        rooms = []
+        rooms = dict[Source, int]()
         for name in MODELS:
             if request.needs(name):
                 self.models[name].check_prompt(name, request.ids(name))
-                rooms.append(self.models[name].context - len(request.ids(name)))
-        return min(rooms)
+                rooms[name] = self.models[name].context - len(request.ids(name))
+        return rooms
 
     def tokens_to_prefill(self, request: Request) -> int:
         """How many tokens :meth:`prefill` reads at most, of all models together."""
@@ -358,6 +361,11 @@ class ModelRunner:
         """
         for name, cache in self.caches.items():
             cache.preallocate(rows, columns[name])
+
+
+def _length(row: SequenceState, name: str) -> int:
+    """The tokens of a row as a model reads it, prompt included."""
+    return len(row.request.ids(name)) + len(row.tokens_of(name))
 
 
 def _split(draft: Draft, model: Source, logits: Tensor) -> Logits:

@@ -6,7 +6,7 @@ order, but a short prompt does not wait until a long one has been read.
 
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -18,6 +18,7 @@ from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.errors import BacoError, failure
+from baco.source import Source
 
 log = logging.getLogger("baco")
 
@@ -116,14 +117,23 @@ class Scheduler:
 
     # --- the queues -------------------------------------------------------------------------------
 
-    def add(self, request: Request, room: int) -> list[SequenceState]:
-        """Queue the samples of a request, each of ``room`` tokens at most.
+    def add(self, request: Request, room: Mapping[Source, int]) -> list[SequenceState]:
+        """Queue the samples of a request.
+
+        Args:
+            request: the request.
+            room: how many tokens of each sample fit into each model's context window.
 
         Raises:
             BacoError: memory cannot hold one of them, even alone.
         """
-        limit = min(request.params.max_tokens, room)
-        sequences = [SequenceState(request, sample, limit) for sample in range(request.params.n)]
+        thinks = request.thinking is not None
+        limit = min(request.params.max_tokens, room["aligned"] if thinks else min(room.values()))
+        answer_limit = room.get("base") if thinks else None
+        sequences = [
+            SequenceState(request, sample, limit, answer_limit)
+            for sample in range(request.params.n)
+        ]
         self._check_fits_alone("one answer", self._needs(sequences[:1], sequences[:1]))
         number, unread = next(self._numbers), self._runner.tokens_to_prefill(request)
         unread -= self._kept.matching_tokens(request)

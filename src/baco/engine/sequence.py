@@ -3,17 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from baco.routing.router import Router
+from baco.routing.router import ConstantRouter, Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import noise_seed
 from baco.source import Source
+from baco.text.thinking import ThinkingTokens
 
 FinishReason = Literal["stop", "length", "error"]
+# Of a sequence: it may begin to think, it thinks, it has ended its thinking and the answer has not
+# begun, it answers.
+Phase = Literal["before", "thinking", "after", "answer"]
 
 
 # Draft tokens of a row in one step, at most.
 MAX_DRAFT_TOKENS = 8
+# The router while a sequence thinks.
+_ALIGNED = ConstantRouter("aligned")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +33,7 @@ class Request:
         switch: ``word``, or ``token`` to let the source change inside words.
         index: of the prompt among the caller's.
         explain: also record why each token has its source; both models then read every token.
+        thinking: how the thinking of the aligned model is recognised; None where it cannot think.
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
         cache_salt: requests with different salts share no kept prefix.
         noise_seed: of this prompt's draws.
@@ -39,6 +46,7 @@ class Request:
     switch: Switch = "word"
     index: int = 0
     explain: bool = False
+    thinking: ThinkingTokens | None = None
     digest: bytes = field(kw_only=True)
     cache_salt: str = field(default="", kw_only=True)
     noise_seed: int = field(init=False)
@@ -83,8 +91,12 @@ class SequenceState:
 
     Attributes:
         limit: the most tokens it may get: ``max_tokens``, or fewer where a context window ends.
-        tokens, sources, logprobs: of the answer so far, one entry per token.
+        answer_limit: the most tokens after the thinking, where the base model's window ends there.
+        tokens, sources, logprobs: of the thinking and the answer so far, one entry per token.
         top_logprobs, why: the same, where the request wants them.
+        phase: the aligned model alone is read until the answer begins.
+        hidden: how many of the tokens are thinking, what encloses it included. The base model does
+            not read these.
         error: what went wrong, where ``finish_reason`` is ``error``.
         cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
     """
@@ -92,6 +104,7 @@ class SequenceState:
     request: Request
     sample: int
     limit: int
+    answer_limit: int | None = None
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -100,6 +113,51 @@ class SequenceState:
     finish_reason: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
+    phase: Phase = field(init=False)
+    hidden: int = 0
+
+    def __post_init__(self) -> None:
+        thinking = self.request.thinking
+        self.phase = (
+            "answer" if thinking is None else "before" if thinking.begin is not None else "thinking"
+        )
+
+    @property
+    def router(self) -> Router:
+        """Picks the source at the next boundary."""
+        return self.request.router if self.phase == "answer" else _ALIGNED
+
+    def needs(self, model: str) -> bool:
+        """Whether a model is run for its next token."""
+        if self.phase != "answer":
+            return model != "base"
+        return self.request.needs(model)
+
+    def tokens_of(self, model: str) -> list[int]:
+        """Its tokens, as far as a model reads them: the base model reads no thinking."""
+        return self.tokens[self.hidden :] if model == "base" and self.hidden else self.tokens
+
+    def think(self, token: int) -> bool:
+        """Take a token of the aligned model into the thinking.
+
+        Returns:
+            False where the token is none of the thinking. Then the answer begins in its place, and
+            the router decides who writes there.
+        """
+        thinking = self.request.thinking
+        assert thinking is not None
+        if self.phase == "before":
+            self.phase = "thinking" if token == thinking.begin else "answer"
+        elif self.phase == "thinking":
+            self.phase = "after" if token == thinking.end else "thinking"
+        elif token not in thinking.separators:
+            self.phase = "answer"
+        if self.phase != "answer":
+            self.hidden += 1
+            return True
+        if self.answer_limit is not None:
+            self.limit = min(self.limit, self.hidden + self.answer_limit)
+        return False
 
     @property
     def _columns(self) -> tuple[list[Any], ...]:
@@ -116,8 +174,10 @@ class SequenceState:
         """Keep only the first ``tokens`` tokens."""
         for column in self._columns:
             del column[tokens:]
+        self.hidden = min(self.hidden, tokens)
 
     def extend(self, other: "SequenceState", start: int) -> None:
         """Append the tokens that another sequence of the same sample has from ``start`` on."""
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine.extend(theirs[start:])
+        self.phase, self.hidden, self.limit = other.phase, other.hidden, other.limit

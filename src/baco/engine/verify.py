@@ -108,6 +108,11 @@ class Verifier:
         batch, positions = draft.batch, draft.positions
         signals = self.signals(draft, logits)
         choice = self.choose(self, draft, signals)
+        if self.choose is not route and batch.thinking is not None:
+            # The base model has not read these rows.
+            thinking = batch.thinking[positions.row]
+            choice.source = choice.source & ~thinking
+            choice.logits = torch.where(thinking[:, None], signals.aligned, choice.logits)
         params = batch.sampling if positions.uniform and positions.most == 1 else None
         params = params or batch.sampling.rows(positions.row)
         biased = choice.logits

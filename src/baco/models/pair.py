@@ -36,6 +36,7 @@ from baco.sampling.params import SamplingParams
 from baco.source import MODELS, Source
 from baco.text.encoder import Limit
 from baco.text.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
+from baco.text.thinking import ThinkingStart, ThinkingTokens, find_marks, separators
 from baco.text.token_bytes import spell
 from baco.text.vocabulary import Vocabulary, load_words
 
@@ -66,9 +67,11 @@ class Pair:
         base, aligned: the models; their logits are on the common vocabulary of V ids.
         tokenizer: the aligned model's, for the answers.
         vocabulary: word starts, roles and special tokens of all ids.
-        renderer: renders one conversation as two prompts.
+        renderer: renders one conversation as two prompts. Its marks enclose the thinking of the
+            aligned model.
         end_ids: tokens of either model that end an answer.
-        banned: bool [V], special tokens that are never drawn from the base model.
+        banned: bool [V], tokens that are never drawn from the base model: special tokens, and the
+            marks of thinking.
         defaults: sampling parameters where the caller gives none.
     """
 
@@ -103,6 +106,19 @@ class Pair:
     def joint(self) -> JointForward | str:
         """One forward over the rows of both models; where there is none, the reason."""
         return joint_forward(self.base, self.aligned)
+
+    def thinking_tokens(self, start: ThinkingStart | None) -> ThinkingTokens | None:
+        """How the thinking is recognised behind a prompt; None where there can be none."""
+        marks = self.renderer.marks
+        if start is None or marks is None:
+            return None
+        begin = None if start == "begun" else marks.begin_id
+        return ThinkingTokens(begin, marks.end_id, self._separators)
+
+    @cached_property
+    def _separators(self) -> frozenset[int]:
+        assert self.renderer.marks is not None
+        return separators(self.tokenizer, self.renderer.marks, self.end_ids)
 
     @property
     def weights_formats(self) -> dict[str, str]:
@@ -183,6 +199,9 @@ def make_pair(
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
     banned = vocabulary.special.clone()
     banned[sorted(end_ids)] = False
+    marks = find_marks(aligned.tokenizer)
+    if marks is not None:  # some tokenizers do not call them special
+        banned[[marks.begin_id, marks.end_id]] = True
     pair = Pair(
         name=name,
         base=base.with_common_vocab(size, unknown_ids),

@@ -20,6 +20,7 @@ from baco.errors import BacoError, UnfitPairError, prompt_too_long
 from baco.text.digest import chat_digest, text_digest
 from baco.text.encoder import Encoder, Limit, no_pause, tokenizing
 from baco.text.templates import Rendering, Template, TemplateFailedError, today
+from baco.text.thinking import ThinkingMarks, ThinkingStart, find_marks, is_turned_off
 from baco.text.utf8 import check_characters
 
 Message = Mapping[str, str]
@@ -67,6 +68,8 @@ class Prompt:
         base_ids, aligned_ids: token ids.
         base_text, aligned_text: their text.
         digest: keys its draws, see :mod:`baco.text.digest`.
+        thinking: whether it begins the aligned model's thinking, or the model can begin it; None
+            where it cannot think.
         joining_space: whether a space at the start of the answer only joins it to the prompt and is
             not part of its text. False where a message is continued.
         date: the day that a template wrote into it, as YYYY-MM-DD; None where none did.
@@ -77,6 +80,7 @@ class Prompt:
     base_text: str
     aligned_text: str
     digest: bytes
+    thinking: ThinkingStart | None = None
     joining_space: bool = False
     date: str | None = None
 
@@ -193,6 +197,7 @@ class Renderer:
         chat_options: further variables for the templates, such as ``enable_thinking``.
         date: the date for templates, as YYYY-MM-DD; None for the day of each rendering.
         turn_opening: what the base model writes when it opens the next turn by itself.
+        marks: enclose the aligned model's thinking; None for a model that does not think.
     """
 
     base_tokenizer: Any
@@ -202,12 +207,14 @@ class Renderer:
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
     turn_opening: str | None = field(init=False, default=None)
+    marks: ThinkingMarks | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.encoders: dict[str, Encoder] = {
             "base": Encoder(self.base_tokenizer),
             "aligned": Encoder(self.aligned_tokenizer),
         }
+        self.marks = find_marks(self.aligned_tokenizer)
         self._chat: Template | None = None
         if self.aligned_template is not None:
             given = self.aligned_template
@@ -253,12 +260,12 @@ class Renderer:
         digest = chat_digest(messages)
         variables = {**self.chat_options, **check_template_args(template_args or {})}
         rendering = _Rendering(self, variables, day or self.date or today())
-        prefill = ""
+        prefill, thinking = "", None
         if messages[-1]["role"] == "assistant":
             aligned_head, prefill = rendering.split_prefill(messages)
             messages = messages[:-1]
         else:
-            aligned_head = rendering.aligned(messages)
+            aligned_head, thinking = rendering.asking(messages)
 
         def encode(name: str, head: str, *, special: bool) -> tuple[int, ...]:
             # The prefill is tokenised by itself, so that it has the same tokens in both prompts.
@@ -267,8 +274,15 @@ class Renderer:
             return ids + _encode_continuation(encoder, prefill, limit, pause, len(ids))
 
         aligned_ids = encode("aligned", aligned_head, special=False)
-        base_ids, base_head, spaced = aligned_ids, aligned_head, aligned_head[-1].isspace()
-        if self.base_template != SAME_PROMPT:
+        base_ids, base_head = aligned_ids, aligned_head
+        # An answer that follows a thinking begins on a line of its own.
+        spaced = thinking is not None or aligned_head[-1].isspace()
+        if self.base_template == SAME_PROMPT:
+            if thinking == "begun":
+                assert self.marks is not None
+                base_head += self.marks.closing
+                base_ids = encode("base", base_head, special=False)
+        else:
             joined = not spaced and (not prefill or prefill[0].isspace())
             base_head = rendering.base(messages, "" if joined else "\n")
             base_ids = encode("base", base_head, special=True)
@@ -278,6 +292,7 @@ class Renderer:
             base_head + prefill,
             aligned_head + prefill,
             digest,
+            thinking,
             joining_space=not prefill and not spaced,
             date=rendering.day if rendering.reads_clock else None,
         )
@@ -461,12 +476,35 @@ class _Rendering:
         )
         return self._text(result)
 
+    def asking(self, messages: Sequence[Message]) -> tuple[str, ThinkingStart | None]:
+        """The aligned model's prompt for an answer, and how it leaves the model's thinking.
+
+        A template can begin the thinking although it is turned off. Then the prompt ends it.
+
+        Raises:
+            BacoError: there is no template, or it fails.
+        """
+        text, marks = self.aligned(messages), self.renderer.marks
+        if marks is None or marks.end not in self.renderer.chat_template().source:
+            return text, None
+        start = marks.start(text)
+        if start == "begun" and is_turned_off(self.variables):
+            return text + marks.closing, None
+        return text, start
+
     def base(self, messages: Sequence[Message], answer_lead: str) -> str:
         """The base model's prompt.
 
         Raises:
             BacoError: the template fails.
         """
+        if (marks := self.renderer.marks) is not None:
+            messages = [
+                {**message, "content": marks.without_thinking(message["content"])}
+                if message["role"] == "assistant"
+                else message
+                for message in messages
+            ]
         variables = {**self.variables, "messages": messages, "add_generation_prompt": True}
         variables |= {"answer_lead": answer_lead}
         return self._text(self.renderer._base.render(variables, self.day))

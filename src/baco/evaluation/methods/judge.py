@@ -108,7 +108,10 @@ class _JudgeChoice:
     def choose(self, verifier: Verifier, draft: Draft, signals: Signals) -> Choice:
         """See :data:`baco.engine.verify.Choose`; nothing is drafted, so a row has one position."""
         state = verifier.boundary_state(draft, signals)
-        wanted = self._wanted(draft.batch.rows, signals, state.is_boundary(draft.active))
+        boundary = state.is_boundary(draft.active)
+        if draft.batch.thinking is not None:
+            boundary = boundary & ~draft.batch.thinking
+        wanted = self._wanted(draft.batch.rows, signals, boundary)
         return choose_by(verifier, draft, signals, replace(state, router_choice=wanted))
 
     def _wanted(self, rows: Sequence[SequenceState], signals: Signals, boundary: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class _JudgeChoice:
     def _question(self, row: SequenceState, base: int, aligned: int) -> str:
         return QUESTION.format(
             question=self.prompts[row.request.index].text,
-            answer=self.pair.tokenizer.decode(row.tokens),
+            answer=self.pair.tokenizer.decode(row.tokens[row.hidden :]),
             base=self.pair.tokenizer.decode([base]),
             aligned=self.pair.tokenizer.decode([aligned]),
         )

@@ -79,6 +79,9 @@ def tensor_bytes(state: Any) -> list[int]:
 class PerRowKVCache:
     """The model's own cache, one per row and one forward per row, with the verbs of `KVCache`.
 
+    Rows cannot be rolled back, except by the last token alone: the logits after it are kept, and
+    returned when it is read again.
+
     Args:
         model: of the rows.
         chunk: tokens of a prompt that are read at once; None for a model that continues its state
@@ -91,6 +94,8 @@ class PerRowKVCache:
         self.model, self.chunk = model, chunk
         self.states: list[dict[str, Any]] = []
         self.lengths: list[int] = []
+        self._last: list[Tensor | None] = []  # the logits after each row's last token
+        self._read_again = set[int]()  # rows whose states are one token ahead
         self.forwards = self.tokens = 0
 
     def prefill(
@@ -110,6 +115,7 @@ class PerRowKVCache:
         state, length = prefix or ({}, 0)
         self.states += [copy.deepcopy(state) for _ in range(count)]
         self.lengths += [length] * count
+        self._last += [None] * count
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:  # noqa: ARG002
         return False
@@ -121,6 +127,8 @@ class PerRowKVCache:
         self, source: tuple[dict[str, Any], int] | int, start: int, stop: int
     ) -> dict[str, Any] | None:
         if isinstance(source, int):
+            if source in self._read_again:
+                return None
             source = self.states[source], self.lengths[source]
         state, length = source
         return copy.deepcopy(state) if (start, stop) == (0, length) else None
@@ -138,21 +146,34 @@ class PerRowKVCache:
         return extend_rows(tokens, counts, keep, self._extend_row)
 
     def _extend_row(self, row: int, ids: Sequence[int], keep: int) -> Tensor:
-        rows = []
-        for token in ids:  # such a state may take no more than one token at a time
+        rows, unread = [], ids
+        if row in self._read_again and ids:
+            self._read_again.remove(row)
+            last = self._last[row]
+            assert last is not None
+            rows, unread = [last], ids[1:]
+        for token in unread:  # such a state may take no more than one token at a time
             logits, self.states[row] = self._read(self.states[row], [token])
             rows.append(logits[-1])
+        self._last[row] = rows[-1]
         self.lengths[row] += len(ids)
         self.tokens += len(ids)
         return torch.stack(rows[-keep:])
 
     def roll_back(self, lengths: Sequence[int]) -> None:
-        if any(now > kept for now, kept in zip(self.lengths, lengths, strict=True)):
-            raise ValueError("a model's own cache cannot be rolled back")
+        for row, (now, kept) in enumerate(zip(self.lengths, lengths, strict=True)):
+            if now <= kept:
+                continue
+            if now > kept + 1 or self._last[row] is None or row in self._read_again:
+                raise ValueError("a model's own cache cannot be rolled back")
+            self._read_again.add(row)
+            self.lengths[row] = kept
 
     def drop(self, *, kept: Sequence[int]) -> None:
         self.states = [self.states[row] for row in kept]
         self.lengths = [self.lengths[row] for row in kept]
+        self._last = [self._last[row] for row in kept]
+        self._read_again = {new for new, old in enumerate(kept) if old in self._read_again}
 
     def score(self, ids: Sequence[int], chunk: int) -> Iterator[Tensor]:
         state: dict[str, Any] = {}

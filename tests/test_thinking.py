@@ -1,0 +1,389 @@
+"""Models that think: the aligned model writes the thinking alone, and the base begins after it."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+from baco import Baco, BacoError, Chunk, Completion
+from baco.backends.base import Capabilities
+from baco.decoder import Decoder
+from baco.engine.engine import Engine
+from baco.engine.isolation import IsolatingEngine
+from baco.engine.sequence import Request
+from baco.engine.verify import Verifier
+from baco.evaluation.methods.ensemble import Mixture
+from baco.models.caches.per_row import PerRowKVCache
+from baco.sampling.params import SamplingParams
+from baco.text.prompts import Renderer
+from baco.text.thinking import ThinkingText, find_marks
+from tests import naive_decoding as naive
+from tests.chat_templates import CHATML, DEEPSEEK_R1, QWEN_3
+from tests.thinking_pairs import (
+    BEGIN_ID,
+    END_ID,
+    LOGIT_BIAS,
+    PROMPTS,
+    save_thinking_pair,
+)
+
+TEMPLATES = {"qwen 3": QWEN_3, "deepseek r1": DEEPSEEK_R1}
+SETTINGS: dict[str, Any] = {"seed": 11, "max_tokens": 40, "logit_bias": LOGIT_BIAS}
+
+
+@pytest.fixture(scope="module")
+def thinking_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Baco]:
+    """``thinking_pair("qwen3", "deepseek r1")``: loaded once for the same arguments."""
+
+    @cache
+    def load(architecture: str = "qwen3", template: str = "qwen 3", **options: Any) -> Baco:
+        folder = tmp_path_factory.mktemp("thinking")
+        pair = save_thinking_pair(folder, architecture, template=TEMPLATES[template], **options)
+        baco = Baco.load(base=str(pair.base), aligned=str(pair.aligned), dtype="float32")
+        baco.pair.renderer.turn_opening = None  # the naive loop knows no text
+        return baco
+
+    return load
+
+
+def rule(base: torch.Tensor, aligned: torch.Tensor, coin: float) -> bool:
+    return naive.max_probability(base) <= 0.5
+
+
+def chunks_of(decoder: Decoder) -> Iterator[Chunk]:
+    while decoder.busy:
+        yield from decoder.step()
+
+
+def completions(decoder: Decoder) -> list[list[Completion]]:
+    """The samples of every prompt, in order."""
+    samples: dict[int, list[Completion]] = {}
+    for chunk in chunks_of(decoder):
+        if chunk.completion is not None:
+            samples.setdefault(chunk.prompt, []).append(chunk.completion)
+    return [sorted(samples[ticket], key=lambda c: c.sample) for ticket in sorted(samples)]
+
+
+def decode(baco: Baco, *, speculate: bool = True, **sampling: Any) -> list[list[Completion]]:
+    decoder = Decoder(baco.pair, Engine(baco.pair, speculate=speculate))
+    for prompt in PROMPTS:
+        decoder.submit(prompt, router=baco.router("P:0.5"), **{**SETTINGS, **sampling})
+    return completions(decoder)
+
+
+def drawn(completion: Completion) -> tuple[Any, ...]:
+    return (
+        completion.thinking_tokens,
+        completion.thinking,
+        completion.token_ids,
+        completion.sources,
+        completion.finish_reason,
+    )
+
+
+def reference(
+    baco: Baco, prompt: str, sample: int, temperature: float, *, begun: bool
+) -> tuple[list[int], list[int], list[str]]:
+    """The thinking, then the answer's tokens and sources, by plain loops without caches."""
+    pair, rendered = baco.pair, baco.pair.renderer.render(prompt)
+    special = pair.tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+    def between(token: int) -> bool:
+        data = pair.spelling(token)
+        return token == special or (data.isspace() and data.endswith(b"\n"))
+
+    settings: dict[str, Any] = {
+        "digest": naive.chat_digest([{"role": "user", "content": prompt}]),
+        "sample": sample,
+        "marks": (BEGIN_ID, END_ID),
+        "temperature": temperature,
+        **SETTINGS,
+    }
+    thought = naive.think(
+        pair,
+        rendered.aligned_ids,
+        begun=begun,
+        between=between,
+        **settings,
+    )
+    if END_ID not in thought and (thought or begun):
+        return thought, [], []
+    tokens, sources = naive.decode(
+        pair, rendered.base_ids, rendered.aligned_ids, rule, thought=thought, **settings
+    )
+    return thought, tokens, sources
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_naive_loop_that_first_thinks_gives_the_same_tokens_and_sources(
+    thinking_pair: Callable[..., Baco], template: str, temperature: float
+) -> None:
+    baco, begun = thinking_pair("qwen3", template), template == "deepseek r1"
+    seen = set()
+    for prompt, samples in zip(PROMPTS, decode(baco, n=8, temperature=temperature), strict=True):
+        for completion in samples[: 5 if temperature else 1]:
+            thought, tokens, sources = reference(
+                baco, prompt, completion.sample, temperature, begun=begun
+            )
+            assert completion.thinking_tokens == len(thought)
+            assert list(completion.token_ids) == tokens
+            assert list(completion.sources) == sources
+            seen |= {
+                "thought" if END_ID in thought else "unended" if thought else "none",
+                *sources,
+            }
+            if END_ID in thought and thought[-1] != END_ID:
+                seen.add("separated")
+    assert {"thought", "base", "aligned"} <= seen
+    if temperature and not begun:
+        assert {"unended", "none", "separated"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("architecture", "template", "base_has_marks"),
+    [("qwen3", "qwen 3", True), ("gemma2", "deepseek r1", True), ("llama", "qwen 3", False)],
+)
+def test_answers_are_the_same_without_drafts_alone_and_among_others(
+    thinking_pair: Callable[..., Baco], architecture: str, template: str, base_has_marks: bool
+) -> None:
+    baco = thinking_pair(architecture, template, base_has_marks=base_has_marks)
+    together = decode(baco, n=8)
+    assert any(c.thinking_tokens and c.token_ids for row in together for c in row)
+    plain = decode(baco, n=8, speculate=False)
+    assert [[drawn(c) for c in row] for row in plain] == [[drawn(c) for c in r] for r in together]
+    alone = [baco.generate(prompt, router="P:0.5", n=2, **SETTINGS) for prompt in PROMPTS]
+    expected = [[drawn(c) for c in row[:2]] for row in together]
+    assert [[drawn(c) for c in row] for row in alone] == expected
+    beside = Decoder(baco.pair, Engine(baco.pair))
+    for prompt in PROMPTS:
+        beside.submit(prompt, router=baco.router("P:0.5"), n=2, **SETTINGS)
+        beside.submit(prompt, router=baco.router("Base"), n=2, **SETTINGS)
+        beside.submit(prompt, router=baco.router("Aligned"), n=2, explain=True, **SETTINGS)
+    rows = completions(beside)
+    assert [[drawn(c) for c in row] for row in rows[::3]] == expected
+    assert not any(c.thinking_tokens for row in rows[1::3] for c in row)
+    assert [c.thinking for c in rows[2]] == [c.thinking for c in rows[0]]
+
+
+def test_the_aligned_model_alone_writes_the_thinking_of_every_method(
+    thinking_pair: Callable[..., Baco],
+) -> None:
+    baco = thinking_pair("qwen3", "deepseek r1")
+    mixture = Mixture(baco.pair, "logits", 0.5)
+    engine = Engine(baco.pair, speculate=False, choose=mixture.choose)
+    decoder = Decoder(baco.pair, engine)
+    for prompt in PROMPTS:
+        decoder.submit(prompt, router=baco.router("P:0.5"), n=4, mixed=True, **SETTINGS)
+    mixed = completions(decoder)
+    expected = [[c.thinking for c in row[:4]] for row in decode(baco, n=4)]
+    assert [[c.thinking for c in row] for row in mixed] == expected
+
+
+def test_chunks_join_to_the_thinking_and_the_answer(thinking_pair: Callable[..., Baco]) -> None:
+    baco = thinking_pair()
+    thinking, texts, tokens = dict[Any, str](), dict[Any, str](), dict[Any, list[int]]()
+    whole: dict[Any, Completion] = {}
+    for chunk in baco.stream_batch(PROMPTS, router="P:0.5", n=4, logprobs=2, **SETTINGS):
+        place = chunk.prompt, chunk.sample
+        assert not (chunk.thinking and texts.get(place))
+        thinking[place] = thinking.get(place, "") + chunk.thinking
+        texts[place] = texts.get(place, "") + chunk.text
+        tokens.setdefault(place, []).extend(token.id for token in chunk.tokens)
+        if chunk.completion is not None:
+            whole[place] = chunk.completion
+    assert any(c.thinking and c.text for c in whole.values())
+    for place, completion in whole.items():
+        assert thinking[place] == completion.thinking == completion.thinking.strip()
+        assert texts[place] == completion.text
+        assert tokens[place] == list(completion.token_ids)
+        assert completion.top_logprobs is None or len(completion.top_logprobs) == len(
+            completion.token_ids
+        )
+        assert len(completion.logprobs) == len(completion.sources) == len(completion.token_ids)
+        assert completion.thinking_tokens + len(completion.token_ids) <= 40
+        assert not any(mark in completion.thinking for mark in ("<think>", "</think>"))
+
+
+def test_stop_strings_end_the_answer_and_not_the_thinking(
+    thinking_pair: Callable[..., Baco],
+) -> None:
+    baco = thinking_pair()
+    whole, ended = (
+        [c for row in decode(baco, n=8, stop=stop) for c in row] for stop in ((), ("a", "e"))
+    )
+    for plain, stopped in zip(whole, ended, strict=True):
+        assert (stopped.thinking, stopped.thinking_tokens) == (
+            plain.thinking,
+            plain.thinking_tokens,
+        )
+        cut = min((plain.text + stop).index(stop) for stop in ("a", "e"))
+        assert stopped.text == plain.text[:cut]
+
+
+def test_another_request_that_breaks_a_step_changes_no_thinking(
+    thinking_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco, verify = thinking_pair(), Verifier.verify
+    expected = decode(baco, n=4)
+    bad = baco.pair.renderer.render("Break").digest
+    for tokens in (0, 9):
+
+        def poisoned(verifier: Verifier, draft: Any, logits: Any, tokens: int = tokens) -> Any:
+            for row in draft.batch.rows:
+                if row.request.digest == bad and len(row.tokens) >= tokens:
+                    raise ValueError("poison")
+            return verify(verifier, draft, logits)
+
+        monkeypatch.setattr(Verifier, "verify", poisoned)
+        decoder = Decoder(baco.pair, IsolatingEngine(lambda: Engine(baco.pair)))
+        for prompt in (*PROMPTS, "Break"):
+            decoder.submit(prompt, router=baco.router("P:0.5"), n=4, **SETTINGS)
+        *rows, broken = completions(decoder)
+        assert {c.finish_reason for c in broken} <= {"error", "stop"}
+        assert [[drawn(c) for c in row] for row in rows] == [
+            [drawn(c) for c in row] for row in expected
+        ]
+
+
+def test_the_context_of_the_base_model_bounds_the_answer_alone(
+    thinking_pair: Callable[..., Baco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco = thinking_pair("qwen3", "qwen 3")
+    longer = [c for c in decode(baco, n=8)[0] if c.thinking_tokens and len(c.token_ids) > 9]
+    window = len(baco.pair.renderer.render(PROMPTS[0]).base_ids) + 9
+    monkeypatch.setitem(vars(baco.pair.base), "context", window)
+    for one in longer:
+        (cut,) = [c for c in decode(baco, n=8)[0] if c.sample == one.sample]
+        assert (cut.thinking, cut.token_ids) == (one.thinking, one.token_ids[:9])
+        assert cut.finish_reason == "length"
+    assert max(c.thinking_tokens for c in longer) > 9
+
+
+def test_a_model_that_keeps_its_state_to_itself_thinks_as_the_naive_loop(tmp_path: Path) -> None:
+    pair = save_thinking_pair(tmp_path, template=DEEPSEEK_R1)
+    rows = len(AutoTokenizer.from_pretrained(pair.aligned))
+    config = MambaConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=2, state_size=8)
+    for seed, half in enumerate((pair.base, pair.aligned)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            MambaForCausalLM(config).save_pretrained(half)
+    baco = Baco.load(base=str(pair.base), aligned=str(pair.aligned), dtype="float32")
+    baco.pair.renderer.turn_opening = None
+    assert isinstance(baco.pair.aligned.new_cache(), PerRowKVCache)
+    for sample, completion in enumerate(decode(baco, n=3)[0]):
+        thought, tokens, sources = reference(baco, PROMPTS[0], sample, 1.0, begun=True)
+        assert completion.thinking_tokens == len(thought)
+        assert (list(completion.token_ids), list(completion.sources)) == (tokens, sources)
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(thinking_pair: Callable[..., Baco]) -> Any:
+    return thinking_pair().pair.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "thinking", "end"),
+    [
+        (QWEN_3, {}, "possible", "assistant\n"),
+        (QWEN_3, {"enable_thinking": True}, "possible", "assistant\n"),
+        (QWEN_3, {"enable_thinking": False}, None, "<think>\n\n</think>\n\n"),
+        (DEEPSEEK_R1, {}, "begun", "<think>\n"),
+        (DEEPSEEK_R1, {"enable_thinking": False}, None, "<think>\n\n</think>\n\n"),
+        (DEEPSEEK_R1, {"thinking": False}, None, "<think>\n\n</think>\n\n"),
+        (CHATML, {}, None, "assistant\n"),
+    ],
+)
+@pytest.mark.parametrize("question", ["Why?", "Is <think> a tag?", "</think>"])
+def test_a_prompt_says_whether_thinking_can_follow(
+    tokenizer: Any,
+    template: str,
+    arguments: dict[str, bool],
+    thinking: str | None,
+    end: str,
+    question: str,
+) -> None:
+    both = Renderer(tokenizer, tokenizer, aligned_template=template)
+    prompt = both.render(question, template_args=arguments)
+    assert prompt.thinking == thinking
+    assert prompt.aligned_text.endswith(end)
+    assert tokenizer.decode(prompt.aligned_ids) == prompt.aligned_text
+    assert prompt.base_text == f"Question: {question}\nAnswer:\n"
+    assert not prompt.joining_space
+
+
+def test_a_base_model_that_reads_the_aligned_prompt_reads_an_ended_thinking(tokenizer: Any) -> None:
+    both = Renderer(tokenizer, tokenizer, aligned_template=DEEPSEEK_R1, base_template="aligned")
+    prompt = both.render("Why?")
+    assert prompt.base_text == prompt.aligned_text + "\n</think>\n\n"
+    assert tokenizer.decode(prompt.base_ids) == prompt.base_text
+
+
+def test_earlier_thinking_is_not_read_again(tokenizer: Any) -> None:
+    both = Renderer(tokenizer, tokenizer, aligned_template=QWEN_3)
+    earlier = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nSo."}
+    question = {"role": "user", "content": "Why?"}
+    prompt = both.render([question, earlier, question])
+    assert prompt.base_text == "Question: Why?\nAnswer: So.\n\nQuestion: Why?\nAnswer:\n"
+    assert "Hm." not in prompt.aligned_text
+
+
+def test_a_continued_message_has_no_thinking(thinking_pair: Callable[..., Baco]) -> None:
+    baco = thinking_pair("qwen3", "deepseek r1")
+    begun: list[Any] = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So"},
+    ]
+    assert baco.pair.renderer.render(begun).thinking is None
+    assert not any(c.thinking_tokens for c in baco.generate(begun, router="P:0.5", n=2, **SETTINGS))
+
+
+def test_thinking_that_is_turned_off_is_an_ordinary_answer(
+    thinking_pair: Callable[..., Baco],
+) -> None:
+    baco = thinking_pair("qwen3", "deepseek r1")
+    off = {"enable_thinking": False}
+    answers = baco.generate(PROMPTS[0], router="P:0.5", n=4, template_args=off, **SETTINGS)
+    assert {(c.thinking, c.thinking_tokens) for c in answers} == {("", 0)}
+    assert {source for c in answers for source in c.sources} == {"base", "aligned"}
+
+
+def test_only_added_tokens_are_marks(demo: Baco, tokenizer: Any) -> None:
+    assert find_marks(demo.pair.tokenizer) is None
+    marks = find_marks(tokenizer)
+    assert marks is not None
+    assert (marks.begin_id, marks.end_id) == (BEGIN_ID, END_ID)
+
+
+def test_the_base_model_never_writes_a_mark(thinking_pair: Callable[..., Baco]) -> None:
+    assert thinking_pair().pair.banned[[BEGIN_ID, END_ID]].all()
+
+
+def test_the_text_of_a_thinking_has_no_white_space_around_it(tokenizer: Any) -> None:
+    marks = find_marks(tokenizer)
+    assert marks is not None
+    text = ThinkingText(tokenizer, marks)
+    shown = []
+    for token in tokenizer("<think>\n\n the sea  \n and é\n</think>\n\n")["input_ids"]:
+        text.push(token)
+        shown.append(text.text)
+    assert text.text == "the sea  \n and é"
+    assert all(text.text.startswith(part) and part == part.rstrip() for part in shown)
+
+
+def test_a_backend_that_cannot_think_refuses_to(thinking_pair: Callable[..., Baco]) -> None:
+    baco = thinking_pair()
+    thinking = baco.pair.thinking_tokens("possible")
+    request = Request(
+        (1,), (1,), SamplingParams(), baco.router("P:0.5"), thinking=thinking, digest=b""
+    )
+    with pytest.raises(BacoError, match="turn it off"):
+        Capabilities("elsewhere").check(request)
+    Capabilities("elsewhere", thinking=True).check(request)
