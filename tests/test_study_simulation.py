@@ -4,6 +4,7 @@ The figures of these claims at full size are made by `benchmarks/study.py`; the 
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from baco.study.clustering import Clusters, Mean, mean
 from baco.study.comparisons import comparisons
 from baco.study.exclusions import conducts, exclude
 from baco.study.inter_rater import krippendorff_alpha
-from baco.study.plan import Contrast
+from baco.study.plan import Contrast, read_plan, text_hash
 from baco.study.power import contrast_p_values, pilot_population, planned_power
-from baco.study.schedule import schedule
+from baco.study.schedule import schedule, texts_shown
 from baco.study.simulation import (
     Layout,
     Population,
@@ -71,9 +72,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def judgments_of(study: Study, population: Population, raters: int, seed: int) -> list[Judgment]:
     """Judgments of simulated raters, without the store."""
     generator = np.random.default_rng(seed)
+    schedules = [schedule(study.plan, number) for number in range(raters)]
     return [
         judgment
-        for given in simulated_answers(study.plan, range(raters), population, generator)
+        for given in simulated_answers(study.plan, schedules, population, generator)
         for answer in given
         for judgment in as_judgments(study.plan, answer, "simulated")
     ]
@@ -145,15 +147,19 @@ def test_a_side_bias_moves_no_contrast(side: float) -> None:
     assert means(simulated(strong, difference=strong.difference())).value.mean() > 0.1
 
 
-def test_a_layout_of_the_plan_is_balanced_like_the_synthetic_one(study: Study) -> None:
-    for contrast in study.plan.contrasts:
-        planned = contrast_layout(study.plan, contrast, 12)
-        made = balanced_layout(12, 18, 3)
-        assert len(planned.rater) == len(made.rater) == 72
+@pytest.mark.parametrize("per_rater", [None, 6])
+def test_a_layout_of_any_size_has_the_balance_of_the_schedules(
+    study: Study, per_rater: int | None
+) -> None:
+    plan = dataclasses.replace(study.plan, prompts_per_rater=per_rater)
+    each = (per_rater or 18) // 3
+    for contrast in plan.contrasts:
+        planned = contrast_layout(plan, contrast, 36)
+        made = balanced_layout(36, 18, 3, per_rater)
         for layout in (planned, made):
-            assert set(np.bincount(layout.rater)) == {6}
-            assert set(np.bincount(layout.prompt)) == {4}
-            assert abs(layout.left.mean() - 0.5) < 0.1
+            assert set(np.bincount(layout.rater)) == {each}
+            assert set(np.bincount(layout.prompt)) == {36 * each // 18}
+            assert layout.left.mean() == 0.5
 
 
 def test_planned_power_is_reached_by_analysed_studies(study: Study) -> None:
@@ -326,3 +332,16 @@ def test_strengths_follow_the_planned_contrasts(study: Study) -> None:
     equal = by_question["quality_rating"]
     assert equal[treatment] == pytest.approx(equal[aligned])
     assert not any(by_question["overall"].values())
+
+
+def test_the_committed_plan_has_its_texts_and_its_planned_power() -> None:
+    """The plan in docs is sized for a win rate of 65%; its texts are those that it names."""
+    folder = Path(__file__).parents[1] / "docs/results/study-demo"
+    plan = read_plan(folder / "plan.json")
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    assert {hash: text_hash(texts[hash]) for hash in texts_shown(plan)} == {
+        hash: hash for hash in texts_shown(plan)
+    }
+    powers = planned_power(plan, Population(effect=0.65), studies=300, search=False)
+    assert [p.contrast.test for p in powers] == ["superiority", "equivalence", "superiority"]
+    assert all(p.sufficient(plan) for p in powers)

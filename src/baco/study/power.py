@@ -91,7 +91,7 @@ def planned_power(
         raise BacoError(f"--studies is {studies}: give 1 or more")
     if not plan.contrasts:
         raise BacoError("the plan has no contrasts: there is nothing to compute the power of")
-    simulator = _Simulator(plan, population, excluded, studies, seed)
+    simulator = StudySimulator(plan, population, excluded, studies, seed)
     prompts = simulator.prompts
     corrected, alone = simulator.power(plan.raters, prompts)
     result = []
@@ -130,8 +130,20 @@ def _sufficient(power: Callable[[int], float], wanted: float, step: int, most: i
     return high
 
 
-class _Simulator:
-    """Simulated studies of one plan with any number of raters and prompts."""
+class StudySimulator:
+    """Simulated studies of one plan with any number of raters and prompts.
+
+    Args:
+        plan: of the study.
+        population: of the raters.
+        excluded: share of raters who are excluded in the end.
+        studies: number of simulated studies.
+        seed: of the simulation.
+
+    Attributes:
+        pairs: of methods.
+        prompts: that the plan compares on.
+    """
 
     def __init__(
         self, plan: Plan, population: Population, excluded: float, studies: int, seed: int
@@ -190,7 +202,7 @@ class _Simulator:
         layout = (
             contrast_layout(plan, contrast, raters)
             if prompts == self.prompts
-            else balanced_layout(raters, prompts, self.pairs)
+            else balanced_layout(raters, prompts, self.pairs, plan.prompts_per_rater)
         )
         if not len(layout.rater):
             raise BacoError(f"no rater judges contrast {contrast.id!r}: the plan needs more items")

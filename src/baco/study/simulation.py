@@ -239,17 +239,26 @@ def contrast_layout(plan: Plan, contrast: Contrast, raters: int) -> Layout:
     return Layout(columns[0], prompt.astype(np.int64), columns[2], 1 - columns[2])
 
 
-def balanced_layout(raters: int, prompts: int, pairs: int) -> Layout:
-    """The judgments of one contrast in a plan of the usual design, with any number of prompts.
+def balanced_layout(
+    raters: int, prompts: int, pairs: int, prompts_per_rater: int | None = None
+) -> Layout:
+    """The judgments of one contrast in the design of `schedule`, with any number of prompts.
 
-    Every rater judges one pair of methods on each prompt; the pairs rotate over both, and the sides
-    alternate (`schedule`). Method 0 is the treatment, method 1 the control.
+    Method 0 is the treatment, method 1 the control.
+
+    Args:
+        raters, prompts: their numbers.
+        pairs: of methods in the study, over which the judgments rotate.
+        prompts_per_rater: None if every rater judges all prompts.
     """
-    rater, prompt = np.divmod(np.arange(raters * prompts), prompts)
-    judged = (rater + prompt) % pairs == 0
-    rater, prompt = rater[judged], prompt[judged]
-    right = (rater // pairs + prompt // pairs) % 2
-    return Layout(rater, prompt, right, 1 - right)
+    here = min(prompts_per_rater or prompts, prompts)
+    rater = np.repeat(np.arange(raters), here)
+    count = rater // pairs * here + np.tile(np.arange(here), raters)
+    turn, prompt = np.divmod(count, prompts)
+    judged = (prompt + rater) % pairs == 0
+    right = ((prompt // pairs + turn) % 2)[judged]
+    _, shown = np.unique(prompt[judged], return_inverse=True)
+    return Layout(rater[judged], shown.astype(np.int64), right, 1 - right)
 
 
 def simulate(study: Study, raters: int, population: Population, seed: int = 0) -> list[str]:
@@ -282,7 +291,8 @@ def simulate(study: Study, raters: int, population: Population, seed: int = 0) -
         assert rater is not None
         assert rater.number is not None
         numbers.append(rater.number)
-    answers = simulated_answers(study.plan, numbers, population, np.random.default_rng(seed))
+    schedules = [schedule(study.plan, number) for number in numbers]
+    answers = simulated_answers(study.plan, schedules, population, np.random.default_rng(seed))
     ids = [f"simulated-{place}" for place in range(known, known + raters)]
     for id, given in zip(ids, answers, strict=True):
         study.store.update_rater(id, "consented")
@@ -292,20 +302,21 @@ def simulate(study: Study, raters: int, population: Population, seed: int = 0) -
 
 
 def simulated_answers(
-    plan: Plan, numbers: Sequence[int], population: Population, generator: np.random.Generator
+    plan: Plan,
+    schedules: Sequence[Sequence[Screen]],
+    population: Population,
+    generator: np.random.Generator,
 ) -> list[list[Answer]]:
-    """The answers of simulated raters to their schedules, rater by rater.
+    """The answers of simulated raters, rater by rater; the raters' ids are their places.
 
     Args:
         plan: of the study.
-        numbers: of the raters, which decide their schedules.
+        schedules: of the raters.
         population: that they are drawn from.
         generator: of all randomness.
     """
-    screens = [
-        (row, screen) for row, number in enumerate(numbers) for screen in schedule(plan, number)
-    ]
-    lazy = generator.random((1, len(numbers))) < population.lazy
+    screens = [(row, screen) for row, own in enumerate(schedules) for screen in own]
+    lazy = generator.random((1, len(schedules))) < population.lazy
     compared = [index for index, (_, s) in enumerate(screens) if s.item.kind == "comparison"]
     responses: list[dict[str, object]] = [{} for _ in screens]
     difference = population.difference()
@@ -323,8 +334,8 @@ def simulated_answers(
         )
         for place, index in enumerate(rows):
             responses[index][question.id] = _response(drawn, place)
-    answers: list[list[Answer]] = [[] for _ in numbers]
-    pace = np.exp(generator.normal(0, np.log(READING_SPREAD), (len(numbers), 1)))
+    answers: list[list[Answer]] = [[] for _ in schedules]
+    pace = np.exp(generator.normal(0, np.log(READING_SPREAD), (len(schedules), 1)))
     for index, (row, screen) in enumerate(screens):
         reads = not lazy[0, row]
         if screen.item.kind != "comparison":
@@ -337,7 +348,7 @@ def simulated_answers(
         )
         answers[row].append(
             Answer(
-                rater=str(numbers[row]),
+                rater=str(row),
                 item=screen.item.id,
                 position=screen.position,
                 left=screen.left,
