@@ -217,7 +217,7 @@ def test_the_committed_example_is_a_plan_with_all_its_texts(tmp_path: Path) -> N
         (tmp_path / name).write_bytes((example / name).read_bytes())
     study = Study.open(tmp_path)
     assert study.plan.methods == ("P-Punc:0.4", "Aligned", "Base")
-    assert len(schedule(study.plan, 0)) == 2 * 18 + 3
+    assert len(schedule(study.plan, 0)) == 2 * 40 + 3
     study.close()
 
 
