@@ -16,7 +16,8 @@ QUIET = (
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-expect.set_options(timeout=20_000)  # milliseconds: machines that run all tests at once are slow
+TIMEOUT = 240_000  # milliseconds: machines that run all tests at once are slow
+expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager
@@ -30,6 +31,13 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(missing)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=executable, args=list(QUIET))
+
+
+def new_page(browser: Browser, **screen: Any) -> Page:
+    """A page in a new context of the browser, with patience for a busy machine."""
+    context = browser.new_context(**screen)
+    context.set_default_timeout(TIMEOUT)
+    return context.new_page()
 
 
 @dataclass
@@ -72,8 +80,7 @@ def visit(
         faults: parts of the console messages that are expected.
         screen: of the browser's context: viewport, color_scheme, …
     """
-    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | screen))
-    visited = Visit(context.new_page())
+    visited = Visit(new_page(browser, **({"viewport": {"width": 1280, "height": 900}} | screen)))
     messages: list[str] = []
     visited.page.on("console", lambda message: messages.append(message.text))
     visited.page.on("pageerror", lambda error: messages.append(str(error)))
@@ -83,4 +90,4 @@ def visit(
     hosts = {urlsplit(request.url).netloc for request in visited.requests} - {""}
     assert hosts == {urlsplit(address).netloc}
     assert [text for text in messages if not any(fault in text for fault in faults)] == []
-    context.close()
+    visited.page.context.close()

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from baco.text.control_characters import well_formed
+from tests.pages import new_page
 from tests.report_runs import EVIL, evil_run, made_run
 
 
@@ -21,8 +22,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def opened(browser: Browser, file: Path, **screen: Any) -> Iterator[Page]:
     """The page when it is ready. It may log no message and load nothing but itself."""
-    context = browser.new_context(**screen)
-    page = context.new_page()
+    page = new_page(browser, **screen)
     messages: list[str] = []
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
@@ -31,7 +31,7 @@ def opened(browser: Browser, file: Path, **screen: Any) -> Iterator[Page]:
     page.wait_for_selector("html[data-ready=yes]")
     yield page
     assert [text for text in messages if text != file.as_uri() and text != "data:,"] == []
-    context.close()
+    page.context.close()
 
 
 def test_pointing_at_a_point_shows_its_setting_and_answers(
@@ -46,7 +46,7 @@ def test_pointing_at_a_point_shows_its_setting_and_answers(
         box = mark.bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
-        card.wait_for(state="visible", timeout=5000)
+        card.wait_for(state="visible")
         assert "Rand:0.5" in card.inner_text()
         assert card.locator("li").count() == 3
         assert re.search(r"base share\s+\d+%", card.inner_text())

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from baco.study.schedule import schedule
 from baco.study.study import Study
 from benchmarks.study_load import StudyServer
+from tests.pages import new_page
 from tests.studies import made_study
 
 PHONE: dict[str, Any] = {
@@ -39,15 +40,14 @@ def server(study_path: Path) -> Iterator[StudyServer]:
 @contextmanager
 def opened(browser: Browser, link: str, **screen: Any) -> Iterator[Page]:
     """A page that may complain of nothing but a lost connection."""
-    context = browser.new_context(**(screen or DESK))
-    page = context.new_page()
+    page = new_page(browser, **(screen or DESK))
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.goto(link)
     yield page
     assert [text for text in told if "ERR_CONNECTION" not in text] == []
-    context.close()
+    page.context.close()
 
 
 def begin(page: Page) -> None:
@@ -99,8 +99,7 @@ def test_raters_finish_though_the_server_is_killed_and_nothing_is_lost_or_twice(
     raters, chosen = 3, list[dict[int, dict[str, Any]]]()
     pages: list[Page] = []
     for number in range(raters):
-        context = browser.new_context(**(PHONE if number == 1 else DESK))
-        pages.append(context.new_page())
+        pages.append(new_page(browser, **(PHONE if number == 1 else DESK)))
         pages[-1].goto(server.links[number])
         begin(pages[-1])
         chosen.append({})
