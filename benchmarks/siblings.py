@@ -46,6 +46,34 @@ def pair_folder(name: str, noise: float) -> Path:
     return out
 
 
+def adapter_folder(model: Path, noise: float, rank: int = 8) -> Path:
+    """The folder of a random LoRA adapter over a model: to every matrix but the embeddings it adds
+    a product of this rank, as large as a share of the matrix (Frobenius norm).
+    """
+    out = folder() / f"{model.parent.name}-adapter-{noise:g}"
+    if out.exists():
+        return out
+    from peft import LoraConfig, get_peft_model
+
+    device = torch.device("cpu")
+    plain = load_model(str(model), Placement(device, chosen_dtype("bfloat16", device)))
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False
+    )
+    adapted = get_peft_model(plain, config)
+    with torch.no_grad():
+        for layer in (module for module in adapted.modules() if hasattr(module, "lora_A")):
+            if not layer.lora_A:
+                continue
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            size = float(layer.get_base_layer().weight.float().norm())
+            up.mul_(noise * size / float((up @ down).norm()))
+    adapted.save_pretrained(out)
+    load_tokenizer(str(model)).save_pretrained(out)
+    return out
+
+
 @torch.no_grad()
 def perturb(model: torch.nn.Module, noise: float, generator: torch.Generator) -> None:
     """Add noise of a share of its standard deviation to every matrix but the embeddings."""
