@@ -215,7 +215,7 @@ def _timed_forwards() -> Iterator[list[float]]:
             yield chunk
 
     ModelRunner.read, ModelRunner.read_both = timed(read), timed(read_both)  # type: ignore
-    ModelRunner.prefill = timed_prefill  # type: ignore[method-assign]
+    ModelRunner.prefill = timed_prefill  # type: ignore
     try:
         yield seconds
     finally:
@@ -232,8 +232,13 @@ def fewest_forwards(acceptance: float | None) -> float:
 @torch.inference_mode()
 def _product_seconds(model: PairModel, rows: int) -> float:
     """Least seconds that all linear layers of a model take, each called once."""
-    layers = [m for m in model.model.modules() if isinstance(m, nn.Linear | PackedLinear)]
     dtype, device = model.model.dtype, model.device
+    layers = [
+        module
+        for module in model.model.modules()
+        if (isinstance(module, PackedLinear) and module.dtype == dtype)
+        or (isinstance(module, nn.Linear) and module.weight.dtype == dtype)
+    ]  # an adapter's own layers may be float32
     widths = {layer.in_features for layer in layers}
     inputs = {width: torch.randn(rows, width, dtype=dtype, device=device) for width in widths}
     best, began = float("inf"), time.perf_counter()

@@ -293,6 +293,31 @@ def test_diagnosis_of_the_demo_pair_is_good_and_of_twins_useless(demo: Baco, lla
     assert "hardly differ" in reasons[0]
     follows = figures | {"agreement": 0.7, "entropy_aligned": 0.2, "prompt_gain": 0.0}
     assert "does not follow the prompt" in judge(follows)[1][0]
+    assert diagnosis.sharing == "each model has its own weights"
+
+
+def test_diagnosis_of_one_model_compares_its_two_prompts() -> None:
+    figures = {
+        "agreement": 0.75,
+        "overlap": 0.79,
+        "entropy_base": 2.0,
+        "entropy_aligned": 1.0,
+        "prompt_gain": 0.5,
+        "base_ends": 1.0,
+        "first_token": 1.0,
+    }
+    verdict, reasons = judge(figures, two_prompts=True)
+    assert verdict == "good"
+    assert reasons == [
+        "the plain prompt has 1.00 nats a token more entropy than the chat template, and the base "
+        "model follows the prompt"
+    ]
+    alike = figures | {"agreement": 0.99, "overlap": 0.98}
+    assert "nearly the same under both prompts" in judge(alike, two_prompts=True)[1][0]
+    diverse = figures | {"entropy_aligned": 1.9}
+    verdict, reasons = judge(diverse, two_prompts=True)
+    assert verdict == "doubtful"
+    assert "nearly as diverse under its chat template" in reasons[0]
 
 
 def test_an_adapter_over_the_base_holds_the_weights_once(

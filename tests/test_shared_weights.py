@@ -183,3 +183,19 @@ def test_without_peft_the_error_names_the_package_to_install(
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(BacoError, match=r"install it with pip install 'baco\[peft\]'"):
         Baco.load(**folders("llama"))
+
+
+def test_one_model_under_two_prompts_is_named_once(
+    random_pair: Callable[..., PairFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from baco.cli import run
+
+    model = str(random_pair("llama").aligned)
+    question = ["generate", "Hi", "-s", "1", "--max-tokens", "4"]
+    assert run([*question, "--model", model]) == 0
+    answer = capsys.readouterr().out
+    assert answer
+    assert run([*question, "--base", model, "--aligned", model]) == 0
+    assert capsys.readouterr().out == answer
+    assert run([*question, "--model", model, "--aligned", model]) == 2
+    assert "give --model alone" in capsys.readouterr().err

@@ -38,6 +38,7 @@ class Diagnosis:
         pair: its name.
         weights: each model's number format and device.
         forwards: which forward runs each model.
+        sharing: of weights and forwards by both models, in a sentence.
         forward_ms: milliseconds of that forward over one token of 1 row and of 8 rows.
         prompts, positions: how many were read.
         agreement: share of positions where both models have the same most likely token.
@@ -59,6 +60,7 @@ class Diagnosis:
     pair: str
     weights: dict[str, str]
     forwards: dict[str, str]
+    sharing: str
     forward_ms: dict[str, dict[str, float]]
     prompts: int
     positions: int
@@ -181,11 +183,13 @@ def _conclude(
         "entropy_base": agreement.entropy_base / n,
         "entropy_aligned": agreement.entropy_aligned / n,
     }
-    verdict, reasons = judge(figures)
+    two_prompts = pair.shares_weights and not pair.base.adapter_off
+    verdict, reasons = judge(figures, two_prompts=two_prompts)
     return Diagnosis(
         pair=pair.name,
         weights=pair.weights_formats,
         forwards={source: pair.model(source).path for source in MODELS},
+        sharing=_sharing(pair),
         forward_ms={source: _forward_ms(pair.model(source)) for source in MODELS},
         prompts=prompts,
         positions=n,
@@ -208,6 +212,14 @@ def _conclude(
     )
 
 
+def _sharing(pair: Pair) -> str:
+    if not pair.shares_weights:
+        return "each model has its own weights"
+    if isinstance(pair.joint, str):
+        return f"one set of weights, in a forward for each model: {pair.joint}"
+    return "one set of weights, in one forward over the rows of both models"
+
+
 @torch.inference_mode()
 def _forward_ms(model: PairModel) -> dict[str, float]:
     """The least milliseconds of a forward of one token, by the number of rows."""
@@ -227,11 +239,19 @@ def _forward_ms(model: PairModel) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A sign that a pair does not suit BACo: a figure beyond a limit, which the sentence names."""
+    """A sign that a pair does not suit BACo: a figure beyond a limit, which the sentence names.
+
+    Attributes:
+        useless: whether the pair is useless with it, else doubtful.
+        shows: whether figures have it.
+        sentence: for the user.
+        of_prompts: the sentence where the pair is one model under two prompts, if it differs.
+    """
 
     useless: bool
     shows: Callable[[dict[str, float]], bool]
     sentence: str
+    of_prompts: str = ""
 
 
 SIGNS = (
@@ -240,6 +260,9 @@ SIGNS = (
         lambda f: f["agreement"] > 0.97 and f["overlap"] > 0.95,
         "the two models hardly differ ({agreement:.0%} the same next token, overlap {overlap:.2f}; "
         "the limits are 97% and 0.95): BACo cannot add diversity",
+        "the model says nearly the same under both prompts ({agreement:.0%} the same next token, "
+        "overlap {overlap:.2f}; the limits are 97% and 0.95): BACo cannot add diversity. Give "
+        "another --base-template, or a base model of its own",
     ),
     Sign(
         True,
@@ -253,6 +276,9 @@ SIGNS = (
         "the aligned model's entropy is nearly as high as the base model's ({entropy_aligned:.2f} "
         "and {entropy_base:.2f} nats; the limit is nine tenths): alignment took little diversity "
         "away",
+        "the model is nearly as diverse under its chat template as under the plain prompt (entropy "
+        "{entropy_aligned:.2f} and {entropy_base:.2f} nats; the limit is nine tenths): an aligned "
+        "model answers alike under both; a base model of its own brings more diversity",
     ),
     Sign(
         False,
@@ -276,16 +302,25 @@ SIGNS = (
 )
 
 
-def judge(figures: dict[str, float]) -> tuple[str, list[str]]:
-    """The verdict on a pair's figures, and the reasons for it."""
+def judge(figures: dict[str, float], *, two_prompts: bool = False) -> tuple[str, list[str]]:
+    """The verdict on a pair's figures, and the reasons for it.
+
+    Args:
+        figures: see `Diagnosis`.
+        two_prompts: the pair is one model under two prompts.
+    """
     shown = [sign for sign in SIGNS if sign.shows(figures)]
-    reasons = [sign.sentence.format(**figures) for sign in shown]
+    sentences = [(two_prompts and sign.of_prompts) or sign.sentence for sign in shown]
+    reasons = [sentence.format(**figures) for sentence in sentences]
     if any(sign.useless for sign in shown):
         return "useless", reasons
     if shown:
         return "doubtful", reasons
     gap = figures["entropy_base"] - figures["entropy_aligned"]
+    more, less = "the base model", "the aligned model"
+    if two_prompts:
+        more, less = "the plain prompt", "the chat template"
     return "good", [
-        f"the base model has {gap:.2f} nats a token more entropy than the aligned model, and it "
-        "follows the prompt"
+        f"{more} has {gap:.2f} nats a token more entropy than {less}, and the base model follows "
+        "the prompt"
     ]

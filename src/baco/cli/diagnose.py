@@ -50,7 +50,8 @@ def diagnose(
         questions = questions or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(questions[0])
     except UnfitPairError as error:
-        _show_unfit(models.pair or f"{models.base} + {models.aligned}", str(error), as_json)
+        name, base, aligned = models.arguments().values()
+        _show_unfit(name or f"{base} + {aligned}", str(error), as_json)
         return
     with steps("reading", len(ANSWERERS) + len(questions)) as advance:
         diagnosis = examine(
@@ -118,6 +119,7 @@ def _show(result: "Diagnosis") -> None:
         )
         forward = f"read by {result.forwards[source]}: {times}"
         console.print(f"{source}: {weights}; {forward}", style="dim")
+    console.print(f"both: {result.sharing}", style="dim")
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:

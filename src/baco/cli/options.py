@@ -139,10 +139,22 @@ class PairOptions:
     ] = None
     base: BaseName = None
     aligned: AlignedName = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="One model under two prompts: plain text as base, its chat template as aligned.",
+        ),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """See `LoadGroup`."""
-        return {"name": self.pair, "base": self.base, "aligned": self.aligned}
+        base, aligned = self.base, self.aligned
+        if self.model is not None:
+            if self.pair or base or aligned:
+                raise BacoError("give --model alone, without --pair, --base and --aligned")
+            base = aligned = self.model
+        return {"name": self.pair, "base": base, "aligned": aligned}
 
 
 @dataclass(frozen=True, slots=True)

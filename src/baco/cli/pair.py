@@ -32,7 +32,7 @@ def export(
     from baco.models.known_pairs import choose_pair
 
     opt.quiet_libraries()
-    known = choose_pair(models.pair, models.base, models.aligned)
+    known = choose_pair(**models.arguments())
     pair = export_pair(known, directory, copy=copy, trust_remote_code=bool(trust_remote_code))
     held = f" --dtype {known.dtype}" if known.dtype else ""
     note(f"{pair.name}, {pair.vocabulary.size} tokens; serve it: vllm serve {directory}{held}")

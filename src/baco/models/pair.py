@@ -121,6 +121,11 @@ class Pair:
         return separators(self.tokenizer, self.renderer.marks, self.end_ids)
 
     @property
+    def shares_weights(self) -> bool:
+        """Is it one model under two prompts, or a base model and an adapter over it?"""
+        return self.base.model is self.aligned.model
+
+    @property
     def weights_formats(self) -> dict[str, str]:
         """The number format and the device of each model's weights."""
         return {source: self.model(source).weights_format for source in MODELS}
