@@ -45,6 +45,7 @@ def exact(model: str) -> Baco:
 def test_the_fast_forward_is_used_in_bfloat16_and_one_model_is_held_once(model: str) -> None:
     baco = load(model, "bfloat16")
     assert baco.pair.base.model is baco.pair.aligned.model
+    assert not isinstance(baco.pair.joint, str)
     own = "BACo's own forward, all rows at once"
     assert baco.pair.base.path == baco.pair.aligned.path == own
     for answer in baco.generate(PROMPT, router="P-Punc:0.3", n=3, seed=1, max_tokens=24):
