@@ -87,12 +87,14 @@ class Load:
         acknowledged: the last acknowledged responses, by link and item.
         saves, pages: seconds of each request that succeeded.
         repeated: requests that failed and were sent again.
+        each_choice: whether an answer is sent after each choice, as pages do, or once.
     """
 
     acknowledged: dict[str, Kept] = field(default_factory=dict)
     saves: list[float] = field(default_factory=list)
     pages: list[float] = field(default_factory=list)
     repeated: int = 0
+    each_choice: bool = True
 
     async def request(
         self, client: httpx.AsyncClient, times: list[float], method: str, url: str, **more: Any
@@ -141,16 +143,19 @@ class Load:
                     if question.form == "preference"
                     else [rng.randint(1, 5), rng.randint(1, 5)]
                 )
-                await save(screen, responses)
+                if self.each_choice:
+                    await save(screen, responses)
             await save(screen, responses)
         await form("/finish")
         assert re.search("Thank you", (await page()).text)
 
 
-async def load(server: StudyServer, plan: Plan, raters: int, *, kill: bool) -> tuple[Load, float]:
-    """Let raters loose on a server; what they did, and the seconds without the restart."""
-    done = Load()
-    expected = raters * len(schedule(plan, 0)) * 5
+async def load(
+    server: StudyServer, plan: Plan, raters: int, *, kill: bool, each_choice: bool = True
+) -> tuple[Load, float]:
+    """Run raters on a server at once; what they did, and the seconds without the restart."""
+    done = Load(each_choice=each_choice)
+    expected = raters * len(schedule(plan, 0)) * (5 if each_choice else 1)
     limits = httpx.Limits(max_connections=raters)
     away = 0.0
     async with httpx.AsyncClient(follow_redirects=True, limits=limits, timeout=60) as client:

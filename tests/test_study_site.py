@@ -396,7 +396,7 @@ def test_thirty_raters_at_once_lose_nothing_though_the_server_is_killed(tmp_path
     study.close()
     server = StudyServer(study.path, "--per-minute", "100000")
     try:
-        done, _ = asyncio.run(load(server, study.plan, 30, kill=True))
+        done, _ = asyncio.run(load(server, study.plan, 30, kill=True, each_choice=False))
     finally:
         server.kill()
     assert done.repeated > 0
