@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
 from baco.errors import BacoError
 from baco.evaluation.store import Run
@@ -22,6 +25,7 @@ from baco.study.store import Judgment
 from baco.study.study import Study
 from baco.study.study_report import study_findings, study_section, write_study_report
 from baco.study.validity import Validity, validity
+from tests.pages import new_page
 from tests.studies import METHODS, answer, fill, made_study, write_run
 
 NO_METRICS = Validity((), {}, {})
@@ -346,3 +350,19 @@ def test_answers_to_checks_and_training_are_in_no_figure(tmp_path: Path) -> None
     compared = [i for i in study.plan.items if i.kind == "comparison"]
     assert len(compared) < len(study.plan.items)
     study.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violations_in_the_report(
+    browser: Browser, study: Study, tmp_path: Path, theme: Literal["light", "dark"]
+) -> None:
+    written = write_study_report(study, tmp_path, metrics=False)
+    page = new_page(browser, color_scheme=theme, viewport={"width": 900, "height": 900})
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.goto(written.page.as_uri())
+    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in violations] == []
+    assert messages == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 900
+    page.context.close()

@@ -336,7 +336,7 @@ def _opinions(results: StudyResults) -> Part:
         questions.setdefault(opinion.question.id, []).append(opinion.mean)
     table = Table(
         "opinions",
-        "Mean opinion scores",
+        "Mean ratings of the methods",
         f"{EXPLORATORY} Mean ratings on the scale from 1 to 5. {BRACKETS}",
         columns,
         [[question, *cells] for question, cells in questions.items()],

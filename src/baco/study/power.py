@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from baco.errors import BacoError
 from baco.evaluation.indicators import Floats
@@ -287,16 +286,20 @@ def _covariances(rows: Comparisons, values: Floats) -> tuple[float, float] | Non
     if len(rows) < 2:
         return None
     centered = values - values.mean()
-    same_rater = rows.rater[:, None] == rows.rater
-    same_prompt = rows.prompt[:, None] == rows.prompt
-    products = np.outer(centered, centered)
-    sharing: list[NDArray[np.bool_]] = [same_rater & ~same_prompt, same_prompt & ~same_rater]
-    if not all(pairs.any() for pairs in sharing):
+    sums, pairs = [], []
+    for indicator in rows.clusters.indicators:
+        sums.append(float(((centered @ indicator) ** 2).sum()))
+        pairs.append(float((indicator.sum(0) ** 2).sum()))
+    raters, prompts, cells = range(3)
+    if min(pairs[raters], pairs[prompts]) <= pairs[cells]:
         return None
+    by_rater, by_prompt = (
+        (sums[way] - sums[cells]) / (pairs[way] - pairs[cells]) for way in (raters, prompts)
+    )
     # The mean is of the same judgments: the covariance of those that share nothing is below zero.
-    apart = ~same_rater & ~same_prompt
-    base = float(products[apart].mean()) if apart.any() else 0.0
-    return float(products[sharing[0]].mean()) - base, float(products[sharing[1]].mean()) - base
+    apart = len(rows) ** 2 - pairs[raters] - pairs[prompts] + pairs[cells]
+    base = (sums[cells] - sums[raters] - sums[prompts]) / apart if apart else 0.0
+    return by_rater - base, by_prompt - base
 
 
 def _matching(population: Population, by_rater: float, by_prompt: float, ties: float) -> Population:

@@ -159,9 +159,22 @@ def contrast_charts(results: StudyResults) -> dict[str, Any]:
                 legend=alt.Legend(title=None, orient="bottom"),
             ),
         )  # fmt: skip
-        chart = alt.layer(neutral, bars, dots).properties(width=430, height=alt.Step(30))
+        margins = alt.Chart(alt.Data(values=_margins(results, form)))
+        edges = margins.mark_rule(strokeDash=[1, 3], color="#8a929a").encode(x="margin:Q")
+        chart = alt.layer(neutral, edges, bars, dots).properties(width=430, height=alt.Step(30))
         charts[f"contrasts-{form}"] = chart
     return charts
+
+
+def _margins(results: StudyResults, form: str) -> list[dict[str, float]]:
+    """Where the margins of equivalence are on a scale."""
+    return [
+        {"margin": result.neutral + sign * result.contrast.margin}
+        for result in results.contrasts
+        if result.contrast.margin is not None
+        and results.plan.question[result.contrast.question].form == form
+        for sign in (-1, 1)
+    ]
 
 
 def _span(rows: Sequence[Mapping[str, Any]]) -> list[float]:
