@@ -147,7 +147,9 @@ def contrast_charts(results: StudyResults) -> dict[str, Any]:
             legend=alt.Legend(title=None, orient="bottom"),
         )
         axis = alt.Axis(format=".0%" if form == "preference" else "+.1f")
-        neutral = base.mark_rule(strokeDash=[5, 4], color="#8a929a").encode(x="mean(neutral):Q")
+        neutral = base.mark_rule(strokeDash=[5, 4], color="#8a929a", aria=False).encode(
+            x="mean(neutral):Q"
+        )
         bars = base.mark_rule(strokeWidth=2.5).encode(
             x=alt.X("low:Q", title=title, scale=scale, axis=axis), x2="high:Q", y=y, color=color
         )
@@ -160,7 +162,9 @@ def contrast_charts(results: StudyResults) -> dict[str, Any]:
             ),
         )  # fmt: skip
         margins = alt.Chart(alt.Data(values=_margins(results, form)))
-        edges = margins.mark_rule(strokeDash=[1, 3], color="#8a929a").encode(x="margin:Q")
+        edges = margins.mark_rule(strokeDash=[1, 3], color="#8a929a", aria=False).encode(
+            x="margin:Q"
+        )
         chart = alt.layer(neutral, edges, bars, dots).properties(width=430, height=alt.Step(30))
         charts[f"contrasts-{form}"] = chart
     return charts
@@ -205,10 +209,11 @@ def _page(found: Findings, charts: Mapping[str, Any]) -> str:
 
 
 def _themed(chart: Any) -> str:
-    """A plot as SVG whose text has the colour of the text around it."""
+    """A plot as SVG whose text has the colour of the text around it; the page describes it."""
     drawn = plots.svg(plots.finished(chart) | {"background": None})
     drawn = drawn[drawn.index("<svg") :].replace(plots.INK, "currentColor")
-    return drawn.replace(GRID, GRID_BOTH_THEMES)
+    drawn = drawn.replace(GRID, GRID_BOTH_THEMES)
+    return drawn.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 def study_markdown(found: Findings, stems: Sequence[str]) -> str:
