@@ -1,6 +1,7 @@
 """``baco study power``, ``simulate`` and ``report``, and ``baco report --study``."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,14 @@ def test_answers_under_an_older_plan_are_reported_with_both_versions(
     assert "change after the first answer: yes" in text
     assert "Illness" in text
     assert "simulated" not in text.lower().replace("simulated studies", "")
+
+
+@pytest.mark.parametrize("command", ["power", "simulate", "report"])
+def test_without_scipy_one_line_says_what_to_install(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    _, err = printed(capsys, command, study, code=2)
+    assert err == (
+        "baco: this command needs scipy: install it with pip install 'baco[evaluation]'\n"
+    )

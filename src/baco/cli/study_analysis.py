@@ -1,6 +1,6 @@
 """The commands of ``baco study`` that need no raters' page: power, simulate, report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +9,7 @@ import typer
 from baco.cli import options as opt
 from baco.cli.console import note, out, print_json
 from baco.cli.report import check_libraries
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.study.plan import Plan
@@ -83,6 +84,7 @@ def power(
     Power is the share of simulated studies that support a contrast, after Holm's correction over
     all planned contrasts. For equivalence the methods are assumed to be equal.
     """
+    _check_scipy()
     from rich.table import Table
 
     from baco.study.power import pilot_population, planned_power
@@ -179,8 +181,7 @@ def simulate(
     They answer the items of their schedules in order, into the store where people's answers go. All
     outputs of the study then say that raters are simulated; people cannot join it any more.
     """
-    from dataclasses import replace
-
+    _check_scipy()
     from baco.study.simulation import simulate as simulate_raters
     from baco.study.study import Study
 
@@ -223,6 +224,7 @@ def report(
     index.html is one page that needs no network; report.md, results.json, tables/*.csv and
     plots/*.svg and *.png hold the same.
     """
+    _check_scipy()
     check_libraries()
     from baco.cli.score import MetricOptions
     from baco.evaluation.store import Run
@@ -247,6 +249,15 @@ def report(
     for line in written.findings.outcomes:
         out().print(line)
     note(f"report in {written.page}")
+
+
+def _check_scipy() -> None:
+    try:
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise BacoError(
+            "this command needs scipy: install it with pip install 'baco[evaluation]'"
+        ) from error
 
 
 def _judged(path: Path) -> "tuple[Plan, list[Judgment]]":
