@@ -126,7 +126,8 @@ class Load:
             await self.request(client, self.pages, "POST", link + path, data=fields)
 
         async def save(screen: Screen, responses: dict[str, Any]) -> None:
-            body = {"position": screen.position, "responses": responses, "seconds": 1}
+            body = {"plan": plan.hash, "position": screen.position}
+            body |= {"responses": responses, "seconds": 1}
             await self.request(client, self.saves, "POST", f"{link}/answer", json=body)
             kept[screen.item.id] = dict(responses)
 

@@ -47,7 +47,8 @@ class Site:
         return rater
 
     def post(self, rater: Rater, position: int, responses: Any, seconds: Any = 1.0) -> Any:
-        body = {"position": position, "responses": responses, "seconds": seconds}
+        body = {"plan": self.study.plan.hash, "position": position}
+        body |= {"responses": responses, "seconds": seconds}
         return self.client.post(f"/r/{rater.link}/answer", json=body)
 
     def answer_all(self, rater: Rater, until: int = 1000) -> None:
@@ -196,7 +197,6 @@ def test_a_block_is_open_until_the_next_one_has_an_answer(site: Site) -> None:
     [
         "no JSON",
         "[]",
-        "{}",
         '{"position": 0.0, "responses": {}, "seconds": 1}',
         '{"position": true, "responses": {}, "seconds": 1}',
         '{"position": 0, "responses": [], "seconds": 1}',
@@ -214,9 +214,24 @@ def test_a_malformed_answer_is_refused_and_nothing_is_kept(site: Site, body: str
     rater = site.rating()  # number 1 begins with single answers
     site.answer_all(rater, until=0)
     before = site.study.store.answers(rater.id)
+    body = body.replace("{", '{"plan": "' + site.study.plan.hash + '", ', 1)
     reply = site.client.post(f"/r/{rater.link}/answer", content=body)
     assert reply.status_code == 400
     assert site.study.store.answers(rater.id) == before
+
+
+def test_a_page_of_an_earlier_plan_is_loaded_again_and_new_sides_are_kept(site: Site) -> None:
+    rater, plan = site.rating(), site.study.plan
+    site.answer_all(rater, until=1)
+    (before,) = (a for a in site.study.store.answers(rater.id) if a.position == 0)
+    body = {"plan": "0" * 64, "position": 0, "responses": {}, "seconds": 1}
+    assert site.client.post(f"/r/{rater.link}/answer", json=body).status_code == 409
+    assert before in site.study.store.answers(rater.id)
+    turned = replace(before, left=before.right, right=before.left, position=5, version=2)
+    site.study.store.save([turned])
+    (after,) = (a for a in site.study.store.answers(rater.id) if a.item == before.item)
+    assert after == turned
+    assert plan.stimulus[after.left] != plan.stimulus[before.left]
 
 
 def test_a_body_that_is_too_long_is_refused(site: Site) -> None:

@@ -358,7 +358,8 @@ class Store:
     def _insert(self, answers: Iterable[Answer]) -> None:
         self._database.executemany(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (rater, item) DO UPDATE SET responses = excluded.responses, "
+            "ON CONFLICT (rater, item) DO UPDATE SET position = excluded.position, "
+            "left = excluded.left, right = excluded.right, responses = excluded.responses, "
             "seconds = excluded.seconds, version = excluded.version, saved = excluded.saved, "
             "revisions = revisions + (responses != excluded.responses)",
             [

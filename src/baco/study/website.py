@@ -230,6 +230,9 @@ class Website:
             position = sent["position"]
             if type(position) is not int:
                 raise TypeError
+            # The sides that the page shows follow from its plan.
+            if sent["plan"] != self.study.plan.hash:
+                raise ClosedError("the plan has a new version: load the page again")
             answer = progress.answer(position, sent["responses"], sent["seconds"])
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ClosedError):

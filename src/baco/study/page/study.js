@@ -17,7 +17,7 @@
     const state = document.getElementById("state");
     const feedback = document.getElementById("feedback");
     const shortcuts = document.getElementById("shortcuts");
-    const { link, position, training } = form.dataset;
+    const { plan, link, position, training } = form.dataset;
     const isTraining = training === "yes";
     let checked = false; // the training item was checked
 
@@ -70,7 +70,12 @@
           const answer = await fetch(`${link}/answer`, {
             method: "POST",
             headers: { "Content-Type": "application/json" },
-            body: JSON.stringify({ position: Number(position), responses: responses(), seconds: elapsed() }),
+            body: JSON.stringify({
+              plan,
+              position: Number(position),
+              responses: responses(),
+              seconds: elapsed(),
+            }),
           });
           if (answer.status === 409 || answer.status === 404) {
             location.assign(link);
