@@ -1,16 +1,20 @@
 """Models that think: the aligned model writes the thinking alone, and the base begins after it."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from baco import Baco, BacoError, Chunk, Completion
+from baco import Baco, BacoError, Chunk, Completion, as_transformers
 from baco.backends.base import Capabilities
+from baco.cli import run
+from baco.cli.answers import Show
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
@@ -19,10 +23,12 @@ from baco.engine.verify import Verifier
 from baco.evaluation.methods.ensemble import Mixture
 from baco.models.caches.per_row import PerRowKVCache
 from baco.sampling.params import SamplingParams
+from baco.text.answer_text import Piece
 from baco.text.prompts import Renderer
 from baco.text.thinking import ThinkingText, find_marks
 from tests import naive_decoding as naive
 from tests.chat_templates import CHATML, DEEPSEEK_R1, QWEN_3
+from tests.serving import served
 from tests.thinking_pairs import (
     BEGIN_ID,
     END_ID,
@@ -387,3 +393,100 @@ def test_a_backend_that_cannot_think_refuses_to(thinking_pair: Callable[..., Bac
     with pytest.raises(BacoError, match="turn it off"):
         Capabilities("elsewhere").check(request)
     Capabilities("elsewhere", thinking=True).check(request)
+
+
+# --- front ends -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(thinking_pair: Callable[..., Baco]) -> Iterator[openai.OpenAI]:
+    with served(thinking_pair(), max_n=8, max_tokens=64) as running:
+        yield openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+
+
+def asking(**more: Any) -> dict[str, Any]:
+    return {
+        "model": "baco",
+        "messages": [{"role": "user", "content": PROMPTS[0]}],
+        "n": 4,
+        "seed": SETTINGS["seed"],
+        "max_tokens": SETTINGS["max_tokens"],
+        "logit_bias": {str(token): bias for token, bias in LOGIT_BIAS.items()},
+        "extra_body": {"router": "P:0.5", **more},
+    }
+
+
+def test_openais_client_reads_the_thinking_apart(
+    client: openai.OpenAI, thinking_pair: Callable[..., Baco]
+) -> None:
+    answers = thinking_pair().generate(PROMPTS[0], router="P:0.5", n=4, **SETTINGS)
+    assert any(c.thinking for c in answers)
+    reply: Any = client.chat.completions.create(**asking())
+    for choice, answer in zip(reply.choices, answers, strict=True):
+        extra = choice.message.model_extra or {}
+        assert extra.get("reasoning_content", "") == extra.get("reasoning", "") == answer.thinking
+        assert choice.message.content == answer.text
+    thinking = sum(c.thinking_tokens for c in answers)
+    assert reply.usage.completion_tokens_details.reasoning_tokens == thinking
+    assert reply.usage.completion_tokens == thinking + sum(len(c.token_ids) for c in answers)
+
+
+def test_a_stream_has_the_thinking_in_its_deltas(
+    client: openai.OpenAI, thinking_pair: Callable[..., Baco]
+) -> None:
+    answers = thinking_pair().generate(PROMPTS[0], router="P:0.5", n=4, **SETTINGS)
+    thinking, texts = [""] * 4, [""] * 4
+    stream: Any = client.chat.completions.create(stream=True, **asking())
+    for chunk in stream:
+        for choice in chunk.choices:
+            extra = choice.delta.model_extra or {}
+            assert extra.get("reasoning_content") == extra.get("reasoning")
+            if extra.get("reasoning_content"):
+                assert not texts[choice.index]
+            thinking[choice.index] += extra.get("reasoning_content") or ""
+            texts[choice.index] += choice.delta.content or ""
+    assert thinking == [c.thinking for c in answers]
+    assert texts == [c.text for c in answers]
+
+
+def test_a_request_can_turn_thinking_off(client: openai.OpenAI) -> None:
+    reply: Any = client.chat.completions.create(
+        **asking(chat_template_kwargs={"enable_thinking": False})
+    )
+    assert not any("reasoning" in (one.message.model_extra or {}) for one in reply.choices)
+    assert reply.usage.completion_tokens_details is None
+
+
+def test_the_command_line_turns_thinking_off_and_records_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = save_thinking_pair(tmp_path, template=DEEPSEEK_R1)
+    models = ["--base", str(pair.base), "--aligned", str(pair.aligned), "--seed", "3"]
+    command = ["generate", PROMPTS[0], "--json", "-r", "P:0.5", "--max-tokens", "9", *models]
+    assert run(command) == 0
+    thinking = json.loads(capsys.readouterr().out)["samples"][0]
+    assert thinking["thinking_tokens"] > 0
+    assert len(thinking["token_ids"]) + thinking["thinking_tokens"] <= 9
+    assert run([*command, "--no-thinking"]) == 0
+    off = json.loads(capsys.readouterr().out)
+    assert "thinking" not in off["samples"][0]
+    assert off["params"]["template_args"] == {"enable_thinking": False, "thinking": False}
+
+
+def test_a_terminal_shows_the_thinking_before_the_answer(demo: Baco) -> None:
+    show = Show(demo, "Why?", None, {"n": 1})
+    show._take(Chunk(0, 0, (), thinking="Hm.\x1b"))
+    assert show._answer(0).plain == "Hm.\ufffd"
+    show._take(Chunk(0, 0, (Piece("So.", "base"),)))
+    assert show._answer(0).plain == "Hm.\ufffd\n\nSo."
+
+
+def test_the_transformers_object_refuses_to_think(thinking_pair: Callable[..., Baco]) -> None:
+    baco = thinking_pair()
+    model, tokenizer = as_transformers(baco, "P:0.5"), baco.pair.tokenizer
+    messages = [{"role": "user", "content": PROMPTS[0]}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with pytest.raises(BacoError, match="thinking=False"):
+        model.generate(**ids, max_new_tokens=3)

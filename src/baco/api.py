@@ -29,6 +29,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.text import templates
 from baco.text.prompts import Conversation, check_template_args
+from baco.text.thinking import switch_variables
 
 log = logging.getLogger("baco")
 
@@ -84,6 +85,7 @@ class Baco:
         enable_prefix_caching: bool = True,
         date: str | datetime.date | None = None,
         template_args: Mapping[str, Any] | None = None,
+        thinking: bool | None = None,
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -104,6 +106,8 @@ class Baco:
                 each prompt.
             template_args: further variables for the templates, such as ``enable_thinking``; they
                 override the pair's own.
+            thinking: whether an aligned model that can think does so before it answers; by default
+                as the pair and the chat template have it.
             backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
                 engine; ``remote``, on two servers; or the name of an installed package's backend.
                 ``memory``, ``draft``, ``compile`` and ``enable_prefix_caching`` are for ``local``
@@ -121,7 +125,7 @@ class Baco:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
         backends.check_name(backend)
         day = None if date is None else templates.check_date(date)
-        arguments = check_template_args(template_args or {})
+        arguments = switch_variables(thinking) | dict(check_template_args(template_args or {}))
         templates.start()
         if backend != backends.LOCAL:
             if memory is not None or draft is not None or compile or not enable_prefix_caching:

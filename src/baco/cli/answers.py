@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from baco.cli.console import coloured, err, legend, out, show, write
+from baco.cli.console import coloured, dimmed, err, legend, out, show, write
 from baco.cli.svg import command_line, draw_svg
 from baco.text.answer_text import Piece
 
@@ -41,6 +41,7 @@ class Show:
         self.baco, self.prompt, self.router, self.settings = baco, prompt, router, settings
         self.legend = legend
         self.growing: list[list[Piece]] = [[] for _ in range(settings["n"])]
+        self.thinking = [""] * settings["n"]  # shown on a terminal only
         self.done: dict[int, Completion] = {}
         self.shown = 0  # answers that were printed in full
 
@@ -81,7 +82,7 @@ class Show:
         except BaseException:
             # After an interrupt the answers so far stay on the screen.
             for index in range(self.shown, len(self.growing)):
-                if self.growing[index]:
+                if self._begun(index):
                     console.print(self._answer(index), Text(), sep="\n")
             raise
         console.print(*self._foot(), sep="\n")
@@ -113,16 +114,25 @@ class Show:
 
     def _take(self, chunk: "Chunk") -> None:
         self.growing[chunk.sample] += chunk.pieces
+        self.thinking[chunk.sample] += chunk.thinking
         if chunk.completion is not None:
             self.done[chunk.sample] = chunk.completion
 
     def _answer(self, index: int) -> Text:
-        text = coloured(self.growing[index])
+        text = self._text(index)
         return text if len(self.growing) == 1 else Text.assemble((f"{index + 1}. ", "bold"), text)
+
+    def _text(self, index: int) -> Text:
+        """An answer in colours, its thinking dimmed before it."""
+        text = coloured(self.growing[index])
+        if not self.thinking[index]:
+            return text
+        gap = "\n\n" if self.growing[index] else ""
+        return dimmed(self.thinking[index] + gap) + text
 
     def _unfinished(self, console: Console) -> Group:
         """The last lines of the growing answers, as many as the screen has room for."""
-        growing = [i for i in range(self.shown, len(self.growing)) if self.growing[i]]
+        growing = [i for i in range(self.shown, len(self.growing)) if self._begun(i)]
         room = max(console.height - 2, 1)
         growing = growing[:room]
         budget = room // max(len(growing), 1)
@@ -130,13 +140,16 @@ class Show:
         count = Text(f"{len(self.done)} of {len(self.growing)} answers", style="dim")
         return Group(*lines, count)
 
+    def _begun(self, index: int) -> bool:
+        return bool(self.growing[index] or self.thinking[index])
+
     def _end_of(self, index: int, budget: int, console: Console) -> Text:
         answer = self._answer(index)
         lines = answer.wrap(console, console.width)
         if len(lines) <= budget:
             return answer
         mark = f"{index + 1}. … "
-        lines = coloured(self.growing[index]).wrap(console, console.width - len(mark))
+        lines = self._text(index).wrap(console, console.width - len(mark))
         return Text.assemble((mark, "bold"), Text("\n").join(lines[-budget:]))
 
     def _whole(self) -> Group:
@@ -155,7 +168,7 @@ class Show:
 def figures(completions: "Sequence[Completion]") -> Text:
     """The line of figures; tokens/s counts all answers of the call together."""
     count = len(completions)
-    tokens = sum(len(c.token_ids) for c in completions)
+    tokens = sum(c.thinking_tokens + len(c.token_ids) for c in completions)
     speed = tokens / max(c.seconds for c in completions)
     parts = [
         f"base share {share(completions):.0%}",

@@ -176,6 +176,11 @@ def coloured(pieces: "Iterable[Piece]") -> Text:
     return text
 
 
+def dimmed(text: str) -> Text:
+    """Text of no source, for a terminal or a picture."""
+    return Text(text.translate(_REPLACED), style="dim")
+
+
 def show(console: Console, pieces: "Iterable[Piece]") -> None:
     """Print text on standard output, :func:`out`: coloured on a terminal, else unchanged."""
     if console.is_terminal:

@@ -282,6 +282,14 @@ class TemplateOptions:
             help="A variable for the templates, such as enable_thinking=false. Repeatable.",
         ),
     ] = None
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Let an aligned model that can think do so before it answers, or not. Default: as "
+            "its chat template has it.",
+        ),
+    ] = None
     date: Annotated[
         str | None,
         typer.Option(
@@ -300,9 +308,12 @@ class TemplateOptions:
         """
         from baco.text.prompts import check_template_args
         from baco.text.templates import check_date
+        from baco.text.thinking import switch_variables
 
         variables = named_values("--template-arg", self.template_arg, "enable_thinking=false")
         check_template_args(variables or {})
+        if self.thinking is not None:
+            variables = switch_variables(self.thinking) | (variables or {})
         return {
             "base_template": self.base_template,
             "chat_template": self.chat_template,

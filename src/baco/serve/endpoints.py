@@ -172,6 +172,7 @@ class AnswerRecorder:
         self.choices = choices
         self._answers, self._metrics, self._entry = answers, metrics, entry
         self._tokens = self._base = 0
+        self._begun = False
 
     async def accepted(self) -> None:
         """Wait until the decoder has taken all prompts."""
@@ -194,7 +195,8 @@ class AnswerRecorder:
             raise
 
     def _count(self, chunk: Chunk) -> None:
-        if not self._tokens and chunk.tokens:
+        if not self._begun and (chunk.tokens or chunk.thinking):
+            self._begun = True
             self._metrics.first_token.observe(time.perf_counter() - self._answers.started)
         self._metrics.count(chunk)
         self._tokens += len(chunk.tokens)
@@ -210,10 +212,11 @@ class AnswerRecorder:
     def usage(self) -> Usage:
         """The counted tokens, once all answers have ended."""
         ended = [choice.completion for choice in self.choices if choice.completion is not None]
-        answers = sum(len(completion.token_ids) for completion in ended)
+        thinking = sum(completion.thinking_tokens for completion in ended)
+        answers = thinking + sum(len(completion.token_ids) for completion in ended)
         # Once for each prompt: its first answer.
         cached = sum(completion.cached_tokens for completion in ended if completion.sample == 0)
-        return Usage.of(self._answers.prompt_tokens, answers, cached)
+        return Usage.of(self._answers.prompt_tokens, answers, cached, thinking)
 
 
 class EventStream(StreamingResponse):

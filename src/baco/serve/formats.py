@@ -61,9 +61,10 @@ class ChatFormatter:
         )
 
     def chunk(self, index: int, choice: Choice, chunk: Chunk, provenance: Provenance) -> Reply:
+        thinking = chunk.thinking or None
         part = ChatChunkChoice(
             index=index,
-            delta=Delta(content=chunk.text) if chunk.text else Delta(),
+            delta=Delta(content=chunk.text or None, reasoning_content=thinking, reasoning=thinking),
             logprobs=choice.chat_logprobs(chunk.tokens) if self._logprobs else None,
             finish_reason=chunk.finish_reason,
             baco=provenance,
@@ -81,9 +82,12 @@ class ChatFormatter:
 
     def whole(self, index: int, choice: Choice) -> ChatChoice:
         assert choice.completion is not None
+        thinking = choice.completion.thinking or None
         return ChatChoice(
             index=index,
-            message=AnswerMessage(content=choice.completion.text),
+            message=AnswerMessage(
+                content=choice.completion.text, reasoning_content=thinking, reasoning=thinking
+            ),
             logprobs=choice.chat_logprobs(choice.tokens) if self._logprobs else None,
             finish_reason=choice.completion.finish_reason,
             baco=choice.whole(),

@@ -53,22 +53,33 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """How many tokens of the answers are thinking."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
-    """Numbers of tokens: of the prompts, as the aligned model reads them, and of all answers."""
+    """Numbers of tokens: of the prompts, as the aligned model reads them, and of all answers, their
+    thinking included.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: Maybe[CompletionTokensDetails] = None
 
     @classmethod
-    def of(cls, prompts: int, answers: int, cached: int = 0) -> Self:
-        """The usage of these numbers of tokens."""
+    def of(cls, prompts: int, answers: int, cached: int = 0, thinking: int = 0) -> Self:
+        """The usage of these numbers of tokens; ``answers`` includes the thinking."""
+        details = CompletionTokensDetails(reasoning_tokens=thinking) if thinking else None
         return cls(
             prompt_tokens=prompts,
             completion_tokens=answers,
             total_tokens=prompts + answers,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            completion_tokens_details=details,
         )
 
 
@@ -103,18 +114,27 @@ class TextLogprobs(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """An answer as a turn of the conversation."""
+    """An answer as a turn of the conversation.
+
+    Attributes:
+        reasoning_content, reasoning: the thinking before it, if there is any. Clients of DeepSeek,
+            SGLang and llama.cpp read the first name, those of vLLM and OpenRouter the second.
+    """
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: Maybe[str] = None
+    reasoning: Maybe[str] = None
     refusal: None = None
 
 
 class Delta(BaseModel):
-    """What a chunk adds to a turn."""
+    """What a chunk adds to a turn; attributes as for `AnswerMessage`."""
 
     role: Maybe[Literal["assistant"]] = None
     content: Maybe[str] = None
+    reasoning_content: Maybe[str] = None
+    reasoning: Maybe[str] = None
 
 
 class ChatChoice(BaseModel):

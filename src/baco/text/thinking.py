@@ -110,7 +110,7 @@ def is_turned_off(variables: Mapping[str, Any]) -> bool:
     return any(variables.get(name) is False for name in SWITCHES)
 
 
-def switch_variables(thinking: bool | None) -> dict[str, bool]:
+def switch_variables(thinking: bool | None) -> dict[str, Any]:
     """The template variables that turn thinking on or off; none where the template decides."""
     return {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
 

@@ -188,6 +188,12 @@ class ChatReader:
                     return prompt
             rendered = new and render(self.renderer, new[0], frame.day)
             if rendered and ids[: len(rendered.aligned_ids)] == rendered.aligned_ids:
+                if rendered.thinking is not None and len(ids) == len(rendered.aligned_ids):
+                    raise BacoError(
+                        "the transformers object cannot keep the thinking of the aligned model "
+                        "apart: load the pair with thinking=False, and render its prompts with "
+                        "enable_thinking=False"
+                    )
                 return BasePrompt(rendered.base_ids, start=len(rendered.aligned_ids))
         return None
 
