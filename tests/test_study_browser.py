@@ -69,18 +69,21 @@ def position(page: Page) -> int | None:
 def press_answers(page: Page, number: int) -> dict[str, Any]:
     """Answer the open rows of an item by keys that follow from a number; what was chosen."""
     chosen: dict[str, Any] = {}
-    for index, row in enumerate(page.locator(".row").all()):
-        if row.locator("input:checked").count():
+    rows = page.locator(".row").evaluate_all(
+        "rows => rows.map(row => [row.dataset.question, row.dataset.side ?? null,"
+        " row.querySelector('input:checked') !== null])"
+    )
+    for index, (question, side, answered) in enumerate(rows):
+        if answered:
             continue
-        question, side = row.get_attribute("data-question"), row.get_attribute("data-side")
         if side is None:
             choice = (number + index) % 3
             page.keyboard.press("anb"[choice])
-            chosen[str(question)] = ("left", "tie", "right")[choice]
+            chosen[question] = ("left", "tie", "right")[choice]
         else:
             rating = (number + index) % 5 + 1
             page.keyboard.press(str(rating))
-            chosen.setdefault(str(question), []).append(rating)
+            chosen.setdefault(question, []).append(rating)
     return chosen
 
 
