@@ -78,6 +78,7 @@ def score(
     """
     from baco.evaluation.store import Run
 
+    opt.quiet_libraries()
     there = Run.open(run)
     refused = measure(there, metrics.names, metrics.models(), count_processes(workers, None))
     conclude(there, refused, as_json)

@@ -232,6 +232,7 @@ def report(
     from baco.study.study_report import as_json as results_as_json
     from baco.study.study_report import write_study_report
 
+    opt.quiet_libraries()
     models = MetricOptions(model=model).models()
     opened = Study.open(study)
     try:
