@@ -86,7 +86,8 @@ class ThinkingMarks:
 
 def find_marks(tokenizer: Any) -> ThinkingMarks | None:
     """The marks among a tokenizer's added tokens; None where it has none."""
-    added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
+    decoder = getattr(tokenizer, "added_tokens_decoder", {})  # not every kind of tokenizer has it
+    added = {str(token): id_ for id_, token in decoder.items()}
     for begin, end in MARKS:
         if begin in added and end in added:
             others = {*tokenizer.all_special_tokens} - {begin, end, ""}
