@@ -69,7 +69,7 @@ class Way:
 def ways(device: str) -> list[Way]:
     """All that this machine can run."""
     single = {"device": device, "dtype": "float32"}
-    found = [
+    all_ways = [
         Way("no drafts", single, speculate=False),
         Way("drafts", single),
         Way("CUDA graphs and two streams", single, compiled=True),
@@ -79,13 +79,13 @@ def ways(device: str) -> list[Way]:
     ]
     if device == "cuda" and torch.cuda.device_count() > 1:
         devices = {"base": "cuda:0", "aligned": "cuda:1"}
-        found.append(Way("two devices", {"device": devices, "dtype": "float32"}))
+        all_ways.append(Way("two devices", {"device": devices, "dtype": "float32"}))
     for dtype in ("bfloat16", "float16"):
         options = {"device": device, "dtype": dtype}
-        found.append(Way(dtype, options, exact=False))
-        found.append(Way(f"{dtype}, CUDA graphs", options, compiled=True, exact=False))
+        all_ways.append(Way(dtype, options, exact=False))
+        all_ways.append(Way(f"{dtype}, CUDA graphs", options, compiled=True, exact=False))
     quantized = {"device": device, "dtype": "bfloat16", "quantize": "int8"}
-    return [*found, Way("int8", quantized, exact=False)]
+    return [*all_ways, Way("int8", quantized, exact=False)]
 
 
 def check_noise(device: str) -> dict[str, Any]:

@@ -165,11 +165,11 @@ def _row(pair: Pair, plain_pair: Pair, task: Task, entries: dict[str, Entry]) ->
     stats = paired.stats
     assert stats is not None
     joint = not isinstance(pair.joint, str)  # then a forward of both is counted for each
-    made = sum(stats.forwards[name] for name in MODELS) / tokens / (1 + joint)
+    num_forwards = sum(stats.forwards[name] for name in MODELS) / tokens / (1 + joint)
     acceptance = stats.accepted / stats.drafted if stats.drafted else None
     multiplied = task.params.n * (1 + joint)
     products = min(_product_seconds(p.aligned, multiplied) for p in (pair, plain_pair))
-    fewest = made if joint else min(made, fewest_forwards(acceptance))
+    fewest = num_forwards if joint else min(num_forwards, fewest_forwards(acceptance))
     least = fewest * tokens * products
     return Row(
         pair.name,

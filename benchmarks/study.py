@@ -248,15 +248,15 @@ def reference(_: Plan, studies: int) -> None:
                 inside, widths = [], []
                 for seed in range(studies):
                     ratings = ratings_of(layout, population, seed)
-                    made = agreement(ratings, np.arange(39), 3)
-                    assert made is not None
-                    assert made.alpha is not None
+                    agreed = agreement(ratings, np.arange(39), 3)
+                    assert agreed is not None
+                    assert agreed.alpha is not None
                     theirs = krippendorff.alpha(
                         reliability_data=ratings.T, level_of_measurement="ordinal"
                     )
-                    largest = max(largest, abs(theirs - made.alpha.value))
-                    inside.append(made.alpha.low <= true <= made.alpha.high)
-                    widths.append(made.alpha.high - made.alpha.low)
+                    largest = max(largest, abs(theirs - agreed.alpha.value))
+                    inside.append(agreed.alpha.low <= true <= agreed.alpha.high)
+                    widths.append(agreed.alpha.high - agreed.alpha.low)
                 spread = f"{spreads[0]:g}, {spreads[1]:g}"
                 yield (
                     raters,

@@ -186,8 +186,10 @@ def check(study: Study, done: Load) -> int:
         stored = study.store.answers(rater.id)
         assert len(stored) == len({answer.item for answer in stored}) == len(kept)
         for answer in stored:
-            found = {q: r if isinstance(r, str) else list(r) for q, r in answer.responses.items()}
-            assert found == kept[answer.item]
+            responses = {
+                q: r if isinstance(r, str) else list(r) for q, r in answer.responses.items()
+            }
+            assert responses == kept[answer.item]
         answers += len(stored)
     return answers
 

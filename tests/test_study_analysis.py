@@ -34,10 +34,12 @@ NO_METRICS = Validity((), {}, {})
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     """A simulated study with a strong effect and some lazy raters."""
-    made = made_study(tmp_path_factory.mktemp("study"), run={"prompts": 22}, prompts=18, raters=12)
-    simulate(made, 14, Population(effect=0.75, lazy=0.25, prompt_spread=0.8), seed=4)
-    yield made
-    made.close()
+    simulated_study = made_study(
+        tmp_path_factory.mktemp("study"), run={"prompts": 22}, prompts=18, raters=12
+    )
+    simulate(simulated_study, 14, Population(effect=0.75, lazy=0.25, prompt_spread=0.8), seed=4)
+    yield simulated_study
+    simulated_study.close()
 
 
 @pytest.fixture(scope="module")

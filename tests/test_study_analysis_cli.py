@@ -16,9 +16,9 @@ FAST = ["--studies", "60", "--prompt-spread", "0.5", "--rater-spread", "0.3"]
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    made = made_study(tmp_path, prompts=9, raters=6)
-    made.close()
-    return made.path
+    new_study = made_study(tmp_path, prompts=9, raters=6)
+    new_study.close()
+    return new_study.path
 
 
 def printed(

@@ -41,12 +41,12 @@ def server(study_path: Path) -> Iterator[StudyServer]:
 def opened(browser: Browser, link: str, **screen: Any) -> Iterator[Page]:
     """A page that may complain of nothing but a lost connection."""
     page = new_page(browser, **(screen or DESK))
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(link)
     yield page
-    assert [text for text in told if "ERR_CONNECTION" not in text] == []
+    assert [text for text in messages if "ERR_CONNECTION" not in text] == []
     page.context.close()
 
 
@@ -257,5 +257,5 @@ def begin_wrongly(page: Page) -> None:
 
 def broken(page: Page) -> list[str]:
     """What axe finds: WCAG, levels A and AA, and good practice."""
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in found]
+    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]

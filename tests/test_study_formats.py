@@ -23,9 +23,9 @@ from tests.studies import METHODS, fill, made_study
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
-    made = made_study(tmp_path, prompts=6)
-    yield made
-    made.close()
+    new_study = made_study(tmp_path, prompts=6)
+    yield new_study
+    new_study.close()
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

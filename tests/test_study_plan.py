@@ -169,8 +169,8 @@ def test_words_of_scripts_without_spaces_are_their_characters() -> None:
 
 
 def test_the_default_contrasts_test_diversity_quality_and_no_loss(plan: Plan) -> None:
-    found = {(c.question, c.control, c.test, c.primary) for c in plan.contrasts}
-    assert found == {
+    contrasts = {(c.question, c.control, c.test, c.primary) for c in plan.contrasts}
+    assert contrasts == {
         ("diversity", "Aligned T=1", "superiority", True),
         ("quality_rating", "Aligned T=1", "equivalence", False),
         ("quality", "Base T=1", "superiority", False),

@@ -140,9 +140,9 @@ def test_a_side_bias_moves_no_contrast(side: float) -> None:
     values = simulated(population)
     left_wins = np.where(LAYOUT.left == 0, values, -values)
     assert abs(left_wins.mean()) > 0.1  # the bias is there
-    made = means(values)
-    assert abs(made.value.mean()) < 4 * made.value.std() / STUDIES**0.5
-    assert (made.two_sided() < 0.05).mean() < 0.085
+    effect = means(values)
+    assert abs(effect.value.mean()) < 4 * effect.value.std() / STUDIES**0.5
+    assert (effect.two_sided() < 0.05).mean() < 0.085
     strong = Population(effect=0.7, side=side)
     assert means(simulated(strong, difference=strong.difference())).value.mean() > 0.1
 
@@ -155,8 +155,8 @@ def test_a_layout_of_any_size_has_the_balance_of_the_schedules(
     each = (per_rater or 18) // 3
     for contrast in plan.contrasts:
         planned = contrast_layout(plan, contrast, 36)
-        made = balanced_layout(36, 18, 3, per_rater)
-        for layout in (planned, made):
+        balanced = balanced_layout(36, 18, 3, per_rater)
+        for layout in (planned, balanced):
             assert set(np.bincount(layout.rater)) == {each}
             assert set(np.bincount(layout.prompt)) == {36 * each // 18}
             assert layout.left.mean() == 0.5
@@ -174,8 +174,8 @@ def test_planned_power_is_reached_by_analysed_studies(study: Study) -> None:
         rows, values = comparisons(study.plan, question, kept).between(
             contrast.treatment, contrast.control
         )
-        made = mean(values, rows.clusters)
-        supported.append(made.value > 0 and made.two_sided() < study.plan.analysis.alpha)
+        effect = mean(values, rows.clusters)
+        supported.append(effect.value > 0 and effect.two_sided() < study.plan.analysis.alpha)
     assert 0.5 < planned.alone < 0.97
     assert np.mean(supported) == pytest.approx(planned.alone, abs=0.15)
 
@@ -310,10 +310,10 @@ def test_alpha_falls_with_noise() -> None:
 def test_a_pilots_spreads_are_found_again(study: Study) -> None:
     population = Population(effect=0.5, rater_spread=0.9, prompt_spread=1.4, ties=0.35)
     judgments = judgments_of(study, population, 90, 0)
-    found = pilot_population(study.plan, judgments, Population())
-    assert found.rater_spread == pytest.approx(0.9, abs=0.35)
-    assert found.prompt_spread == pytest.approx(1.4, abs=0.5)
-    assert found.ties == pytest.approx(0.35, abs=0.05)
+    pilot = pilot_population(study.plan, judgments, Population())
+    assert pilot.rater_spread == pytest.approx(0.9, abs=0.35)
+    assert pilot.prompt_spread == pytest.approx(1.4, abs=0.5)
+    assert pilot.ties == pytest.approx(0.35, abs=0.05)
     with pytest.raises(BacoError, match="the pilot has no pair of methods"):
         pilot_population(study.plan, judgments[:3], Population())
 

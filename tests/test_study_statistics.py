@@ -225,10 +225,10 @@ def test_one_rater_or_one_prompt_gives_no_interval() -> None:
 
 def test_unanimous_judgments_do_not_have_an_interval_of_width_zero() -> None:
     rater, prompt = np.divmod(np.arange(60), 10)
-    made = mean(np.ones(60), Clusters(rater, prompt)).estimate(0, 1)
-    assert made is not None
-    assert made.value == 1 and made.high == 1
-    assert 0.9 < made.low < 1
+    estimate = mean(np.ones(60), Clusters(rater, prompt)).estimate(0, 1)
+    assert estimate is not None
+    assert estimate.value == 1 and estimate.high == 1
+    assert 0.9 < estimate.low < 1
 
 
 def test_influence_of_a_constant_statistic_has_no_error() -> None:

@@ -128,9 +128,9 @@ def plan(
     from baco.study.build import build
     from baco.study.study import Study
 
-    made = Study.create(out, *build(Run.open(run), design.options(more)))
-    planned = made.plan
-    made.close()
+    created = Study.create(out, *build(Run.open(run), design.options(more)))
+    planned = created.plan
+    created.close()
     if as_json:
         print_json({"study": str(out), "hash": planned.hash, "minutes": planned.minutes})
         return

@@ -214,10 +214,10 @@ def small_config(config: Any) -> Any:
     _set(text, _LAYERS, len(kept))
     heads, kv_heads = _first(text, _HEADS), _first(text, _KV_HEADS)
     group = heads // kv_heads if kv_heads and heads % kv_heads == 0 else 1
-    few = 1 if kv_heads == 1 else 2
-    small_heads = min(group, 16) * few if kv_heads else 4
+    small_kv_heads = 1 if kv_heads == 1 else 2
+    small_heads = min(group, 16) * small_kv_heads if kv_heads else 4
     _set(text, _HEADS, small_heads)
-    _set(text, _KV_HEADS, few if kv_heads != heads else small_heads)
+    _set(text, _KV_HEADS, small_kv_heads if kv_heads != heads else small_heads)
     hidden = small_heads * _HEAD
     _set(text, _HIDDEN, hidden)
     _set(text, _INNER, 2 * hidden)

@@ -205,13 +205,13 @@ def contrast_result(
     estimate = p_value = drawn = None
     neutral = 0.5 if table.question.form == "preference" else 0.0
     if number:
-        made = mean(values, rows.clusters)
-        estimate = _on_scale(made, table.question)
+        effect = mean(values, rows.clusters)
+        estimate = _on_scale(effect, table.question)
         if estimate is not None:
             p = (
-                made.equivalence(contrast.margin or 0.0)
+                effect.equivalence(contrast.margin or 0.0)
                 if contrast.test == "equivalence"
-                else made.two_sided()
+                else effect.two_sided()
             )
             p_value = float(p)
             if bootstrap:
@@ -236,11 +236,11 @@ def contrast_result(
     )
 
 
-def _on_scale(made: Mean, question: Question) -> Estimate | None:
+def _on_scale(effect: Mean, question: Question) -> Estimate | None:
     """A mean difference as win rate, or in points."""
     if question.form == "rating":
-        return made.estimate(1 - POINTS, POINTS - 1)
-    estimate = made.estimate(-0.5, 0.5)
+        return effect.estimate(1 - POINTS, POINTS - 1)
+    estimate = effect.estimate(-0.5, 0.5)
     if estimate is None:
         return None
     return Estimate(estimate.value + 0.5, estimate.low + 0.5, estimate.high + 0.5)
@@ -311,9 +311,9 @@ def _side_bias(table: Comparisons) -> SideBias:
     if not len(decided):
         return SideBias(table.question, 0, None, None)
     rows = table.at(decided)
-    made = mean(rows.difference, rows.clusters)
-    left = _on_scale(made, table.question)
-    p_value = None if left is None else float(made.two_sided())
+    effect = mean(rows.difference, rows.clusters)
+    left = _on_scale(effect, table.question)
+    p_value = None if left is None else float(effect.two_sided())
     return SideBias(table.question, len(decided), left, p_value)
 
 

@@ -57,14 +57,14 @@ def screens(plan: Plan) -> list[Screen]:
     """Every comparison and check once, with half of each pair of methods swapped."""
     items = [item for item in plan.items if item.kind != "training"]
     seen = dict.fromkeys([(unit, pair) for unit in UNITS for pair in method_pairs(plan)], 0)
-    found: list[Screen] = []
+    screens: list[Screen] = []
     for item in sorted(items, key=lambda item: key_of(plan, item, False)):
         pair = item.unit, (plan.stimulus[item.first].method, plan.stimulus[item.second].method)
         swapped = int(key_of(plan, item, True)[:8], 16) % 2 == 1
         if pair in seen:
             swapped, seen[pair] = seen[pair] % 2 == 1, seen[pair] + 1
-        found.append(Screen(len(found), 0, item, swapped))
-    return found
+        screens.append(Screen(len(screens), 0, item, swapped))
+    return screens
 
 
 def key_of(plan: Plan, item: Item, swapped: bool) -> str:

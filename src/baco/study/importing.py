@@ -27,7 +27,7 @@ WINNERS = {"model_a": "left", "model_b": "right", "tie": "tie", "tie (bothbad)":
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImportedJudgment:
     """One or more responses of a rater to an item.
 
     Attributes:
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass(slots=True)
 class _Merged:
-    first: Found
+    first: ImportedJudgment
     responses: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,16 +74,16 @@ def import_judgments(study: Study, path: Path, question: str | None = None) -> t
     name, read = _format(path, rows)
     answers: dict[tuple[str, str], _Merged] = {}
     try:
-        for found in read(study, rows, question):
-            id = found.rater if name == "BACo" else _hidden(study, f"{name}:{found.rater}")
-            merged = answers.setdefault((id, found.screen.item.id), _Merged(found))
-            twice = found.responses.keys() & merged.responses.keys()
-            if twice or found.screen.left != merged.first.screen.left:
+        for judgment in read(study, rows, question):
+            id = judgment.rater if name == "BACo" else _hidden(study, f"{name}:{judgment.rater}")
+            merged = answers.setdefault((id, judgment.screen.item.id), _Merged(judgment))
+            twice = judgment.responses.keys() & merged.responses.keys()
+            if twice or judgment.screen.left != merged.first.screen.left:
                 raise BacoError(
-                    f"{found.place}: rater {found.rater} judges item {found.screen.item.id} twice: "
-                    "keep one of the judgments"
+                    f"{judgment.place}: rater {judgment.rater} judges item "
+                    f"{judgment.screen.item.id} twice: keep one of the judgments"
                 )
-            merged.responses |= found.responses
+            merged.responses |= judgment.responses
     except BacoError as error:
         raise BacoError(f"{path}, {error}") from error
     _add(study, path, answers)
@@ -113,17 +113,17 @@ def _add(study: Study, path: Path, answers: Mapping[tuple[str, str], _Merged]) -
     places: dict[str, int] = {}
     rows: list[Answer] = []
     for (rater, item), merged in answers.items():
-        found = merged.first
+        judgment = merged.first
         place = places[rater] = places.get(rater, -1) + 1
         rows.append(
             Answer(
                 rater,
                 item,
-                place if found.position is None else found.position,
-                found.screen.left,
-                found.screen.right,
+                place if judgment.position is None else judgment.position,
+                judgment.screen.left,
+                judgment.screen.right,
                 merged.responses,
-                found.seconds,
+                judgment.seconds,
                 version=study.version,
             )
         )
@@ -166,7 +166,7 @@ def _is_ours(row: Row) -> bool:
     return {"rater", "item", "question", "left", "right", "plan"} <= row.keys()
 
 
-def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudgment]:
     plan = study.plan
     hashes = {version.hash for version in study.store.versions()}
     for number, row in enumerate(rows, 2):
@@ -214,7 +214,7 @@ def _is_potato(row: Row) -> bool:
     return {"instance_id", "user_id"} <= row.keys()
 
 
-def _potato(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+def _potato(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudgment]:
     screens = _screens_by_key(study.plan)
     for number, row in enumerate(rows, 1):
         place = f"row {number}"
@@ -232,11 +232,11 @@ def _potato_labels(row: Row) -> dict[str, str]:
             for schema, values in row["labels"].items()
             if values
         }
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for column, value in row.items():
         if value not in (None, "") and column not in ("instance_id", "user_id"):
-            found[column.partition(".")[0]] = str(value)
-    return found
+            labels[column.partition(".")[0]] = str(value)
+    return labels
 
 
 # Label Studio.
@@ -246,7 +246,7 @@ def _is_label_studio(row: Row) -> bool:
     return "annotations" in row and "data" in row
 
 
-def _label_studio(study: Study, rows: list[Row], _: str | None) -> Iterator[Found]:
+def _label_studio(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudgment]:
     screens = _screens_by_key(study.plan)
     for row in rows:
         place = f"task {row.get('id', '?')}"
@@ -275,7 +275,7 @@ def _is_fastchat(row: Row) -> bool:
     return {"model_a", "model_b", "winner"} <= row.keys()
 
 
-def _fastchat(study: Study, rows: list[Row], question_id: str | None) -> Iterator[Found]:
+def _fastchat(study: Study, rows: list[Row], question_id: str | None) -> Iterator[ImportedJudgment]:
     plan = study.plan
     if question_id is None:
         preferences = [q for q in plan.questions if q.form == "preference"]
@@ -361,15 +361,15 @@ def _found(
     screen: Screen,
     responses: dict[str, Any],
     **more: Any,
-) -> Found:
+) -> ImportedJudgment:
     try:
         checked = check_responses(plan, screen, responses)
     except BacoError as error:
         raise BacoError(f"{place}: {error}") from error
-    return Found(place, rater, screen, checked, **more)
+    return ImportedJudgment(place, rater, screen, checked, **more)
 
 
-_Read = Callable[[Study, list[Row], str | None], Iterator[Found]]
+_Read = Callable[[Study, list[Row], str | None], Iterator[ImportedJudgment]]
 _FORMATS: tuple[tuple[str, Callable[[Row], bool], _Read], ...] = (
     ("BACo", _is_ours, _ours),
     ("Potato", _is_potato, _potato),

@@ -163,5 +163,5 @@ def _jackknife(whole: float, *without: Floats) -> Estimate | None:
     if np.isnan(whole):
         return None
     freedom = variance**2 / spread if spread > 0 else 1.0
-    made = Mean(np.asarray(whole), np.asarray(np.sqrt(variance)), np.asarray(freedom))
-    return made.estimate(-1.0, 1.0)
+    coefficient = Mean(np.asarray(whole), np.asarray(np.sqrt(variance)), np.asarray(freedom))
+    return coefficient.estimate(-1.0, 1.0)

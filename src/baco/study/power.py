@@ -233,11 +233,11 @@ def contrast_p_values(
         values: treatment minus control, [studies, N].
         weights: 0 for judgments that are excluded, [studies, N].
     """
-    made = mean(values, Clusters(layout.rater, layout.prompt), weights)
+    effect = mean(values, Clusters(layout.rater, layout.prompt), weights)
     if contrast.test == "equivalence":
-        p = made.equivalence(contrast.margin or 0.0)
+        p = effect.equivalence(contrast.margin or 0.0)
     else:
-        p = np.where(made.value > 0, made.two_sided(), 1.0)
+        p = np.where(effect.value > 0, effect.two_sided(), 1.0)
     return np.nan_to_num(p, nan=1.0)
 
 

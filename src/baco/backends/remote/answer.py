@@ -98,10 +98,12 @@ class Answer:
         wanted = request.params.logprobs or 0
         self._top, self._top_scored = (
             {
-                source: model.ability.top if needs_all and source in request.router.reads else few
+                source: model.ability.top
+                if needs_all and source in request.router.reads
+                else num_top
                 for source, model in models.items()
             }
-            for few in (max(TOP_DRAFTED, wanted), max(TOP_SCORED, wanted))
+            for num_top in (max(TOP_DRAFTED, wanted), max(TOP_SCORED, wanted))
         )
 
     async def decode(self) -> None:

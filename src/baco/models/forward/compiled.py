@@ -41,8 +41,8 @@ class CompiledForward:
         """Read tokens [B, T] into the cache; return the raw logits after the last ``keep``."""
         rows, span = tokens.shape
         one_column = cache.columns == 1  # a prompt of one token
-        few = rows * span <= _MAX_TOKENS and self._plain.uses_plain_products(span)
-        if one_column or not few or any(cache.plan.long):
+        is_short = rows * span <= _MAX_TOKENS and self._plain.uses_plain_products(span)
+        if one_column or not is_short or any(cache.plan.long):
             return self._plain(tokens, cache, keep)
         tokens = tokens.clone(memory_format=torch.contiguous_format)  # strides are compiled in too
         tokens, columns, rotations, keys, values = self._plain.inputs(tokens, cache)

@@ -224,8 +224,8 @@ def _packed_embedding(head: PackedLinear, plain: Tensor) -> PackedEmbedding | No
 @cache
 def _places(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The places of a matrix's first column, and of its first row relative to its first number."""
-    few = torch.Size((min(shape[0], _FEW), shape[1]))
-    rows, columns = _line_places(few, dtype, 0), _line_places(few, dtype, 1)
+    sample_shape = torch.Size((min(shape[0], _FEW), shape[1]))
+    rows, columns = _line_places(sample_shape, dtype, 0), _line_places(sample_shape, dtype, 1)
     period = _FEW // 2
     if shape[0] > _FEW:
         blocks = torch.arange(-(-shape[0] // period))[:, None]
