@@ -37,7 +37,7 @@ class _SharedTables:
             self.cache = SlotCache(0, 0, centred=True)
 
 
-class _Half:
+class _ModelTables:
     """The rows of one model in shared tables."""
 
     models = 2
@@ -86,7 +86,7 @@ class JointKVCache:
     ) -> None:
         shared = _SharedTables()
         self.first, self.second = (
-            BatchedKVCache(forward, tables=_Half(shared, model), shares=shares, chunk=chunk)
+            BatchedKVCache(forward, tables=_ModelTables(shared, model), shares=shares, chunk=chunk)
             for model, forward in enumerate(forwards)
         )
         self._together = together
