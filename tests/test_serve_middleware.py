@@ -117,7 +117,8 @@ def test_metrics_count_the_tokens_that_are_kept(demo: Baco) -> None:
         for model in ("base", "aligned"):
             queries = server.metric(f'baco_prefix_cache_queries_total{{model="{model}"}}')
             hits = server.metric(f'baco_prefix_cache_hits_total{{model="{model}"}}')
-            assert hits == queries / 3 > 64  # all of the second prompt, nothing of the others
+            # A block of the second prompt at least, and nothing of the others.
+            assert 64 <= hits <= queries / 3
         assert queries / 3 == usage["prompt_tokens"] - 1
         assert server.metric("baco_prefix_cache_bytes") > 0
 
