@@ -28,9 +28,9 @@ from tests.fuzzing import budget
 from tests.live import LiveStorages, cache_tables, needed
 from tests.pairs import PairFolder
 from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
+from tests.test_shared_prefix import TEXT, request
 
 ROUTERS = ("P:0.3", "H:2", "Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
-TEXT = "The summer is long and the sea is warm, so we walk along the shore of Lisbon. " * 4
 # The own forward; and that of transformers, which reads weights that were not laid out.
 ARCHITECTURES = {"own": ("llama", True), "of transformers": ("qwen3", False)}
 SHARED = ("two prompts", "adapter")
@@ -83,14 +83,6 @@ def separate(pair: Pair) -> Pair:
     apart = replace(pair)
     apart.__dict__["joint"] = "told so by a test"
     return apart
-
-
-def request(baco: Baco, length: int, router: str, **sampling: Any) -> Request:
-    prompt = baco.pair.renderer.render(TEXT[:length])
-    params = baco.pair.defaults.updated(sampling)
-    return Request(
-        prompt.base_ids, prompt.aligned_ids, params, baco.router(router), digest=prompt.digest
-    )
 
 
 def decode(pair: Pair, requests: list[Request], **options: Any) -> tuple[Answers, Engine]:

@@ -33,6 +33,13 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 @pytest.mark.parametrize("tool", ["potato", "label-studio"])
 def test_other_tools_get_every_item_once_and_no_method(study: Study, tool: str) -> None:
     files = write(study, tool, study.path / "out")
@@ -268,10 +275,7 @@ def spoil_potato(name: str, value: str) -> Callable[[Study, Path], Path]:
         potato_file(study, path)
         rows = rows_of(path)
         rows[3][name] = value
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, rows)
         return path
 
     return spoil
@@ -302,10 +306,7 @@ def own_table(column: str, value: str) -> Callable[[Study, Path], Path]:
         other.close()
         rows = rows_of(path)
         rows[5][column] = value
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, rows)
         return path
 
     return spoil

@@ -228,6 +228,13 @@ def draw(logits: Tensor, params: SamplingTensors, keys: Tensor) -> Tensor:
         return likeliest
     if logits.device.type == "cpu":
         return _draw_on_cpu(logits, likeliest, params, keys)
+    return draw_with_all_noise(logits, likeliest, params, keys)
+
+
+def draw_with_all_noise(
+    logits: Tensor, likeliest: Tensor, params: SamplingTensors, keys: Tensor
+) -> Tensor:
+    """`draw` with noise for every token; ``likeliest`` are the plain argmaxes, int64 [B]."""
     greedy = params.temperature == 0
     scaled = logits / params.temperature.masked_fill(greedy, 1.0)[:, None]
     ids = torch.arange(logits.shape[-1], device=logits.device)
