@@ -11,7 +11,7 @@ from statistics import median
 
 from baco.bench.contestants import Paired, Run, Task
 from baco.bench.measure import machine, prompts_for, repeated_tasks
-from baco.engine.metrics import Stats
+from baco.engine.engine import Stats
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router as parse
 from baco.source import MODELS

@@ -31,7 +31,7 @@ from baco.cli.console import (
 from baco.cli.svg import command_line, draw_svg
 from baco.serve.middleware import log_to_streams
 from baco.text.answer_text import Piece
-from baco.text.control_characters import json_line, well_formed
+from baco.text.invalid_characters import json_line, well_formed
 from tests.test_cli_terminal import in_terminal
 
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

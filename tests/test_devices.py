@@ -13,8 +13,8 @@ import torch
 
 from baco import Baco, BacoError
 from baco.cli import run
+from baco.engine.budget import cache_bytes
 from baco.engine.verify import Verifier
-from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.loading import placements
 from baco.models.model import PairModel
 from tests.pairs import PairFolder
@@ -117,5 +117,5 @@ def test_a_missing_device_is_refused_in_one_line(
 
 def test_a_share_of_memory_refers_to_the_fuller_device(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 1000, "meta": 400}
-    monkeypatch.setattr("baco.kv_cache.memory_limit.free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr("baco.engine.budget.free_bytes", lambda device: free[device.type])
     assert cache_bytes("50%", [torch.device("cpu"), torch.device("meta")]) == 200

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from baco import Baco, BacoError, Completion
+from baco.engine.engine import Stats
 from baco.engine.isolation import IsolatingEngine
-from baco.engine.metrics import Stats
 from baco.models.known_pairs import demo_folder
 from baco.models.size import ModelSize
 from tests.pairs import SIZE, PairFolder

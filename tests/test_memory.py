@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco, BacoError
 from baco.cli import run
+from baco.engine.budget import cache_bytes
 from baco.engine.engine import Engine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.kv_cache.batched import CPU_CHUNK, BatchedKVCache
-from baco.kv_cache.memory_limit import cache_bytes
 from baco.kv_cache.protocol import finish
 from baco.kv_cache.slots import ForwardPlan, columns_for
 from baco.models.caches.per_row import PerRowKVCache, tensor_bytes

@@ -30,7 +30,7 @@ from baco.evaluation.tasks import load_task
 from baco.sampling.noise import ROUTER, coin, gumbel, noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION, noise_seed
-from baco.text.digest import chat_digest, ids_digest, text_digest
+from baco.text.prompts import chat_digest, ids_digest, text_digest
 from tests import naive_decoding as naive
 from tests.fuzzing import budget
 from tests.remoting import remote

@@ -24,7 +24,7 @@ from baco.evaluation.report.plots import family, front_line
 from baco.evaluation.report.ranking import rank
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.store import Run
-from baco.text.control_characters import well_formed
+from baco.text.invalid_characters import well_formed
 from tests.report_runs import EVIL, evil_run, made_run
 
 METRICS = ("distinct_1", "self_rouge_l", "distinct_k", "reward")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from baco.text.control_characters import well_formed
+from baco.text.invalid_characters import well_formed
 from tests.pages import new_page
 from tests.report_runs import EVIL, evil_run, made_run
 

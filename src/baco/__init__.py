@@ -16,8 +16,8 @@ from baco.version import __version__
 
 if TYPE_CHECKING:
     from baco.api import Baco
-    from baco.calibration.curve import Curve
     from baco.calibration.measure import calibrate
+    from baco.calibration.store import Curve
     from baco.integrations.transformers import as_transformers
     from baco.outputs import Chunk, Completion
     from baco.routing.parser import register_router, router
@@ -43,7 +43,7 @@ _HOMES = {
     "Baco": "baco.api",
     "Chunk": "baco.outputs",
     "Completion": "baco.outputs",
-    "Curve": "baco.calibration.curve",
+    "Curve": "baco.calibration.store",
     "SamplingParams": "baco.sampling.params",
     "as_transformers": "baco.integrations.transformers",
     "calibrate": "baco.calibration.measure",

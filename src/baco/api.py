@@ -13,11 +13,11 @@ from baco import backends
 from baco.backends.base import Backend, Capabilities
 from baco.calibration import store as calibration
 from baco.decoder import Decoder
+from baco.engine.budget import cache_bytes
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
 from baco.errors import BacoError
-from baco.kv_cache.memory_limit import cache_bytes
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.known_pairs import choose_pair
 from baco.models.model import PairModel, compile_models

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from baco.bench import naive
-from baco.engine.engine import Engine
-from baco.engine.metrics import Stats
+from baco.engine.engine import Engine, Stats
 from baco.engine.sequence import Request
 from baco.errors import BacoError
 from baco.models.pair import Pair

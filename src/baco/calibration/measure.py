@@ -6,8 +6,7 @@ from importlib import resources
 from typing import Any
 
 from baco.api import Baco
-from baco.calibration.curve import Curve
-from baco.calibration.store import isotonic
+from baco.calibration.store import Curve, isotonic
 from baco.errors import BacoError
 from baco.outputs import Completion, check_whole
 from baco.routing.parser import logit_rule_of

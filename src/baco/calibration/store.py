@@ -14,19 +14,19 @@ Curves that a user measures are kept in the user's cache (or BACO_HOME) under a 
 pair, and override those of the folder.
 """
 
+import bisect
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import platformdirs
 import torch
 
-from baco.calibration.curve import Curve
 from baco.errors import BacoError
 from baco.files import locked, write_atomic
 from baco.models.forward.fused_linear import FUSED
@@ -50,6 +50,61 @@ def isotonic(values: Sequence[float]) -> tuple[float, ...]:
             mean, count = (before * size + mean * count) / (size + count), size + count
         blocks.append((mean, count))
     return tuple(mean for mean, count in blocks for _ in range(count))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Base share and diversity of a router on a pair over the thresholds, lowest base share first.
+
+    Attributes:
+        thresholds: γ at each point.
+        base_share: in [0, 1], non-decreasing.
+        diversity: distinct-2, non-decreasing (an isotonic fit of the measured values).
+        aligned: distinct-2 of the aligned model alone.
+        prompts, samples, seed: what it was measured with.
+    """
+
+    thresholds: tuple[float, ...]
+    base_share: tuple[float, ...]
+    diversity: tuple[float, ...]
+    aligned: float
+    prompts: int
+    samples: int
+    seed: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From the JSON object that ``asdict`` makes.
+
+        Raises:
+            TypeError, ValueError: fields are missing, or its columns do not belong together.
+        """
+        columns: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
+        }
+        curve = cls(**columns)
+        if not 0 < len(curve.thresholds) == len(curve.base_share) == len(curve.diversity):
+            raise ValueError("columns of different lengths")
+        return curve
+
+    def at_diversity(self, dial: float) -> float:
+        """γ at a dial position in [0, 1]."""
+        low = min(self.aligned, self.diversity[0])
+        target = low + dial * (self.diversity[-1] - low)
+        return _interpolate(self.diversity, self.thresholds, target)
+
+    def at_base_share(self, share: float) -> float:
+        """γ at which this share of the tokens comes from the base model.
+
+        Raises:
+            BacoError: more than the router gives at any threshold.
+        """
+        if share > self.base_share[-1]:
+            raise BacoError(
+                f"base share {share:g} is out of reach: this router gives at most "
+                f"{self.base_share[-1]:.2f} on this pair; ask for less, or choose another router"
+            )
+        return _interpolate(self.base_share, self.thresholds, share)
 
 
 @dataclass
@@ -126,6 +181,18 @@ class Calibration:
         except OSError as error:
             raise BacoError(f"cannot write {target}: {error.strerror}") from error
         return target
+
+
+def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """y at the first place where the non-decreasing ``xs`` reach x."""
+    upper = bisect.bisect_left(xs, x)
+    if upper == 0:
+        return ys[0]
+    if upper == len(xs):
+        return ys[-1]
+    lower = upper - 1
+    part = (x - xs[lower]) / (xs[upper] - xs[lower])
+    return round(ys[lower] + part * (ys[upper] - ys[lower]), 4)
 
 
 def middle(pair: Pair, router: str) -> float | None:

@@ -15,7 +15,7 @@ from baco.cli.progress import steps
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
-    from baco.calibration.curve import Curve
+    from baco.calibration.store import Curve
 
 PromptFile = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from baco.errors import BacoError
-from baco.text.control_characters import CONTROL, escaped, json_line
+from baco.text.invalid_characters import CONTROL, escaped, json_line
 
 if TYPE_CHECKING:
     from baco.text.answer_text import Piece

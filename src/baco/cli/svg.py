@@ -13,7 +13,7 @@ from rich.text import Text
 from baco.errors import BacoError
 from baco.files import write_atomic
 from baco.models.known_pairs import DEMO
-from baco.text.control_characters import well_formed
+from baco.text.invalid_characters import well_formed
 
 WIDTH = 96
 

@@ -4,14 +4,16 @@ It works on token ids and knows nothing of text. Prompts are read once and share
 Sequences join and leave at every step, each at its own length.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 import torch
 
 from baco.engine.batch import Batch
-from baco.engine.budget import Budget
+from baco.engine.budget import KEPT_SHARE, Budget, cache_bytes
 from baco.engine.commit import commit_tokens, end_damaged_rows
 from baco.engine.draft import Draft, Logits
 from baco.engine.kept_prefixes import KeptPrefixes
-from baco.engine.metrics import Stats
 from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_CHUNKS, Scheduler
 from baco.engine.scoring import Scoring
@@ -19,8 +21,8 @@ from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import DraftPlanner
 from baco.engine.speculative.proposer import Proposer
 from baco.engine.verify import Choose, Verifier, VerifyResult, route
-from baco.kv_cache.memory_limit import KEPT_SHARE, cache_bytes
 from baco.kv_cache.prefix_cache import PrefixCache
+from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.models.pair import Pair
 
@@ -32,7 +34,7 @@ class Engine:
         pair: the two models.
         max_rows: sequences decoded at once; more wait.
         memory: limit for caches and the step's tensors, as
-            :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
+            :func:`baco.engine.budget.cache_bytes` reads it.
         speculate: draft tokens where that pays. Answers are the same without.
         draft: a small model of the same vocabulary that drafts.
         choose: replaces routing, for methods that no router can express.
@@ -156,3 +158,48 @@ class Engine:
     def running(self) -> int:
         """Sequences in the batch."""
         return len(self._batch)
+
+
+@dataclass(slots=True)
+class Stats:
+    """Running totals of an engine.
+
+    Attributes:
+        caches: the models' KV caches, which count their own forwards.
+        steps: that decoded anything.
+        tokens: generated, by source.
+        drafted, accepted: draft tokens, and those of them that were accepted.
+    """
+
+    caches: Mapping[str, KVCache]
+    steps: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"base": 0, "aligned": 0})
+    drafted: int = 0
+    accepted: int = 0
+
+    def resume(self, past: "Stats") -> None:
+        """Start from another engine's totals; forwards are counted by the caches."""
+        self.steps, self.tokens = past.steps, dict(past.tokens)
+        self.drafted, self.accepted = past.drafted, past.accepted
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        """Forwards of each model, prompts included."""
+        return {name: cache.forwards for name, cache in self.caches.items()}
+
+    def update(
+        self,
+        rows: Sequence[SequenceState],
+        lengths: Sequence[int],
+        drafted: Sequence[int],
+        accepted: Sequence[int],
+    ) -> None:
+        """Count one step; the rows had ``lengths`` tokens before it."""
+        self.steps += 1
+        self.drafted += sum(drafted)
+        self.accepted += sum(accepted)
+        for row, length in zip(rows, lengths, strict=True):
+            new = row.sources[length:]
+            base = new.count("base")
+            self.tokens["base"] += base
+            self.tokens["aligned"] += len(new) - base

@@ -10,8 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from baco.engine.engine import Engine
-from baco.engine.metrics import Stats
+from baco.engine.engine import Engine, Stats
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import failure

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from baco.errors import BacoError
-from baco.text.utf8 import check_characters
+from baco.text.invalid_characters import check_characters
 
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 2**16

@@ -20,7 +20,7 @@ from baco.serve import errors
 from baco.serve.connections import Connections
 from baco.serve.metrics import Metrics
 from baco.serve.settings import Settings
-from baco.text.control_characters import escaped, json_line
+from baco.text.invalid_characters import escaped, json_line
 
 log = logging.getLogger("baco.serve")
 access = logging.getLogger("baco.access")

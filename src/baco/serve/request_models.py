@@ -24,7 +24,7 @@ from baco.sampling.sampler_chain import MAX_CHAIN
 from baco.serve import fields
 from baco.serve.errors import cut, refused, shown
 from baco.serve.fields import ForeignField
-from baco.text.utf8 import fault_of
+from baco.text.invalid_characters import fault_of
 
 MAX_STOPS = 16
 MAX_TEXTS = 1024

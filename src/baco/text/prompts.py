@@ -9,19 +9,19 @@ without an end mark.
 """
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from baco.errors import BacoError, UnfitPairError, prompt_too_long
-from baco.text.digest import chat_digest, text_digest
 from baco.text.encoder import Encoder, Limit, no_pause, tokenizing
+from baco.text.invalid_characters import check_characters
 from baco.text.templates import Rendering, Template, TemplateFailedError, today
 from baco.text.thinking import ThinkingMarks, ThinkingStart, find_marks, is_turned_off
-from baco.text.utf8 import check_characters
 
 Message = Mapping[str, str]
 Conversation = str | Sequence[Message]
@@ -67,7 +67,7 @@ class Prompt:
     Attributes:
         base_ids, aligned_ids: token ids.
         base_text, aligned_text: their text.
-        digest: keys its draws, see :mod:`baco.text.digest`.
+        digest: keys its draws, see `chat_digest`, `text_digest` and `ids_digest`.
         thinking: whether it begins the aligned model's thinking, or the model can begin it; None
             where it cannot think.
         joining_space: whether a space at the start of the answer only joins it to the prompt and is
@@ -571,3 +571,27 @@ def _encode_continuation(
     if ids[: len(line_break)] == line_break:
         return ids[len(line_break) :]
     return encoder.encode(text, special=False, pause=pause)
+
+
+def chat_digest(messages: Sequence[Mapping[str, str]]) -> bytes:
+    """The digest of a conversation, which keys the noise of its draws.
+
+    It covers the role and the text of every message, system message and prefill included, but not
+    dates and template arguments.
+    """
+    roles_and_texts = json.dumps([[message["role"], message["content"]] for message in messages])
+    return _digest(roles_and_texts.encode())
+
+
+def text_digest(text: str) -> bytes:
+    """The digest of a raw text: of its UTF-8 bytes."""
+    return _digest(text.encode("utf-8", "surrogatepass"))
+
+
+def ids_digest(ids: Iterable[int]) -> bytes:
+    """The digest of token ids whose text is not available."""
+    return _digest(b"".join(token.to_bytes(8, "little") for token in ids))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -36,7 +36,7 @@ def connect(
             :func:`baco.models.pair.load_pair`.
         tensor_parallel, pipeline_parallel: devices that share the layers' widths, or the layers.
         max_rows: answers decoded at once; others wait.
-        cache: memory for keys and values, as for :func:`baco.kv_cache.memory_limit.cache_bytes`; by
+        cache: memory for keys and values, as for :func:`baco.engine.budget.cache_bytes`; by
             default vLLM's share of a GPU's memory, and 1 GiB on a CPU.
         ngram: draft tokens taken from the text so far (prompt lookup); 0 for none.
         engine: vLLM's own engine arguments by name; they override the others.

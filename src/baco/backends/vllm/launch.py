@@ -13,8 +13,8 @@ import torch
 
 from baco.backends.vllm.folder import export_pair
 from baco.backends.vllm.plugin import ARCHITECTURE, register
+from baco.engine.budget import cache_bytes
 from baco.errors import BacoError
-from baco.kv_cache.memory_limit import cache_bytes
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
 from baco.models.weightless import load_weightless_pair

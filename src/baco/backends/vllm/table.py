@@ -12,7 +12,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
-from baco.text.digest import ids_digest
+from baco.text.prompts import ids_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from baco.evaluation.records import Prompt, Setting, Source
 from baco.sampling.params import MAX_SEED
-from baco.text.digest import chat_digest
-from baco.text.prompts import Message
+from baco.text.prompts import Message, chat_digest
 
 if TYPE_CHECKING:
     from baco.api import Baco

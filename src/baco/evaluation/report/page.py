@@ -17,7 +17,7 @@ from baco.evaluation.records import Group, Prompt, Sample
 from baco.evaluation.report import plots
 from baco.evaluation.report.load_scores import Key, TaskScores
 from baco.evaluation.report.ranking import Ranking, balanced, spaces
-from baco.text.control_characters import well_formed, well_formed_values
+from baco.text.invalid_characters import well_formed, well_formed_values
 from baco.version import __version__
 
 COLUMNS = 4

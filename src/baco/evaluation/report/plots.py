@@ -25,7 +25,7 @@ from baco.evaluation.report.load_scores import TaskScores
 from baco.evaluation.report.ranking import PARTS, Ranking, Space, spaces
 from baco.evaluation.report.results import slug
 from baco.files import write_atomic
-from baco.text.control_characters import well_formed_values
+from baco.text.invalid_characters import well_formed_values
 
 # The metrics that are shown first, where they were measured.
 DIVERSITY = ("distinct_k", "embedding_distance", "self_rouge_l")

@@ -14,7 +14,7 @@ from torch import Tensor
 from baco.errors import BacoError
 from baco.integrations.transformers.cache import Keys, PairCache
 from baco.integrations.transformers.chat import BasePrompt, ChatReader
-from baco.text.digest import ids_digest
+from baco.text.prompts import ids_digest
 
 
 @dataclass(frozen=True, slots=True)

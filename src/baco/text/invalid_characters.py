@@ -1,13 +1,16 @@
-"""Control characters, which must not reach a terminal, a picture or a page.
+"""Control characters and lone surrogates, in prompts, answers, file names and servers' messages.
 
-Prompts, answers, file names and servers' messages can contain them. A terminal would execute them.
-XML 1.0 and HTML forbid most of them, even as escapes.
+Control characters must not reach a terminal, which would execute them, nor a picture or a page: XML
+1.0 and HTML forbid most of them, even as escapes. Lone surrogates reach a text through JSON escapes
+and undecodable arguments; no tokenizer can read them.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from baco.errors import BacoError
 
 # C0 and C1 except tab and new line.
 CONTROL = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
@@ -48,3 +51,23 @@ def well_formed_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [well_formed_values(item) for item in value]
     return value
+
+
+def fault_of(text: str) -> str | None:
+    """Why a text is not valid Unicode, as the end of a sentence; None if it is valid."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = text[error.start]
+        return (
+            f"holds half a surrogate pair ({surrogate!a}), which is not a character: give Unicode "
+            "text"
+        )
+    return None
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise BacoError if a text has half a surrogate pair."""
+    fault = fault_of(text)
+    if fault is not None:
+        raise BacoError(f"{name} {fault}")
