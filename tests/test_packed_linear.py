@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 from baco import Baco
-from baco.calibration.store import fingerprint
 from baco.models.forward.packed_linear import PackedEmbedding, PackedLinear, pack, rounded, weights
 from tests.pairs import PairFolder
 
@@ -110,16 +110,16 @@ def test_a_pairs_fingerprint_does_not_depend_on_how_its_weights_are_laid_out(
     random_pair: Callable[..., PairFolder], architecture: str
 ) -> None:
     folder = random_pair(architecture, noise=0.3)
-    where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    folders: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     packed, plain = (
-        Baco.load(**where, dtype="float32", packed=packed).pair for packed in (True, False)
+        Baco.load(**folders, dtype="float32", packed=packed).pair for packed in (True, False)
     )
-    assert fingerprint(packed) == fingerprint(plain)
+    assert packed.fingerprint == plain.fingerprint
     with torch.no_grad():
         plain.aligned.model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
-    assert fingerprint(packed) != fingerprint(plain)
+    assert packed.fingerprint != replace(plain).fingerprint  # computed once per Pair
 
 
 def test_the_demo_pairs_fingerprint_does_not_depend_on_its_layout(demo: Baco) -> None:
     """Its output layer is also its embedding, which packing may copy."""
-    assert fingerprint(demo.pair) == fingerprint(Baco.load("demo", packed=False).pair)
+    assert demo.pair.fingerprint == Baco.load("demo", packed=False).pair.fingerprint

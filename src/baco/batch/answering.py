@@ -50,7 +50,7 @@ class PairInfo:
     Attributes:
         pair: its name.
         weights: the number format of each model.
-        fingerprint: of :func:`baco.calibration.store.fingerprint`.
+        fingerprint: of :class:`baco.models.pair.Pair`.
         router: the spelling with its threshold.
         params: of :func:`baco.outputs.params`.
         dated: a template writes the date into a prompt.
@@ -81,13 +81,11 @@ def inspect(
     Raises:
         BacoError: a router that the pair has no threshold for, or a row that does not fit the pair.
     """
-    from baco.calibration.store import fingerprint
-
     spelling = choose_router(baco).spelling
     dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
     return PairInfo(
-        pair.name, pair.weights_formats, fingerprint(pair), spelling, params(pair, settings), dated
+        pair.name, pair.weights_formats, pair.fingerprint, spelling, params(pair, settings), dated
     )
 
 

@@ -356,10 +356,8 @@ class Replica:
             )
 
     def _check_same(self, baco: "Baco") -> None:
-        from baco.calibration.store import fingerprint
-
         for name, here in (
-            ("fingerprint", fingerprint(baco.pair)),
+            ("fingerprint", baco.pair.fingerprint),
             ("weights", baco.pair.weights_formats),
         ):
             if here != (begun := self.spec.manifest["settings"][name]):

@@ -15,22 +15,17 @@ pair, and override those of the folder.
 """
 
 import bisect
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
-import torch
 
 from baco.errors import BacoError
 from baco.files import locked, write_atomic
-from baco.models.forward.fused_linear import FUSED
-from baco.models.forward.packed_linear import own_weights
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 
@@ -245,39 +240,4 @@ def _home() -> Path:
 
 
 def _own(pair: Pair) -> Path:
-    return _home() / f"{fingerprint(pair)}.json"
-
-
-@torch.inference_mode()
-def fingerprint(pair: Pair) -> str:
-    """A digest of the pair: names, configurations, templates, and a few numbers of most weights.
-
-    It does not depend on the layout of the weights in memory: layers that can be fused into another
-    are left out, and shared weights count once.
-    """
-    joined = {name for names in FUSED.values() for name in names[1:]}
-    digest = hashlib.sha256()
-    for model, template in (
-        (pair.base, pair.renderer.base_template),
-        (pair.aligned, pair.renderer.aligned_template),
-    ):
-        config = model.model.config.to_dict()
-        config.pop("transformers_version", None)  # an upgrade does not change the model
-        digest.update(f"{model.name} {json.dumps(config, sort_keys=True, default=str)}".encode())
-        digest.update(str(template).encode())
-        # Weights that are offloaded to disk have no samples; quantised ones are not always floats.
-        seen: set[int] = set()
-        samples = [
-            sample
-            for name, module in model.model.named_modules()
-            if name.rpartition(".")[2] not in joined
-            for sample, _, _ in own_weights(module, seen)
-            if len(sample)
-        ]
-        numbers = set[str]()
-        for device in dict.fromkeys(sample.device for sample in samples):
-            floats = [sample.float() for sample in samples if sample.device == device]
-            values = iter(torch.cat(floats).tolist())  # one wait per device
-            numbers |= {str(list(islice(values, len(sample)))) for sample in floats}
-        digest.update(str(sorted(numbers)).encode())
-    return digest.hexdigest()[:16]
+    return _home() / f"{pair.fingerprint}.json"

@@ -1,10 +1,13 @@
 """A base model and its aligned sibling: loading both, and checking that they are a pair."""
 
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +17,8 @@ from baco.errors import BacoError, UnfitPairError
 from baco.models import gguf
 from baco.models.dtypes import by_source
 from baco.models.forward.adapted import why_not_adapted, without_wrappers
-from baco.models.forward.packed_linear import pack
+from baco.models.forward.fused_linear import FUSED
+from baco.models.forward.packed_linear import own_weights, pack
 from baco.models.forward.selection import prepare
 from baco.models.joint import JointForward, joint_forward
 from baco.models.known_pairs import KnownPair
@@ -137,9 +141,50 @@ class Pair:
         return {source: Limit(source, context, context - 1) for source, context in contexts.items()}
 
     @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the pair: names, configurations, templates and a few numbers of most weights.
+
+        It does not depend on the layout of the weights in memory: layers that can be fused into
+        another are left out, and shared weights count once. It is computed once.
+        """
+        digest = hashlib.sha256()
+        for model, template in (
+            (self.base, self.renderer.base_template),
+            (self.aligned, self.renderer.aligned_template),
+        ):
+            config = model.model.config.to_dict()
+            config.pop("transformers_version", None)  # an upgrade does not change the model
+            text = f"{model.name} {json.dumps(config, sort_keys=True, default=str)}"
+            digest.update(text.encode())
+            digest.update(str(template).encode())
+            digest.update(str(sorted(_weight_samples(model.model))).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
     def _spellings(self) -> dict[int, bytes]:
         names = self.tokenizer.convert_ids_to_tokens
         return {t.id: names(t.id).encode() if t.special else t.data for t in spell(self.tokenizer)}
+
+
+@torch.inference_mode()
+def _weight_samples(model: Any) -> set[str]:
+    """The first numbers of each weight, except of layers that can be fused into another."""
+    fused = {name for names in FUSED.values() for name in names[1:]}
+    # Weights that are offloaded to disk have no samples; quantised ones are not always floats.
+    seen: set[int] = set()
+    samples = [
+        sample
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] not in fused
+        for sample, _, _ in own_weights(module, seen)
+        if len(sample)
+    ]
+    numbers = set[str]()
+    for device in dict.fromkeys(sample.device for sample in samples):
+        floats = [sample.float() for sample in samples if sample.device == device]
+        values = iter(torch.cat(floats).tolist())  # one wait per device
+        numbers |= {str(list(islice(values, len(sample)))) for sample in floats}
+    return numbers
 
 
 def check_vocabularies(

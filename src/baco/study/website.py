@@ -34,7 +34,7 @@ from baco.study.schedule import Screen, schedule
 from baco.study.status import comparisons, rater_rows
 from baco.study.store import Rater
 from baco.study.study import Study
-from baco.text.control_characters import json_line, well_formed
+from baco.text.invalid_characters import json_line, well_formed
 
 log = logging.getLogger("baco.study")
 access = logging.getLogger("baco.access")
