@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-real test-smollm2 test-ray test-vllm browser lint format types docs dist page lock lock-vllm clean
+.PHONY: help demo test test-real test-smollm2 test-ray test-vllm test-llamacpp browser lint format types docs dist page lock lock-vllm clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
@@ -49,6 +49,20 @@ test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 .venv-vllm/.done: pyproject.toml tests_vllm/install.py constraints-vllm.txt
 	$(PYTHON) -m venv --clear .venv-vllm
 	.venv-vllm/bin/python tests_vllm/install.py '$(VLLM)' --constraint constraints-vllm.txt
+	@touch $@
+
+# llama-cpp-python is compiled, so its tests have an environment of their own: where it is installed,
+# GGUF files are run by it. A wheel of it is used if pip finds one.
+LLAMA_CPP ?= llama-cpp-python==0.3.36
+test-llamacpp: .venv-llamacpp/.done  ## Run the tests of pairs in llama.cpp, compiling it first
+	.venv-llamacpp/bin/python -m pytest tests_llamacpp
+
+.venv-llamacpp/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-llamacpp
+	.venv-llamacpp/bin/python -m pip install --quiet 'pip>=25.1'
+	.venv-llamacpp/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" .venv-llamacpp/bin/python -m pip install --quiet \
+	  --constraint constraints.txt '$(LLAMA_CPP)'
 	@touch $@
 
 # Pages are tested in the system's own Chromium; CHROMIUM names another.
@@ -102,7 +116,7 @@ lock-vllm:  ## Renew constraints-vllm.txt alone
 	rm -rf build/lock
 
 clean:  ## Remove the environment and everything made
-	rm -rf $(VENV) .venv-vllm .venv-gpu build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-llamacpp .venv-gpu build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if v >= (3, 11) else \

@@ -23,6 +23,7 @@ from baco.kv_cache import shared_prefix as prefixes
 from baco.kv_cache.batched import BatchedKVCache
 from baco.kv_cache.protocol import finish
 from baco.models.forward.adapted import AdaptedForward
+from baco.models.joint import JointForward
 from baco.models.pair import Pair
 from tests.fuzzing import budget
 from tests.live import LiveStorages, cache_tables, needed
@@ -158,7 +159,7 @@ def test_a_naive_loop_over_both_prompts_gives_the_same_answers(
 def test_a_step_reads_the_weights_once(load: Callable[..., Baco]) -> None:
     baco = load()
     joint = baco.pair.joint
-    assert not isinstance(joint, str)
+    assert isinstance(joint, JointForward)
     sizes: list[tuple[int, int]] = []
 
     def counted(tokens: Any, cache: Any, keep: int) -> Any:
@@ -271,7 +272,7 @@ def test_the_own_forward_computes_what_peft_computes(
         logits = model.to_common_vocab(cache.extend(torch.tensor([ids[-3:]]), [3], 3))[0]
         assert torch.allclose(logits, model.score(ids)[-3:], atol=1e-3)
     assert (pair.base.score(ids) - pair.aligned.score(ids)).abs().max() > 0.1
-    assert not isinstance(pair.joint, str)
+    assert isinstance(pair.joint, JointForward)
     assert isinstance(pair.joint.forward, AdaptedForward)
 
 

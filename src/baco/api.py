@@ -19,7 +19,8 @@ from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
 from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
-from baco.models.known_pairs import choose_pair
+from baco.models.known_pairs import KnownPair, choose_pair
+from baco.models.llama_cpp_pair import OPTIONS, load_llama_cpp_pair, suits
 from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
 from baco.outputs import Chunk, Completion
@@ -80,7 +81,7 @@ class Baco:
         max_rows: int = 256,
         memory: int | float | str | None = None,
         draft: str | None = None,
-        backend: str = backends.LOCAL,
+        backend: str | None = None,
         compile: bool = False,
         enable_prefix_caching: bool = True,
         date: str | datetime.date | None = None,
@@ -108,13 +109,16 @@ class Baco:
                 override the pair's own.
             thinking: whether an aligned model that can think does so before it answers; by default
                 as the pair and the chat template have it.
-            backend: where the pair decodes: ``local``, in this process; ``vllm``, in one vLLM
-                engine; ``remote``, on two servers; or the name of an installed package's backend.
-                ``memory``, ``draft``, ``compile`` and ``enable_prefix_caching`` are for ``local``
-                only.
+            backend: what the pair decodes with: ``local``, PyTorch in this process; ``llamacpp``,
+                llama.cpp in this process, for GGUF files; ``vllm``, one vLLM engine; ``remote``,
+                two servers; or the name of an installed package's backend. By default ``llamacpp``
+                for GGUF files where llama-cpp-python is installed and no option asks for
+                de-quantised weights, else ``local``. ``draft`` and ``compile`` are for ``local``
+                only, ``memory`` and ``enable_prefix_caching`` for both of this process.
             options: for ``local``: ``dtype``, ``device``, ``quantize``, ``device_map``,
                 ``quantization_config``, ``base_template``, ``chat_template``, ``function_words``,
                 ``packed``, ``trust_remote_code``, and other arguments of ``from_pretrained``. For
+                ``llamacpp``: ``device`` (cpu or gpu), and the templates and words of these. For
                 another backend: that backend's options.
 
         Raises:
@@ -123,11 +127,14 @@ class Baco:
         known = choose_pair(name, base, aligned)
         if max_rows < 1:
             raise BacoError(f"max_rows is {max_rows}: decode at least one answer at a time")
+        if backend is None:
+            chosen = suits(known, options) and draft is None and not compile
+            backend = backends.LLAMA_CPP if chosen else backends.LOCAL
         backends.check_name(backend)
         day = None if date is None else templates.check_date(date)
         arguments = switch_variables(thinking) | dict(check_template_args(template_args or {}))
         templates.start()
-        if backend != backends.LOCAL:
+        if backend not in backends.HERE:
             if memory is not None or draft is not None or compile or not enable_prefix_caching:
                 raise BacoError(
                     "memory, draft, compile and enable_prefix_caching are of the local backend, "
@@ -141,6 +148,10 @@ class Baco:
                 raise BacoError(f"{option} is of the {home} backend: give backend {home} with it")
         if memory is not None:
             cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
+        if backend == backends.LLAMA_CPP:
+            pair = _load_llama_cpp(known, draft, compile, options)
+            pair.renderer.set_defaults(day, arguments)
+            return cls(pair, max_rows, memory, enable_prefix_caching=enable_prefix_caching)
         pair = load_pair(known, **options)
         pair.renderer.set_defaults(day, arguments)
         drafting = None
@@ -320,7 +331,8 @@ class Baco:
     def capabilities(self) -> Capabilities:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
-            return Capabilities(backends.LOCAL, samplers=True, thinking=True)
+            here = backends.backend_of(self.pair.weights_formats)
+            return Capabilities(here, samplers=True, thinking=True)
         return self.backend.capabilities
 
     def close(self) -> None:
@@ -353,6 +365,20 @@ class Baco:
             prefix_cache=self.prefix_cache,
         )
         return Decoder(self.pair, IsolatingEngine(make))
+
+
+def _load_llama_cpp(
+    known: KnownPair, draft: str | None, compile: bool, options: dict[str, Any]
+) -> Pair:
+    if draft is not None or compile:
+        raise BacoError("draft and compile are of the local backend, not of llamacpp")
+    for option in options:
+        if option not in OPTIONS:
+            raise BacoError(
+                f"the llamacpp backend takes no {option}: it runs the weights of a GGUF file as "
+                "they are; leave it out, or give --backend local"
+            )
+    return load_llama_cpp_pair(known, **options)
 
 
 def _run(decoder: Decoder) -> Iterator[Any]:

@@ -9,14 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from baco.errors import BacoError
+from baco.models.llama_cpp.library import ENGINE
 from baco.plugins import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from baco.backends.base import Backend
     from baco.models.known_pairs import KnownPair
     from baco.models.pair import Pair
 
-LOCAL = "local"
+LOCAL, LLAMA_CPP = "local", "llamacpp"
+# The backends of this process; they have the same engine.
+HERE = (LOCAL, LLAMA_CPP)
 # Each module has ``connect(known, **options) -> (Pair, Backend)``; an entry point names such a
 # function.
 _HOMES = {"remote": "baco.backends.remote", "vllm": "baco.backends.vllm"}
@@ -30,7 +35,16 @@ def names() -> tuple[str, ...]:
     Raises:
         BacoError: an installed package's backend cannot be loaded.
     """
-    return (LOCAL, *_HOMES, *plugins("backends"))
+    return (*HERE, *_HOMES, *plugins("backends"))
+
+
+def backend_of(weights: "Mapping[str, str]") -> str:
+    """The backend of this process that holds weights.
+
+    Args:
+        weights: their formats, as `baco.models.pair.Pair.weights_formats` has them.
+    """
+    return LLAMA_CPP if any(ENGINE in form for form in weights.values()) else LOCAL
 
 
 def check_name(name: str) -> None:
@@ -50,7 +64,7 @@ def connect(
     """Connect to a backend outside of this process.
 
     Args:
-        name: one of :func:`names`, but not ``local``.
+        name: one of :func:`names`, but not of this process.
         known: where the pair's tokenizers and configurations are.
         max_rows: answers decoded at once, for backends that take this option.
         options: the backend's own.

@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from baco.backends import backend_of
 from baco.batch.answering import answer, check_fit
 from baco.batch.job import Advance, append, check_settings, cut_back, digest, ignore, line, matches
 from baco.batch.rows import Row
@@ -121,6 +122,11 @@ class AnswerFile:
             check_settings(self.partial, begun["settings"], asked, OTHER)
         self.date = renderer.date = begun.get("date")
         self.settings |= {"seed": begun["seed"], "router": router}
+
+    def begun_backend(self) -> str | None:
+        """The backend of this process that the rows there were answered by; None without any."""
+        begun = self._begun()
+        return None if begun is None else backend_of(begun["settings"].get("weights", {}))
 
     def _begun(self) -> dict[str, Any] | None:
         """The manifest; None where it is not there or not whole."""

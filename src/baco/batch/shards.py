@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from baco.backends import HERE, backend_of
 from baco.batch.answering import LoadSpec, PairInfo, answer, inspect
 from baco.batch.formats import Format, encode
 from baco.batch.job import (
@@ -183,7 +184,7 @@ class Batch:
             "pair": pair.pair,
             "fingerprint": pair.fingerprint,
             "weights": pair.weights,
-            "backend": load.get("backend", "local"),
+            "backend": load.get("backend") or backend_of(pair.weights),
             "draft": load.get("draft"),
             # Only where it is so: batches that were begun before there was a choice go on.
             **({"trust_remote_code": True} if load.get("trust_remote_code") else {}),
@@ -244,6 +245,14 @@ def check_directory(path: Path) -> None:
     if path.is_dir():
         with locked(path):
             pass
+
+
+def begun_backend(path: Path) -> str | None:
+    """The backend in which a directory was begun, if it is one of this process."""
+    if not (path / MANIFEST).exists():
+        return None
+    backend = read_manifest(path / MANIFEST, FORMAT, KIND, COMMAND)["settings"].get("backend")
+    return backend if backend in HERE else None
 
 
 @dataclass(frozen=True, slots=True)

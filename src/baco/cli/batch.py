@@ -27,12 +27,16 @@ class ExecutorOptions:
     """Where shards are made."""
 
     backend: Annotated[
-        str,
-        typer.Option("--backend", help="local (this process), vllm, remote, or ray (a cluster)."),
-    ] = "local"
+        str | None,
+        typer.Option(
+            "--backend",
+            help="local or llamacpp (this process), vllm, remote, or ray (a cluster). Default: "
+            "llamacpp for GGUF files where it is installed, else local.",
+        ),
+    ] = None
     replica: Annotated[
-        str, typer.Option("--replica", help="With --backend ray: backend of each replica.")
-    ] = "local"
+        str | None, typer.Option("--replica", help="With --backend ray: backend of each replica.")
+    ] = None
     address: opt.Address = None
     workers: Annotated[
         int | None,
@@ -53,21 +57,21 @@ class ExecutorOptions:
     ] = 1
 
     @property
-    def decodes(self) -> str:
-        """The backend of every copy of the pair."""
+    def decodes(self) -> str | None:
+        """The backend of every copy of the pair; None where none was given."""
         return self.replica if self.backend == RAY else self.backend
 
     def check(self) -> None:
         """BacoError for an unknown backend, no thread, or options of a cluster without one."""
         known = backends()
-        if self.backend not in (*known, RAY):
+        if self.backend not in (None, *known, RAY):
             raise BacoError(
                 f"unknown backend {self.backend!r}: use one of {', '.join((*known, RAY))}"
             )
-        if self.replica not in known:
+        if self.replica not in (None, *known):
             raise BacoError(f"unknown replica {self.replica!r}: use one of {', '.join(known)}")
         of_cluster = (self.address, self.workers, self.replica, self.gpus_per_worker)
-        if self.backend != RAY and of_cluster != (None, None, "local", 1):
+        if self.backend != RAY and of_cluster != (None, None, None, 1):
             raise BacoError(
                 "--address, --workers, --replica and --gpus-per-worker need a cluster: "
                 "give --backend ray with them"
@@ -140,17 +144,18 @@ def batch(
     settings = sampling.settings(n)
     routing.check()
     load = opt.load_arguments(models, weights, servers, templates)
-    load |= {"max_rows": max_rows, "backend": where.decodes}
+    load |= {"max_rows": max_rows}
     from baco.batch.answering import LoadSpec, broke_off
     from baco.batch.formats import check_format
     from baco.batch.job import carry_out
     from baco.batch.rows import read_rows
-    from baco.batch.shards import Batch, check_directory
+    from baco.batch.shards import Batch, begun_backend, check_directory
     from baco.evaluation.plan import provenance
 
     checked = check_format(form)
     out = out.absolute()
     check_directory(out)
+    load |= opt.given({"backend": where.decodes or begun_backend(out)})
     rows = read_rows(inputs)
     asked = Batch(
         rows, LoadSpec(load, where.threads), routing.choose, settings, checked, shard_rows

@@ -44,7 +44,7 @@ def generate(
         Path | None, typer.Option("--svg", help="Also draw the coloured answers to this file.")
     ] = None,
     weights: opt.WeightOptions,
-    backend: opt.Backend = "local",
+    backend: opt.Backend = None,
     servers: opt.BackendOptions,
     templates: opt.TemplateOptions,
 ) -> None:
@@ -79,7 +79,7 @@ def generate(
         # The files are checked before two models are loaded.
         answers = AnswerFile(output, read_rows([jsonl]), settings)
         context.with_resource(answers.held())
-        baco = opt.load(*groups, backend=backend)
+        baco = opt.load(*groups, backend=backend or answers.begun_backend())
         loading = templates.arguments()
         recorded = ("base_template", "chat_template", "trust_remote_code")
         more = opt.given({name: loading[name] for name in recorded})

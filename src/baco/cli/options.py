@@ -35,11 +35,13 @@ AlignedName = Annotated[
     typer.Option("--aligned", help="Aligned model, GGUF file, or a PEFT adapter over the base."),
 ]
 Backend = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--backend",
-        help="Where the pair decodes: local (this process), vllm (one vLLM engine) or remote "
-        "(two servers, see --base-url). batch and sweep can use a cluster too (ray).",
+        help="Where the pair decodes: local (PyTorch in this process), llamacpp (llama.cpp in "
+        "this process), vllm (one vLLM engine) or remote (two servers, see --base-url). batch and "
+        "sweep can use a cluster too (ray). Default: llamacpp for GGUF files where it is "
+        "installed, else local.",
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -461,8 +463,26 @@ def load(*groups: LoadGroup, **more: Any) -> "Baco":
     from baco.api import Baco
 
     baco = Baco.load(**arguments, **more)
+    _note_engine(baco)
     atexit.register(baco.close)
     return baco
+
+
+def _note_engine(baco: "Baco") -> None:
+    """Say what runs a GGUF file, since it depends on what is installed."""
+    from baco.models.gguf import is_gguf
+    from baco.source import MODELS
+
+    pair = baco.pair
+    forms = [
+        pair.model(source).weights_format
+        if pair.shares_weights
+        else f"{source}: {pair.model(source).weights_format}"
+        for source in MODELS
+        if is_gguf(pair.model(source).name)
+    ]
+    if forms:
+        note("; ".join(dict.fromkeys(forms)))
 
 
 def cluster(

@@ -141,7 +141,7 @@ def serve(
     models: opt.PairOptions,
     server: ServerOptions,
     weights: opt.WeightOptions,
-    backend: opt.Backend = "local",
+    backend: opt.Backend = None,
     servers: opt.BackendOptions,
     templates: opt.TemplateOptions,
 ) -> None:

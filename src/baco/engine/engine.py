@@ -68,7 +68,9 @@ class Engine:
         planner = None
         if speculate and self._runner.can_roll_back:
             sizes = {name: model.size for name, model in models.items()}
-            planner = DraftPlanner.of(sizes, vocabulary.size, device.type, joint=joint is not None)
+            planner = DraftPlanner.of(
+                sizes, vocabulary.size, pair.aligned.kernels, joint=joint is not None
+            )
         self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
         devices = {model.device for model in models.values()}
         kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
@@ -76,8 +78,9 @@ class Engine:
         budget = Budget(limit, models, vocabulary.size, joint=joint is not None)
         keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
         kept = KeptPrefixes(self._runner, budget, prefix_cache, keep)
+        most = min(model.max_rows for model in models.values()) // (1 if joint is None else 2)
         self._scheduler = Scheduler(
-            self._runner, self._batch, budget, kept, max_rows, chunks_per_step
+            self._runner, self._batch, budget, kept, min(max_rows, most), chunks_per_step
         )
         self._retried: set[SequenceState] = set()  # rows run once more because of damaged logits
         self._prefix_cache = prefix_cache

@@ -18,8 +18,7 @@ from baco.engine.draft import Draft, Logits
 from baco.engine.dual_stream import DualStream
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
-from baco.kv_cache.joint import JointKVCache
-from baco.kv_cache.protocol import KVCache
+from baco.kv_cache.protocol import JointCache, KVCache
 from baco.models.model import PairModel
 from baco.routing.signals import Distribution
 from baco.source import MODELS, Source
@@ -69,7 +68,7 @@ class ModelRunner:
         models: Mapping[str, PairModel],
         batch: Batch,
         verifier: Verifier,
-        joint: JointKVCache | None = None,
+        joint: JointCache | None = None,
     ) -> None:
         self.models = dict(models)
         self.caches: dict[str, KVCache] = {}
@@ -140,7 +139,7 @@ class ModelRunner:
             return Logits({model: draft.logits})
         return _split(draft, model, self._read_draft(draft, model))
 
-    def _joint_logits(self, draft: Draft, joint: JointKVCache) -> Logits:
+    def _joint_logits(self, draft: Draft, joint: JointCache) -> Logits:
         """Both models' logits at the positions, from one forward."""
         positions = draft.positions
         counts = [count - 1 for count in positions.counts]
@@ -176,7 +175,7 @@ class ModelRunner:
         return self._to_batch(name, logits)
 
     def read_both(
-        self, joint: JointKVCache, draft_tokens: Tensor, counts: Sequence[int], keep: int
+        self, joint: JointCache, draft_tokens: Tensor, counts: Sequence[int], keep: int
     ) -> tuple[Tensor, Tensor]:
         """As `read`, with both models of the pair in one forward."""
         (base, base_drafted), (aligned, aligned_drafted) = (

@@ -176,3 +176,27 @@ class KVCache(Protocol):
 
     def shrink(self, columns: int) -> None:
         """Give back what the tables hold beyond the rows there are and this many columns."""
+
+
+class JointCache(Protocol):
+    """The rows of two models that one forward reads together.
+
+    Attributes:
+        first, second: the rows of each model; row r of both is row r of the batch.
+    """
+
+    @property
+    def first(self) -> KVCache: ...
+
+    @property
+    def second(self) -> KVCache: ...
+
+    def extend(
+        self,
+        tokens: tuple[Tensor, Tensor],
+        counts: tuple[Sequence[int], Sequence[int]],
+        keep: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Read more tokens of every row with both models; arguments of each as for
+        `KVCache.extend`. Returns the raw logits of each model.
+        """

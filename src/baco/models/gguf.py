@@ -1,8 +1,9 @@
 """GGUF files: a quantised model, its tokenizer and its chat template in one file.
 
 They are named by a path, ``model.gguf``, or by ``REPOSITORY:FILE.gguf`` on the hub.
-``transformers`` reads them with the package ``gguf``. Weights are de-quantised as they are loaded,
-so they take as much memory as in any other format.
+llama.cpp runs them as they are (`baco.models.llama_cpp_pair`). ``transformers`` reads them with the
+package ``gguf``: weights are then de-quantised as they are loaded, so they take as much memory as
+in any other format.
 """
 
 import importlib.util
@@ -43,6 +44,16 @@ def _on_the_hub(name: str) -> tuple[str, str]:
     repository, _, file = name.rpartition(":")
     is_hub = repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
     return (repository, file) if is_hub and not Path(name).exists() else ("", "")
+
+
+def local_path(name: str) -> Path:
+    """The path of a GGUF file, which is downloaded where it is on the hub."""
+    repository, file = _on_the_hub(name)
+    if not repository:
+        return Path(name).expanduser()
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, file))
 
 
 def check_gguf(name: str) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 from baco.kv_cache.batched import Forward
 from baco.kv_cache.joint import JointKVCache
 from baco.kv_cache.slots import SlotCache
+from baco.models.caches.llama_cpp import JointLlamaCppKVCache
 from baco.models.forward.adapted import why_not_mixed
 from baco.models.forward.cuda_graphs import CudaGraphForward
 from baco.models.forward.masked import MaskedForward
 from baco.models.forward.selection import ClampedForward, shares_prompts
+from baco.models.llama_cpp_model import LlamaCppModel
 from baco.models.model import PairModel
 
 
@@ -49,6 +51,22 @@ class JointForward:
         return JointKVCache((alone[0], alone[1]), self, shares=shares, chunk=chunk)
 
 
+@dataclass(frozen=True, slots=True)
+class LlamaCppJoint:
+    """One model of llama.cpp under two prompts.
+
+    Attributes:
+        base, aligned: the models.
+    """
+
+    base: LlamaCppModel
+    aligned: LlamaCppModel
+
+    def new_cache(self) -> JointLlamaCppKVCache:
+        """An empty cache for rows of both models."""
+        return self.base.new_joint_cache(self.aligned)
+
+
 class MixedCall:
     """A PEFT model as forwards call it, with its adapter for the rows behind a plan's split."""
 
@@ -64,10 +82,14 @@ class MixedCall:
         return self._model(adapter_names=names, **inputs)
 
 
-def joint_forward(base: PairModel, aligned: PairModel) -> JointForward | str:
+def joint_forward(base: PairModel, aligned: PairModel) -> JointForward | LlamaCppJoint | str:
     """The forward of both models; where there is none, the reason, for a user."""
     if base.model is not aligned.model:
         return "each model has its own weights"
+    if isinstance(base, LlamaCppModel) and isinstance(aligned, LlamaCppModel):
+        if not base.can_roll_back:
+            return "rows of a recurrent model are read one by one"
+        return LlamaCppJoint(base, aligned)
     if base.forward is None or aligned.forward is None:
         return "rows are not read in one batch"
     if base.long_rope is not None:

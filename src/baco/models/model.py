@@ -16,7 +16,7 @@ from baco.kv_cache.batched import Forward, prefill_chunk
 from baco.kv_cache.protocol import KVCache, RowSize
 from baco.models.caches.per_row import PerRowKVCache
 from baco.models.caches.uncached import NoKVCache
-from baco.models.context import context_of
+from baco.models.context import UNBOUNDED, context_of
 from baco.models.forward.accelerated import accelerated
 from baco.models.forward.cuda_graphs import CudaGraphForward
 from baco.models.forward.dense import DenseForward
@@ -249,6 +249,16 @@ class PairModel:
     def can_roll_back(self) -> bool:
         """Can its cache remove tokens that were read, so that drafts need no second reading?"""
         return self._forward is not None
+
+    @property
+    def max_rows(self) -> int:
+        """How many rows its cache holds at most."""
+        return UNBOUNDED
+
+    @property
+    def kernels(self) -> str:
+        """What multiplies its weights, as `baco.engine.speculative.cost_model` knows it."""
+        return self.device.type
 
     @property
     def prefill_chunk(self) -> int:

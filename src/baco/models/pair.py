@@ -20,7 +20,7 @@ from baco.models.forward.adapted import why_not_adapted, without_wrappers
 from baco.models.forward.fused_linear import FUSED
 from baco.models.forward.packed_linear import own_weights, pack
 from baco.models.forward.selection import prepare
-from baco.models.joint import JointForward, joint_forward
+from baco.models.joint import JointForward, LlamaCppJoint, joint_forward
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import (
     Placement,
@@ -107,7 +107,7 @@ class Pair:
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
     @cached_property
-    def joint(self) -> JointForward | str:
+    def joint(self) -> JointForward | LlamaCppJoint | str:
         """One forward over the rows of both models; where there is none, the reason."""
         return joint_forward(self.base, self.aligned)
 

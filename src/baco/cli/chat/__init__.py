@@ -13,7 +13,7 @@ def chat(
     models: opt.PairOptions,
     sampling: opt.SamplingOptions,
     weights: opt.WeightOptions,
-    backend: opt.Backend = "local",
+    backend: opt.Backend = None,
     servers: opt.BackendOptions,
     templates: opt.TemplateOptions,
 ) -> None:

@@ -51,6 +51,9 @@ class DeviceCosts:
 
 _CPU = DeviceCosts(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
 _GPU = DeviceCosts(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
+# llama.cpp de-quantises weights as it multiplies: one token is limited by arithmetic on a CPU too.
+_LLAMA_CPP = DeviceCosts(5e-5, 1 / 6e9, 1 / 40e9, 1e-5, 6e-4, 1e-4, 6e-9)
+_COSTS = {"cpu": _CPU, "llama.cpp on a CPU": _LLAMA_CPP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,14 @@ class DraftPlanner:
 
     @classmethod
     def of(
-        cls, sizes: Mapping[str, ModelSize], vocabulary: int, device: str, *, joint: bool = False
+        cls, sizes: Mapping[str, ModelSize], vocabulary: int, kernels: str, *, joint: bool = False
     ) -> "DraftPlanner":
-        """The planner for models of these sizes with ``vocabulary`` tokens, on a kind of device
-        (``cpu``, ``cuda`` …).
+        """The planner for models of these sizes with ``vocabulary`` tokens.
+
+        Args:
+            kernels: see `PairModel.kernels`.
         """
-        costs = _CPU if device == "cpu" else _GPU
+        costs = _COSTS.get(kernels, _GPU)
         forward = {
             name: Cost(
                 costs.layer * size.layers + costs.byte * size.bytes,

@@ -12,6 +12,9 @@ from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.routing.signals import Distribution
 from baco.source import Drafter
 
+# Draft tokens of a row that there is room for at first.
+_FIRST_TOKENS = 4
+
 
 @dataclass(slots=True)
 class SelfDraft:
@@ -36,14 +39,17 @@ class SelfDraft:
     acceptance: list[float] = field(init=False)
     expected_tokens: float = 0.0
     _distributions: list[Distribution] = field(default_factory=list)
+    _logits: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, K or more, V]
 
     def __post_init__(self) -> None:
         self.confidence = [[] for _ in self.stats]
         self.acceptance = [1.0] * len(self.stats)
 
     def append(self, logits: Tensor, token: Tensor) -> None:
-        """Append a token [B] that was drawn from logits [B, V]."""
-        distribution = Distribution(logits)
+        """Append a token [B] that was drawn from logits [B, V], which are copied: the memory that
+        they are in may be that of the model's next logits too.
+        """
+        distribution = Distribution(self._kept(logits))
         self._distributions.append(distribution)
         self.tokens.append(token)
         if not self.sync_each_step:
@@ -54,6 +60,18 @@ class SelfDraft:
             self.confidence[row].append(confidence)
             self.acceptance[row] *= stats.probability(self.drafter, confidence)
 
+    def _kept(self, logits: Tensor) -> Tensor:
+        """A copy of logits [B, V] in the table of all."""
+        at, room = len(self.tokens), self._logits.shape[1] if self._logits.dim() == 3 else 0
+        if at == room:
+            rows, width = logits.shape
+            longer = logits.new_empty(rows, 2 * room or _FIRST_TOKENS, width)
+            if room:
+                longer[:, :room] = self._logits
+            self._logits = longer
+        self._logits[:, at] = logits
+        return self._logits[:, at]
+
     @property
     def counts(self) -> list[int]:
         """Draft tokens of each row."""
@@ -62,7 +80,7 @@ class SelfDraft:
     @property
     def logits(self) -> Distribution:
         """What the tokens were drawn from, before masks and biases: N = B × K, row by row."""
-        logits = torch.stack([each.logits for each in self._distributions], dim=1).flatten(0, 1)
+        logits = self._logits[:, : len(self.tokens)].flatten(0, 1)
         if not self.sync_each_step:
             return Distribution(logits)
         partitions = torch.stack([each.log_partition for each in self._distributions], dim=1)

@@ -1,0 +1,45 @@
+"""Answers are those of a naive loop over llama.cpp itself: one sequence each, no drafts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from baco import Baco
+from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
+from tests_llamacpp.files import Alone, write_demo
+
+PROMPT = "Recommend a summer destination"
+
+
+@pytest.fixture(scope="module", params=["F32", "Q8_0"])
+def paths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return write_demo(tmp_path_factory.mktemp("demo"), request.param)
+
+
+@pytest.fixture(scope="module")
+def baco(paths: dict[str, Any]) -> Baco:
+    return without_turn_cut(Baco.load(**paths))
+
+
+@pytest.fixture(scope="module")
+def alone(baco: Baco, paths: dict[str, Any]) -> Baco:
+    """The same pair, whose models read one text token by token."""
+    models: dict[str, Any] = {source: Alone(path) for source, path in paths.items()}
+    return replace(baco, pair=replace(baco.pair, **models))
+
+
+def test_llama_cpp_is_chosen_for_gguf_files(baco: Baco) -> None:
+    assert baco.capabilities.name == "llamacpp"
+    assert all("by llama.cpp on cpu" in form for form in baco.pair.weights_formats.values())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_are_those_of_a_naive_loop(baco: Baco, alone: Baco, temperature: float) -> None:
+    settings: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 16}
+    for router, rule in rules(baco.pair).items():
+        for n in (1, 8):
+            answers = baco.generate(PROMPT, router=router, n=n, **settings)
+            for answer in answers[:1] if n == 1 else answers[1::3]:
+                expected = reference(alone, PROMPT, rule, sample=answer.sample, **settings)
+                assert tokens_and_sources(answer) == expected, router
