@@ -42,6 +42,29 @@ def top_row(row: torch.Tensor, most: int) -> Row:
     return Row(known, min(known.values()) if most < len(row) else -math.inf)
 
 
+def narrow(row: torch.Tensor, known: dict[int, float]) -> torch.Tensor:
+    """The row with the rest of its probability on as few unknown tokens as can hold it."""
+    rest, least = row.exp(), math.exp(min(known.values()))
+    rest[list(known)] = 0
+    left = float(rest.sum())
+    filled = torch.zeros_like(row)
+    for token in range(SIZE):
+        if token not in known:
+            filled[token] = min(least, max(0.0, left))
+            left -= least
+    filled[list(known)] = row[list(known)].exp()
+    return filled.log()
+
+
+def wide(row: torch.Tensor, known: dict[int, float]) -> torch.Tensor:
+    """The row with the rest of its probability spread evenly over all unknown tokens."""
+    unknown = [token for token in range(SIZE) if token not in known]
+    filled = row.clone()
+    if unknown:
+        filled[unknown] = (row[unknown].exp().sum() / len(unknown)).log()
+    return filled
+
+
 ROWS = st.lists(st.floats(-12, 4), min_size=SIZE, max_size=SIZE)
 
 
@@ -51,37 +74,46 @@ def test_entropies_and_their_differences_lie_between_their_bounds(
 ) -> None:
     rows = torch.tensor([base, aligned], dtype=torch.float64).log_softmax(-1)
     base_row, aligned_row = (top_row(row, most) for row in rows)
-    words = vocabulary()
-    banned = torch.zeros(SIZE, dtype=torch.bool)
-    table = Table(words, banned, [base_row], [aligned_row], {0}, whole=True)
-    narrow, wide = table.filled(wide=False), table.filled(wide=True)
-    for at in (0, 1):
-        low, high = (
-            float(Distribution(narrow[at]).entropy),
-            float(Distribution(wide[at]).entropy),
+    bounds = [row.entropy_bounds(SIZE) for row in (base_row, aligned_row)]
+    for at, (low, high) in enumerate(bounds):
+        real = float(Distribution(rows[at : at + 1]).entropy)
+        assert low - 1e-9 <= real <= high + 1e-9
+        # Both bounds are reached, so no closer ones are right.
+        known = (base_row, aligned_row)[at].known
+        for bound, filled in ((low, narrow(rows[at], known)), (high, wide(rows[at], known))):
+            assert float(Distribution(filled[None]).entropy) == pytest.approx(bound, abs=2e-4)
+
+
+@given(ROWS, ROWS, st.integers(1, SIZE), st.floats(-3, 3))
+def test_a_difference_of_entropies_is_decided_as_from_whole_rows_or_left_open(
+    base: list[float], aligned: list[float], most: int, gamma: float
+) -> None:
+    rows = torch.tensor([base, aligned], dtype=torch.float64).log_softmax(-1)
+    (low, high), (low_aligned, high_aligned) = (
+        top_row(row, most).entropy_bounds(SIZE) for row in rows
+    )
+    # At both ends of what is known of the two.
+    ends = [
+        Signals(
+            Distribution(rows[:1], entropy=torch.tensor([entropy_base])),
+            Distribution(rows[1:], entropy=torch.tensor([entropy_aligned])),
+            vocabulary(),
         )
-        assert low - 1e-3 <= float(Distribution(rows[at : at + 1]).entropy) <= high + 1e-3
-        for filled in (narrow, wide):
-            best = filled[at].exp()
-            assert float(best.sum()) == pytest.approx(1, abs=1e-4)
-            assert float(best.max()) == pytest.approx(float(rows[at].exp().max()), abs=1e-5)
-    low_gap = Signals(narrow[0], wide[1], table.words)
-    high_gap = Signals(wide[0], narrow[1], table.words)
-    real = float(Distribution(rows[:1]).entropy - Distribution(rows[1:]).entropy)
-    assert not bool(gap(low_gap, real + 2e-3))
-    assert bool(gap(high_gap, real - 2e-3))
+        for entropy_base, entropy_aligned in ((low, high_aligned), (high, low_aligned))
+    ]
+    decisions = {bool(gap(signals, gamma)) for signals in ends}
+    whole = bool(gap(Signals(rows[:1], rows[1:], vocabulary()), gamma))
+    assert whole in decisions or abs(low - high_aligned - gamma) < 1e-6
 
 
 def test_a_whole_row_has_exact_bounds() -> None:
     row = torch.randn(SIZE, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
     banned = torch.zeros(SIZE, dtype=torch.bool)
     known = top_row(row, SIZE)
+    low, high = known.entropy_bounds(SIZE)
+    assert low == high == pytest.approx(float(Distribution(row[None]).entropy))
     table = Table(vocabulary(), banned, [known], [known], {0}, whole=True)
-    narrow, wide = table.filled(wide=False)[0], table.filled(wide=True)[0]
-    assert torch.equal(narrow, wide)
-    assert float(Distribution(narrow).entropy) == pytest.approx(
-        float(Distribution(row[None]).entropy)
-    )
+    assert torch.equal(table.filled()[0][0], row)
 
 
 SAID = [1341, 654]

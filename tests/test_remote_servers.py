@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse
 
 from baco import Baco, BacoError
 from baco.cli import run
+from baco.routing.signals import Distribution
+from baco.source import MODELS
 from tests.remoting import Backing, Door, Stalling, calls, listening, remote, wait_until_idle
 from tests.serving import PROMPT, Served, events, served, wait_for
 
@@ -88,6 +90,29 @@ def test_the_parameters_of_a_server_are_found_within_the_bounds_it_sets(server: 
                     remote_pair.generate(PROMPT, router=ROUTER)
 
 
+def early(body: dict[str, Any]) -> dict[str, Any] | tuple[int, dict[str, str]]:
+    """A server that truncates before the temperature: the same tokens survive as with another
+    min_p after it.
+    """
+    if "samplers" in body:
+        return 400, {}
+    return body | {"min_p": body.get("min_p", 0.0) ** (1 / (body["temperature"] or 1))}
+
+
+def test_a_server_that_truncates_before_the_temperature_is_detected(server: Served) -> None:
+    door = Door(Backing(server.url), early)
+    with listening(door) as url, remote(server.url, aligned_url=url) as remote_pair:
+        backend: Any = remote_pair.backend
+        abilities = {source: model.ability for source, model in backend.models.items()}
+        assert [abilities[source].truncates_first for source in MODELS] == [False, True]
+        settings: dict[str, Any] = {"router": ROUTER, "min_p": 0.1, "max_tokens": 4}
+        assert remote_pair.generate(PROMPT, **settings)[0].error is None
+        with pytest.raises(BacoError, match="truncates before it applies the temperature"):
+            remote_pair.generate(PROMPT, temperature=1.3, **settings)
+        settings["min_p"] = 0.0
+        assert remote_pair.generate(PROMPT, temperature=1.3, **settings)[0].error is None
+
+
 def test_json_has_null_for_log_probabilities_that_a_server_does_not_return(
     server: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +157,27 @@ def test_an_answer_ends_where_its_entropy_cannot_be_bounded(server: Served, demo
                 assert mine.finish_reason == "error"
                 assert "most likely tokens that the server returns leave" in mine.error
         assert decided > 0
+
+
+def test_bounds_of_few_tokens_decide_most_entropies(demo: Baco) -> None:
+    """All log-probabilities are requested only where those of few tokens leave a decision open."""
+    text = list(demo.pair.renderer.render(PROMPT).base_ids)
+    first = float(Distribution(demo.pair.base.score(text)[-1:]).entropy)
+    with (
+        served(demo, max_logprobs=2048) as whole,
+        listening(door := Door(Backing(whole.url), lambda body: body)) as url,
+        remote(whole.url, base_url=url) as remote_pair,
+    ):
+        for gamma, most in (("1.5", 20), (f"{first - 5e-4:.6f}", 2048)):
+            door.bodies.clear()
+            settings: dict[str, Any] = {"router": f"H:{gamma}", "temperature": 0}
+            (mine,) = remote_pair.generate(PROMPT, **settings)
+            (expected,) = demo.generate(PROMPT, **settings)
+            assert (mine.token_ids, mine.error) == (expected.token_ids, None)
+            assert mine.sources == expected.sources
+            requested = [body["logprobs"] for body in door.bodies]
+            assert max(requested) == most
+            assert sum(top > 20 for top in requested) < len(requested) / 3
 
 
 def test_a_rule_that_reads_whole_rows_is_refused(server: Served) -> None:

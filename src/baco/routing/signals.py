@@ -22,11 +22,18 @@ class Distribution:
     Args:
         logits: raw logits on the common vocabulary, float [N, V].
         log_partition: log Σ exp of each row [N], where it is known already.
+        entropy: of each row in nats [N], where it is known already.
     """
 
-    def __init__(self, logits: Tensor, log_partition: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        log_partition: Tensor | None = None,
+        entropy: Tensor | None = None,
+    ) -> None:
         self.logits = logits
         self._log_partition = log_partition
+        self._entropy = entropy
 
     @cached_property
     def top(self) -> Tensor:
@@ -49,6 +56,8 @@ class Distribution:
     @cached_property
     def entropy(self) -> Tensor:
         """Shannon entropy in nats: [N]."""
+        if self._entropy is not None:
+            return self._entropy
         logp = self.logits.log_softmax(dim=-1)
         # 0 · log 0 = 0: a token of logit -inf adds nothing.
         return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)

@@ -4,13 +4,21 @@ Which model drafts, and how many tokens, follows from the acceptance so far. Thi
 ids. It knows nothing of text.
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from baco.backends.remote.model import TOP_DRAFTED, TOP_SCORED, Draws, RemoteModel
+from baco.backends.remote.model import TOP_DRAFTED, TOP_MORE, TOP_SCORED, Draws, RemoteModel
 from baco.backends.remote.verify import SpanResult, verify_span
-from baco.backends.remote.view import OTHER, AnswerRules, DraftSpan, NextSource, needed_quantity
+from baco.backends.remote.view import (
+    OTHER,
+    AnswerRules,
+    DraftSpan,
+    NextSource,
+    UndecidedError,
+    needed_quantity,
+)
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
@@ -22,10 +30,12 @@ from baco.source import MODELS, Source
 # The two calls of a span cost about as much as this many tokens that a server decodes.
 _CALL_TOKENS = 4
 _MAX_SPAN = 32
+# Where few tokens leave more than this share of the decisions open, more are requested at once: a
+# second call costs more than their log-probabilities do.
+_MANY_OPEN = 0.2
+_MIN_POSITIONS = 8
 # With one source, a call ends after this many tokens so that there is something to show.
 _MAX_SINGLE = 16
-# Routers that need these quantities need all tokens that a server returns.
-_NEED_ALL_TOKENS = ("entropy", "all")
 
 
 @dataclass(slots=True)
@@ -94,8 +104,12 @@ class Answer:
         self._sources: list[Source] = []
         self._next_source: NextSource | None = None
         self._finished = False
-        needs_all = needed_quantity(request.router) in _NEED_ALL_TOKENS
-        wanted = request.params.logprobs or 0
+        # Positions of spans, and those where few tokens left the router's decision open.
+        self._num_positions = self._num_open = 0
+        needs, wanted = needed_quantity(request.router), request.params.logprobs or 0
+        # An explanation shows the entropy itself.
+        needs_all = needs == "all" or (needs == "entropy" and request.explain)
+        least = TOP_DRAFTED if needs == "entropy" else TOP_SCORED
         self._top, self._top_scored = (
             {
                 source: model.ability.top
@@ -103,7 +117,7 @@ class Answer:
                 else num_top
                 for source, model in models.items()
             }
-            for num_top in (max(TOP_DRAFTED, wanted), max(TOP_SCORED, wanted))
+            for num_top in (max(TOP_DRAFTED, wanted), max(least, wanted))
         )
 
     async def decode(self) -> None:
@@ -168,13 +182,69 @@ class Answer:
         request = self._sequence.request
         alone = self._only_source is not None or request.router.reads <= {drafter}
         if alone and not request.explain:
-            result = verify_span(self._rules, span)
+            result = await self._decide(span)
             if not result.needs_other:
                 return result
         other = OTHER[drafter]
         text, top = self._text(other), self._top_scored[other]
         span.scored = await self._models[other].rows(text, tokens, top)
-        return verify_span(self._rules, span)
+        return await self._decide(span)
+
+    async def _decide(self, span: DraftSpan) -> SpanResult:
+        """Verify a span; request more tokens of a row where its bounds leave a decision open."""
+        other = OTHER[span.drafter]
+        requested = {
+            span.drafter: self._top[span.drafter],
+            other: self._top_scored[other],
+        }
+        position, tops = -1, requested
+        while True:
+            try:
+                result = verify_span(self._rules, span)
+                self._num_positions += len(span.tokens)
+                return result
+            except UndecidedError as undecided:
+                if undecided.position != position:
+                    position, tops = undecided.position, dict(requested)
+                    self._num_open += 1
+                if not await self._extend_rows(span, position, tops):
+                    raise
+                if self._num_open > _MANY_OPEN * max(self._num_positions, _MIN_POSITIONS):
+                    self._request_more()
+
+    def _request_more(self) -> None:
+        """Request more tokens at once from now on, of the models whose entropies are read."""
+        for source in self._sequence.request.router.reads:
+            for tops in (self._top, self._top_scored):
+                tops[source] = max(tops[source], TOP_MORE)
+
+    async def _extend_rows(self, span: DraftSpan, at: int, tops: dict[Source, int]) -> bool:
+        """Request more tokens of the rows that the router reads at a position.
+
+        Args:
+            span: its rows are replaced.
+            at: the position.
+            tops: number of tokens that were requested of each model there; updated.
+
+        Returns:
+            False where no server returns more.
+        """
+
+        async def extend(source: Source) -> bool:
+            model, rows = self._models[source], span.rows(source)
+            top = model.larger_top(tops[source])
+            if top is None or rows[at].is_whole:
+                return False
+            tops[source] = top
+            row = await model.row([*self._text(source), *span.tokens[:at]], top)
+            if row is None:
+                return False
+            # The draft token need not be among the most likely ones.
+            rows[at] = Row(rows[at].known | row.known, row.cap)
+            return True
+
+        reads = self._sequence.request.router.reads
+        return any(await asyncio.gather(*map(extend, reads)))
 
     async def _redraw(
         self, result: SpanResult, next_source: NextSource, draft: ServerTokens

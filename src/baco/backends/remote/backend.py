@@ -245,6 +245,11 @@ def _check_params(request: Request, model: RemoteModel) -> None:
     for name in ("min_p", "top_k"):
         if getattr(params, name) and name not in ability.obeys:
             raise BacoError(f"{called} does not follow {name}: give {name} 0")
+    if ability.truncates_first and params.temperature != 1 and (params.min_p or params.top_p < 1):
+        raise BacoError(
+            f"{called} truncates before it applies the temperature, so min_p and top_p differ "
+            "there: use temperature 1, or min_p 0 and top_p 1"
+        )
     if params.min_p and request.router.only is None and "logit_bias" not in ability.obeys:
         raise BacoError(
             f"{called} does not follow logit_bias, without which min_p is not exact where a "

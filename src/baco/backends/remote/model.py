@@ -7,16 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from baco.backends.remote.client import MalformedError, Server
+from baco.backends.remote.client import MalformedError, RefusedError, Server
 from baco.backends.remote.wire import Names, Row, ServerTokens, ShapeError
 from baco.errors import UpstreamError
 from baco.sampling.params import SamplingParams
 from baco.source import Source
 
-# Most likely tokens requested where the router reads no entropy: at draft tokens, and at tokens
+# Most likely tokens requested at draft tokens, and, where the router reads no entropy, at tokens
 # that the server scores as part of a prompt.
 TOP_DRAFTED = 20
 TOP_SCORED = 5
+# As many are requested next where these do not bound an entropy well enough to decide by it.
+TOP_MORE = 200
+# The most that are requested at the start, to find out what a server returns.
+TOP_PROBED = 2048
 # Texts of up to this many tokens are scored as a whole; longer ones by one short request per token,
 # which the server's prefix cache serves. vLLM does not use this cache for the scores of a prompt.
 _MAX_SCORED = 128
@@ -40,6 +44,7 @@ class Ability:
         batches: it accepts several prompts in one request.
         raw: its log-probabilities do not change with the temperature.
         obeys: the parameters that had an effect: min_p, top_k, logit_bias.
+        truncates_first: it truncates before it applies the temperature.
     """
 
     model: str
@@ -52,6 +57,7 @@ class Ability:
     batches: bool
     raw: bool = True
     obeys: frozenset[str] = frozenset()
+    truncates_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,8 @@ class RemoteModel:
     ) -> None:
         self.source, self.server, self.ability = source, server, ability
         self._names, self._ends, self._rows = names, frozenset(ends), rows
+        # Whether it returns the whole vocabulary is tried when that is first needed.
+        self._max_top = ability.top if ability.top < TOP_PROBED else names.size
         # For servers that do not return the token that ended a text.
         self._end = min(ends, default=0)
 
@@ -154,6 +162,28 @@ class RemoteModel:
             return await self._scored(self._replace_unknown_ids([*text, *span]), len(span), top)
         texts = [self._replace_unknown_ids([*text, *span[:at]]) for at in range(len(span))]
         return await self._next(texts, top)
+
+    def larger_top(self, top: int) -> int | None:
+        """The number of most likely tokens to request after ``top`` of them; None: it returns no
+        more.
+        """
+        tops = (TOP_MORE, self.ability.top, self._max_top)
+        return next((more for more in tops if top < more <= self._max_top), None)
+
+    async def row(self, text: Sequence[int], top: int) -> Row | None:
+        """Its row after a text; None where it refuses to return so many tokens.
+
+        Raises:
+            UpstreamError: the server fails.
+        """
+        try:
+            (row,) = await self._next([self._replace_unknown_ids(text)], top)
+        except RefusedError:
+            if top <= self.ability.top:
+                raise
+            self._max_top = self.ability.top
+            return None
+        return row
 
     async def draw(
         self,
@@ -283,7 +313,7 @@ class RemoteModel:
         """A completion of each prompt."""
         body = {**self.ability.fields, "model": self.ability.model, "prompt": prompt, **fields}
         body["max_tokens"] = length
-        top = min(top, self.ability.top)
+        top = min(top, self._max_top)
         if top:
             body["logprobs"] = top
         replies = await ask(self.server, self._names, body)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baco.backends.remote.client import MalformedError, RefusedError, Server
-from baco.backends.remote.model import TOP_DRAFTED, Ability, ask
+from baco.backends.remote.model import TOP_DRAFTED, TOP_PROBED, Ability, ask
 from baco.backends.remote.wire import Names, ServerTokens
 from baco.errors import BacoError, UpstreamError
 from baco.models.pair import Pair
@@ -19,14 +19,23 @@ _HOT = 2.0
 # difference could be chance.
 _MIN_DIFFERENCES, _MAX_TRIES = 3, 8
 # Numbers of most likely tokens to try, the largest first: servers refuse, or return fewer.
-_TOPS = (2048, 200, TOP_DRAFTED, 5, 1)
-# Fields that switch truncation off, because servers have defaults of their own. The second form is
-# for servers that disable top_k by -1, the last for servers that accept OpenAI's fields only.
+_TOPS = (TOP_PROBED, 200, TOP_DRAFTED, 5, 1)
+# Fields that switch truncation off, because servers have defaults of their own. The first form is
+# for llama.cpp: it truncates before the temperature and applies penalties of its own, unless a
+# request lists samplers in another order. The third is for servers that disable top_k by -1, the
+# last for servers that accept OpenAI's fields only.
+_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 _NO_TRUNCATION: tuple[Mapping[str, Any], ...] = (
-    {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-    {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    {**_SAMPLING, "samplers": ["temperature", "top_k", "top_p", "min_p"]},
+    _SAMPLING,
+    {**_SAMPLING, "top_k": -1},
     {"top_p": 1.0},
 )
+# Temperatures at which draws show whether a server truncates after the temperature, or before it.
+_AFTER, _BEFORE = 2.0, 0.8
+_MAX_DRAWS = 24
+# The least difference of two log-probabilities that rounding does not hide.
+_CLEAR = 0.05
 # Errors of a server that cannot do what it is asked.
 _UNABLE = (RefusedError, MalformedError)
 _IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
@@ -54,6 +63,7 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
     greedy = await probes.complete(max_tokens=_GREEDY_TOKENS, temperature=0)
     if probes.returns_ids:
         _check_spelling(server, pair, greedy)
+    obeys = frozenset([name async for name in probes.obeyed(greedy)])
     return Ability(
         model=name,
         context=context,
@@ -64,7 +74,8 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
         scores_part=await probes.scores_part(),
         batches=await probes.batches(),
         raw=await probes.raw(greedy),
-        obeys=frozenset([name async for name in probes.obeyed(greedy)]),
+        obeys=obeys,
+        truncates_first="min_p" in obeys and await probes.truncates_first(greedy),
     )
 
 
@@ -220,6 +231,33 @@ class _Probes:
         reply = await self.attempt(max_tokens=1, temperature=0, logit_bias=bias)
         if reply is not None and reply.tokens[:1] == [other]:
             yield "logit_bias"
+
+    async def truncates_first(self, greedy: ServerTokens) -> bool:
+        """Does it truncate before it applies the temperature? Draws at the position whose two most
+        likely tokens are closest show it.
+        """
+        gaps = {
+            at: best[0] - best[1]
+            for at, row in enumerate(greedy.rows)
+            if row is not None and len(best := [*row.best(2).values()]) == 2
+        }
+        clear = {at: gap for at, gap in gaps.items() if gap > _CLEAR}
+        if not clear:
+            return False
+        at = min(clear, key=lambda at: clear[at])
+        prompt, likeliest, gap = [*self.text, *greedy.tokens[:at]], greedy.tokens[at], clear[at]
+        # min_p lies between the limits of the two orders: at the higher temperature the second
+        # token survives only if truncation comes last, at the lower one only if it comes first.
+        after = {"temperature": _AFTER, "min_p": math.exp(-gap * (1 + 1 / _AFTER) / 2)}
+        before = {"temperature": _BEFORE, "min_p": math.exp(-gap * (1 + 1 / _BEFORE) / 2)}
+        for seed in range(_MAX_DRAWS):
+            for fields in (after, before):
+                reply = await self.attempt(prompt, max_tokens=1, seed=seed, **fields)
+                if reply is None:
+                    return False
+                if reply.tokens[:1] != [likeliest]:
+                    return fields is before
+        return False
 
     async def _truncates(self, fields: Mapping[str, Any], greedy: ServerTokens) -> bool:
         """Do these fields leave only the most likely tokens where hot draws differ without them?"""

@@ -1,11 +1,9 @@
-"""Sparse rows as tensors that routers read: the known tokens, and bounds on the others.
+"""Sparse rows as tensors that routers read: the known tokens, and the most that others can have.
 
 A server returns the most likely tokens of a position. The remaining probability belongs to the
-other tokens, none of which is likelier than the least likely one returned. Two ways to fill it in
-bound the entropy of the row. *Narrow*: on as few tokens as can hold it, each as likely as possible;
-no possible row has less entropy. *Wide*: spread evenly; no possible row has more. Both keep the
-most likely tokens and their probabilities. Where the router reads no entropy, one column per row
-represents all unknown tokens, with the highest probability that any of them can have.
+other tokens, none of which is likelier than the least likely one returned. One column per row
+represents all unknown tokens, with the highest probability that any of them can have. A router that
+reads whole rows gets one column per token of the vocabulary.
 """
 
 import math
@@ -29,7 +27,7 @@ class Table:
         banned: tokens that are never drawn from the base, bool [V].
         base, aligned: rows; the same ones where only one model's are known.
         others: further tokens that need a column.
-        whole: have as many columns as the vocabulary has tokens, for entropies.
+        whole: have as many columns as the vocabulary has tokens.
     """
 
     vocabulary: Vocabulary
@@ -57,13 +55,12 @@ class Table:
         """The number of columns for unknown tokens."""
         return self.vocabulary.size - len(self.ids) if self.whole else 1
 
-    def filled(self, *, wide: bool) -> tuple[Tensor, Tensor]:
+    def filled(self) -> tuple[Tensor, Tensor]:
         """Both models' rows: float32 [P, W], W being V where the table is whole."""
-        fill = self._wide if wide else self._narrow
-        base = torch.stack([fill(row) for row in self.base])
+        base = torch.stack([self._filled(row) for row in self.base])
         if self.aligned is self.base:
             return base, base
-        return base, torch.stack([fill(row) for row in self.aligned])
+        return base, torch.stack([self._filled(row) for row in self.aligned])
 
     @cached_property
     def words(self) -> Vocabulary:
@@ -84,41 +81,13 @@ class Table:
         more = torch.zeros(self.fillers, dtype=torch.bool)
         return torch.cat((self.banned[torch.tensor(self.ids)], more))
 
-    def _narrow(self, row: Row) -> Tensor:
-        filled, rest = self._empty(), self._rest(row)
-        if rest:
-            most, free = math.exp(row.cap), self._free(row)
-            full = min(int(rest / most), len(free))
-            filled[free[:full]] = row.cap
-            if full < len(free) and rest - full * most > 0:
-                filled[free[full]] = min(math.log(rest - full * most), row.cap)
-        return self._with_known(filled, row)
-
-    def _free(self, row: Row) -> list[int]:
-        """The columns that may hold the remaining probability of a row."""
-        own = len(self.ids)
-        if not self.whole:
-            return [own]
-        others = [at for at, token in enumerate(self.ids) if token not in row.known]
-        return [*range(own, own + self.fillers), *others]
-
-    def _wide(self, row: Row) -> Tensor:
-        filled, rest = self._empty(), self._rest(row)
-        if rest:
+    def _filled(self, row: Row) -> Tensor:
+        filled = torch.full((len(self.ids) + self.fillers,), -math.inf)
+        rest = row.rest(self.vocabulary.size)
+        if rest and self.whole:
             filled[:] = math.log(rest / (self.vocabulary.size - len(row.known)))
-        return self._with_known(filled, row)
-
-    def _empty(self) -> Tensor:
-        return torch.full((len(self.ids) + self.fillers,), -math.inf)
-
-    def _with_known(self, filled: Tensor, row: Row) -> Tensor:
+        elif rest:
+            filled[-1] = min(math.log(rest), row.cap)
         columns = [self.column[token] for token in row.known]
         filled[columns] = torch.tensor(list(row.known.values()))
         return filled
-
-    def _rest(self, row: Row) -> float:
-        """The probability of all unknown tokens, at most what they can have despite rounding."""
-        if row.cap == -math.inf:
-            return 0.0
-        room = (self.vocabulary.size - len(row.known)) * math.exp(row.cap)
-        return min(max(0.0, 1.0 - math.fsum(map(math.exp, row.known.values()))), room)

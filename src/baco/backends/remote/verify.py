@@ -55,6 +55,7 @@ def verify_span(rules: AnswerRules, span: DraftSpan) -> SpanResult:
     """Accept the tokens of a span up to the first that plain decoding would not have drawn.
 
     Raises:
+        UndecidedError: the router depends on probabilities that the servers did not return.
         BacoError: the servers do not return what the router needs to know.
     """
     view = RoutingView(rules, span)

@@ -38,6 +38,19 @@ def needed_quantity(router: Router) -> str:
     return "max" if "max" in kinds else "top"
 
 
+class UndecidedError(BacoError):
+    """A router's decision depends on probabilities that are not known.
+
+    Args:
+        position: in the span.
+        message: the bounds of what is known.
+    """
+
+    def __init__(self, position: int, message: str) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 @dataclass(frozen=True, slots=True)
 class NextSource:
     """The source of the next token.
@@ -68,14 +81,14 @@ class DraftSpan:
 
     drafter: Source
     tokens: Sequence[int]
-    drafted: Sequence[Row]
-    scored: Sequence[Row] | None
+    drafted: list[Row]
+    scored: list[Row] | None
     previous: int
     active: Source
     next_source: NextSource | None
     position: int
 
-    def rows(self, source: Source) -> Sequence[Row]:
+    def rows(self, source: Source) -> list[Row]:
         """A model's rows; the drafter's in place of rows that are not known."""
         return self.drafted if source == self.drafter or self.scored is None else self.scored
 
@@ -120,9 +133,9 @@ class RoutingView:
         needs = needed_quantity(self._router)
         others = {*span.tokens, *rules.bias, max(span.previous, 0)}
         rows = span.rows("base"), span.rows("aligned")
-        whole = needs in ("entropy", "all")
-        self._table = Table(pair.vocabulary, pair.banned, *rows, others, whole)
-        self._rows = self._table.filled(wide=False)
+        self._size = pair.vocabulary.size
+        self._table = Table(pair.vocabulary, pair.banned, *rows, others, whole=needs == "all")
+        self._rows = self._table.filled()
         self._signals = self._bounds(needs == "entropy")
         routers = [(self._router, rules.request.switch)]
         self._boundary_states = [
@@ -131,18 +144,23 @@ class RoutingView:
 
     def _bounds(self, entropies: bool) -> list[Signals]:
         """The rows as the router sees them; where it reads an entropy, at both bounds of it."""
-        words, (base, aligned) = self._table.words, self._rows
-        if entropies:
-            wide = self._table.filled(wide=True)
-            # The least entropy of one model with the greatest of the other, so that differences are
-            # bounded too.
-            return [
-                Signals(base, wide[1], words, self._coins),
-                Signals(wide[0], aligned, words, self._coins),
-            ]
+        if not entropies:
+            return [self._signals_with(None, None)]
+        base, aligned = (_entropy_bounds(self._span.rows(source), self._size) for source in MODELS)
+        # The least entropy of one model with the greatest of the other, so that differences are
+        # bounded too.
+        return [self._signals_with(base[0], aligned[1]), self._signals_with(base[1], aligned[0])]
+
+    def _signals_with(self, entropy_base: Tensor | None, entropy_aligned: Tensor | None) -> Signals:
+        base, aligned = self._rows
         # Rows are log-probabilities, though one column represents many tokens.
-        logprobs = Distribution(base, log_partition=torch.zeros(len(base)))
-        return [Signals(logprobs, aligned, words, self._coins)]
+        normalised = torch.zeros(len(base))
+        return Signals(
+            Distribution(base, normalised, entropy_base),
+            Distribution(aligned, normalised, entropy_aligned),
+            self._table.words,
+            self._coins,
+        )
 
     @cached_property
     def _previous(self) -> Tensor:
@@ -160,8 +178,8 @@ class RoutingView:
         """The source of a position; None where it may depend on rows that are not known.
 
         Raises:
-            BacoError: the threshold is between the bounds of what is known, or a server did not
-                return its most likely token.
+            UndecidedError: the threshold is between the bounds of what is known.
+            BacoError: a server did not return its most likely token.
         """
         span = self._span
         if not all(span.rows(source)[at].has_top for source in MODELS):
@@ -202,13 +220,14 @@ class RoutingView:
     def _state(self, bound: int, at: int) -> BoundaryState:
         return self._boundary_states[bound].map(lambda column: column[at : at + 1])
 
-    def _undecided(self, at: int) -> BacoError:
+    def _undecided(self, at: int) -> UndecidedError:
         low, high = (float(signals.entropy_base[at]) for signals in self._signals)
         known = len(self._span.rows("base")[at].known)
-        return BacoError(
+        return UndecidedError(
+            at,
             f"{self._router.spelling} cannot be decided: the {known} most likely tokens that the "
             f"server returns leave the base's entropy anywhere from {low:.2f} to {high:.2f} nats; "
-            "let it return more (vLLM and baco serve: --max-logprobs), or use a P router"
+            "let it return more (vLLM and baco serve: --max-logprobs), or use a P router",
         )
 
     def is_allowed(self, at: int, next_source: NextSource) -> bool:
@@ -253,3 +272,9 @@ class RoutingView:
             return None
         token = self._table.ids[column]
         return token if token in row.known else None
+
+
+def _entropy_bounds(rows: Sequence[Row], size: int) -> tuple[Tensor, Tensor]:
+    """The least and the greatest entropy of each row: float32 [P] each."""
+    low, high = zip(*(row.entropy_bounds(size) for row in rows), strict=True)
+    return torch.tensor(low), torch.tensor(high)

@@ -14,6 +14,8 @@ _IMPOSSIBLE = -9999.0
 # The greatest logarithm of a probability of 1 after rounding.
 _MAX_LOGPROB = 1e-2
 _MAX_SHOWN = 40
+# Nats by which bounds of an entropy are widened: servers round each log-probability.
+_ROUNDING = 1e-4
 
 
 class ShapeError(ValueError):
@@ -40,9 +42,43 @@ class Row:
         return cls({token: 0.0}, -math.inf, measured=False)
 
     @property
+    def is_whole(self) -> bool:
+        """Are all tokens known?"""
+        return self.cap == -math.inf
+
+    @property
     def has_top(self) -> bool:
         """Is the most likely token among the known ones?"""
         return self.cap <= max(self.known.values())
+
+    def rest(self, size: int) -> float:
+        """The probability of all other tokens of a vocabulary of this size: at most what they can
+        have, despite rounding.
+        """
+        if self.is_whole:
+            return 0.0
+        room = (size - len(self.known)) * math.exp(self.cap)
+        return min(max(0.0, 1.0 - math.fsum(map(math.exp, self.known.values()))), room)
+
+    def entropy_bounds(self, size: int) -> tuple[float, float]:
+        """The least and the greatest entropy that the row can have, in nats.
+
+        The entropy is least where as few of the other tokens as possible hold the rest, each as
+        likely as it can be, and greatest where all of them are equally likely. Where tokens are
+        missing, the bounds leave room for rounding.
+        """
+        probabilities = [math.exp(value) for value in self.known.values()]
+        rest = self.rest(size)
+        total = math.fsum((*probabilities, rest))
+        known = math.fsum(map(_surprise, (p / total for p in probabilities)))
+        if not rest:
+            return known, known
+        rest, most = rest / total, math.exp(self.cap) / total
+        full = math.floor(rest / most)
+        others = size - len(self.known)
+        low = known + full * _surprise(most) + _surprise(max(0.0, rest - full * most))
+        high = known + others * _surprise(rest / others)
+        return max(0.0, low - _ROUNDING), max(low, high) + _ROUNDING
 
     def best(self, count: int) -> dict[int, float]:
         """The most likely tokens."""
@@ -72,12 +108,12 @@ class ServerTokens:
 
 
 class Names:
-    """Token ids by the names that servers use."""
+    """Token ids by the names that servers use; ``size`` is that of the pair's vocabulary."""
 
     def __init__(self, pair: Pair) -> None:
-        self._size = pair.vocabulary.size
+        self.size = pair.vocabulary.size
         self._ids: dict[str, int | None] = {}
-        for token in range(self._size):
+        for token in range(self.size):
             name = name_of(pair.spelling(token))
             # A name that two tokens share means neither.
             self._ids[name] = None if name in self._ids else token
@@ -86,7 +122,7 @@ class Names:
         """The id of a name; None where it is unknown or shared."""
         if name.startswith(_ID_PREFIX):
             token = _id_of(name)
-            return token if token < self._size else None
+            return token if token < self.size else None
         return self._ids.get(name)
 
     def read_all(self, reply: Any, top: int) -> list[ServerTokens]:
@@ -147,7 +183,7 @@ class Names:
         top: int,
     ) -> None:
         nats = None if logprob is None else _nats(logprob)
-        known = token is not None and token < self._size
+        known = token is not None and token < self.size
         result.tokens.append(token if known else None)
         result.logprobs.append(math.nan if nats is None else nats)
         values = [(name, _nats(value)) for name, value in pairs]
@@ -164,18 +200,23 @@ class Names:
             return None
         ranked = sorted((value for _, value in pairs), reverse=True)
         # Servers add the token itself to the most likely ones where it is none of them.
-        cap = ranked[min(top, len(ranked)) - 1] if len(ranked) < self._size else -math.inf
+        cap = ranked[min(top, len(ranked)) - 1] if len(ranked) < self.size else -math.inf
         known: dict[int, float] = {}
         for name, value in pairs:
             id_ = name if isinstance(name, int) else self.id(name)
-            if id_ is None or id_ >= self._size:
+            if id_ is None or id_ >= self.size:
                 # An id beyond the common vocabulary is never written; a text without an id may be.
-                cap = cap if _is_beyond(name, self._size) else max(cap, value)
+                cap = cap if _is_beyond(name, self.size) else max(cap, value)
             else:
                 known[id_] = value if value > _IMPOSSIBLE else -math.inf
-        if token is not None and token < self._size:
+        if token is not None and token < self.size:
             known.setdefault(token, logprob)
         return Row(known, cap) if known else None
+
+
+def _surprise(probability: float) -> float:
+    """−p ln p, the share of one token in an entropy."""
+    return -probability * math.log(probability) if probability > 0 else 0.0
 
 
 def _pairs(entry: dict[str, Any]) -> list[tuple[str | int, Any]]:
