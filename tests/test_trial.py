@@ -106,7 +106,11 @@ def test_an_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
             "no embed_tokens, layers, norm, rotary_emb)",
         ),
         ("gemma3_text", "BACo's own forward, all rows at once"),
-        ("mamba", "its own cache, one row at a time and without drafts"),
+        ("zaya", "its own cache, one row at a time and without drafts"),
+        (
+            "mamba",
+            "the forward of transformers, all rows at once, with a recurrent state for each row",
+        ),
         ("llama", "BACo's own forward, all rows at once"),
     ],
 )

@@ -39,8 +39,6 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), CONTEXT),
-    **dict.fromkeys(("model_max_length", "max_target_positions", "context_length"), CONTEXT),
     **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size"), 8),
     **dict.fromkeys(("attention_window_size", "attention_chunk_size"), 8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
@@ -55,8 +53,11 @@ _SMALL: dict[str, Any] = {
     "lru_width": 32,
     "index_n_heads": 2,
     "index_head_dim": 8,
-    "index_topk": 2 * CONTEXT,  # a choice among near ties is nothing to hold anything to
 }
+_CONTEXTS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    *("model_max_length", "max_target_positions", "context_length"),
+)
 _DECODER = {"is_decoder": True}
 _MLA = {"num_key_value_heads": 4}
 _FOUR_LAYERS = {"num_hidden_layers": 4}
@@ -120,6 +121,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "use_mamba_kernels": False,
     },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "moshi": {"sliding_window": CONTEXT},  # its full forward has no window, only its cache has
@@ -159,7 +161,7 @@ _LEFT_OUT = {
 EVERY = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _LEFT_OUT))
 
 
-def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
+def tiny_config(model_type: str, *, context: int = CONTEXT, **changes: Any) -> PreTrainedConfig:
     """A tiny configuration; ``changes`` apply to its text part."""
     kind = CONFIG_MAPPING[model_type]
     usual = kind()
@@ -168,7 +170,9 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     whole = {k: v for k, v in _CHANGES.get(model_type, {}).items() if k in known}
     nested = "text_config" in known
     names = text.to_dict() if nested else known
-    small = {name: value for name, value in _SMALL.items() if name in names}
+    # The choice of an index among near ties would make every comparison a matter of luck.
+    lengths = {**dict.fromkeys(_CONTEXTS, context), "index_topk": 2 * context}
+    small = {name: value for name, value in (_SMALL | lengths).items() if name in names}
     if not nested:
         config: PreTrainedConfig = kind(**small | _CHANGES.get(model_type, {}) | changes)
         return config
@@ -198,11 +202,33 @@ def drafting(baco: Baco) -> Baco:
     return baco
 
 
-def save_tiny_pair(folder: Path, model_type: str, **changes: Any) -> Path:
-    """A pair of an architecture as ``folder/base`` and ``folder/aligned``."""
+def save_tiny_pair(
+    folder: Path, model_type: str, *, noise: float | None = None, **changes: Any
+) -> Path:
+    """A pair of an architecture as ``folder/base`` and ``folder/aligned``.
+
+    Args:
+        folder: for both models.
+        model_type: of the architecture.
+        noise: the models differ by random numbers of this share of each weight's spread; None for
+            unrelated weights.
+        changes: see `tiny_config`.
+    """
     backend = train_tokenizer()
     for seed, source in enumerate(("base", "aligned")):
-        model = tiny_model(tiny_config(model_type, **changes), seed)
+        model = tiny_model(tiny_config(model_type, **changes), seed if noise is None else 0)
+        if noise is not None and source == "aligned":
+            perturb(model, noise)
         model.save_pretrained(folder / source)
         wrapped(backend, aligned=source == "aligned").save_pretrained(folder / source)
     return folder
+
+
+@torch.no_grad()
+def perturb(model: PreTrainedModel, noise: float) -> None:
+    """Add random numbers of this share of each weight's spread."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            change = torch.randn(weight.shape, generator=generator)
+            weight.add_(change * weight.std() * noise)

@@ -3,7 +3,7 @@
 It knows token ids and positions. It knows nothing of routers, sampling or text.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -26,6 +26,9 @@ def prefill_chunk(device: torch.device) -> int:
     """Tokens of one chunk of a prompt on a device."""
     return CPU_CHUNK if device.type == "cpu" else CHUNK
 
+
+# Makes the tables of this many rows and columns.
+NewCache = Callable[[int, int], SlotCache]
 
 # Keys and values of one layer: [heads, tokens, width of a head] each.
 _LayerBlock = tuple[Tensor, Tensor]
@@ -72,8 +75,10 @@ class OwnTables:
 
     reverse, models = False, 1
 
-    def __init__(self, cache: SlotCache, *, static: bool = False) -> None:
-        self.cache, self._static = cache, static
+    def __init__(
+        self, cache: SlotCache, new_cache: NewCache = SlotCache, *, static: bool = False
+    ) -> None:
+        self.cache, self._new_cache, self._static = cache, new_cache, static
 
     def first(self, rows: int) -> int:  # noqa: ARG002
         return 0
@@ -86,7 +91,7 @@ class OwnTables:
 
     def drop(self, rows: int) -> None:
         if not rows and not self._static:
-            self.cache = SlotCache(0, 0)  # an idle server keeps no tables of its busiest hour
+            self.cache = self._new_cache(0, 0)  # an idle server keeps no tables of its busiest hour
 
 
 class BatchedKVCache:
@@ -96,6 +101,7 @@ class BatchedKVCache:
         forward: of the model.
         cache: to reuse, where the forward needs tables that stay at their addresses.
         tables: for the rows, if they are to be in tables with others.
+        new_cache: makes tables of some rows and columns.
         shares: the forward can attend to a prompt that rows share without copying it.
         chunk: tokens of a prompt that are read at once.
     """
@@ -108,13 +114,15 @@ class BatchedKVCache:
         cache: SlotCache | None = None,
         *,
         tables: Tables | None = None,
+        new_cache: NewCache = SlotCache,
         shares: bool = False,
         chunk: int = CPU_CHUNK,
     ) -> None:
         self.forward, self.chunk = forward, chunk
         self.static_shapes, self._shares = cache is not None, shares
-        own = SlotCache(0, 0) if cache is None else cache
-        self._tables = tables or OwnTables(own, static=self.static_shapes)
+        self._new_cache = new_cache
+        own = new_cache(0, 0) if cache is None else cache
+        self._tables = tables or OwnTables(own, new_cache, static=self.static_shapes)
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
         self._shared: list[Prefix | None] = []  # of each row
@@ -134,7 +142,8 @@ class BatchedKVCache:
         begun: Prefix | None = None,
         long: bool = False,
     ) -> Generator[int, None, Prefix]:
-        cache, first = (SlotCache(1, len(ids)), 0) if begun is None else (begun.cache, begun.length)
+        new = begun or Prefix(self._new_cache(1, len(ids)), 0)
+        cache, first = new.cache, new.length
         for start in range(first, len(ids), self.chunk):
             chunk = ids[start : start + self.chunk]
             self._read_alone(cache, start, chunk, 1, long)
@@ -142,7 +151,7 @@ class BatchedKVCache:
         return Prefix(cache, len(ids), self.shares_prefix(len(ids), samples))
 
     def copy_prefix(self, prefix: Prefix | None, count: int) -> None:
-        prefix = prefix or Prefix(SlotCache(0, 0), 0)
+        prefix = prefix or Prefix(self._new_cache(0, 0), 0)
         first, last = len(self.lengths), len(self.lengths) + count
         self._write(prefix, range(first, last), last)
         self.lengths += [prefix.length] * count
@@ -171,7 +180,7 @@ class BatchedKVCache:
             if shared and start < split:
                 parts.insert(0, (shared.cache, 0, start, min(stop, split)))
         block = []
-        for layers in zip(*(cache.layers for cache, *_ in parts), strict=True):
+        for layers in zip(*(cache.slot_layers for cache, *_ in parts), strict=True):
             columns = [
                 (layer.keys[row, :, a:b], layer.values[row, :, a:b])
                 for layer, (_, row, a, b) in zip(layers, parts, strict=True)
@@ -181,7 +190,7 @@ class BatchedKVCache:
         return block
 
     def load_blocks(self, blocks: Sequence[list[_LayerBlock]], tokens: int, room: int) -> Prefix:
-        cache, start = SlotCache(1, room), 0
+        cache, start = self._new_cache(1, room), 0
         for block in blocks:
             for index, (keys, values) in enumerate(block):
                 layer = cache.layer(index)
@@ -218,7 +227,7 @@ class BatchedKVCache:
         self._tables.drop(len(kept))
 
     def score(self, ids: Sequence[int], chunk: int, *, long: bool = False) -> Iterator[Tensor]:
-        cache = SlotCache(1, len(ids))
+        cache = self._new_cache(1, len(ids))
         for start in range(0, len(ids), chunk):
             own = ids[start : start + chunk]
             yield self._read_alone(cache, start, own, len(own), long)[0]
@@ -269,7 +278,7 @@ class BatchedKVCache:
         self._tables.reserve(count, max([*self._own_lengths(), own]) + 1)
         places = sorted(self._in_tables(rows))
         at = slice(places[0], places[-1] + 1) if places else slice(0, 0)
-        for target, source in zip(self._layers_like(prefix), prefix.cache.layers, strict=True):
+        for target, source in self._layers_like(prefix):
             target.keys[at, :, :own] = source.keys[:, :, :own]
             target.values[at, :, :own] = source.values[:, :, :own]
 
@@ -281,12 +290,15 @@ class BatchedKVCache:
         first = self._tables.first(0)
         return [first + row for row in rows]
 
-    def _layers_like(self, prefix: Prefix) -> list[Any]:
-        sources = prefix.cache.layers
-        layers = [self.cache.layer(index) for index in range(len(sources))]
-        for target, source in zip(layers, sources, strict=True):
-            if not target.is_initialized:
-                target.lazy_initialization(source.keys, source.values)
+    def _layers_like(self, prefix: Prefix) -> list[tuple[Any, Any]]:
+        """Layers of the tables, each with the layer of a prompt that is copied into it."""
+        layers = []
+        for index, source in enumerate(prefix.cache.slot_layers):
+            if source.is_initialized:
+                target = self.cache.layer(index)
+                if not target.is_initialized:
+                    target.lazy_initialization(source.keys, source.values)
+                layers.append((target, source))
         return layers
 
     def _own_lengths(self) -> list[int]:

@@ -43,6 +43,7 @@ class ForwardPlan:
         prefix_lengths: tokens of its shared prompt for each row, int64 [B]; None where none has
             any.
         long: whether each row is read with the long factors of its rotary embedding, [B].
+        counts: tokens that each row reads.
     """
 
     lengths: list[int]
@@ -53,6 +54,7 @@ class ForwardPlan:
     shared_prefixes: Sequence[PrefixGroup] = ()
     prefix_lengths: Tensor | None = None
     long: Sequence[bool] = ()
+    counts: Sequence[int] = ()
     _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -61,11 +63,11 @@ class ForwardPlan:
         end = max(map(sum, zip(lengths, counts, strict=True)))
         if min(counts) == span > 0:
             columns = torch.tensor([[length + at for at in range(span)] for length in lengths])
-            return cls(list(lengths), columns.view(-1, span), end)
+            return cls(list(lengths), columns.view(-1, span), end, counts=counts)
         start, count = torch.tensor(lengths)[:, None], torch.tensor(counts)[:, None]
         offset = torch.arange(span) - (span - count)  # [B, T], below 0 for padding
         columns = torch.where(offset < 0, end, start + offset)
-        return cls(list(lengths), columns, end + 1)
+        return cls(list(lengths), columns, end + 1, counts=counts)
 
     def slots(self, heads: int, columns: int, device: torch.device) -> Tensor:
         """Flat indices of the tokens in a cache of this many heads and columns: int64
@@ -161,8 +163,13 @@ class SlotCache(Cache):
         self.preallocated = (0, 0)
         self.plan = ForwardPlan.of([0], [0], 0)
 
+    @property
+    def slot_layers(self) -> list[Any]:
+        """The layers with keys and values."""
+        return list(self.layers)
+
     def layer(self, index: int) -> Any:
-        """The layer ``index``, created where it does not exist yet."""
+        """The layer ``index`` of these, created where it does not exist yet."""
         while len(self.layers) <= index:
             self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]
@@ -187,7 +194,7 @@ class SlotCache(Cache):
 
     def initialized(self) -> list[Any]:
         """The layers that have tables."""
-        return [layer for layer in self.layers if layer.is_initialized]
+        return [layer for layer in self.slot_layers if layer.is_initialized]
 
     def reserve(self, rows: int, columns: int) -> None:
         """Resize the tables to these rows and columns where they are too small, or far too long.
@@ -215,7 +222,7 @@ class SlotCache(Cache):
 
     def _resize(self, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns_for(columns)
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.resize(self.rows, self.columns)
 
 

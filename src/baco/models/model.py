@@ -20,6 +20,7 @@ from baco.models.context import UNBOUNDED, context_of
 from baco.models.forward.accelerated import accelerated
 from baco.models.forward.cuda_graphs import CudaGraphForward
 from baco.models.forward.dense import DenseForward
+from baco.models.forward.recurrent import RecurrentForward
 from baco.models.forward.selection import (
     ClampedForward,
     ModelCall,
@@ -92,7 +93,10 @@ class PairModel:
     @cached_property
     def size(self) -> ModelSize:
         """What a forward reads and multiplies."""
-        return model_size(self.model, self.embedding_rows)
+        size = model_size(self.model, self.embedding_rows)
+        if isinstance(self._forward, RecurrentForward):
+            return replace(size, recurrent=self._forward.weight_bytes / size.bytes)
+        return size
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -268,6 +272,8 @@ class PairModel:
     @property
     def prefills_in_chunks(self) -> bool:
         """Can a prompt be read in chunks? Not by a state that takes one token at a time."""
+        if isinstance(self._forward, RecurrentForward):
+            return self._forward.continues
         return self._forward is not None or (self._reads_per_row and self._readings.in_chunks)
 
     def new_cache(self) -> KVCache:
@@ -317,6 +323,10 @@ class PairModel:
         """How its rows are read, for a user: the fastest way that fits its architecture."""
         if isinstance(self._forward, ClampedForward):
             return "BACo's own forward, all rows at once"
+        if isinstance(self._forward, RecurrentForward):
+            return (
+                "the forward of transformers, all rows at once, with a recurrent state for each row"
+            )
         if self._forward is not None:
             reason = why_not_dense(self)
             return (

@@ -26,11 +26,14 @@ class ModelSize:
         layers: of the model.
         parameters: that every token is multiplied with.
         bytes: that these parameters take.
+        recurrent: the share of these bytes in layers that read the tokens of a row one after the
+            other.
     """
 
     layers: int
     parameters: int
     bytes: int
+    recurrent: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

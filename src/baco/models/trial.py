@@ -60,6 +60,14 @@ _CONTEXTS = (
     "max_target_positions",
     "context_length",
 )
+# Recurrent layers have as many heads as fill an expanded width; the names of these three.
+_RECURRENT = (
+    ("expand", "num_heads", "head_dim"),
+    ("expand", "mamba_num_heads", "mamba_head_dim"),
+    ("mamba_expand", "mamba_n_heads", "mamba_d_head"),
+    ("mamba_expand", "n_mamba_heads", "mamba_headdim"),
+)
+_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 # One layer of each kind is tried; these lists give the kinds.
 _KINDS = ("layer_types", "no_rope_layers", "layers_block_type", "block_types", "mlp_layer_types")
 
@@ -212,6 +220,11 @@ def small_config(config: Any) -> Any:
         if isinstance(value, list | tuple) and layers and len(value) == layers:
             setattr(text, name, [value[layer] for layer in kept])
     _set(text, _LAYERS, len(kept))
+    # Of two layers the second one attends, where a configuration gives the place of such layers.
+    _set(text, ("attn_layer_period",), 2)
+    _set(text, ("attn_layer_offset",), 1)
+    if getattr(text, "attn_layer_indices", None):
+        text.attn_layer_indices = [1]
     heads, kv_heads = _first(text, _HEADS), _first(text, _KV_HEADS)
     group = heads // kv_heads if kv_heads and heads % kv_heads == 0 else 1
     small_kv_heads = 1 if kv_heads == 1 else 2
@@ -226,6 +239,12 @@ def small_config(config: Any) -> Any:
     _set(text, ("head_dim",), _HEAD // 2 if latent else _HEAD)
     _set(text, ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), _HEAD // 2)
     _set(text, ("qk_head_dim", "q_lora_rank", "kv_lora_rank"), _HEAD)
+    for expand, number, width in _RECURRENT:
+        if _first(text, (expand,)) and _first(text, (number,)):
+            _set(text, (width,), _HEAD)
+            _set(text, (number,), _first(text, (expand,)) * hidden // _HEAD)
+            _set(text, ("mamba_d_ssm",), _first(text, (expand,)) * hidden)
+    _set(text, _GROUPS, min(2, _first(text, _GROUPS)))
     _set(text, _EXPERTS, 4)
     _set(text, _EXPERTS_PER_TOKEN, min(2, _first(text, _EXPERTS_PER_TOKEN)))
     _set(text, _WINDOWS, WINDOW)

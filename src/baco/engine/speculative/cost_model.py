@@ -17,14 +17,21 @@ from baco.source import Drafter, Source
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Estimated seconds of a forward, or of what follows it."""
+    """Estimated seconds of a forward, or of what follows it.
+
+    Attributes:
+        fixed: whatever the number of tokens.
+        per_token: for each token of each row.
+        per_column: for each further token of a row, in layers that read one after the other.
+    """
 
     fixed: float
-    per_token: float  # each token of each row
+    per_token: float
+    per_column: float = 0.0
 
-    def of(self, tokens: int) -> float:
-        """The cost for ``tokens`` tokens in all rows."""
-        return self.fixed + self.per_token * tokens
+    def of(self, rows: int, columns: int = 1) -> float:
+        """The cost for ``columns`` tokens of each row."""
+        return self.fixed + self.per_token * rows * columns + self.per_column * (columns - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class DraftPlanner:
             name: Cost(
                 costs.layer * size.layers + costs.byte * size.bytes,
                 costs.attention * size.layers + costs.product * size.bytes,
+                size.recurrent * (costs.layer * size.layers + costs.byte * size.bytes),
             )
             for name, size in sizes.items()
         }
@@ -126,12 +134,12 @@ class DraftPlanner:
             room: draft tokens that each model can read of every row.
         """
         rows = len(stats)
-        best, best_rate = NO_DRAFT, rows / self._verify(rows, models)
+        best, best_rate = NO_DRAFT, rows / self._verify(rows, 1, models)
         for steps in range(1, max(ngram_counts, default=0) + 1):
             counts = [min(steps, count) for count in ngram_counts]
             pairs = zip(stats, counts, strict=True)
             tokens = sum(_expected_tokens(each.ngram, count) for each, count in pairs)
-            rate = tokens / self._verify(rows * (steps + 1), models)
+            rate = tokens / self._verify(rows, steps + 1, models)
             if rate > best_rate:
                 best, best_rate = Plan(None, steps), rate
         for drafter in self._drafters(models, base_share):
@@ -164,7 +172,8 @@ class DraftPlanner:
         saved = self.forward[draft.drafter].of(rows) + self.draft_token
         drafter, other = self.forward[draft.drafter], self.forward[verifying]
         more = drafter.per_token + other.per_token + self.verification.per_token
-        return right * saved > rows * more + self.draft_token
+        columns = drafter.per_column + other.per_column
+        return right * saved > rows * more + columns + self.draft_token
 
     def _drafters(self, models: Collection[Source], base_share: float) -> list[Drafter]:
         # A model that is needed alone gains nothing from running ahead of itself.
@@ -175,13 +184,15 @@ class DraftPlanner:
             drafters.append("draft")
         return drafters
 
-    def _verify(self, tokens: int, models: Collection[Source]) -> float:
-        """Cost of a forward of these models over ``tokens`` tokens, and of verifying them."""
+    def _verify(self, rows: int, columns: int, models: Collection[Source]) -> float:
+        """Cost of a forward of these models over ``columns`` tokens of each row, and of verifying
+        them.
+        """
         if self.joint and len(models) > 1:
-            forwards = self.forward["aligned"].of(len(models) * tokens)
+            forwards = self.forward["aligned"].of(len(models) * rows, columns)
         else:
-            forwards = sum(self.forward[model].of(tokens) for model in models)
-        return self.verification.of(tokens) + forwards
+            forwards = sum(self.forward[model].of(rows, columns) for model in models)
+        return self.verification.of(rows, columns) + forwards
 
     def _self_draft(
         self, drafter: Drafter, rows: int, steps: int, models: Collection[Source]
@@ -190,8 +201,9 @@ class DraftPlanner:
         # A draft token is drawn but not verified: about half of the work on its logits.
         drawing = self.draft_token + rows * self.verification.per_token / 2
         drafting = steps * (self.forward[drafter].of(rows) + drawing)
-        tokens = rows * (steps + (drafter == "draft"))
-        return drafting + self._verify(tokens, [model for model in models if model != drafter])
+        columns = steps + (drafter == "draft")
+        others = [model for model in models if model != drafter]
+        return drafting + self._verify(rows, columns, others)
 
 
 def _expected_tokens(rate: float, drafts: int) -> float:

@@ -29,12 +29,17 @@ class MaskForm:
     additive: bool
 
     @classmethod
-    def of(cls, config: Any) -> Self | None:
-        """From a model's configuration; None where its attention is of another kind."""
+    def of(cls, config: Any, kinds: tuple[str, ...] = ()) -> Self | None:
+        """From a model's configuration; None where its attention is of another kind.
+
+        Args:
+            config: of the model.
+            kinds: of its attention layers, where others have masks of no kind.
+        """
         text = text_config(config)
         implementation = getattr(text, "_attn_implementation", None)
         window = getattr(text, "sliding_window", None)
-        layers = getattr(text, "layer_types", None)
+        layers = kinds or getattr(text, "layer_types", None)
         kinds = tuple(dict.fromkeys(layers or [f"{'sliding' if window else 'full'}_attention"]))
         if implementation not in ("sdpa", "eager"):
             return None

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from baco.kv_cache.batched import BatchedKVCache, Forward
 from baco.kv_cache.protocol import KVCache, finish
+from baco.kv_cache.recurrent import RecurrentKVCache, has_states
 from baco.kv_cache.slots import SlotCache
 from baco.models.caches.long_rope import LongRopeKVCache
 from baco.models.caches.per_row import PerRowKVCache
+from baco.models.context import text_config
 from baco.models.forward.adapted import (
     AdaptedForward,
     dense_forward,
@@ -29,6 +31,7 @@ from baco.models.forward.adapted import (
 from baco.models.forward.decoder_layers import describe, fuse_layers, is_fused
 from baco.models.forward.dense import DenseForward
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
+from baco.models.forward.recurrent import RecurrentForward
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
 from baco.models.trial import (
@@ -42,6 +45,8 @@ from baco.models.trial import (
 
 log = logging.getLogger("baco")
 
+# Tokens of a chunk of a prompt in a trial, fewer than its prompts have.
+_TRIED_CHUNK = 7
 # The kind of a `DenseForward` in `Readings.batched`.
 OWN = "own"
 # The results of architectures that were tried, by architecture and whether layers are fused.
@@ -111,6 +116,14 @@ def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
     dense = dense_forward(model.model, adapter_off=model.adapter_off)
     if dense is not None:
         yield ClampedForward(model, dense)
+    whole = without_adapter(model.model)
+    if has_states(text_config(whole.config)):
+        for continues in (True, False):
+            call = ModelCall(model)
+            forward = RecurrentForward.of(call, whole, model.context, continues=continues)
+            if forward is not None:
+                yield forward
+        return
     form, rope = MaskForm.of(model.model.config), model.long_rope
     if form is None or has_own_window(model.model) or (rope is not None and not rope.modules):
         return
@@ -118,8 +131,17 @@ def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
         yield MaskedForward(ModelCall(model), candidate, model.context, rope)
 
 
-def batched_cache(model: TriedModel, forward: Forward) -> KVCache:
-    """A new cache that runs all rows in one forward."""
+def batched_cache(model: TriedModel, forward: Forward, chunk: int | None = None) -> KVCache:
+    """A new cache that runs all rows in one forward.
+
+    Args:
+        model: of the rows.
+        forward: over them.
+        chunk: tokens of a prompt that are read at once, in the place of the model's.
+    """
+    if isinstance(forward, RecurrentForward):
+        chunk = (chunk or model.prefill_chunk) if forward.continues else None
+        return RecurrentKVCache(forward, forward.config, chunk)
     if model.long_rope is not None:
         return LongRopeKVCache(forward, model.long_rope, chunk=model.prefill_chunk)
     shares = isinstance(forward, ClampedForward) and shares_prompts(forward.forward)
@@ -169,7 +191,7 @@ def try_out(model: TriedModel) -> Readings:
     batched = frozenset(
         forward_kind(forward)
         for forward in candidate_forwards(model)
-        if _reads_right(model, batched_cache(model, forward))
+        if _reads_right(model, batched_cache(model, forward, _TRIED_CHUNK))
     )
     call = ModelCall(model)
     per_row = model.long_rope is None and _reads_right(model, PerRowKVCache(call))
@@ -212,6 +234,8 @@ def why_not_dense(model: TriedModel) -> str:
 
 def forward_kind(forward: Forward) -> str:
     """The name of a forward in `Readings.batched`."""
+    if isinstance(forward, RecurrentForward):
+        return "states, by several tokens" if forward.continues else "states, token by token"
     if isinstance(forward, MaskedForward):
         return "a mask for each kind of layer" if forward.form.mapping else "one mask"
     return OWN

@@ -1,0 +1,138 @@
+"""Models with recurrent layers: a state for each row, saved where drafts may be rejected."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco
+from baco.kv_cache.protocol import finish
+from baco.kv_cache.recurrent import RecurrentKVCache
+from baco.models.model import PairModel
+from tests.fuzzing import budget
+from tests.test_engine import reference, rules, without_turn_cut
+from tests.test_long_rope import decoded
+from tests.tiny import drafting, save_tiny_pair, tiny_config, tiny_model
+
+# Gated delta rule and attention; a state that takes one token at a time; attention beside a state
+# in one layer; convolutions alone.
+KINDS = ("qwen3_next", "jamba", "falcon_h1", "lfm2")
+
+
+@pytest.fixture(scope="module")
+def models() -> Callable[[str], PairModel]:
+    made: dict[str, PairModel] = {}
+
+    def make(kind: str) -> PairModel:
+        if kind not in made:
+            model = tiny_model(tiny_config(kind))
+            made[kind] = PairModel("tiny", model, None, vocab_size=model.config.vocab_size)
+            assert made[kind].can_roll_back
+        return made[kind]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=budget(4))
+@given(data=st.data())
+@torch.inference_mode()
+def test_a_cache_agrees_with_full_forwards_however_it_is_read_and_rolled_back(
+    models: Callable[[str], PairModel], kind: str, data: st.DataObject
+) -> None:
+    model = models(kind)
+    cache = model.new_cache()
+    assert isinstance(cache, RecurrentKVCache)
+    token = st.integers(2, 390)
+    texts: list[list[int]] = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        length = data.draw(st.integers(0, 20))
+        texts.append(data.draw(st.lists(token, min_size=length, max_size=length)))
+        cache.copy_prefix(finish(cache.prefill(texts[-1])), 1)
+    again: list[list[int]] = [[] for _ in texts]  # tokens that must be read once more
+    for _ in range(data.draw(st.integers(1, 4))):
+        new = [data.draw(st.lists(token, max_size=5)) for _ in texts]
+        new[0] = new[0] or [7]
+        new = [pending + more if more else [] for pending, more in zip(again, new, strict=True)]
+        drafted = data.draw(st.integers(0, 4))
+        span = max(map(len, new))
+        keep = min(data.draw(st.integers(1, 4)), span)
+        texts = [text + more for text, more in zip(texts, new, strict=True)]
+        tokens = torch.tensor([[0] * (span - len(more)) + more for more in new])
+        cache.expect_drafts(drafted)
+        logits = model.to_common_vocab(cache.extend(tokens, [len(more) for more in new], keep))
+        for row, (text, more) in enumerate(zip(texts, new, strict=True)):
+            for back in range(1, 1 + min(len(more), keep)):
+                expected = model.score(text[: len(text) - back + 1])[-1]
+                assert torch.allclose(logits[row, -back], expected, atol=2e-3)
+        removed = [
+            data.draw(st.integers(0, max(0, min(len(more) - len(pending), drafted or 1))))
+            for more, pending in zip(new, again, strict=True)
+        ]
+        kept = [len(text) - count for text, count in zip(texts, removed, strict=True)]
+        cache.roll_back(kept)
+        order = data.draw(st.permutations(range(len(texts))))
+        cache.drop(kept=order)
+        # Where nothing was saved, a row that lost its last token must read it again.
+        again = [
+            (texts[row][kept[row] :] if not drafted else []) if new[row] else again[row]
+            for row in order
+        ]
+        texts = [texts[row][: kept[row]] for row in order]
+        assert cache.lengths == [len(text) for text in texts]
+
+
+@torch.inference_mode()
+def test_a_state_is_not_rolled_back_to_where_it_was_not_saved(
+    models: Callable[[str], PairModel],
+) -> None:
+    cache = models("jamba").new_cache()
+    assert isinstance(cache, RecurrentKVCache)
+    cache.copy_prefix(finish(cache.prefill([5, 6, 7])), 1)
+    cache.expect_drafts(0)
+    cache.extend(torch.tensor([[8, 9]]), [2], 1)
+    with pytest.raises(ValueError, match="only to where it was saved"):
+        cache.roll_back([3])
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
+def test_drafts_are_verified_and_rejected_and_answers_are_those_of_the_naive_loop(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = save_tiny_pair(tmp_path, kind, noise=0.2)
+    baco = drafting(without_turn_cut(Baco.load(str(folder), dtype="float32")))
+    # As if reading one more token cost little.
+    rule, prompts = rules(baco.pair)["Rand:0.5"], ["Plan a walk.", "Swim, then eat, and swim."]
+    sampling: dict[str, Any] = {"seed": 5, "temperature": 1.0, "max_tokens": 16}
+    answers, engine = decoded(baco, prompts, "Rand:0.5", speculate=True, n=2, **sampling)
+    for prompt, samples in zip(prompts, answers, strict=True):
+        for sample, answer in enumerate(samples):
+            assert answer == reference(baco, prompt, rule, sample=sample, **sampling)
+    assert engine.stats.drafted > engine.stats.accepted > 0
+
+
+@torch.inference_mode()
+def test_a_row_takes_its_states_and_saved_copies_from_the_budget(
+    models: Callable[[str], PairModel],
+) -> None:
+    model = models("falcon_h1")
+    cache = model.new_cache()
+    prefix = finish(cache.prefill([5, 6, 7]))
+    states = sum(state.nbytes for state in prefix.cache.states())
+    assert model.row_size.fixed == states > 0
+    assert model.row_size.per_token > 0
+
+
+def test_kept_prefixes_continue_recurrent_models(tmp_path: Path) -> None:
+    folder = save_tiny_pair(tmp_path, "qwen3_next", context=256)
+    baco = without_turn_cut(Baco.load(str(folder), dtype="float32"))
+    sampling: dict[str, Any] = {"router": "Rand:0.5", "seed": 5, "max_tokens": 12}
+    prompt = 2 * "Where should I go this summer, when the sea is warm and I have only little time? "
+    first = baco.generate(prompt, **sampling)
+    again = baco.generate(prompt, **sampling)
+    assert [a.token_ids for a in first] == [a.token_ids for a in again]
+    assert again[0].cached_tokens > 0
