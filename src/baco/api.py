@@ -17,6 +17,7 @@ from baco.engine.budget import cache_bytes
 from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import FEW_CHUNKS, MANY_CHUNKS
+from baco.engine.shared_text_engine import SharedTextEngine
 from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.known_pairs import KnownPair, choose_pair
@@ -117,9 +118,9 @@ class Baco:
                 only, ``memory`` and ``enable_prefix_caching`` for both of this process.
             options: for ``local``: ``dtype``, ``device``, ``quantize``, ``device_map``,
                 ``quantization_config``, ``base_template``, ``chat_template``, ``function_words``,
-                ``packed``, ``trust_remote_code``, and other arguments of ``from_pretrained``. For
-                ``llamacpp``: ``device`` (cpu or gpu), and the templates and words of these. For
-                another backend: that backend's options.
+                ``packed``, ``trust_remote_code``, ``separate_tokenizers``, and other arguments of
+                ``from_pretrained``. For ``llamacpp``: ``device`` (cpu or gpu), and the templates
+                and words of these. For another backend: that backend's options.
 
         Raises:
             BacoError: a pair that cannot be found or loaded, or models that do not fit together.
@@ -156,6 +157,7 @@ class Baco:
         pair.renderer.set_defaults(day, arguments)
         drafting = None
         if draft is not None:
+            pair.check_one_tokenizer("a draft model")
             drafting = load_draft(
                 draft,
                 pair,
@@ -355,6 +357,16 @@ class Baco:
         """
         if self.backend is not None:
             return Decoder(self.pair, self.backend.engine())
+        if self.pair.own is not None:
+            make_shared = partial(
+                SharedTextEngine,
+                self.pair,
+                max_rows=self.max_rows,
+                memory=self.memory,
+                chunks_per_step=chunks_per_step,
+                prefix_cache=self.prefix_cache,
+            )
+            return Decoder(self.pair, IsolatingEngine(make_shared))
         make = partial(
             Engine,
             self.pair,

@@ -152,6 +152,7 @@ class Decoder:
         Otherwise like `submit`.
         """
         if not isinstance(text, str):
+            self.pair.check_one_tokenizer("a prompt of token ids")
             self._check_ids("prompt", text)
         prompt = self.pair.renderer.raw(text, limits=self.pair.limits(router, explain))
         params = params or self.pair.defaults.updated(sampling)
@@ -206,6 +207,7 @@ class Decoder:
             self.pair.thinking_tokens(thinks),
             digest=prompt.digest,
             cache_salt=cache_salt,
+            shares_text=self.pair.own is not None,
         )
         sequences = self.engine.add(request)
         self._next += 1
@@ -221,6 +223,7 @@ class Decoder:
                 openers=openers,
                 starts_line=prompt.joining_space or prompt.base_text.rstrip(" \t").endswith("\n"),
                 joining_space=prompt.joining_space,
+                tokenizers=self.pair.text_tokenizers,
             )
             answer = self._answers[sequence] = _Answer(text, started, prompt.date)
             if thinks is not None:

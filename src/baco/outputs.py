@@ -19,7 +19,8 @@ class Completion:
     Attributes:
         sample: which of the n samples it is, from 0.
         text: the answer, without its end token and without what a stop string cut off.
-        token_ids: its tokens, with the end token if it ended with one.
+        token_ids: its tokens, with the end token if it ended with one; where the models have
+            different tokenizers, each is an id of its source.
         sources: the model each token came from.
         logprobs: log-probability of each token under its source, in nats, of the raw distribution.
         top_logprobs: the most likely tokens (id → nats) of the source at each position; None unless
@@ -105,7 +106,8 @@ class Token:
     """One token of an answer with what is known of it.
 
     Attributes:
-        id: its id; `Pair.spelling` returns its bytes.
+        id: its id, in its source's tokenizer where the two differ; `Pair.spelling` returns its
+            bytes.
         source: the model it came from.
         logprob: under its source, in nats, of the raw distribution.
         text: its part of the answer's text: the characters that it completes, without the joining

@@ -114,6 +114,7 @@ def diagnose(
     Raises:
         BacoError: there are fewer than two different prompts, or a sampling parameter is wrong.
     """
+    baco.pair.check_one_tokenizer("diagnose")
     check_prompts(prompts)
     options: dict[str, Any] = {"n": samples, "seed": seed, "max_tokens": max_tokens}
     # Work that a model does only for its first answer must not count as cost.

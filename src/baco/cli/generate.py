@@ -31,6 +31,7 @@ def generate(
         bool, typer.Option("--compare", help="Base, aligned and BACo next to each other.")
     ] = False,
     models: opt.PairOptions,
+    tokenizers: opt.TokenizerOptions,
     sampling: opt.SamplingOptions,
     as_json: opt.AsJson = False,
     jsonl: Annotated[
@@ -56,6 +57,8 @@ def generate(
             "--jsonl takes its prompts from the file: leave out the prompt, --compare, "
             "--json and --svg"
         )
+    if jsonl is not None and tokenizers.separate_tokenizers:
+        raise BacoError("--separate-tokenizers is experimental: give one prompt, without --jsonl")
     if as_json and svg is not None:
         raise BacoError("give --json or --svg, not both")
     for target in (svg, output):
@@ -71,7 +74,7 @@ def generate(
         and (alone := router_name(routing.router)) in CONSTANTS
     ):
         raise BacoError(f"--compare shows {alone} anyway: give another router")
-    groups = (models, weights, servers, templates)
+    groups = (models, tokenizers, weights, servers, templates)
     if jsonl is not None and output is not None:
         from baco.batch.answer_file import AnswerFile
         from baco.batch.rows import read_rows

@@ -326,6 +326,24 @@ class TemplateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerOptions:
+    """Whether the models share token ids or text."""
+
+    separate_tokenizers: Annotated[
+        bool | None,
+        typer.Option(
+            "--separate-tokenizers",
+            help="Experimental: models with different tokenizers, which share the text of answers "
+            "instead of token ids.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LoadGroup`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class RouterOptions:
     """Which router, and how far towards the base model."""
 

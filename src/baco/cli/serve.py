@@ -139,6 +139,7 @@ class ServerOptions:
 def serve(
     *,
     models: opt.PairOptions,
+    tokenizers: opt.TokenizerOptions,
     server: ServerOptions,
     weights: opt.WeightOptions,
     backend: opt.Backend = None,
@@ -163,7 +164,13 @@ def serve(
     settings = server.settings()
     bound = bind(server.host, server.port)  # before two models are loaded for a taken address
     loaded = opt.load(
-        models, weights, servers, templates, backend=backend, max_rows=server.max_rows
+        models,
+        tokenizers,
+        weights,
+        servers,
+        templates,
+        backend=backend,
+        max_rows=server.max_rows,
     )
     loaded.decoder()  # a pair that cannot decode ends the command before the first request
     today = opt.date_in_prompts(loaded)

@@ -56,6 +56,7 @@ class Engine:
         chunks_per_step: int = MANY_CHUNKS,
         prefix_cache: PrefixCache | None = None,
     ) -> None:
+        pair.check_one_tokenizer("this method")
         self.pair = pair
         device, vocabulary = pair.aligned.device, pair.vocabulary
         models = {"base": pair.base, "aligned": pair.aligned}

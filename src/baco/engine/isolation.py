@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from baco.engine.engine import Engine, Stats
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
+from baco.engine.shared_text_engine import SharedTextEngine
 from baco.errors import failure
 
 log = logging.getLogger("baco")
@@ -27,7 +28,7 @@ class IsolatingEngine:
         make_engine: builds an engine without requests.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(self, make_engine: Callable[[], Engine | SharedTextEngine]) -> None:
         self._make_engine = make_engine
         self.engine = make_engine()
         # Sequences that callers hold, until they end.

@@ -193,6 +193,22 @@ class ModelRunner:
         logits = joint.extend(tokens, (base_lengths, aligned_lengths), keep)
         return self._to_batch("base", logits[0]), self._to_batch("aligned", logits[1])
 
+    def read_rows(self, name: str, unread: Sequence[Sequence[int]]) -> Tensor:
+        """Let a model read some tokens of every row.
+
+        Args:
+            name: of the model.
+            unread: the tokens; empty for a row that reads nothing.
+
+        Returns:
+            Raw logits after the last token of each row, float32 [B, V], on the batch's device;
+            undefined for a row that read nothing.
+        """
+        counts = [len(tokens) for tokens in unread]
+        none = torch.empty(len(unread), 0, dtype=torch.int64)
+        tokens = _flush_right(unread, none, [0] * len(unread), max(counts))
+        return self._to_batch(name, self.caches[name].extend(tokens, counts, 1)[:, -1])
+
     def _to_read(self, name: str, counts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
         """What a model reads of every row: the tokens that it has not read, and how many of
         ``counts`` draft tokens.

@@ -470,8 +470,8 @@ class Scheduler:
             copied = {name: self._runner.copied_tokens(name, request) for name in names}
             prompts = {name: self.budget.prompt(name, length) for name, length in lengths.items()}
             self._sizes[request] = _RequestSize(
-                {name: copied[name] + row.limit + SPARE_COLUMNS for name in names},
-                {name: lengths[name] + row.limit + SPARE_COLUMNS for name in names},
+                {name: copied[name] + row.most_ids + SPARE_COLUMNS for name in names},
+                {name: lengths[name] + row.most_ids + SPARE_COLUMNS for name in names},
                 sum(prompts.values()),
                 sum(size for name, size in prompts.items() if not copied[name]),
             )

@@ -8,6 +8,7 @@ from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import noise_seed
 from baco.source import Source
+from baco.text.shared_text import SharedText
 from baco.text.thinking import ThinkingTokens
 
 FinishReason = Literal["stop", "length", "error"]
@@ -18,6 +19,8 @@ Phase = Literal["before", "thinking", "after", "answer"]
 
 # Draft tokens of a row in one step, at most.
 MAX_DRAFT_TOKENS = 8
+# How many ids a model may have for the text of a token that the other model drew, on average.
+_IDS_PER_TOKEN = 4
 # The router while a sequence thinks.
 _ALIGNED = ConstantRouter("aligned")
 
@@ -36,6 +39,7 @@ class Request:
         thinking: how the thinking of the aligned model is recognised; None where it cannot think.
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
         cache_salt: requests with different salts share no kept prefix.
+        shares_text: the models have different tokenizers, and ids of their own for the answer.
         noise_seed: of this prompt's draws.
     """
 
@@ -49,6 +53,7 @@ class Request:
     thinking: ThinkingTokens | None = None
     digest: bytes = field(kw_only=True)
     cache_salt: str = field(default="", kw_only=True)
+    shares_text: bool = field(default=False, kw_only=True)
     noise_seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +104,8 @@ class SequenceState:
             not read these.
         error: what went wrong, where ``finish_reason`` is ``error``.
         cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
+        shared_text: the answer in the ids of each model, where the tokenizers differ. Then each
+            token is an id of its source.
     """
 
     request: Request
@@ -115,6 +122,7 @@ class SequenceState:
     cached_tokens: int = 0
     phase: Phase = field(init=False)
     hidden: int = 0
+    shared_text: SharedText | None = None
 
     def __post_init__(self) -> None:
         thinking = self.request.thinking
@@ -134,8 +142,17 @@ class SequenceState:
         return self.request.needs(model)
 
     def tokens_of(self, model: str) -> list[int]:
-        """Its tokens, as far as a model reads them: the base model reads no thinking."""
+        """Its tokens, as a model reads them: the base model reads no thinking, and each model its
+        own ids where the tokenizers differ.
+        """
+        if self.shared_text is not None:
+            return self.shared_text.own[model].ids
         return self.tokens[self.hidden :] if model == "base" and self.hidden else self.tokens
+
+    @property
+    def most_ids(self) -> int:
+        """The most ids that a model may hold of its answer."""
+        return self.limit * _IDS_PER_TOKEN if self.request.shares_text else self.limit
 
     def think(self, token: int) -> bool:
         """Take a token of the aligned model into the thinking.

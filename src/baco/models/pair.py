@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -35,11 +35,13 @@ from baco.models.loading import (
     placements,
 )
 from baco.models.model import PairModel, count_embedding_rows
+from baco.models.own_vocabulary import OwnVocabulary
 from baco.routing.router import Router
 from baco.sampling.params import SamplingParams
 from baco.source import MODELS, Source
 from baco.text.encoder import Limit
-from baco.text.prompts import BASE_TEMPLATE, Limits, Prompt, Renderer
+from baco.text.prompts import BASE_TEMPLATE, SAME_PROMPT, Limits, Prompt, Renderer
+from baco.text.shared_text import TextTokenizer
 from baco.text.thinking import ThinkingStart, ThinkingTokens, find_marks, separators
 from baco.text.token_bytes import spell
 from baco.text.vocabulary import Vocabulary, load_words
@@ -47,7 +49,8 @@ from baco.text.vocabulary import Vocabulary, load_words
 log = logging.getLogger("baco")
 
 _ADVICE = {
-    "aligned": "a pair needs one tokenizer, so take the base model the aligned one was made from",
+    "aligned": "take the base model that the aligned one was made from, or give "
+    "--separate-tokenizers (separate_tokenizers=True), which is experimental",
     "draft": "take a draft model of the pair's own family and tokenizer",
 }
 # Conversations that templates are tried with: turn marks surround each kind of message.
@@ -77,6 +80,9 @@ class Pair:
         banned: bool [V], tokens that are never drawn from the base model: special tokens, and the
             marks of thinking.
         defaults: sampling parameters where the caller gives none.
+        own: the tables of each model over its own ids, where the models have different tokenizers
+            and share the text of answers instead of token ids (experimental); else None. Then
+            ``tokenizer``, ``vocabulary``, ``end_ids`` and ``banned`` are the aligned model's.
     """
 
     name: str
@@ -88,16 +94,38 @@ class Pair:
     end_ids: frozenset[int]
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
+    own: dict[Source, OwnVocabulary] | None = None
 
     def model(self, source: Source) -> PairModel:
         """The base or the aligned model."""
         return self.base if source == "base" else self.aligned
 
-    def spelling(self, token: int) -> bytes:
+    def spelling(self, token: int, source: Source = "aligned") -> bytes:
         """The bytes of text that a token stands for, which may begin or end inside a character;
-        the name of a special token.
+        the name of a special token. ``source`` is the model whose id it is, where that matters.
         """
+        if self.own is not None and source == "base":
+            return self._base_spellings.get(token, b"")
         return self._spellings.get(token, b"")
+
+    def ends(self, source: Source) -> frozenset[int]:
+        """The tokens of a model that end an answer."""
+        return self.end_ids if self.own is None else self.own[source].end_ids
+
+    @property
+    def text_tokenizers(self) -> dict[Source, TextTokenizer] | None:
+        """The tokenizer of each model, where they differ."""
+        if self.own is None:
+            return None
+        return {source: own.tokenizer for source, own in self.own.items()}
+
+    def check_one_tokenizer(self, what: str) -> None:
+        """Raise BacoError where the models have different tokenizers and ``what`` needs one."""
+        if self.own is not None:
+            raise BacoError(
+                f"{what} needs one tokenizer for both models, and {self.name} has two "
+                "(separate_tokenizers)"
+            )
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Refuse a prompt that one of the models cannot read; see
@@ -162,8 +190,16 @@ class Pair:
 
     @cached_property
     def _spellings(self) -> dict[int, bytes]:
-        names = self.tokenizer.convert_ids_to_tokens
-        return {t.id: names(t.id).encode() if t.special else t.data for t in spell(self.tokenizer)}
+        return _spellings_of(self.tokenizer)
+
+    @cached_property
+    def _base_spellings(self) -> dict[int, bytes]:
+        return _spellings_of(self.base.tokenizer)
+
+
+def _spellings_of(tokenizer: Any) -> dict[int, bytes]:
+    names = tokenizer.convert_ids_to_tokens
+    return {t.id: names(t.id).encode() if t.special else t.data for t in spell(tokenizer)}
 
 
 @torch.inference_mode()
@@ -232,13 +268,28 @@ def make_pair(
     chat_options: dict[str, Any] | None = None,
     function_words: str | Iterable[str] | None = None,
     defaults: SamplingParams | None = None,
+    separate_tokenizers: bool = False,
 ) -> Pair:
     """Join two loaded models into a pair and check it.
+
+    Args:
+        separate_tokenizers: let the models share text instead of token ids (experimental).
 
     Raises:
         BacoError: the models are no pair, or a template or word list cannot be read.
     """
     words = {} if function_words is None else {"function_words": load_words(function_words)}
+    if separate_tokenizers:
+        return _make_pair_sharing_text(
+            name,
+            base,
+            aligned,
+            BASE_TEMPLATE if base_template is None else base_template,
+            chat_template,
+            chat_options or {},
+            words,
+            defaults or SamplingParams(),
+        )
     with explain_errors("the tokenizer of", aligned.name):
         check_vocabularies(base.tokenizer, aligned.tokenizer)
         size = max(aligned.tokenizer.get_vocab().values()) + 1
@@ -268,6 +319,49 @@ def make_pair(
         end_ids=end_ids,
         banned=banned,
         defaults=defaults or SamplingParams(),
+    )
+    _check_embeddings(pair)
+    return pair
+
+
+def _make_pair_sharing_text(
+    name: str,
+    base: PairModel,
+    aligned: PairModel,
+    base_template: str,
+    chat_template: str | None,
+    chat_options: dict[str, Any],
+    words: Mapping[str, Any],
+    defaults: SamplingParams,
+) -> Pair:
+    """`make_pair` for models with different tokenizers."""
+    if base_template == SAME_PROMPT:
+        raise BacoError(
+            f"base_template is {SAME_PROMPT!r}, which needs one tokenizer for both models: give "
+            "the base model a template of its own"
+        )
+    models: dict[Source, PairModel] = {"base": base, "aligned": aligned}
+    own: dict[Source, OwnVocabulary] = {}
+    for source, model in models.items():
+        with explain_errors("the tokenizer of", model.name):
+            own[source] = OwnVocabulary.of(model, source, **words)
+        size = own[source].vocabulary.size
+        models[source] = model.with_common_vocab(size, torch.zeros(size, dtype=torch.bool))
+    if not any(one.end_ids for one in own.values()):
+        log.warning("%s: neither model names an end token, answers end at max_tokens", name)
+    pair = Pair(
+        name=name,
+        base=models["base"],
+        aligned=models["aligned"],
+        tokenizer=aligned.tokenizer,
+        vocabulary=own["aligned"].vocabulary,
+        renderer=Renderer(
+            base.tokenizer, aligned.tokenizer, base_template, chat_template, chat_options
+        ),
+        end_ids=own["aligned"].end_ids,
+        banned=own["aligned"].banned,
+        defaults=defaults,
+        own=own,
     )
     _check_embeddings(pair)
     return pair
@@ -319,6 +413,7 @@ def load_pair(
     function_words: str | Iterable[str] | None = None,
     packed: bool = True,
     trust_remote_code: bool = False,
+    separate_tokenizers: bool = False,
     **model_options: Any,
 ) -> Pair:
     """Load both models with ``transformers`` and join them.
@@ -340,6 +435,8 @@ def load_pair(
             must stay plain.
         trust_remote_code: run the Python code that comes with a model, as some architectures need.
             Without it such a model is refused.
+        separate_tokenizers: give each model token ids of its own, as models with different
+            tokenizers need; they then share the text of answers (experimental).
         model_options: passed to ``from_pretrained``: device_map, quantization_config, …
 
     Raises:
@@ -352,7 +449,7 @@ def load_pair(
         for name in (known.base, known.aligned):
             check_model(name)
             check_memory(name)
-        base, aligned = _load_models(known, placed, packed)
+        base, aligned = _load_models(known, placed, packed, separate_tokenizers)
     return make_pair(
         known.name,
         base,
@@ -362,11 +459,12 @@ def load_pair(
         chat_options=dict(known.chat_options),
         function_words=function_words,
         defaults=SamplingParams().updated(known.sampling),
+        separate_tokenizers=separate_tokenizers,
     )
 
 
 def _load_models(
-    known: KnownPair, placed: dict[Source, Placement], packed: bool
+    known: KnownPair, placed: dict[Source, Placement], packed: bool, separate_tokenizers: bool
 ) -> tuple[PairModel, PairModel]:
     trust = placed["base"].trust_remote_code
     load_config(known.base, trust_remote_code=trust)  # a clearer error than the tokenizer's
@@ -402,7 +500,8 @@ def _load_models(
     load_config(known.aligned, trust_remote_code=trust)
     # Tokenizers first, so that a pair that does not fit is refused before any weights are loaded.
     aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
-    check_vocabularies(base_tokenizer, aligned_tokenizer)
+    if not separate_tokenizers:
+        check_vocabularies(base_tokenizer, aligned_tokenizer)
     models = {}
     for source in MODELS:
         name = known.base if source == "base" else known.aligned

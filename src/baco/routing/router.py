@@ -88,8 +88,7 @@ class RuleRouter:
         else:
             base = self.logit(signals, self.threshold)
         if self.contents:
-            locked = signals.vocabulary.in_roles(self._locked_roles())
-            base = base & ~signals.predicted_in(locked, self.predict)
+            base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
         return base
 
     def _locked_roles(self) -> tuple[Role, ...]:

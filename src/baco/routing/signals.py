@@ -1,6 +1,6 @@
 """What a router can read: both next-token distributions, the roles of tokens, one coin per row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from baco.sampling.sampler import most_likely
 from baco.source import Source
-from baco.text.vocabulary import Vocabulary
+from baco.text.vocabulary import Role, Vocabulary
 
 Predictor = Literal["base", "aligned", "either"]
 
@@ -78,6 +78,7 @@ class Signals:
             model was run, its distribution takes the place of the other's too.
         vocabulary: the role of every token.
         coin: replayable uniforms in (0, 1), float [N], or a function that returns them.
+        own_vocabularies: of each model, where their tokenizers differ; by default ``vocabulary``.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Signals:
         aligned: Tensor | Distribution,
         vocabulary: Vocabulary,
         coin: Tensor | Callable[[], Tensor] | None = None,
+        own_vocabularies: Mapping[Source, Vocabulary] | None = None,
     ) -> None:
         same = aligned is base
         base = base if isinstance(base, Distribution) else Distribution(base)
@@ -96,6 +98,7 @@ class Signals:
             "aligned": aligned if isinstance(aligned, Distribution) else Distribution(aligned),
         }
         self.vocabulary = vocabulary
+        self._own_vocabularies = own_vocabularies
         self._coin = coin
 
     def of(self, model: Source) -> Distribution:
@@ -137,14 +140,16 @@ class Signals:
         """The aligned model's most likely next token: int64 [N]."""
         return self._of["aligned"].top
 
-    def predicted_in(self, tokens: Tensor, predict: Predictor) -> Tensor:
-        """Whether the predicted token is in a set of tokens, bool [V] → bool [N].
+    def predicted_in(self, roles: tuple[Role, ...], predict: Predictor) -> Tensor:
+        """Whether the predicted token has one of these roles in its model's vocabulary: bool [N].
 
-        ``either``: whether one of the two models' predictions is.
+        ``either``: whether one of the two models' predictions has.
         """
         if predict == "either":
-            return tokens[self.top_base] | tokens[self.top_aligned]
-        return tokens[self._of[predict].top]
+            return self.predicted_in(roles, "base") | self.predicted_in(roles, "aligned")
+        own = self._own_vocabularies
+        vocabulary = self.vocabulary if own is None else own[predict]
+        return vocabulary.in_roles(roles)[self._of[predict].top]
 
     def tossed(self) -> Tensor:
         """The coins: uniforms in (0, 1), float [N]."""

@@ -206,13 +206,16 @@ def truncate(logits: Tensor, params: SamplingTensors) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, params: SamplingTensors, keys: Tensor) -> Tensor:
+def draw(
+    logits: Tensor, params: SamplingTensors, keys: Tensor, words: Tensor | None = None
+) -> Tensor:
     """Draw one token per row: argmax of truncated logits / temperature + Gumbel noise.
 
     Args:
         logits: float32 [B, V]; -inf for tokens that may not be written.
         params: the rows' sampling parameters. Penalties are applied to ``logits`` already.
         keys: int64 [B, 2] from :func:`baco.sampling.noise.noise_keys`.
+        words: the number that stands for each token in its noise, int64 [V]; by default its id.
 
     Returns:
         Token ids, int64 [B]. At temperature 0 the plain argmax.
@@ -222,28 +225,37 @@ def draw(logits: Tensor, params: SamplingTensors, keys: Tensor) -> Tensor:
     if size > most:
         parts = [slice(start, start + most) for start in range(0, size, most)]
         row = torch.arange(size, device=logits.device)
-        return torch.cat([draw(logits[p], params.rows(row[p]), keys[p]) for p in parts])
+        return torch.cat([draw(logits[p], params.rows(row[p]), keys[p], words) for p in parts])
     likeliest = most_likely(logits)
     if not params.any_random:
         return likeliest
     if logits.device.type == "cpu":
-        return _draw_on_cpu(logits, likeliest, params, keys)
-    return draw_with_all_noise(logits, likeliest, params, keys)
+        return _draw_on_cpu(logits, likeliest, params, keys, words)
+    return draw_with_all_noise(logits, likeliest, params, keys, words)
 
 
 def draw_with_all_noise(
-    logits: Tensor, likeliest: Tensor, params: SamplingTensors, keys: Tensor
+    logits: Tensor,
+    likeliest: Tensor,
+    params: SamplingTensors,
+    keys: Tensor,
+    words: Tensor | None = None,
 ) -> Tensor:
     """`draw` with noise for every token; ``likeliest`` are the plain argmaxes, int64 [B]."""
     greedy = params.temperature == 0
     scaled = logits / params.temperature.masked_fill(greedy, 1.0)[:, None]
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    token = (truncate(scaled, params) + gumbel(keys[:, None, :], ids)).argmax(dim=-1)
+    if words is None:
+        words = torch.arange(logits.shape[-1], device=logits.device)
+    token = (truncate(scaled, params) + gumbel(keys[:, None, :], words)).argmax(dim=-1)
     return torch.where(greedy, likeliest, token)
 
 
 def _draw_on_cpu(
-    logits: Tensor, likeliest: Tensor, params: SamplingTensors, keys: Tensor
+    logits: Tensor,
+    likeliest: Tensor,
+    params: SamplingTensors,
+    keys: Tensor,
+    word_table: Tensor | None = None,
 ) -> Tensor:
     """The same draw, with noise only for tokens that can still win.
 
@@ -256,11 +268,13 @@ def _draw_on_cpu(
         logits = truncate(logits / torch.from_numpy(temperature)[:, None], params)
         temperature = np.ones_like(temperature)
     rows, tokens, words = logits.numpy(), likeliest.numpy(), key_words(keys)
+    table = None if word_table is None else word_table.numpy()
     size, width = rows.shape
     best = rows[np.arange(size), tokens]
     reach = arrays.reach
     if np.isinf(reach).any():
-        noise = gumbel_array(*words, tokens.astype(np.uint32))
+        likeliest_words = tokens if table is None else table[tokens]
+        noise = gumbel_array(*words, likeliest_words.astype(np.uint32))
         reach = np.minimum(reach, np.float32(GUMBEL_MAX + 0.01) - noise)
     # The C candidates of all rows, in order of rows, and how many each row has. A row of NaN has
     # none.
@@ -277,7 +291,8 @@ def _draw_on_cpu(
 
     token = (candidates - of_row(first)).astype(np.uint32)
     scaled = rows.reshape(-1)[candidates] / of_row(temperature)
-    score = scaled + gumbel_array(of_row(words[0]), of_row(words[1]), token)
+    word = token if table is None else table[token].astype(np.uint32)
+    score = scaled + gumbel_array(of_row(words[0]), of_row(words[1]), word)
     if params.any_min_p:
         score[scaled < of_row(best / temperature + arrays.log_min_p)] = -np.inf
     any_left = counts > 0

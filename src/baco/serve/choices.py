@@ -92,29 +92,34 @@ class Choice:
         return WhyToken(
             text=token.text,
             source=token.source,
-            base=math.exp(why.base_logprob),
-            aligned=math.exp(why.aligned_logprob),
-            max_base=why.max_base,
-            entropy_base=why.entropy_base,
+            base=_known(math.exp(why.base_logprob)),
+            aligned=_known(math.exp(why.aligned_logprob)),
+            max_base=_known(why.max_base),
+            entropy_base=_known(why.entropy_base),
             predicted=self._predicted(why),
             asked=why.asked,
             wanted=why.wanted,
         )
 
     def _predicted(self, why: Why) -> str:
-        if self.pair.vocabulary.special[why.predicted]:
+        own = self.pair.own
+        vocabulary = self.pair.vocabulary if own is None else own["base"].vocabulary
+        if why.predicted < 0 or vocabulary.special[why.predicted]:
             return ""
-        return self.pair.spelling(why.predicted).decode(errors="replace")
+        return self.pair.spelling(why.predicted, "base").decode(errors="replace")
 
     def chat_logprobs(self, tokens: Iterable[Token]) -> ChatLogprobs:
         """Log-probabilities of new tokens for a chat choice; end tokens are left out."""
         content = [
             TokenLogprob(
-                **self._logprob(token.id, token.logprob).model_dump(),
-                top_logprobs=[self._logprob(*pair) for pair in (token.top_logprobs or {}).items()],
+                **self._logprob(token.id, token.logprob, token.source).model_dump(),
+                top_logprobs=[
+                    self._logprob(id_, logprob, token.source)
+                    for id_, logprob in (token.top_logprobs or {}).items()
+                ],
             )
             for token in tokens
-            if token.id not in self.pair.end_ids
+            if token.id not in self.pair.ends(token.source)
         ]
         return ChatLogprobs(content=content)
 
@@ -122,23 +127,23 @@ class Choice:
         """Log-probabilities of new tokens for a choice of ``/v1/completions``."""
         logprobs = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            ends = token.id in self.pair.end_ids
+            ends = token.id in self.pair.ends(token.source)
             if ends and not self.named:
                 continue
-            logprobs.tokens.append(self._name(token.id))
+            logprobs.tokens.append(self._name(token.id, token.source))
             logprobs.token_logprobs.append(finite(token.logprob))
-            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}))
+            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}, token.source))
             logprobs.text_offset.append(token.offset)
         return logprobs
 
-    def _table(self, top: Mapping[int, float]) -> dict[str, float]:
-        return {self._name(id_): finite(logprob) for id_, logprob in top.items()}
+    def _table(self, top: Mapping[int, float], source: Source) -> dict[str, float]:
+        return {self._name(id_, source): finite(logprob) for id_, logprob in top.items()}
 
-    def _name(self, token: int) -> str:
-        return token_id_name(token) if self.named else name_of(self.pair.spelling(token))
+    def _name(self, token: int, source: Source) -> str:
+        return token_id_name(token) if self.named else name_of(self.pair.spelling(token, source))
 
-    def _logprob(self, token: int, logprob: float) -> TopLogprob:
-        spelling = self.pair.spelling(token)
+    def _logprob(self, token: int, logprob: float, source: Source) -> TopLogprob:
+        spelling = self.pair.spelling(token, source)
         return TopLogprob(token=name_of(spelling), logprob=finite(logprob), bytes=list(spelling))
 
 
@@ -161,6 +166,11 @@ def _set_totals(provenance: Provenance, completion: Completion) -> None:
     provenance.switches = completion.switches
     provenance.router, provenance.seed = completion.router, completion.seed
     provenance.date = completion.date
+
+
+def _known(number: float) -> float | None:
+    """None for NaN, which stands for what was not computed."""
+    return None if math.isnan(number) else number
 
 
 def finite(logprob: float) -> float:

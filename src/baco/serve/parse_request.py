@@ -175,6 +175,8 @@ class RequestParser:
             raise BacoError(
                 f"best_of is {shown(body.best_of)}: no answer is chosen here; ask for n answers"
             )
+        if body.return_token_ids or body.return_tokens_as_token_ids:
+            self._baco.pair.check_one_tokenizer("returning token ids")
         self._limit("logprobs", body.logprobs or 0, self._settings.max_logprobs)
         return self._parsed(body, _prompts(body.prompt), True, body.max_tokens, body.logprobs)
 
@@ -194,6 +196,7 @@ class RequestParser:
                 f"echo scores with one model: give {ROOT}/base or {ROOT}/aligned as the model; "
                 "a prompt has no likelihood under a router"
             )
+        self._baco.pair.check_one_tokenizer("echo")
         self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
         prompts = _prompts(body.prompt)
         self._limit("the number of prompts", len(prompts), self._settings.max_n)
@@ -275,6 +278,7 @@ class RequestParser:
         """Check the ids of all prompts first, since one wrong id refuses the whole request."""
         for prompt in prompts:
             if isinstance(prompt, tuple):
+                self._baco.pair.check_one_tokenizer("a prompt of token ids")
                 self._check_known("prompt", prompt)
 
     def _check_known(self, name: str, tokens: Collection[int]) -> None:

@@ -1,11 +1,12 @@
 """The text of a growing answer: sources, stop strings, and which part of it is final."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from baco.source import Source
 from baco.text.detokenizer import Detokenizer
+from baco.text.shared_text import SharedDetokenizer, TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class AnswerText:
         starts_line: whether the answer begins at the start of a line, where a turn can open.
         joining_space: whether a space at the answer's start only joins it to the prompt. It is
             removed.
+        tokenizers: of both models, where they differ; then each token is an id of its source.
         pieces: the released text, each piece with its source.
         texts: the text of each token so far. The end of the last one may be cut off.
         offsets: where these begin, in characters.
@@ -53,6 +55,7 @@ class AnswerText:
     openers: Sequence[Source] = ("base",)
     starts_line: bool = True
     joining_space: bool = False
+    tokenizers: Mapping[Source, TextTokenizer] | None = None
     pieces: list[Piece] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -63,7 +66,11 @@ class AnswerText:
     _tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.tokenizer)
+        self._detokenizer: Detokenizer | SharedDetokenizer
+        if self.tokenizers is None:
+            self._detokenizer = Detokenizer(self.tokenizer)
+        else:
+            self._detokenizer = SharedDetokenizer(self.tokenizers)
         if not self.openers:
             self.opening = None
 
@@ -82,6 +89,8 @@ class AnswerText:
     def push(self, token: int, source: Source) -> tuple[list[Piece], bool]:
         """Add a token; returns the newly released pieces, and whether the answer ends here."""
         self._sources.append(source)
+        if isinstance(self._detokenizer, SharedDetokenizer):
+            return self._add(self._detokenizer.push(token, source))
         return self._add(self._detokenizer.push(token))
 
     def close(self) -> tuple[list[Piece], bool]:

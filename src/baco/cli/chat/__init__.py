@@ -11,6 +11,7 @@ def chat(
     n: opt.Answers = 1,
     routing: opt.RouterOptions,
     models: opt.PairOptions,
+    tokenizers: opt.TokenizerOptions,
     sampling: opt.SamplingOptions,
     weights: opt.WeightOptions,
     backend: opt.Backend = None,
@@ -23,7 +24,7 @@ def chat(
     """
     settings = sampling.settings(n)
     routing.check()
-    baco = opt.load(models, weights, servers, templates, backend=backend)
+    baco = opt.load(models, tokenizers, weights, servers, templates, backend=backend)
     router = routing.choose(baco)
     settings["seed"] = baco.pair.defaults.updated({"seed": sampling.seed}).seeded().seed
     opt.take_today(baco, system=sampling.system)

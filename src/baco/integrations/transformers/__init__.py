@@ -43,5 +43,6 @@ def as_transformers(
         raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
     baco = pair if isinstance(pair, Baco) else Baco(pair)
     pair, rule = baco.pair, baco.router(router)
+    pair.check_one_tokenizer("the transformers object")
     reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
     return BacoForCausalLM(pair, rule, seed=seed, reader=reader)

@@ -1,0 +1,410 @@
+"""The decoding loop for two models with different tokenizers, which share the text of answers.
+
+Each row waits for the logits of one model at a time: of the active source, at a boundary of the
+models that its router reads, then of the source that the router picked. A step runs the model that
+most rows wait for, once, and decides all that follows from its logits. The model reads what it has
+not read of these rows, at a boundary usually one word that the other model wrote.
+
+Nothing is drafted.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from baco.device import tensor_on
+from baco.engine.batch import Batch
+from baco.engine.budget import KEPT_SHARE, Budget, cache_bytes
+from baco.engine.engine import Stats
+from baco.engine.kept_prefixes import KeptPrefixes
+from baco.engine.runner import ModelRunner
+from baco.engine.scheduler import MANY_CHUNKS, Scheduler
+from baco.engine.scoring import Scoring
+from baco.engine.sequence import Request, SequenceState, Why
+from baco.engine.verify import Verifier
+from baco.errors import BacoError
+from baco.kv_cache.prefix_cache import PrefixCache
+from baco.models.pair import Pair
+from baco.routing.router import Router
+from baco.routing.signals import Distribution, Signals
+from baco.routing.two_vocabularies import check_router, is_boundary
+from baco.sampling.noise import ROUTER, coin, noise_keys
+from baco.sampling.sampler import draw, most_likely
+from baco.source import MODELS, Source
+from baco.text.shared_text import EncodingStats, OwnTokens, SharedText
+
+
+@dataclass(slots=True)
+class _NextToken:
+    """What is known of a row's next token.
+
+    Attributes:
+        waits_for: the model whose logits are needed next.
+        logits: by model, float32 [V].
+        starts_word: by model, whether its most likely token is a word start.
+        boundary: whether the router decides; None where that is open.
+        source: of the token; None where that is open.
+    """
+
+    waits_for: Source
+    logits: dict[Source, Tensor] = field(default_factory=dict)
+    starts_word: dict[Source, bool] = field(default_factory=dict)
+    boundary: bool | None = None
+    source: Source | None = None
+
+
+@dataclass(slots=True)
+class SharedTextStats(Stats):
+    """Running totals, with those of texts that one model wrote and the other read.
+
+    Attributes:
+        encoding: how texts were encoded.
+        read, rolled_back: tokens of answers that models have read, and those of them that were
+            removed from a cache because other ids took their place.
+    """
+
+    encoding: EncodingStats = field(default_factory=EncodingStats)
+    read: int = 0
+    rolled_back: int = 0
+
+
+class SharedTextEngine:
+    """Decodes requests on a pair of models with different tokenizers.
+
+    Args:
+        pair: the two models.
+        max_rows: sequences decoded at once; more wait.
+        memory: limit for caches and the step's tensors, as
+            :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
+        chunks_per_step: chunks of prompts that are read between two steps.
+        prefix_cache: keeps what the models have read of prompts and answers; None to keep nothing.
+
+    Raises:
+        BacoError: a model's cache cannot be rolled back.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        max_rows: int = 256,
+        memory: int | float | str | None = None,
+        chunks_per_step: int = MANY_CHUNKS,
+        prefix_cache: PrefixCache | None = None,
+    ) -> None:
+        assert pair.own is not None
+        self.pair, self._own = pair, pair.own
+        device = pair.aligned.device
+        models = {"base": pair.base, "aligned": pair.aligned}
+        for model in models.values():
+            if not model.can_roll_back:
+                raise BacoError(
+                    f"the cache of {model.name} cannot be rolled back, which two tokenizers need: "
+                    "use a transformer"
+                )
+        self._vocabularies = {name: own.vocabulary.to(device) for name, own in pair.own.items()}
+        self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
+        self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
+        width = max(own.vocabulary.size for own in pair.own.values())
+        self._batch = Batch(device, width)
+        verifier = Verifier(self._vocabularies["aligned"], self._banned["aligned"])
+        self._runner = ModelRunner(models, self._batch, verifier)
+        devices = {model.device for model in models.values()}
+        kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
+        limit = cache_bytes(memory, devices, kept_bytes)
+        budget = Budget(limit, models, width)
+        keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
+        kept = KeptPrefixes(self._runner, budget, prefix_cache, keep)
+        self._scheduler = Scheduler(
+            self._runner, self._batch, budget, kept, max_rows, chunks_per_step
+        )
+        self._prefix_cache = prefix_cache
+        self._next: dict[SequenceState, _NextToken] = {}
+        self.stats = SharedTextStats(self._runner.caches)
+
+    @torch.inference_mode()
+    def step(self) -> list[SequenceState]:
+        """Run one model over the rows that wait for it; return the rows that got a token or ended.
+
+        A bounded number of tokens of waiting prompts is read first.
+        """
+        self._scheduler.schedule()
+        rows = self._batch.rows
+        if not rows:
+            return []
+        begun = [row for row in rows if row not in self._next]
+        self._next = {row: self._next.get(row) or _begin(row.request.router) for row in rows}
+        self._find_sources(begun)
+        waits = [self._next[row].waits_for for row in rows]
+        model: Source = "base" if 2 * waits.count("base") >= len(waits) else "aligned"
+        reading = [at for at, waited in enumerate(waits) if waited == model]
+        lengths = [len(row.tokens) for row in rows]
+        self._read(model, reading)
+        running = [rows[at] for at in reading if rows[at].finish_reason is None]
+        self._find_sources(running)
+        for source in MODELS:
+            ready = [at for at in reading if self._is_ready(rows[at], source)]
+            if ready:
+                self._draw(source, ready)
+        for known in (self._next[row] for row in running):
+            if model in known.logits:  # a view of the logits of all rows
+                known.logits[model] = known.logits[model].clone()
+        none = [0] * len(rows)
+        self.stats.update(rows, lengths, none, none)
+        return [
+            rows[at]
+            for at in reading
+            if len(rows[at].tokens) > lengths[at] or rows[at].finish_reason is not None
+        ]
+
+    # --- read -------------------------------------------------------------------------------------
+
+    def _read(self, model: Source, reading: list[int]) -> None:
+        """Let a model read some rows, and keep the logits after the last token of each."""
+        rows, cache = self._batch.rows, self._runner.caches[model]
+        lengths, unread = list(cache.lengths), [list[int]() for _ in rows]
+        for at in reading:
+            row = rows[at]
+            prompt, own = len(row.request.ids(model)), _own(row, model)
+            started = time.perf_counter()
+            same = own.read(bytes(_text(row).data), self.stats.encoding)
+            self.stats.encoding.seconds += time.perf_counter() - started
+            kept = min(lengths[at], prompt + same)
+            self.stats.rolled_back += lengths[at] - kept
+            # The last token is read again where all have been: its logits are not kept.
+            lengths[at] = min(kept, prompt + len(own.ids) - 1)
+            if len(own.ids) > min(row.most_ids, self.pair.model(model).context - prompt):
+                row.finish_reason = "length"
+            else:
+                unread[at] = [
+                    *row.request.ids(model)[lengths[at] :],
+                    *own.ids[max(lengths[at] - prompt, 0) :],
+                ]
+                self.stats.read += len(own.ids) - max(lengths[at] - prompt, 0)
+        cache.roll_back(lengths)
+        if not any(unread):
+            return
+        logits = self._runner.read_rows(model, unread)
+        top = most_likely(logits)
+        starts_word = self._vocabularies[model].word_start[top].tolist()
+        finite = logits.gather(1, top[:, None])[:, 0].isfinite().tolist()
+        for at in reading:
+            row = rows[at]
+            if row.finish_reason is not None:
+                continue
+            if not finite[at]:
+                row.finish_reason, row.error = "error", self.pair.model(model).damage_message
+                self._runner.clear([at])
+                continue
+            known = self._next[row]
+            known.logits[model], known.starts_word[model] = logits[at], starts_word[at]
+
+    # --- route ------------------------------------------------------------------------------------
+
+    def _find_sources(self, rows: list[SequenceState]) -> None:
+        """Decide the source of the rows' next tokens, or what each row waits for."""
+        routed: dict[Router, list[SequenceState]] = {}
+        for row in rows:
+            known, router = self._next[row], row.request.router
+            if known.boundary is None:
+                active = row.sources[-1]
+                known.boundary = is_boundary(
+                    first=False,
+                    text_is_open=_text(row).is_open,
+                    starts_word=known.starts_word[active],
+                )
+                if not known.boundary:
+                    known.source = active
+            if known.source is None:
+                missing = [m for m in MODELS if m in router.reads and m not in known.logits]
+                if missing:
+                    known.waits_for = missing[0]
+                else:
+                    routed.setdefault(router, []).append(row)
+        for router, rows_of in routed.items():
+            picks = self._route(router, rows_of)
+            for row, base in zip(rows_of, picks, strict=True):
+                self._next[row].source = "base" if base else "aligned"
+        for row in rows:
+            known = self._next[row]
+            if known.source is not None:
+                known.waits_for = known.source
+
+    def _route(self, router: Router, rows: list[SequenceState]) -> list[bool]:
+        """What a router picks for some rows, True for the base model."""
+        unread = torch.zeros(len(rows), 1, device=self._batch.device)
+        logits = {
+            model: torch.stack([self._next[row].logits[model] for row in rows])
+            if model in router.reads
+            else unread
+            for model in MODELS
+        }
+        only = next(iter(router.reads)) if len(router.reads) == 1 else "base"
+        signals = Signals(
+            logits["base"],
+            logits["aligned"],
+            self._vocabularies[only],
+            coin(self._keys(rows), ROUTER),
+            self._vocabularies,
+        )
+        picks: list[bool] = router(signals).tolist()
+        return picks
+
+    def _keys(self, rows: list[SequenceState]) -> Tensor:
+        """The noise keys of the rows' next tokens, int64 [N, 2]."""
+        numbers = [(row.request.noise_seed, row.sample, _text(row).position) for row in rows]
+        seed, sample, position = tensor_on(self._batch.device, numbers, torch.int64).unbind(1)
+        return noise_keys(seed, sample, position)
+
+    # --- draw -------------------------------------------------------------------------------------
+
+    def _is_ready(self, row: SequenceState, source: Source) -> bool:
+        known = self._next[row]
+        return row.finish_reason is None and known.source == source and source in known.logits
+
+    def _draw(self, source: Source, ready: list[int]) -> None:
+        """Draw and append the next tokens of some rows, all from one source."""
+        rows = [self._batch.rows[at] for at in ready]
+        logits = torch.stack([self._next[row].logits[source] for row in rows])
+        log_partition = Distribution(logits).log_partition
+        tops = [_top(row, logits[at], log_partition[at]) for at, row in enumerate(rows)]
+        if source == "base":
+            logits.masked_fill_(self._banned[source], -torch.inf)
+        new_source = [bool(row.sources) and row.sources[-1] != source for row in rows]
+        for at in (at for at, is_new in enumerate(new_source) if is_new):
+            logits[at].masked_fill_(~self._vocabularies[source].word_start, -torch.inf)
+        params = self._batch.sampling.rows(tensor_on(self._batch.device, ready))
+        token = draw(logits, params, self._keys(rows), self._words[source])
+        logprob = logits.gather(1, token[:, None])[:, 0] - log_partition
+        drawn = zip(rows, token.tolist(), logprob.tolist(), tops, strict=True)
+        for row, token_id, logprob_of, top in drawn:
+            self._append(row, source, token_id, logprob_of)
+            if top is not None:
+                row.top_logprobs.append(top)
+
+    def _append(self, row: SequenceState, source: Source, token: int, logprob: float) -> None:
+        if row.request.explain:
+            row.why.append(self._why(row, source, logprob))
+        row.tokens.append(token)
+        row.sources.append(source)
+        row.logprobs.append(logprob)
+        _text(row).append(source, token)
+        room = self.pair.model(source).context - len(row.request.ids(source))
+        if token in self._own[source].end_ids:
+            row.finish_reason = "stop"
+        elif len(row.tokens) >= row.limit or len(_own(row, source).ids) >= min(row.most_ids, room):
+            row.finish_reason = "length"
+        only = row.request.router.only
+        self._next[row] = _NextToken(source, source=only, boundary=None if only is None else True)
+
+    def _why(self, row: SequenceState, source: Source, logprob: float) -> Why:
+        """What is known; NaN for what would need the other model's tokens or was not read."""
+        known, nan = self._next[row], float("nan")
+        base = Distribution(known.logits["base"][None]) if "base" in known.logits else None
+        return Why(
+            base_logprob=logprob if source == "base" else nan,
+            aligned_logprob=logprob if source == "aligned" else nan,
+            max_base=nan if base is None else float(base.max),
+            entropy_base=nan if base is None else float(base.entropy),
+            predicted=-1 if base is None else int(base.top),
+            asked=bool(known.boundary),
+            wanted=source,
+        )
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> list[SequenceState]:
+        """Queue the n samples of a request.
+
+        Raises:
+            BacoError: it needs one tokenizer, its prompt fits no context window, or memory cannot
+                hold one answer.
+        """
+        _check(request)
+        sequences = self._scheduler.add(request, self._runner.prompt_room(request))
+        for sequence in sequences:
+            own: dict[str, OwnTokens] = {
+                model: OwnTokens(self._own[model].tokenizer) for model in MODELS
+            }
+            sequence.shared_text = SharedText(own)
+        return sequences
+
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
+        """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
+        sequence.finish_reason = "stop"
+        self._scheduler.drop(sequence)
+        sequence.cut(tokens)
+
+    def score(self, scoring: Scoring) -> None:  # noqa: ARG002
+        """Refused: a text is scored in the ids of one tokenizer."""
+        raise BacoError("echo needs a pair whose models have one tokenizer: leave echo out")
+
+    def stop_scoring(self, scoring: Scoring) -> None:
+        """There is nothing to stop."""
+
+    def forget_prefixes(self) -> None:
+        """Drop what is kept of earlier prompts and answers."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return self._scheduler.busy
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no row yet."""
+        return self._scheduler.waiting
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._batch)
+
+
+def _text(row: SequenceState) -> SharedText:
+    assert row.shared_text is not None
+    return row.shared_text
+
+
+def _own(row: SequenceState, model: Source) -> OwnTokens:
+    return _text(row).own[model]
+
+
+def _begin(router: Router) -> _NextToken:
+    """The first token of a row."""
+    return _NextToken(router.only or "base", boundary=True, source=router.only)
+
+
+def _top(row: SequenceState, logits: Tensor, log_partition: Tensor) -> dict[int, float] | None:
+    """The most likely tokens of a row, where it wants any."""
+    count = row.request.params.logprobs
+    if not count:
+        return None
+    top = (logits - log_partition).topk(min(count, len(logits)))
+    return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def _check(request: Request) -> None:
+    """Raise BacoError for a request that needs one tokenizer."""
+    params = request.params
+    check_router(request.router)
+    if request.switch == "token" and request.router.only is None:
+        raise BacoError("models of different tokenizers change sources between words only")
+    if params.penalises:
+        raise BacoError("penalties count tokens, which two tokenizers do not share: leave them out")
+    if params.logit_bias:
+        raise BacoError("logit_bias names tokens, which two tokenizers do not share: leave it out")
+    if params.samplers:
+        raise BacoError(
+            f"samplers are not supported with two tokenizers: leave {', '.join(params.samplers)} "
+            "out"
+        )
+    if request.thinking is not None:
+        raise BacoError(
+            "the thinking of the aligned model is not kept apart with two tokenizers: turn it off "
+            "(--no-thinking)"
+        )

@@ -1,0 +1,39 @@
+"""Whole words where the models have different tokenizers.
+
+The models share text, and each reads word starts and roles off its own vocabulary. White space and
+unfinished characters at the end of the text begin the next word, so the model that wrote them
+writes the word. A position is a boundary if it is the first, or if the text does not end so and the
+active source's most likely next token is a word start. A new source inside a text may write only
+word starts of its own vocabulary.
+"""
+
+from baco.errors import BacoError
+from baco.routing.router import Router, RuleRouter
+
+
+def is_boundary(*, first: bool, text_is_open: bool, starts_word: bool) -> bool:
+    """Whether the router decides.
+
+    Args:
+        first: nothing of the answer is written.
+        text_is_open: it ends in white space or inside a character.
+        starts_word: the active source's most likely next token is a word start.
+    """
+    return first or (starts_word and not text_is_open)
+
+
+def check_router(router: Router) -> None:
+    """Refuse a router that compares the distributions of both models.
+
+    Raises:
+        BacoError: it reads quantities of both, which are over different vocabularies.
+    """
+    if isinstance(router, RuleRouter):
+        compares = router.logit is not None and len(router.logit.models) > 1
+    else:
+        compares = len(router.reads) > 1
+    if compares:
+        raise BacoError(
+            f"{router.spelling} compares the distributions of both models, which have different "
+            "tokenizers: use a rule that reads one model, such as P, H or Punc"
+        )

@@ -1,0 +1,172 @@
+"""The reference decoder of models with different tokenizers: full forwards, one row, no cache.
+
+It is written from the rules alone and uses nothing of the engine or of `baco.text.shared_text`
+except the encoding of a text. A model that is asked for its logits first encodes what it has no ids
+for, from the last safe seam, and keeps all ids of its own that no new token overlaps.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from tests.naive_decoding import coin_word, prompt_seed, uniform
+
+SPACES = b" \t\n\r"
+
+
+def last_character(text: bytes) -> str:
+    return text.decode("utf-8", "replace")[-1:]
+
+
+def is_unfinished(text: bytes) -> bool:
+    """Whether further bytes can complete a character at the end."""
+    for length in (1, 2, 3):
+        if length <= len(text):
+            try:
+                text[-length:].decode("utf-8")
+                return False
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data" and error.start == 0:
+                    return True
+    return False
+
+
+def is_safe(text: bytes, at: int, spanned: Collection[bytes]) -> bool:
+    if at == 0:
+        return True
+    before = last_character(text[:at])
+    return (
+        text[at] in SPACES
+        and not before.isspace()
+        and (text[at : at + 1] == b" " or before.isalnum())
+        and text[at - 1 : at + 1] not in spanned
+    )
+
+
+class Model:
+    """A model, its prompt, and its ids of the answer."""
+
+    def __init__(self, pair: Any, source: str, prompt: tuple[int, ...]) -> None:
+        self.model, self.prompt = pair.model(source), prompt
+        self.own = pair.own[source]
+        self.data = [self.own.tokenizer.data[token] for token in range(self.own.tokenizer.size)]
+        self.vocabulary = self.own.vocabulary
+        self.spanned = {
+            data[at : at + 2]
+            for data in self.data
+            for at in range(len(data))
+            if data[at + 1 : at + 2]
+        }
+        # (id, the place in the text after it; None where it is not known)
+        self.ids: list[tuple[int, int | None]] = []
+        self.fixed = 0
+        self.words = self._words()
+
+    def _words(self) -> list[int]:
+        names = self.model.tokenizer.get_vocab()
+        end = self.model.tokenizer.eos_token_id
+        seen: dict[Any, int] = {}
+        words = [0] * len(self.data)
+        for name in sorted(names, key=lambda name: (names[name] != end, name)):
+            token = names[name]
+            if token in self.own.end_ids:
+                data, start = b"", 0x5EED0E0D
+            elif self.data[token]:
+                data, start = self.data[token], 0
+            else:
+                data, start = name.encode(), 0x5EED05EC
+            rank = seen[data, start] = seen.get((data, start), -1) + 1
+            words[token] = zlib.crc32(data, start + rank) % 2**31
+        return words
+
+    def logits(self, text: bytes) -> torch.Tensor:
+        """Raw logits after the text."""
+        known = next((place for _, place in reversed(self.ids) if place is not None), 0)
+        if known < len(text):
+            self.encode(text)
+        row: torch.Tensor = self.model.score([*self.prompt, *(token for token, _ in self.ids)])[-1]
+        return row
+
+    def encode(self, text: bytes) -> None:
+        places = {0: 0} | {
+            place: count for count, (_, place) in enumerate(self.ids, 1) if place is not None
+        }
+        seam = max(
+            place
+            for place, count in places.items()
+            if count == self.fixed or (count > self.fixed and is_safe(text, place, self.spanned))
+        )
+        new, at = [], seam
+        for token in self.own.tokenizer.encode(text[seam:]):
+            at += len(self.data[token])
+            new.append((token, at))
+        if b"".join(self.data[token] for token, _ in new) != text[seam:]:
+            unplaced = [(token, None) for token, _ in new[:-1]]
+            self.ids = [*self.ids[: places[seam]], *unplaced, (new[-1][0], len(text))]
+            return
+        shared = max(place for place in places if place in {seam, *(place for _, place in new)})
+        self.ids = self.ids[: places[shared]] + [one for one in new if one[1] > shared]
+
+
+def decode(
+    pair: Any,
+    base_prompt: tuple[int, ...],
+    aligned_prompt: tuple[int, ...],
+    rule: Callable[[dict[str, torch.Tensor], float], bool],
+    reads: tuple[str, ...],
+    *,
+    digest: bytes,
+    seed: int,
+    sample: int,
+    temperature: float,
+    max_tokens: int,
+) -> tuple[list[int], list[str]]:
+    """Tokens and sources of one answer; ``rule`` gets the logits of the models that it ``reads``
+    and the coin.
+    """
+    models = {
+        "base": Model(pair, "base", base_prompt),
+        "aligned": Model(pair, "aligned", aligned_prompt),
+    }
+    seed, text, position = prompt_seed(seed, digest), b"", 0
+    tokens: list[int] = []
+    sources: list[str] = []
+    while len(tokens) < max_tokens:
+        source = sources[-1] if sources else None
+        boundary = source is None
+        if source is not None:
+            likeliest = int(models[source].logits(text).argmax())
+            begins = bool(models[source].vocabulary.word_start[likeliest])
+            boundary = begins and not last_character(text).isspace() and not is_unfinished(text)
+        wanted = source
+        if boundary:
+            rows = {name: models[name].logits(text) for name in reads}
+            coin = uniform(seed, sample, position, coin_word("router"))
+            wanted = "base" if rule(rows, coin) else "aligned"
+        assert wanted is not None
+        model = models[wanted]
+        row = model.logits(text).clone()
+        for token in range(len(row)):
+            special = bool(model.vocabulary.special[token]) and token not in model.own.end_ids
+            masked = source is not None and wanted != source
+            if (wanted == "base" and special) or (
+                masked and not model.vocabulary.word_start[token]
+            ):
+                row[token] = -math.inf
+        if temperature > 0:
+            noise = [-math.log(-math.log(uniform(seed, sample, position, w))) for w in model.words]
+            row = row / temperature + torch.tensor(noise)
+        token = int(row.argmax())
+        tokens.append(token)
+        sources.append(wanted)
+        text += model.data[token]
+        position += max(1, len(model.data[token]))
+        model.ids.append((token, len(text)))
+        if not model.data[token]:
+            model.fixed = len(model.ids)
+        if token in model.own.end_ids:
+            break
+    return tokens, sources

@@ -1,0 +1,375 @@
+"""Pairs whose models have different tokenizers: the engine against the naive reference."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from baco import Baco, BacoError
+from baco.calibration.diagnose import diagnose
+from baco.cli import run
+from baco.engine.engine import Engine
+from baco.integrations.transformers import as_transformers
+from baco.models.model import PairModel
+from baco.models.pair import make_pair
+from baco.outputs import Token
+from baco.text.shared_text import EncodingStats, OwnTokens, TextTokenizer
+from tests import naive_text_decoding
+from tests.naive_decoding import entropy, max_probability
+from tests.pairs import END, TURN_END, TURN_START
+from tests.serving import served
+from tests.tokenizer_kinds import KINDS, permuted, tokenizer_of
+
+PROMPT = "Where should I go this summer?"
+
+
+@cache
+def text_tokenizer(kind: str) -> TextTokenizer:
+    return TextTokenizer(tokenizer_of(kind), kind)
+
+
+def tiny_model(tokenizer: Any, seed: int, order: list[int] | None = None) -> Any:
+    """A model with random weights; with ``order``, the rows of its tokens in that order."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+        model.model.norm.weight.mul_(3.0)
+        if order is not None:
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                old = table.weight.clone()
+                table.weight[order] = old
+    return model
+
+
+def baco_of(base: Any, aligned: Any) -> Baco:
+    """The pair of two (tokenizer, model)."""
+    models = [
+        PairModel(name, model, tokenizer)
+        for name, (tokenizer, model) in (("base", base), ("aligned", aligned))
+    ]
+    return Baco(make_pair("two tokenizers", *models, separate_tokenizers=True))
+
+
+def baco_of_kinds(base: str, aligned: str) -> Baco:
+    return baco_of(
+        *(
+            (tokenizer_of(kind), tiny_model(tokenizer_of(kind), seed))
+            for seed, kind in enumerate((base, aligned))
+        )
+    )
+
+
+RULES = {
+    "P:0.5": (("base",), lambda rows, coin: max_probability(rows["base"]) < 0.5),
+    "H:1.5": (("base",), lambda rows, coin: entropy(rows["base"]) > 1.5),
+    "Rand:0.5": ((), lambda rows, coin: coin < 0.5),
+}
+
+
+@pytest.mark.parametrize("aligned", KINDS)
+@pytest.mark.parametrize("base", KINDS)
+def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligned: str) -> None:
+    baco, number = baco_of_kinds(base, aligned), KINDS.index(base) + 3 * KINDS.index(aligned)
+    spelling, temperature = tuple(RULES)[number % len(RULES)], (0.0, 0.7, 1.0)[number % 4 % 3]
+    reads, rule = RULES[spelling]
+    prompt = baco.pair.renderer.render(PROMPT)
+    answer = baco.generate(
+        PROMPT, router=spelling, n=3, seed=number, max_tokens=20, temperature=temperature
+    )[number % 3]
+    tokens, sources = naive_text_decoding.decode(
+        baco.pair,
+        prompt.base_ids,
+        prompt.aligned_ids,
+        rule,
+        reads,
+        digest=prompt.digest,
+        seed=number,
+        sample=answer.sample,
+        temperature=temperature,
+        max_tokens=20,
+    )
+    assert list(answer.sources) == sources
+    assert list(answer.token_ids) == tokens
+
+
+_PARTS = (
+    "the", "sea", " warm", "Lisbon", " ", "  ", "\n", "\n\n", "\t", "\r\n", ".", ",", "?!", "…",
+    "'s", "(", ")", "12", "345", "夏天", "の", "é", "e\u0301", "م", "ne", "한", "🌊", "x_y", ":",
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(_PARTS), min_size=1, max_size=14))
+def test_a_text_has_the_same_ids_whether_it_is_cut_at_safe_seams_or_not(parts: list[str]) -> None:
+    text = "".join(parts).encode()
+    for kind in KINDS:
+        tokenizer = text_tokenizer(kind)
+        whole = tokenizer.encode(text)
+        for at in range(1, len(text)):
+            if tokenizer.is_seam(text, at):
+                cut = tokenizer.encode(text[:at]) + tokenizer.encode(text[at:])
+                assert cut == whole, (kind, text[:at], text[at:])
+
+
+def test_most_words_begin_at_a_safe_seam_except_where_tokens_span_words() -> None:
+    text = b"We walk along the shore of Lisbon with the dog"
+    seams = {
+        kind: sum(text_tokenizer(kind).is_seam(text, at) for at in range(1, len(text)))
+        for kind in KINDS
+    }
+    assert seams.pop("superwords") < 6
+    assert set(seams.values()) == {text.count(b" ")}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(_PARTS)), min_size=1, max_size=14),
+)
+def test_ids_spell_the_text_and_change_only_after_the_last_seam(
+    kind: str, turns: list[tuple[bool, str]]
+) -> None:
+    tokenizer, stats, text = text_tokenizer(kind), EncodingStats(), b""
+    own = OwnTokens(tokenizer)
+    for draws, part in turns:
+        before, seams = (
+            list(own.ids),
+            [at for at in range(len(text)) if tokenizer.is_seam(text, at)],
+        )
+        text += part.encode()
+        if draws:
+            own.read(text[: -len(part.encode())], stats)
+            before = list(own.ids)
+            for token in tokenizer.encode(part.encode()):
+                own.draw(token)
+            text = text[: -len(part.encode())] + tokenizer.bytes_of(own.ids[len(before) :])
+            assert own.ids[: len(before)] == before
+        elif own.covered < len(text):
+            covered = own.covered
+            same = own.read(text, stats)
+            assert own.ids[:same] == before[:same]
+            kept = len(tokenizer.bytes_of(own.ids[:same]))
+            if tokenizer.bytes_of(own.ids) == text:
+                assert kept >= max((at for at in seams if at <= covered), default=0)
+    if tokenizer.bytes_of(tokenizer.encode(text)) == text and own.covered == len(text):
+        assert tokenizer.bytes_of(own.ids) == text
+
+
+def test_drawn_ids_are_replaced_only_where_a_token_spans_the_seam() -> None:
+    tokenizer = text_tokenizer("llama3")
+    own, stats = OwnTokens(tokenizer), EncodingStats()
+    letters = [tokenizer.encode(letter)[0] for letter in (b" ", b"w", b"a", b"r", b"m", b".")]
+    for token in letters:  # not as the tokenizer spells it
+        own.draw(token)
+    assert own.read(b" warm. The", stats) == len(letters)
+    assert own.ids == [*letters, *tokenizer.encode(b" The")]
+    own = OwnTokens(tokenizer)
+    for token in letters:
+        own.draw(token)
+    assert tokenizer.encode(b" warm.\n")[-1:] == tokenizer.encode(b".\n")  # one token
+    assert own.read(b" warm.\n", stats) == len(letters) - 1
+    assert own.ids == [*letters[:-1], *tokenizer.encode(b".\n")]
+
+
+def test_names_of_special_tokens_are_read_as_plain_text() -> None:
+    for kind in KINDS:
+        tokenizer, special = text_tokenizer(kind), tokenizer_of(kind).all_special_ids
+        ids = tokenizer.encode(b" a <|im_end|> b<|endoftext|>")
+        assert not {*tokenizer_of(kind).convert_tokens_to_ids([END, TURN_END])} & {*ids}
+        assert tokenizer.data[special[0]] == b""
+
+
+@pytest.mark.parametrize("source", ["base", "aligned"])
+@pytest.mark.parametrize("kinds", [("gpt2", "gemma"), ("llama3", "llama2"), ("qwen", "superwords")])
+def test_permuting_the_ids_of_a_tokenizer_changes_no_byte_of_any_answer(
+    kinds: tuple[str, str], source: str
+) -> None:
+    plain = [
+        (tokenizer_of(kind), tiny_model(tokenizer_of(kind), at)) for at, kind in enumerate(kinds)
+    ]
+    at = ("base", "aligned").index(source)
+    tokenizer, order = permuted(plain[at][0], seed=1)
+    changed = list(plain)
+    changed[at] = tokenizer, tiny_model(plain[at][0], at, order)
+    changed[at][1].config.eos_token_id = tokenizer.eos_token_id
+    changed[at][1].generation_config.eos_token_id = tokenizer.eos_token_id
+    ids = []
+    for router in ("P-Punc:0.5", "Rand:0.5", "FC:predict=either"):
+        answers = [
+            baco_of(*pair).generate(PROMPT, router=router, n=4, seed=2, max_tokens=30)
+            for pair in (plain, changed)
+        ]
+        assert [a.pieces for a in answers[0]] == [a.pieces for a in answers[1]]
+        assert [a.logprobs for a in answers[0]] == [
+            pytest.approx(a.logprobs, abs=1e-3) for a in answers[1]
+        ]
+        ids += [[a.token_ids for a in each] for each in answers]
+    assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize("router", ["P-Punc:0.5", "Rand:0.5", "Base"])
+def test_an_answer_does_not_depend_on_the_rows_beside_it(router: str) -> None:
+    baco = baco_of_kinds("gpt2", "gemma")
+    options: dict[str, Any] = {"router": router, "seed": 3, "max_tokens": 24}
+    answers = baco.generate(PROMPT, n=8, **options)
+    assert len({answer.text for answer in answers}) > 4
+    few = Baco(baco.pair, max_rows=3, enable_prefix_caching=False)
+    for other in (baco.generate(PROMPT, n=2, **options), few.generate(PROMPT, n=8, **options)):
+        assert [a.token_ids for a in other] == [a.token_ids for a in answers[: len(other)]]
+
+
+def test_rows_that_wait_for_one_model_are_read_in_one_forward() -> None:
+    baco = baco_of_kinds("gpt2", "gemma")
+    decoder = baco.decoder()
+    decoder.submit(PROMPT, router=baco.router("P:0.6"), n=8, seed=3, max_tokens=30)
+    while decoder.busy:
+        decoder.step()
+    stats: Any = decoder.engine.stats
+    tokens = sum(stats.tokens.values())
+    assert min(stats.tokens.values()) > tokens / 10
+    assert sum(stats.forwards.values()) < tokens / 2
+    assert 0 < stats.rolled_back < stats.read / 4
+    assert stats.encoding.encoded > 0
+
+
+def test_explained_tokens_name_what_the_router_read() -> None:
+    baco = baco_of_kinds("gpt2", "gemma")
+    decoder = baco.decoder()
+    router = baco.router("P-Punc:0.6")
+    decoder.submit(PROMPT, router=router, explain=True, seed=3, max_tokens=30, logprobs=2)
+    tokens: list[Token] = []
+    while decoder.busy:
+        for chunk in decoder.step():
+            tokens += chunk.tokens
+    assert {token.source for token in tokens} == {"base", "aligned"}
+    for token in tokens:
+        assert token.why is not None
+        own = token.why.base_logprob if token.source == "base" else token.why.aligned_logprob
+        assert own == token.logprob
+        assert token.top_logprobs is not None
+        assert len(token.top_logprobs) == 2
+        if token.why.asked:
+            assert 0 < token.why.max_base <= 1
+    assert any(token.why and token.why.asked for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"router": "Gap:0.5"}, "Gap:0.5 compares the distributions of both models"),
+        ({"switch": "token"}, "change sources between words only"),
+        ({"repetition_penalty": 1.2}, "penalties count tokens"),
+        ({"logit_bias": {3: 1.0}}, "logit_bias names tokens"),
+        ({"samplers": ("top_n_sigma:1.0",)}, "samplers are not supported with two tokenizers"),
+    ],
+)
+def test_what_needs_one_tokenizer_is_refused_in_one_line(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BacoError, match=message) as error:
+        baco_of_kinds("gpt2", "gemma").generate(PROMPT, **{"router": "P:0.5"} | settings)
+    assert "\n" not in str(error.value)
+
+
+def test_methods_and_prompts_of_token_ids_need_one_tokenizer() -> None:
+    baco = baco_of_kinds("gpt2", "gemma")
+    with pytest.raises(BacoError, match="this method needs one tokenizer for both models"):
+        Engine(baco.pair)
+    with pytest.raises(BacoError, match="a prompt of token ids needs one tokenizer"):
+        baco.decoder().submit_text((1, 2, 3), router=baco.router("P:0.5"))
+    with pytest.raises(BacoError, match="diagnose needs one tokenizer"):
+        diagnose(baco, [PROMPT, "Where?"])
+    with pytest.raises(BacoError, match="the transformers object needs one tokenizer"):
+        as_transformers(baco)
+
+
+def test_a_tokenizer_that_changes_text_is_refused_with_an_example() -> None:
+    backend = Tokenizer.from_str(tokenizer_of("gpt2").backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Lowercase()
+    lower = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+    with pytest.raises(BacoError, match=r"The weather in Lisbon .* as 'the weather in lisbon"):
+        TextTokenizer(lower, "lower/case")
+    with pytest.raises(BacoError, match="slow/one has no fast tokenizer"):
+        TextTokenizer(object(), "slow/one")
+
+
+def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (source, kind) in enumerate((("base", "gemma"), ("aligned", "gpt2"))):
+        tiny_model(tokenizer_of(kind), seed).save_pretrained(tmp_path / source)
+        tokenizer_of(kind).save_pretrained(tmp_path / source)
+    command = ["generate", PROMPT, "--pair", str(tmp_path), "-s", "1", "--max-tokens", "12"]
+    assert run([*command, "-r", "P:0.5"]) == 2
+    refused = capsys.readouterr().err
+    assert "vocabularies differ" in refused
+    assert "--separate-tokenizers" in refused
+    command.append("--separate-tokenizers")
+    assert run([*command, "-r", "P:0.5", "--json"]) == 0
+    sample = json.loads(capsys.readouterr().out)["samples"][0]
+    assert {*sample["sources"]} == {"base", "aligned"}
+    for options in (
+        ["-r", "Gap:0.5"],
+        ["-r", "P:0.5", "--base-template", "aligned"],
+        [
+            "-r",
+            "P:0.5",
+            "--backend",
+            "remote",
+            "--base-url",
+            "http://a",
+            "--aligned-url",
+            "http://b",
+        ],
+    ):
+        assert run([*command, *options]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) <= 2
+
+
+def test_the_server_spells_log_probabilities_in_the_ids_of_their_source() -> None:
+    with served(baco_of_kinds("gpt2", "gemma")) as server, server.client as client:
+        body = {
+            "model": "baco",
+            "router": "P-Punc:0.6",
+            "messages": [{"role": "user", "content": PROMPT}],
+            "seed": 3,
+            "max_tokens": 30,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "explain": True,
+        }
+        reply = client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        choice = reply.json()["choices"][0]
+        content = choice["logprobs"]["content"]
+        spelled = b"".join(bytes(token["bytes"]) for token in content).decode(errors="replace")
+        spelled = spelled.replace(TURN_START, "").replace(TURN_END, "")
+        assert spelled.removeprefix(" ") == choice["message"]["content"].removeprefix(" ")
+        assert {source for _, source in choice["baco"]["sources"]} == {"base", "aligned"}
+        for change in ({"logit_bias": {"3": 1}}, {"router": "Gap:0.5"}, {"switch": "token"}):
+            assert client.post("/v1/chat/completions", json=body | change).status_code == 400
+        ids = {"model": "baco", "router": "P:0.5", "prompt": [1, 2, 3], "max_tokens": 3}
+        assert client.post("/v1/completions", json=ids).status_code == 400
+        echo = {"model": "baco/base", "prompt": "Hello", "max_tokens": 0, "logprobs": 1}
+        assert client.post("/v1/completions", json=echo | {"echo": True}).status_code == 400
