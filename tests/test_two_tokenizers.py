@@ -87,8 +87,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("aligned", KINDS)
-@pytest.mark.parametrize("base", KINDS)
+# Every two kinds, the one or the other as the base model.
+_PAIRS = [
+    (one, other) if (first + second) % 2 else (other, one)
+    for second, other in enumerate(KINDS)
+    for first, one in enumerate(KINDS[: second + 1])
+]
+
+
+@pytest.mark.parametrize(("base", "aligned"), _PAIRS)
 def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligned: str) -> None:
     baco, number = baco_of_kinds(base, aligned), KINDS.index(base) + 3 * KINDS.index(aligned)
     spelling, temperature = tuple(RULES)[number % len(RULES)], (0.0, 0.7, 1.0)[number % 4 % 3]
