@@ -57,6 +57,8 @@ test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 # llama-cpp-python is compiled, so its tests have an environment of their own: where it is installed,
 # GGUF files are run by it. A wheel of it is used if pip finds one.
 LLAMA_CPP ?= llama-cpp-python==0.3.36
+# llama.cpp's own server, in a wheel.
+LLAMA_SERVER ?= xllamacpp==2026.10.11549
 test-llamacpp: .venv-llamacpp/.done  ## Run the tests of pairs in llama.cpp, compiling it first
 	.venv-llamacpp/bin/python -m pytest tests_llamacpp
 
@@ -65,7 +67,7 @@ test-llamacpp: .venv-llamacpp/.done  ## Run the tests of pairs in llama.cpp, com
 	.venv-llamacpp/bin/python -m pip install --quiet 'pip>=25.1'
 	.venv-llamacpp/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" .venv-llamacpp/bin/python -m pip install --quiet \
-	  --constraint constraints.txt '$(LLAMA_CPP)'
+	  --constraint constraints.txt '$(LLAMA_CPP)' '$(LLAMA_SERVER)'
 	@touch $@
 
 # Pages are tested in the system's own Chromium; CHROMIUM names another.

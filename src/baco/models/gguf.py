@@ -56,6 +56,12 @@ def local_path(name: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
+def require_gguf(what: str) -> None:
+    """Refuse where the package ``gguf`` is missing; ``what`` needs it, in a few words."""
+    if importlib.util.find_spec("gguf") is None:
+        raise BacoError(f"{what}: install its reader with pip install 'baco[gguf]'")
+
+
 def check_gguf(name: str) -> None:
     """Refuse a GGUF file that cannot be loaded, before anything is loaded.
 
@@ -65,8 +71,7 @@ def check_gguf(name: str) -> None:
     Raises:
         BacoError: the package is missing, or the file is missing, incomplete, or no GGUF file.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise BacoError(f"{name} is a GGUF file: install its reader with pip install 'baco[gguf]'")
+    require_gguf(f"{name} is a GGUF file")
     if _on_the_hub(name)[0]:
         return
     path = Path(name).expanduser()

@@ -12,6 +12,7 @@ from typing import Any, Self
 from baco.errors import BacoError
 from baco.models.files import read_json_object
 from baco.sampling.params import SamplingParams
+from baco.source import MODELS, Source
 
 DEMO = "demo"
 
@@ -37,7 +38,8 @@ class KnownPair:
 
     @classmethod
     def in_folder(cls, folder: Path, name: str | None = None) -> Self:
-        """A pair kept in one folder: ``base/``, ``aligned/`` and, if there, ``baco.json``.
+        """A pair kept in one folder: ``base/`` and ``aligned/``, or ``base.gguf`` and
+        ``aligned.gguf``, and, if there, ``baco.json``.
 
         Raises:
             BacoError: ``baco.json`` cannot be read, or has a value that is not allowed.
@@ -61,12 +63,23 @@ class KnownPair:
             raise BacoError(f"{about}, sampling: {error}") from error
         return cls(
             name or settings.get("name") or str(folder),
-            str(folder / "base"),
-            str(folder / "aligned"),
+            str(folder / _model_in(folder, "base")),
+            str(folder / _model_in(folder, "aligned")),
             settings.get("chat_options") or {},
             sampling,
             settings.get("dtype"),
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The content of its ``baco.json``."""
+        settings = {
+            "name": self.name,
+            "chat_options": dict(self.chat_options),
+            "sampling": dict(self.sampling),
+            "dtype": self.dtype,
+        }
+        return {key: value for key, value in settings.items() if value}
 
 
 @cache
@@ -94,7 +107,7 @@ def find_pair(name: str) -> KnownPair:
         BacoError: there is neither; the message has the nearest short names.
     """
     folder = Path(name)
-    if (folder / "base").is_dir() and (folder / "aligned").is_dir():
+    if all((folder / _model_in(folder, source)).exists() for source in MODELS):
         return KnownPair.in_folder(folder)
     by_name = {pair.name: pair for pair in known_pairs()}
     if name.lower() in by_name:
@@ -104,6 +117,11 @@ def find_pair(name: str) -> KnownPair:
         f"unknown pair {name!r}: no folder with base/ and aligned/ and no short name; nearest are "
         f"{', '.join(near)} (see 'baco pairs'), or give a base and an aligned model"
     )
+
+
+def _model_in(folder: Path, source: Source) -> str:
+    """The name of a model in the folder of a pair."""
+    return source if (folder / source).is_dir() else f"{source}.gguf"
 
 
 def choose_pair(name: str | None, base: str | None, aligned: str | None) -> KnownPair:

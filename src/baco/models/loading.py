@@ -306,6 +306,30 @@ def _shape(sizes: Any) -> str:
     return "×".join(map(str, sizes))
 
 
+def model_files(name: str, trust_remote_code: bool = False) -> Path:
+    """The folder of a model with weights in safetensors, downloaded from the hub if needed.
+
+    Raises:
+        BacoError: it cannot be fetched, or its weights are in another format.
+    """
+    folder = Path(name).resolve() if Path(name).is_dir() else _download(name, trust_remote_code)
+    if not any(folder.glob("*.safetensors")):
+        raise BacoError(f"{folder} has no *.safetensors: save the model in that format first")
+    return folder
+
+
+def _download(name: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", *(["*.py"] if trust_remote_code else [])]
+        with hub.reading(name):
+            return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BacoError(f"cannot fetch the model {name}: {one_line(error)}") from error
+
+
 def is_adapter(name: str) -> bool:
     """Is it a PEFT adapter and not a model?"""
     from transformers.utils import find_adapter_config_file

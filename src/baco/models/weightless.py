@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +12,16 @@ from baco.errors import BacoError
 from baco.models import gguf
 from baco.models.context import context_of, text_config
 from baco.models.known_pairs import KnownPair
-from baco.models.loading import check_model, explain_errors, load_config, load_tokenizer
+from baco.models.loading import (
+    Placement,
+    check_model,
+    explain_errors,
+    find_device,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from baco.models.model import PairModel
 from baco.models.pair import Pair, make_pair
 from baco.sampling.params import SamplingParams
@@ -129,3 +139,14 @@ def _load(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> Wei
             generation = None  # optional: the model's configuration names the end token too
     model = _ConfigOnly(name, where, config, generation)
     return WeightlessModel(name, model, tokenizer, where=where)
+
+
+def save_merged(known: KnownPair, pair: Pair, target: Path, trust_remote_code: bool) -> None:
+    """Write the base model of a pair with the adapter that its aligned model is merged into its
+    weights, and the aligned tokenizer.
+    """
+    placement = Placement(find_device("cpu"), known.dtype, trust_remote_code=trust_remote_code)
+    model = load_model(known.base, placement)
+    merged = load_adapter(model, known.aligned).merge_and_unload()
+    merged.save_pretrained(target)
+    pair.aligned.tokenizer.save_pretrained(target)

@@ -12,13 +12,12 @@ from typing import Any
 
 from baco.backends.vllm.plugin import ARCHITECTURE
 from baco.calibration.store import Calibration
-from baco.errors import BacoError, one_line
-from baco.models import hub
+from baco.errors import BacoError
 from baco.models.files import read_json_object
 from baco.models.known_pairs import KnownPair
-from baco.models.loading import Placement, find_device, is_adapter, load_adapter, load_model
+from baco.models.loading import is_adapter, model_files
 from baco.models.pair import Pair
-from baco.models.weightless import load_weightless_pair
+from baco.models.weightless import load_weightless_pair, save_merged
 from baco.source import MODELS
 
 
@@ -56,20 +55,15 @@ def export_pair(
     out.mkdir(parents=True, exist_ok=True)
     for source, name in (("base", known.base), ("aligned", known.aligned)):
         if source == "aligned" and is_adapter(name):
-            _merge(known, pair, out / source, trust_remote_code)
+            save_merged(known, pair, out / source, trust_remote_code)
         else:
-            _link_or_copy(_folder(name, trust_remote_code), out / source, copy)
+            _link_or_copy(model_files(name, trust_remote_code), out / source, copy)
     pair.tokenizer.save_pretrained(out)
     _write(out / "config.json", _config(pair, known.dtype))
     _write(out / "generation_config.json", {"eos_token_id": sorted(pair.end_ids)})
-    settings: dict[str, Any] = {"name": known.name}
-    for key, value in (("chat_options", known.chat_options), ("sampling", known.sampling)):
-        if value:
-            settings[key] = dict(value)
+    settings = known.settings
     if function_words is not None:
         settings["function_words"] = function_words
-    if known.dtype:
-        settings["dtype"] = known.dtype
     _write(out / "baco.json", settings)
     calibration = Calibration.load(pair)
     if calibration is not None:
@@ -91,38 +85,11 @@ def _config(pair: Pair, dtype: str | None) -> dict[str, Any]:
     return config
 
 
-def _folder(name: str, trust_remote_code: bool) -> Path:
-    """The folder of a model, downloaded from the hub if needed."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder.resolve()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", *(["*.py"] if trust_remote_code else [])]
-        with hub.reading(name):
-            return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BacoError(f"cannot fetch the model {name}: {one_line(error)}") from error
-
-
 def _link_or_copy(source: Path, target: Path, copy: bool) -> None:
-    if not any(source.glob("*.safetensors")):
-        raise BacoError(f"{source} has no *.safetensors: save the model in that format first")
     if copy:
         shutil.copytree(source, target)
     else:
         target.symlink_to(source, target_is_directory=True)
-
-
-def _merge(known: KnownPair, pair: Pair, target: Path, trust_remote_code: bool) -> None:
-    """Write the base model with the adapter merged into its weights."""
-    placement = Placement(find_device("cpu"), known.dtype, trust_remote_code=trust_remote_code)
-    model = load_model(known.base, placement)
-    merged = load_adapter(model, known.aligned).merge_and_unload()
-    merged.save_pretrained(target)
-    pair.aligned.tokenizer.save_pretrained(target)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
