@@ -5,10 +5,13 @@ joint front knows of it. Normalisation looks at all points, so there the point m
 range that the others span, or it would move the scale for all methods.
 """
 
+from dataclasses import replace
+from itertools import combinations
+
 import moocore
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -16,15 +19,23 @@ from baco.evaluation.indicators import (
     Indicators,
     Measured,
     coverage,
+    coverage_at,
+    fewest_settings,
     indicators,
     normalised,
     pareto_front,
 )
 from baco.evaluation.metrics import names as metric_names
+from baco.evaluation.pareto import best_at
 
-PLANE = arrays(
-    np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(0, 1, width=16)
-)
+
+def planes(most: int) -> st.SearchStrategy[np.ndarray]:
+    """Planes of 1 to `most` points."""
+    shape = st.tuples(st.integers(1, most), st.just(2))
+    return arrays(np.float64, shape, elements=st.floats(0, 1, width=16))
+
+
+PLANE = planes(12)
 LEXICAL, SEMANTIC = metric_names("lexical"), metric_names("semantic")
 QUALITY = metric_names("quality")
 PARTS = {"lexical": ("distinct_1",), "semantic": ("vendi",)}
@@ -91,6 +102,28 @@ def test_coverage_is_moocore_s_hypervolume(points: np.ndarray) -> None:
     assert coverage(points) == pytest.approx(
         moocore.hypervolume(points, ref=[0, 0], maximise=True), abs=1e-12
     )
+
+
+@settings(max_examples=30)
+@given(points=planes(6), k=st.integers(1, 6))
+def test_coverage_at_k_is_the_mean_over_all_subsets(points: np.ndarray, k: int) -> None:
+    k = min(k, len(points))
+    every = [list(chosen) for chosen in combinations(range(len(points)), k)]
+    expected = np.mean([coverage(points[chosen]) for chosen in every])
+    assert coverage_at(points, k) == pytest.approx(expected, abs=1e-12)
+    best = np.mean([points[chosen, 0].max() for chosen in every])
+    assert best_at(points[:, 0], k) == pytest.approx(best, abs=1e-12)
+
+
+@given(PLANE)
+def test_coverage_at_all_settings_is_coverage(points: np.ndarray) -> None:
+    assert coverage_at(points, len(points)) == pytest.approx(coverage(points), abs=1e-12)
+    assert best_at(points[:, 0], len(points)) == points[:, 0].max()
+    for k in (0, len(points) + 1):
+        with pytest.raises(ValueError, match=f"k is {k}; expected 1 to"):
+            coverage_at(points, k)
+        with pytest.raises(ValueError, match=f"k is {k}; expected 1 to"):
+            best_at(points[:, 0], k)
 
 
 @given(PLANE)
@@ -217,6 +250,56 @@ def test_a_sub_space_is_computed_from_its_two_metrics_means() -> None:
     assert values(result, "coverage", SPACE) == pytest.approx(
         {"A": coverage(points[:2]), "B": coverage(points[2:])}
     )
+
+
+def curve(settings: int, seed: int) -> list[tuple[float, float]]:
+    """Settings anywhere on one curve."""
+    places = np.random.default_rng(seed).random(settings)
+    return [(float(np.sqrt(1 - place)), float(np.sqrt(place))) for place in places]
+
+
+def test_more_settings_of_the_same_kind_win_in_full_coverage_but_not_at_k_settings() -> None:
+    ends = [(0.0, 1.0), (1.0, 0.0)]
+    leads, fair = [], []
+    for seed in range(20):
+        rows = {"many": curve(20, seed), "few": curve(5, 100 + seed), "ends": ends}
+        result = computed(measured(rows), resamples=1)
+        assert result.k == 5
+        full, at_k = values(result, "coverage"), result.compare("many", "few", "coverage_at_k")
+        assert at_k is not None
+        leads.append(full["many"] - full["few"])
+        fair.append(at_k.difference)
+        assert result.estimate("coverage_at_k", "ends") is None  # too few settings
+        few = result.estimate("coverage_at_k", "few")
+        assert few is not None
+        assert few.value == pytest.approx(full["few"])  # k of 5 settings is all of them
+    assert min(leads) > 0
+    assert abs(np.mean(fair)) < 0.05 < np.mean(leads)
+
+
+def test_k_is_the_fewest_of_the_methods_with_five_settings_on_any_task() -> None:
+    first = measured({"A": curve(9, 0), "B": curve(6, 1), "C": curve(4, 2)}, task="first")
+    second = measured({"A": curve(9, 0), "B": curve(5, 1)}, task="second")
+    assert fewest_settings([first]) == 6
+    assert fewest_settings([first, second]) == 5
+    assert fewest_settings([measured(BY_HAND)]) is None
+    result = computed(measured(BY_HAND))
+    assert result.k is None
+    assert result.estimate("coverage_at_k", "A") is None
+
+
+def test_the_best_of_k_settings_is_compared_in_metrics_that_stand_for_themselves() -> None:
+    task = measured({"A": curve(6, 0), "B": curve(5, 1)}, prompts=8, noise=0.1)
+    scores = {**task.metrics, "utility_k": np.tile(np.arange(11.0)[:, None], 8)}
+    task = replace(task, metrics=scores)
+    result = computed(task)
+    figure = result.estimate("best_at_k", "A", "utility_k")
+    assert figure is not None
+    assert figure.value == pytest.approx((5 * 5 + 4) / 6)  # 5 unless it is the one left out
+    lead = result.compare("B", "A", "best_at_k", "utility_k")
+    assert lead is not None
+    assert lead.difference == pytest.approx(10 - 29 / 6)
+    assert result.estimate("best_at_k", "A", "effective_distance") is None
 
 
 def test_tasks_are_normalised_apart_and_averaged() -> None:

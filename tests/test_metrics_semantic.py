@@ -171,6 +171,38 @@ def test_utility_is_ten_at_most_and_falls_with_repetition() -> None:
     assert figure(measure, best[:1] * 4) == pytest.approx(10 * (1 - 0.8) / (1 - 0.8**4))
 
 
+def test_effective_diversity_counts_acceptable_answers_alone() -> None:
+    # Ratings 1 + the length, 10 at most: the first three are below the bar of 5.5.
+    rows = ["a", "b", "c d", "e five", "e again", "f long", "f enough"]
+    classes = metric("effective_distinct_k", equivalence=FirstWord(), reward=FirstWord())
+    assert figure(classes, rows) == 2.0
+    assert figure(classes, rows[:3]) == 0.0
+    distance = metric("effective_distance", reward=FirstWord())
+    plain = metric("embedding_distance")
+    good = rows[3:]
+    assert figure(distance, good) == pytest.approx(figure(plain, good))
+    # 6 of the 21 pairs are of acceptable answers; the others count as 0.
+    assert figure(distance, rows) == pytest.approx(figure(plain, good) * 6 / 21)
+    assert figure(distance, rows[:4]) == 0.0
+
+
+@given(texts=SAMPLES)
+def test_effective_diversity_is_at_most_diversity(texts: list[str]) -> None:
+    judges = {"equivalence": FirstWord(), "reward": FirstWord()}
+    effective = figure(metric("effective_distinct_k", **judges), texts)
+    assert effective <= figure(metric("distinct_k", **judges), texts)
+
+
+def test_effective_diversity_needs_a_known_scale_of_quality() -> None:
+    class Unscaled(FirstWord):
+        def ratings(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+            raise MetricUnavailable("its scale is unknown")
+
+    for name in ("effective_distinct_k", "effective_distance"):
+        with pytest.raises(MetricUnavailable, match=f"{name} is unavailable: its scale is unknown"):
+            metric(name, equivalence=FirstWord(), reward=Unscaled())
+
+
 # --- laws ---
 
 
@@ -294,7 +326,13 @@ def test_there_are_eleven_of_diversity_two_of_quality_and_utility() -> None:
         "distinct_k",
     )
     assert names("quality") == ("reward", "perplexity")
-    assert names() == (*names("lexical"), *names("semantic"), *names("quality"), "utility_k")
+    assert names("utility") == ("effective_distinct_k", "effective_distance", "utility_k")
+    assert names() == (
+        *names("lexical"),
+        *names("semantic"),
+        *names("quality"),
+        *names("utility"),
+    )
     assert len(names("lexical", "semantic")) == 11
 
 
@@ -310,7 +348,7 @@ def test_metrics_that_compare_samples_need_two(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder: Path = tmp_path_factory.getbasetemp() / "nli-of-two"
-    models = {"nli": save_nli(folder), "equivalence": FirstWord()}
+    models = {"nli": save_nli(folder), "equivalence": FirstWord(), "reward": FirstWord()}
     with pytest.raises(BacoError, match=f"prompt 'p' has 1 of the 2 samples that {name} compares"):
         metric(name, **models).score([PROMPT], [["alone"]])
 

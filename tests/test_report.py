@@ -20,8 +20,9 @@ from baco.evaluation.report import Section, write_report
 from baco.evaluation.report.content import order_of_routers, summarise
 from baco.evaluation.report.load_scores import Cost, TaskScores, load_scores
 from baco.evaluation.report.page import LONGEST, choose
-from baco.evaluation.report.plots import family, front_line
+from baco.evaluation.report.plots import coverage_rows, family, front_line
 from baco.evaluation.report.ranking import rank
+from baco.evaluation.report.results import sections
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.store import Run
 from baco.text.invalid_characters import well_formed
@@ -291,6 +292,55 @@ def test_the_summary_is_yes_only_if_every_rival_is_beaten() -> None:
         assert re.search(rf"against {rival} \([^;]*?, worse", lost[1]), rival
     same = summary_of(base_temperature=MIDDLE, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE)
     assert "no difference can be told" in same[1]
+
+
+def of_curves(**settings: int) -> TaskScores:
+    """Methods with many settings anywhere on one curve; two corners span the plane."""
+    rng = np.random.default_rng(0)
+    owners = [name for name, count in settings.items() for _ in range(count)]
+    places = rng.random(len(owners))
+    owners += ["corner 1", "corner 2"]
+    points = np.array([*zip(np.sqrt(1 - places), np.sqrt(places), strict=True), (0, 1), (1, 0)])
+    noise = rng.normal(0, 0.01, (2, len(owners), 24))
+    quality, diversity = points.T[:, :, None] + noise
+    labels = [f"{name} {place}" for place, name in enumerate(owners)]
+    measured = Measured(
+        owners, labels, [None] * len(owners), [str(i) for i in range(24)],
+        {"reward": quality, "distinct_1": diversity, "distinct_k": diversity,
+         "effective_distinct_k": quality * diversity}, "made up",
+    )  # fmt: skip
+    prompts = [Prompt(str(i), ({"role": "user", "content": str(i)},)) for i in range(24)]
+    costs = {(name, label): Cost(answers=1) for name, label in zip(owners, labels, strict=True)}
+    return TaskScores("pair", "made up", measured, costs, prompts)
+
+
+def test_a_lead_that_more_settings_alone_give_is_not_a_yes() -> None:
+    scores = of_curves(P=30, base=5, Nudging=5)
+    families = {m: family(m, {"P": "routers", "base": "base"}.get(m, "mixing")) for m in
+                scores.measured.methods}  # fmt: skip
+    ranking = rank("pair", [scores], families, resamples=200)
+    summary = summarise(ranking)
+    assert summary.first.startswith("In part. P, the best router")
+    assert "beats “base, any sampling” and Nudging." in summary.first
+    assert re.search(r"At 5 settings of each method its Coverage is 0\.\d+ \[", summary.first)
+    full, at_k = (ranking.compare("Nudging", "overall", indicator=name) for name in
+                  ("coverage", "coverage_at_k"))  # fmt: skip
+    assert full is not None
+    assert at_k is not None
+    assert full.difference > 3 * abs(at_k.difference)
+    tables = {table.name: table for table in sections([ranking]).all}
+    for row in tables["claims-pair"].shown()[:2]:
+        assert row[1].startswith("better, +")  # Coverage, overall
+    heads = [column.name for column in tables["methods-pair"].columns]
+    at = heads.index("Coverage at 5 settings, overall")
+    shown = {row[0]: row[at] for row in tables["methods-pair"].shown()}
+    assert shown["corner 1"] == "–"
+    assert re.match(r"0\.\d+ \[", shown["P"])
+    assert tables["acceptable-pair"].columns[1].name == "effective_distinct_k, best of 5"
+    kinds = [row["kind"] for row in coverage_rows(ranking)]
+    assert list(dict.fromkeys(kinds)) == [
+        "overall", "overall, at 5 settings", "semantic", "lexical",
+    ]  # fmt: skip
 
 
 def test_the_summary_names_the_leading_method_and_the_papers_order() -> None:

@@ -101,6 +101,7 @@ def test_a_default_sweep_scores_all_that_needs_no_hub(drawn: Run) -> None:
     assert set(drawn.metrics()) == {
         "distinct_1", "distinct_2", "distinct_3", "ead", "self_bleu", "self_rouge_l",
         "embedding_distance", "vendi", "semantic_entropy", "distinct_k", "reward", "utility_k",
+        "effective_distinct_k", "effective_distance",
     }  # fmt: skip
     assert set(drawn.unavailable()) == {"nli_diversity", "perplexity"}
     assert all("--model" in why for why in drawn.unavailable().values())

@@ -3,14 +3,24 @@
 It takes scores of every setting and prompt and returns indicators with bootstrap intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baco.evaluation.metrics import names
-from baco.evaluation.pareto import Floats, coverage, normalised, pareto_front
+from baco.evaluation.pareto import (
+    Floats,
+    best_at,
+    coverage,
+    coverage_at,
+    normalised,
+    pareto_front,
+)
 
 __all__ = [
     "Comparison",
@@ -22,6 +32,8 @@ __all__ = [
     "Part",
     "Resamples",
     "coverage",
+    "coverage_at",
+    "fewest_settings",
     "indicators",
     "interval",
     "normalised",
@@ -29,11 +41,13 @@ __all__ = [
 ]
 
 Space = tuple[str, str]  # (diversity, quality): a sub-space
-Indicator = Literal["coverage", "dominance"]
-Part = str | Space  # "lexical", "semantic", "overall", or one sub-space
+Indicator = Literal["coverage", "coverage_at_k", "dominance", "best_at_k"]
+Part = str | Space  # "lexical", "semantic", "overall", or one sub-space; of best_at_k: a metric
 
 KINDS: tuple[Literal["lexical", "semantic"], ...] = ("lexical", "semantic")
 OVERALL = "overall"
+# The fewest settings with which a method counts for k of Coverage at k settings.
+ENOUGH_SETTINGS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,8 @@ class Indicators:
         tasks: names; an indicator without a task is the mean over all.
         spaces: sub-spaces that every task has.
         left_out: sub-spaces that lack a metric on some task.
+        k: settings at which methods are compared in `coverage_at_k` and `best_at_k`; None where no
+            method has enough.
     """
 
     methods: tuple[str, ...]
@@ -129,8 +145,9 @@ class Indicators:
     spaces: tuple[Space, ...]
     left_out: tuple[Space, ...]
     parts: Mapping[str, Sequence[str]]
+    k: int | None
     # [methods, 1 + resamples]: the figure itself, then its resamples.
-    draws: Mapping[tuple[Indicator, str, Space], Floats] = field(repr=False)
+    draws: Mapping[tuple[Indicator, str, Part], Floats] = field(repr=False)
 
     def coverage(
         self, method: str, part: Part = OVERALL, task: str | None = None
@@ -150,14 +167,17 @@ class Indicators:
         """An indicator of a method, with its interval.
 
         Args:
-            indicator: ``coverage`` or ``dominance``.
+            indicator: ``coverage``, ``dominance``, ``coverage_at_k`` (the mean Coverage of k of the
+                method's settings), or ``best_at_k`` (the mean of the best of k of its settings, of
+                a metric that stands for itself).
             method: one of ``methods``.
             part: ``lexical`` or ``semantic``, the mean over those sub-spaces; ``overall``, the mean
-                of these two; or one sub-space, (diversity, quality).
+                of these two; or one sub-space, (diversity, quality). Of ``best_at_k``, a metric.
             task: one of ``tasks``; by default the mean over all.
 
         Returns:
-            None where the part has no sub-space, or the method was not run on the task.
+            None where the part has no sub-space, the method was not run on the task, or it has
+            fewer than k settings there.
         """
         drawn = self._drawn(indicator, method, part, task)
         return None if drawn is None else Estimate(float(drawn[0]), *interval(drawn[1:]))
@@ -188,6 +208,11 @@ class Indicators:
     def _drawn(
         self, indicator: Indicator, method: str, part: Part, task: str | None
     ) -> Floats | None:
+        tasks = self.tasks if task is None else (task,)
+        row = self.methods.index(method)
+        if indicator == "best_at_k":
+            keys = [(indicator, name, part) for name in tasks]
+            return _mean([self.draws[key][row] for key in keys if key in self.draws], len(tasks))
         if part == OVERALL:
             parts = [self._drawn(indicator, method, name, task) for name in self.parts]
             present = [draws for draws in parts if draws is not None]
@@ -196,13 +221,22 @@ class Indicators:
             spaces = [space for space in self.spaces if space[0] in self.parts[part]]
         else:
             spaces = [space for space in self.spaces if space == part]
-        tasks = self.tasks if task is None else (task,)
-        row = self.methods.index(method)
         draws = [self.draws[indicator, name, space][row] for name in tasks for space in spaces]
-        if not draws or np.isnan(draws).any():
-            return None
-        mean: Floats = np.mean(draws, axis=0)
-        return mean
+        return _mean(draws, len(draws))
+
+
+def _mean(draws: Sequence[Floats], expected: int) -> Floats | None:
+    """The mean of draws of an indicator; None where some are missing."""
+    if not draws or len(draws) < expected or np.isnan(draws).any():
+        return None
+    mean: Floats = np.mean(draws, axis=0)
+    return mean
+
+
+def fewest_settings(measured: Sequence[Measured]) -> int | None:
+    """k of Coverage at k settings: the fewest of any method with 5 or more on a task."""
+    counts = [count for task in measured for count in Counter(task.methods).values()]
+    return min((count for count in counts if count >= ENOUGH_SETTINGS), default=None)
 
 
 def indicators(
@@ -211,6 +245,8 @@ def indicators(
     quality: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    k: int | None = None,
+    single: Sequence[str] | None = None,
 ) -> Indicators:
     """Coverage and Dominance of every method in every sub-space (arXiv 2511.05650, section 5.1).
 
@@ -227,50 +263,82 @@ def indicators(
         quality: quality metrics, by default all.
         resamples: bootstrap resamples of prompts.
         seed: of the resamples.
+        k: settings at which methods are compared; by default `fewest_settings`.
+        single: metrics of ``best_at_k``, by default those of utility.
     """
+    k = fewest_settings(measured) if k is None else k
+    single = names("utility") if single is None else single
     parts = {kind: names(kind) for kind in KINDS} if parts is None else parts
     quality = names("quality") if quality is None else quality
     methods = tuple(dict.fromkeys(name for task in measured for name in task.methods))
     wanted = [(d, q) for group in parts.values() for d in group for q in quality]
-    draws: dict[tuple[Indicator, str, Space], Floats] = {}
+    draws: dict[tuple[Indicator, str, Part], Floats] = {}
     generators = np.random.default_rng(seed).spawn(len(measured))
     for task, generator in zip(measured, generators, strict=True):
-        points = _points(task, {name for space in wanted for name in space}, resamples, generator)
+        weights = _weights(len(task.prompts), resamples, generator)
+        points = {
+            name: normalised(weights @ scores.T)
+            for name in {name for space in wanted for name in space}
+            if (scores := task.figures(name)) is not None
+        }
+        rows = [np.flatnonzero([owner == method for owner in task.methods]) for method in methods]
         for space in wanted:
             if points.keys() >= set(space):
                 plane = np.stack([points[space[1]], points[space[0]]], axis=-1)
-                covered, dominant = _plane(plane, task.methods, methods)
-                draws["coverage", task.task, space] = covered
-                draws["dominance", task.task, space] = dominant
+                for indicator, figures in _plane(plane, rows, k).items():
+                    draws[indicator, task.task, space] = figures
+        for name in single:
+            scores = task.figures(name)
+            if scores is not None and k is not None:
+                best = partial(_best_at, weights @ scores.T, k)
+                draws["best_at_k", task.task, name] = _by_method(rows, best, len(weights), k)
     tasks = tuple(task.task for task in measured)
     spaces = tuple(s for s in wanted if all(("coverage", task, s) in draws for task in tasks))
     left_out = tuple(space for space in wanted if space not in spaces)
-    return Indicators(methods, tasks, spaces, left_out, parts, draws)
+    return Indicators(methods, tasks, spaces, left_out, parts, k, draws)
 
 
-def _points(
-    task: Measured, metrics: set[str], resamples: int, generator: np.random.Generator
-) -> dict[str, Floats]:
-    """Normalised means of every available metric, [1 + resamples, settings]."""
-    count = len(task.prompts)
-    drawn = Resamples.of(count, resamples, generator).counts
-    weights = np.concatenate([np.ones((1, count)), drawn]) / count
+def _weights(prompts: int, resamples: int, generator: np.random.Generator) -> Floats:
+    """Weights of prompts [1 + resamples, prompts]: equal ones, then those of every resample."""
+    drawn = Resamples.of(prompts, resamples, generator).counts
+    return np.concatenate([np.ones((1, prompts)), drawn]) / prompts
+
+
+def _plane(
+    points: Floats, rows: Sequence[NDArray[np.intp]], k: int | None
+) -> dict[Indicator, Floats]:
+    """The indicators [methods, R] of points [R, settings, 2].
+
+    Args:
+        points: of one plane, in R resamples.
+        rows: the settings of every method; a method without any has NaN.
+        k: settings of Coverage at k settings; methods with fewer have NaN there.
+    """
+    front = pareto_front(points)
+    total = front.sum(axis=-1)
+    count = len(points)
     return {
-        name: normalised(weights @ scores.T)
-        for name in metrics
-        if (scores := task.figures(name)) is not None
+        "coverage": _by_method(rows, lambda own: coverage(points[:, own]), count),
+        "dominance": _by_method(rows, lambda own: front[:, own].sum(axis=-1) / total, count),
+        "coverage_at_k": _by_method(
+            rows, lambda own: coverage_at(points[:, own], k or 1), count, k or len(front[0]) + 1
+        ),
     }
 
 
-def _plane(points: Floats, owners: Sequence[str], methods: Sequence[str]) -> tuple[Floats, Floats]:
-    """Coverage and Dominance [methods, R] of points [R, settings, 2]; NaN for other methods."""
-    front = pareto_front(points)
-    total = front.sum(axis=-1)
-    covered = np.full((len(methods), len(points)), np.nan)
-    dominant = covered.copy()
-    for row, method in enumerate(methods):
-        own = np.array([owner == method for owner in owners])
-        if own.any():
-            covered[row] = coverage(points[:, own])
-            dominant[row] = front[:, own].sum(axis=-1) / total
-    return covered, dominant
+def _best_at(means: Floats, k: int, own: NDArray[np.intp]) -> Floats:
+    return best_at(means[:, own], k)
+
+
+def _by_method(
+    rows: Sequence[NDArray[np.intp]],
+    figure: Callable[[NDArray[np.intp]], Floats],
+    count: int,
+    least: int = 1,
+) -> Floats:
+    """A figure of the settings of every method, [methods, count]; NaN with too few settings."""
+    figures = np.full((len(rows), count), np.nan)
+    for row, own in enumerate(rows):
+        if len(own) >= least:
+            figures[row] = figure(own)
+    return figures

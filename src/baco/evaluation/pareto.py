@@ -3,6 +3,8 @@
 A point is (quality, diversity); higher is better, and zero is the worst. Pure functions of arrays.
 """
 
+from math import comb
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,17 +23,66 @@ def coverage(points: Floats) -> Floats:
     Raises:
         ValueError: a coordinate is negative or not finite, or the last axis is not two long.
     """
-    points = np.asarray(points, dtype=np.float64)
-    if points.shape[-1:] != (2,):
-        raise ValueError(f"points have shape {points.shape}; expected two coordinates, [..., N, 2]")
-    if not np.all(np.isfinite(points)) or np.any(points < 0):
-        raise ValueError("points have negative or infinite coordinates; expected 0 or more")
+    points = _checked(points)
     order = np.argsort(-points[..., 0], axis=-1, kind="stable")
     across = np.take_along_axis(points[..., 0], order, axis=-1)
     height = np.maximum.accumulate(np.take_along_axis(points[..., 1], order, axis=-1), axis=-1)
     following = np.concatenate([across[..., 1:], np.zeros_like(across[..., :1])], axis=-1)
     area: Floats = np.sum((across - following[..., : across.shape[-1]]) * height, axis=-1)
     return area
+
+
+def coverage_at(points: Floats, k: int) -> Floats:
+    """Mean `coverage` of all subsets of k of the points.
+
+    The area of a union never falls when a point is added, so methods with different numbers of
+    points are compared at one k. The mean is exact: a place that c of the N points dominate is
+    dominated by a subset of k unless all k are among the other N − c, so it counts with weight
+    1 − C(N − c, k) / C(N, k).
+
+    Args:
+        points: [..., N, 2], as in `coverage`.
+        k: 1 to N; for k = N this is `coverage`.
+
+    Returns:
+        [...], the mean area. Cost: N² a plane.
+
+    Raises:
+        ValueError: as `coverage`, or k is out of range.
+    """
+    points = _checked(points)
+    count = points.shape[-2]
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}; expected 1 to {count}, the number of points")
+    weight = np.array([1.0 - comb(count - c, k) / comb(count, k) for c in range(count + 1)])
+    order = np.argsort(points[..., 0], axis=-1)
+    across = np.take_along_axis(points[..., 0], order, axis=-1)
+    height = np.take_along_axis(points[..., 1], order, axis=-1)
+    widths = np.diff(across, axis=-1, prepend=0.0)
+    area = np.zeros(points.shape[:-2])
+    below = np.zeros((*points.shape[:-2], 1))
+    for level in np.moveaxis(np.sort(height, axis=-1), -1, 0):
+        # In the strip between two levels: how many points reach over it, from each x to the right.
+        reaching = (height >= level[..., None]).astype(np.intp)
+        counts = np.cumsum(reaching[..., ::-1], axis=-1)[..., ::-1]
+        area += np.sum(widths * weight[counts], axis=-1) * (level - below[..., 0])
+        below = level[..., None]
+    return area
+
+
+def best_at(values: Floats, k: int) -> Floats:
+    """Mean of the highest of all subsets of k of N values, [..., N] to [...].
+
+    Raises:
+        ValueError: k is not 1 to N.
+    """
+    count = values.shape[-1]
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}; expected 1 to {count}, the number of values")
+    # The r-th lowest value is the highest of C(r - 1, k - 1) subsets.
+    share = np.array([comb(rank, k - 1) / comb(count, k) for rank in range(count)])
+    mean: Floats = np.sort(values, axis=-1) @ share
+    return mean
 
 
 def pareto_front(points: Floats) -> NDArray[np.bool_]:
@@ -73,3 +124,12 @@ def normalised(values: Floats) -> Floats:
     alike = spread <= 1e-12 * np.abs(values).max(axis=-1, keepdims=True)
     scaled: Floats = np.round((values - low) / np.where(alike, 1.0, spread), 12)
     return np.where(alike, 0.0, scaled)
+
+
+def _checked(points: Floats) -> Floats:
+    points = np.asarray(points, dtype=np.float64)
+    if points.shape[-1:] != (2,):
+        raise ValueError(f"points have shape {points.shape}; expected two coordinates, [..., N, 2]")
+    if not np.all(np.isfinite(points)) or np.any(points < 0):
+        raise ValueError("points have negative or infinite coordinates; expected 0 or more")
+    return points

@@ -23,7 +23,7 @@ from baco.evaluation.metrics.registry import ROLES, Built, register_metric
 PROMPTS_AT_ONCE = 50
 
 
-def _cosines(embedder: Embedder, answers: Answers) -> Iterator[Floats]:
+def cosines(embedder: Embedder, answers: Answers) -> Iterator[Floats]:
     """Cosine similarity of every two samples of each prompt, [n, n]."""
     for first in range(0, len(answers), PROMPTS_AT_ONCE):
         rows = answers[first : first + PROMPTS_AT_ONCE]
@@ -43,9 +43,9 @@ def embedding_distance(embedder: Embedder, answers: Answers) -> list[float]:
     embedded once.
     """
     figures = []
-    for cosines in _cosines(embedder, answers):
-        above = np.triu_indices(len(cosines), 1)
-        figures.append(float(np.mean(np.maximum(1.0 - cosines[above], 0.0))))
+    for similar in cosines(embedder, answers):
+        above = np.triu_indices(len(similar), 1)
+        figures.append(float(np.mean(np.maximum(1.0 - similar[above], 0.0))))
     return figures
 
 
@@ -58,8 +58,8 @@ def vendi(embedder: Embedder, answers: Answers) -> list[float]:
     once, and n³.
     """
     figures = []
-    for cosines in _cosines(embedder, answers):
-        shares = np.linalg.eigvalsh(cosines / len(cosines))
+    for similar in cosines(embedder, answers):
+        shares = np.linalg.eigvalsh(similar / len(similar))
         shares = shares[shares > 1e-12]
         shares /= shares.sum()
         figures.append(float(np.exp(-np.sum(shares * np.log(shares)))))

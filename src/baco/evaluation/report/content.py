@@ -10,7 +10,7 @@ from typing import Any
 from baco.evaluation.indicators import Comparison
 from baco.evaluation.metrics import names
 from baco.evaluation.report.ranking import ANY, Ranking
-from baco.evaluation.report.results import Sections, reference
+from baco.evaluation.report.results import Sections, outcome, reference
 from baco.evaluation.report.tables import number, written
 from baco.evaluation.store import Run
 
@@ -20,6 +20,11 @@ DEFINITIONS = (
     "Sub-space: one diversity with one quality metric. In each, both are min-max normalised over "
     "all points of all methods in the run, task by task.",
     "Coverage: the area that a method's own points dominate, with (0, 0) as reference.",
+    "Coverage at k settings: the mean Coverage of all subsets of k of a method's settings, k being "
+    "the fewest of any method with 5 or more; a union of more rectangles never gets smaller, so "
+    "methods with unequal numbers of settings are compared at k. Normalised once, over all points.",
+    "Best of k settings: likewise the mean, over all subsets of k settings, of the best setting's "
+    "figure in a metric that holds diversity and quality at once.",
     "Dominance: a method's share of the points on the joint Pareto front of all methods.",
     "Lexical and semantic are means over their sub-spaces, overall is the mean of these two; over "
     "several tasks, the mean of the tasks.",
@@ -62,10 +67,14 @@ def summarise(ranking: Ranking) -> Summary:
         first = f"No rival was run beside {best}, the best router: nothing to compare it with."
         return Summary(ranking.pair, first, (), tuple(_notes(ranking, best, rivals)))
     claimed = [rival for rival in CLAIMED if rival in rivals]
-    won = [r for r in claimed if _outcome(ranking.compare(r, ranking.part)) == "beats"]
+    won = [r for r in claimed if outcome(ranking.compare(r, ranking.part)) == "better"]
+    fair = {r: _at_k(ranking, r) for r in claimed}
+    compared = [r for r in claimed if fair[r] is not None]
+    also = [r for r in compared if outcome(fair[r]) == "better"]
     score = f"{best}, the best router, has a Coverage ({ranking.part}) of {written(own, 'figure')}"
     if claimed and len(won) == len(claimed):
-        first = f"Yes. {score} and beats {_quoted(claimed)}."
+        answer = "Yes" if also == compared else "In part"
+        first = f"{answer}. {score} and beats {_quoted(claimed)}."
     elif won:
         rest = [rival for rival in claimed if rival not in won]
         first = f"In part. {score}; it beats {_quoted(won)}, but not {_quoted(rest)}."
@@ -73,8 +82,21 @@ def summarise(ranking: Ranking) -> Summary:
         first = f"No. {score}, and beats none of {_quoted(claimed)}."
     else:
         first = f"{score}; base, aligned and Nudging were not run."
+    fair_own = ranking.estimate("coverage_at_k", best, ranking.part)
+    if fair_own is not None and compared:
+        rest = [rival for rival in compared if rival not in also]
+        beaten = f"beats {_quoted(also)}" if also else "beats none of them"
+        but = f", but not {_quoted(rest)}" if also and rest else ""
+        first += (
+            f" At {ranking.k} settings of each method its Coverage is "
+            f"{written(fair_own, 'figure')} and {beaten}{but}."
+        )
     lines = [_line(ranking, rival) for rival in rivals]
     return Summary(ranking.pair, first, lines, tuple(_notes(ranking, best, rivals)))
+
+
+def _at_k(ranking: Ranking, rival: str) -> Comparison | None:
+    return ranking.compare(rival, ranking.part, indicator="coverage_at_k")
 
 
 def _line(ranking: Ranking, rival: str) -> str:
@@ -88,14 +110,16 @@ def _line(ranking: Ranking, rival: str) -> str:
         if part != ranking.part and (lead_in_part := ranking.compare(rival, part)) is not None
     ]
     split = f" ({', '.join(parts)})" if parts else ""
-    return f"against {rival} ({number(other.value, 'figure')}): {_difference(lead)}{split}."
+    fair = _at_k(ranking, rival)
+    at_k = f"; at {ranking.k} settings each {_difference(fair)}" if fair is not None else ""
+    return f"against {rival} ({number(other.value, 'figure')}): {_difference(lead)}{split}{at_k}."
 
 
 def _difference(lead: Comparison) -> str:
-    outcome = {"beats": "better", "loses": "worse", "open": "no difference can be told"}
+    words = {"better": "better", "worse": "worse", "open": "no difference can be told"}
     low, high = number(lead.low, "signed"), number(lead.high, "signed")
     by = f"{number(lead.difference, 'signed')} [{low}, {high}]"
-    return f"{by}, p {_p(lead.p_value)}, {outcome[_outcome(lead)]}"
+    return f"{by}, p {_p(lead.p_value)}, {words[outcome(lead)]}"
 
 
 def _missing(ranking: Ranking) -> str | None:
@@ -168,12 +192,6 @@ def order_of_routers(ranking: Ranking) -> list[str]:
     return lines
 
 
-def _outcome(lead: Comparison | None) -> str:
-    if lead is None or lead.low <= 0 <= lead.high:
-        return "open"
-    return "beats" if lead.low > 0 else "loses"
-
-
 def _p(value: float) -> str:
     text = number(value, "p")
     return text if text.startswith("<") else f"= {text}"
@@ -205,6 +223,7 @@ def content(
         "summaries": summaries,
         "ranking": [line for ranking in rankings for line in order_of_routers(ranking)],
         "headline": tables.headline,
+        "acceptable": tables.acceptable,
         "routers": tables.routers,
         "methods": tables.methods,
         "parts": tables.parts,
@@ -288,6 +307,9 @@ def _lines(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -
         yield from (f"- {line}" for line in summary.lines)
         yield "\n" + "\n\n".join(summary.notes) + "\n"
     yield from (table.markdown() for table in tables.headline)
+    if content["acceptable"]:
+        yield "## Diversity among acceptable answers\n"
+        yield from (table.markdown() for table in tables.acceptable)
     yield "## Plots\n"
     yield from (f"![{stem}](plots/{stem}.svg)\n" for stem in stems)
     yield "## Which router?\n"

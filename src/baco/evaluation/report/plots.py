@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from baco.evaluation.indicators import Indicator
 from baco.evaluation.methods import methods
 from baco.evaluation.methods.method import Family
 from baco.evaluation.report.load_scores import TaskScores
@@ -220,7 +221,7 @@ def coverages(rows: Sequence[Row], looks: Mapping[str, Look]) -> Any:
     """Coverage of every method with its interval: a panel per kind of diversity, best on top.
 
     Args:
-        rows: `method`, `kind` (lexical, semantic, overall), `value`, `low`, `high`.
+        rows: `method`, `kind` (of diversity, and whether at k settings), `value`, `low`, `high`.
         looks: of all methods; every row has both colours, `colour` and `dark`, of which the page's
             script uses the one of its theme.
     """
@@ -338,12 +339,16 @@ def draw(folder: Path, rankings: Sequence[Ranking], every: Mapping[str, Look]) -
 
 
 def coverage_rows(ranking: Ranking) -> list[Row]:
-    """Coverage of every method and kind of diversity, as rows for `coverages`."""
+    """Coverage of every method, full and at k settings, as rows for `coverages`."""
+    panels: list[tuple[str, Indicator, str]] = [(part, "coverage", part) for part in PARTS[::-1]]
+    if ranking.k is not None:
+        kind = f"{ranking.part}, at {ranking.k} settings"
+        panels.insert(1, (kind, "coverage_at_k", ranking.part))
     return [
-        {"method": method, "kind": part, **asdict(estimate)}
-        for part in PARTS[::-1]
+        {"method": method, "kind": kind, **asdict(estimate)}
+        for kind, indicator, part in panels
         for method in ranking.ranked()
-        if (estimate := ranking.estimate("coverage", method, part)) is not None
+        if (estimate := ranking.estimate(indicator, method, part)) is not None
     ]
 
 

@@ -17,6 +17,7 @@ from baco.evaluation.indicators import (
     Indicators,
     Measured,
     Part,
+    fewest_settings,
     indicators,
     normalised,
     pareto_front,
@@ -64,7 +65,7 @@ class Ranking:
         return -1.0 if estimate is None else estimate.value
 
     def estimate(self, indicator: Indicator, method: str, part: Part) -> Estimate | None:
-        """Coverage or Dominance of a method or of one of the pooled rivals."""
+        """An indicator of a method or of one of the pooled rivals."""
         source = self.alone if method in self.alone.methods else self.pooled
         return source.estimate(indicator, method, part)
 
@@ -95,13 +96,24 @@ class Ranking:
         )  # fmt: skip
         return [name for name in map(self.best, families) if name is not None]
 
-    def compare(self, rival: str, part: Part, router: str | None = None) -> Comparison | None:
-        """A router, by default the best, against a rival, in Coverage."""
+    @property
+    def k(self) -> int | None:
+        """Settings at which methods are compared in Coverage at k settings."""
+        return self.alone.k
+
+    def compare(
+        self,
+        rival: str,
+        part: Part,
+        router: str | None = None,
+        indicator: Indicator = "coverage",
+    ) -> Comparison | None:
+        """A router, by default the best, against a rival, by default in Coverage."""
         router = self.best("BACo") if router is None else router
         if router is None:
             return None
         source = self.pooled if rival in self.pooled.methods else self.alone
-        return source.compare(router, rival, "coverage", part)
+        return source.compare(router, rival, indicator, part)
 
     def on_unseen_prompts(self, rival: str) -> list[float]:
         """The leads of the router that is best on one half of the prompts, on the other half.
@@ -150,7 +162,9 @@ def rank(
     present = dict.fromkeys(method for task in measured for method in task.methods)
     own = {method: families[method] for method in present}
     alone = indicators(measured, resamples=resamples)
-    pooled = indicators([_pooled(task, own) for task in measured], resamples=resamples)
+    # One k for both, so that their figures can be compared.
+    k = fewest_settings(measured)
+    pooled = indicators([_pooled(task, own) for task in measured], resamples=resamples, k=k)
     parts = [part for part in PARTS[::-1] if any(alone.coverage(m, part) for m in present)]
     return Ranking(pair, open_ended, verified, own, alone, pooled, parts[0] if parts else PARTS[-1])
 

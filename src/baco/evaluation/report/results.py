@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,11 +10,19 @@ from importlib import resources
 
 import numpy as np
 
-from baco.evaluation.indicators import Estimate, Indicator, Resamples, indicators, interval
+from baco.evaluation.indicators import (
+    Comparison,
+    Estimate,
+    Indicator,
+    Resamples,
+    indicators,
+    interval,
+)
 from baco.evaluation.methods.method import Family
+from baco.evaluation.metrics.quality import PATIENCE
 from baco.evaluation.report.load_scores import TaskScores
 from baco.evaluation.report.ranking import ANY, PARTS, SINGLES, Ranking, balanced
-from baco.evaluation.report.tables import Cell, Column, Form, Table
+from baco.evaluation.report.tables import Cell, Column, Form, Table, number
 
 TITLES: dict[Family, str] = {
     "base": "base alone",
@@ -26,7 +35,7 @@ TITLES: dict[Family, str] = {
     "other": "other methods",
 }
 
-INDICATORS: tuple[Indicator, ...] = ("coverage", "dominance")
+INDICATORS: tuple[Indicator, ...] = ("coverage", "coverage_at_k", "dominance")
 BRACKETS = "Brackets are 95% bootstrap intervals over prompts."
 
 
@@ -69,6 +78,7 @@ class Sections:
     """Tables by section; those of methods by pair."""
 
     headline: list[Table]
+    acceptable: list[Table]
     routers: list[Table]
     methods: list[tuple[str, list[Table]]]
     parts: list[Table]
@@ -80,6 +90,7 @@ class Sections:
         """Every table, in the order of the sections."""
         return [
             *self.headline,
+            *self.acceptable,
             *self.routers,
             *(table for _, tables in self.methods for table in tables),
             *self.parts,
@@ -93,8 +104,12 @@ def sections(rankings: Sequence[Ranking]) -> Sections:
     every = [(ranking, scores) for ranking in rankings for scores in ranking.every]
     return Sections(
         headline=_present(
-            [across(rankings), *(table(r) for r in rankings for table in (headline, against))]
+            [
+                across(rankings),
+                *(table(r) for r in rankings for table in (headline, against, claims)),
+            ]
         ),
+        acceptable=_present([acceptable(ranking) for ranking in rankings]),
         routers=_present([routers(ranking) for ranking in rankings]),
         methods=[
             (r.pair, _present([methods(r), *(subspaces(r, indicator) for indicator in INDICATORS)]))
@@ -117,7 +132,7 @@ def _present(tables: Sequence[Table | None]) -> list[Table]:
 
 def headline(ranking: Ranking) -> Table:
     """A row a family, in the paper's form, with the paper's own figures beside."""
-    columns = [Column("method"), *_indicator_columns()]
+    columns = [Column("method"), *_indicator_columns(ranking)]
     columns += [Column("paper: Coverage", "figure"), Column("paper: Dominance", "percent")]
     rows: list[list[Cell]] = []
     paper = reference("headline")
@@ -184,13 +199,112 @@ def against(ranking: Ranking) -> Table | None:
     )
 
 
+def claims(ranking: Ranking) -> Table | None:
+    """On which indicators the best router is better than each rival; None without a rival."""
+    best = ranking.best("BACo")
+    judged: list[tuple[Indicator, str]] = [
+        *(("coverage", part) for part in PARTS[::-1]),
+        *(("coverage_at_k", part) for part in PARTS[::-1] if ranking.k is not None),
+        *(("best_at_k", metric) for metric in single_metrics(ranking)),
+    ]
+    if best is None or not ranking.rivals:
+        return None
+    rows: list[list[Cell]] = [
+        [rival, *(_claim(ranking.compare(rival, part, best, name)) for name, part in judged)]
+        for rival in ranking.rivals
+    ]
+    return Table(
+        f"claims-{slug(ranking.pair)}",
+        f"Which claim holds on which indicator: {best} against its rivals on {ranking.pair}",
+        "Better or worse: the 95% interval of the difference excludes zero and p is below 0.05; "
+        f"else open. {at_k_note(ranking)}"
+        + (
+            f"Best of {ranking.k} settings: the mean of the best figure of all subsets of "
+            f"{ranking.k} settings, for metrics that hold diversity and quality in one figure."
+            if single_metrics(ranking)
+            else ""
+        ),
+        [Column(f"{best} and")]
+        + [Column(f"{indicator_title(name, ranking.k)}, {part}") for name, part in judged],
+        rows,
+    )
+
+
+def outcome(lead: Comparison | None) -> str:
+    """``better``, ``worse``, or ``open`` where no difference is shown."""
+    if lead is None or lead.low <= 0 <= lead.high or lead.p_value >= 0.05:
+        return "open"
+    return "better" if lead.low > 0 else "worse"
+
+
+def _claim(lead: Comparison | None) -> Cell:
+    if lead is None:
+        return None
+    low, high = number(lead.low, "signed"), number(lead.high, "signed")
+    return f"{outcome(lead)}, {number(lead.difference, 'signed')} [{low}, {high}]"
+
+
+def single_metrics(ranking: Ranking) -> list[str]:
+    """The metrics with diversity and quality in one figure that every task has."""
+    found = [part for indicator, _, part in ranking.alone.draws if indicator == "best_at_k"]
+    counts = Counter(str(name) for name in found)
+    return [name for name, count in counts.items() if count == len(ranking.alone.tasks)]
+
+
+def acceptable(ranking: Ranking) -> Table | None:
+    """The metrics with diversity and quality in one figure: the best of k settings."""
+    metrics = single_metrics(ranking)
+    if not metrics:
+        return None
+    columns = [Column("method")]
+    for metric in metrics:
+        columns += [Column(f"{metric}, best of {ranking.k}", "figure")]
+        columns += [Column(f"{metric}, best setting"), Column(f"{metric}, there", "figure")]
+    rows: list[list[Cell]] = []
+    for name in ranking.ranked():
+        row: list[Cell] = [name]
+        for metric in metrics:
+            setting, value = _best_setting(ranking, name, metric)
+            row += [ranking.estimate("best_at_k", name, metric), setting, value]
+        rows.append(row)
+    rows.sort(key=lambda row: -row[1].value if isinstance(row[1], Estimate) else 1.0)
+    return Table(
+        f"acceptable-{slug(ranking.pair)}",
+        f"Diversity among acceptable answers on {ranking.pair}",
+        f"Effective metrics count only answers in the upper half of the quality scale, so noise is "
+        f"not diverse; utility_k is the gain of a reader with patience {PATIENCE} who goes through "
+        f"all samples of a prompt (NoveltyBench reads 10). First the mean of the best of "
+        f"{ranking.k} settings, which is fair to methods with few; then the best setting, which is "
+        f"chosen on these prompts and so looks a little better than it is. {BRACKETS}",
+        columns,
+        rows,
+    )
+
+
+def _best_setting(ranking: Ranking, method: str, metric: str) -> tuple[str | None, float | None]:
+    """The setting of a method with the highest mean over tasks, and that mean."""
+    by_setting: dict[str, list[float]] = {}
+    for scores in ranking.scores:
+        figures = scores.measured.figures(metric)
+        if figures is None:
+            return None, None
+        for (owner, setting), mean in zip(scores.keys, figures.mean(axis=1), strict=True):
+            if owner == method:
+                by_setting.setdefault(setting, []).append(float(mean))
+    means = {s: np.mean(m) for s, m in by_setting.items() if len(m) == len(ranking.scores)}
+    if not means:
+        return None, None
+    best = max(means, key=lambda setting: means[setting])
+    return best, float(means[best])
+
+
 def routers(ranking: Ranking) -> Table | None:
     """The ablation over routers, with the paper's NoveltyBench figures beside."""
     paper = reference("routers")
     ranked = ranking.ranked("BACo")
     if not ranked:
         return None
-    columns = [Column("router"), *_indicator_columns()]
+    columns = [Column("router"), *_indicator_columns(ranking)]
     columns += [Column("paper: Coverage", "figure"), Column("paper: Dominance", "percent")]
     rows: list[list[Cell]] = [
         [name, *_indicators(ranking, name), paper.of(name).coverage, paper.of(name).dominance]
@@ -212,13 +326,14 @@ def methods(ranking: Ranking) -> Table:
     counts = dict.fromkeys(ranking.families, 0)
     for method in ranking.scores[0].measured.methods:
         counts[method] += 1
-    columns = [Column("method"), Column("settings", "count"), *_indicator_columns()]
+    columns = [Column("method"), Column("settings", "count"), *_indicator_columns(ranking)]
     ranked = ranking.ranked()
     return Table(
         f"methods-{slug(ranking.pair)}",
         f"Every method on {ranking.pair}, the best first",
-        f"Coverage: normalised area that a method's settings dominate, 0 to 1. Dominance: its "
-        f"share of the joint Pareto front of all methods. {BRACKETS}",
+        f"Coverage: normalised area that a method's settings dominate, 0 to 1. "
+        f"{at_k_note(ranking)}Dominance: its share of the joint Pareto front of all methods. "
+        f"{BRACKETS}",
         columns,
         [[name, float(counts[name]), *_indicators(ranking, name)] for name in ranked],
         frozenset(place for place, name in enumerate(ranked) if name == ranking.best("BACo")),
@@ -226,14 +341,14 @@ def methods(ranking: Ranking) -> Table:
 
 
 def subspaces(ranking: Ranking, indicator: Indicator) -> Table | None:
-    """Coverage or Dominance of every method in each sub-space; None where there is none."""
-    form: Form = "figure" if indicator == "coverage" else "percent"
+    """An indicator of every method in each sub-space; None where there is none."""
+    form: Form = "percent" if indicator == "dominance" else "figure"
     known = ranking.alone.spaces
-    if not known:
+    if not known or (indicator == "coverage_at_k" and ranking.k is None):
         return None
     return Table(
-        f"{indicator}-by-sub-space-{slug(ranking.pair)}",
-        f"{indicator.capitalize()} in every sub-space on {ranking.pair}",
+        f"{slug(indicator)}-by-sub-space-{slug(ranking.pair)}",
+        f"{indicator_title(indicator, ranking.k)} in every sub-space on {ranking.pair}",
         f"A column is a metric of diversity with one of quality. {BRACKETS}",
         [Column("method"), *(Column(f"{d} × {q}", form) for d, q in known)],
         [
@@ -381,14 +496,44 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
-def _indicator_columns() -> list[Column]:
+def indicator_title(indicator: Indicator, k: int | None) -> str:
+    """An indicator's name in headings."""
+    return {
+        "coverage": "Coverage",
+        "coverage_at_k": f"Coverage at {k} settings",
+        "dominance": "Dominance",
+        "best_at_k": f"Best of {k} settings",
+    }[indicator]
+
+
+def at_k_note(ranking: Ranking) -> str:
+    """What Coverage at k settings is, for a caption; empty where no method has enough settings."""
+    if ranking.k is None:
+        return ""
+    return (
+        f"At {ranking.k} settings: the mean Coverage of all subsets of {ranking.k} settings, "
+        "because more settings never cover less. "
+    )
+
+
+def _shown(ranking: Ranking) -> list[Indicator]:
+    return [i for i in INDICATORS if i != "coverage_at_k" or ranking.k is not None]
+
+
+def _indicator_columns(ranking: Ranking) -> list[Column]:
     return [
-        *(Column(f"Coverage, {part}", "figure") for part in PARTS[::-1]),
-        *(Column(f"Dominance, {part}", "percent") for part in PARTS[::-1]),
+        Column(
+            f"{indicator_title(indicator, ranking.k)}, {part}",
+            "percent" if indicator == "dominance" else "figure",
+        )
+        for indicator in _shown(ranking)
+        for part in PARTS[::-1]
     ]
 
 
 def _indicators(ranking: Ranking, name: str) -> list[Cell]:
     return [
-        ranking.estimate(indicator, name, part) for indicator in INDICATORS for part in PARTS[::-1]
+        ranking.estimate(indicator, name, part)
+        for indicator in _shown(ranking)
+        for part in PARTS[::-1]
     ]
