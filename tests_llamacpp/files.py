@@ -110,7 +110,7 @@ def _interleaved(weight: NDArray[Any], heads: int) -> NDArray[Any]:
 
 
 class Alone:
-    """One model of llama.cpp that reads one text, token by token."""
+    """One model of llama.cpp that reads one text: its beginning at once, then token by token."""
 
     def __init__(self, path: str, context: int = 1024) -> None:
         params = library.llama_model_default_params()
@@ -133,9 +133,13 @@ class Alone:
         common = next((at for at, (a, b) in pairs if a != b), common)
         memory = library.llama_get_memory(self._context)
         assert library.llama_memory_seq_rm(memory, 0, common, -1)
-        for token in ids[common:]:
-            one = (ctypes.c_int32 * 1)(token)
-            assert library.llama_decode(self._context, library.llama_batch_get_one(one, 1)) == 0
+        # A prompt in one call, all other tokens one by one.
+        parts = [list(ids[:-1])] if common == 0 and len(ids) > 1 else []
+        parts += [[token] for token in ids[sum(map(len, parts)) or common :]]
+        for part in parts:
+            tokens = (ctypes.c_int32 * len(part))(*part)
+            batch = library.llama_batch_get_one(tokens, len(part))
+            assert library.llama_decode(self._context, batch) == 0
         self._read = list(ids)
         row = np.ctypeslib.as_array(library.llama_get_logits_ith(self._context, -1), (self._width,))
         return [torch.from_numpy(row.copy())]

@@ -10,9 +10,10 @@ from baco import Baco
 from baco.engine.engine import Engine
 from baco.errors import BacoError
 from baco.kv_cache.protocol import finish
-from baco.models.caches.llama_cpp import LlamaCppKVCache
 from baco.models.llama_cpp.context import LlamaContext
 from baco.models.llama_cpp_model import LlamaCppModel
+from baco.sampling.params import SamplingParams
+from tests.test_engine import request_of
 from tests_llamacpp.files import write_demo
 
 PROMPT = "Recommend a summer destination"
@@ -116,10 +117,13 @@ def test_one_model_under_two_prompts_is_held_once_and_read_by_one_call(
 
     monkeypatch.setattr(LlamaContext, "read", counted)
     engine = Engine(one.pair, speculate=False)
-    assert isinstance(engine._runner.caches["base"], LlamaCppKVCache)
-    texts(one, PROMPT, n=2, max_tokens=8, temperature=0)
-    steps = [count for count in calls if count == 4]
-    assert len(steps) >= 2  # two rows under both prompts
+    params = SamplingParams(
+        n=2, max_tokens=8, seed=1, logit_bias=dict.fromkeys(one.pair.end_ids, -99)
+    )
+    engine.add(request_of(one.pair.renderer.render(PROMPT), params, one.router("P-Punc:0.4")))
+    while engine.busy:
+        engine.step()
+    assert calls[-8:] == [4] * 8  # two rows under both prompts, in every step
 
 
 def test_more_answers_than_the_library_has_sequences_wait_for_their_turn(baco: Baco) -> None:

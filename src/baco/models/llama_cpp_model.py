@@ -18,6 +18,8 @@ from baco.models.size import ForwardSize, ModelSize
 
 # Bytes of a number inside a forward.
 _NUMBER_BYTES = 4
+# Formats whose matrices llama.cpp lays out for batches on a CPU.
+_BATCHED = ("Q4_0", "Q4_K", "IQ4_NL")
 # Sequences that are kept free for prompts and texts beside the rows.
 _PROMPTS = 32
 
@@ -81,7 +83,9 @@ class LlamaCppModel(PairModel):
 
     @property
     def kernels(self) -> str:
-        return "llama.cpp on a GPU" if self.model.on_gpu else "llama.cpp on a CPU"
+        if self.model.on_gpu:
+            return "cuda"
+        return "llama.cpp, batches" if self.model.format.startswith(_BATCHED) else "llama.cpp"
 
     @property
     def prefill_chunk(self) -> int:

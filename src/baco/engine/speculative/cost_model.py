@@ -5,7 +5,7 @@ forwards. Answers do not depend on its choices, only the number of forwards does
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from baco.engine.sequence import MAX_DRAFT_TOKENS
@@ -45,6 +45,7 @@ class DeviceCosts:
         attention: attention of one more token in a layer.
         verify, draft_token: overhead of verifying a step and of drawing one draft token per row.
         logit: verifying one entry of a row of logits.
+        parameter: multiplying one more token with a weight, however many bytes it has.
     """
 
     layer: float
@@ -54,13 +55,16 @@ class DeviceCosts:
     verify: float
     draft_token: float
     logit: float
+    parameter: float = 0.0
 
 
 _CPU = DeviceCosts(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
 _GPU = DeviceCosts(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
-# llama.cpp de-quantises weights as it multiplies: one token is limited by arithmetic on a CPU too.
-_LLAMA_CPP = DeviceCosts(5e-5, 1 / 6e9, 1 / 40e9, 1e-5, 6e-4, 1e-4, 6e-9)
-_COSTS = {"cpu": _CPU, "llama.cpp on a CPU": _LLAMA_CPP}
+# llama.cpp unpacks quantised weights anew for each token of a call, but for the formats that it lays
+# out for batches when it loads them (`python -m benchmarks.gguf_speed --costs`).
+_LLAMA_CPP = DeviceCosts(0.0, 1 / 40e9, 0.0, 1e-5, 6e-4, 1e-4, 6e-9, 1 / 25e9)
+_LLAMA_CPP_BATCHES = replace(_LLAMA_CPP, parameter=1 / 70e9)
+_COSTS = {"cpu": _CPU, "llama.cpp": _LLAMA_CPP, "llama.cpp, batches": _LLAMA_CPP_BATCHES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,9 @@ class DraftPlanner:
         forward = {
             name: Cost(
                 costs.layer * size.layers + costs.byte * size.bytes,
-                costs.attention * size.layers + costs.product * size.bytes,
+                costs.attention * size.layers
+                + costs.product * size.bytes
+                + costs.parameter * size.parameters,
                 size.recurrent * (costs.layer * size.layers + costs.byte * size.bytes),
             )
             for name, size in sizes.items()
