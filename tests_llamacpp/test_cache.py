@@ -58,6 +58,9 @@ def test_a_prefix_that_is_kept_changes_no_answer(baco: Baco, paths: dict[str, An
 
 def test_a_context_that_grows_takes_its_rows_along(model: LlamaCppModel) -> None:
     ids = list(range(300, 420))
+    idle = model.model.take_idle()  # of an earlier test
+    if idle is not None:
+        idle.free()
     cache = model.new_cache()
     cache.copy_prefix(finish(cache.prefill(ids, 2)), 2)
     rows = [[7, 8, 9] * 40, [9, 7] * 60]
@@ -117,9 +120,8 @@ def test_one_model_under_two_prompts_is_held_once_and_read_by_one_call(
 
     monkeypatch.setattr(LlamaContext, "read", counted)
     engine = Engine(one.pair, speculate=False)
-    params = SamplingParams(
-        n=2, max_tokens=8, seed=1, logit_bias=dict.fromkeys(one.pair.end_ids, -99)
-    )
+    never = tuple((end, -99.0) for end in one.pair.end_ids)
+    params = SamplingParams(n=2, max_tokens=8, seed=1, logit_bias=never)
     engine.add(request_of(one.pair.renderer.render(PROMPT), params, one.router("P-Punc:0.4")))
     while engine.busy:
         engine.step()

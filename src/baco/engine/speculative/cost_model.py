@@ -60,7 +60,7 @@ class DeviceCosts:
 
 _CPU = DeviceCosts(1e-4, 1 / 40e9, 1 / 800e9, 1e-5, 6e-4, 1e-4, 6e-9)
 _GPU = DeviceCosts(3e-5, 1 / 2e12, 1 / 4e14, 0.0, 1.5e-3, 2e-4, 1e-12)
-# llama.cpp unpacks quantised weights anew for each token of a call, but for the formats that it lays
+# llama.cpp unpacks quantised weights anew for each token of a call, except in formats that it lays
 # out for batches when it loads them (`python -m benchmarks.gguf_speed --costs`).
 _LLAMA_CPP = DeviceCosts(0.0, 1 / 40e9, 0.0, 1e-5, 6e-4, 1e-4, 6e-9, 1 / 25e9)
 _LLAMA_CPP_BATCHES = replace(_LLAMA_CPP, parameter=1 / 70e9)
