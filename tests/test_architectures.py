@@ -91,9 +91,13 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     ),
 }
-# Positions that are no columns.
-PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+# Positions or windows that a model computes itself, for a whole batch.
+OWN_POSITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ALiBi": ("Bloom", {"n_layer": 2, "n_head": 4}),
+    "ALiBi in masks": (
+        "Falcon",
+        {"alibi": True, "new_decoder_architecture": False, "num_hidden_layers": 2},
+    ),
     "a window inside the model": (
         "GPTNeo",
         {
@@ -103,6 +107,21 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
             "window_size": 16,
         },
     ),
+    "chunks, queries scaled by position": (
+        "Llama4Text",
+        {
+            **HEADS,
+            "num_hidden_layers": 4,
+            "attention_chunk_size": 16,
+            "floor_scale": 8,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 64,
+        },
+    ),
+}
+# A state of another form.
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "a state of its own": ("Rwkv", {"context_length": 256, "attention_hidden_size": 32}),
 }
 
 # A state that stays inside the model.
@@ -151,11 +170,11 @@ def check_against_the_naive_loop(baco: Baco) -> None:
     assert sources == {"base", "aligned"}
 
 
-@pytest.mark.parametrize("case", [*ROLLED_BACK, *RECURRENT])
+@pytest.mark.parametrize("case", [*ROLLED_BACK, *RECURRENT, *OWN_POSITIONS])
 def test_rows_of_any_lengths_share_a_forward_and_agree_with_the_naive_loop(
     load: Callable[..., Baco], case: str
 ) -> None:
-    baco = load(*(ROLLED_BACK | RECURRENT)[case])
+    baco = load(*(ROLLED_BACK | RECURRENT | OWN_POSITIONS)[case])
     assert baco.pair.base.can_roll_back
     assert baco.pair.aligned.can_roll_back
     check_against_the_naive_loop(baco)

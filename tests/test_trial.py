@@ -106,7 +106,11 @@ def test_an_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
             "no embed_tokens, layers, norm, rotary_emb)",
         ),
         ("gemma3_text", "BACo's own forward, all rows at once"),
-        ("zaya", "its own cache, one row at a time and without drafts"),
+        (
+            "zaya",
+            "its own cache, one row at a time and without drafts (rows of different lengths in one "
+            "forward differ from each row alone)",
+        ),
         (
             "mamba",
             "the forward of transformers, all rows at once, with a recurrent state for each row",

@@ -40,7 +40,7 @@ _SMALL: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size"), 8),
-    **dict.fromkeys(("attention_window_size", "attention_chunk_size"), 8),
+    **dict.fromkeys(("attention_window_size", "attention_chunk_size", "floor_scale"), 8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     "moe_num_experts": 4,
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk"), 2),
@@ -81,7 +81,8 @@ _CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash"), _MLA),
     **dict.fromkeys(("minicpm3", "youtu"), _MLA),
     **dict.fromkeys(("lfm3", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"), _FOUR_LAYERS),
-    **dict.fromkeys(("qwen3_5_text", "qwen3_next"), _FOUR_LAYERS),
+    # The fourth layer of Llama 4 has no rotary embedding, and scales its queries by position.
+    **dict.fromkeys(("llama4", "llama4_text", "qwen3_5_text", "qwen3_next"), _FOUR_LAYERS),
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
     "dbrx": {

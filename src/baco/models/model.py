@@ -29,6 +29,7 @@ from baco.models.forward.selection import (
     find_readings,
     warn_of_slow_reading,
     why_not_dense,
+    why_not_together,
 )
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
@@ -333,9 +334,10 @@ class PairModel:
                 "the forward of transformers, all rows at once (BACo's own does not fit: the model "
                 f"{reason})"
             )
+        reason = why_not_together(self, self._reads_per_row)
         if self._reads_per_row:
-            return "its own cache, one row at a time and without drafts"
-        return "reading each text anew at every token, without drafts"
+            return f"its own cache, one row at a time and without drafts ({reason})"
+        return f"reading each text anew at every token, without drafts ({reason})"
 
     def small(self, model: Any) -> "PairModel":
         """A small model of the same architecture, for trials."""

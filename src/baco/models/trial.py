@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -248,6 +248,7 @@ def small_config(config: Any) -> Any:
     _set(text, _EXPERTS, 4)
     _set(text, _EXPERTS_PER_TOKEN, min(2, _first(text, _EXPERTS_PER_TOKEN)))
     _set(text, _WINDOWS, WINDOW)
+    _set(text, ("floor_scale",), WINDOW)  # positions after which queries are scaled anew
     _set(text, _CONTEXTS, CONTEXT)
     _set(text, ("vocab_size",), VOCABULARY)
     for at, name in enumerate(("bos_token_id", "eos_token_id", "pad_token_id")):
@@ -298,7 +299,8 @@ def _set(config: Any, names: tuple[str, ...], value: int) -> None:
     """Set the numbers that a configuration has under any of some names."""
     for name in names:
         if type(getattr(config, name, None)) is int:
-            setattr(config, name, value)
+            with suppress(AttributeError):  # a property computed from others
+                setattr(config, name, value)
 
 
 @torch.no_grad()

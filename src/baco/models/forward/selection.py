@@ -31,6 +31,7 @@ from baco.models.forward.adapted import (
 from baco.models.forward.decoder_layers import describe, fuse_layers, is_fused
 from baco.models.forward.dense import DenseForward
 from baco.models.forward.masked import MaskedForward, MaskForm, has_own_window
+from baco.models.forward.own_positions import OwnPositions
 from baco.models.forward.recurrent import RecurrentForward
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
@@ -124,11 +125,13 @@ def candidate_forwards(model: TriedModel) -> Iterator[Forward]:
             if forward is not None:
                 yield forward
         return
-    form, rope = MaskForm.of(model.model.config), model.long_rope
-    if form is None or has_own_window(model.model) or (rope is not None and not rope.modules):
+    form, rope, own = MaskForm.of(model.model.config), model.long_rope, OwnPositions.of(whole)
+    if form is None or (rope is not None and not rope.modules):
+        return
+    if has_own_window(model.model) and not own.windows:
         return
     for candidate in (form, replace(form, mapping=not form.mapping)):
-        yield MaskedForward(ModelCall(model), candidate, model.context, rope)
+        yield MaskedForward(ModelCall(model), candidate, model.context, rope, own)
 
 
 def batched_cache(model: TriedModel, forward: Forward, chunk: int | None = None) -> KVCache:
@@ -230,6 +233,20 @@ def why_not_dense(model: TriedModel) -> str:
     if getattr(model.model, "is_quantized", False):
         return "is quantised"
     return "is not laid out for it (packed=False)"
+
+
+def why_not_together(model: TriedModel, per_row: bool) -> str:
+    """Why a model's rows are not read in one forward: a clause."""
+    config = text_config(without_adapter(model.model).config)
+    if not per_row:
+        if model.long_rope is not None:
+            return "its rotary factors cannot be chosen for each row"
+        return "its forward over a cache differs from its plain one, or it returns no cache"
+    if MaskForm.of(config) is None and not has_states(config):
+        kinds = ", ".join(sorted(set(getattr(config, "layer_types", None) or ())))
+        attention = getattr(config, "_attn_implementation", None)
+        return f"no masks are known for {attention} attention in layers {kinds}".rstrip()
+    return "rows of different lengths in one forward differ from each row alone"
 
 
 def forward_kind(forward: Forward) -> str:
