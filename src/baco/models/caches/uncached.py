@@ -11,9 +11,12 @@ from baco.models.caches.per_row import extend_rows
 
 
 class NoKVCache:
-    """No cache: one forward per row over its whole text. Slowest, and right for any model."""
+    """No cache: one forward per row over its whole text. Slowest, and right for any model.
 
-    can_roll_back, static_shapes = True, False
+    Nothing is drafted: such a model may read the beginning of a text otherwise in a longer one.
+    """
+
+    can_roll_back, static_shapes = False, False
 
     def __init__(self, model: Any) -> None:
         self.model = model
