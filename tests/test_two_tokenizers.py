@@ -25,6 +25,8 @@ from tests import naive_text_decoding
 from tests.naive_decoding import entropy, max_probability
 from tests.pairs import END, TURN_END, TURN_START
 from tests.serving import served
+from tests.tiny import tiny_config
+from tests.tiny import tiny_model as random_model
 from tests.tokenizer_kinds import KINDS, permuted, tokenizer_of
 
 PROMPT = "Where should I go this summer?"
@@ -311,6 +313,15 @@ def test_methods_and_prompts_of_token_ids_need_one_tokenizer() -> None:
         as_transformers(baco)
 
 
+def test_a_model_with_a_recurrent_state_is_refused() -> None:
+    tokenizer = tokenizer_of("gemma")
+    config = tiny_config("mamba", vocab_size=len(tokenizer))
+    aligned = tokenizer_of("gpt2"), tiny_model(tokenizer_of("gpt2"), 1)
+    baco = baco_of((tokenizer, random_model(config)), aligned)
+    with pytest.raises(BacoError, match="the state of base cannot be rolled back to any place"):
+        baco.generate(PROMPT, router="P:0.5", max_tokens=3)
+
+
 def test_a_tokenizer_that_changes_text_is_refused_with_an_example() -> None:
     backend = Tokenizer.from_str(tokenizer_of("gpt2").backend_tokenizer.to_str())
     backend.normalizer = normalizers.Lowercase()
@@ -336,6 +347,20 @@ def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
     assert run([*command, "-r", "P:0.5", "--json"]) == 0
     sample = json.loads(capsys.readouterr().out)["samples"][0]
     assert {*sample["sources"]} == {"base", "aligned"}
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\nWhere?\n")
+    pair = ["--pair", str(tmp_path), "--separate-tokenizers"]
+    batch = ["batch", str(prompts), str(tmp_path / "answers"), *pair, "-r", "P:0.5", "-s", "1"]
+    assert run([*batch, "--max-tokens", "12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    shard = next((tmp_path / "answers").glob("**/*.jsonl")).read_text().splitlines()
+    assert json.loads(shard[0])["samples"][0]["text"] == sample["text"]
+    curve = ["--samples", "2", "--max-tokens", "3", "-o", str(tmp_path / "curve.json")]
+    calibrate = ["calibrate", *pair, "--prompts", str(prompts), *curve]
+    assert run([*calibrate, "--router", "P"]) == 0
+    assert "P" in json.loads((tmp_path / "curve.json").read_text())["curves"]
+    assert run([*calibrate, "--router", "Gap"]) == 2
+    assert "compares the distributions" in capsys.readouterr().err
     for options in (
         ["-r", "Gap:0.5"],
         ["-r", "P:0.5", "--base-template", "aligned"],

@@ -11,6 +11,7 @@ from baco.errors import BacoError
 from baco.outputs import Completion, check_whole
 from baco.routing.parser import logit_rule_of
 from baco.routing.parser import router as parse
+from baco.routing.two_vocabularies import check_router
 from baco.text.segmentation import distinct
 
 
@@ -48,6 +49,8 @@ def calibrate(
         raise BacoError(f"samples is {samples}: diversity needs at least 2 answers to a prompt")
     if not prompts:
         raise BacoError("no prompts to calibrate on: give at least one")
+    if baco.pair.own is not None:
+        check_router(parse(router, grid[0]))
 
     def measured(spelling: Any) -> tuple[float, float]:
         answers = baco.generate_batch(

@@ -117,6 +117,7 @@ def batch(
         ),
     ] = None,
     models: opt.PairOptions,
+    tokenizers: opt.TokenizerOptions,
     sampling: opt.SamplingOptions,
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a replica decodes at the same time.")
@@ -143,7 +144,7 @@ def batch(
     cluster = where.cluster(weights.device)
     settings = sampling.settings(n)
     routing.check()
-    load = opt.load_arguments(models, weights, servers, templates)
+    load = opt.load_arguments(models, tokenizers, weights, servers, templates)
     load |= {"max_rows": max_rows}
     from baco.batch.answering import LoadSpec, broke_off
     from baco.batch.formats import check_format

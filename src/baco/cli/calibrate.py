@@ -53,6 +53,7 @@ def calibrate(
         ),
     ] = None,
     as_json: opt.AsJson = False,
+    tokenizers: opt.TokenizerOptions,
     weights: opt.WeightOptions,
     templates: opt.TemplateOptions,
 ) -> None:
@@ -75,7 +76,7 @@ def calibrate(
     router = canonical_name(router)
     questions = None if prompts is None else read_prompts(prompts)
     check_writable(output)
-    baco = opt.load(models, weights, templates)
+    baco = opt.load(models, tokenizers, weights, templates)
     if output is not None:
         # An invalid file ends the command before hours of measuring.
         Calibration.in_file(baco.pair, output)

@@ -57,8 +57,6 @@ def generate(
             "--jsonl takes its prompts from the file: leave out the prompt, --compare, "
             "--json and --svg"
         )
-    if jsonl is not None and tokenizers.separate_tokenizers:
-        raise BacoError("--separate-tokenizers is experimental: give one prompt, without --jsonl")
     if as_json and svg is not None:
         raise BacoError("give --json or --svg, not both")
     for target in (svg, output):
@@ -83,8 +81,13 @@ def generate(
         answers = AnswerFile(output, read_rows([jsonl]), settings)
         context.with_resource(answers.held())
         baco = opt.load(*groups, backend=backend or answers.begun_backend())
-        loading = templates.arguments()
-        recorded = ("base_template", "chat_template", "trust_remote_code")
+        loading = templates.arguments() | tokenizers.arguments()
+        recorded = (
+            "base_template",
+            "chat_template",
+            "trust_remote_code",
+            "separate_tokenizers",
+        )
         more = opt.given({name: loading[name] for name in recorded})
         _answer_file(baco, answers, routing.choose(baco), more)
         return

@@ -26,6 +26,7 @@ from baco.engine.sequence import Request, SequenceState, Why
 from baco.engine.verify import Verifier
 from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
+from baco.kv_cache.recurrent import RecurrentKVCache
 from baco.models.pair import Pair
 from baco.routing.router import Router
 from baco.routing.signals import Distribution, Signals
@@ -98,12 +99,6 @@ class SharedTextEngine:
         self.pair, self._own = pair, pair.own
         device = pair.aligned.device
         models = {"base": pair.base, "aligned": pair.aligned}
-        for model in models.values():
-            if not model.can_roll_back:
-                raise BacoError(
-                    f"the cache of {model.name} cannot be rolled back, which two tokenizers need: "
-                    "use a transformer"
-                )
         self._vocabularies = {name: own.vocabulary.to(device) for name, own in pair.own.items()}
         self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
         self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
@@ -111,6 +106,12 @@ class SharedTextEngine:
         self._batch = Batch(device, width)
         verifier = Verifier(self._vocabularies["aligned"], self._banned["aligned"])
         self._runner = ModelRunner(models, self._batch, verifier)
+        for name, cache in self._runner.caches.items():
+            if not cache.can_roll_back or isinstance(cache, RecurrentKVCache):
+                raise BacoError(
+                    f"the state of {models[name].name} cannot be rolled back to any place, which "
+                    "two tokenizers need: use a model whose layers all have attention"
+                )
         devices = {model.device for model in models.values()}
         kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
         limit = cache_bytes(memory, devices, kept_bytes)

@@ -186,6 +186,8 @@ class Pair:
             digest.update(text.encode())
             digest.update(str(template).encode())
             digest.update(str(sorted(_weight_samples(model.model))).encode())
+        if self.own is not None:
+            digest.update(b"separate tokenizers")
         return digest.hexdigest()[:16]
 
     @cached_property
