@@ -16,6 +16,7 @@ from baco.cli import run
 from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.self_draft import SelfDraft
 from baco.errors import BacoError
+from baco.evaluation.plan import PairSpec
 from baco.models.known_pairs import KnownPair
 from baco.models.llama_cpp import library
 from baco.models.llama_cpp_pair import suits
@@ -109,6 +110,18 @@ def test_an_output_that_was_begun_keeps_its_backend(tmp_path: Path) -> None:
         content = {"format": 1, "settings": {"backend": backend}}
         (folder / "_manifest.json").write_text(json.dumps(content))
         assert begun_backend(folder) == (None if backend == "remote" else backend)
+
+
+def test_a_sweep_records_the_backend_of_gguf_files_and_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = PairSpec("base.gguf+aligned.gguf", {"memory": "1GiB"})
+    monkeypatch.setattr(library, "PACKAGE", "json")  # is there
+    assert pair.with_backend(None).options == {"memory": "1GiB", "backend": "llamacpp"}
+    assert pair.with_backend("local").options["backend"] == "local"
+    monkeypatch.setattr(library, "PACKAGE", "a_package_that_is_not_there")
+    assert pair.with_backend(None).options["backend"] == "local"
+    assert PairSpec("demo").with_backend(None) == PairSpec("demo")
 
 
 def test_a_draft_keeps_its_logits_where_their_memory_is_used_again() -> None:

@@ -14,9 +14,11 @@ from baco.cli.score import MetricOptions, Workers, conclude, count_processes, me
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from baco.batch.ray_cluster import Cluster
     from baco.evaluation.methods.judge import Judge
-    from baco.evaluation.plan import Plan
+    from baco.evaluation.plan import PairSpec, Plan
     from baco.evaluation.store import Run
     from baco.evaluation.tasks import Task
 
@@ -182,7 +184,7 @@ def sweep(
     if scoring:
         check_metrics(metrics.names or names(), plan.n)
     count = count_processes(workers if cluster is None else None, plan.pairs)
-    plan = replace(plan, tasks=options.tasks())
+    plan = replace(plan, pairs=_with_backends(plan.pairs, out), tasks=options.tasks())
     if scoring:
         check_verifiable(metrics.names, [t.verifier for t in plan.tasks if t.verifier])
     plan.check()
@@ -191,6 +193,16 @@ def sweep(
     _draw(run, plan, count, cluster)
     refused = measure(run, metrics.names, scorers, count) if scoring else {}
     conclude(run, refused, as_json)
+
+
+def _with_backends(pairs: "Sequence[PairSpec]", out: Path) -> "list[PairSpec]":
+    """The pairs with the backend of GGUF files, which a run that was begun keeps."""
+    from baco.evaluation.store import Run
+
+    begun = {}
+    if (out / "run.json").exists():
+        begun = {pair["name"]: pair["options"] for pair in Run.open(out).config["pairs"]}
+    return [pair.with_backend(begun.get(pair.name, {}).get("backend")) for pair in pairs]
 
 
 def _cluster(

@@ -133,7 +133,8 @@ class Budget:
                 # A row that grows beyond it is read again, into a cache of its own.
                 reread += size.bytes(model.long_rope.original_length + MAX_DRAFT_TOKENS)
         copied = max(*largest.values(), self._joint * (largest["base"] + largest["aligned"]))
-        return max(decided, read) + rows * copied + reread
+        library = sum(model.library_bytes for model in self._models.values())
+        return max(decided, read) + rows * copied + reread + library
 
     def _widest(self, columns: Mapping[str, int], name: str) -> int:
         """The columns of a model's rows, or of both models' where they are in the same tables."""

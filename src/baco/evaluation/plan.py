@@ -5,18 +5,21 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import baco
+from baco.backends import LLAMA_CPP, LOCAL
 from baco.device import cores, processor
 from baco.errors import BacoError
 from baco.evaluation.methods import Draw
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
-from baco.models.known_pairs import find_pair
+from baco.models.gguf import is_gguf
+from baco.models.known_pairs import choose_pair, find_pair
+from baco.models.llama_cpp_pair import suits
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
 from baco.text.templates import today
@@ -54,6 +57,20 @@ class PairSpec:
         """
         if "name" in self.where:
             find_pair(self.name)
+
+    def with_backend(self, begun: str | None) -> "PairSpec":
+        """The same pair; of GGUF files with the backend that runs them, since this depends on what
+        is installed.
+
+        Args:
+            begun: the backend with which the run was begun.
+        """
+        where = self.where
+        known = choose_pair(where.get("name"), where.get("base"), where.get("aligned"))
+        if "backend" in self.options or not (is_gguf(known.base) and is_gguf(known.aligned)):
+            return self
+        backend = begun or (LLAMA_CPP if suits(known, self.options) else LOCAL)
+        return replace(self, options={**self.options, "backend": backend})
 
     def bytes(self) -> int | None:
         """Bytes of both models' weights on this disk; None where they are not."""

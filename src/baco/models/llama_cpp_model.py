@@ -82,6 +82,10 @@ class LlamaCppModel(PairModel):
         return (MAX_SEQUENCES - _PROMPTS) // (2 if self.model.window else 1)
 
     @property
+    def library_bytes(self) -> int:
+        return self.forward_size.bytes(1, self.prefill_chunk, 1)
+
+    @property
     def kernels(self) -> str:
         if self.model.on_gpu:
             return "cuda"

@@ -19,6 +19,10 @@ from baco.sampling.params import SamplingParams
 OPTIONS = frozenset(
     {"device", "base_template", "chat_template", "function_words", "trust_remote_code"}
 )
+# Options of `baco.Baco.load` that do not depend on what runs the pair.
+_OF_ALL = frozenset(
+    {"date", "enable_prefix_caching", "max_rows", "memory", "template_args", "thinking"}
+)
 # A tensor of models whose rotary factors depend on the size of a context of llama.cpp.
 _LONG_ROPE = "rope_factors_long.weight"
 
@@ -31,7 +35,8 @@ def suits(known: KnownPair, options: Iterable[str]) -> bool:
         options: names of the options that were given for loading it.
     """
     names = (known.base, known.aligned)
-    return all(map(gguf.is_gguf, names)) and OPTIONS.issuperset(options) and installed()
+    fit = (OPTIONS | _OF_ALL).issuperset(options)
+    return all(map(gguf.is_gguf, names)) and fit and installed()
 
 
 def load_llama_cpp_pair(

@@ -261,6 +261,11 @@ class PairModel:
         return UNBOUNDED
 
     @property
+    def library_bytes(self) -> int:
+        """Bytes that its cache holds for forwards, whatever they read."""
+        return 0
+
+    @property
     def kernels(self) -> str:
         """What multiplies its weights, as `baco.engine.speculative.cost_model` knows it."""
         return self.device.type
