@@ -25,6 +25,7 @@ from baco.evaluation.indicators import (
     normalised,
     pareto_front,
 )
+from baco.evaluation.inference import interval
 from baco.evaluation.metrics import names as metric_names
 from baco.evaluation.pareto import best_at
 
@@ -357,13 +358,11 @@ def test_intervals_hold_the_figures_of_resampled_prompts() -> None:
     assert drawn[:, 8] == pytest.approx([coverage(points[:2]), coverage(points[2:])])
     estimate = result.coverage("A", SPACE)
     assert estimate is not None
-    assert (estimate.low, estimate.high) == pytest.approx(
-        tuple(np.quantile(drawn[0, 1:], [0.025, 0.975]))
-    )
+    assert (estimate.low, estimate.high) == pytest.approx(interval(drawn[0, 1:], 12))
 
 
 def test_without_noise_intervals_have_no_width() -> None:
-    result = computed(measured(BY_HAND, prompts=5))
+    result = computed(measured(BY_HAND, prompts=25))
     estimate = result.coverage("B")
     assert estimate is not None
     assert estimate.low == pytest.approx(estimate.high)

@@ -378,6 +378,45 @@ def test_a_lead_is_also_given_on_prompts_the_router_was_not_chosen_on() -> None:
     assert all(0.3 < lead < 0.8 for lead in leads)
 
 
+def test_few_prompts_give_a_warning_and_no_small_p_value(
+    reported: Path, capsys: pytest.CaptureFixture
+) -> None:
+    warning = "Only 4 prompts: intervals are rough, and no p-value can be below 0.125. Use 20"
+    assert warning in (reported / "report/report.md").read_text("utf-8")
+    assert warning in html.unescape((reported / "report/index.html").read_text("utf-8"))
+    for row in rows_of(reported / "report/tables/against-demo.csv"):
+        figures = [float(p) for head, p in row.items() if head.endswith(", p") and p]
+        assert figures
+        assert min(figures) >= 0.125
+    assert baco(["report", str(reported), "-o", str(reported / "again")]) == 0
+    assert warning in " ".join(capsys.readouterr().err.split())
+    enough = of_curves(P=5, base=5)  # 24 prompts
+    families = {m: family(m, {"P": "routers"}.get(m, "mixing")) for m in enough.measured.methods}
+    assert summarise(rank("pair", [enough], families, resamples=20)).warning is None
+
+
+def test_a_claim_needs_the_test_on_other_prompts_too() -> None:
+    """P leads on even prompts alone and Rand on odd ones; chosen on the others, each loses."""
+    scores = invented(base_temperature=LOW, P=HIGH, Rand=HIGH)
+    for method, start in (("P", 1), ("Rand", 0)):
+        place = scores.keys.index((method, method))
+        for rows in scores.measured.metrics.values():
+            rows[place, start::2] = 0.25
+    families = {m: family(m, "base" if "base" in m else "routers") for m in scores.measured.methods}
+    families |= {"corner 1": "mixing", "corner 2": "mixing"}
+    ranking = rank("pair", [scores], families, resamples=200)
+    lead = ranking.compare("base, any sampling", "overall")
+    assert lead is not None
+    assert lead.low > 0
+    tested = ranking.tested_on_unseen_prompts("base, any sampling")
+    assert tested is not None
+    assert tested.difference == pytest.approx(
+        np.mean(ranking.on_unseen_prompts("base, any sampling"))
+    )
+    assert tested.low < 0
+    assert summarise(ranking).first.startswith("No.")
+
+
 def test_a_router_chosen_on_one_half_of_the_prompts_is_measured_on_the_other() -> None:
     """P is good on even prompts only and Rand fair on odd ones; each is measured on the others."""
     scores = invented(base_temperature=MIDDLE, P=HIGH, Rand=HIGH)

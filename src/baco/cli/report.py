@@ -39,7 +39,12 @@ def report(
             {
                 "page": str(written.page),
                 "verdicts": [
-                    {"pair": v.pair, "answer": v.first, "rivals": list(v.lines)}
+                    {
+                        "pair": v.pair,
+                        "answer": v.first,
+                        "rivals": list(v.lines),
+                        "warning": v.warning,
+                    }
                     for v in written.summaries
                 ],
             }
@@ -50,6 +55,8 @@ def report(
         out().print(title + summary.first)
         for line in summary.lines:
             out().print(f"  {line}")
+        if summary.warning is not None:
+            note(f"{title}{summary.warning}")
     note(f"report in {written.page}")
 
 

@@ -12,6 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from baco.evaluation.inference import (
+    FEW_PROMPTS,
+    difference_bounds,
+    dominance_bounds,
+    influence,
+    interval,
+    sign_flip_p,
+)
 from baco.evaluation.metrics import names
 from baco.evaluation.pareto import (
     Floats,
@@ -69,13 +77,6 @@ class Resamples:
         return cls(generator.multinomial(prompts, share, size=resamples).astype(np.float64))
 
 
-def interval(draws: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval that contains `level` of the draws [R]."""
-    tail = (1.0 - level) / 2
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """The scores of one task, a row per setting.
@@ -110,7 +111,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its 95% bootstrap interval over prompts."""
+    """A figure and its 95% interval over prompts."""
 
     value: float
     low: float
@@ -128,6 +129,45 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """A method's figure minus its rival's on the prompts of one task.
+
+    Attributes:
+        draws: the difference itself, then its bootstrap resamples, [1 + R].
+        without: the difference without each prompt, [N]; empty with many prompts.
+        prompts: N.
+    """
+
+    draws: Floats
+    without: Floats
+    prompts: int
+
+
+def combined(differences: Sequence[Difference]) -> Comparison:
+    """The mean of differences that were measured on different prompts.
+
+    The interval is an expanded percentile interval of the bootstrap. Below 20 prompts in all the
+    p-value is that of all sign flips of the prompts' contributions (see `influence`), which is
+    2 / 2^N at least. Otherwise it is twice the share of the resamples that contradict the
+    difference, each count plus one so that it is never 0 (Efron and Tibshirani 1993; Davison and
+    Hinkley 1997, 4.2).
+    """
+    draws = np.mean([difference.draws for difference in differences], axis=0)
+    prompts = sum(difference.prompts for difference in differences)
+    if prompts < FEW_PROMPTS:
+        values = [
+            influence(float(difference.draws[0]), difference.without) / difference.prompts
+            for difference in differences
+        ]
+        p_value = sign_flip_p(np.concatenate(values))
+    else:
+        against = min(int((draws[1:] <= 0).sum()), int((draws[1:] >= 0).sum()))
+        p_value = min(1.0, 2 * (against + 1) / len(draws))
+    freedom = prompts - len(differences)
+    return Comparison(float(draws[0]), *interval(draws[1:], freedom + 1), p_value)
+
+
+@dataclass(frozen=True, slots=True)
 class Indicators:
     """Coverage and Dominance of every method.
 
@@ -138,6 +178,7 @@ class Indicators:
         left_out: sub-spaces that lack a metric on some task.
         k: settings at which methods are compared in `coverage_at_k` and `best_at_k`; None where no
             method has enough.
+        prompts: their number on each task.
     """
 
     methods: tuple[str, ...]
@@ -146,8 +187,13 @@ class Indicators:
     left_out: tuple[Space, ...]
     parts: Mapping[str, Sequence[str]]
     k: int | None
+    prompts: Mapping[str, int]
     # [methods, 1 + resamples]: the figure itself, then its resamples.
     draws: Mapping[tuple[Indicator, str, Part], Floats] = field(repr=False)
+    # [methods, prompts]: the figure without each prompt; of few prompts only.
+    without: Mapping[tuple[Indicator, str, Part], Floats] = field(repr=False)
+    # [methods, 2]: bounds of Dominance.
+    bounds: Mapping[tuple[str, Part], Floats] = field(repr=False)
 
     def coverage(
         self, method: str, part: Part = OVERALL, task: str | None = None
@@ -180,7 +226,15 @@ class Indicators:
             fewer than k settings there.
         """
         drawn = self._drawn(indicator, method, part, task)
-        return None if drawn is None else Estimate(float(drawn[0]), *interval(drawn[1:]))
+        if drawn is None:
+            return None
+        value = float(drawn[0])
+        if indicator == "dominance":
+            low, high = self._bounds(method, part, task)
+            return Estimate(value, min(low, value), max(high, value))
+        tasks = self._tasks(task)
+        prompts = sum(self.prompts[name] - 1 for name in tasks) + 1
+        return Estimate(value, *interval(drawn[1:], prompts))
 
     def compare(
         self,
@@ -190,39 +244,101 @@ class Indicators:
         part: Part = OVERALL,
         task: str | None = None,
     ) -> Comparison | None:
-        """A method against a rival on the same resamples of prompts: a paired bootstrap.
+        """A method against a rival on the same resamples of prompts, see `combined`.
 
-        The p-value is two-sided: twice the share of the resamples that contradict the difference,
-        each count plus one so that it is never 0 (Efron and Tibshirani 1993; Davison and Hinkley
-        1997, 4.2).
+        Of Dominance there are bounds instead, which hold with 95% at least: p is 0.05, or what few
+        prompts can give, where they exclude zero, and 1 elsewhere.
         """
-        own = self._drawn(indicator, method, part, task)
-        other = self._drawn(indicator, rival, part, task)
+        if indicator == "dominance":
+            return self._dominance_lead(method, rival, part, task)
+        differences = self.differences(method, rival, indicator, part, task)
+        return None if differences is None else combined(differences)
+
+    def differences(
+        self,
+        method: str,
+        rival: str,
+        indicator: Indicator = "coverage",
+        part: Part = OVERALL,
+        task: str | None = None,
+    ) -> list[Difference] | None:
+        """A method minus a rival on every task; None where one has no figure."""
+        differences = []
+        for name in self._tasks(task):
+            own = self._drawn(indicator, method, part, name)
+            other = self._drawn(indicator, rival, part, name)
+            if own is None or other is None:
+                return None
+            without = np.zeros(0)
+            if self.without:
+                own_without = self._drawn(indicator, method, part, name, self.without)
+                other_without = self._drawn(indicator, rival, part, name, self.without)
+                assert own_without is not None
+                assert other_without is not None
+                without = own_without - other_without
+            differences.append(Difference(own - other, without, self.prompts[name]))
+        return differences or None
+
+    def _dominance_lead(
+        self, method: str, rival: str, part: Part, task: str | None
+    ) -> Comparison | None:
+        own = self.estimate("dominance", method, part, task)
+        other = self.estimate("dominance", rival, part, task)
         if own is None or other is None:
             return None
-        difference = own - other
-        against = min(int((difference[1:] <= 0).sum()), int((difference[1:] >= 0).sum()))
-        p_value = min(1.0, 2 * (against + 1) / len(difference))
-        return Comparison(float(difference[0]), *interval(difference[1:]), p_value)
+        if method == rival:
+            return Comparison(0.0, 0.0, 0.0, 1.0)
+        low, high = own.low - other.high, own.high - other.low
+        prompts = sum(self.prompts[name] for name in self._tasks(task))
+        p_value = 1.0 if low <= 0 <= high else max(0.05, 2.0 / 2**prompts)
+        return Comparison(own.value - other.value, low, high, p_value)
+
+    def _tasks(self, task: str | None) -> tuple[str, ...]:
+        return self.tasks if task is None else (task,)
+
+    def _bounds(self, method: str, part: Part, task: str | None) -> tuple[float, float]:
+        """Bounds of Dominance: the means over sub-spaces and tasks."""
+        if part == OVERALL:
+            ends = np.mean([self._bounds(method, name, task) for name in self.parts], axis=0)
+        else:
+            row = self.methods.index(method)
+            ends = np.mean(
+                [
+                    self.bounds[name, space][row]
+                    for name in self._tasks(task)
+                    for space in self._spaces(part)
+                ],
+                axis=0,
+            )
+        return float(ends[0]), float(ends[1])
+
+    def _spaces(self, part: Part) -> list[Space]:
+        if isinstance(part, str):
+            return [space for space in self.spaces if space[0] in self.parts[part]]
+        return [space for space in self.spaces if space == part]
 
     def _drawn(
-        self, indicator: Indicator, method: str, part: Part, task: str | None
+        self,
+        indicator: Indicator,
+        method: str,
+        part: Part,
+        task: str | None,
+        kept: Mapping[tuple[Indicator, str, Part], Floats] | None = None,
     ) -> Floats | None:
-        tasks = self.tasks if task is None else (task,)
+        """Draws of a figure, or what else is `kept` of it: the mean over sub-spaces and tasks."""
+        draws = self.draws if kept is None else kept
+        tasks = self._tasks(task)
         row = self.methods.index(method)
         if indicator == "best_at_k":
             keys = [(indicator, name, part) for name in tasks]
-            return _mean([self.draws[key][row] for key in keys if key in self.draws], len(tasks))
+            return _mean([draws[key][row] for key in keys if key in draws], len(tasks))
         if part == OVERALL:
-            parts = [self._drawn(indicator, method, name, task) for name in self.parts]
-            present = [draws for draws in parts if draws is not None]
+            parts = [self._drawn(indicator, method, name, task, kept) for name in self.parts]
+            present = [figures for figures in parts if figures is not None]
             return np.mean(present, axis=0) if len(present) == len(parts) else None
-        if isinstance(part, str):
-            spaces = [space for space in self.spaces if space[0] in self.parts[part]]
-        else:
-            spaces = [space for space in self.spaces if space == part]
-        draws = [self.draws[indicator, name, space][row] for name in tasks for space in spaces]
-        return _mean(draws, len(draws))
+        spaces = self._spaces(part)
+        figures = [draws[indicator, name, space][row] for name in tasks for space in spaces]
+        return _mean(figures, len(figures))
 
 
 def _mean(draws: Sequence[Floats], expected: int) -> Floats | None:
@@ -254,7 +370,8 @@ def indicators(
     are min-max normalised over all points of all methods, and (0, 0) is the reference. Every
     resample is normalised again: the normalisation is part of the indicator, and points of a
     resample would otherwise leave the unit square. Tasks are resampled independently, all methods
-    and metrics of a task together, so that every difference is paired.
+    and metrics of a task together, so that every difference is paired. Dominance has bounds instead
+    (`dominance_bounds`), because bootstrap intervals of a front hold the truth too seldom.
 
     Args:
         measured: one for each task.
@@ -273,29 +390,50 @@ def indicators(
     methods = tuple(dict.fromkeys(name for task in measured for name in task.methods))
     wanted = [(d, q) for group in parts.values() for d in group for q in quality]
     draws: dict[tuple[Indicator, str, Part], Floats] = {}
+    without: dict[tuple[Indicator, str, Part], Floats] = {}
+    bounds: dict[tuple[str, Part], Floats] = {}
+    few = sum(len(task.prompts) for task in measured) < FEW_PROMPTS
     generators = np.random.default_rng(seed).spawn(len(measured))
     for task, generator in zip(measured, generators, strict=True):
-        weights = _weights(len(task.prompts), resamples, generator)
-        points = {
-            name: normalised(weights @ scores.T)
-            for name in {name for space in wanted for name in space}
-            if (scores := task.figures(name)) is not None
+        drawn = _weights(len(task.prompts), resamples, generator)
+        weights = np.concatenate([drawn, _all_but_one(len(task.prompts))]) if few else drawn
+        scores = {
+            name: rows
+            for name in dict.fromkeys(name for space in wanted for name in space)
+            if (rows := task.figures(name)) is not None
         }
-        rows = [np.flatnonzero([owner == method for owner in task.methods]) for method in methods]
+        points = {name: normalised(weights @ rows.T) for name, rows in scores.items()}
+        own = [np.flatnonzero([owner == method for owner in task.methods]) for method in methods]
+        figures: dict[tuple[Indicator, Part], Floats] = {}
+        between = difference_bounds(scores, drawn[1:], 1.0 - 0.05 / len(measured))
         for space in wanted:
             if points.keys() >= set(space):
                 plane = np.stack([points[space[1]], points[space[0]]], axis=-1)
-                for indicator, figures in _plane(plane, rows, k).items():
-                    draws[indicator, task.task, space] = figures
+                for indicator, values in _plane(plane, own, k).items():
+                    figures[indicator, space] = values
+                first, second = (between[name] for name in space)
+                bounds[task.task, space] = dominance_bounds(first, second, own)
         for name in single:
-            scores = task.figures(name)
-            if scores is not None and k is not None:
-                best = partial(_best_at, weights @ scores.T, k)
-                draws["best_at_k", task.task, name] = _by_method(rows, best, len(weights), k)
+            rows = task.figures(name)
+            if rows is not None and k is not None:
+                best = partial(_best_at, weights @ rows.T, k)
+                figures["best_at_k", name] = _by_method(own, best, len(weights), k)
+        for (indicator, part), values in figures.items():
+            draws[indicator, task.task, part] = values[:, : len(drawn)]
+            if few:
+                without[indicator, task.task, part] = values[:, len(drawn) :]
     tasks = tuple(task.task for task in measured)
     spaces = tuple(s for s in wanted if all(("coverage", task, s) in draws for task in tasks))
     left_out = tuple(space for space in wanted if space not in spaces)
-    return Indicators(methods, tasks, spaces, left_out, parts, k, draws)
+    prompts = {task.task: len(task.prompts) for task in measured}
+    return Indicators(methods, tasks, spaces, left_out, parts, k, prompts, draws, without, bounds)
+
+
+def _all_but_one(prompts: int) -> Floats:
+    """Weights of all prompts but one, [prompts, prompts]; of a single prompt, itself."""
+    if prompts == 1:
+        return np.ones((1, 1))
+    return (1.0 - np.eye(prompts)) / (prompts - 1)
 
 
 def _weights(prompts: int, resamples: int, generator: np.random.Generator) -> Floats:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baco.evaluation.indicators import Estimate, Floats, interval
+from baco.evaluation.indicators import Estimate, Floats
+from baco.evaluation.inference import interval
 
 Ints = NDArray[np.int64]
 
@@ -180,7 +181,7 @@ def bootstrap_interval(
     weights = (counts[0] * counts[1]).astype(np.float64)
     total = weights.sum(-1)
     drawn_any = total > 0
-    return interval((weights[drawn_any] @ values) / total[drawn_any], level)
+    return interval((weights[drawn_any] @ values) / total[drawn_any], level=level)
 
 
 def holm(p_values: Floats | Sequence[float]) -> Floats:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from baco.errors import BacoError
-from baco.evaluation.indicators import Estimate, Floats, interval
+from baco.evaluation.indicators import Estimate, Floats
+from baco.evaluation.inference import interval
 from baco.evaluation.metrics import Metric, MetricUnavailable, entry, metric
 from baco.evaluation.records import Prompt
 from baco.evaluation.score import OFFLINE_ROLES, needs_hub, requested_metrics

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from baco.evaluation.indicators import Comparison
+from baco.evaluation.inference import FEW_PROMPTS
 from baco.evaluation.metrics import names
 from baco.evaluation.report.ranking import ANY, Ranking
 from baco.evaluation.report.results import Sections, outcome, reference
@@ -28,8 +29,16 @@ DEFINITIONS = (
     "Dominance: a method's share of the points on the joint Pareto front of all methods.",
     "Lexical and semantic are means over their sub-spaces, overall is the mean of these two; over "
     "several tasks, the mean of the tasks.",
-    "Intervals: 2000 bootstrap resamples of prompts, the same for all methods, the normalisation "
-    "done anew in each. p: two-sided, from the same resamples.",
+    "Intervals of Coverage: 95%, from 2000 bootstrap resamples of prompts, the same for all "
+    "methods, the normalisation done anew in each; percentiles are expanded for the number of "
+    "prompts.",
+    "Intervals of Dominance: bounds that hold with 95% at least. They count which settings are "
+    "surely on the front and which can be, from simultaneous bounds of all differences between "
+    "settings; a bootstrap of a front is too narrow.",
+    "p: two-sided, from the same resamples; below 20 prompts from all sign flips of the prompts' "
+    "contributions, which cannot give less than 2 / 2^N with N prompts.",
+    "Chosen on other prompts: the best router of each half of the prompts, tested on the other "
+    "half.",
 )
 # The rivals of the paper's claim: base, aligned at every temperature and in any way, Nudging.
 CLAIMED = ("base" + ANY, "aligned, temperature", "aligned" + ANY, "Nudging")
@@ -44,18 +53,21 @@ class Summary:
         first: the answer in a sentence.
         lines: one for each rival.
         notes: caveats.
+        warning: of few prompts, if any.
     """
 
     pair: str
     first: str
     lines: Sequence[str]
     notes: Sequence[str]
+    warning: str | None = None
 
 
 def summarise(ranking: Ranking) -> Summary:
     """The summary of one pair."""
     best = ranking.best("BACo")
     missing = _missing(ranking)
+    warning = _few_prompts(ranking)
     if best is None:
         first = "No router was run, so there is nothing to say of BACo."
         return Summary(ranking.pair, first, (), (missing,) if missing else ())
@@ -65,9 +77,9 @@ def summarise(ranking: Ranking) -> Summary:
     rivals = [rival for rival in ranking.rivals if ranking.compare(rival, ranking.part)]
     if own is None or not rivals:
         first = f"No rival was run beside {best}, the best router: nothing to compare it with."
-        return Summary(ranking.pair, first, (), tuple(_notes(ranking, best, rivals)))
+        return Summary(ranking.pair, first, (), tuple(_notes(ranking, best, rivals)), warning)
     claimed = [rival for rival in CLAIMED if rival in rivals]
-    won = [r for r in claimed if outcome(ranking.compare(r, ranking.part)) == "better"]
+    won = [rival for rival in claimed if _beaten(ranking, rival)]
     fair = {r: _at_k(ranking, r) for r in claimed}
     compared = [r for r in claimed if fair[r] is not None]
     also = [r for r in compared if outcome(fair[r]) == "better"]
@@ -92,7 +104,27 @@ def summarise(ranking: Ranking) -> Summary:
             f"{written(fair_own, 'figure')} and {beaten}{but}."
         )
     lines = [_line(ranking, rival) for rival in rivals]
-    return Summary(ranking.pair, first, lines, tuple(_notes(ranking, best, rivals)))
+    return Summary(ranking.pair, first, lines, tuple(_notes(ranking, best, rivals)), warning)
+
+
+def _beaten(ranking: Ranking, rival: str) -> bool:
+    """Whether the best router is better, and stays so where it was chosen on other prompts."""
+    if outcome(ranking.compare(rival, ranking.part)) != "better":
+        return False
+    tested = ranking.tested_on_unseen_prompts(rival)
+    return tested is None or outcome(tested) == "better"
+
+
+def _few_prompts(ranking: Ranking) -> str | None:
+    """A warning below 20 prompts, where intervals and p-values say little."""
+    count = ranking.prompts
+    if count >= FEW_PROMPTS:
+        return None
+    least = 2.0 / 2**count
+    return (
+        f"Only {count} prompts: intervals are rough, and no p-value can be below {least:.3g}. Use "
+        f"{FEW_PROMPTS} prompts or more."
+    )
 
 
 def _at_k(ranking: Ranking, rival: str) -> Comparison | None:
@@ -133,22 +165,23 @@ def _missing(ranking: Ranking) -> str | None:
 
 
 def _notes(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
+    warning = _few_prompts(ranking)
+    if warning is not None:
+        yield warning
     ahead = [name for name in ranking.ranked() if ranking.coverage(name) > ranking.coverage(best)]
     if ahead:
         yield f"Ahead of every router: {_quoted(ahead)}."
     if _is_coin(best):
         yield from _beside_the_coin(ranking, best, rivals)
     pooled = [rival for rival in rivals if rival in ranking.pooled.methods]
-    unseen = {rival: ranking.on_unseen_prompts(rival) for rival in pooled}
+    unseen = {rival: ranking.tested_on_unseen_prompts(rival) for rival in pooled}
     if any(unseen.values()):
         listed = "; ".join(
-            f"{rival} {' and '.join(number(lead, 'signed') for lead in leads)}"
-            for rival, leads in unseen.items()
-            if leads
+            f"{rival} {_difference(lead)}" for rival, lead in unseen.items() if lead is not None
         )
         yield (
             "The best of many routers looks a little better than it is. Chosen on one half of the "
-            f"prompts and measured on the other half, and the other way round, it leads: {listed}."
+            f"prompts and tested on the other half, and the other way round, it leads: {listed}."
         )
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from baco.evaluation.indicators import (
     Comparison,
+    Difference,
     Estimate,
     Indicator,
     Indicators,
     Measured,
     Part,
+    combined,
     fewest_settings,
     indicators,
     normalised,
@@ -44,6 +46,8 @@ class Ranking:
         alone: indicators of every method by itself.
         pooled: the same with base and aligned as one method each, with any sampling.
         part: of the indicator that methods are ranked by: overall, or the only kind of diversity.
+        halves: indicators of the pooled methods on the even and on the odd prompts; empty where
+            halves are too small.
     """
 
     pair: str
@@ -53,6 +57,7 @@ class Ranking:
     alone: Indicators
     pooled: Indicators
     part: str
+    halves: Sequence[Indicators] = ()
 
     @property
     def every(self) -> list[TaskScores]:
@@ -115,38 +120,50 @@ class Ranking:
         source = self.pooled if rival in self.pooled.methods else self.alone
         return source.compare(router, rival, indicator, part)
 
+    @property
+    def prompts(self) -> int:
+        """Number of prompts of all tasks that count."""
+        return sum(len(task.prompts) for task in self.scores)
+
     def on_unseen_prompts(self, rival: str) -> list[float]:
         """The leads of the router that is best on one half of the prompts, on the other half.
 
-        The best of many routers looks better than it is on the prompts it was chosen by. Every
-        other prompt is in the same half.
+        Returns:
+            One lead for each half that the router is measured on; empty where halves are too small,
+            or the rival is not one of the pooled methods.
+        """
+        return [
+            float(np.mean([difference.draws[0] for difference in differences]))
+            for differences in self._unseen(rival)
+        ]
+
+    def tested_on_unseen_prompts(self, rival: str) -> Comparison | None:
+        """The mean of both leads of `on_unseen_prompts`, with its interval and p-value.
+
+        The best of many routers looks better than it is on the prompts it was chosen by. Here no
+        router is tested on a prompt that it was chosen by.
 
         Returns:
-            One lead for each half that the router is measured on; empty where halves are too small.
+            None where `on_unseen_prompts` has no leads.
         """
-        if any(len(task.prompts) < 4 for task in self.scores):
-            return []
-        halves = [
-            indicators(
-                [
-                    _pooled(task.at(range(start, len(task.prompts), 2)), self.families)
-                    for task in self.scores
-                ],
-                resamples=1,
-            )
-            for start in (0, 1)
-        ]
+        differences = [part for of_half in self._unseen(rival) for part in of_half]
+        return combined(differences) if differences else None
+
+    def _unseen(self, rival: str) -> list[list[Difference]]:
+        """Of each half, by task: the router that is best on the other half minus a rival."""
         routers = [method for method, group in self.families.items() if group == "BACo"]
+        if not self.halves or rival not in self.halves[0].methods:
+            return []
         leads = []
-        for chosen_on, measured_on in (halves, halves[::-1]):
+        for chosen_on, measured_on in (self.halves, self.halves[::-1]):
             estimates = {router: chosen_on.coverage(router, self.part) for router in routers}
             known = {router: e.value for router, e in estimates.items() if e is not None}
             if not known:
                 return []
             best = max(known, key=lambda router: known[router])
-            lead = measured_on.compare(best, rival, part=self.part)
+            lead = measured_on.differences(best, rival, part=self.part)
             if lead is not None:
-                leads.append(lead.difference)
+                leads.append(lead)
         return leads
 
 
@@ -166,7 +183,25 @@ def rank(
     k = fewest_settings(measured)
     pooled = indicators([_pooled(task, own) for task in measured], resamples=resamples, k=k)
     parts = [part for part in PARTS[::-1] if any(alone.coverage(m, part) for m in present)]
-    return Ranking(pair, open_ended, verified, own, alone, pooled, parts[0] if parts else PARTS[-1])
+    part = parts[0] if parts else PARTS[-1]
+    halves = _halves(open_ended, own, resamples)
+    return Ranking(pair, open_ended, verified, own, alone, pooled, part, halves)
+
+
+def _halves(
+    scores: Sequence[TaskScores], families: Mapping[str, Family], resamples: int
+) -> list[Indicators]:
+    """Indicators on the even and on the odd prompts of every task; none with fewer than 4."""
+    if any(len(task.prompts) < 4 for task in scores):
+        return []
+    return [
+        indicators(
+            [_pooled(task.at(range(start, len(task.prompts), 2)), families) for task in scores],
+            resamples=resamples,
+            seed=start,
+        )
+        for start in (0, 1)
+    ]
 
 
 def _pooled(task: Measured, families: Mapping[str, Family]) -> Measured:

@@ -16,8 +16,8 @@ from baco.evaluation.indicators import (
     Indicator,
     Resamples,
     indicators,
-    interval,
 )
+from baco.evaluation.inference import interval
 from baco.evaluation.methods.method import Family
 from baco.evaluation.metrics.quality import PATIENCE
 from baco.evaluation.report.load_scores import TaskScores
@@ -36,7 +36,10 @@ TITLES: dict[Family, str] = {
 }
 
 INDICATORS: tuple[Indicator, ...] = ("coverage", "coverage_at_k", "dominance")
-BRACKETS = "Brackets are 95% bootstrap intervals over prompts."
+BRACKETS = (
+    "Brackets are 95% intervals over prompts: of Dominance bounds that hold with 95% at least, "
+    "else bootstrap intervals."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,25 +181,30 @@ def against(ranking: Ranking) -> Table | None:
     columns = [Column(f"{best} minus")]
     for part in PARTS[::-1]:
         columns += [Column(f"{part}, difference", "signed"), Column(f"{part}, p", "p")]
+    chosen = f"{ranking.part}, chosen on other prompts"
+    columns += [Column(f"{chosen}, difference", "signed"), Column(f"{chosen}, p", "p")]
     rows: list[list[Cell]] = []
     for rival in ranking.rivals:
         row: list[Cell] = [rival]
         for part in PARTS[::-1]:
-            lead = ranking.compare(rival, part)
-            row += (
-                [None, None]
-                if lead is None
-                else [Estimate(lead.difference, lead.low, lead.high), lead.p_value]
-            )
+            row += _lead(ranking.compare(rival, part))
+        row += _lead(ranking.tested_on_unseen_prompts(rival))
         rows.append(row)
     return Table(
         f"against-{slug(ranking.pair)}",
         f"{best} against its rivals on {ranking.pair}",
-        f"Difference of Coverage; above zero, {best} is better. Paired bootstrap over prompts, "
-        "two-sided p, not corrected for the number of rivals.",
+        f"Difference of Coverage; above zero, {best} is better. Paired over prompts, two-sided p, "
+        f"not corrected for the number of rivals. {best} was chosen on these prompts; the last two "
+        "columns have the best router of one half of the prompts tested on the other half.",
         columns,
         rows,
     )
+
+
+def _lead(lead: Comparison | None) -> list[Cell]:
+    if lead is None:
+        return [None, None]
+    return [Estimate(lead.difference, lead.low, lead.high), lead.p_value]
 
 
 def claims(ranking: Ranking) -> Table | None:
@@ -444,7 +452,8 @@ def accuracy(ranking: Ranking, scores: TaskScores) -> Table | None:
         row: list[Cell] = [method]
         for place in (top, middle, low):
             draws = weights @ scores.accuracy[place]
-            row += [scores.keys[place][1], Estimate(means[place], *interval(draws))]
+            ends = interval(draws, len(scores.prompts))
+            row += [scores.keys[place][1], Estimate(means[place], *ends)]
         rows.append(row)
     heads = ("most accurate setting", "balanced setting", "least accurate setting")
     columns = [Column("method")]
