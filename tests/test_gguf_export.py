@@ -15,6 +15,7 @@ from baco.cli import run
 from baco.errors import BacoError
 from baco.models.gguf_export import FORMATS, export_gguf
 from baco.models.known_pairs import KnownPair, find_pair
+from benchmarks.gguf_memory import WRITTEN, shape_of
 from tests.pairs import SIZE, train_tokenizer, wrapped
 
 gguf = pytest.importorskip("gguf")
@@ -90,15 +91,19 @@ def test_other_architectures_keep_their_logits(tmp_path: Path, config: Any) -> N
 @pytest.mark.parametrize("format", FORMATS)
 def test_matrices_are_within_the_rounding_of_their_format(tmp_path: Path, format: str) -> None:
     export_gguf(find_pair("demo"), tmp_path / "demo", format=format)
+    reader = gguf.GGUFReader(tmp_path / "demo" / "base.gguf")
     stored = {
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        for tensor in gguf.GGUFReader(tmp_path / "demo" / "base.gguf").tensors
+        for tensor in reader.tensors
     }
     weights = load_file(Path(find_pair("demo").base) / "model.safetensors")
     exact = weights["model.layers.0.self_attn.v_proj.weight"].numpy()
     bits = {"f32": 24, "bf16": 8, "f16": 11}.get(format, int(format[1]) if format[0] == "q" else 0)
     error = np.abs(stored["blk.0.attn_v.weight"] - exact).max() / np.abs(exact).max()
     assert error <= 2.0 ** (1 - bits)
+    if format in WRITTEN:
+        size = sum(tensor.n_bytes for tensor in reader.tensors)
+        assert shape_of(find_pair("demo").base).bytes(format) == size
     # Embeddings keep at least 8 bits.
     exact = weights["model.embed_tokens.weight"].numpy()
     assert np.abs(stored["token_embd.weight"] - exact).max() / np.abs(exact).max() < 2.0**-7
