@@ -55,7 +55,8 @@ test-vllm: .venv-vllm/.done  ## Run the tests of the pair inside vLLM
 	@touch $@
 
 # llama-cpp-python is compiled, so its tests have an environment of their own: where it is installed,
-# GGUF files are run by it. A wheel of it is used if pip finds one.
+# GGUF files are run by it. A wheel of it is used if pip finds one; compiling takes 7 minutes of one
+# core. Tests of real files are skipped unless `make test-real` fetched them.
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 # llama.cpp's own server, in a wheel.
 LLAMA_SERVER ?= xllamacpp==2026.10.11549

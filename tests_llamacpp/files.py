@@ -63,7 +63,7 @@ def _write(model: Path, path: str, kind: gguf.GGMLQuantizationType) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, tokenizer, config["vocab_size"])
+    add_tokenizer(writer, tokenizer, config["vocab_size"])
     generation = json.loads((model / "generation_config.json").read_text())
     writer.add_eos_token_id(generation["eos_token_id"])
     writer.add_add_bos_token(False)
@@ -90,7 +90,8 @@ def _write(model: Path, path: str, kind: gguf.GGMLQuantizationType) -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], size: int) -> None:
+def add_tokenizer(writer: Any, tokenizer: dict[str, Any], size: int) -> None:
+    """Write a byte-level BPE, from the content of its tokenizer.json."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     by_id = {id_: token for token, id_ in tokenizer["model"]["vocab"].items()}

@@ -170,3 +170,21 @@ def test_what_a_damaged_row_leaves_reaches_no_other_row(
     cache.copy_prefix(finish(cache.prefill([300, 301, 302])), 1)
     logits = cache.extend(torch.tensor([[303], [303]]), [1, 1], 1)
     assert (logits.isnan().sum(dim=-1) == 1).all()
+
+
+def test_a_context_that_the_machine_cannot_hold_ends_its_answers_in_one_line(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baco = Baco.load(**paths)
+    open_context = LlamaContext._new_pointer
+
+    def refused(context: LlamaContext, cells: int, sequences: int) -> Any:
+        return None if cells > 512 else open_context(context, cells, sequences)
+
+    monkeypatch.setattr(LlamaContext, "_new_pointer", refused)
+    fits = texts(baco, PROMPT, n=2)
+    for answer in baco.generate(PROMPT, n=8, seed=3, router="P-Punc:0.4", max_tokens=200):
+        assert answer.error is not None
+        assert "there is no memory for" in answer.error and "\n" not in answer.error
+        assert "lower max_tokens or max_rows" in answer.error
+    assert texts(baco, PROMPT, n=2) == fits
