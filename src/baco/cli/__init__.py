@@ -22,6 +22,7 @@ from baco.cli.report import report
 from baco.cli.score import score
 from baco.cli.serve import serve
 from baco.cli.study import study
+from baco.cli.submission import noveltybench
 from baco.cli.sweep import sweep
 from baco.errors import OUT_OF_MEMORY, BacoError, one_line
 from baco.version import __version__
@@ -55,6 +56,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     sweep: "baco sweep --pair demo --out runs/demo",
     score: "baco score runs/demo --metric self_bleu",
     report: "baco report runs/demo",
+    noveltybench: "baco noveltybench runs/novelty --setting P-Punc:0.4 --name baco-llama-3-8b",
     bench: "baco bench --quick",
     serve: "baco serve --pair demo --port 8000",
 }

@@ -67,18 +67,41 @@ class MetricOptions:
 @opt.grouped()
 def score(
     *,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="The directory of a run; or a file of prompts and answers (JSONL, JSON, CSV, TSV "
+            "or Parquet), - for standard input.",
+        ),
+    ],
     metrics: MetricOptions,
+    rival: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="With a file: another file of answers, or a model of NoveltyBench's leaderboard.",
+        ),
+    ] = None,
     workers: Workers = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Measure the samples of a run by more metrics, without drawing them again.
+    """Measure the samples of a run by more metrics, or any file of prompts and answers.
 
-    What has been scored already is left as it is.
+    A run's samples are not drawn again, and what has been scored already is left as it is. A file
+    is scored by the lexical metrics unless --metric names others; a row of it has a prompt with all
+    its answers, or with one of them.
     """
+    opt.quiet_libraries()
+    if str(run) == "-" or run.is_file() or (run.suffix and not run.is_dir()):
+        from baco.cli.score_file import score_file
+
+        score_file(run, metrics.names, metrics.models(), rival, as_json)
+        return
+    if rival is not None:
+        raise BacoError("--against compares files of answers: give a file in place of a run")
     from baco.evaluation.store import Run
 
-    opt.quiet_libraries()
     there = Run.open(run)
     refused = measure(there, metrics.names, metrics.models(), count_processes(workers, None))
     conclude(there, refused, as_json)

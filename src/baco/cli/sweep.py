@@ -47,7 +47,9 @@ class PlanOptions:
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", "-m", help="routers, base, aligned, mixing, ensemble, prompting, …"
+            "--method",
+            "-m",
+            help="routers, base, aligned, mixing, ensemble, prompting, …, or a file of answers.",
         ),
     ] = None
     router: Annotated[

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from baco.errors import BacoError
+from baco.evaluation.methods.answer_file import AnswersOfFile
 from baco.evaluation.methods.ensemble import Ensemble
 from baco.evaluation.methods.judge import Judge
 from baco.evaluation.methods.method import FAMILIES, Answer, Draw, Grid, Method
@@ -43,6 +44,7 @@ def register_method(method: MethodT) -> MethodT:
 ALL = "all"
 JUDGE = "judge"  # takes part only where a judge is given
 _ROUTED = Routed()
+_FILES = AnswersOfFile()  # named by a file, so it is in no list
 for _method in (
     Single("base"),
     Single("aligned"),
@@ -91,7 +93,7 @@ def select_settings(
     """The settings of the methods and routers that a user names, each once, in a fixed order.
 
     Args:
-        names: methods, or groups of them; without names and routers, all methods.
+        names: methods, groups of them, or files of answers; without names and routers, all methods.
         routers: spellings; one without its threshold is swept.
         grid: its size.
         judge: the external judge; it takes part where it is given.
@@ -99,7 +101,8 @@ def select_settings(
     Raises:
         BacoError: no such method or router.
     """
-    chosen = [method for name in names for method in _named(name)]
+    files = [name for name in names if _FILES.names(name)]
+    chosen = [method for name in names if name not in files for method in _named(name)]
     if not names and not routers:
         chosen = list(groups()[ALL])
     if judge is not None:
@@ -112,6 +115,11 @@ def select_settings(
             settings += (judge if name == JUDGE and judge is not None else method).settings(grid)
             if name == Routed.name:
                 settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
+    for name in dict.fromkeys(files):
+        setting = _FILES.setting(name)
+        if any(known.method == setting.method for known in settings):
+            raise BacoError(f"{name}: another method is named {setting.method!r}; rename the file")
+        settings.append(setting)
     return list({(setting.method, setting.label): setting for setting in settings}.values())
 
 
@@ -131,6 +139,8 @@ def answer(
     baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
 ) -> list[list[Answer]]:
     """`draw.n` samples of every prompt, by the setting's method."""
-    rows = methods()[setting.options["kind"]].answer(baco, setting, prompts, draw)
+    kind = setting.options["kind"]
+    method = _FILES if kind == _FILES.name else methods()[kind]
+    rows = method.answer(baco, setting, prompts, draw)
     assert all(len(row) == draw.n for row in rows), f"{setting.label} gave other than n samples"
     return rows

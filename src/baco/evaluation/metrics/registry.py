@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +51,14 @@ class Figure:
                     f"prompt {prompt.id!r} has {len(row)} of the {self.needs} samples that "
                     f"{self.name} compares: draw more with -n, or leave the metric out"
                 )
-        return list(self.compute(prompts, answers))
+        figures = list(self.compute(prompts, answers))
+        for prompt, value in zip(prompts, figures, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise BacoError(
+                    f"{self.name} of the answers to prompt {prompt.id!r} is {value}: a metric must "
+                    "be a finite number, or None where there is nothing to measure"
+                )
+        return figures
 
 
 def _judge(load: Callable[[str | None], Judge], given: str | Judge | None) -> DemoJudge | Judge:

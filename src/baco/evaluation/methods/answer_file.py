@@ -1,0 +1,73 @@
+"""Answers that another program gave, as a method of a run: `baco sweep -m generations.jsonl`."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baco.errors import BacoError
+from baco.evaluation.answer_files import SUFFIXES, read_answers
+from baco.evaluation.methods.method import Answer, Draw, Family
+from baco.evaluation.records import Prompt, Setting
+
+if TYPE_CHECKING:
+    from baco.api import Baco
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersOfFile:
+    """The first n answers of a file to every prompt; nothing is drawn.
+
+    The method has the file's name without its suffix, or its folder's where the file is named as
+    those that NoveltyBench publishes: `google/gemma-2-2b-it/generations.jsonl`. Answers have no
+    sources.
+    """
+
+    name: str = "file"
+    family: Family = "other"
+
+    @staticmethod
+    def names(spelling: str) -> bool:
+        """Whether a method's spelling is the name of a file."""
+        return Path(spelling).suffix in SUFFIXES
+
+    def setting(self, spelling: str) -> Setting:
+        """The one setting of a file; its content is part of the run's plan.
+
+        Raises:
+            BacoError: it cannot be read.
+        """
+        path = Path(spelling)
+        read_answers(path)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        options = {"kind": self.name, "file": str(path.resolve()), "digest": digest}
+        named = path.resolve().parent.name if path.stem == "generations" else path.stem
+        return Setting(named, named, None, options)
+
+    def answer(
+        self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
+    ) -> list[list[Answer]]:
+        path = Path(setting.options["file"])
+        file = read_answers(path)
+        if (
+            hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            != (setting.options["digest"])
+        ):
+            raise BacoError(f"{path} has changed since the run began: sweep into another --out")
+        known = {
+            prompt.text: answers for prompt, answers in zip(file.prompts, file.answers, strict=True)
+        }
+        rows = []
+        for prompt in prompts:
+            answers = known.get(prompt.text, ())
+            if len(answers) < draw.n:
+                raise BacoError(
+                    f"{path} has {len(answers)} answers to prompt {prompt.id!r}, and the run has "
+                    f"{draw.n} to a prompt: give a file of this task, or a smaller -n"
+                )
+            counts = [len(baco.pair.tokenizer.encode(text)) for text in answers[: draw.n]]
+            rows.append(
+                [Answer(text, count, "stop") for text, count in zip(answers, counts, strict=False)]
+            )
+        return rows
