@@ -6,12 +6,14 @@ for, from the last safe seam, and keeps all ids of its own that no new token ove
 """
 
 import math
+import unicodedata
 import zlib
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
+from baco.text.segmentation import is_unspaced
 from tests.naive_decoding import coin_word, prompt_seed, uniform
 
 SPACES = b" \t\n\r"
@@ -34,9 +36,25 @@ def is_unfinished(text: bytes) -> bool:
     return False
 
 
-def is_safe(text: bytes, at: int, spanned: Collection[bytes]) -> bool:
+def spans(token: bytes, left: bytes, right: bytes) -> bool:
+    """Whether a token has the end of ``left`` before the start of ``right``."""
+    for at in range(1, len(token)):
+        head, tail = token[:at], token[at:]
+        ends = head.endswith(left) or left.endswith(head)
+        if ends and (tail.startswith(right) or right.startswith(tail)):
+            return True
+    return False
+
+
+def is_safe(text: bytes, at: int, spanned: Collection[bytes], tokens: Collection[bytes]) -> bool:
     if at == 0:
         return True
+    before, after = last_character(text[:at]), text[at:].decode("utf-8", "replace")[0]
+    if all(unicodedata.category(one) == "Lo" and is_unspaced(one) for one in (before, after)):
+        left, right = before.encode(), after.encode()
+        known = all(bytes([byte]) in tokens for byte in left + right)
+        known = known or all(any(one in token for token in tokens) for one in (left, right))
+        return known and not any(spans(token, left, right) for token in tokens)
     before = last_character(text[:at])
     return (
         text[at] in SPACES
@@ -97,7 +115,8 @@ class Model:
         seam = max(
             place
             for place, count in places.items()
-            if count == self.fixed or (count > self.fixed and is_safe(text, place, self.spanned))
+            if count == self.fixed
+            or (count > self.fixed and is_safe(text, place, self.spanned, self.data))
         )
         new, at = [], seam
         for token in self.own.tokenizer.encode(text[seam:]):

@@ -124,7 +124,8 @@ def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligne
 
 _PARTS = (
     "the", "sea", " warm", "Lisbon", " ", "  ", "\n", "\n\n", "\t", "\r\n", ".", ",", "?!", "…",
-    "'s", "(", ")", "12", "345", "夏天", "の", "é", "e\u0301", "م", "ne", "한", "🌊", "x_y", ":",
+    "'s", "(", ")", "12", "345", "夏天", "の", "海边", "สวั", "が", "é", "e\u0301", "م", "ne",
+    "한", "🌊", "x_y", ":",
 )  # fmt: skip
 
 
@@ -149,6 +150,35 @@ def test_most_words_begin_at_a_safe_seam_except_where_tokens_span_words() -> Non
     }
     assert seams.pop("superwords") < 6
     assert set(seams.values()) == {text.count(b" ")}
+
+
+def test_letters_of_scripts_without_spaces_have_seams_where_no_token_spans_them() -> None:
+    text = "夏天去海边春の海"
+    for kind in ("gpt2", "qwen", "gemma", "unigram"):
+        tokenizer = text_tokenizer(kind)
+        places = [len(text[:count].encode()) for count in range(1, len(text))]
+        seams = [tokenizer.is_seam(text.encode(), place) for place in places]
+        spelled = [tokenizer.data[id_].decode(errors="replace") for id_ in range(tokenizer.size)]
+        joined = [any(text[at : at + 2] in token for token in spelled) for at in range(len(places))]
+        assert any(seams)
+        assert not any(seam and spanned for seam, spanned in zip(seams, joined, strict=True))
+
+
+def test_one_model_answers_alike_through_its_own_tokenizer_and_a_shared_one() -> None:
+    for kind in ("llama3", "gemma"):
+        models = [
+            PairModel(name, tiny_model(tokenizer_of(kind), 0), tokenizer_of(kind))
+            for name in ("base", "aligned")
+        ]
+        for router in ("Base", "Aligned"):
+            one, two = (
+                Baco(make_pair(kind, *models, separate_tokenizers=separate)).generate(
+                    PROMPT, router=router, temperature=0.0, max_tokens=30
+                )[0]
+                for separate in (False, True)
+            )
+            assert one.token_ids == two.token_ids
+            assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
 
 
 @settings(max_examples=150, deadline=None)

@@ -6,7 +6,8 @@ that no token can span, so that its ids are those of encoding the whole text. Id
 are replaced only where a token spans the place where the other model's words begin.
 
 The seams are found from the tokenizer itself. A place is safe where white space follows another
-character and no entry of the vocabulary has these two next to each other. Tokenizers that encode a
+character, or a letter follows another one in a script without spaces, and no entry of the
+vocabulary has these two next to each other. Tokenizers that encode a
 trial text differently when it is cut at such places have no seams (for instance those with a rule
 that looks across words); their texts are encoded whole.
 
@@ -15,8 +16,9 @@ It knows tokenizers and bytes. It knows no models and no logits.
 
 import codecs
 import re
+import unicodedata
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -24,11 +26,14 @@ from typing import Any
 from baco.errors import BacoError
 from baco.source import Source
 from baco.text.encoder import tokenizing
+from baco.text.segmentation import is_unspaced
 from baco.text.token_bytes import spell
 
 # A text whose last seam is further back, in bytes, counts as encoded whole.
 SEAM_BOUND = 256
 _SPACES = b" \t\n\r"
+# A character of three or four bytes that follows another one of several bytes, in a token.
+_LONG_AFTER_LONG = re.compile(rb"(?<=[\x80-\xbf])[\xe0-\xf4][\x80-\xbf]{0,3}")
 _BYTE_AND_SPACE = re.compile(rb"[^ \t\n\r][ \t\n\r]")
 # Texts that precede a text while it is encoded, so that it is not encoded as the start of a text:
 # some tokenizers add a space there. The first one whose ids stay as they are is used.
@@ -79,6 +84,8 @@ class TextTokenizer:
         self.noise_words = _noise_words(tokenizer, self.data, end_ids)
         # Pairs of a byte and a white space that some token has next to each other.
         self._spanned = set(_BYTE_AND_SPACE.findall(b"\0".join(self.data)))
+        self._junctions = {pair for data in self.data for pair in _junctions(data)}
+        self._known: dict[str, bool] = {}  # whether a character has tokens
         self._anchors = {text: self._call(text) for text in {*_BEFORE_SPACE, *_BEFORE_OTHER}}
         # White space without a token of its own is part of a longer unknown token.
         self._spaces = bytes(
@@ -123,13 +130,33 @@ class TextTokenizer:
         """
         if at == 0:
             return True
-        if not self.has_seams or text[at] not in self._spaces:
+        if not self.has_seams:
+            return False
+        if text[at] >= 0xE0:
+            return self._is_seam_of_letters(text, at)
+        if text[at] not in self._spaces:
             return False
         if text[at - 1 : at + 1] in self._spanned:
             return False
         before = text[max(0, at - 4) : at].decode("utf-8", errors="replace")[-1]
         # A line break can be one word with punctuation before it, whatever follows.
         return not before.isspace() and (text[at] == 0x20 or before.isalnum())
+
+    def _is_seam_of_letters(self, text: bytes, at: int) -> bool:
+        """`is_seam` between two letters of scripts without spaces."""
+        before = text[max(0, at - 4) : at].decode("utf-8", errors="replace")[-1]
+        after = text[at : at + 4].decode("utf-8", errors="replace")[0]
+        for letter in (before, after):
+            if unicodedata.category(letter) != "Lo" or not is_unspaced(letter):
+                return False
+            if letter not in self._known:
+                self._known[letter] = self._keeps(letter.encode())
+            if not self._known[letter]:  # unknown characters can become one token
+                return False
+        left, right = before.encode(), after.encode()
+        ends = [left[start:] for start in range(len(left))]
+        starts = [right[:end] for end in range(1, len(right) + 1)]
+        return not any((one, other) in self._junctions for one in ends for other in starts)
 
     def _call(self, text: str) -> list[int]:
         with tokenizing(self):
@@ -185,6 +212,15 @@ def _plain_backend(tokenizer: Any, name: str) -> Any:
     plain.no_truncation()
     plain.encode_special_tokens = True
     return plain
+
+
+def _junctions(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Neighbouring characters of several bytes in a token, as far as it has their bytes."""
+    for match in _LONG_AFTER_LONG.finditer(data):
+        start = match.start() - 1
+        while start and 0x80 <= data[start] <= 0xBF:
+            start -= 1
+        yield data[start : match.start()], match[0]
 
 
 def _noise_words(tokenizer: Any, data: Sequence[bytes], end_ids: Collection[int]) -> list[int]:
