@@ -111,10 +111,15 @@ class Http:
         body = {"prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": _MOST}
         body |= self.fields.get(source, {})
         reply = self.clients[source].post("/v1/completions", json=body).raise_for_status().json()
-        top = reply["choices"][0]["logprobs"]["top_logprobs"][0]
+        logprobs = reply["choices"][0]["logprobs"]
+        if "content" in logprobs:  # llama.cpp
+            entries = logprobs["content"][0]["top_logprobs"]
+            top = [(entry["id"], entry["logprob"]) for entry in entries]
+        else:
+            names = logprobs["top_logprobs"][0].items()
+            top = [(int(name.removeprefix("token_id:")), logprob) for name, logprob in names]
         row = torch.full((1, self.pair.vocabulary.size), -torch.inf)
-        for token, logprob in top.items():
-            index = int(token.removeprefix("token_id:"))
+        for index, logprob in top:
             if index < row.shape[1]:  # rows of logits may be longer than the vocabulary
                 row[0, index] = logprob
         return row

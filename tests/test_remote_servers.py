@@ -180,6 +180,25 @@ def test_bounds_of_few_tokens_decide_most_entropies(demo: Baco) -> None:
             assert sum(top > 20 for top in requested) < len(requested) / 3
 
 
+@pytest.mark.parametrize("returned", [200, 2048])
+def test_the_whole_vocabulary_is_requested_where_nothing_less_decides(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch, returned: int
+) -> None:
+    """A server that returned all it was asked for at the start may return more, or refuse it."""
+    monkeypatch.setattr("baco.backends.remote.model.TOP_PROBED", 200)
+    monkeypatch.setattr("baco.backends.remote.probe._TOPS", (200, 20, 5, 1))
+    text = list(demo.pair.renderer.render(PROMPT).base_ids)
+    first = float(Distribution(demo.pair.base.score(text)[-1:]).entropy)
+    with served(demo, max_logprobs=returned) as running, remote(running.url) as remote_pair:
+        settings: dict[str, Any] = {"router": f"H:{first:.6f}", "temperature": 0, "max_tokens": 4}
+        (answer,) = remote_pair.generate(PROMPT, **settings)
+    if returned == 2048:
+        assert (len(answer.token_ids), answer.error) == (4, None)
+    else:
+        assert answer.error is not None
+        assert "the 200 most likely tokens that the server returns leave" in answer.error
+
+
 def test_a_rule_that_reads_whole_rows_is_refused(server: Served) -> None:
     from baco.routing.parser import register_router
     from baco.routing.rules import RULES
