@@ -55,6 +55,14 @@ def test_labels_are_unique_in_a_method_and_a_full_grid_holds_the_quick_one() -> 
     assert len(quick) < len(every)
 
 
+def test_truncation_samplers_are_rivals_of_the_aligned_model_where_they_are_named() -> None:
+    settings = select_settings(["truncation"], [], FULL)
+    swept = dict.fromkeys(setting.method for setting in settings)
+    assert list(swept) == ["aligned, top-nσ", "aligned, p-less", "aligned, XTC"]
+    assert methods()["truncation"].family == "aligned"
+    assert not swept.keys() & {setting.method for setting in select_settings([], [], FULL)}
+
+
 def test_every_router_of_the_catalogue_is_swept() -> None:
     swept = {setting.method for setting in methods()["routers"].settings(FULL)}
     assert {entry.name for entry in catalogue()} - {"Base", "Aligned"} <= swept

@@ -13,6 +13,7 @@ from baco.evaluation.methods.mixing import Mixing
 from baco.evaluation.methods.prompting import Paraphrase, Regeneration, SystemPrompt
 from baco.evaluation.methods.routed import Routed
 from baco.evaluation.methods.single import Single
+from baco.evaluation.methods.truncation import Truncation
 from baco.evaluation.methods.verbalized import Verbalized
 from baco.evaluation.records import Prompt, Setting
 from baco.plugins import plugins
@@ -56,6 +57,7 @@ for _method in (
     Verbalized(),
     SystemPrompt(),
     Judge(),
+    Truncation(),
 ):
     register_method(_method)
 
@@ -83,7 +85,7 @@ def groups() -> Mapping[str, tuple[str, ...]]:
     families: dict[str, list[str]] = {}
     for name, method in methods().items():
         families.setdefault(method.family, []).append(name)
-    every = tuple(name for name in methods() if name != JUDGE)
+    every = tuple(name for name in methods() if name not in (JUDGE, Truncation.name))
     return {ALL: every, "prompting": tuple(families["prompting"])}
 
 
