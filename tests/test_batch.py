@@ -18,6 +18,7 @@ from baco import Baco
 from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.files import locked
+from tests.held import held
 
 PROMPT = "Recommend a summer destination"
 # Until a command is taken for stuck; on a busy machine it is slow.
@@ -88,7 +89,8 @@ def test_a_stopped_batch_is_resumed_and_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "stopped"
     command = ["batch", str(prompts), str(out), *DRAWS, "--shard-rows", "2"]
-    process = subprocess.Popen([*BACO, *command], stderr=subprocess.PIPE, text=True)
+    held_command = held(command, f"len([*Path({str(out)!r}).glob('rows-*')]) >= 2")
+    process = subprocess.Popen(held_command, stderr=subprocess.PIPE, text=True)
     wait_for(process, lambda: len(list(out.glob("rows-*"))) >= 2)
     process.send_signal(kill)
     _, stderr = process.communicate()

@@ -25,6 +25,7 @@ from baco.batch import answer_file as answer_file_job
 from baco.cli import run
 from baco.cli.options import grouped
 from baco.sampling.seeds import NOISE_VERSION
+from tests.held import held, lines_in
 from tests.pairs import PairFolder
 
 PROMPT = "Recommend a summer destination"
@@ -178,17 +179,10 @@ def test_a_killed_run_is_resumed_and_ends_with_the_same_bytes(
     monkeypatch.setattr(answer_file_job, "ANSWERS_A_WRITE", 2)  # one prompt a write
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     assert run(answer_file(prompts, whole)) == 0
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from baco.batch import answer_file; from baco.cli import run;"
-            "answer_file.ANSWERS_A_WRITE = 2;"
-            f"sys.exit(run({answer_file(prompts, stopped)!r}))",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
     partial = tmp_path / "stopped.jsonl.partial"
+    child = subprocess.Popen(
+        held(answer_file(prompts, stopped), lines_in(partial, 3)), stderr=subprocess.DEVNULL
+    )
     until = time.monotonic() + 240
     while not (partial.exists() and partial.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < until

@@ -20,6 +20,7 @@ from baco.cli import run
 from baco.cli.console import coloured
 from baco.cli.svg import command_line
 from baco.text.answer_text import Piece
+from tests.held import held
 
 PROMPT = "Recommend a summer destination"
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
@@ -29,15 +30,25 @@ CURSOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")  # everything but styles
 
 
 def in_terminal(
-    *arguments: str, rows: int, columns: int, interrupt_at: str | None = None, **variables: str
+    *arguments: str,
+    rows: int,
+    columns: int,
+    interrupt_at: str | None = None,
+    **variables: str,
 ) -> tuple[str, int]:
-    """Output in a terminal of this size, and the exit code. SIGINT is sent when a text appears."""
+    """Output in a terminal of this size, and the exit code.
+
+    Decoding stops after 30 steps where SIGINT is to be sent when a text appears.
+    """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
     environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | variables
+    command = [*BACO, *arguments]
+    if interrupt_at is not None:
+        command = held([*arguments], "engine.stats.steps >= 30")
     process = subprocess.Popen(
-        [*BACO, *arguments], stdin=follower, stdout=follower, stderr=follower, env=environment
+        command, stdin=follower, stdout=follower, stderr=follower, env=environment
     )
     os.close(follower)
     received = ""

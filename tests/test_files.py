@@ -18,6 +18,7 @@ from baco.demo.train import train
 from baco.evaluation.store import Run
 from baco.evaluation.sweep import resume
 from baco.files import locked
+from tests.held import held, lines_in
 from tests.test_sweep import drawn, small_plan
 
 DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
@@ -108,13 +109,9 @@ def test_two_runs_on_one_output_write_every_line_once(prompts: Path, tmp_path: P
     out = tmp_path / "out.jsonl"
     many = tmp_path / "many.jsonl"
     many.write_text("".join(f'{{"prompt": "Suggest hobby {i}", "id": {i}}}\n' for i in range(60)))
-    slow = (
-        "import sys; from baco.batch import answer_file; from baco.cli import run; "
-        f"answer_file.ANSWERS_A_WRITE = 2; sys.exit(run({jsonl_command(many, out)!r}))"
-    )
-    command = [sys.executable, "-c", slow]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
     partial = tmp_path / "out.jsonl.partial"
+    command = held(jsonl_command(many, out), lines_in(partial, 3))
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
     wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 3, first)
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.poll() is None, "it ended before it was stopped"

@@ -257,5 +257,6 @@ def begin_wrongly(page: Page) -> None:
 
 def broken(page: Page) -> list[str]:
     """What axe finds: WCAG, levels A and AA, and good practice."""
+    page.wait_for_load_state()  # colours are those of the style sheet from then on
     violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]

@@ -25,6 +25,7 @@ from baco.evaluation.store import Run, begin
 from baco.evaluation.sweep import resume, sweep
 from baco.evaluation.tasks import load_task
 from baco.files import locked
+from tests.held import held, lines_in
 from tests.pairs import PairFolder
 
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
@@ -161,16 +162,17 @@ def test_a_run_killed_at_several_points_has_the_same_bytes(tmp_path: Path) -> No
     command = ["sweep", *SMALL, *SETTINGS, *LEXICAL]
     call(*command, "--workers", "1", "--out", str(tmp_path / "whole"))
     killed = tmp_path / "killed"
-    points: list[Callable[[], bool]] = [
-        (killed / "run.json").exists,
-        lambda: rows_of(killed / "samples.jsonl") >= 6,
-        lambda: rows_of(killed / "samples.jsonl") >= 18,
-        (killed / "scores" / "distinct_1.jsonl").exists,
+    samples = killed / "samples.jsonl"
+    points: list[tuple[str, Callable[[], bool]]] = [
+        ("True", (killed / "run.json").exists),
+        (lines_in(samples, 6), lambda: rows_of(samples) >= 6),
+        (lines_in(samples, 18), lambda: rows_of(samples) >= 18),
+        ("False", (killed / "scores" / "distinct_1.jsonl").exists),
     ]
     kills = 0
-    for enough in points:
+    for when, enough in points:
         process = subprocess.Popen(
-            [*BACO, *command, "--workers", "1", "--out", str(killed)],
+            held([*command, "--workers", "1", "--out", str(killed)], when),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -186,7 +188,7 @@ def test_a_run_killed_at_several_points_has_the_same_bytes(tmp_path: Path) -> No
 def test_workers_end_with_a_killed_sweep(tmp_path: Path) -> None:
     out = tmp_path / "r"
     process = subprocess.Popen(
-        [*BACO, "sweep", *SMALL, "--workers", "2", "--no-score", "--out", str(out)],
+        [*BACO, "sweep", *SMALL, "-n", "40", "--workers", "2", "--no-score", "--out", str(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
