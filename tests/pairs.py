@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma2Config,
     LlamaConfig,
     Olmo2Config,
@@ -30,6 +31,7 @@ END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SIZE = 400  # entries of the tokenizer; the three special ones stand last
 FIRST_SPECIAL = SIZE - 3
 CONTEXT = 256
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -217,3 +219,15 @@ def save_pair(
         model.save_pretrained(folder / name)
         wrapped(tokens, aligned=name == "aligned").save_pretrained(folder / name)
     return PairFolder(folder / "base", folder / "aligned")
+
+
+def save_adapter(folder: PairFolder, target: Path, **options: Any) -> dict[str, Any]:
+    """Save a random adapter over the base model of a pair; return the models' folders."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = {"r": 4, "target_modules": LINEARS, "init_lora_weights": False} | options
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder.base), LoraConfig(**config))
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(target)
+    return {"base": str(folder.base), "aligned": str(target)}

@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baco import Baco
 from baco.engine.engine import Engine
@@ -27,7 +25,7 @@ from baco.models.joint import JointForward
 from baco.models.pair import Pair
 from tests.fuzzing import budget
 from tests.live import LiveStorages, cache_tables, needed
-from tests.pairs import PairFolder
+from tests.pairs import PairFolder, save_adapter
 from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 from tests.test_shared_prefix import TEXT, request
 
@@ -36,7 +34,6 @@ ROUTERS = ("P:0.3", "H:2", "Rand:0.5", "P-Punc:0.5", "Base", "Aligned")
 ARCHITECTURES = {"own": ("llama", True), "of transformers": ("qwen3", False)}
 SHARED = ("two prompts", "adapter")
 KINDS = tuple(product(ARCHITECTURES, SHARED))
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Answers = list[tuple[list[int], list[str]]]
 
 
@@ -61,16 +58,6 @@ def load(
         return loaded.setdefault((forward, shared), baco)
 
     return load
-
-
-def save_adapter(folder: PairFolder, target: Path, **options: Any) -> dict[str, Any]:
-    """A random adapter over the base model of a pair."""
-    torch.manual_seed(0)
-    config = {"r": 4, "target_modules": LINEARS, "init_lora_weights": False} | options
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder.base), LoraConfig(**config))
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(target)
-    return {"base": str(folder.base), "aligned": str(target)}
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import re
 import time
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -14,6 +16,7 @@ from baco import Baco
 from baco.decoder import Decoder
 from tests.pages import visit
 from tests.serving import served
+from tests.thinking_pairs import END_ID, save_thinking_pair
 
 PROMPT = "Give me a cosy dinner idea"
 EVIL = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
@@ -116,6 +119,29 @@ def test_the_safety_notice_is_dismissed_for_good_and_its_page_stays_in_reach(
 def broken(page: Page) -> list[str]:
     violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]
+
+
+def test_thinking_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Path) -> None:
+    folder = save_thinking_pair(tmp_path)
+    baco = Baco.load(base=str(folder.base), aligned=str(folder.aligned), dtype="float32")
+    baco.pair = replace(
+        baco.pair, defaults=baco.pair.defaults.updated({"logit_bias": ((END_ID, 6.0),)})
+    )
+    router = {"router": "P:0.5", "max_tokens": 24}
+    expected = baco.generate(PROMPT, n=4, seed=1, **router)
+    thinking = [" ".join(answer.thinking.split()) for answer in expected if answer.thinking]
+    assert thinking and any(answer.text.strip() for answer in expected)
+    with served(baco) as server, visit(browser, link(server.url, n=4, **router)) as seen:
+        seen.settle()
+        answers = seen.page.locator(".of-baco li")
+        shown = answers.locator("details p").all_text_contents()
+        assert [" ".join(text.split()) for text in shown] == thinking
+        for number, answer in enumerate(expected):
+            text = answers.nth(number).get_by_role("group", name="BACo").inner_text()
+            assert "".join(text.split()) == "".join(answer.text.split())
+        answers.locator("summary").first.click()
+        expect(answers.locator("details p").first).to_be_visible()
+        assert broken(seen.page) == []
 
 
 def test_a_screen_reader_is_told_the_progress(browser: Browser, server: str) -> None:

@@ -98,7 +98,7 @@ def test_the_access_log_holds_everything_but_texts(server: Served) -> None:
     entry = server.log()[-1]
     reply = answer.json()
     assert entry["path"] == "/v1/chat/completions"
-    assert (entry["method"], entry["status"], entry["outcome"]) == ("POST", 200, "told")
+    assert (entry["method"], entry["status"], entry["outcome"]) == ("POST", 200, "finished")
     assert (entry["router"], entry["n"], entry["seed"], entry["stream"]) == (ROUTER, 2, 3, False)
     assert entry["prompt_tokens"] == reply["usage"]["prompt_tokens"]
     assert entry["tokens"] == reply["usage"]["completion_tokens"]
@@ -265,7 +265,7 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(tmp_path: Pa
         assert running.wait(WAIT) == 0
         assert running.stdout is not None
         entries = [json.loads(line) for line in running.stdout]
-        assert entries[-1]["outcome"] == "told"
+        assert entries[-1]["outcome"] == "finished"
 
 
 def test_after_the_grace_running_requests_get_an_error_and_the_server_ends() -> None:

@@ -17,15 +17,17 @@ P, T = ParamSpec("P"), TypeVar("T")
 SMALL = {"cache": "64MiB", "max_rows": 32}
 
 
-def load(pair: str, **options: Any) -> Baco:
-    """Load a pair into an engine of this process, with the smallest blocks."""
+def load(pair: str | None, **options: Any) -> Baco:
+    """Load a pair, or the models of the options, into an engine of this process, with the smallest
+    blocks.
+    """
     engine = {"block_size": 32} | options.pop("engine", {})
     return Baco.load(pair, backend="vllm", engine=engine, **SMALL | options)
 
 
 def in_vllm(
     work: Callable[Concatenate[Baco, P], T],
-    pair: str,
+    pair: str | None,
     options: dict[str, Any],
     *args: P.args,
     **kwargs: P.kwargs,

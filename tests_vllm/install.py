@@ -16,6 +16,7 @@ _LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 _TORCH = "torch==2.13.0"
 _TESTS = (
     "httpx>=0.28,<1",
+    "peft>=0.17,<1",
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from baco import Baco
+from baco.backends.vllm.backend import VllmBackend
 from baco.backends.vllm.folder import export_pair, read_pair
 from baco.backends.vllm.options import pair_prompt
 from baco.models.known_pairs import find_pair
 from baco.outputs import Completion
+from baco.source import MODELS
+from tests.pairs import PairFolder, save_adapter
 from tests_vllm.engines import apart, in_vllm, watch
 
 ROUTERS = (
@@ -142,6 +145,56 @@ def test_every_architecture_gives_the_answers_of_this_process(
 ) -> None:
     folder = str(random_pair(architecture))
     assert in_vllm(greedy_answers, folder, MODES[mode], 24) == greedy_answers(Baco.load(folder), 24)
+
+
+def answers_and_sharing(baco: Baco, tokens: int) -> tuple[Any, list[bool]]:
+    """Greedy answers, and whether one model reads both prompts in each worker."""
+    assert isinstance(baco.backend, VllmBackend)
+    return greedy_answers(baco, tokens), baco.backend.llm.collective_rpc(_holds_one_model)
+
+
+def _holds_one_model(worker: Any) -> bool:
+    model = worker.get_model()
+    return model.base is model.aligned
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "every layer": {"r": 4},
+    "some layers, rank-stabilised": {
+        "r": 2,
+        "use_rslora": True,
+        "target_modules": ["q_proj", "v_proj", "gate_proj", "o_proj"],
+    },
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(
+    ("architecture", "mode"),
+    [
+        ("llama", "plain"),
+        ("llama", "ngram, chunked"),
+        ("llama", "two tensor-parallel"),
+        ("qwen3", "two pipeline stages"),
+    ],
+)
+def test_weights_of_one_model_are_held_once_and_give_the_answers_of_this_process(
+    adapter: str,
+    architecture: str,
+    mode: str,
+    random_pair: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = PairFolder(*(random_pair(architecture) / source for source in MODELS))
+    models = {"base": str(folder.aligned), "aligned": str(folder.aligned)}
+    if adapter != "none":
+        models = save_adapter(folder, tmp_path, **ADAPTERS[adapter])
+    here = Baco.load(**models, dtype="float32")
+    options: dict[str, Any] = models | {"dtype": "float32"} | MODES[mode]
+    answered, shared = in_vllm(answers_and_sharing, None, options, 20)
+    assert answered == greedy_answers(here, 20)
+    assert all(shared)
 
 
 def repeated_answers(baco: Baco) -> Any:

@@ -17,6 +17,7 @@ from baco.models.loading import (
     check_model,
     explain_errors,
     find_device,
+    is_adapter,
     load_adapter,
     load_config,
     load_model,
@@ -115,7 +116,13 @@ def load_weightless_pair(
         aligned_tokenizer = load_tokenizer(
             known.aligned, fallback=base_tokenizer, trust_remote_code=trust_remote_code
         )
-        aligned = _load(known.aligned, where["aligned"], aligned_tokenizer, trust_remote_code)
+        aligned = _load(
+            known.aligned,
+            where["aligned"],
+            aligned_tokenizer,
+            trust_remote_code,
+            configured_by=known.base if is_adapter(known.aligned) else known.aligned,
+        )
     return make_pair(
         known.name,
         base,
@@ -128,13 +135,23 @@ def load_weightless_pair(
     )
 
 
-def _load(name: str, where: str, tokenizer: Any, trust_remote_code: bool) -> WeightlessModel:
+def _load(
+    name: str,
+    where: str,
+    tokenizer: Any,
+    trust_remote_code: bool,
+    configured_by: str | None = None,
+) -> WeightlessModel:
+    """A model; an adapter is configured by its base model."""
     from transformers import GenerationConfig
 
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    with explain_errors("the generation settings of", name):
+    files = configured_by or name
+    config = load_config(files, trust_remote_code=trust_remote_code)
+    with explain_errors("the generation settings of", files):
         try:
-            generation = GenerationConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            generation = GenerationConfig.from_pretrained(
+                files, trust_remote_code=trust_remote_code
+            )
         except OSError:
             generation = None  # optional: the model's configuration names the end token too
     model = _ConfigOnly(name, where, config, generation)

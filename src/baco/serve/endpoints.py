@@ -189,7 +189,7 @@ class AnswerRecorder:
             async for index, chunk in self._answers.chunks():
                 self._count(chunk)
                 yield index, chunk, self.choices[index].add(chunk)
-            self._entry["outcome"] = "told"
+            self._entry["outcome"] = "finished"
         except Exception:
             self._entry["outcome"] = "failed"
             raise

@@ -54,6 +54,8 @@ export interface Diversity {
 /** What one chunk brings to one answer. */
 export interface Delta {
   index: number;
+  /** What the aligned model writes before the answer. */
+  thinking: string;
   sources: [string, Source][];
   tokens: Token[];
   baseShare: number;
@@ -132,6 +134,7 @@ export async function measure(texts: string[], signal?: AbortSignal): Promise<Di
 interface Choice {
   index: number;
   finish_reason: string | null;
+  delta?: { reasoning_content?: string | null };
   baco?: { sources?: [string, Source][]; base_share?: number; why?: Token[] | null } | null;
 }
 
@@ -158,6 +161,7 @@ export async function* stream(request: object, signal: AbortSignal): AsyncGenera
     for (const choice of chunk.choices ?? []) {
       yield {
         index: choice.index,
+        thinking: choice.delta?.reasoning_content ?? "",
         sources: choice.baco?.sources ?? [],
         tokens: choice.baco?.why ?? [],
         baseShare: choice.baco?.base_share ?? 0,

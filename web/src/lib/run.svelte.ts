@@ -10,6 +10,7 @@ const METER_SHARE = 3; // readings that cost the server much are read less often
 export type State = "writing" | "done" | "stopped" | "failed";
 
 export class Answer {
+  thinking = $state("");
   pieces = $state.raw<Piece[]>([]);
   finish = $state<string | null>(null);
   /** What the router saw, token by token: read when a word is looked at, so not reactive. */
@@ -79,6 +80,7 @@ export class Column {
       for await (const delta of stream(toRequest(settings, this.router), signal)) {
         const answer = this.answers[delta.index];
         if (!answer) continue;
+        answer.thinking += delta.thinking;
         answer.tokens.push(...delta.tokens);
         if (delta.sources.length) answer.pieces = join(answer.pieces, delta.sources);
         answer.baseShare = delta.baseShare;

@@ -1,7 +1,8 @@
 """A pair in one folder that a vLLM server reads as one model: written by ``baco pair export``.
 
 DIR/config.json, generation_config.json, tokenizer…   the files that vLLM reads of a model
-DIR/base/, DIR/aligned/                               the models as they are, linked or copied
+DIR/base/, DIR/aligned/                               the models as they are, linked or copied;
+                                                      aligned is a link to base where they are one
 DIR/baco.json, calibration.json                       the pair's own settings
 """
 
@@ -14,6 +15,7 @@ from baco.backends.vllm.plugin import ARCHITECTURE
 from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.files import read_json_object
+from baco.models.forward.adapted import is_low_rank
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import is_adapter, model_files
 from baco.models.pair import Pair
@@ -32,7 +34,8 @@ def export_pair(
     """Write a pair to the folder ``out``, which must be empty or new.
 
     Args:
-        known: where the models are. An adapter is merged into a copy of the base model's weights.
+        known: where the models are. An adapter that is more than low-rank products over the layers
+            of a decoder is merged into a copy of the base model's weights.
         out: the folder.
         copy: copy the models' files instead of linking to them.
         function_words: a word list instead of the English one.
@@ -53,11 +56,14 @@ def export_pair(
         trust_remote_code=trust_remote_code,
     )
     out.mkdir(parents=True, exist_ok=True)
-    for source, name in (("base", known.base), ("aligned", known.aligned)):
-        if source == "aligned" and is_adapter(name):
-            save_merged(known, pair, out / source, trust_remote_code)
-        else:
-            _link_or_copy(model_files(name, trust_remote_code), out / source, copy)
+    base = model_files(known.base, trust_remote_code)
+    _link_or_copy(base, out / "base", copy)
+    if is_adapter(known.aligned) and not is_low_rank(known.aligned):
+        save_merged(known, pair, out / "aligned", trust_remote_code)
+    elif (aligned := model_files(known.aligned, trust_remote_code)) == base:
+        (out / "aligned").symlink_to("base", target_is_directory=True)
+    else:
+        _link_or_copy(aligned, out / "aligned", copy)
     pair.tokenizer.save_pretrained(out)
     _write(out / "config.json", _config(pair, known.dtype))
     _write(out / "generation_config.json", {"eos_token_id": sorted(pair.end_ids)})
@@ -69,6 +75,17 @@ def export_pair(
     if calibration is not None:
         calibration.save(pair, out / "calibration.json")
     return pair
+
+
+def is_one_model(folder: Path) -> bool:
+    """Are both models of a pair's folder the same files?"""
+    base, aligned = (folder / source for source in MODELS)
+    return base.resolve() == aligned.resolve()
+
+
+def has_adapter(folder: Path) -> bool:
+    """Is the aligned model of a pair's folder an adapter over the base model?"""
+    return (folder / "aligned" / "adapter_config.json").is_file()
 
 
 def _config(pair: Pair, dtype: str | None) -> dict[str, Any]:
