@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 
 from baco import Baco, BacoError
 from baco.backends.vllm import versions
-from baco.backends.vllm.folder import export_pair, read_pair
+from baco.backends.vllm.folder import export_pair, has_adapter, is_one_model, read_pair
 from baco.backends.vllm.middleware import TwoPrompts
 from baco.backends.vllm.model_inputs import ModelInputs, Step
 from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
-from baco.models.known_pairs import find_pair
+from baco.models.known_pairs import KnownPair, find_pair
 from baco.source import MODELS
+from tests.pairs import PairFolder, save_adapter
 
 WIDTH, BLOCK = 64, 8
 
@@ -40,6 +42,40 @@ def test_an_exported_pair_is_a_model_folder_and_a_pair(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"router": "P-Punc:0.4", "seed": 1}
     there = Baco.load(str(out)).generate("Recommend a summer destination", **settings)
     assert there[0].text == demo.generate("Recommend a summer destination", **settings)[0].text
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, True),
+        ({"use_rslora": True, "target_modules": ["q_proj", "down_proj"]}, True),
+        ({"use_dora": True}, False),
+        ({"alpha_pattern": {"q_proj": 16}}, False),
+        ({"rank_pattern": {"q_proj": 2}}, False),
+        ({"target_modules": ["lm_head"]}, False),
+    ],
+)
+def test_a_low_rank_adapter_is_exported_as_it_is_and_any_other_is_merged(
+    options: dict[str, Any], kept: bool, random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    models = save_adapter(random_pair("llama"), tmp_path / "adapter", **options)
+    export_pair(KnownPair("adapted", **models, dtype="float32"), tmp_path / "pair")
+    assert has_adapter(tmp_path / "pair") == kept
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    there = Baco.load(str(tmp_path / "pair"), dtype="float32").generate("A walk", **greedy)
+    here = Baco.load(**models, dtype="float32").generate("A walk", **greedy)
+    assert there[0].sources == here[0].sources
+    assert there[0].text == here[0].text
+    assert read_pair(tmp_path / "pair").aligned.context == 256
+
+
+def test_one_model_under_two_prompts_is_exported_once(
+    random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    model = str(random_pair("llama").aligned)
+    export_pair(KnownPair("one", model, model), tmp_path / "pair", copy=True)
+    assert is_one_model(tmp_path / "pair")
+    assert (tmp_path / "pair" / "aligned").is_symlink()
 
 
 def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:

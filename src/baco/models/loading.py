@@ -344,6 +344,21 @@ def is_adapter(name: str) -> bool:
             return False  # loading the model reports the cause
 
 
+@contextmanager
+def reading_adapter(name: str) -> Iterator[None]:
+    """Around what PEFT reads: its absence or failure becomes a `BacoError`."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise BacoError(
+            f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
+        ) from error
+    with _loading("the adapter", name), without_torchao(), warnings.catch_warnings():
+        # PEFT fills a missing tensor with random numbers.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        yield
+
+
 def load_adapter(model: Any, name: str) -> Any:
     """A model with a PEFT adapter over it; the model's weights are held once.
 
@@ -352,15 +367,9 @@ def load_adapter(model: Any, name: str) -> Any:
     Raises:
         BacoError: PEFT is not installed, or the adapter does not fit the model.
     """
-    try:
+    with reading_adapter(name):
         from peft import PeftModel, load_peft_weights
-    except ImportError as error:
-        raise BacoError(
-            f"{name} is a PEFT adapter: install it with pip install 'baco[peft]'"
-        ) from error
-    with _loading("the adapter", name), without_torchao(), warnings.catch_warnings():
-        # PEFT fills a missing tensor with random numbers.
-        warnings.filterwarnings("error", "Found missing adapter keys")
+
         try:
             rows = _embedding_rows(load_peft_weights(name, device="cpu"), model)
             if rows > model.get_input_embeddings().num_embeddings:

@@ -15,9 +15,9 @@ from baco.backends.vllm.plugin import ARCHITECTURE
 from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.files import read_json_object
-from baco.models.forward.adapted import is_low_rank
+from baco.models.forward.adapted import LINEARS
 from baco.models.known_pairs import KnownPair
-from baco.models.loading import is_adapter, model_files
+from baco.models.loading import is_adapter, model_files, reading_adapter
 from baco.models.pair import Pair
 from baco.models.weightless import load_weightless_pair, save_merged
 from baco.source import MODELS
@@ -58,7 +58,7 @@ def export_pair(
     out.mkdir(parents=True, exist_ok=True)
     base = model_files(known.base, trust_remote_code)
     _link_or_copy(base, out / "base", copy)
-    if is_adapter(known.aligned) and not is_low_rank(known.aligned):
+    if is_adapter(known.aligned) and not _is_low_rank(known.aligned):
         save_merged(known, pair, out / "aligned", trust_remote_code)
     elif (aligned := model_files(known.aligned, trust_remote_code)) == base:
         (out / "aligned").symlink_to("base", target_is_directory=True)
@@ -75,6 +75,29 @@ def export_pair(
     if calibration is not None:
         calibration.save(pair, out / "calibration.json")
     return pair
+
+
+def _is_low_rank(name: str) -> bool:
+    """Is an adapter nothing but low-rank products of one rank and one scale, over the linear layers
+    of a decoder? Read off its files.
+
+    Raises:
+        BacoError: PEFT is not installed, or the files cannot be read.
+    """
+    with reading_adapter(name):
+        from peft import LoraConfig, PeftConfig, load_peft_weights
+
+        config = PeftConfig.from_pretrained(name)
+        weights = load_peft_weights(name, device="cpu")
+    if not isinstance(config, LoraConfig) or config.alpha_pattern or config.layer_replication:
+        return False
+    for tensor, weight in weights.items():
+        layer, _, product = tensor.removesuffix(".weight").rpartition(".")
+        if product not in ("lora_A", "lora_B") or layer.rpartition(".")[2] not in LINEARS:
+            return False  # a bias, a magnitude (DoRA), an embedding, a whole layer
+        if weight.shape[0 if product == "lora_A" else 1] != config.r:
+            return False
+    return True
 
 
 def is_one_model(folder: Path) -> bool:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from baco.kv_cache.slots import SlotCache
-from baco.models import hub
 from baco.models.forward.decoder_layers import Layer, Linear
 from baco.models.forward.dense import DenseForward
 
@@ -29,7 +28,7 @@ _GROUPS = {
     "gate_up": ("mlp", (("gate_proj", "up_proj"), ("gate_up_proj",))),
     "down": ("mlp", (("down_proj",),)),
 }
-_LINEARS = {name for _, kinds in _GROUPS.values() for names in kinds for name in names}
+LINEARS = {name for _, kinds in _GROUPS.values() for names in kinds for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,26 +138,6 @@ def is_adapted(layer: Any) -> bool:
     from peft.tuners.lora import Linear as LoraLinear
 
     return type(layer) is LoraLinear
-
-
-def is_low_rank(name: str) -> bool:
-    """Is an adapter nothing but low-rank products of one rank and one scale, over the linear layers
-    of a decoder? Read off its files, which may be on the hub.
-    """
-    from peft import LoraConfig, PeftConfig, load_peft_weights
-
-    with hub.reading(name):
-        config = PeftConfig.from_pretrained(name)
-        weights = load_peft_weights(name, device="cpu")
-    if not isinstance(config, LoraConfig) or config.alpha_pattern or config.layer_replication:
-        return False
-    for tensor, weight in weights.items():
-        layer, _, product = tensor.removesuffix(".weight").rpartition(".")
-        if product not in ("lora_A", "lora_B") or layer.rpartition(".")[2] not in _LINEARS:
-            return False  # a bias, a magnitude (DoRA), an embedding, a whole layer
-        if weight.shape[0 if product == "lora_A" else 1] != config.r:
-            return False
-    return True
 
 
 def why_not_mixed(model: Any) -> str | None:
