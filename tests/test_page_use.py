@@ -127,7 +127,7 @@ def test_thinking_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Pat
     baco.pair = replace(
         baco.pair, defaults=baco.pair.defaults.updated({"logit_bias": ((END_ID, 6.0),)})
     )
-    router = {"router": "P:0.5", "max_tokens": 24}
+    router: dict[str, Any] = {"router": "P:0.5", "max_tokens": 24}
     expected = baco.generate(PROMPT, n=4, seed=1, **router)
     thinking = [" ".join(answer.thinking.split()) for answer in expected if answer.thinking]
     assert thinking and any(answer.text.strip() for answer in expected)

@@ -10,8 +10,8 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -23,6 +23,8 @@ from baco.kv_cache.batched import BatchedKVCache, Forward
 from baco.kv_cache.protocol import RowSize, finish
 from baco.kv_cache.slots import Prefix, SlotCache, SlotLayer
 
+# Of layers that keep nothing; older versions of transformers leave them out.
+_EMPTY_LAYER = getattr(cache_utils, "DummyLayer", DynamicLayer)
 # The states of all recurrent layers, each [rows, ...], in a fixed order.
 States = list[Tensor]
 
@@ -104,7 +106,7 @@ def has_states(config: Any) -> bool:
         layers = DynamicCache(config=config).layers
     except Exception:  # a configuration that transformers has no cache for
         return False
-    known = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
+    known = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, _EMPTY_LAYER)
     recurrent = [isinstance(layer, LinearAttentionLayer) for layer in layers]
     plain = (type(layer) in known for layer in layers)
     return any(recurrent) and all(map(max, plain, recurrent))
