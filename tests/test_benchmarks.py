@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from baco import Baco
 from baco.bench.contestants import Paired, Run, Task, never_ending
 from baco.models.known_pairs import find_pair
-from benchmarks import gpu
+from benchmarks import architectures, gpu
 from benchmarks.bodies import SHAPES, make
 from benchmarks.long_prompt import long_prompt
 from benchmarks.model_server import ServedModel
@@ -145,3 +146,19 @@ def test_real_weights_counts_forwards_and_shares_of_the_time() -> None:
     assert list(events) == ["import", "load", "first token", "first answer"]
     seconds = [event[0] for event in events.values()]
     assert seconds == sorted(seconds)
+
+
+def test_every_architecture_is_compared_with_the_naive_loop_and_has_a_row_of_the_page() -> None:
+    result = architectures.measure("lfm2", with_speed=False)
+    assert result.right
+    assert result.batched
+    wrong = architectures.Result(path="a path", equal=False)
+    report = {
+        "versions": {"transformers": "5"},
+        "machine": "a machine",
+        "cases": {"lfm2": asdict(result), "other": asdict(wrong)},
+    }
+    page = architectures.page(report)
+    assert "Of 2 configurations, 1 are decoded exactly" in page
+    assert f"| lfm2 | yes | together | yes | – | – | {result.path} |" in page
+    assert "| other | **no** | one by one | no | – | – | a path |" in page

@@ -83,7 +83,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm3", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"), _FOUR_LAYERS),
     # The fourth layer of Llama 4 has no rotary embedding, and scales its queries by position.
     **dict.fromkeys(("llama4", "llama4_text", "qwen3_5_text", "qwen3_next"), _FOUR_LAYERS),
-    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "bailing_hybrid": {**_MLA, "layer_types": ["linear_attention", "full_attention"]},
     "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},

@@ -114,6 +114,9 @@ def _largest(config: Any, names: Iterable[str]) -> int:
     """The largest number that a configuration gives under any of some names, 0 for none."""
     values: list[int] = [0]
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # it differs between layers
+            value = [getattr(layer, name, None) for layer in config.per_layer_config]
         values += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
     return max(values)
