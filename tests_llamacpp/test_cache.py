@@ -143,6 +143,32 @@ def test_answers_wait_where_the_memory_limit_is_low(baco: Baco, paths: dict[str,
         Baco.load(**paths, memory="100KiB").generate(PROMPT, router="P:0.3")
 
 
+def test_contexts_keep_the_memory_limit_while_they_grow(
+    baco: Baco, paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 32 * 2**20
+    small = Baco.load(**paths, memory=limit)
+    per_token = small.pair.aligned.row_size.per_token
+    open_context, held, peaks = LlamaContext._open, dict[LlamaContext, int](), list[int]()
+
+    def counted(context: LlamaContext, cells: int, sequences: int) -> None:
+        used = sum(one.length for one in context._live if one.free.alive)
+        copied = min(used, context.cells) * per_token  # the state, beside the new context
+        open_context(context, cells, sequences)
+        held[context] = context.cells * per_token
+        peaks.append(sum(held.values()) + copied)
+
+    monkeypatch.setattr(LlamaContext, "_open", counted)
+    prompts = [LONG, PROMPT, "Tell me a story about a sailor"]
+    settings: dict[str, Any] = {"router": "P-Punc:0.4", "n": 16, "seed": 3, "max_tokens": 24}
+    answers = small.generate_batch(prompts, **settings)
+    assert limit / 4 < max(peaks) <= limit
+    others = baco.generate_batch(prompts, **settings)
+    pairs = [pair for two in zip(answers, others, strict=True) for pair in zip(*two, strict=True)]
+    same = sum(one.token_ids == other.token_ids for one, other in pairs)
+    assert same >= 0.9 * len(pairs)  # but for two tokens that are as likely, up to rounding
+
+
 def test_what_a_damaged_row_leaves_reaches_no_other_row(
     tmp_path: Path, baco: Baco, paths: dict[str, Any]
 ) -> None:

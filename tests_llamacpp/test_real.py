@@ -3,8 +3,6 @@
 `python -m tests_real.fetch` gets them.
 """
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,36 +110,3 @@ def test_distributions_are_near_those_of_the_dequantised_weights(baco: Baco, pat
     ours, theirs = (one.pair.aligned.score(ids) for one in (baco, plain))
     assert divergence(theirs, ours).mean() < 0.03
     assert (ours.argmax(-1) == theirs.argmax(-1)).double().mean() > 0.8
-
-
-_MEMORY = """
-import sys, threading, time
-import psutil
-from baco import Baco
-baco = Baco.load(base=sys.argv[1], aligned=sys.argv[1], memory="200MiB")
-process, peak, busy = psutil.Process(), 0, True
-settings = {"router": "P-Punc:0.3", "seed": 1}
-baco.generate("Hi", n=1, max_tokens=2, **settings)
-before = process.memory_info().rss
-def watch():
-    global peak
-    while busy:
-        peak = max(peak, process.memory_info().rss)
-        time.sleep(0.005)
-thread = threading.Thread(target=watch)
-thread.start()
-long = " ".join(f"Tell me about place number {number}." for number in range(120))
-answers = baco.generate_batch([long, "Tell me a story"], n=16, max_tokens=24, **settings)
-busy = False
-thread.join()
-assert all(len(samples) == 16 for samples in answers)
-print((peak - before) / 2**20)
-"""
-
-
-def test_the_process_keeps_the_memory_limit(path: str) -> None:
-    if "gemma" in path:
-        pytest.skip("shown by the smaller model")
-    command = [sys.executable, "-c", _MEMORY, path]
-    child = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(child.stdout) < 200
