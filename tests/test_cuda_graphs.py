@@ -345,9 +345,10 @@ def test_tables_of_only_one_ended_engine_are_kept(recorded: Baco) -> None:
         decoder.submit(PROMPT, **{**settings, "router": recorded.router("Aligned")})
         while decoder.busy:
             decoder.step()
-    engines = [cast(IsolatingEngine, decoder.engine).engine for decoder in decoders]
+    isolated = [cast(IsolatingEngine, decoder.engine).engine for decoder in decoders]
+    engines = [engine for engine in isolated if isinstance(engine, Engine)]
     caches = [stores(engine)["aligned"].cache for engine in engines]
-    del engines
+    del engines, isolated
     assert caches[0] is not caches[1]
     kept = caches[1]
     del decoders[0], decoder, caches[0]

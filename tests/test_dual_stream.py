@@ -54,6 +54,7 @@ def decode(
     decoder = baco.decoder()
     assert isinstance(decoder.engine, IsolatingEngine)
     engine = decoder.engine.engine
+    assert isinstance(engine, Engine)
     assert engine._runner._dual_stream is None  # on a CPU
     assert engine._runner.has_static_shapes(("base", "aligned"))
     dual = engine._runner._dual_stream = Counted(CUDA, cuda, FakeStream())

@@ -83,5 +83,5 @@ def test_a_resample_is_a_mean_over_the_drawn_prompts() -> None:
 
 
 def test_an_interval_holds_its_level() -> None:
-    low, high = interval(np.arange(1001) / 1000, 0.9)
+    low, high = interval(np.arange(1001) / 1000, level=0.9)
     assert (low, high) == pytest.approx((0.05, 0.95))

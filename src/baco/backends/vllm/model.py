@@ -212,7 +212,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
                 for source, part in zip(MODELS, hidden, strict=True)
             ]
         else:
-            both = self.base.compute_logits(torch.cat(hidden))
+            both = self.model_of("base").compute_logits(torch.cat(hidden))
             logits = [None] if both is None else list(both.chunk(2))
         if any(part is None for part in logits):
             return None  # another rank of the tensor-parallel group has them
