@@ -75,7 +75,10 @@ def test_calls_that_need_local_weights_are_refused_by_name(described: Pair) -> N
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--backend", "slurm"), "unknown backend 'slurm': use one of local, remote, vllm"),
+        (
+            ("--backend", "slurm"),
+            "unknown backend 'slurm': use one of local, llamacpp, remote, vllm",
+        ),
         (("--backend", "ray"), "give it to 'baco batch' or 'baco sweep'; here use one of local"),
         (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
         (("--engine", "seed=1"), "engine is of the vllm backend: give backend vllm with it"),

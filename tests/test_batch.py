@@ -222,7 +222,10 @@ def test_invalid_rows_are_named_before_the_first_answer(
         (["in.jsonl", "."], "holds no batch: choose another directory"),
         (["in.jsonl", "in.jsonl"], "holds no batch: choose another directory"),
         (["in.jsonl", "out", "--format", "csv"], "use one of jsonl, parquet"),
-        (["in.jsonl", "out", "--backend", "slurm"], "use one of local, remote, vllm, ray"),
+        (
+            ["in.jsonl", "out", "--backend", "slurm"],
+            "one of local, llamacpp, remote, vllm, ray",
+        ),
         (["in.jsonl", "out", "--backend", "ray", "--replica", "ray"], "unknown replica 'ray'"),
         (["in.jsonl", "out", "--workers", "2"], "give --backend ray with them"),
         (["in.jsonl", "out", "--backend", "ray", "--workers", "0"], "workers is 0: give 1 or more"),

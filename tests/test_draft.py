@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from baco import Baco, BacoError, Completion
 from baco.engine.engine import Stats
@@ -116,14 +116,30 @@ def test_a_draft_model_that_cannot_be_rolled_back_is_refused(
     random_pair: Callable[..., PairFolder], tmp_path: Path
 ) -> None:
     folder = random_pair("llama", noise=0.1)
-    config = MambaConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, state_size=8)
-    MambaForCausalLM(config).save_pretrained(tmp_path)
+    config = RwkvConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, context_length=256)
+    RwkvForCausalLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(tmp_path)
     where: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
     with pytest.raises(BacoError, match="use a transformer as draft model"):
         Baco.load(**where, draft=str(tmp_path))
     with pytest.raises(BacoError, match="so nothing can draft for it"):
         Baco.load(base=str(tmp_path), aligned=str(folder.aligned), draft=str(folder.aligned))
+
+
+def test_a_recurrent_draft_model_does_not_change_answers(
+    plain: Baco, random_pair: Callable[..., PairFolder], tmp_path: Path
+) -> None:
+    folder = random_pair("llama", noise=0.1)
+    config = MambaConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, state_size=8)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder.aligned).save_pretrained(tmp_path)
+    models: dict[str, Any] = {"base": str(folder.base), "aligned": str(folder.aligned)}
+    baco = big(Baco.load(**models, draft=str(tmp_path), dtype="float32"))
+    for router in ("Aligned", "P-Punc:0.6"):
+        expected = tokens_and_sources(plain.generate(PROMPTS[0], router=router, **SETTINGS))
+        answers, stats = decoded(baco, PROMPTS[0], router, **SETTINGS)
+        assert answers == expected
+        assert stats.drafted
 
 
 def test_a_draft_model_with_a_shorter_context_does_not_change_answers(

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+from transformers import AutoTokenizer, RwkvConfig, RwkvForCausalLM
 
 from baco import Baco, BacoError, Chunk, Completion, as_transformers
 from baco.backends.base import Capabilities
@@ -273,11 +273,11 @@ def test_the_context_of_the_base_model_bounds_the_answer_alone(
 def test_a_model_that_keeps_its_state_to_itself_thinks_as_the_naive_loop(tmp_path: Path) -> None:
     pair = save_thinking_pair(tmp_path, template=DEEPSEEK_R1)
     rows = len(AutoTokenizer.from_pretrained(pair.aligned))
-    config = MambaConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=2, state_size=8)
+    config = RwkvConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=2, context_length=256)
     for seed, half in enumerate((pair.base, pair.aligned)):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            MambaForCausalLM(config).save_pretrained(half)
+            RwkvForCausalLM(config).save_pretrained(half)
     baco = Baco.load(base=str(pair.base), aligned=str(pair.aligned), dtype="float32")
     baco.pair.renderer.turn_opening = None
     assert isinstance(baco.pair.aligned.new_cache(), PerRowKVCache)

@@ -168,7 +168,7 @@ class _Probes:
                 try:
                     reply = await self.complete(max_tokens=1, temperature=0)
                 except _UNABLE as error:
-                    refusal = refusal or error
+                    refusal = error  # of the fewest fields in the end, so not about one of them
                     continue
                 self.top = top if reply.rows and reply.rows[0] is not None else 0
                 return

@@ -21,6 +21,7 @@ from vllm.model_executor.layers.linear import (
     ReplicatedLinear,
     RowParallelLinear,
 )
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from baco.backends.vllm.one_model import Split
 
@@ -115,7 +116,10 @@ class Adapter(nn.Module):
                 self.layers.append(added)
                 self._parts |= {part: (added, index) for index, part in enumerate(names)}
                 layer.register_forward_hook(partial(_add, added, split))
-        unknown = sorted(adapted - self._parts.keys())
+        elsewhere = tuple(  # on other pipeline stages
+            f"{name}." for name, layer in model.named_modules() if isinstance(layer, PPMissingLayer)
+        )
+        unknown = [name for name in adapted - self._parts.keys() if not name.startswith(elsewhere)]
         if unknown:
             raise ValueError(f"the adapter {folder} changes {unknown[0]}, which vLLM's model lacks")
 
@@ -123,6 +127,8 @@ class Adapter(nn.Module):
         """Load the tensors of PEFT's file; return the names of all weights."""
         for name, weight in weights:
             layer, product = _layer_of(name)
+            if layer not in self._parts:
+                continue
             added, part = self._parts[layer]
             if product == "lora_A":
                 added.load_down(part, weight)
