@@ -27,7 +27,74 @@ from baco.models.model import PairModel
 from baco.models.pair import Pair
 
 
-class Engine:
+class ScheduledEngine:
+    """What engines share: a batch that a scheduler fills within the memory budget.
+
+    Args:
+        runner: of the models.
+        batch: the sequences that run together.
+        width: tokens of a row of logits.
+        max_rows: sequences decoded at once; more wait.
+        memory: limit for caches and the step's tensors, as
+            :func:`baco.engine.budget.cache_bytes` reads it.
+        chunks_per_step: chunks of prompts that are read between two steps.
+        prefix_cache: keeps what the models have read of prompts and answers; None to keep nothing.
+        joint: one forward reads both models' rows.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        batch: Batch,
+        width: int,
+        *,
+        max_rows: int,
+        memory: int | float | str | None,
+        chunks_per_step: int,
+        prefix_cache: PrefixCache | None,
+        joint: bool = False,
+    ) -> None:
+        models = runner.models
+        devices = {model.device for model in models.values()}
+        kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
+        limit = cache_bytes(memory, devices, kept_bytes)
+        budget = Budget(limit, models, width, joint=joint)
+        keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
+        kept = KeptPrefixes(runner, budget, prefix_cache, keep)
+        most = min(model.max_rows for model in models.values()) // (2 if joint else 1)
+        self._runner, self._batch, self._prefix_cache = runner, batch, prefix_cache
+        self._scheduler = Scheduler(
+            runner, batch, budget, kept, min(max_rows, most), chunks_per_step
+        )
+
+    def stop(self, sequence: SequenceState, tokens: int) -> None:
+        """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
+        sequence.finish_reason = "stop"
+        self._scheduler.drop(sequence)
+        sequence.cut(tokens)
+
+    def forget_prefixes(self) -> None:
+        """Drop what is kept of earlier prompts and answers."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return self._scheduler.busy
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no row yet."""
+        return self._scheduler.waiting
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._batch)
+
+
+class Engine(ScheduledEngine):
     """Decodes requests on one pair, each with its own router.
 
     Args:
@@ -62,29 +129,28 @@ class Engine:
         models = {"base": pair.base, "aligned": pair.aligned}
         if draft is not None and speculate:
             models["draft"] = draft
-        self._batch = Batch(device, vocabulary.size)
+        batch = Batch(device, vocabulary.size)
         self._verifier = Verifier(vocabulary.to(device), pair.banned.to(device), choose)
         joint = None if isinstance(pair.joint, str) else pair.joint.new_cache()
-        self._runner = ModelRunner(models, self._batch, self._verifier, joint)
+        runner = ModelRunner(models, batch, self._verifier, joint)
+        super().__init__(
+            runner,
+            batch,
+            vocabulary.size,
+            max_rows=max_rows,
+            memory=memory,
+            chunks_per_step=chunks_per_step,
+            prefix_cache=prefix_cache,
+            joint=joint is not None,
+        )
         planner = None
-        if speculate and self._runner.can_roll_back:
+        if speculate and runner.can_roll_back:
             sizes = {name: model.size for name, model in models.items()}
             planner = DraftPlanner.of(
                 sizes, vocabulary.size, pair.aligned.kernels, joint=joint is not None
             )
-        self._proposer = Proposer(self._runner, self._batch, self._verifier.banned, planner)
-        devices = {model.device for model in models.values()}
-        kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
-        limit = cache_bytes(memory, devices, kept_bytes)
-        budget = Budget(limit, models, vocabulary.size, joint=joint is not None)
-        keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
-        kept = KeptPrefixes(self._runner, budget, prefix_cache, keep)
-        most = min(model.max_rows for model in models.values()) // (1 if joint is None else 2)
-        self._scheduler = Scheduler(
-            self._runner, self._batch, budget, kept, min(max_rows, most), chunks_per_step
-        )
+        self._proposer = Proposer(runner, batch, self._verifier.banned, planner)
         self._retried: set[SequenceState] = set()  # rows run once more because of damaged logits
-        self._prefix_cache = prefix_cache
         self.stats = Stats(self._runner.caches)
 
     @torch.inference_mode()
@@ -125,12 +191,6 @@ class Engine:
         """
         return self._scheduler.add(request, self._runner.prompt_room(request))
 
-    def stop(self, sequence: SequenceState, tokens: int) -> None:
-        """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
-        sequence.finish_reason = "stop"
-        self._scheduler.drop(sequence)
-        sequence.cut(tokens)
-
     def score(self, scoring: Scoring) -> None:
         """Queue a text to be scored; `Scoring.done` tells when it was.
 
@@ -142,26 +202,6 @@ class Engine:
     def stop_scoring(self, scoring: Scoring) -> None:
         """Drop a text that is no longer to be scored."""
         self._scheduler.drop_text(scoring)
-
-    def forget_prefixes(self) -> None:
-        """Drop what is kept of earlier prompts and answers."""
-        if self._prefix_cache is not None:
-            self._prefix_cache.clear()
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is left to do."""
-        return self._scheduler.busy
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that have no row yet."""
-        return self._scheduler.waiting
-
-    @property
-    def running(self) -> int:
-        """Sequences in the batch."""
-        return len(self._batch)
 
 
 @dataclass(slots=True)

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.engine.budget import KEPT_SHARE, Budget, cache_bytes
-from baco.engine.engine import Stats
-from baco.engine.kept_prefixes import KeptPrefixes
+from baco.engine.engine import ScheduledEngine, Stats
 from baco.engine.runner import ModelRunner
-from baco.engine.scheduler import MANY_CHUNKS, Scheduler
+from baco.engine.scheduler import MANY_CHUNKS
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState, Why
 from baco.engine.verify import Verifier
@@ -71,14 +69,14 @@ class SharedTextStats(Stats):
     rolled_back: int = 0
 
 
-class SharedTextEngine:
+class SharedTextEngine(ScheduledEngine):
     """Decodes requests on a pair of models with different tokenizers.
 
     Args:
         pair: the two models.
         max_rows: sequences decoded at once; more wait.
         memory: limit for caches and the step's tensors, as
-            :func:`baco.kv_cache.memory_limit.cache_bytes` reads it.
+            :func:`baco.engine.budget.cache_bytes` reads it.
         chunks_per_step: chunks of prompts that are read between two steps.
         prefix_cache: keeps what the models have read of prompts and answers; None to keep nothing.
 
@@ -103,25 +101,24 @@ class SharedTextEngine:
         self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
         self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
         width = max(own.vocabulary.size for own in pair.own.values())
-        self._batch = Batch(device, width)
+        batch = Batch(device, width)
         verifier = Verifier(self._vocabularies["aligned"], self._banned["aligned"])
-        self._runner = ModelRunner(models, self._batch, verifier)
-        for name, cache in self._runner.caches.items():
+        runner = ModelRunner(models, batch, verifier)
+        for name, cache in runner.caches.items():
             if not cache.can_roll_back or isinstance(cache, RecurrentKVCache):
                 raise BacoError(
                     f"the state of {models[name].name} cannot be rolled back to any place, which "
                     "two tokenizers need: use a model whose layers all have attention"
                 )
-        devices = {model.device for model in models.values()}
-        kept_bytes = 0 if prefix_cache is None else prefix_cache.bytes
-        limit = cache_bytes(memory, devices, kept_bytes)
-        budget = Budget(limit, models, width)
-        keep = limit if memory is not None else cache_bytes(KEPT_SHARE, devices, kept_bytes)
-        kept = KeptPrefixes(self._runner, budget, prefix_cache, keep)
-        self._scheduler = Scheduler(
-            self._runner, self._batch, budget, kept, max_rows, chunks_per_step
+        super().__init__(
+            runner,
+            batch,
+            width,
+            max_rows=max_rows,
+            memory=memory,
+            chunks_per_step=chunks_per_step,
+            prefix_cache=prefix_cache,
         )
-        self._prefix_cache = prefix_cache
         self._next: dict[SequenceState, _NextToken] = {}
         self.stats = SharedTextStats(self._runner.caches)
 
@@ -332,38 +329,12 @@ class SharedTextEngine:
             sequence.shared_text = SharedText(own)
         return sequences
 
-    def stop(self, sequence: SequenceState, tokens: int) -> None:
-        """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
-        sequence.finish_reason = "stop"
-        self._scheduler.drop(sequence)
-        sequence.cut(tokens)
-
     def score(self, scoring: Scoring) -> None:  # noqa: ARG002
         """Refused: a text is scored in the ids of one tokenizer."""
         raise BacoError("echo needs a pair whose models have one tokenizer: leave echo out")
 
     def stop_scoring(self, scoring: Scoring) -> None:
         """There is nothing to stop."""
-
-    def forget_prefixes(self) -> None:
-        """Drop what is kept of earlier prompts and answers."""
-        if self._prefix_cache is not None:
-            self._prefix_cache.clear()
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is left to do."""
-        return self._scheduler.busy
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that have no row yet."""
-        return self._scheduler.waiting
-
-    @property
-    def running(self) -> int:
-        """Sequences in the batch."""
-        return len(self._batch)
 
 
 def _text(row: SequenceState) -> SharedText:

@@ -12,8 +12,7 @@ from baco.models.llama_cpp.library import installed, library
 from baco.models.llama_cpp.weights import LlamaWeights
 from baco.models.llama_cpp_model import LlamaCppModel
 from baco.models.loading import check_memory, check_model, explain_errors, load_tokenizer
-from baco.models.pair import Pair, check_vocabularies, make_pair
-from baco.sampling.params import SamplingParams
+from baco.models.pair import Pair, check_vocabularies, make_known_pair
 
 # Options of `load_llama_cpp_pair`; with any other one, GGUF files are de-quantised.
 OPTIONS = frozenset(
@@ -78,15 +77,13 @@ def load_llama_cpp_pair(
         aligned = replace(base)
         if known.aligned != known.base:
             aligned = _load(known.aligned, aligned_tokenizer, gpu)
-    return make_pair(
-        known.name,
+    return make_known_pair(
+        known,
         base,
         aligned,
         base_template=base_template,
         chat_template=chat_template,
-        chat_options=dict(known.chat_options),
         function_words=function_words,
-        defaults=SamplingParams().updated(known.sampling),
     )
 
 

@@ -326,6 +326,18 @@ def make_pair(
     return pair
 
 
+def make_known_pair(known: KnownPair, base: PairModel, aligned: PairModel, **options: Any) -> Pair:
+    """`make_pair` with the name and the settings of a known pair."""
+    return make_pair(
+        known.name,
+        base,
+        aligned,
+        chat_options=dict(known.chat_options),
+        defaults=SamplingParams().updated(known.sampling),
+        **options,
+    )
+
+
 def _make_pair_sharing_text(
     name: str,
     base: PairModel,
@@ -452,15 +464,13 @@ def load_pair(
             check_model(name)
             check_memory(name)
         base, aligned = _load_models(known, placed, packed, separate_tokenizers)
-    return make_pair(
-        known.name,
+    return make_known_pair(
+        known,
         base,
         aligned,
         base_template=base_template,
         chat_template=chat_template,
-        chat_options=dict(known.chat_options),
         function_words=function_words,
-        defaults=SamplingParams().updated(known.sampling),
         separate_tokenizers=separate_tokenizers,
     )
 

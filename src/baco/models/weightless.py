@@ -24,8 +24,7 @@ from baco.models.loading import (
     load_tokenizer,
 )
 from baco.models.model import PairModel
-from baco.models.pair import Pair, make_pair
-from baco.sampling.params import SamplingParams
+from baco.models.pair import Pair, make_known_pair
 from baco.source import Source
 
 
@@ -123,15 +122,13 @@ def load_weightless_pair(
             trust_remote_code,
             configured_by=known.base if is_adapter(known.aligned) else known.aligned,
         )
-    return make_pair(
-        known.name,
+    return make_known_pair(
+        known,
         base,
         aligned,
         base_template=base_template,
         chat_template=chat_template,
-        chat_options=dict(known.chat_options),
         function_words=function_words,
-        defaults=SamplingParams().updated(known.sampling),
     )
 
 
