@@ -22,9 +22,10 @@ from baco.evaluation.report.load_scores import Cost, TaskScores, load_scores
 from baco.evaluation.report.page import LONGEST, choose
 from baco.evaluation.report.plots import coverage_rows, family, front_line
 from baco.evaluation.report.ranking import rank
-from baco.evaluation.report.results import sections
+from baco.evaluation.report.results import reference, sections
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.store import Run
+from baco.evaluation.tasks import task_files
 from baco.text.invalid_characters import well_formed
 from tests.report_runs import EVIL, evil_run, made_run
 
@@ -109,6 +110,37 @@ def test_the_aligned_rival_is_all_its_settings_together(reported: Path) -> None:
     assert estimate is not None
     assert float(row["Coverage, overall"]) == pytest.approx(estimate.value, abs=1e-5)
     assert (row["paper: Coverage"], row["paper: Dominance"]) == ("0.186", "0.39")
+
+
+def test_each_of_the_papers_figures_stands_beside_the_same_figure_of_the_run(
+    reported: Path,
+) -> None:
+    rows = {row["figure"]: row for row in rows_of(reported / "report/tables/paper-demo.csv")}
+    router = rows["routers: Dominance, semantic"]
+    own = {row["router"]: row for row in rows_of(reported / "report/tables/routers-demo.csv")}
+    assert router["paper"] == str(
+        reference("routers").of(router["method here"]).dominance["semantic"]
+    )
+    assert router["here"] == own[router["method here"]]["Dominance, semantic"]
+    aligned = rows["headline, aligned: Coverage, lexical"]
+    headline = rows_of(reported / "report/tables/headline-demo.csv")
+    pooled = next(row for row in headline if row["method"] == "aligned, any sampling")
+    assert (aligned["paper"], aligned["here"]) == ("0.269", pooled["Coverage, lexical"])
+    assert not any(name.startswith("wildchat") for name in rows)  # the run has no such task
+
+
+def test_the_papers_figures_agree_with_each_other() -> None:
+    """Overall is the mean of both parts; the headline is the mean over the three tasks."""
+    for table in ("headline", "routers"):
+        for name, reported in reference(table).figures.items():
+            for parts in (reported.coverage, reported.dominance):
+                if parts:
+                    mean = (parts["lexical"] + parts["semantic"]) / 2
+                    assert parts["overall"] == pytest.approx(mean, abs=0.0011), name
+    by_task = [reported.coverage["lexical"] for reported in reference("tasks").figures.values()]
+    headline = reference("headline").of("BACo").coverage["lexical"]
+    assert headline == pytest.approx(np.mean(by_task), abs=0.0005)
+    assert set(reference("tasks").figures) <= set(task_files())
 
 
 def test_points_are_means_over_prompts_of_the_runs_own_scores(reported: Path) -> None:

@@ -60,6 +60,11 @@ def pairs(as_json: AsJson = False) -> None:
         for pair in known_pairs()
     ]
     _show(("pair", "base", "aligned"), rows, prose=False)
+    untested = ", ".join(pair.name for pair in known_pairs() if pair.untested)
+    _say(
+        "Names with -sft and -dpo are earlier stages of one model's alignment. Published, but not "
+        f"tried with BACo yet: {untested}."
+    )
 
 
 def tasks(as_json: AsJson = False) -> None:

@@ -27,6 +27,7 @@ class KnownPair:
         chat_options: variables for the aligned model's chat template.
         sampling: the pair's own sampling parameters, in place of the general ones.
         dtype: of its weights where the caller names none; None for what suits the device.
+        untested: its ids are published, but it has not been tried with BACo.
     """
 
     name: str
@@ -35,6 +36,7 @@ class KnownPair:
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    untested: bool = False
 
     @classmethod
     def in_folder(cls, folder: Path, name: str | None = None) -> Self:
@@ -90,7 +92,13 @@ def known_pairs() -> tuple[KnownPair, ...]:
     return tuple(
         KnownPair.in_folder(demo_folder(), DEMO)
         if name == DEMO
-        else KnownPair(name, row["base"], row["aligned"], row.get("chat_options", {}))
+        else KnownPair(
+            name,
+            row["base"],
+            row["aligned"],
+            row.get("chat_options", {}),
+            untested=row.get("untested", False),
+        )
         for name, row in rows.items()
     )
 

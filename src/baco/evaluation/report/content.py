@@ -216,8 +216,9 @@ def order_of_routers(ranking: Ranking) -> list[str]:
     both = [name for name in ranked if name in paper]
     pairs = list(combinations(both, 2))
     if pairs:
-        alike = sum((paper[a].coverage or 0) > (paper[b].coverage or 0) for a, b in pairs)
-        theirs = sorted(both, key=lambda name: -(paper[name].coverage or 0))
+        overall = {name: paper[name].coverage.get("overall", 0.0) for name in both}
+        alike = sum(overall[a] > overall[b] for a, b in pairs)
+        theirs = sorted(both, key=lambda name: -overall[name])
         lines.append(
             f"The paper's order of these on NoveltyBench is {', '.join(theirs)}: {alike} of the "
             f"{len(pairs)} pairs of routers stand the same way round here."

@@ -3,8 +3,8 @@
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -44,10 +44,19 @@ BRACKETS = (
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Overall Coverage and Dominance as the paper reports them; None where it does not."""
+    """Coverage and Dominance as the paper reports them, by part: lexical, semantic or overall."""
 
-    coverage: float | None = None
-    dominance: float | None = None
+    coverage: Mapping[str, float] = field(default_factory=dict)
+    dominance: Mapping[str, float] = field(default_factory=dict)
+
+    def figures(self) -> Iterator[tuple[Indicator, str, float]]:
+        """Every figure with its indicator and part."""
+        of_indicators: dict[Indicator, Mapping[str, float]] = {
+            "coverage": self.coverage,
+            "dominance": self.dominance,
+        }
+        for indicator, by_part in of_indicators.items():
+            yield from ((indicator, part, by_part[part]) for part in PARTS[::-1] if part in by_part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Reference:
 
     Attributes:
         measured_on: tasks and pairs.
-        figures: by method or router.
+        figures: by method, router or task.
     """
 
     measured_on: str
@@ -69,7 +78,7 @@ class Reference:
 
 @cache
 def reference(table: str) -> Reference:
-    """The paper's `headline` table or its `routers` ablation (arXiv 2511.05650)."""
+    """The paper's `headline` table, `routers` ablation or best BACo by `tasks` (2511.05650)."""
     text = resources.files("baco.evaluation.report").joinpath("paper.toml").read_text("utf-8")
     entries = tomllib.loads(text)[table]
     figures = {name: Reported(**row) for name, row in entries["figures"].items()}
@@ -109,7 +118,11 @@ def sections(rankings: Sequence[Ranking]) -> Sections:
         headline=_present(
             [
                 across(rankings),
-                *(table(r) for r in rankings for table in (headline, against, claims)),
+                *(
+                    table(r)
+                    for r in rankings
+                    for table in (headline, against, claims, beside_paper)
+                ),
             ]
         ),
         acceptable=_present([acceptable(ranking) for ranking in rankings]),
@@ -144,7 +157,7 @@ def headline(ranking: Ranking) -> Table:
         title = title if name != TITLES[family] else name
         reported = paper.of(family if ANY in name or family not in SINGLES else "")
         figures = _indicators(ranking, name)
-        rows.append([title, *figures, reported.coverage, reported.dominance])
+        rows.append([title, *figures, *_overall(reported)])
     return Table(
         f"headline-{slug(ranking.pair)}",
         f"Coverage and Dominance on {ranking.pair}",
@@ -155,6 +168,53 @@ def headline(ranking: Ranking) -> Table:
         columns,
         rows,
         frozenset({len(rows) - 1}),
+    )
+
+
+def _overall(reported: Reported) -> list[Cell]:
+    return [reported.coverage.get("overall"), reported.dominance.get("overall")]
+
+
+def beside_paper(ranking: Ranking) -> Table | None:
+    """Each of the paper's figures that this run has a counterpart of, with it; None without any."""
+    rows: list[list[Cell]] = []
+
+    def add(figure: str, reported: Reported, method: str, task: str | None = None) -> None:
+        source = ranking.alone if method in ranking.alone.methods else ranking.pooled
+        for indicator, part, paper in reported.figures():
+            rows.append(
+                [
+                    f"{figure}: {indicator.capitalize()}, {part}",
+                    method,
+                    paper,
+                    source.estimate(indicator, method, part, task),
+                ]
+            )
+
+    for name, family in _headline_rows(ranking):
+        if ANY in name or family not in SINGLES:
+            add(f"headline, {family}", reference("headline").of(family), name)
+    for name in ranking.ranked("BACo"):
+        add("routers", reference("routers").of(name), name)
+    best = ranking.best("BACo")
+    for scores in ranking.scores if best is not None else ():
+        add(f"{scores.task}, BACo", reference("tasks").of(scores.task), str(best), scores.task)
+    if not rows:
+        return None
+    return Table(
+        f"paper-{slug(ranking.pair)}",
+        f"The paper's figures and those of {ranking.pair}, line by line",
+        f"Shares from 0 to 1. The paper's headline is measured on "
+        f"{reference('headline').measured_on}; its routers on {reference('routers').measured_on}; "
+        "its figures by task, of the best router, are those that were to be had. Normalisation is "
+        f"by run, so only the order can be compared. {BRACKETS}",
+        [
+            Column("figure"),
+            Column("method here"),
+            Column("paper", "figure"),
+            Column("here", "figure"),
+        ],
+        rows,
     )
 
 
@@ -315,8 +375,7 @@ def routers(ranking: Ranking) -> Table | None:
     columns = [Column("router"), *_indicator_columns(ranking)]
     columns += [Column("paper: Coverage", "figure"), Column("paper: Dominance", "percent")]
     rows: list[list[Cell]] = [
-        [name, *_indicators(ranking, name), paper.of(name).coverage, paper.of(name).dominance]
-        for name in ranked
+        [name, *_indicators(ranking, name), *_overall(paper.of(name))] for name in ranked
     ]
     return Table(
         f"routers-{slug(ranking.pair)}",
