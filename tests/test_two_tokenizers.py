@@ -343,6 +343,40 @@ def test_methods_and_prompts_of_token_ids_need_one_tokenizer() -> None:
         as_transformers(baco)
 
 
+def test_one_tokenizer_can_be_demanded_and_pairs_that_have_it_share_token_ids() -> None:
+    models = {
+        kind: PairModel(kind, tiny_model(tokenizer_of(kind), 0), tokenizer_of(kind))
+        for kind in ("gpt2", "gemma")
+    }
+    with pytest.raises(BacoError, match=r"vocabularies differ at token .* needs one tokenizer"):
+        make_pair("two", models["gpt2"], models["gemma"], separate_tokenizers=False)
+    assert make_pair("two", models["gpt2"], models["gemma"]).own is not None
+    assert make_pair("one", models["gpt2"], models["gpt2"]).own is None
+
+
+def test_a_sweep_refuses_methods_that_compare_distributions_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (source, kind) in enumerate((("base", "gemma"), ("aligned", "gpt2"))):
+        tiny_model(tokenizer_of(kind), seed).save_pretrained(tmp_path / source)
+        tokenizer_of(kind).save_pretrained(tmp_path / source)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\nWhere?\n")
+    sweep = ["sweep", "-p", str(tmp_path), "-t", str(prompts), "-n", "2", "--max-tokens", "6"]
+    sweep += ["--no-score", "-o", str(tmp_path / "run")]
+    assert run([*sweep, "-m", "ensemble", "-r", "P:0.5", "-r", "Gap:0.5"]) == 2
+    refused = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "has two tokenizers" in refused
+    assert "of both models: -r Gap -m ensemble; name the others alone: -r P" in refused
+    assert not (tmp_path / "run").exists()
+    sweep += ["-m", "mixing", "-r", "P:0.5", "-r", "Nudging:0.5"]
+    assert run([*sweep, "-m", "verbalized", "--preset", "quick"]) == 0
+    rows = [json.loads(row) for row in (tmp_path / "run" / "samples.jsonl").open()]
+    assert {"P", "Nudging"} < {row["method"] for row in rows}
+    shares = {row["base_share"] for row in rows if row["method"] == "P"}
+    assert shares != {0.0}
+
+
 def test_a_model_with_a_recurrent_state_is_refused() -> None:
     tokenizer = tokenizer_of("gemma")
     config = tiny_config("mamba", vocab_size=len(tokenizer))
@@ -369,17 +403,19 @@ def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
         tiny_model(tokenizer_of(kind), seed).save_pretrained(tmp_path / source)
         tokenizer_of(kind).save_pretrained(tmp_path / source)
     command = ["generate", PROMPT, "--pair", str(tmp_path), "-s", "1", "--max-tokens", "12"]
-    assert run([*command, "-r", "P:0.5"]) == 2
-    refused = capsys.readouterr().err
-    assert "vocabularies differ" in refused
-    assert "--separate-tokenizers" in refused
+    assert run([*command, "-r", "P:0.5", "--json"]) == 0
+    detected = capsys.readouterr()
+    assert "the models have different tokenizers" in detected.err
+    sample = json.loads(detected.out)["samples"][0]
+    assert {*sample["sources"]} == {"base", "aligned"}
     command.append("--separate-tokenizers")
     assert run([*command, "-r", "P:0.5", "--json"]) == 0
-    sample = json.loads(capsys.readouterr().out)["samples"][0]
-    assert {*sample["sources"]} == {"base", "aligned"}
+    forced = capsys.readouterr()
+    assert json.loads(forced.out)["samples"][0]["text"] == sample["text"]
+    assert "different tokenizers" not in forced.err
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\nWhere?\n")
-    pair = ["--pair", str(tmp_path), "--separate-tokenizers"]
+    pair = ["--pair", str(tmp_path)]
     batch = ["batch", str(prompts), str(tmp_path / "answers"), *pair, "-r", "P:0.5", "-s", "1"]
     assert run([*batch, "--max-tokens", "12", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 2

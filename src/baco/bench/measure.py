@@ -84,7 +84,7 @@ def load(
     Raises:
         BacoError: a pair that cannot be found or loaded, or models that do not fit together.
     """
-    ours = load_pair(known, dtype=dtype, device=device)
+    ours = load_pair(known, dtype=dtype, device=device, separate_tokenizers=False)
     if compile:
         compile_models((ours.base, ours.aligned))
     return Weights(ours, load_pair(known, dtype=dtype, device=device, packed=False))

@@ -45,7 +45,7 @@ def diagnose(
     if questions is not None:
         check_prompts(questions)
     try:
-        baco = opt.load(models, weights, templates)
+        baco = opt.load(models, weights, templates, separate_tokenizers=False)
         opt.take_today(baco)
         questions = questions or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(questions[0])

@@ -333,8 +333,8 @@ class TokenizerOptions:
         bool | None,
         typer.Option(
             "--separate-tokenizers",
-            help="Experimental: models with different tokenizers, which share the text of answers "
-            "instead of token ids.",
+            help="Experimental: give each model token ids of its own, so that the models share the "
+            "text of answers. Default: where their tokenizers differ.",
         ),
     ] = None
 

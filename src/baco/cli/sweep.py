@@ -162,6 +162,7 @@ def sweep(
         str, typer.Option("--backend", help="Where samples are drawn: local, or ray (a cluster).")
     ] = "local",
     address: opt.Address = None,
+    tokenizers: opt.TokenizerOptions,
     weights: opt.WeightOptions,
     templates: opt.TemplateOptions,
     as_json: opt.AsJson = False,
@@ -180,7 +181,7 @@ def sweep(
     # What needs no data and no model is checked first.
     plan = options.plan(
         judging.judge(),
-        opt.load_arguments(weights, templates),
+        opt.load_arguments(tokenizers, weights, templates),
         sampling.settings(),
     )
     if scoring:
@@ -190,6 +191,8 @@ def sweep(
     if scoring:
         check_verifiable(metrics.names, [t.verifier for t in plan.tasks if t.verifier])
     plan.check()
+    opt.quiet_libraries()
+    plan.check_tokenizers()
     command = shlex.join(["baco", *context.obj])
     run = begin(out, plan.config(command), {task.name: task.prompts for task in plan.tasks})
     _draw(run, plan, count, cluster)
@@ -223,7 +226,6 @@ def _draw(run: "Run", plan: "Plan", workers: int, cluster: "Cluster | None") -> 
     from baco.batch.job import processes
     from baco.evaluation import sweep as drawing
 
-    opt.quiet_libraries()
     with answering("prompts × settings", sum(len(job.prompts) for job in plan.jobs())) as bar:
         if cluster is None:
             drawing.sweep(run, plan, processes(workers), bar)

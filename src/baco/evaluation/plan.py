@@ -14,12 +14,14 @@ import baco
 from baco.backends import LLAMA_CPP, LOCAL
 from baco.device import cores, processor
 from baco.errors import BacoError
-from baco.evaluation.methods import Draw
+from baco.evaluation.methods import Draw, needs_one_tokenizer
+from baco.evaluation.methods.routed import Routed
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
 from baco.models.gguf import is_gguf
 from baco.models.known_pairs import choose_pair, find_pair
 from baco.models.llama_cpp_pair import suits
+from baco.models.pair import have_different_tokenizers
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
 from baco.text.templates import today
@@ -71,6 +73,18 @@ class PairSpec:
             return self
         backend = begun or (LLAMA_CPP if suits(known, self.options) else LOCAL)
         return replace(self, options={**self.options, "backend": backend})
+
+    def has_different_tokenizers(self) -> bool:
+        """See `baco.models.pair.have_different_tokenizers`.
+
+        Raises:
+            BacoError: a tokenizer cannot be found or loaded.
+        """
+        where = self.where
+        known = choose_pair(where.get("name"), where.get("base"), where.get("aligned"))
+        forced = bool(self.options.get("separate_tokenizers"))
+        trust = bool(self.options.get("trust_remote_code"))
+        return forced or have_different_tokenizers(known, trust_remote_code=trust)
 
     def bytes(self) -> int | None:
         """Bytes of both models' weights on this disk; None where they are not."""
@@ -131,6 +145,24 @@ class Plan:
         for pair in self.pairs:
             pair.check()
 
+    def check_tokenizers(self) -> None:
+        """Check that every setting can be run on every pair; tokenizers are loaded for it.
+
+        Raises:
+            BacoError: a pair has different tokenizers, and a setting needs one.
+        """
+        refused = dict.fromkeys(_spelled(s) for s in self.settings if needs_one_tokenizer(s))
+        if not refused:
+            return
+        rest = dict.fromkeys(_spelled(s) for s in self.settings if not needs_one_tokenizer(s))
+        for pair in self.pairs:
+            if pair.has_different_tokenizers():
+                raise BacoError(
+                    f"{pair.name} has two tokenizers, and these methods compare or mix the "
+                    f"distributions of both models: {' '.join(refused)}; name the others alone: "
+                    f"{' '.join(rest) or '-r P'}"
+                )
+
     @property
     def prompts_a_job(self) -> int:
         """Number of prompts whose samples are decoded together."""
@@ -166,6 +198,12 @@ class Plan:
             "prompts_a_job": self.prompts_a_job,
             "made": {"command": command, "date": today(), **provenance()},
         }
+
+
+def _spelled(setting: Setting) -> str:
+    """The option that names a setting's method."""
+    kind = setting.options["kind"]
+    return f"-r {setting.method}" if kind == Routed.name else f"-m {kind}"
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from baco.models.pair import Pair, check_vocabularies, make_known_pair
 
 # Options of `load_llama_cpp_pair`; with any other one, GGUF files are de-quantised.
 OPTIONS = frozenset(
-    {"device", "base_template", "chat_template", "function_words", "trust_remote_code"}
+    {
+        "device",
+        "base_template",
+        "chat_template",
+        "function_words",
+        "trust_remote_code",
+        "separate_tokenizers",
+    }
 )
 # Options of `baco.Baco.load` that do not depend on what runs the pair.
 _OF_ALL = frozenset(
@@ -46,13 +53,15 @@ def load_llama_cpp_pair(
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
     trust_remote_code: bool = False,  # noqa: ARG001
+    separate_tokenizers: bool | None = None,
 ) -> Pair:
     """Load both models of a pair with their quantised weights as they are.
 
     Args:
         known: where the files are; one file twice is held once.
         device: ``cpu`` or ``gpu``; by default a GPU where the library was built for one.
-        base_template, chat_template, function_words: as for `baco.models.pair.load_pair`.
+        base_template, chat_template, function_words, separate_tokenizers: as for
+            `baco.models.pair.load_pair`.
         trust_remote_code: a GGUF file has no code.
 
     Raises:
@@ -72,7 +81,8 @@ def load_llama_cpp_pair(
             name: load_tokenizer(name) for name in dict.fromkeys((known.base, known.aligned))
         }
         base_tokenizer, aligned_tokenizer = tokenizers[known.base], tokenizers[known.aligned]
-        check_vocabularies(base_tokenizer, aligned_tokenizer)
+        if separate_tokenizers is False:
+            check_vocabularies(base_tokenizer, aligned_tokenizer)
         base = _load(known.base, base_tokenizer, gpu)
         aligned = replace(base)
         if known.aligned != known.base:
@@ -84,6 +94,7 @@ def load_llama_cpp_pair(
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
+        separate_tokenizers=separate_tokenizers,
     )
 
 

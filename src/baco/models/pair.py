@@ -49,8 +49,9 @@ from baco.text.vocabulary import Vocabulary, load_words
 log = logging.getLogger("baco")
 
 _ADVICE = {
-    "aligned": "take the base model that the aligned one was made from, or give "
-    "--separate-tokenizers (separate_tokenizers=True), which is experimental",
+    "aligned": "this command or backend needs one tokenizer for both models: take the base model "
+    "that the aligned one was made from",
+    "adapter": "take the base model that the adapter was trained on",
     "draft": "take a draft model of the pair's own family and tokenizer",
 }
 # Conversations that templates are tried with: turn marks surround each kind of message.
@@ -122,10 +123,7 @@ class Pair:
     def check_one_tokenizer(self, what: str) -> None:
         """Raise BacoError where the models have different tokenizers and ``what`` needs one."""
         if self.own is not None:
-            raise BacoError(
-                f"{what} needs one tokenizer for both models, and {self.name} has two "
-                "(separate_tokenizers)"
-            )
+            raise BacoError(f"{what} needs one tokenizer for both models, and {self.name} has two")
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Refuse a prompt that one of the models cannot read; see
@@ -225,19 +223,10 @@ def _weight_samples(model: Any) -> set[str]:
     return numbers
 
 
-def check_vocabularies(
-    base_tokenizer: Any, aligned_tokenizer: Any, names: tuple[str, str] = ("base", "aligned")
-) -> None:
-    """Refuse models that disagree on the id of an ordinary token, naming the first such token.
+def differing_tokens(base_tokenizer: Any, aligned_tokenizer: Any) -> list[str]:
+    """The ordinary tokens on whose id two tokenizers disagree, in the order of their ids.
 
     Special and added tokens may differ: chat models rename reserved ones and add their own.
-
-    Args:
-        base_tokenizer, aligned_tokenizer: of the two models.
-        names: of the two models, for the error.
-
-    Raises:
-        UnfitPairError: the two vocabularies differ.
     """
     base, aligned = base_tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
     added = {
@@ -251,13 +240,46 @@ def check_vocabularies(
         for token in base.keys() | aligned.keys()
         if token not in added and base.get(token) != aligned.get(token)
     ]
+    return [token for _, token in sorted(differing)]
+
+
+def check_vocabularies(
+    base_tokenizer: Any, aligned_tokenizer: Any, names: tuple[str, str] = ("base", "aligned")
+) -> None:
+    """Refuse models that disagree on the id of an ordinary token, naming the first such token.
+
+    Args:
+        base_tokenizer, aligned_tokenizer: of the two models.
+        names: of the two models, for the error.
+
+    Raises:
+        BacoError: the two vocabularies differ.
+    """
+    differing = differing_tokens(base_tokenizer, aligned_tokenizer)
     if differing:
-        _, token = min(differing)
-        raise UnfitPairError(
+        base, aligned = base_tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
+        token = differing[0]
+        raise BacoError(
             f"vocabularies differ at token {token!r}: id {base.get(token)} in the {names[0]} "
             f"model, {aligned.get(token)} in the {names[1]} model ({len(differing)} tokens "
             f"differ); {_ADVICE[names[1]]}"
         )
+
+
+def have_different_tokenizers(known: KnownPair, *, trust_remote_code: bool = False) -> bool:
+    """Whether the tokenizers of a pair disagree on an ordinary token. No weights are loaded.
+
+    Raises:
+        BacoError: a tokenizer cannot be found or loaded.
+    """
+    if known.base == known.aligned or is_adapter(known.aligned):
+        return False
+    with gguf.reading(known.base, known.aligned):
+        tokenizers = [
+            load_tokenizer(name, trust_remote_code=trust_remote_code)
+            for name in (known.base, known.aligned)
+        ]
+        return bool(differing_tokens(*tokenizers))
 
 
 def make_pair(
@@ -270,18 +292,33 @@ def make_pair(
     chat_options: dict[str, Any] | None = None,
     function_words: str | Iterable[str] | None = None,
     defaults: SamplingParams | None = None,
-    separate_tokenizers: bool = False,
+    separate_tokenizers: bool | None = None,
 ) -> Pair:
     """Join two loaded models into a pair and check it.
 
     Args:
-        separate_tokenizers: let the models share text instead of token ids (experimental).
+        separate_tokenizers: True lets the models share text instead of token ids (experimental),
+            False refuses models with different tokenizers; None shares text where they differ.
 
     Raises:
         BacoError: the models are no pair, or a template or word list cannot be read.
     """
     words = {} if function_words is None else {"function_words": load_words(function_words)}
-    if separate_tokenizers:
+    differing: list[str] = []
+    with explain_errors("the tokenizer of", aligned.name):
+        if separate_tokenizers is None:
+            differing = differing_tokens(base.tokenizer, aligned.tokenizer)
+        elif not separate_tokenizers:
+            check_vocabularies(base.tokenizer, aligned.tokenizer)
+    if differing:
+        log.warning(
+            "%s: the models have different tokenizers (%d tokens differ, the first is %r), so each "
+            "keeps token ids of its own and the pair is decoded by text (experimental)",
+            name,
+            len(differing),
+            differing[0],
+        )
+    if separate_tokenizers or differing:
         return _make_pair_sharing_text(
             name,
             base,
@@ -293,7 +330,6 @@ def make_pair(
             defaults or SamplingParams(),
         )
     with explain_errors("the tokenizer of", aligned.name):
-        check_vocabularies(base.tokenizer, aligned.tokenizer)
         size = max(aligned.tokenizer.get_vocab().values()) + 1
         vocabulary = Vocabulary.from_tokenizer(aligned.tokenizer, size, **words)
         unknown_ids = _unknown_ids(base.tokenizer, aligned.tokenizer, size)
@@ -427,7 +463,7 @@ def load_pair(
     function_words: str | Iterable[str] | None = None,
     packed: bool = True,
     trust_remote_code: bool = False,
-    separate_tokenizers: bool = False,
+    separate_tokenizers: bool | None = None,
     **model_options: Any,
 ) -> Pair:
     """Load both models with ``transformers`` and join them.
@@ -449,8 +485,9 @@ def load_pair(
             must stay plain.
         trust_remote_code: run the Python code that comes with a model, as some architectures need.
             Without it such a model is refused.
-        separate_tokenizers: give each model token ids of its own, as models with different
-            tokenizers need; they then share the text of answers (experimental).
+        separate_tokenizers: give each model token ids of its own; the models then share the text
+            of answers (experimental). By default where their tokenizers differ; False refuses such
+            models.
         model_options: passed to ``from_pretrained``: device_map, quantization_config, …
 
     Raises:
@@ -476,7 +513,10 @@ def load_pair(
 
 
 def _load_models(
-    known: KnownPair, placed: dict[Source, Placement], packed: bool, separate_tokenizers: bool
+    known: KnownPair,
+    placed: dict[Source, Placement],
+    packed: bool,
+    separate_tokenizers: bool | None,
 ) -> tuple[PairModel, PairModel]:
     trust = placed["base"].trust_remote_code
     load_config(known.base, trust_remote_code=trust)  # a clearer error than the tokenizer's
@@ -490,7 +530,7 @@ def _load_models(
         aligned_tokenizer = load_tokenizer(
             known.aligned, fallback=base_tokenizer, trust_remote_code=trust
         )
-        check_vocabularies(base_tokenizer, aligned_tokenizer)
+        check_vocabularies(base_tokenizer, aligned_tokenizer, ("base", "adapter"))
         model = load_model(known.base, placed["base"])
         rows = count_embedding_rows(model)
         model = load_adapter(model, known.aligned)
@@ -512,7 +552,7 @@ def _load_models(
     load_config(known.aligned, trust_remote_code=trust)
     # Tokenizers first, so that a pair that does not fit is refused before any weights are loaded.
     aligned_tokenizer = load_tokenizer(known.aligned, trust_remote_code=trust)
-    if not separate_tokenizers:
+    if separate_tokenizers is False:
         check_vocabularies(base_tokenizer, aligned_tokenizer)
     models = {}
     for source in MODELS:

@@ -129,6 +129,7 @@ def load_weightless_pair(
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
+        separate_tokenizers=False,
     )
 
 

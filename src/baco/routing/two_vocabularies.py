@@ -22,17 +22,20 @@ def is_boundary(*, first: bool, text_is_open: bool, starts_word: bool) -> bool:
     return first or (starts_word and not text_is_open)
 
 
+def reads_one_model(router: Router) -> bool:
+    """Whether a router reads quantities of one model, or of each alone, and compares none."""
+    if isinstance(router, RuleRouter):
+        return router.logit is None or len(router.logit.models) < 2
+    return len(router.reads) < 2
+
+
 def check_router(router: Router) -> None:
     """Refuse a router that compares the distributions of both models.
 
     Raises:
         BacoError: it reads quantities of both, which are over different vocabularies.
     """
-    if isinstance(router, RuleRouter):
-        compares = router.logit is not None and len(router.logit.models) > 1
-    else:
-        compares = len(router.reads) > 1
-    if compares:
+    if not reads_one_model(router):
         raise BacoError(
             f"{router.spelling} compares the distributions of both models, which have different "
             "tokenizers: use a rule that reads one model, such as P, H or Punc"

@@ -5,6 +5,7 @@ from baco.evaluation.methods.registry import (
     answer,
     groups,
     methods,
+    needs_one_tokenizer,
     register_method,
     select_settings,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "answer",
     "groups",
     "methods",
+    "needs_one_tokenizer",
     "register_method",
     "select_settings",
 ]

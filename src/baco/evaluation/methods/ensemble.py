@@ -33,6 +33,7 @@ class Ensemble:
 
     name = "ensemble"
     family: Family = "ensemble"
+    needs_one_tokenizer = True
     help = "both models' distributions mixed at every token: of probabilities, and of logits"
 
     def settings(self, grid: Grid) -> list[Setting]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import torch
@@ -57,6 +57,7 @@ class Judge:
     model: str | None = None
     name: str = "judge"
     family: Family = "BACo"
+    needs_one_tokenizer: ClassVar[bool] = True
     help: str = (
         "an external model picks the source of every word (needs --judge-url, --judge-model)"
     )

@@ -121,6 +121,9 @@ def sampled(
 class Method(Protocol):
     """Turns prompts into samples.
 
+    A method that compares or mixes the two models' distributions token by token sets
+    ``needs_one_tokenizer = True``; it is then refused on pairs with different tokenizers.
+
     Attributes:
         name: as a user types it.
         help: a sentence for lists.

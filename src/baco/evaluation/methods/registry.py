@@ -17,6 +17,8 @@ from baco.evaluation.methods.truncation import Truncation
 from baco.evaluation.methods.verbalized import Verbalized
 from baco.evaluation.records import Prompt, Setting
 from baco.plugins import plugins
+from baco.routing.parser import router as parse
+from baco.routing.two_vocabularies import reads_one_model
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -135,6 +137,16 @@ def _named(name: str) -> tuple[str, ...]:
     raise BacoError(
         f"unknown method {name!r}: use {', '.join(near)}; a single router is named by --router"
     )
+
+
+def needs_one_tokenizer(setting: Setting) -> bool:
+    """Whether a setting cannot be run on a pair with different tokenizers, since it compares or
+    mixes the two models' distributions.
+    """
+    kind = setting.options["kind"]
+    if kind == Routed.name:
+        return not reads_one_model(parse(setting.options["router"]))
+    return kind != _FILES.name and getattr(methods()[kind], "needs_one_tokenizer", False)
 
 
 def answer(
