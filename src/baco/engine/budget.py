@@ -8,7 +8,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -185,8 +184,11 @@ class Budget:
 
     def positions(self, needs: Needs, most: int, allocated: Mapping[str, int]) -> int:
         """How many positions of each row a step may decide: up to ``most``, at least 1."""
-        totals = (self.total(needs, positions=n, allocated=allocated) for n in range(2, most + 1))
-        return 1 + sum(1 for _ in takewhile(lambda total: total <= self.limit, totals))
+        return 1 + bisect_right(
+            range(2, most + 1),
+            self.limit,
+            key=lambda count: self.total(needs, positions=count, allocated=allocated),
+        )
 
 
 def cache_bytes(

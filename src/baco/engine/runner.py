@@ -241,13 +241,21 @@ class ModelRunner:
         """Let models that lag behind by more than ``most`` tokens read these, so that no step reads
         very many.
         """
+        rows = self._batch.rows
         for name, cache in self.caches.items():
+            behind = [
+                _length(row, name) - length
+                for row, length in zip(rows, cache.lengths, strict=True)
+                if row.needs(name)
+            ]
+            if sum(behind) - len(behind) <= most:
+                continue
             context = self.models[name].context
             unread = [
                 self._unread(name, row, cache.lengths[at])[:-1]
                 if _length(row, name) <= context
                 else []
-                for at, row in enumerate(self._batch.rows)
+                for at, row in enumerate(rows)
             ]
             counts = [len(tokens) for tokens in unread]
             if sum(counts) > most:

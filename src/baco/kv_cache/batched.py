@@ -353,20 +353,21 @@ def extend_adjacent(
     Returns:
         The logits of each cache's rows.
     """
-    span, rows = tokens[0].shape[1], [len(cache.lengths) for cache in caches]
-    pairs = list(zip(caches, counts, strict=True))
-    plan = ForwardPlan.of(
-        [length for cache in caches for length in cache._in_order(cache._own_lengths())],
-        [count for cache, own in pairs for count in cache._in_order(own)],
-        span,
-    )
+    lengths: list[int] = []
+    all_counts: list[int] = []
+    first = []  # the first row of each cache in the forward
+    for cache, own in zip(caches, counts, strict=True):
+        first.append(len(lengths))
+        lengths += cache._in_order(cache._own_lengths())
+        all_counts += cache._in_order(own)
+    plan = ForwardPlan.of(lengths, all_counts, tokens[0].shape[1])
     plan.long = long
-    for cache in caches:
-        cache._tables.reserve(len(cache.lengths), plan.width)
+    rows = [len(cache.lengths) for cache in caches]
+    for cache, size in zip(caches, rows, strict=True):
+        cache._tables.reserve(size, plan.width)
     plan.first_row = caches[0]._tables.first(rows[0])
     if len(caches) > 1:
         plan.split = rows[0]
-    first = [sum(rows[:at]) for at in range(len(rows))]
     prefixes = [cache._shared_prefixes(before) for cache, before in zip(caches, first, strict=True)]
     plan.shared_prefixes = [group for groups, _ in prefixes for group in groups]
     plan.prefix_lengths = _joined_lengths(prefixes, rows)
@@ -375,9 +376,9 @@ def extend_adjacent(
     slots = caches[0].cache
     slots.plan = plan
     logits = forward(joined, slots, keep)
-    for cache, own in pairs:
-        lengths = zip(cache.lengths, own, strict=True)
-        cache.lengths = [length + count for length, count in lengths]
+    for cache, own in zip(caches, counts, strict=True):
+        pairs = zip(cache.lengths, own, strict=True)
+        cache.lengths = [length + count for length, count in pairs]
         cache.tokens += sum(own)
         cache.forwards += 1
     parts = (logits[start : start + count] for start, count in zip(first, rows, strict=True))

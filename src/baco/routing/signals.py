@@ -45,13 +45,13 @@ class Distribution:
         """log Σ exp of each row: [N]. The same as ``logsumexp``, which is slow on a CPU."""
         if self._log_partition is not None:
             return self._log_partition
-        greatest = self._at(self.top)
+        greatest = self._greatest
         return (self.logits - greatest[:, None]).exp_().sum(dim=-1).log_().add_(greatest)
 
     @cached_property
     def max(self) -> Tensor:
         """The probability of the most likely token, in (0, 1]: [N]."""
-        return self.logprob(self.top).exp_()
+        return (self._greatest - self.log_partition).exp_()
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -65,6 +65,10 @@ class Distribution:
     def logprob(self, token: Tensor) -> Tensor:
         """Log-probability in nats of one token per row: int64 [N] → [N]."""
         return self._at(token) - self.log_partition
+
+    @cached_property
+    def _greatest(self) -> Tensor:
+        return self._at(self.top)
 
     def _at(self, token: Tensor) -> Tensor:
         return self.logits.gather(1, token[:, None])[:, 0]

@@ -134,25 +134,27 @@ class SamplingArrays:
         reach: how far below the greatest logit, in units of the temperature, min-p keeps a token;
             infinite without min-p.
         log_min_p: log of min-p.
+        any_unbounded: some row has no min-p.
     """
 
     greedy: NDArray[np.bool_]
     temperature: NDArray[np.float32]
     reach: NDArray[np.float32]
     log_min_p: NDArray[np.float32]
+    any_unbounded: bool
 
     @classmethod
     def of(cls, tensors: SamplingTensors) -> Self:
         """From tensors on a CPU."""
         greedy, log_min_p = tensors.temperature == 0, tensors.min_p.log()
         # The slack of 0.01 covers rounding.
-        columns = (
-            greedy,
-            tensors.temperature.masked_fill(greedy, 1.0),
-            0.01 - log_min_p,
-            log_min_p,
+        return cls(
+            greedy.numpy(),
+            tensors.temperature.masked_fill(greedy, 1.0).numpy(),
+            (0.01 - log_min_p).numpy(),
+            log_min_p.numpy(),
+            bool(log_min_p.isinf().any()),
         )
-        return cls(*(column.numpy() for column in columns))
 
 
 def most_likely(logits: Tensor) -> Tensor:
@@ -272,18 +274,16 @@ def _draw_on_cpu(
     size, width = rows.shape
     best = rows[np.arange(size), tokens]
     reach = arrays.reach
-    if np.isinf(reach).any():
+    if arrays.any_unbounded:
         likeliest_words = tokens if table is None else table[tokens]
         noise = gumbel_array(*words, likeliest_words.astype(np.uint32))
         reach = np.minimum(reach, np.float32(GUMBEL_MAX + 0.01) - noise)
-    # The C candidates of all rows, in order of rows, and how many each row has. A row of NaN has
-    # none.
+    # The C candidates of all rows, in order of rows. A row of NaN has none.
     candidates = np.flatnonzero(rows >= (best - temperature * reach)[:, None])
     first = np.arange(size) * width  # index of each row's first entry
-    start = np.searchsorted(candidates, first)
-    counts = np.diff(start, append=len(candidates))
-    if (counts <= 1).all():
+    if len(candidates) == size and (candidates == first + tokens).all():
         return likeliest
+    counts = np.bincount(candidates // width, minlength=size)
 
     def of_row(values: NDArray[Any]) -> NDArray[Any]:
         """From one value per row to one per candidate."""
@@ -296,7 +296,7 @@ def _draw_on_cpu(
     if params.any_min_p:
         score[scaled < of_row(best / temperature + arrays.log_min_p)] = -np.inf
     any_left = counts > 0
-    top = np.maximum.reduceat(score, start[any_left])
+    top = np.maximum.reduceat(score, (counts.cumsum() - counts)[any_left])
     # Assign in reverse, so that of equal scores the first wins.
     winners = np.flatnonzero(score == top.repeat(counts[any_left]))[::-1]
     drawn = tokens.copy()

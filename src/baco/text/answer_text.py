@@ -167,6 +167,8 @@ class AnswerText:
     def _release(self, length: int) -> list[Piece]:
         """Release the first ``length`` characters of the held text."""
         released: list[Piece] = []
+        if length == self._length - self._released:  # all of it
+            released, self._held, self._released = self._held, [], self._length
         while length > 0 and self._held:
             piece = self._held.pop(0)
             now, later = piece.text[:length], piece.text[length:]

@@ -49,7 +49,7 @@ class CompiledForward:
         keys, values = [table[:rows] for table in keys], [table[:rows] for table in values]
         for table in (tokens, columns):
             _mark_dynamic(table, 0, 1)
-        for table in (table for pair in rotations.values() for table in pair):
+        for table in rotations.values():
             _mark_dynamic(table, 0)
         for table in (*keys, *values):
             _mark_dynamic(table, 0, 2)

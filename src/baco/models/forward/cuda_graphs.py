@@ -192,8 +192,7 @@ class CudaGraphForward:
     def _check_addresses(self, cache: SlotCache) -> None:
         """Drop the recordings if the tables are at other addresses than when they were made."""
         keys, values = self._plain.tables(cache)
-        rotations = self._plain.rotations(cache.columns).values()
-        tables = (*(table for pair in rotations for table in pair), *keys, *values)
+        tables = (*self._plain.rotations(cache.columns).values(), *keys, *values)
         addresses = (cache.rows, cache.columns, *(table.data_ptr() for table in tables))
         if addresses != self._addresses:
             self._drop()

@@ -259,9 +259,10 @@ class Norm:
             return (normed * self.weight).to(rows.dtype)
         # Half as many operations as torch's own.
         scaled, floor = self.by_length
-        wide = rows.float()
+        wide = rows if rows.dtype is torch.float32 else rows.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (wide / torch.hypot(length, floor)).mul_(scaled).to(rows.dtype)
+        normed = (wide / torch.hypot(length, floor)).mul_(scaled)
+        return normed if wide is rows else normed.to(rows.dtype)
 
     @classmethod
     def of(cls, parent: nn.Module, name: str | None) -> Self | None:

@@ -35,7 +35,7 @@ from baco.models.rope import LongRope
 
 # Cosines and sines of positions for every kind of layer that has its own, [positions, width] each;
 # with LongRoPE those of the short factors, followed by as many of the long ones.
-Rotations = dict[str, tuple[Tensor, Tensor]]
+Rotations = dict[str, Tensor]
 # Tokens [B, T], their columns, rotations, keys and values of every layer.
 Inputs = tuple[Tensor, Tensor, Rotations, list[Tensor], list[Tensor]]
 # Queries of a row up to which plain matrix products are faster than attention kernels.
@@ -106,6 +106,7 @@ class DenseForward:
         assert norm is not None
         self._norm = norm
         self._like: Tensor = decoder.norm.weight.detach()  # of the weights' dtype and device
+        self._zero = self._like.new_zeros(())
         self._head: Linear = model.lm_head.forward
         self._rotary: Any = decoder.rotary_emb
         self._long_rope = LongRope.of(model)
@@ -221,9 +222,9 @@ class DenseForward:
         size, span = tokens.shape
         positions = columns if prefix_lengths is None else columns + prefix_lengths[:, None]
         turns = {}
-        for kind, (cos, sin) in rotations.items():
-            at = positions if long is None else positions + long[:, None] * (len(cos) // 2)
-            turns[kind] = cos[at][:, :, None], sin[at][:, :, None]
+        for kind, table in rotations.items():
+            at = positions if long is None else positions + long[:, None] * (len(table) // 2)
+            turns[kind] = table[at].unbind(2)
         last = width or keys[0].shape[2]
         starts = {window: _first_column(window, shortest, last) for window in self._windows}
         masks = self._masks(columns, starts, last)
@@ -233,6 +234,7 @@ class DenseForward:
         }
         slots = self._slots(columns, keys[0].shape[2])
         multiplier = self._residual_multiplier
+        plain = multiplier == 1  # then the operator starts sooner
         hidden = self._embed(tokens)  # [B, T, hidden]
         if self._embedding_multiplier != 1:
             hidden = hidden * self._embedding_multiplier
@@ -260,13 +262,13 @@ class DenseForward:
             attn_out = layer.out(self._joined(heads, span))
             if layer.after_attention is not None:
                 attn_out = layer.after_attention(attn_out)
-            hidden = torch.add(hidden, attn_out, alpha=multiplier)
+            hidden = hidden + attn_out if plain else hidden.add(attn_out, alpha=multiplier)
             mlp_in = hidden if layer.before_mlp is None else layer.before_mlp(hidden)
             gate, up = layer.gate_up(mlp_in).chunk(2, dim=-1)
             mlp_out = layer.down(layer.activation(gate).mul_(up))
             if layer.after_mlp is not None:
                 mlp_out = layer.after_mlp(mlp_out)
-            hidden = torch.add(hidden, mlp_out, alpha=multiplier)
+            hidden = hidden + mlp_out if plain else hidden.add(mlp_out, alpha=multiplier)
         return self._logits(hidden if keep in (0, span) else hidden[:, -keep:])
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -277,7 +279,7 @@ class DenseForward:
         return softly_capped(logits, self._logits_softcap)
 
     def _split(
-        self, layer: Layer, joint: Tensor, turn: tuple[Tensor, Tensor] | None
+        self, layer: Layer, joint: Tensor, turn: Sequence[Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a layer from the output of its fused product, [B, T, …].
 
@@ -333,7 +335,7 @@ class DenseForward:
         return torch.cat(parts, dim=2).view(split.shape)
 
     def rotations(self, until: int) -> Rotations:
-        """Cosines and sines of at least ``until`` positions.
+        """Cosines and sines of at least ``until`` positions, by kind: [positions, 2, 1, width].
 
         The sines of the first half of the channels are negated, so that swapping the halves
         replaces their rotation (Su et al. 2021, equation 34). Channels that are not rotated have
@@ -344,11 +346,11 @@ class DenseForward:
             self._rotations = {kind: self._table(kind, self._positions) for kind in self._ropes}
         return self._rotations
 
-    def _table(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
+    def _table(self, kind: str, most: int) -> Tensor:
         cos, sin = self._turns(kind, most)
         half, rest = self._rotated // 2, self._width - self._rotated
         sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
-        return F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))
+        return torch.stack((F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))), 1)[:, :, None]
 
     def _turns(self, kind: str, most: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of ``most`` positions as the model computes them, then those with the
@@ -369,8 +371,8 @@ class DenseForward:
         of a token in turn.
         """
         size, heads = len(columns), self._key_heads
-        first = torch.arange(size * heads, device=columns.device).view(size, 1, heads) * width
-        return (first + columns[:, :, None]).flatten()
+        first = torch.arange(0, size * heads * width, width, device=columns.device)
+        return (first.view(size, 1, heads) + columns[:, :, None]).flatten()
 
     def _visible(
         self, group: PrefixGroup, positions: Tensor, window: int | None
@@ -407,14 +409,12 @@ class DenseForward:
         masked = column > own
         if window is not None:
             masked |= column <= own - window
-        zero = torch.zeros((), dtype=self._like.dtype, device=columns.device)
-        mask = torch.where(masked, -torch.inf, zero)
-        group = self._heads // self._key_heads
-        if group > 1:
-            mask = mask.repeat(1, 1, group, 1)
-        if not _is_plain(mask):
-            return mask
-        return mask.expand(-1, self._key_heads, -1, -1).flatten(0, 1)
+        mask = torch.where(masked, -torch.inf, self._zero)
+        heads, group = self._key_heads, self._heads // self._key_heads
+        if not self.uses_plain_products(columns.shape[1]):
+            return mask.repeat(1, 1, group, 1) if group > 1 else mask
+        repeated = mask[:, :, None].expand(-1, heads, group, -1, -1)
+        return repeated.reshape(len(mask) * heads, -1, mask.shape[3])
 
 
 def _first_column(window: int | None, shortest: int, width: int) -> int:
