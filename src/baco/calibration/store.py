@@ -235,8 +235,13 @@ def _beside(pair: Pair) -> Path | None:
     return base.parent / "calibration.json"
 
 
+def home() -> Path:
+    """The user's cache folder, or BACO_HOME."""
+    return Path(os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco"))
+
+
 def _home() -> Path:
-    return Path(os.environ.get("BACO_HOME") or platformdirs.user_cache_dir("baco")) / "calibration"
+    return home() / "calibration"
 
 
 def _own(pair: Pair) -> Path:

@@ -51,7 +51,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     tasks: "baco tasks",
     methods: "baco methods --json",
     metrics: "baco metrics",
-    diagnose: "baco diagnose --base Qwen/Qwen2.5-7B --aligned Qwen/Qwen2.5-7B-Instruct",
+    diagnose: "baco diagnose --frontier --pair qwen2.5-1.5b --prompts my-prompts.txt",
     calibrate: "baco calibrate --pair demo --router P-Punc --diversity 0.5",
     sweep: "baco sweep --pair demo --out runs/demo",
     score: "baco score runs/demo --metric self_bleu",

@@ -11,6 +11,7 @@ from rich.text import Text
 from baco.cli import options as opt
 from baco.cli.calibrate import PromptFile, default_prompts, read_prompts
 from baco.cli.console import out, print_json
+from baco.cli.frontier import SAMPLES, FrontierOptions, frontier
 from baco.cli.progress import steps
 from baco.errors import UnfitPairError
 
@@ -27,17 +28,35 @@ def diagnose(
     models: opt.PairOptions,
     prompts: PromptFile = None,
     samples: Annotated[
-        int, typer.Option("--samples", "-n", min=1, help="Answers of each model to a prompt.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--samples",
+            "-n",
+            min=1,
+            help="Answers to a prompt.",
+            show_default="2, with --frontier 4",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the answers.")] = 0,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", help="Longest answer, in tokens.")
     ] = 64,
+    search: FrontierOptions,
     as_json: opt.AsJson = False,
     weights: opt.WeightOptions,
     templates: opt.TemplateOptions,
 ) -> None:
-    """Measure where two models agree, what routers would do, and whether the pair suits BACo."""
+    """Measure where two models agree, what routers would do, and whether the pair suits BACo.
+
+    With --frontier: a small sweep that says whether a router gets beyond the aligned model's own
+    temperature and min-p on your prompts, and which, or which temperature to use without BACo. It
+    can be stopped at any moment; the same command continues.
+    """
+    if search.frontier:
+        loading = opt.load_arguments(weights, templates)
+        frontier(models, prompts, samples or SAMPLES, seed, max_tokens, search, loading, as_json)
+        return
+    search.check()
     from baco.calibration.diagnose import ANSWERERS, check_prompts
     from baco.calibration.diagnose import diagnose as examine
 
@@ -57,7 +76,7 @@ def diagnose(
         diagnosis = examine(
             baco,
             questions,
-            samples=samples,
+            samples=samples or 2,
             seed=seed,
             max_tokens=max_tokens,
             advance=advance,

@@ -45,23 +45,29 @@ class MetricOptions:
         return self.metric or []
 
     def models(self) -> dict[str, str]:
-        """The models, by role.
+        """The models, by role; errors as for `models_by_role`."""
+        return models_by_role("--model", self.model)
 
-        Raises:
-            BacoError: an unknown role, or a part is missing.
-        """
-        from baco.evaluation.metrics import ROLES
 
-        models: dict[str, str] = {}
-        for assignment in self.model or ():
-            role, equals, name = assignment.partition("=")
-            if not equals or not name or role not in ROLES:
-                known = ", ".join(sorted(ROLES))
-                raise BacoError(
-                    f"model {assignment!r}: give ROLE=ID_OR_FOLDER, with a role of {known}"
-                )
-            models[role] = name
-        return models
+def models_by_role(option: str, assignments: Sequence[str] | None) -> dict[str, str]:
+    """The models of an option that takes ROLE=ID_OR_FOLDER, by role.
+
+    Raises:
+        BacoError: an unknown role, or a part is missing.
+    """
+    from baco.evaluation.metrics import ROLES
+
+    models: dict[str, str] = {}
+    for assignment in assignments or ():
+        role, equals, name = assignment.partition("=")
+        if not equals or not name or role not in ROLES:
+            known = ", ".join(sorted(ROLES))
+            raise BacoError(
+                f"{option.removeprefix('--')} {assignment!r}: give ROLE=ID_OR_FOLDER, with a role "
+                f"of {known}"
+            )
+        models[role] = name
+    return models
 
 
 @opt.grouped()

@@ -113,6 +113,31 @@ def pareto_front(points: Floats) -> NDArray[np.bool_]:
     return front
 
 
+def beyond(points: Floats, rivals: Floats) -> Floats:
+    """How far points are beyond the front of rivals, [N].
+
+    The front is the line through the rivals' Pareto-optimal points, since a sampling parameter
+    between two settings gives a point between theirs. A point's lead is what it must lose in both
+    coordinates at once to be on the line (the additive epsilon indicator of Zitzler et al. 2003,
+    with its sign turned): positive beyond the front, negative behind it.
+
+    Args:
+        points: [N, 2].
+        rivals: [M, 2], at least one.
+    """
+    points, rivals = np.asarray(points, np.float64), np.asarray(rivals, np.float64)
+    front = np.unique(rivals[pareto_front(rivals)], axis=0)
+    start = front[:, None]  # [M, 1, 2], x ascending and y descending
+    end = np.concatenate([front[1:], front[-1:]])[:, None]
+    # Along a segment the lead in x falls and the lead in y rises; the larger is least where equal.
+    over, span = points - start, end - start  # [M, N, 2], [M, 1, 2]
+    length = span[..., 0] - span[..., 1]
+    crossing = (over[..., 0] - over[..., 1]) / np.where(length > 0, length, 1.0)
+    place = np.where(length > 0, np.clip(crossing, 0.0, 1.0), 0.0)
+    lead: Floats = (over - place[..., None] * span).max(axis=-1).min(axis=0)
+    return lead
+
+
 def normalised(values: Floats) -> Floats:
     """Min-max normalise values of N points, [..., N], to 0 for the worst and 1 for the best.
 

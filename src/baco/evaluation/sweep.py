@@ -6,7 +6,9 @@ decoded in the same batch as without the interruption, and the samples are the s
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -196,10 +198,13 @@ class Drawer:
 
     Args:
         advance: receives the prompts and tokens of every job; None in a worker process.
+
+    Attributes:
+        advance: as given.
     """
 
     def __init__(self, advance: Advance | None = None) -> None:
-        self._advance = advance
+        self.advance = advance
         self._loaded: tuple[PairSpec, Baco] | None = None
         if advance is None:
             torch.set_num_threads(1)
@@ -212,8 +217,8 @@ class Drawer:
         started = time.perf_counter()
         rows = answer(baco, job.setting, job.prompts, job.draw)
         done = Done(job, rows, time.perf_counter() - started)
-        if self._advance is not None:
-            self._advance(done.prompts, done.tokens)
+        if self.advance is not None:
+            self.advance(done.prompts, done.tokens)
         return done
 
     def _pair(self, pair: PairSpec) -> Baco:
@@ -222,6 +227,25 @@ class Drawer:
             self._loaded = None  # the memory of the last pair is free before the next is loaded
             self._loaded = pair, Baco.load(**pair.where, **pair.options, max_rows=ANSWERS_A_JOB)
         return self._loaded[1]
+
+
+class LoadedExecutor(LocalExecutor):
+    """Carries out jobs in this process with a drawer that may have its pair loaded."""
+
+    def __init__(self, drawer: Drawer) -> None:
+        self._drawer = drawer
+
+    @contextmanager
+    def workers(
+        self,
+        worker: Any,  # noqa: ARG002 (the drawer is the worker)
+        advance: Advance | None = None,
+        *,
+        ordered: bool = True,  # noqa: ARG002 (there is one order)
+    ) -> Iterator[Any]:
+        """See `Executor`."""
+        self._drawer.advance = advance
+        yield partial(map, self._drawer)
 
 
 def default_workers(pairs: Sequence[PairSpec]) -> int:

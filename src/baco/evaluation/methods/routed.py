@@ -46,7 +46,8 @@ class Routed:
     ) -> list[list[Answer]]:
         conversations = [prompt.messages for prompt in prompts]
         router = setting.options["router"]
-        return sampled(baco, router, conversations, draw.n, draw.seed, draw.sampling)
+        sampling = {**draw.sampling, **setting.options.get("sampling", {})}
+        return sampled(baco, router, conversations, draw.n, draw.seed, sampling)
 
 
 def _setting(name: str, spelling: str, value: float | None) -> Setting:

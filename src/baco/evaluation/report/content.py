@@ -186,7 +186,7 @@ def _notes(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
 
 
 def _is_coin(router: str) -> bool:
-    return "Rand" in router.split("-")
+    return "Rand" in router.partition(",")[0].split("-")
 
 
 def _beside_the_coin(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
