@@ -27,6 +27,22 @@ class Tied(nn.Module):
         return logits
 
 
+def test_the_dtype_of_a_packed_weight_is_read_without_unpacking_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, packed = Tied(4_000), Tied(4_000)
+    packed.load_state_dict(plain.state_dict())
+    pack(packed)
+    assert isinstance(packed.head, PackedLinear)
+    unpacked = torch.Tensor.to_dense
+    monkeypatch.setattr(torch.Tensor, "to_dense", lambda _: pytest.fail("it was unpacked"))
+    weight = packed.head.weight
+    assert (weight.dtype, weight.device) == (torch.float32, torch.device("cpu"))
+    assert weight.shape == plain.head.weight.shape
+    monkeypatch.setattr(torch.Tensor, "to_dense", unpacked)
+    assert torch.equal(weight[:2] + 0, plain.head.weight[:2])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_a_packed_model_gives_the_logits_of_the_plain_one(dtype: torch.dtype) -> None:
@@ -37,7 +53,9 @@ def test_a_packed_model_gives_the_logits_of_the_plain_one(dtype: torch.dtype) ->
     for shape in ((1, 1), (2, 3)):
         ids = torch.arange(shape[0] * shape[1]).reshape(shape)
         torch.testing.assert_close(packed(ids), plain(ids), rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(packed.inner[0].weight, plain.inner[0].weight, rtol=0, atol=0)
+    expected = plain.inner[0].weight
+    assert isinstance(expected, torch.Tensor)
+    assert torch.equal(packed.inner[0].weight, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

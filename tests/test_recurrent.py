@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.mamba2 import modeling_mamba2
 
 from baco import Baco
 from baco.kv_cache.protocol import finish
 from baco.kv_cache.recurrent import RecurrentKVCache
+from baco.models.forward.state_update import fewer_passes
 from baco.models.model import PairModel
 from tests.fuzzing import budget
 from tests.test_engine import reference, rules, without_turn_cut
@@ -136,3 +138,53 @@ def test_kept_prefixes_continue_recurrent_models(tmp_path: Path) -> None:
     again = baco.generate(prompt, **sampling)
     assert [a.token_ids for a in first] == [a.token_ids for a in again]
     assert again[0].cached_tokens > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("case", ["one step for each head", "one step for each number"])
+@torch.inference_mode()
+def test_a_state_is_updated_as_transformers_updates_it(groups: int, case: str) -> None:
+    rows, heads, width, size = 3, 4, 8, 16
+    torch.manual_seed(0)
+    state = torch.randn(rows, heads, width, size)
+    step = torch.randn(rows, heads, 1).expand(-1, -1, width)
+    if case == "one step for each number":
+        step = torch.randn(rows, heads, width)
+    arguments = (
+        torch.randn(rows, heads, width),
+        step,
+        -torch.rand(heads)[:, None, None].expand(-1, width, size),
+        torch.randn(rows, groups, size),
+        torch.randn(rows, groups, size),
+        torch.randn(heads)[:, None].expand(-1, width),
+    )
+    bias = torch.randn(heads)[:, None].expand(-1, width)
+
+    def update(own: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = modeling_mamba2.mamba2_selective_state_update(
+            own, *arguments, dt_bias=bias, dt_softplus=True
+        )
+        return output
+
+    theirs, ours = state.clone(), state.clone()
+    expected = update(theirs)
+    original = modeling_mamba2.mamba2_selective_state_update
+    with fewer_passes([tiny_model(tiny_config("mamba2")).backbone.layers[0].mixer]):
+        assert modeling_mamba2.mamba2_selective_state_update is not original
+        output = update(ours)
+    assert modeling_mamba2.mamba2_selective_state_update is original
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_scan_in_short_chunks_reads_what_long_chunks_read() -> None:
+    model = tiny_model(tiny_config("mamba2", chunk_size=256))
+    mixers = [layer.mixer for layer in model.backbone.layers]
+    ids = torch.arange(2, 42)[None]
+    expected = model(ids).logits
+    with fewer_passes(mixers):
+        assert all(mixer.chunk_size < len(ids[0]) for mixer in mixers)
+        logits = model(ids).logits
+    assert all(mixer.chunk_size == 256 for mixer in mixers)
+    assert torch.allclose(logits, expected, atol=1e-4)

@@ -53,19 +53,19 @@ class OwnPositions:
         with ExitStack() as stack:
             if self.alibi is not None:
                 original = getattr(self.alibi, _ALIBI)
-                stack.enter_context(_replaced(self.alibi, _ALIBI, _of_columns(original)))
+                stack.enter_context(replaced(self.alibi, _ALIBI, _of_columns(original)))
             if self.windows:
                 column = torch.arange(plan.width, device=device)
                 behind = position[:, None, :, None] - column  # [B, 1, T, columns]
                 for module, window in self.windows:
                     mask = (behind >= 0) & (behind < window)
-                    stack.enter_context(_replaced(module, "bias", _Table(mask)))
+                    stack.enter_context(replaced(module, "bias", _Table(mask)))
             for module in self.scaled:
                 steps = torch.floor((position.float() + 1) / module.floor_scale)
                 scale = torch.log1p(steps) * module.attn_scale + 1
                 forward = _scaled(module.q_proj.forward, scale[..., None])
-                stack.enter_context(_replaced(module.q_proj, "forward", forward))
-                stack.enter_context(_replaced(module, "attn_temperature_tuning", False))
+                stack.enter_context(replaced(module.q_proj, "forward", forward))
+                stack.enter_context(replaced(module, "attn_temperature_tuning", False))
             yield
 
 
@@ -117,7 +117,7 @@ def _scales_queries(module: Any) -> bool:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """In this block, an attribute of an object has another value."""
     own = owner.__dict__
     before, had = own.get(name), name in own

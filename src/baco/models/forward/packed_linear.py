@@ -13,12 +13,13 @@ numbers of a row in the packed matrix.
 import ctypes
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
 
 # Rows that the layout is chosen for: a few draft tokens, or samples.
 _ROWS = 8
@@ -72,6 +73,28 @@ torch.library.register_fake("baco::packed_linear", _output_shape, lib=_library)
 _opaque = torch.ops.baco.packed_linear.default
 
 
+class _Unpacked(Tensor):
+    """A packed weight in its plain layout; its numbers are unpacked by each operation on it."""
+
+    _packed: Tensor
+
+    @staticmethod
+    def __new__(cls, packed: Tensor, shape: torch.Size) -> Self:
+        weight: Self = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=packed.dtype, device=packed.device
+        )
+        weight._packed = packed
+        return weight
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = (args, kwargs or {})
+        args, kwargs = tree_map_only(cls, lambda weight: weight._packed.to_dense(), given)
+        return func(*args, **kwargs)
+
+
 class PackedLinear(nn.Module):
     """A linear layer with a packed weight.
 
@@ -100,9 +123,10 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in its plain layout, for inspection."""
-        plain: Tensor = torch.Tensor.to_dense(self.packed) if self.plain is None else self.plain
-        return plain
+        """The weight in its plain layout, unpacked where its numbers are read. Some models read its
+        dtype at every forward.
+        """
+        return _Unpacked(self.packed, self.shape) if self.plain is None else self.plain
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""

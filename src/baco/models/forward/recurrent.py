@@ -9,7 +9,7 @@ read as many tokens and none may be rejected, it reads them at once.
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,7 +21,9 @@ from baco.kv_cache.recurrent import HybridCache, has_states, set_states, states_
 from baco.kv_cache.slots import ForwardPlan, SlotCache
 from baco.models.context import text_config
 from baco.models.forward.masked import MaskForm
+from baco.models.forward.own_positions import replaced
 from baco.models.forward.packed_linear import weights
+from baco.models.forward.state_update import fewer_passes
 
 log = logging.getLogger("baco")
 
@@ -100,7 +102,12 @@ class RecurrentForward:
                 | dict.fromkeys(_WITHOUT_MASK)
                 | {_AS_FULL: full, _AS_SLIDING: sliding if full is None else full}
             )
-        with self._by_column(tokens.shape[1], cache):
+        on_cpu = torch.device(device).type == "cpu"
+        modules = [module for module, _ in self.layers]
+        with (
+            fewer_passes(modules) if on_cpu else nullcontext(),
+            self._by_column(tokens.shape[1], cache),
+        ):
             output = self.model(input_ids=tokens.to(device), **inputs)
         logits: Tensor = output.logits[:, -keep:]
         return logits
@@ -128,7 +135,6 @@ def _reading_by_column(
     """In this block, a recurrent module reads its first ``whole`` columns at once, and each later
     one for the rows that have a token there.
     """
-    wrapped = module.__dict__.get("forward")  # set where another library replaced it
     forward, layer = module.forward, cache.layers[index]
 
     def by_column(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -153,14 +159,8 @@ def _reading_by_column(
             outputs.append(output)
         return torch.cat(outputs, dim=1)
 
-    module.forward = by_column
-    try:
+    with replaced(module, "forward", by_column):
         yield
-    finally:
-        if wrapped is None:
-            del module.forward
-        else:
-            module.forward = wrapped
 
 
 def _kinds(config: Any) -> tuple[str, ...]:
