@@ -221,14 +221,20 @@ def _difference(
     other: Completion,
     decided: list[tuple[int, Source]],
 ) -> Difference:
-    plain = (place.answer.token_ids[place.at], place.answer.sources[place.at])
-    fast = (other.token_ids[place.at], other.sources[place.at])
+    plain = (place.answer.token_ids[place.at], _source(place.answer, place.at))
+    fast = (other.token_ids[place.at], _source(other, place.at))
     gap = None
     if plain[1] == fast[1]:
         row = truth[plain[1]]
         gap = abs(place.score(row, plain[0]) - place.score(row, fast[0]))
     seen = (decided.count(plain) / len(decided), decided.count(fast) / len(decided))
     return Difference(*key, place.at, plain, fast, gap, seen)
+
+
+def _source(answer: Completion, at: int) -> Source:
+    source = answer.sources[at]
+    assert source is not None  # routers mix no rows
+    return source
 
 
 def _decode(
@@ -263,8 +269,8 @@ def _rounding(read: Tensor, truth: Tensor) -> Tensor:
 def _off(answer: Completion, truth: dict[str, Tensor]) -> Tensor:
     """Errors of an answer's log-probabilities next to float32's, in nats: [T]."""
     logp = {source: rows.log_softmax(dim=-1) for source, rows in truth.items()}
-    tokens = enumerate(zip(answer.sources, answer.token_ids, strict=True))
-    right = torch.stack([logp[source][at, token] for at, (source, token) in tokens])
+    tokens = enumerate(answer.token_ids)
+    right = torch.stack([logp[_source(answer, at)][at, token] for at, token in tokens])
     return torch.tensor(answer.logprobs) - right
 
 

@@ -52,7 +52,7 @@ def main() -> None:
             curve = calibrate(pair, name, PROMPTS, samples=args.n, seed=args.seed)
             router = f"{name}:{curve.at_diversity(args.diversity):g}"
             answers = pair.generate(args.prompt, router=router, n=args.n, seed=args.seed)
-            base_share = sum(answer.base_share for answer in answers) / len(answers)
+            base_share = sum(answer.base_share or 0 for answer in answers) / len(answers)
             different = len({answer.text for answer in answers})
             print(f"{router}: base share {base_share:.0%}, {different} of {len(answers)} differ")
             for answer in answers:

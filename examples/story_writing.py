@@ -35,7 +35,7 @@ def main() -> None:
 
 def write_story(pair: Baco, prompt: str, router: str, max_tokens: int, seed: int) -> None:
     """Print a story while it is written, and then how much of it the base model wrote."""
-    source = "aligned"
+    source: str | None = "aligned"
     for chunk in pair.stream(prompt, router=router, max_tokens=max_tokens, seed=seed):
         for piece in chunk.pieces:
             text = piece.text

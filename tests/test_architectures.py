@@ -166,7 +166,7 @@ def check_against_the_naive_loop(baco: Baco) -> None:
         for answer in answers[1:]:
             expected = reference(baco, PROMPT, rule, sample=answer.sample, **settings)
             assert tokens_and_sources(answer) == expected, router
-            sources |= set(answer.sources)
+            sources |= set(map(str, answer.sources))
     assert sources == {"base", "aligned"}
 
 

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"n": 2, "seed": 7, "max_tokens": 24}
 
 def tokens_and_sources(
     completions: list[Completion],
-) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+) -> list[tuple[tuple[int, ...], tuple[str | None, ...]]]:
     return [(c.token_ids, c.sources) for c in completions]
 
 

@@ -173,7 +173,7 @@ def test_own_router_answers_at_its_calibrated_threshold(tmp_path: Path, demo: "B
             answers = demo.generate(namespace["PROMPTS"][0], router=router, n=4, seed=1)
             assert texts.splitlines() == [f"  {answer.text}" for answer in answers]
             assert different == str(len({answer.text for answer in answers}))
-            assert share == f"{sum(answer.base_share for answer in answers) / 4:.0%}"
+            assert share == f"{sum(answer.base_share or 0 for answer in answers) / 4:.0%}"
             assert share != "0%"
         name, gamma = parts[0][0].split(":")
         curve = namespace["calibrate"](demo, name, namespace["PROMPTS"], samples=4, seed=1)

@@ -82,7 +82,7 @@ def decode(pair: Pair, requests: list[Request], **options: Any) -> tuple[Answers
         engine.step()
     while engine.busy:
         engine.step()
-    return [(row.tokens, list(row.sources)) for row in rows], engine
+    return [(row.tokens, list(map(str, row.sources))) for row in rows], engine
 
 
 @pytest.mark.parametrize(("forward", "shared"), KINDS)
@@ -139,7 +139,7 @@ def test_a_naive_loop_over_both_prompts_gives_the_same_answers(
             answers = baco.generate(TEXT[:40], router=spelling, n=2, **options)
             expected = reference(baco, TEXT[:40], rule, sample=1, **options)
             assert tokens_and_sources(answers[1]) == expected, (spelling, temperature)
-            sources |= set(answers[1].sources)
+            sources |= set(map(str, answers[1].sources))
     assert sources == {"base", "aligned"}
 
 

@@ -213,7 +213,7 @@ def test_the_transformers_object_reads_every_row_with_the_factors_of_its_own_len
     for row, prompt in zip(answers(baco, output, batch["input_ids"]), PROMPTS, strict=True):
         (expected,) = baco.generate(prompt, router="Gap:0", temperature=0, max_tokens=TOKENS)
         assert row == list(expected.token_ids)
-        sources |= set(expected.sources)
+        sources |= set(map(str, expected.sources))
     assert sources == {"base", "aligned"}
     # Beams change rows; with one model the cache changes nothing but the time that they take.
     alone = as_transformers(baco, "Base")

@@ -1,23 +1,19 @@
 """Every method gives n samples per prompt and follows its description."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, groupby
 
 import pytest
-import torch
 
 from baco import Baco
 from baco.errors import BacoError
 from baco.evaluation.methods import Draw, Grid, answer, methods, select_settings
-from baco.evaluation.methods.ensemble import Mixture
 from baco.evaluation.methods.prompting import AGAIN, with_system
 from baco.evaluation.methods.verbalized import parse
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import load_task
 from baco.routing.parser import catalogue
-from tests import naive_decoding as naive
 
 FULL, QUICK = Grid("full", 4), Grid("quick", 4)
 DRAW = Draw(4, 11, {"max_tokens": 24})
@@ -116,6 +112,30 @@ def test_a_router_gives_the_answers_of_baco(demo: Baco, prompts: tuple[Prompt, .
             assert sources == [source for source, _ in groupby(sources)]
 
 
+@pytest.mark.parametrize(
+    ("name", "combiner"),
+    [
+        ("ensemble of probabilities, w=0.3", "Ensemble:0.3"),
+        ("ensemble of logits, w=0.3", "LogitEnsemble:0.3"),
+        ("contrastive, β=0.5", "Contrast:0.5,0.1"),
+        ("Ensemble:0.25", "Ensemble:0.25"),
+    ],
+)
+def test_methods_that_mix_give_the_answers_of_their_combiner_without_sources(
+    demo: Baco, prompts: tuple[Prompt, ...], name: str, combiner: str
+) -> None:
+    settings = select_settings(["ensemble", "contrastive"], ["Ensemble:0.25"], FULL)
+    (setting,) = (setting for setting in settings if setting.label == name)
+    assert methods()[setting.options["kind"]].family == "ensemble"
+    rows = answer(demo, setting, prompts, DRAW)
+    expected = demo.generate_batch(
+        [prompt.text for prompt in prompts], router=combiner, n=4, seed=11, max_tokens=24
+    )
+    assert [[a.text for a in row] for row in rows] == [[c.text for c in row] for row in expected]
+    assert {a.base_share for row in rows for a in row} == {None}
+    assert {source for row in rows for a in row for _, source in a.pieces} == {None}
+
+
 def test_mixing_takes_m_answers_of_base_and_the_rest_of_aligned(
     demo: Baco, prompts: tuple[Prompt, ...]
 ) -> None:
@@ -151,57 +171,6 @@ def test_an_ensemble_of_one_model_is_that_model(
         for a, c in zip(row, completions, strict=True)
     ]
     assert sum(a == b for a, b in pairs) >= len(pairs) - 1
-
-
-def test_an_ensemble_mixes_by_its_formula(demo: Baco) -> None:
-    """The reference: sums of plain probabilities, with the end tokens of both models pooled."""
-    generator = torch.Generator().manual_seed(0)
-    width = demo.pair.vocabulary.size
-    base, aligned = torch.randn(2, 3, width, generator=generator)
-    ends = sorted(demo.pair.end_ids)
-
-    def plain(row: torch.Tensor) -> list[float]:
-        p = row.double().softmax(-1).tolist()
-        pooled = sum(p[end] for end in ends)
-        for end in ends:
-            p[end] = 0.0
-        p[ends[0]] = pooled
-        return list(map(float, p))
-
-    for mixed in ("probabilities", "logits"):
-        logp = Mixture(demo.pair, mixed, 0.3).logprobs(base, aligned)
-        for row in range(3):
-            b = plain(base[row].masked_fill(demo.pair.banned, -math.inf))
-            a = plain(aligned[row])
-            if mixed == "probabilities":
-                wanted = [0.3 * x + 0.7 * y for x, y in zip(b, a, strict=True)]
-            else:
-                some = [(x or y) ** 0.3 * y**0.7 for x, y in zip(b, a, strict=True)]
-                wanted = [value / sum(some) for value in some]
-            assert logp[row].exp().tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-9)
-
-
-def test_an_ensemble_draws_with_the_replayable_noise(
-    demo: Baco, prompts: tuple[Prompt, ...]
-) -> None:
-    """The first token of every sample is the argmax of mixed log-probabilities plus the noise."""
-    setting = methods()["ensemble"].settings(FULL)[2]
-    draw = Draw(3, 42, {"temperature": 1.0, "min_p": 0.0, "max_tokens": 1})
-    samples = answer(demo, setting, prompts[:1], draw)[0]
-    prompt = demo.pair.renderer.render(prompts[0].messages)
-    rows = (
-        demo.pair.base.score(prompt.base_ids)[-1:],
-        demo.pair.aligned.score(prompt.aligned_ids)[-1:],
-    )
-    mix = Mixture(demo.pair, "probabilities", setting.options["weight"])
-    logp = mix.logprobs(*rows)[0].double()
-    seed = naive.prompt_seed(42, naive.chat_digest(prompts[0].messages))
-    for sample, answered in enumerate(samples):
-        noise = torch.tensor(
-            [-math.log(-math.log(naive.uniform(seed, sample, 0, t))) for t in range(len(logp))]
-        )
-        token = int((logp + noise).argmax())
-        assert demo.pair.tokenizer.decode([token]).lstrip(" ") == answered.text
 
 
 def test_methods_that_read_both_models_keep_the_memory_limit(

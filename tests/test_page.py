@@ -37,7 +37,7 @@ def shown(page: Page, selector: str) -> list[tuple[str, str]]:
 
 
 def written(completion: Completion) -> list[tuple[str, str]]:
-    return stretches((piece.source, piece.text) for piece in completion.pieces)
+    return stretches((str(piece.source), piece.text) for piece in completion.pieces)
 
 
 def test_a_first_visit_explains_and_sends_no_request_for_answers(

@@ -33,7 +33,7 @@ SOURCE = '''
 from dataclasses import dataclass
 from pathlib import Path
 
-from baco import BacoError, register_sampler
+from baco import BacoError, register_combiner, register_sampler
 from baco.backends.base import Capabilities
 from baco.engine.engine import Engine
 from baco.evaluation.methods.method import sampled
@@ -57,6 +57,12 @@ def nudge(logits, context, token: int, by: float = 5.0):
     raised = logits.clone()
     raised[:, token] += by * (context.tokens != token).all(dim=1)
     return raised
+
+
+@register_combiner("Geometric", power=(0, 1))
+def geometric(base, aligned, power: float = 0.5):
+    """the aligned model, pulled to the base"""
+    return aligned + power * base
 
 
 @register_metric("shouting", kind="lexical")
@@ -123,6 +129,8 @@ greeting = riddles:Greeting
 riddles = riddles:TASK
 [baco.samplers]
 nudge = riddles:nudge
+[baco.combiners]
+Geometric = riddles:geometric
 [baco.backends]
 workshop = riddles:connect
 """
@@ -322,6 +330,50 @@ def test_a_packages_sampler_is_listed_generated_swept_served_and_refused(
     request = request_of(demo, samplers=(spelling,))
     for backend in ("vllm", "remote", "workshop"):
         with pytest.raises(BacoError, match=f"the {backend} backend cannot run nudge"):
+            Capabilities(backend).check(request)
+
+
+def test_a_packages_combiner_is_listed_generated_swept_served_and_refused(
+    site: Path, tmp_path: Path, command: Callable[..., str], demo: Baco
+) -> None:
+    [listed] = [c for c in json.loads(command("combiners", "--json")) if c["name"] == "Geometric"]
+    assert listed == {
+        "name": "Geometric",
+        "example": "Geometric:0.5",
+        "help": "the aligned model, pulled to the base",
+    }
+    generate = ("generate", PROMPT, "-r", "geometric:power=0.3", "-s", "1", "--json")
+    answer = json.loads(command(*generate))
+    assert answer["router"] == "Geometric:0.3"
+    assert answer["samples"][0]["base_share"] is None
+    expected = demo.generate(PROMPT, router="Geometric:0.3", seed=1)[0].text
+    assert answer["samples"][0]["text"] == expected
+
+    run = tmp_path / "run"
+    command(
+        "sweep", "--task", f"riddles={site / 'prompts.jsonl'}", "--router", "Geometric:0.3",
+        "--router", "P-Punc:0.4", "--metric", "shouting", "-n", "2", "--workers", "1", "--out", run,
+    )  # fmt: skip
+    samples = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    of_both = [sample for sample in samples if sample["setting"] == "Geometric:0.3"]
+    assert len(of_both) == 4
+    assert {sample["base_share"] for sample in of_both} == {None}
+    assert {source for sample in of_both for _, source in sample["pieces"]} == {None}
+    command("report", run)
+    report = (run / "report" / "report.md").read_text(encoding="utf-8")
+    [row] = [line for line in report.splitlines() if "| Geometric:0.3 |" in line]
+    assert "| mixed |" in row
+
+    with served(demo) as server:
+        reply = server.ask(model="baco/Geometric:0.3", router=None, seed=1).json()
+        assert reply["choices"][0]["message"]["content"] == expected
+        with server.client as client:
+            models = client.get("/v1/models").json()["data"]
+        assert "baco/Geometric:0.5" in {model["id"] for model in models}
+
+    request = request_of(demo, "Geometric")
+    for backend in ("vllm", "remote", "workshop"):
+        with pytest.raises(BacoError, match=f"the {backend} backend cannot run the combiner"):
             Capabilities(backend).check(request)
 
 

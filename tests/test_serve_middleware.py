@@ -143,7 +143,7 @@ def test_metrics_count_the_tokens_of_answers(demo: Baco) -> None:
             assert server.metric(f'baco_tokens_total{{source="{source}"}}') == expected > 0
         assert server.metric("baco_prompt_tokens_total") == reply["usage"]["prompt_tokens"]
         assert server.metric("baco_answer_base_share_count") == 4
-        shares = sum(answer.base_share for answer in answers)
+        shares = sum(answer.base_share or 0 for answer in answers)
         assert server.metric("baco_answer_base_share_sum") == pytest.approx(shares)
         assert server.metric("baco_time_to_first_token_seconds_count") == 1
         assert server.metric("baco_answer_tokens_per_second_count") == 4

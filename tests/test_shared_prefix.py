@@ -38,7 +38,7 @@ def decode(baco: Baco, requests: list[Request], **engine: Any) -> tuple[Answers,
         created.step()
     while created.busy:
         created.step()
-    return [(row.tokens, list(row.sources)) for row in rows], created
+    return [(row.tokens, list(map(str, row.sources))) for row in rows], created
 
 
 def stores(engine: Engine) -> list[BatchedKVCache]:

@@ -145,7 +145,7 @@ def test_an_adapter_pair_is_decoded_as_by_the_naive_loop(
             for prompt, samples in zip(PROMPTS, answers, strict=True):
                 expected = reference(baco, prompt, rule, sample=1, **settings)
                 assert tokens_and_sources(samples[1]) == expected, (spelling, temperature)
-                sources |= set(samples[1].sources)
+                sources |= set(map(str, samples[1].sources))
     assert sources == {"base", "aligned"}
 
 

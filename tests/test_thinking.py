@@ -20,7 +20,6 @@ from baco.engine.engine import Engine
 from baco.engine.isolation import IsolatingEngine
 from baco.engine.sequence import Request
 from baco.engine.verify import Verifier
-from baco.evaluation.methods.ensemble import Mixture
 from baco.models.caches.per_row import PerRowKVCache
 from baco.sampling.params import SamplingParams
 from baco.text.answer_text import Piece
@@ -180,11 +179,9 @@ def test_the_aligned_model_alone_writes_the_thinking_of_every_method(
     thinking_pair: Callable[..., Baco],
 ) -> None:
     baco = thinking_pair("qwen3", "deepseek r1")
-    mixture = Mixture(baco.pair, "logits", 0.5)
-    engine = Engine(baco.pair, speculate=False, choose=mixture.choose)
-    decoder = Decoder(baco.pair, engine)
+    decoder = Decoder(baco.pair, Engine(baco.pair))
     for prompt in PROMPTS:
-        decoder.submit(prompt, router=baco.router("P:0.5"), n=4, mixed=True, **SETTINGS)
+        decoder.submit(prompt, router=baco.router("LogitEnsemble:0.5"), n=4, **SETTINGS)
     mixed = completions(decoder)
     expected = [[c.thinking for c in row[:4]] for row in decode(baco, n=4)]
     assert [[c.thinking for c in row] for row in mixed] == expected

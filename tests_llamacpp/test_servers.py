@@ -181,4 +181,4 @@ def whole(baco: Baco, router: str, settings: dict[str, Any]) -> tuple[list[int],
     tokens = []
     while decoder.busy:
         tokens += [token for chunk in decoder.step() for token in chunk.tokens]
-    return [token.id for token in tokens], [token.source for token in tokens]
+    return [token.id for token in tokens], [str(token.source) for token in tokens]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from baco.calibration.store import Curve
     from baco.integrations.transformers import as_transformers
     from baco.outputs import Chunk, Completion
+    from baco.routing.combiners import register_combiner
     from baco.routing.parser import register_router, router
     from baco.sampling.params import SamplingParams
     from baco.sampling.sampler_chain import register_sampler
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "as_transformers",
     "calibrate",
+    "register_combiner",
     "register_router",
     "register_sampler",
     "router",
@@ -47,6 +49,7 @@ _HOMES = {
     "SamplingParams": "baco.sampling.params",
     "as_transformers": "baco.integrations.transformers",
     "calibrate": "baco.calibration.measure",
+    "register_combiner": "baco.routing.combiners",
     "register_router": "baco.routing.parser",
     "register_sampler": "baco.sampling.sampler_chain",
     "router": "baco.routing.parser",

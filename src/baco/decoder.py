@@ -19,8 +19,8 @@ from baco.outputs import Chunk, Completion, Token
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
-from baco.source import MODELS, Source
-from baco.text.answer_text import AnswerText
+from baco.source import Source
+from baco.text.answer_text import OPENERS, AnswerText
 from baco.text.prompts import Conversation, Prompt
 from baco.text.thinking import ThinkingText
 
@@ -105,7 +105,6 @@ class Decoder:
         explain: bool = False,
         template_args: Mapping[str, Any] | None = None,
         continue_final: bool | None = None,
-        mixed: bool = False,
         digest: bytes | None = None,
         **sampling: Any,
     ) -> int:
@@ -113,8 +112,6 @@ class Decoder:
 
         Args:
             params: sampling parameters; by default the pair's, changed by ``sampling``.
-            mixed: every token comes from both models, so that the answer is cut at a next turn
-                whichever source its tokens name.
             digest: keys the draws in place of the prompt's own.
 
         The other arguments are those of :meth:`baco.api.Baco.stream_batch`.
@@ -135,8 +132,7 @@ class Decoder:
         if digest is not None:
             rendered = replace(rendered, digest=digest)
         params = params or self.pair.defaults.updated(sampling)
-        openers: tuple[Source, ...] = MODELS if mixed else ("base",)
-        return self._submit(rendered, params, router, switch, explain, openers)
+        return self._submit(rendered, params, router, switch, explain, OPENERS)
 
     def submit_text(
         self,
@@ -177,7 +173,7 @@ class Decoder:
 
         The other arguments are those of `submit`.
         """
-        openers: tuple[Source, ...] = () if raw else ("base",)
+        openers = () if raw else OPENERS
         return self._submit(prompt, params, router, switch, explain, openers, cache_salt)
 
     def _submit(
@@ -187,7 +183,7 @@ class Decoder:
         router: Router,
         switch: Switch,
         explain: bool,
-        openers: tuple[Source, ...],
+        openers: tuple[Source | None, ...],
         cache_salt: str = "",
     ) -> int:
         if switch not in ("word", "token"):

@@ -21,8 +21,9 @@ class Completion:
         text: the answer, without its end token and without what a stop string cut off.
         token_ids: its tokens, with the end token if it ended with one; where the models have
             different tokenizers, each is an id of its source.
-        sources: the model each token came from.
-        logprobs: log-probability of each token under its source, in nats, of the raw distribution.
+        sources: the model each token came from; None where a combiner mixed both models' rows.
+        logprobs: log-probability of each token under its source, in nats, of the raw distribution;
+            of a token from both models, of the mixed one.
         top_logprobs: the most likely tokens (id → nats) of the source at each position; None unless
             requested.
         finish_reason: ``stop`` (end of text or a stop string), ``length``, or ``error``.
@@ -42,7 +43,7 @@ class Completion:
     sample: int
     text: str
     token_ids: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Source | None, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     pieces: tuple[Piece, ...]
@@ -57,13 +58,17 @@ class Completion:
     thinking_tokens: int = 0
 
     @property
-    def base_share(self) -> float:
-        """Share of the tokens whose source is base, in [0, 1]."""
+    def base_share(self) -> float | None:
+        """Share of the tokens whose source is base, in [0, 1]; None where tokens are mixed."""
+        if None in self.sources:
+            return None
         return self.sources.count("base") / len(self.sources) if self.sources else 0.0
 
     @property
-    def switches(self) -> int:
-        """How often the source changed from one token to the next."""
+    def switches(self) -> int | None:
+        """How often the source changed from one token to the next; None where tokens are mixed."""
+        if None in self.sources:
+            return None
         return sum(a != b for a, b in zip(self.sources, self.sources[1:], strict=False))
 
     @property
@@ -108,7 +113,7 @@ class Token:
     Attributes:
         id: its id, in its source's tokenizer where the two differ; `Pair.spelling` returns its
             bytes.
-        source: the model it came from.
+        source: the model it came from; None where a combiner mixed both models' rows.
         logprob: under its source, in nats, of the raw distribution.
         text: its part of the answer's text: the characters that it completes, without the joining
             space. A stop string may have cut off the end of the last token's.
@@ -118,7 +123,7 @@ class Token:
     """
 
     id: int
-    source: Source
+    source: Source | None
     logprob: float
     text: str
     offset: int
@@ -183,7 +188,7 @@ def record(
                 "sources": list(c.sources),
                 # NaN, for what a server does not report, is not JSON.
                 "logprobs": [None if isnan(x) else round(x, 5) for x in c.logprobs],
-                "base_share": round(c.base_share, 5),
+                "base_share": None if c.base_share is None else round(c.base_share, 5),
                 "switches": c.switches,
                 "finish_reason": c.finish_reason,
             }

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
+from baco.routing.combiners import Combination
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Capabilities:
         raw_logprobs: the number of most likely tokens that it returns at a position; None for any.
         samplers: it runs the samplers that a request names.
         thinking: it lets the aligned model think before the answer.
+        combiners: it runs combiners, which need both models' whole rows.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Capabilities:
     raw_logprobs: int | None = None
     samplers: bool = False
     thinking: bool = False
+    combiners: bool = False
 
     def check(self, request: Request) -> None:
         """Raise BacoError for a request that needs what the backend does not support."""
@@ -41,6 +44,11 @@ class Capabilities:
             raise BacoError(
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
                 "samplers out, or use --backend local"
+            )
+        if isinstance(request.router, Combination) and not self.combiners:
+            raise BacoError(
+                f"the {self.name} backend cannot run the combiner {request.router.spelling}, which "
+                "needs both models' whole distributions: use a router, or --backend local"
             )
         if request.thinking is not None and not self.thinking:
             raise BacoError(

@@ -134,9 +134,8 @@ class Paired:
             watch.on_token()
         seconds, self.stats = watch.now(), engine.stats
         answers = [list(row.tokens) for row in rows]
-        return checked(
-            task, Run(answers, seconds, watch.first or seconds, [list(row.sources) for row in rows])
-        )
+        sources = [[str(source) for source in row.sources] for row in rows]
+        return checked(task, Run(answers, seconds, watch.first or seconds, sources))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from baco.cli.console import Debug, OutputError, StandardOutput, complain, give_
 from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
-from baco.cli.lists import methods, metrics, pairs, routers, samplers, tasks
+from baco.cli.lists import combiners, methods, metrics, pairs, routers, samplers, tasks
 from baco.cli.pair import pair
 from baco.cli.report import report
 from baco.cli.score import score
@@ -46,6 +46,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     batch: "baco batch prompts.jsonl answers/ -n 8 --backend ray --workers 2",
     chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
+    combiners: "baco combiners",
     samplers: "baco samplers",
     pairs: "baco pairs",
     tasks: "baco tasks",

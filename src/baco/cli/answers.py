@@ -12,6 +12,7 @@ from rich.text import Text
 
 from baco.cli.console import coloured, dimmed, err, legend, out, show, write
 from baco.cli.svg import command_line, draw_svg
+from baco.source import MIXED
 from baco.text.answer_text import Piece
 
 if TYPE_CHECKING:
@@ -171,8 +172,7 @@ def figures(completions: "Sequence[Completion]") -> Text:
     tokens = sum(c.thinking_tokens + len(c.token_ids) for c in completions)
     speed = tokens / max(c.seconds for c in completions)
     parts = [
-        f"base share {share(completions):.0%}",
-        f"switches {sum(c.switches for c in completions) / count:.1f}",
+        *_sources(completions),
         f"{speed:.0f} tokens/s",
         f"distinct answers {distinct(completions)} of {count}",
         f"seed {completions[0].seed}",
@@ -181,8 +181,19 @@ def figures(completions: "Sequence[Completion]") -> Text:
     return Text(" · ".join(parts), style="dim")
 
 
-def share(completions: "Sequence[Completion]") -> float:
-    """Base share over all tokens of the answers, in [0, 1]."""
+def _sources(completions: "Sequence[Completion]") -> list[str]:
+    """The base share and the switches; one word where a combiner mixed both models."""
+    base_share, switches = share(completions), [c.switches for c in completions]
+    if base_share is None:
+        return [MIXED]
+    mean = sum(number or 0 for number in switches) / len(switches)
+    return [f"base share {base_share:.0%}", f"switches {mean:.1f}"]
+
+
+def share(completions: "Sequence[Completion]") -> float | None:
+    """Base share over all tokens of the answers, in [0, 1]; None where tokens are mixed."""
+    if any(c.base_share is None for c in completions):
+        return None
     tokens = sum(len(c.token_ids) for c in completions)
     return sum(c.sources.count("base") for c in completions) / max(tokens, 1)
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from baco.cli.answers import distinct, share
 from baco.cli.console import coloured, err, legend, out, show
 from baco.cli.svg import command_line, draw_svg
+from baco.source import MIXED
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -103,7 +104,6 @@ def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableT
 
 
 def _summary(completions: "Sequence[Completion]") -> str:
-    return (
-        f"{distinct(completions)} of {len(completions)} distinct\n"
-        f"base share {share(completions):.0%}"
-    )
+    base_share = share(completions)
+    sources = MIXED if base_share is None else f"base share {base_share:.0%}"
+    return f"{distinct(completions)} of {len(completions)} distinct\n{sources}"

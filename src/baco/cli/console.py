@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Vermilion and blue of a colour-blind-safe palette (Okabe and Ito 2008), readable on white and on
 # black. Base words are underlined too, so that colour is not the only sign.
-STYLES = {"base": "underline #D55E00", "aligned": "#0072B2"}
+STYLES: dict[str | None, str] = {"base": "underline #D55E00", "aligned": "#0072B2"}
 
 _REPLACED = dict.fromkeys(CONTROL, "\ufffd") | {ord("\r"): ""}
 # Names and answers may contain rich's markup.
@@ -172,7 +172,7 @@ def coloured(pieces: "Iterable[Piece]") -> Text:
     for source, same in groupby(pieces, key=lambda piece: piece.source):
         words = "".join(piece.text for piece in same).translate(_REPLACED)
         for part in re.split(r"(\s+)", words):
-            text.append(part, style=None if not part or part.isspace() else STYLES[source])
+            text.append(part, style=STYLES.get(source) if part.strip() else None)
     return text
 
 

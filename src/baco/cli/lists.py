@@ -31,6 +31,21 @@ def routers(as_json: AsJson = False) -> None:
     )
 
 
+def combiners(as_json: AsJson = False) -> None:
+    """List the combiners: what mixes both models' distributions, in the place of a router."""
+    from baco.routing.combiners import combiners
+
+    listed = [(c.name, c.example, c.help) for c in combiners().values()]
+    if as_json:
+        print_json([dict(zip(("name", "example", "help"), row, strict=True)) for row in listed])
+        return
+    _show(("combiner", "example", "what a token is drawn from"), listed)
+    _say(
+        "A combiner is given in a router's place, as in 'baco generate … --router Ensemble:0.3'. "
+        "Its words come from both models at once, so they have no source: answers say mixed."
+    )
+
+
 def samplers(as_json: AsJson = False) -> None:
     """List the samplers of --sampler: how each is written and what it does."""
     from baco.sampling.sampler_chain import samplers

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
+from baco.routing.combiners import Combination
 from baco.routing.router import Router
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
@@ -31,6 +32,7 @@ class Batch:
         sampling: the rows' sampling parameters.
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
+        combinations: those of the routers that are combiners, by their index.
         requests: of the rows, without repeats.
         needed: the models of the pair that any row needs for its next token.
         thinking: the rows that have not begun their answers, bool [B]; None where all have.
@@ -92,6 +94,11 @@ class Batch:
         ]
         routers = [(row.router, row.request.switch) for row in self.rows]
         self.routers: list[tuple[Router, Switch]] = list(dict.fromkeys(routers))
+        self.combinations = {
+            number: router
+            for number, (router, _) in enumerate(self.routers)
+            if isinstance(router, Combination)
+        }
         index = [self.routers.index(router) for router in routers]
         self.router_index = tensor_on(self.device, index)
 

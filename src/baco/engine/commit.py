@@ -51,6 +51,7 @@ def commit_tokens(
     ).cpu()
     logprobs = packed[:, :most].int().view(torch.float32).tolist()
     numbers = packed[:, most:].tolist()
+    mixed = None if result.mixed is None else result.mixed.tolist()
     first = [0]  # each row's first position
     for count in positions.counts:
         first.append(first[-1] + count)
@@ -73,7 +74,8 @@ def commit_tokens(
                 accepted[-1] = min(num_accepted, offset)
                 break
             row.tokens.append(tokens[offset])
-            row.sources.append("base" if sources[offset] else "aligned")
+            from_both = mixed is not None and mixed[at][offset]
+            row.sources.append(None if from_both else "base" if sources[offset] else "aligned")
             row.logprobs.append(logprobs[at][offset])
             if tops is not None and num_top:
                 row.top_logprobs.append(dict(tops[first[at] + offset][:num_top]))
@@ -134,6 +136,9 @@ def _top_logprobs(
         return None
     source = result.source[positions.row, positions.offset]
     raw = torch.where(source[:, None], result.signals.base, result.signals.aligned)
+    if result.mixed is not None and result.combined is not None:
+        mixed = result.mixed[positions.row, positions.offset]
+        raw = torch.where(mixed[:, None], result.combined, raw)
     top = raw.log_softmax(dim=-1).topk(min(most, raw.shape[-1]), dim=-1)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(ids, values, strict=True)) for ids, values in pairs]
@@ -148,14 +153,23 @@ def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
         values: list[float] = logits.log_softmax(dim=-1).gather(1, token[:, None])[:, 0].tolist()
         return values
 
+    mixed = torch.zeros_like(result.active)
+    if result.mixed is not None:
+        mixed = result.mixed[positions.row, positions.offset]
+    wanted: list[Source | None] = [
+        None if from_both else "base" if base else "aligned"
+        for base, from_both in zip(
+            boundary_state.router_choice.tolist(), mixed.tolist(), strict=True
+        )
+    ]
     columns = zip(
         logprob(signals.base),
         logprob(signals.aligned),
         signals.max_base.tolist(),
         signals.entropy_base.tolist(),
         signals.top_base.tolist(),
-        boundary_state.is_boundary(result.active).tolist(),
-        ("base" if base else "aligned" for base in boundary_state.router_choice.tolist()),
+        (boundary_state.is_boundary(result.active) & ~mixed).tolist(),
+        wanted,
         strict=True,
     )
     return [Why(*column) for column in columns]

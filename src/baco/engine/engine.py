@@ -25,6 +25,7 @@ from baco.kv_cache.prefix_cache import PrefixCache
 from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.models.pair import Pair
+from baco.source import MODELS
 
 
 class ScheduledEngine:
@@ -130,7 +131,9 @@ class Engine(ScheduledEngine):
         if draft is not None and speculate:
             models["draft"] = draft
         batch = Batch(device, vocabulary.size)
-        self._verifier = Verifier(vocabulary.to(device), pair.banned.to(device), choose)
+        self._verifier = Verifier(
+            vocabulary.to(device), pair.banned.to(device), choose, tuple(sorted(pair.end_ids))
+        )
         joint = None if isinstance(pair.joint, str) else pair.joint.new_cache()
         runner = ModelRunner(models, batch, self._verifier, joint)
         super().__init__(
@@ -211,7 +214,7 @@ class Stats:
     Attributes:
         caches: the models' KV caches, which count their own forwards.
         steps: that decoded anything.
-        tokens: generated, by source.
+        tokens: generated, by source; tokens from both models are in neither.
         drafted, accepted: draft tokens, and those of them that were accepted.
     """
 
@@ -244,6 +247,5 @@ class Stats:
         self.accepted += sum(accepted)
         for row, length in zip(rows, lengths, strict=True):
             new = row.sources[length:]
-            base = new.count("base")
-            self.tokens["base"] += base
-            self.tokens["aligned"] += len(new) - base
+            for source in MODELS:
+                self.tokens[source] += new.count(source)

@@ -78,7 +78,7 @@ class Why:
         entropy_base: H(P_base) in nats.
         predicted: the base model's most likely token.
         asked: whether the position is a boundary. Elsewhere the active source continued.
-        wanted: the router's choice there.
+        wanted: the router's choice there; None where a combiner mixed both models' rows.
     """
 
     base_logprob: float
@@ -87,7 +87,7 @@ class Why:
     entropy_base: float
     predicted: int
     asked: bool
-    wanted: Source
+    wanted: Source | None
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +97,8 @@ class SequenceState:
     Attributes:
         limit: the most tokens it may get: ``max_tokens``, or fewer where a context window ends.
         answer_limit: the most tokens after the thinking, where the base model's window ends there.
-        tokens, sources, logprobs: of the thinking and the answer so far, one entry per token.
+        tokens, sources, logprobs: of the thinking and the answer so far, one entry per token. The
+            source of a token that a combiner drew from both models is None.
         top_logprobs, why: the same, where the request wants them.
         phase: the aligned model alone is read until the answer begins.
         hidden: how many of the tokens are thinking, what encloses it included. The base model does
@@ -113,7 +114,7 @@ class SequenceState:
     limit: int
     answer_limit: int | None = None
     tokens: list[int] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
+    sources: list[Source | None] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     why: list[Why] = field(default_factory=list)

@@ -208,6 +208,7 @@ class SharedTextEngine(ScheduledEngine):
             known, router = self._next[row], row.request.router
             if known.boundary is None:
                 active = row.sources[-1]
+                assert active is not None  # combiners are refused
                 known.boundary = is_boundary(
                     first=False,
                     text_is_open=_text(row).is_open,

@@ -15,6 +15,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.draft import Draft, Logits, Positions
+from baco.routing.combiners import BASE, MIXED, pooled_logprobs
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
@@ -39,6 +40,8 @@ class VerifyResult:
         num_committed: tokens of each row that are final, int64 [B], at least 1.
         signals, boundary_state: what the routers read at the positions, [N].
         active: the active source at each position, bool [N], True for the base model.
+        mixed: where a token comes from both models, bool [B, Q], and the log-probabilities of the
+            rows that combiners made, [N, V]; None without combiners.
     """
 
     token: Tensor
@@ -50,6 +53,8 @@ class VerifyResult:
     signals: Signals
     boundary_state: BoundaryState
     active: Tensor
+    mixed: Tensor | None = None
+    combined: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -61,12 +66,16 @@ class Choice:
         source: bool [N], True for the base model.
         boundary_state: of the positions.
         active: the active source at each position, bool [N].
+        mixed: where a row comes from both models, bool [N], and the log-probabilities of the rows
+            that combiners made, [N, V]; None without combiners.
     """
 
     logits: Tensor
     source: Tensor
     boundary_state: BoundaryState
     active: Tensor
+    mixed: Tensor | None = None
+    combined: Tensor | None = None
 
 
 # Replaces routing in methods that no router can express, such as mixed logits.
@@ -74,8 +83,31 @@ Choose = Callable[["Verifier", Draft, Signals], Choice]
 
 
 def route(verifier: "Verifier", draft: Draft, signals: Signals) -> Choice:
-    """BACo: the routers of the rows pick the source of every word."""
-    return choose_by(verifier, draft, signals, verifier.boundary_state(draft, signals))
+    """BACo: the routers of the rows pick the source of every word, and combiners mix the models."""
+    choice = choose_by(verifier, draft, signals, verifier.boundary_state(draft, signals))
+    if draft.batch.combinations:
+        _combine(verifier, draft, signals, choice)
+    return choice
+
+
+def _combine(verifier: "Verifier", draft: Draft, signals: Signals, choice: Choice) -> None:
+    """Put the rows that combiners make into the place of those that were chosen."""
+    batch, positions = draft.batch, draft.positions
+    index = batch.router_index[positions.row]
+    mixed = torch.zeros_like(choice.source)
+    combined = torch.zeros_like(choice.logits)
+    for number, combination in batch.combinations.items():
+        rows = (index == number).nonzero()[:, 0]
+        base = signals.base[rows].masked_fill(verifier.banned, -torch.inf)
+        row = combination.combine(
+            pooled_logprobs(base, verifier.ends),
+            pooled_logprobs(signals.aligned[rows], verifier.ends),
+        )
+        combined[rows] = row.logits.log_softmax(dim=-1)
+        choice.logits[rows] = combined[rows]
+        choice.source[rows] = row.source == BASE
+        mixed[rows] = row.source == MIXED
+    choice.mixed, choice.combined = mixed, combined
 
 
 def choose_by(
@@ -97,11 +129,13 @@ class Verifier:
         vocabulary: word starts, word ends, roles.
         banned: tokens that the base model may never write, bool [V].
         choose: what tokens are drawn from, and their sources.
+        ends: the end tokens of both models.
     """
 
     vocabulary: Vocabulary
     banned: Tensor
     choose: Choose = route
+    ends: tuple[int, ...] = ()
 
     def verify(self, draft: Draft, logits: Logits) -> VerifyResult:
         """Draw a token at every position, and accept the draft tokens that agree."""
@@ -128,16 +162,23 @@ class Verifier:
         num_accepted = _num_accepted(tokens, positions.draft_tokens, draft.counts)
         most = tensor_on(num_accepted.device, positions.counts)
         base, aligned = (signals.of(model).logprob(token) for model in MODELS)
+        logprob, mixed = torch.where(choice.source, base, aligned), None
+        if choice.mixed is not None:
+            assert choice.combined is not None
+            of_both = choice.combined.gather(1, token[:, None])[:, 0]
+            logprob, mixed = logprob.where(~choice.mixed, of_both), positions.pad(choice.mixed)
         return VerifyResult(
             tokens,
             positions.pad(choice.source),
-            positions.pad(torch.where(choice.source, base, aligned)),
+            positions.pad(logprob),
             positions.pad(_damaged(logits)),
             num_accepted,
             torch.minimum(num_accepted + 1, most),
             signals,
             choice.boundary_state,
             choice.active,
+            mixed,
+            choice.combined,
         )
 
     def signals(self, draft: Draft, logits: Logits) -> Signals:
@@ -158,7 +199,11 @@ class Verifier:
 
     def wants_both(self, batch: Batch) -> bool:
         """Whether both models' logits are wanted, whatever they are."""
-        return self.choose is not route or any(row.request.explain for row in batch.rows)
+        return (
+            self.choose is not route
+            or bool(batch.combinations)
+            or any(row.request.explain for row in batch.rows)
+        )
 
     def one_suffices(self, draft: Draft, model: Source, logits: Logits) -> bool:
         """Whether one model's logits decide every position, so that the other need not run."""

@@ -59,9 +59,11 @@ class Sample:
         prompt: the prompt's id.
         setting, value: the setting's label and its swept number.
         sample: its index among the n samples, from 0.
-        pieces: (text, source) in order, which join to the text; empty for methods without sources.
+        pieces: (text, source) in order, which join to the text; the source is None where a row
+            mixed both models. Empty for methods without sources.
         tokens: number of all tokens generated for this sample, the end token included.
-        base_share: of its tokens, in [0, 1]; None where the method has no sources.
+        base_share: of its tokens, in [0, 1]; None where tokens are mixed, or the method has no
+            sources.
         switches: number of changes of source between tokens; None likewise.
         finish_reason: ``stop``, ``length``, or a method's own word for a failed answer.
         seed: of the run.
@@ -75,7 +77,7 @@ class Sample:
     value: float | None
     sample: int
     text: str
-    pieces: tuple[tuple[str, Source], ...]
+    pieces: tuple[tuple[str, Source | None], ...]
     tokens: int
     base_share: float | None
     switches: int | None

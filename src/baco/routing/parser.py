@@ -4,6 +4,8 @@ A spelling is ``Name[-Name…][:argument,…]``. The names are at most one logit
 rules, in any order. An argument is the threshold γ (a number), a row of the ``Role`` table
 (``role=source``), or ``predict=base|aligned|either``: the model whose most likely next token is the
 predicted token.
+
+A combiner (:mod:`baco.routing.combiners`) is spelled in the same places, alone: ``Ensemble:0.3``.
 """
 
 import math
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.plugins import plugins
+from baco.routing.combiners import BUILT_IN_COMBINERS, Combination, combination, combiners
 from baco.routing.router import ConstantRouter, Router, RuleRouter
 from baco.routing.rules import (
     BUILT_IN,
@@ -105,6 +108,8 @@ def register_router(name: str, rule: Callable[..., Tensor] | type, **details: An
     decide = rule() if isinstance(rule, type) else rule
     if not callable(decide):
         raise BacoError(f"router {name!r} is {rule!r}: give a function of (signals[, threshold])")
+    if name.casefold() in {known.casefold() for known in combiners()}:
+        raise BacoError(f"router name {name!r} is a combiner's: choose another")
     logit_rule(name, **details)(decide)
 
 
@@ -113,7 +118,7 @@ def router_name(spelling: str) -> str:
 
     Parts match in any case and are returned in their canonical case. Unknown ones stay unchanged.
     """
-    canonical = {name.casefold(): name for name in (*rules(), *CONSTANTS)}
+    canonical = {name.casefold(): name for name in (*rules(), *combiners(), *CONSTANTS)}
     parts = spelling.partition(":")[0].strip().split("-")
     return "-".join(canonical.get(part.strip().casefold(), part) for part in parts)
 
@@ -124,18 +129,20 @@ def canonical_name(spelling: str) -> str:
     Raises:
         BacoError: no such router.
     """
-    if router_name(spelling) in CONSTANTS:
-        return router_name(spelling)
+    if (name := router_name(spelling)) in CONSTANTS or name in combiners():
+        return name
     return RuleRouter(*_rules_of(spelling)).name
 
 
 def logit_rule_of(spelling: str) -> LogitRule | None:
-    """The logit rule of a spelling, with or without its arguments; None where it has none.
+    """The logit rule of a spelling, with or without its arguments; None where it has none, as
+    combiners have.
 
     Raises:
         BacoError: no such router.
     """
-    return None if router_name(spelling) in CONSTANTS else _rules_of(spelling)[0]
+    name = router_name(spelling)
+    return None if name in CONSTANTS or name in combiners() else _rules_of(spelling)[0]
 
 
 def needs_threshold(spelling: str) -> bool:
@@ -152,7 +159,8 @@ def router(spelling: str, threshold: float | None = None) -> Router:
     """Parse a spelling.
 
     Args:
-        spelling: such as ``P-Punc:0.4``, ``Role:number=aligned,opinion=base``, ``Aligned``.
+        spelling: such as ``P-Punc:0.4``, ``Role:number=aligned,opinion=base``, ``Aligned``; or of
+            a combiner, ``Ensemble:0.3``.
         threshold: γ where the spelling gives none.
 
     Raises:
@@ -163,6 +171,8 @@ def router(spelling: str, threshold: float | None = None) -> Router:
             f"router {spelling!r}: give a spelling such as P-Punc:0.4 (see 'baco routers')"
         )
     name = router_name(spelling)
+    if (combiner := combiners().get(name)) is not None:
+        return combination(combiner, spelling)
     given, table, predict = _arguments(spelling)
     if name in CONSTANTS:
         if given is not None:
@@ -188,6 +198,8 @@ def portable(router: Router) -> bool:
     """Whether another process can parse its spelling: all its rules are built in or installed."""
     if isinstance(router, ConstantRouter):
         return True
+    if isinstance(router, Combination):
+        return router.combiner.name in BUILT_IN_COMBINERS | plugins("combiners").keys()
     installed = BUILT_IN | plugins("routers").keys()
     return isinstance(router, RuleRouter) and {rule.name for rule in router.rules} <= installed
 
@@ -199,10 +211,16 @@ def _rules_of(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]
     for part in parts:
         if part in CONSTANTS and len(parts) > 1:
             raise BacoError(f"router {spelling!r}: {part} stands alone, it cannot be combined")
+        if part in combiners():
+            raise BacoError(
+                f"router {spelling!r}: the combiner {part} stands alone, as in "
+                f"{combiners()[part].example}"
+            )
         if part not in known:
             raise BacoError(
                 f"unknown router {spelling!r}: {part!r} is none of "
-                f"{', '.join([*known, *CONSTANTS])} (see 'baco routers')"
+                f"{', '.join([*known, *combiners(), *CONSTANTS])} (see 'baco routers' and "
+                "'baco combiners')"
             )
     named = [known[part] for part in parts]
     logits = [rule for rule in named if isinstance(rule, LogitRule)]

@@ -5,13 +5,11 @@ its parameters. A chain runs after penalties and ``logit_bias`` and before tempe
 ``top_p`` and ``min_p``. To add a built-in sampler, write a function at the end of this file.
 """
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from baco.errors import BacoError
 from baco.plugins import plugins
 from baco.sampling.noise import coin, max_drawn_entries
+from baco.sampling.parameters import Parameter, first_line, parameters_of, read_numbers, spelled
 
 MAX_CHAIN = 16  # samplers of one request
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -62,48 +61,6 @@ class Context:
     def rows(self, index: Tensor) -> "Context":
         """The context of the positions ``index``, int64 [M]."""
         return Context(lambda: self.tokens[index], self._keys[index])
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A number that a sampler takes.
-
-    Attributes:
-        name: as in the function's signature.
-        default: None where the number must be given.
-        low, high: its range, both ends allowed.
-        whole: only whole numbers are allowed.
-    """
-
-    name: str
-    default: float | None
-    low: float
-    high: float
-    whole: bool
-
-    @property
-    def example(self) -> float:
-        """An allowed value: the default if there is one."""
-        if self.default is not None:
-            return self.default
-        value = min(max(self.low, 1.0), self.high)
-        return int(value) if self.whole else value
-
-    def check(self, sampler: str, value: float) -> float:
-        """The value as the sampler takes it; BacoError where it is out of range."""
-        if not self.low <= value <= self.high or (self.whole and value != int(value)):
-            kind = "a whole number" if self.whole else "a number"
-            bounds = (
-                ""
-                if math.isinf(self.low) and math.isinf(self.high)
-                else (
-                    f" from {self.low:g} to {self.high:g}"
-                    if self.high < math.inf
-                    else f" of at least {self.low:g}"
-                )
-            )
-            raise BacoError(f"sampler {sampler}: {self.name} is {value:g}: give {kind}{bounds}")
-        return int(value) if self.whole else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +114,7 @@ class Step:
     @property
     def spelling(self) -> str:
         """How it is written, with all its numbers."""
-        numbers = ",".join(map(str, self.numbers))
-        return f"{self.sampler.name}:{numbers}" if numbers else self.sampler.name
+        return spelled(self.sampler.name, self.numbers)
 
 
 Chain = tuple[Step, ...]
@@ -186,7 +142,12 @@ def register_sampler(
 
     def decorate(function: Callable[..., Tensor]) -> Sampler:
         return _add(
-            Sampler(name, function, _help(function, help), _parameters(name, function, ranges))
+            Sampler(
+                name,
+                function,
+                help or first_line(function),
+                parameters_of(f"sampler {name!r}", "(logits, context, …)", function, 2, ranges),
+            )
         )
 
     return decorate
@@ -258,42 +219,17 @@ def _run(chain: Chain, logits: Tensor, context: Context) -> Tensor:
 def _parse(spelling: str) -> Step:
     if not isinstance(spelling, str):
         raise BacoError(f"sampler {spelling!r}: give a spelling such as top_n_sigma:1.0")
-    name, _, text = (part.strip() for part in spelling.partition(":"))
+    name = spelling.partition(":")[0].strip()
     listed = {known.casefold(): sampler for known, sampler in samplers().items()}
     sampler = listed.get(name.casefold())
     if sampler is None:
         raise BacoError(
             f"unknown sampler {spelling!r}: use one of {', '.join(_SAMPLERS)} (see 'baco samplers')"
         )
-    named = {parameter.name: parameter.default for parameter in sampler.parameters}
-    given: dict[str, float] = {}
-    for place, argument in enumerate(text.split(",") if text else ()):
-        key, equals, number = (part.strip() for part in argument.partition("="))
-        if not equals:
-            key, number = (list(named)[place] if place < len(named) else ""), key
-        if key not in named or key in given:
-            takes = ", ".join(named) or "none"
-            raise BacoError(
-                f"sampler {spelling!r}: {argument.strip()!r} is one number too many or has another "
-                f"name: {sampler.name} takes {takes}, as in {sampler.example}"
-            )
-        given[key] = _number(spelling, number)
-    missing = [key for key, value in named.items() if value is None and key not in given]
-    if missing:
-        raise BacoError(f"sampler {spelling!r} needs {missing[0]}, as in {sampler.example}")
-    values = named | given
-    checked = (p.check(sampler.name, values[p.name] or 0.0) for p in sampler.parameters)
-    return Step(sampler, tuple(checked))
-
-
-def _number(spelling: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise BacoError(f"sampler {spelling!r}: {text!r} is not a number")
-    return number
+    return Step(
+        sampler,
+        read_numbers("sampler", spelling, sampler.name, sampler.parameters, sampler.example),
+    )
 
 
 def _add(sampler: Sampler) -> Sampler:
@@ -303,32 +239,6 @@ def _add(sampler: Sampler) -> Sampler:
         raise BacoError(f"sampler name {sampler.name!r} is taken: choose another")
     _SAMPLERS[sampler.name] = sampler
     return sampler
-
-
-def _help(function: Callable[..., Tensor], help: str | None) -> str:
-    return help or (inspect.getdoc(function) or "no description").splitlines()[0].rstrip(".")
-
-
-def _parameters(
-    name: str, function: Callable[..., Tensor], ranges: dict[str, tuple[float, float]]
-) -> tuple[Parameter, ...]:
-    """The numbers that a function takes after logits and context."""
-    taken = list(inspect.signature(function).parameters.values())
-    numbers = taken[2:]
-    unknown = ranges.keys() - {parameter.name for parameter in numbers}
-    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    if len(taken) < 2 or unknown or any(parameter.kind not in kinds for parameter in taken):
-        raise BacoError(
-            f"sampler {name!r}: give a function of (logits, context, …) whose further arguments "
-            f"are numbers, and ranges of those alone"
-        )
-    return tuple(_parameter(parameter, ranges) for parameter in numbers)
-
-
-def _parameter(taken: inspect.Parameter, ranges: dict[str, tuple[float, float]]) -> Parameter:
-    default: Any = None if taken.default is taken.empty else taken.default
-    low, high = ranges.get(taken.name, (-math.inf, math.inf))
-    return Parameter(taken.name, default, low, high, taken.annotation in (int, "int"))
 
 
 @register_sampler("top_n_sigma", n=(0.0, 100.0))

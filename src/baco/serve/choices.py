@@ -36,6 +36,7 @@ class Choice:
             end tokens.
         tokens: so far.
         base: tokens so far whose source is base.
+        mixed: whether any token so far comes from both models.
         switches: changes of the source so far.
         why: of the tokens so far, if asked for.
         prompt: as the decoder accepted it.
@@ -48,6 +49,7 @@ class Choice:
     named: bool = False
     tokens: list[Token] = field(default_factory=list)
     base: int = 0
+    mixed: bool = False
     switches: int = 0
     why: list[WhyToken] = field(default_factory=list)
     prompt: Prompt | None = None
@@ -58,13 +60,14 @@ class Choice:
         """Add a chunk, and return the provenance of its text with the totals so far."""
         for token in chunk.tokens:
             self.base += token.source == "base"
+            self.mixed |= token.source is None
             self.switches += self._last not in (None, token.source)
             self._last = token.source
         self.tokens += chunk.tokens
         provenance = Provenance(
             sources=merge_pieces(chunk.pieces),
-            base_share=round(self.base / len(self.tokens), 4) if self.tokens else 0.0,
-            switches=self.switches,
+            base_share=None if self.mixed else round(self.base / max(len(self.tokens), 1), 4),
+            switches=None if self.mixed else self.switches,
         )
         if self.explain:
             provenance.why = [self._why(token) for token in chunk.tokens]
@@ -112,14 +115,14 @@ class Choice:
         """Log-probabilities of new tokens for a chat choice; end tokens are left out."""
         content = [
             TokenLogprob(
-                **self._logprob(token.id, token.logprob, token.source).model_dump(),
+                **self._logprob(token.id, token.logprob, _owner(token)).model_dump(),
                 top_logprobs=[
-                    self._logprob(id_, logprob, token.source)
+                    self._logprob(id_, logprob, _owner(token))
                     for id_, logprob in (token.top_logprobs or {}).items()
                 ],
             )
             for token in tokens
-            if token.id not in self.pair.ends(token.source)
+            if token.id not in self.pair.ends(_owner(token))
         ]
         return ChatLogprobs(content=content)
 
@@ -127,12 +130,12 @@ class Choice:
         """Log-probabilities of new tokens for a choice of ``/v1/completions``."""
         logprobs = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            ends = token.id in self.pair.ends(token.source)
+            ends = token.id in self.pair.ends(_owner(token))
             if ends and not self.named:
                 continue
-            logprobs.tokens.append(self._name(token.id, token.source))
+            logprobs.tokens.append(self._name(token.id, _owner(token)))
             logprobs.token_logprobs.append(finite(token.logprob))
-            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}, token.source))
+            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}, _owner(token)))
             logprobs.text_offset.append(token.offset)
         return logprobs
 
@@ -147,12 +150,17 @@ class Choice:
         return TopLogprob(token=name_of(spelling), logprob=finite(logprob), bytes=list(spelling))
 
 
+def _owner(token: Token) -> Source:
+    """The model whose id a token is; where both were mixed they have one tokenizer."""
+    return token.source or "aligned"
+
+
 def token_id_name(token: int) -> str:
     """The name of a token that is named by its id, as in vLLM."""
     return f"token_id:{token}"
 
 
-def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
+def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source | None]]:
     """The (text, source) of pieces; neighbouring pieces of one source are joined."""
     return [
         ("".join(piece.text for piece in same), source)
@@ -162,7 +170,8 @@ def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source]]:
 
 def _set_totals(provenance: Provenance, completion: Completion) -> None:
     """Fill in the totals of a whole answer, and what repeats it."""
-    provenance.base_share = round(completion.base_share, 4)
+    share = completion.base_share
+    provenance.base_share = None if share is None else round(share, 4)
     provenance.switches = completion.switches
     provenance.router, provenance.seed = completion.router, completion.seed
     provenance.date = completion.date

@@ -172,7 +172,7 @@ class AnswerRecorder:
         self.choices = choices
         self._answers, self._metrics, self._entry = answers, metrics, entry
         self._tokens = self._base = 0
-        self._begun = False
+        self._begun = self._mixed = False
 
     async def accepted(self) -> None:
         """Wait until the decoder has taken all prompts."""
@@ -201,8 +201,10 @@ class AnswerRecorder:
         self._metrics.count(chunk)
         self._tokens += len(chunk.tokens)
         self._base += sum(token.source == "base" for token in chunk.tokens)
+        self._mixed |= any(token.source is None for token in chunk.tokens)
         self._entry["tokens"] = self._tokens
-        self._entry["base_share"] = round(self._base / max(self._tokens, 1), 4)
+        share = round(self._base / max(self._tokens, 1), 4)
+        self._entry["base_share"] = None if self._mixed else share
 
     async def whole(self) -> None:
         """Wait until all answers have ended."""

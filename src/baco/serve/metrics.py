@@ -17,7 +17,7 @@ from baco.kv_cache.prefix_cache import PrefixCache
 from baco.outputs import Chunk, Completion
 from baco.serve.connections import Connections
 from baco.serve.engine_thread import EngineThread
-from baco.source import MODELS
+from baco.source import MIXED, MODELS
 
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
@@ -75,19 +75,19 @@ class Metrics:
             buckets=_SPEEDS,
             registry=registry,
         )
-        for source in ("base", "aligned"):
+        for source in (*MODELS, MIXED):
             self._tokens.labels(source)
 
     def count(self, chunk: Chunk) -> None:
         """Count a chunk of an answer."""
-        base = sum(token.source == "base" for token in chunk.tokens)
-        self._tokens.labels("base").inc(base)
-        self._tokens.labels("aligned").inc(len(chunk.tokens) - base)
+        for token in chunk.tokens:
+            self._tokens.labels(token.source or MIXED).inc()
         if chunk.completion is not None:
             self._ended(chunk.completion)
 
     def _ended(self, completion: Completion) -> None:
-        self._share.observe(completion.base_share)
+        if completion.base_share is not None:
+            self._share.observe(completion.base_share)
         self._speed.observe(completion.tokens_per_second)
 
     def page(self) -> bytes:

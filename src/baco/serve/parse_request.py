@@ -10,6 +10,7 @@ from baco.decoder import Decoder
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
+from baco.routing.combiners import combiners
 from baco.routing.parser import catalogue
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
@@ -121,10 +122,14 @@ class RequestParser:
         return self._routers(None)
 
     def models(self) -> list[str]:
-        """The model names to list. Requests may also name any other router after ``baco/``."""
+        """The model names to list. Requests may also name any other router or combiner after
+        ``baco/``.
+        """
         examples = [entry.example for entry in catalogue()]
         alone = ("Base", "Aligned")
         own = [f"{ROOT}/{example}" for example in examples if example not in alone]
+        if self._baco.capabilities.combiners:
+            own += [f"{ROOT}/{combiner.example}" for combiner in combiners().values()]
         return [ROOT, f"{ROOT}/base", f"{ROOT}/aligned", *own]
 
     def router_of(self, model: str) -> Router:

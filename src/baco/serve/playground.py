@@ -1,6 +1,7 @@
 """The page at ``/``, and the endpoints under ``/baco`` that it uses beside OpenAI's."""
 
 import asyncio
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from baco.calibration.measure import open_prompts
 from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
+from baco.routing.combiners import Combiner, combiners
 from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
 from baco.routing.parser import router as parse
 from baco.routing.rules import ContentRule, LogitRule
@@ -53,6 +55,7 @@ class Playground:
             limits=Limits(n=settings.max_n, max_tokens=settings.max_tokens),
         )
         self._calibration = Calibration.load(baco.pair) or Calibration()
+        self._combines = baco.capabilities.combiners
         self._measuring = asyncio.Semaphore(1)
 
     def router(self) -> APIRouter:
@@ -70,8 +73,12 @@ class Playground:
         return self._info
 
     async def routers(self) -> list[RouterEntry]:
-        """All routers; those that the pair is calibrated for have a dial."""
-        return [self._entry(entry.name, entry.example, entry.sentence) for entry in catalogue()]
+        """All routers, then the combiners; routers that the pair is calibrated for have a dial."""
+        entries = [self._entry(entry.name, entry.example, entry.sentence) for entry in catalogue()]
+        return entries + [_combiner_entry(combiner) for combiner in self._combiners()]
+
+    def _combiners(self) -> Iterable[Combiner]:
+        return combiners().values() if self._combines else ()
 
     async def diversity(self, body: DiversityRequest) -> Diversity:
         """Measure how different the answers to one prompt are."""
@@ -101,6 +108,24 @@ class Playground:
             compares=rule.compares if isinstance(rule, LogitRule) else None,
             keeps=rule.page if isinstance(rule, ContentRule) else None,
         )
+
+
+def _combiner_entry(combiner: Combiner) -> RouterEntry:
+    """A combiner; the page turns the first of its numbers."""
+    turned = next(iter(combiner.parameters), None)
+    return RouterEntry(
+        name=combiner.name,
+        example=combiner.example,
+        sentence=combiner.help,
+        takes_threshold=turned is not None,
+        low=None if turned is None else turned.low,
+        high=None if turned is None else turned.high,
+        default=None if turned is None else turned.example,
+        dial=None,
+        page=None,
+        compares=None,
+        keeps=None,
+    )
 
 
 def add_page(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ class WhyToken(BaseModel):
     """A token as the router saw it; probabilities in [0, 1], entropy in nats."""
 
     text: str
-    source: Source
+    source: Source | None
     base: float | None = None
     aligned: float | None = None
     max_base: float | None = None
@@ -30,17 +30,18 @@ class Provenance(BaseModel):
     """Which model wrote which part of the text.
 
     Attributes:
-        sources: (text, source) in order; in a chunk, of its new text.
-        base_share: share of the tokens so far whose source is base.
-        switches: changes of the source from one token to the next so far.
+        sources: (text, source) in order; in a chunk, of its new text. The source is null where a
+            combiner mixed both models' rows.
+        base_share: share of the tokens so far whose source is base; null where any is mixed.
+        switches: changes of the source from one token to the next so far; null likewise.
         why: one entry for every new token, if asked for.
         router, seed: repeat the answer; on whole answers and on the last chunk of one.
         date: the day that a template wrote into the prompt; needed to repeat the answer.
     """
 
-    sources: list[tuple[str, Source]]
-    base_share: float
-    switches: int
+    sources: list[tuple[str, Source | None]]
+    base_share: float | None
+    switches: int | None
     why: Maybe[list[WhyToken]] = None
     router: Maybe[str] = None
     seed: Maybe[int] = None

@@ -8,13 +8,16 @@ from baco.source import Source
 from baco.text.detokenizer import Detokenizer
 from baco.text.shared_text import SharedDetokenizer, TextTokenizer
 
+# What can open the base model's next turn: its own text, and text from both models.
+OPENERS: tuple[Source | None, ...] = ("base", None)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of an answer's text and the model it came from."""
+    """A stretch of an answer's text and the model it came from; None where both were mixed."""
 
     text: str
-    source: Source
+    source: Source | None
 
 
 def name_of(data: bytes) -> str:
@@ -39,7 +42,7 @@ class AnswerText:
         opening: how the base model opens a next turn. The answer also ends at an opening that is
             first on its line and whose first character comes from one of ``openers``. White space
             before it is cut off too.
-        openers: the sources that can open a turn.
+        openers: the sources that can open a turn; None for text from both models.
         starts_line: whether the answer begins at the start of a line, where a turn can open.
         joining_space: whether a space at the answer's start only joins it to the prompt. It is
             removed.
@@ -52,14 +55,14 @@ class AnswerText:
     tokenizer: Any
     stops: Sequence[str] = ()
     opening: str | None = None
-    openers: Sequence[Source] = ("base",)
+    openers: Sequence[Source | None] = OPENERS
     starts_line: bool = True
     joining_space: bool = False
     tokenizers: Mapping[Source, TextTokenizer] | None = None
     pieces: list[Piece] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    _sources: list[Source] = field(default_factory=list)
+    _sources: list[Source | None] = field(default_factory=list)
     _held: list[Piece] = field(default_factory=list)
     _length: int = 0  # characters of all text, held or released
     _released: int = 0  # characters of released text
@@ -86,10 +89,11 @@ class AnswerText:
             self._tokens += 1
         return self._tokens
 
-    def push(self, token: int, source: Source) -> tuple[list[Piece], bool]:
+    def push(self, token: int, source: Source | None) -> tuple[list[Piece], bool]:
         """Add a token; returns the newly released pieces, and whether the answer ends here."""
         self._sources.append(source)
         if isinstance(self._detokenizer, SharedDetokenizer):
+            assert source is not None  # no combiner mixes models of different tokenizers
             return self._add(self._detokenizer.push(token, source))
         return self._add(self._detokenizer.push(token))
 
@@ -157,7 +161,7 @@ class AnswerText:
         first = before.endswith("\n") if before else self.starts_line and not self.pieces
         return first and self._source_at(at) in self.openers
 
-    def _source_at(self, at: int) -> Source:
+    def _source_at(self, at: int) -> Source | None:
         for piece in self._held:
             if at < len(piece.text):
                 return piece.source

@@ -34,7 +34,7 @@ export interface Info {
 /** A token as the router saw it; probabilities in 0…1, entropy in nats. */
 export interface Token {
   text: string;
-  source: Source;
+  source: Source | null;
   base?: number | null;
   aligned?: number | null;
   max_base?: number | null;
@@ -56,9 +56,10 @@ export interface Delta {
   index: number;
   /** What the aligned model writes before the answer. */
   thinking: string;
-  sources: [string, Source][];
+  sources: [string, Source | null][];
   tokens: Token[];
-  baseShare: number;
+  /** Null where a combiner mixed both models' rows. */
+  baseShare: number | null;
   finish: string | null;
 }
 
@@ -135,7 +136,11 @@ interface Choice {
   index: number;
   finish_reason: string | null;
   delta?: { reasoning_content?: string | null };
-  baco?: { sources?: [string, Source][]; base_share?: number; why?: Token[] | null } | null;
+  baco?: {
+    sources?: [string, Source | null][];
+    base_share?: number | null;
+    why?: Token[] | null;
+  } | null;
 }
 
 /** Stream a chat completion, chunk by chunk.
@@ -164,7 +169,7 @@ export async function* stream(request: object, signal: AbortSignal): AsyncGenera
         thinking: choice.delta?.reasoning_content ?? "",
         sources: choice.baco?.sources ?? [],
         tokens: choice.baco?.why ?? [],
-        baseShare: choice.baco?.base_share ?? 0,
+        baseShare: choice.baco ? (choice.baco.base_share ?? null) : 0,
         finish: choice.finish_reason,
       };
     }

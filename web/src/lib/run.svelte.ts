@@ -15,7 +15,7 @@ export class Answer {
   finish = $state<string | null>(null);
   /** What the router saw, token by token: read when a word is looked at, so not reactive. */
   tokens: Token[] = [];
-  baseShare = $state(0);
+  baseShare = $state<number | null>(0);
   text = $derived(this.pieces.map((piece) => piece.text).join(""));
   /** The text but for how its white space runs: what makes answers distinct. */
   words = $derived(this.text.split(/\s+/).filter(Boolean).join(" "));
@@ -50,11 +50,12 @@ export class Column {
     this.answers = Array.from({ length: n }, () => new Answer());
   }
 
-  /** Base share over all tokens of the answers. */
-  #share(): number {
+  /** Base share over all tokens of the answers; null where a combiner mixed both models. */
+  #share(): number | null {
     let base = 0;
     let all = 0;
     for (const answer of this.answers) {
+      if (answer.baseShare === null) return null;
       const count = answer.pieces.length ? answer.tokens.length || answer.text.length : 0;
       base += answer.baseShare * count;
       all += count;

@@ -19,7 +19,15 @@ export function summary(run: Run): string {
 
 function ofColumn(column: Column): string {
   const distinct = column.diversity ? `${distinctOf(column)} distinct answers, ` : "";
-  return `${column.title}: ${distinct}base share ${percent(column.baseShare)}.`;
+  const share = column.baseShare === null ? MIXED : `base share ${percent(column.baseShare)}`;
+  return `${column.title}: ${distinct}${share}.`;
+}
+
+/** Where a combiner mixed both models' rows, no token has a source. */
+export const MIXED = "mixed";
+
+export function shareOf(share: number | null): string {
+  return share === null ? MIXED : `base ${percent(share)}`;
 }
 
 export function distinctOf(column: Column): string {

@@ -19,7 +19,7 @@ function quoted(text: string | null | undefined): string {
   return text.trim() ? `“${text.trim()}”` : "a space";
 }
 
-export function explain(tokens: readonly Token[], source: Source, router: string): Why {
+export function explain(tokens: readonly Token[], source: Source | null, router: string): Why {
   const first = tokens[0];
   const known = tokens.length > 0 && tokens.every((t) => t.base != null && t.aligned != null);
   const product = (half: Source): number | null =>
@@ -36,7 +36,8 @@ export function explain(tokens: readonly Token[], source: Source, router: string
   };
 }
 
-function reasonOf(token: Token | undefined, source: Source, router: string): string {
+function reasonOf(token: Token | undefined, source: Source | null, router: string): string {
+  if (source === null) return `Drawn from both models’ distributions at once, by ${router}.`;
   const family = familyOf(router);
   if (family === "Base" || family === "Aligned") {
     return `This column is the ${source} model alone: there is nothing to choose.`;

@@ -4,7 +4,8 @@ import type { Source, Token } from "./api";
 
 export interface Piece {
   text: string;
-  source: Source;
+  /** Null where a combiner mixed both models' rows. */
+  source: Source | null;
 }
 
 export interface Word extends Piece {
@@ -18,11 +19,12 @@ export interface Word extends Piece {
 const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
 
 /** Add text to pieces; neighbours of one source are one piece. */
-export function join(pieces: readonly Piece[], added: readonly [string, Source][]): Piece[] {
+export function join(pieces: readonly Piece[], added: readonly [string, Source | null][]): Piece[] {
   const joined = [...pieces];
   for (const [text, source] of added) {
     const last = joined.at(-1);
-    if (last?.source === source) joined[joined.length - 1] = { text: last.text + text, source };
+    if (last && last.source === source)
+      joined[joined.length - 1] = { text: last.text + text, source };
     else if (text) joined.push({ text, source });
   }
   return joined;

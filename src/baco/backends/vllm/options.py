@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
+from baco.routing.combiners import Combination
 from baco.routing.parser import portable, router
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
@@ -206,6 +207,11 @@ def _router(spelling: object, threshold: object) -> Router:
     if not isinstance(spelling, str):
         raise BacoError(f"{PREFIX}router is {spelling!r}: give a spelling such as P-Punc:0.4")
     chosen = router(spelling, None if threshold is None else float(threshold))
+    if isinstance(chosen, Combination):
+        raise BacoError(
+            f"router {spelling!r}: the vllm backend cannot run combiners, which need both models' "
+            "whole distributions: use a router, or baco serve --backend local"
+        )
     if not portable(chosen):
         raise BacoError(
             f"router {spelling!r} exists in this process only: vLLM's processes know built-in "

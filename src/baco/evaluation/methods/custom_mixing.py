@@ -1,4 +1,4 @@
-"""Decoding for methods that are not routers: mixed logits, or a judge that reads the text.
+"""Decoding for methods that are neither routers nor combiners, such as a judge that reads the text.
 
 Both models read every token, and the method chooses the row that the token is drawn from. Batches,
 caches, draws and ends of answers are the engine's.
@@ -42,8 +42,6 @@ def decode(
     sampling: Mapping[str, Any],
     spelling: str,
     choose: Choose,
-    *,
-    mixed: bool = False,
 ) -> list[list[Completion]]:
     """The n samples of every prompt, every token drawn from the row that `choose` returns.
 
@@ -53,7 +51,6 @@ def decode(
         sampling: fields of :class:`baco.SamplingParams`, n and seed too.
         spelling: the router's name in the samples.
         choose: see :data:`baco.engine.verify.Choose`.
-        mixed: tokens are from both models, whatever their sources.
 
     Raises:
         BacoError: a prompt that does not fit the context window, or an answer that ended with an
@@ -70,7 +67,7 @@ def decode(
     decoder = Decoder(baco.pair, engine)
     params = baco.pair.defaults.updated(sampling)
     for prompt in prompts:
-        decoder.submit(prompt.messages, params, router=NoRouter(spelling), mixed=mixed)
+        decoder.submit(prompt.messages, params, router=NoRouter(spelling))
     done: list[list[Completion]] = [[] for _ in prompts]
     while decoder.busy:
         for chunk in decoder.step():

@@ -67,7 +67,7 @@ class Answer:
     text: str
     tokens: int
     finish_reason: str
-    pieces: tuple[tuple[str, Source], ...] = ()
+    pieces: tuple[tuple[str, Source | None], ...] = ()
     base_share: float | None = None
     switches: int | None = None
 
@@ -81,7 +81,7 @@ class Answer:
         from baco.outputs import check_whole
 
         check_whole([completion])
-        pieces: list[tuple[str, Source]] = []
+        pieces: list[tuple[str, Source | None]] = []
         for piece in completion.pieces:
             if pieces and pieces[-1][1] == piece.source:
                 pieces[-1] = (pieces[-1][0] + piece.text, piece.source)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from baco.errors import BacoError
 from baco.evaluation.methods.answer_file import AnswersOfFile
+from baco.evaluation.methods.contrastive import Contrastive
 from baco.evaluation.methods.ensemble import Ensemble
 from baco.evaluation.methods.judge import Judge
 from baco.evaluation.methods.method import FAMILIES, Answer, Draw, Grid, Method
@@ -46,6 +47,8 @@ def register_method(method: MethodT) -> MethodT:
 
 ALL = "all"
 JUDGE = "judge"  # takes part only where a judge is given
+# Methods published after the paper; they are not among 'all'.
+RIVALS = ("truncation", "contrastive")
 _ROUTED = Routed()
 _FILES = AnswersOfFile()  # named by a file, so it is in no list
 for _method in (
@@ -60,6 +63,7 @@ for _method in (
     SystemPrompt(),
     Judge(),
     Truncation(),
+    Contrastive(),
 ):
     register_method(_method)
 
@@ -87,8 +91,9 @@ def groups() -> Mapping[str, tuple[str, ...]]:
     families: dict[str, list[str]] = {}
     for name, method in methods().items():
         families.setdefault(method.family, []).append(name)
-    every = tuple(name for name in methods() if name not in (JUDGE, Truncation.name))
-    return {ALL: every, "prompting": tuple(families["prompting"])}
+    every = tuple(name for name in methods() if name != JUDGE and name not in RIVALS)
+    prompting = tuple(name for name in families["prompting"] if name not in RIVALS)
+    return {ALL: every, "prompting": prompting, "rivals": RIVALS}
 
 
 def select_settings(

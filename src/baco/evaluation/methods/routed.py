@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from baco.evaluation.methods.ensemble import combined
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
+from baco.routing.combiners import Combination
 from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of, needs_threshold, router_name
 from baco.routing.parser import router as parse
 from baco.routing.rules import PROBABILITY_SWEEP
@@ -27,7 +29,8 @@ class Routed:
         return [setting for spelling in spellings for setting in self.of(spelling, grid)]
 
     def of(self, spelling: str, grid: Grid) -> list[Setting]:
-        """The settings of one router: all its thresholds, or the one that is spelled out.
+        """The settings of one router: all its thresholds, or the one that is spelled out; of a
+        combiner, the one.
 
         Raises:
             BacoError: no such router, or a threshold out of its range.
@@ -39,6 +42,8 @@ class Routed:
             values = grid.thin((rule.sweep if rule else ()) or PROBABILITY_SWEEP)
             return [_setting(name, f"{name}:{value:g}", value) for value in values]
         router = parse(spelling)
+        if isinstance(router, Combination):
+            return [combined(router)]
         return [_setting(name, router.spelling, getattr(router, "threshold", None))]
 
     def answer(

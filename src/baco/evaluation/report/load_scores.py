@@ -31,6 +31,7 @@ class Cost:
         tokens: of all answers together.
         base_tokens, sourced: tokens from base and all tokens, of the answers that have sources.
         cut: answers that ended at the limit of length.
+        mixed: whether any answer has tokens from both models at once.
         seconds, timed_tokens: measured while the answers were generated; 0 where nothing was.
     """
 
@@ -40,6 +41,7 @@ class Cost:
     base_tokens: float = 0.0
     sourced: int = 0
     cut: int = 0
+    mixed: bool = False
     seconds: float = 0.0
     timed_tokens: int = 0
 
@@ -50,13 +52,16 @@ class Cost:
             self.answers += 1
             self.tokens += sample.tokens
             self.cut += sample.finish_reason == "length"
+            self.mixed |= any(source is None for _, source in sample.pieces)
             if sample.base_share is not None:
                 self.base_tokens += sample.base_share * sample.tokens
                 self.sourced += sample.tokens
 
     @property
     def base_share(self) -> float | None:
-        """Share of the tokens whose source is base; None where no answer has sources."""
+        """Share of the tokens whose source is base; None where no answer has sources, or where
+        tokens are mixed.
+        """
         return self.base_tokens / self.sourced if self.sourced else None
 
     @property

@@ -17,6 +17,7 @@ from baco.evaluation.records import Group, Prompt, Sample
 from baco.evaluation.report import plots
 from baco.evaluation.report.load_scores import Key, TaskScores
 from baco.evaluation.report.ranking import Ranking, balanced, spaces
+from baco.source import MIXED, Source
 from baco.text.invalid_characters import well_formed, well_formed_values
 from baco.version import __version__
 
@@ -75,12 +76,17 @@ def collect(groups: Iterable[Group], shown: Sequence[Prompt]) -> Examples:
 def coded(sample: Sample) -> list[Any]:
     """An answer for the page's script: the first source, then the text of one source at a time.
 
-    `["b", "Go to ", "Oslo."]` is base, then aligned; `["", "Go to Oslo."]` has no sources.
+    `["b", "Go to ", "Oslo."]` is base, then aligned; `["", "Go to Oslo."]` has no sources, and
+    `["m", "Go to Oslo."]` mixes both models.
     """
     if not sample.pieces:
         return ["", _cut(sample.text)]
-    turns: list[Any] = [sample.pieces[0][1][0]]
-    left, last = LONGEST, ""
+    first = sample.pieces[0][1]
+    if first is None or None in {source for _, source in sample.pieces}:
+        return [MIXED[0], _cut(sample.text)]
+    turns: list[Any] = [first[0]]
+    left = LONGEST
+    last: Source | None = None
     for text, source in sample.pieces:
         if left <= 0:
             break
@@ -113,8 +119,14 @@ def view(ranking: Ranking, scores: TaskScores, examples: Examples) -> dict[str, 
         "diversity": plots.first(plots.DIVERSITY, [plane.diversity for plane in planes]),
         "quality": plots.first(plots.QUALITY, [plane.quality for plane in planes]),
         "settings": [
-            {"method": method, "label": label, "baseShare": scores.costs[method, label].base_share}
+            {
+                "method": method,
+                "label": label,
+                "baseShare": cost.base_share,
+                "mixed": cost.mixed,
+            }
             for method, label in scores.keys
+            for cost in (scores.costs[method, label],)
         ],
         "spaces": [
             {

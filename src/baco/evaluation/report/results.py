@@ -23,6 +23,7 @@ from baco.evaluation.metrics.quality import PATIENCE
 from baco.evaluation.report.load_scores import TaskScores
 from baco.evaluation.report.ranking import ANY, PARTS, SINGLES, Ranking, balanced
 from baco.evaluation.report.tables import Cell, Column, Form, Table, number
+from baco.source import MIXED
 
 TITLES: dict[Family, str] = {
     "base": "base alone",
@@ -545,7 +546,8 @@ def points(ranking: Ranking, scores: TaskScores) -> Table:
         cost = scores.costs[key]
         row: list[Cell] = [*key, *(float(means[name][place]) for name in names)]
         row += [] if scores.accuracy is None else [float(scores.accuracy[place].mean())]
-        row += [cost.base_share, cost.tokens / cost.answers, cost.cut / cost.answers]
+        share: Cell = MIXED if cost.mixed else cost.base_share
+        row += [share, cost.tokens / cost.answers, cost.cut / cost.answers]
         # Mixing takes the answers that base and aligned have given already.
         mixed = ranking.families[key[0]] == "mixing"
         rows.append([*row, None if mixed else cost.tokens_per_second])

@@ -38,11 +38,17 @@ def as_transformers(
     from baco.api import Baco
     from baco.integrations.transformers.chat import ChatReader
     from baco.integrations.transformers.model import BacoForCausalLM
+    from baco.routing.combiners import Combination
 
     if base_prompt not in ("auto", "same"):
         raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
     baco = pair if isinstance(pair, Baco) else Baco(pair)
     pair, rule = baco.pair, baco.router(router)
+    if isinstance(rule, Combination):
+        raise BacoError(
+            f"the transformers object runs routers, not the combiner {rule.spelling}: use a "
+            "router, or Baco.generate"
+        )
     pair.check_one_tokenizer("the transformers object")
     reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
     return BacoForCausalLM(pair, rule, seed=seed, reader=reader)

@@ -1,11 +1,12 @@
 // Answers with the source of every word, side by side.
 
-/** [first speaker, text, text, …]: turns change speaker; no speaker, no colour. */
+/** [first speaker, text, text, …]: turns change speaker; no speaker, no colour; "m" is both at once. */
 function answer(coded) {
   const item = element("li");
   let base = coded[0] === "b";
   for (const text of coded.slice(1)) {
-    if (!coded[0]) {
+    if (coded[0] === "m") item.append(element("em", "mixed: "));
+    if (!coded[0] || coded[0] === "m") {
       item.append(text);
       continue;
     }

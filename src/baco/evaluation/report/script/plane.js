@@ -88,6 +88,7 @@ function tell(datum, x, y) {
   add(chosen.quality, figure(datum.rawX));
   add(chosen.diversity, figure(datum.rawY));
   if (setting.baseShare !== null) add("base share", `${Math.round(100 * setting.baseShare)}%`);
+  if (setting.mixed) add("source", "mixed");
   if (datum.front) add("joint front", "on it");
   const prompt = view().prompts[chosen.prompt];
   told.replaceChildren(element("h4", heading(setting)), facts);
