@@ -7,6 +7,7 @@ import pytest
 
 from baco.cli import run as baco_run
 from baco.evaluation.metrics import metric
+from baco.evaluation.report.results import reference
 from baco.evaluation.score import requested_metrics, score
 from baco.evaluation.store import Run
 
@@ -129,7 +130,7 @@ REFUSED = [
     (["-n", "1"], "self_bleu compares a prompt's samples and there is 1: draw 2 or more with -n"),
     (["-n", "0"], "n is 0"),
     (["--limit", "0"], "limit is 0"),
-    (["--preset", "huge"], "preset is 'huge': use quick or full"),
+    (["--preset", "huge"], "preset is 'huge': use full, quick or paper"),
     (["--temperature", "-1"], "temperature is -1"),
     (["--workers", "0"], "workers is 0"),
     (["--judge-model", "m"], "a judge needs both"),
@@ -155,3 +156,50 @@ def test_score_refuses_a_folder_that_is_not_a_run(
 ) -> None:
     assert baco_run(["score", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_papers_preset_is_printed_without_loading_or_fetching_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a dry run loads and fetches nothing")
+
+    for name in ("baco.api.Baco.load", "baco.evaluation.tasks.rows.from_hub"):
+        monkeypatch.setattr(name, never)
+    stories = tmp_path / "stories.json"
+    stories.write_text(
+        json.dumps([{"narrative_id": i, "synopsis": "A ship sails. It sinks."} for i in range(3)]),
+        encoding="utf-8",
+    )
+    options = ["sweep", "--preset", "paper", "--dry-run", "-t", f"narrative-discourse={stories}"]
+    assert baco_run([*options, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [pair["name"] for pair in planned["pairs"]] == ["llama-3-8b", "olmo-2-7b"]
+    prompts = {task["name"]: task["prompts"] for task in planned["tasks"]}
+    assert prompts == {"noveltybench-curated": 100, "wildchat": 100, "narrative-discourse": 3}
+    assert set(reference("routers").figures) - {"Judge"} <= planned["methods"].keys()
+    assert "mixing" not in planned["methods"]
+    assert planned["settings"] == sum(map(len, planned["methods"].values()))
+    assert planned["answers"] == 2 * planned["settings"] * 10 * 203
+    assert planned["most_tokens"] == 2 * planned["settings"] * 10 * (200 * 512 + 3 * 1024)
+    assert baco_run(options) == 0
+    shown = capsys.readouterr().out
+    assert f"{planned['answers']:,} answers" in shown and "allenai/OLMo-2-1124-7B" in shown
+
+
+def test_what_a_user_names_takes_the_place_of_the_presets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["sweep", "--preset", "paper", "--dry-run", "--json", "--no-score"]
+    named = ["-p", "demo", "-t", "demo", "-r", "P:0.5", "--limit", "2", "-n", "3"]
+    assert baco_run([*options, *named, "--max-tokens", "7"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["methods"], planned["metrics"]) == ({"P": ["P:0.5"]}, [])
+    assert (planned["answers"], planned["most_tokens"], planned["jobs"]) == (6, 42, 1)
+
+
+def test_a_sweep_without_its_directory_says_what_to_give(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert baco_run(["sweep"]) == 2
+    assert "give --out, the run's directory, or --dry-run" in capsys.readouterr().err

@@ -114,6 +114,7 @@ def frontier(
     task = finding.task(None if prompts is None else str(prompts), pair.name, search.limit)
     plan = Plan([pair], [task], settings, samples, seed, {"max_tokens": max_tokens})
     plan.check()
+    plan.check_tokenizers()
     metrics = finding.metrics(task, judges, pair)
     check_metrics([*metrics.diversity, *metrics.quality], samples)
     where = search.output or home() / "frontier" / finding.run_name(plan, metrics, judges)

@@ -3,12 +3,15 @@
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from baco.backends import RAY
 from baco.cli import options as opt
+from baco.cli.console import out as console_out
+from baco.cli.console import print_json
 from baco.cli.progress import answering
 from baco.cli.score import MetricOptions, Workers, conclude, count_processes, measure
 from baco.errors import BacoError
@@ -32,7 +35,8 @@ class PlanOptions:
         typer.Option(
             "--pair",
             "-p",
-            help="Short name, folder, or BASE+ALIGNED; repeatable.  [default: demo]",
+            help="Short name, folder, or BASE+ALIGNED; repeatable.",
+            show_default="demo",
         ),
     ] = None
     task: Annotated[
@@ -41,7 +45,8 @@ class PlanOptions:
             "--task",
             "-t",
             help="A task's name, NAME=PATH for a local copy of its data, or a file of prompts "
-            "(.jsonl, .txt); repeatable.  [default: demo]",
+            "(.jsonl, .txt); repeatable.",
+            show_default="demo",
         ),
     ] = None
     method: Annotated[
@@ -64,7 +69,12 @@ class PlanOptions:
     ] = None
     seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of all draws.")] = 0
     preset: Annotated[
-        str, typer.Option("--preset", help="full, or quick: fewer operating points.")
+        str,
+        typer.Option(
+            "--preset",
+            help="full; quick: fewer operating points; or paper: the paper's two pairs, three "
+            "tasks and methods, unless others are named.",
+        ),
     ] = "full"
 
     def plan(
@@ -77,22 +87,28 @@ class PlanOptions:
         """
         from baco.evaluation.methods import Grid, select_settings
         from baco.evaluation.plan import PairSpec, Plan
+        from baco.evaluation.presets import preset
 
-        if self.preset not in ("quick", "full"):
-            raise BacoError(f"preset is {self.preset!r}: use quick or full")
-        size: Literal["quick", "full"] = "quick" if self.preset == "quick" else "full"
-        grid = Grid(size, self.n)
-        settings = select_settings(self.method or (), self.router or (), grid, judge)
-        pairs = [PairSpec(name, loading) for name in self.pair or ["demo"]]
+        chosen = preset(self.preset)
+        named = (self.method or (), self.router or ())
+        methods, routers = named if any(named) else (chosen.methods, chosen.routers)
+        settings = select_settings(methods, routers, Grid(chosen.size, self.n), judge)
+        pairs = [PairSpec(name, loading) for name in self.pair or chosen.pairs]
         plan = Plan(pairs, [], settings, self.n, self.seed, sampling)
         plan.check()
         return plan
+
+    def task_names(self) -> list[str]:
+        """The spellings of the tasks, the preset's where none is named."""
+        from baco.evaluation.presets import preset
+
+        return preset(self.preset).tasks_with(self.task)
 
     def tasks(self) -> "list[Task]":
         """The tasks with their prompts; errors as for `load_task`."""
         from baco.evaluation.tasks import load_task
 
-        return [load_task(name, self.limit) for name in self.task or ["demo"]]
+        return [load_task(name, self.limit) for name in self.task_names()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +165,15 @@ class JudgeOptions:
 def sweep(
     *,
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's directory.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print all that would be run, and how many answers and tokens; load and fetch "
+            "nothing.",
+        ),
+    ] = False,
     options: PlanOptions,
     metrics: MetricOptions,
     scoring: Annotated[
@@ -186,6 +210,11 @@ def sweep(
     )
     if scoring:
         check_metrics(metrics.names or names(), plan.n)
+    if dry_run:
+        _outline(plan, options, metrics, scoring, as_json)
+        return
+    if out is None:
+        raise BacoError("give --out, the run's directory, or --dry-run to see what would be run")
     count = count_processes(workers if cluster is None else None, plan.pairs)
     plan = replace(plan, pairs=_with_backends(plan.pairs, out), tasks=options.tasks())
     if scoring:
@@ -198,6 +227,45 @@ def sweep(
     _draw(run, plan, count, cluster)
     refused = measure(run, metrics.names, scorers, count) if scoring else {}
     conclude(run, refused, as_json)
+
+
+def _outline(
+    plan: "Plan", options: PlanOptions, metrics: MetricOptions, scoring: bool, as_json: bool
+) -> None:
+    """Print what the sweep would run."""
+    from baco.evaluation.metrics import names
+    from baco.evaluation.outline import outline
+
+    chosen = (metrics.names or names()) if scoring else ()
+    planned = outline(plan, options.task_names(), options.limit, chosen, metrics.models())
+    if as_json:
+        print_json(planned)
+        return
+    console = console_out()
+    for pair in planned["pairs"]:
+        console.print(Text(f"pair    {pair['name']}: {pair['base']} + {pair['aligned']}"))
+    for task in planned["tasks"]:
+        prompts = "all" if task["prompts"] is None else f"{task['prompts']:,}"
+        longest = f"up to {task['max_tokens']:,} tokens" if task["max_tokens"] else "pair's length"
+        console.print(
+            Text(f"task    {task['name']}: {prompts} prompts, {longest}, {task['source']}")
+        )
+    for method, labels in planned["methods"].items():
+        console.print(Text(f"method  {method}: {', '.join(labels)}"))
+    for metric in planned["metrics"]:
+        models = ", ".join(f"{role}={name}" for role, name in metric["models"].items())
+        console.print(Text(f"metric  {metric['name']}{f' ({models})' if models else ''}"))
+    sampling = "".join(f", {name} {value}" for name, value in planned["sampling"].items())
+    console.print(Text(f"draws   {plan.n} samples a prompt, seed {plan.seed}{sampling}"))
+    size = (
+        f"{len(plan.pairs)} pairs × {len(planned['tasks'])} tasks × {planned['settings']} settings"
+    )
+    answers = "as many answers as the tasks have prompts"
+    if planned["answers"] is not None:
+        answers = f"{planned['answers']:,} answers in {planned['jobs']:,} jobs"
+    if planned["most_tokens"] is not None:
+        answers += f", {planned['most_tokens']:,} tokens at most"
+    console.print(Text(f"total   {size}: {answers}"))
 
 
 def _with_backends(pairs: "Sequence[PairSpec]", out: Path) -> "list[PairSpec]":
