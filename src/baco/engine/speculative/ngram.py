@@ -29,11 +29,12 @@ class NgramTable:
 
     def add(self, tokens: Sequence[int], new: int) -> None:
         """Add the last ``new`` tokens of a text."""
-        tokens = _with_context(tokens, new)
+        tokens, counts = _with_context(tokens, new), self.counts
         for at in range(CONTEXTS[0], len(tokens)):
+            token, context = tokens[at], tuple(tokens[at - CONTEXTS[0] : at])
             for size in CONTEXTS:
-                following = self.counts.setdefault(tuple(tokens[at - size : at]), {})
-                following[tokens[at]] = following.get(tokens[at], 0) + 1
+                following = counts.setdefault(context[-size:], {})
+                following[token] = following.get(token, 0) + 1
 
     def predict(
         self, tokens: Sequence[int], noise: Callable[[int], float], temperature: float

@@ -4,7 +4,9 @@ They come from n-grams of the prompt and its answers, or from a model that runs 
 pair (self-drafting) or a small draft model. Answers do not depend on them.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ from baco.engine.speculative.self_draft import SelfDraft
 from baco.sampling.noise import gumbel_of
 from baco.sampling.sampler import draw
 from baco.source import Source
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 # N-gram drafts end where the probability that all their tokens are accepted falls below this.
 _MIN_ACCEPTANCE = 0.1
@@ -47,8 +52,8 @@ class Proposer:
     ) -> None:
         self._runner, self._batch, self._banned = runner, batch, banned
         self._planner = planner
-        self._stats: dict[SequenceState, AcceptanceStats] = {}
-        self._ngrams: dict[Request, NgramTable] = {}
+        self._stats: defaultdict[SequenceState, AcceptanceStats] = defaultdict(AcceptanceStats)
+        self._ngrams: defaultdict[Request, NgramTable] = defaultdict(NgramTable)
         self._ngram_drafts: list[list[int]] = []  # of each row, in this step
         self._paused_steps = 0
         self._bonus: dict[SequenceState, int] = {}  # predicted tokens, where all rows have one
@@ -69,7 +74,7 @@ class Proposer:
         most = min(room[model] for model in self._batch.needed)
         self._ngram_drafts = [self._lookup(row, most) for row in rows]
         plan = self._planner.plan(
-            [self._stats_of(row) for row in rows],
+            [self._stats[row] for row in rows],
             [len(draft) for draft in self._ngram_drafts],
             self._batch.needed,
             self._base_share(),
@@ -99,16 +104,17 @@ class Proposer:
         if self._planner is None:
             return
         for at, (row, length) in enumerate(zip(self._batch.rows, lengths, strict=True)):
-            new, stats, guess = row.tokens[length:], self._stats_of(row), self._ngram_drafts[at]
+            new, guess = row.tokens[length:], self._ngram_drafts[at]
             if draft.drafter is not None:
                 confidence = draft.confidence[at] if draft.confidence else []
-                stats.update_self_draft(
+                self._stats[row].update_self_draft(
                     draft.drafter, num_accepted[at], draft.counts[at], confidence
                 )
-            compared = min(len(guess), len(new))
-            right = next((i for i in range(compared) if guess[i] != new[i]), compared)
-            stats.update_ngram(right, compared)
-            self._ngrams_of(row.request).add(row.tokens, len(new))
+            if guess:
+                compared = min(len(guess), len(new))
+                right = next((i for i in range(compared) if guess[i] != new[i]), compared)
+                self._stats[row].update_ngram(right, compared)
+            self._ngrams[row.request].add(row.tokens, len(new))
         self._bonus = self._predict_bonus(draft, logits, num_accepted)
         self._drop_ended_rows()
 
@@ -118,14 +124,14 @@ class Proposer:
         """Add the rows' prompts to the n-gram tables, a bounded number of tokens per step."""
         left = _PROMPT_TOKENS_PER_STEP
         for request in self._batch.requests:
-            left -= self._ngrams_of(request).add_prompt(request.aligned_ids, left)
+            left -= self._ngrams[request].add_prompt(request.aligned_ids, left)
             if left <= 0:
                 break
 
     def _lookup(self, row: SequenceState, room: int) -> list[int]:
         """The n-gram draft of a row: up to ``room`` tokens, while acceptance is likely enough."""
         request, length = row.request, len(row.tokens)
-        params, rate, most = request.params, self._stats_of(row).ngram, 0
+        params, rate, most = request.params, self._stats[row].ngram, 0
         bound = min(MAX_DRAFT_TOKENS, room, row.limit - length - 1)
         while most < bound and rate ** (most + 1) > _MIN_ACCEPTANCE:
             most += 1
@@ -133,7 +139,7 @@ class Proposer:
         def noise(offset: int, token: int) -> float:
             return gumbel_of(request.noise_seed, row.sample, length + offset, token)
 
-        return self._ngrams_of(request).draft(row.tokens, most, noise, params.temperature)
+        return self._ngrams[request].draft(row.tokens, most, noise, params.temperature)
 
     def _ngram_draft(self, drafts: Sequence[Sequence[int]]) -> Draft:
         """A draft of these tokens, of any length per row."""
@@ -155,7 +161,7 @@ class Proposer:
         assert self._planner is not None
         batch, drafter = self._batch, plan.drafter
         sync = batch.device.type == "cpu" and drafter != "draft"
-        run = SelfDraft(drafter, [self._stats_of(row) for row in batch.rows], sync)
+        run = SelfDraft(drafter, [self._stats[row] for row in batch.rows], sync)
         last = torch.empty(len(batch), 0, dtype=torch.int64, device=batch.device)
         if sync and all(row in self._bonus for row in batch.rows):
             self._draft_with_bonus(run)
@@ -225,12 +231,6 @@ class Proposer:
 
     # --- what is remembered of rows ---------------------------------------------------------------
 
-    def _stats_of(self, row: SequenceState) -> AcceptanceStats:
-        return self._stats.setdefault(row, AcceptanceStats())
-
-    def _ngrams_of(self, request: Request) -> NgramTable:
-        return self._ngrams.setdefault(request, NgramTable())
-
     def _base_share(self) -> float:
         recent = [source for row in self._batch.rows for source in row.sources[-_RECENT_TOKENS:]]
         return recent.count("base") / len(recent) if recent else 0.0
@@ -238,9 +238,13 @@ class Proposer:
     def _drop_ended_rows(self) -> None:
         running = [row for row in self._batch.rows if row.finish_reason is None]
         if len(self._stats) > len(running):
-            self._stats = {row: self._stats_of(row) for row in running}
-            requests = {row.request for row in running}
-            self._ngrams = {request: self._ngrams_of(request) for request in requests}
+            self._stats = _only(self._stats, running)
+        if len(self._ngrams) > len(self._batch.requests):
+            self._ngrams = _only(self._ngrams, {row.request for row in running})
+
+
+def _only(values: defaultdict[K, V], keys: Iterable[K]) -> defaultdict[K, V]:
+    return defaultdict(values.default_factory, {key: values[key] for key in keys})
 
 
 def _other(model: str | None) -> Source:
