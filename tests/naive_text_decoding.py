@@ -142,9 +142,17 @@ def decode(
     sample: int,
     temperature: float,
     max_tokens: int,
+    shape: Callable[[torch.Tensor, list[int], list[int]], torch.Tensor] | None = None,
+    thinking: Any = None,
 ) -> tuple[list[int], list[str]]:
-    """Tokens and sources of one answer; ``rule`` gets the logits of the models that it ``reads``
-    and the coin.
+    """Tokens and sources of the thinking and the answer.
+
+    Args:
+        rule: gets the logits of the models that it ``reads`` and the coin.
+        shape: changes a row of logits before the draw; gets the prompt and the answer in the ids of
+            the source.
+        thinking: the ids that begin it (None where the prompt has begun it) and end it, and those
+            that may follow.
     """
     models = {
         "base": Model(pair, "base", base_prompt),
@@ -153,8 +161,16 @@ def decode(
     seed, text, position = prompt_seed(seed, digest), b"", 0
     tokens: list[int] = []
     sources: list[str] = []
+    if thinking is not None:
+        tokens, position = think(
+            models["aligned"], thinking, (seed, sample), temperature, max_tokens
+        )
+        sources = ["aligned"] * len(tokens)
+        if tokens and tokens[-1] in models["aligned"].own.end_ids:
+            return tokens, sources
+    hidden = len(tokens)
     while len(tokens) < max_tokens:
-        source = sources[-1] if sources else None
+        source = sources[-1] if len(tokens) > hidden else None
         boundary = source is None
         if source is not None:
             likeliest = int(models[source].logits(text).argmax())
@@ -175,10 +191,9 @@ def decode(
                 masked and not model.vocabulary.word_start[token]
             ):
                 row[token] = -math.inf
-        if temperature > 0:
-            noise = [-math.log(-math.log(uniform(seed, sample, position, w))) for w in model.words]
-            row = row / temperature + torch.tensor(noise)
-        token = int(row.argmax())
+        if shape is not None:
+            row = shape(row, list(model.prompt), [token for token, _ in model.ids])
+        token = _drawn(row, temperature, (seed, sample, position), model.words)
         tokens.append(token)
         sources.append(wanted)
         text += model.data[token]
@@ -189,3 +204,33 @@ def decode(
         if token in model.own.end_ids:
             break
     return tokens, sources
+
+
+def think(
+    model: Model, marks: Any, key: tuple[int, int], temperature: float, max_tokens: int
+) -> tuple[list[int], int]:
+    """The tokens of the thinking, which the model keeps, and the position after them."""
+    begin, end, separators = marks
+    phase, tokens, position = "thinking" if begin is None else "before", list[int](), 0
+    while len(tokens) < max_tokens and (not tokens or tokens[-1] not in model.own.end_ids):
+        token = _drawn(model.logits(b""), temperature, (*key, position), model.words)
+        if (phase == "before" and token != begin) or (phase == "after" and token not in separators):
+            break
+        if phase == "before":
+            phase = "thinking"
+        elif token == end:
+            phase = "after"
+        tokens.append(token)
+        position += max(1, len(model.data[token]))
+        model.ids.append((token, 0))
+        model.fixed = len(model.ids)
+    return tokens, position
+
+
+def _drawn(
+    row: torch.Tensor, temperature: float, key: tuple[int, int, int], words: list[int]
+) -> int:
+    if temperature > 0:
+        noise = [-math.log(-math.log(uniform(*key, word))) for word in words]
+        row = row / temperature + torch.tensor(noise)
+    return int(row.argmax())

@@ -1,7 +1,8 @@
 """Pairs whose models have different tokenizers: the engine against the naive reference."""
 
 import json
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from baco.models.pair import make_pair
 from baco.outputs import Token
 from baco.text.shared_text import EncodingStats, OwnTokens, TextTokenizer
 from tests import naive_text_decoding
+from tests.chat_templates import DEEPSEEK_R1, QWEN_3
 from tests.naive_decoding import entropy, max_probability
 from tests.pairs import END, TURN_END, TURN_START
 from tests.serving import served
 from tests.tiny import tiny_config
 from tests.tiny import tiny_model as random_model
-from tests.tokenizer_kinds import KINDS, permuted, tokenizer_of
+from tests.tokenizer_kinds import KINDS, MAKERS, permuted, tokenizer_of
 
 PROMPT = "Where should I go this summer?"
 
@@ -120,6 +122,119 @@ def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligne
     )
     assert list(answer.sources) == sources
     assert list(answer.token_ids) == tokens
+
+
+def penalised(
+    row: torch.Tensor, prompt: list[int], answer: list[int], used: dict[str, Any]
+) -> torch.Tensor:
+    """The penalties and ``no_repeat_ngram``, token by token."""
+    row = row.clone()
+    for token in range(len(row)):
+        count, value = answer.count(token), float(row[token])
+        if token in prompt or count:
+            strength = used.get("repetition_penalty", 1.0)
+            value = value * strength if value < 0 else value / strength
+        value -= used.get("presence_penalty", 0.0) * (count > 0)
+        row[token] = value - used.get("frequency_penalty", 0.0) * count
+    if "samplers" in used:
+        pairs = list(pairwise(answer))
+        for first, second in pairs:
+            if first == answer[-1]:
+                row[second] = float("-inf")
+    return row
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        {"repetition_penalty": 1.4},
+        {"presence_penalty": 1.5, "frequency_penalty": 0.7},
+        {"repetition_penalty": 1.1, "samplers": ("no_repeat_ngram:2",)},
+    ],
+)
+@pytest.mark.parametrize("kinds", [("gpt2", "gemma"), ("llama2", "qwen")])
+def test_penalties_and_samplers_read_the_ids_that_the_source_has_of_the_answer(
+    kinds: tuple[str, str], used: dict[str, Any]
+) -> None:
+    baco = baco_of_kinds(*kinds)
+    prompt = baco.pair.renderer.render(PROMPT)
+    drawn: dict[str, Any] = {"seed": 5, "temperature": 0.6, "max_tokens": 24}
+    for spelling in ("P:0.5", "Rand:0.5"):
+        reads, rule = RULES[spelling]
+        options = {"router": spelling, "n": 2, **drawn}
+        plain, answers = (
+            baco.generate(PROMPT, **options, **more) for more in (dict[str, Any](), used)
+        )
+        assert [a.token_ids for a in plain] != [a.token_ids for a in answers]
+        for answer in answers:
+            tokens, sources = naive_text_decoding.decode(
+                baco.pair,
+                prompt.base_ids,
+                prompt.aligned_ids,
+                rule,
+                reads,
+                digest=prompt.digest,
+                sample=answer.sample,
+                shape=partial(penalised, used=used),
+                **drawn,
+            )
+            assert list(answer.sources) == sources
+            assert list(answer.token_ids) == tokens
+
+
+MARKS = ("<think>", "</think>")
+
+
+def thinking_model(kind: str, template: str) -> Any:
+    """A tokenizer with marks of thinking and a model that writes them often."""
+    tokenizer = MAKERS[kind]()
+    tokenizer.add_tokens(list(MARKS))
+    tokenizer.chat_template = template
+    model = tiny_model(tokenizer, 1)
+    line_break = tokenizer.convert_tokens_to_ids("Ċ")
+    begin, end = tokenizer.convert_tokens_to_ids(list(MARKS))
+    with torch.no_grad():  # the first dimension is the same at every position
+        head = model.get_output_embeddings().weight
+        model.get_input_embeddings().weight[:, 0], head[:, 0] = 1.0, 0.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0
+        for token, weight in ((begin, 9.0), (end, 7.0), (line_break, 6.0)):
+            head[token], head[token, 0] = 0.0, weight
+    return tokenizer, model
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_aligned_model_thinks_alone_and_the_base_model_reads_no_thinking(begun: bool) -> None:
+    template = DEEPSEEK_R1 if begun else QWEN_3
+    base = tokenizer_of("gemma"), tiny_model(tokenizer_of("gemma"), 0)
+    baco = baco_of(base, thinking_model("gpt2", template))
+    baco.pair.renderer.turn_opening = None  # the naive loop knows no text
+    prompt = baco.pair.renderer.render(PROMPT)
+    assert prompt.thinking == ("begun" if begun else "possible")
+    marks = baco.pair.thinking_tokens(prompt.thinking)
+    assert marks is not None
+    drawn: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 40}
+    answers = baco.generate(PROMPT, router="P:0.5", n=8, **drawn)
+    reads, rule = RULES["P:0.5"]
+    for answer in answers:
+        tokens, sources = naive_text_decoding.decode(
+            baco.pair,
+            prompt.base_ids,
+            prompt.aligned_ids,
+            rule,
+            reads,
+            digest=prompt.digest,
+            sample=answer.sample,
+            thinking=(marks.begin, marks.end, marks.separators),
+            **drawn,
+        )
+        hidden = answer.thinking_tokens
+        assert list(answer.token_ids) == tokens[hidden:]
+        assert list(answer.sources) == sources[hidden:]
+        assert {*sources[:hidden]} <= {"aligned"}
+    assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}
+    assert sum(bool(answer.thinking) for answer in answers) > 1
+    assert begun or any(answer.thinking_tokens == 0 for answer in answers)
 
 
 _PARTS = (
@@ -254,9 +369,15 @@ def test_permuting_the_ids_of_a_tokenizer_changes_no_byte_of_any_answer(
     changed[at][1].config.eos_token_id = tokenizer.eos_token_id
     changed[at][1].generation_config.eos_token_id = tokenizer.eos_token_id
     ids = []
-    for router in ("P-Punc:0.5", "Rand:0.5", "FC:predict=either"):
+    shaped: dict[str, Any] = {"repetition_penalty": 1.3, "samplers": ("no_repeat_ngram:2", "xtc")}
+    routers: dict[str, dict[str, Any]] = {
+        "P-Punc:0.5": {},
+        "Rand:0.5": shaped,
+        "FC:predict=either": {},
+    }
+    for router, more in routers.items():
         answers = [
-            baco_of(*pair).generate(PROMPT, router=router, n=4, seed=2, max_tokens=30)
+            baco_of(*pair).generate(PROMPT, router=router, n=4, seed=2, max_tokens=30, **more)
             for pair in (plain, changed)
         ]
         assert [a.pieces for a in answers[0]] == [a.pieces for a in answers[1]]
@@ -318,9 +439,7 @@ def test_explained_tokens_name_what_the_router_read() -> None:
     [
         ({"router": "Gap:0.5"}, "Gap:0.5 compares the distributions of both models"),
         ({"switch": "token"}, "change sources between words only"),
-        ({"repetition_penalty": 1.2}, "penalties count tokens"),
         ({"logit_bias": {3: 1.0}}, "logit_bias names tokens"),
-        ({"samplers": ("top_n_sigma:1.0",)}, "samplers are not supported with two tokenizers"),
     ],
 )
 def test_what_needs_one_tokenizer_is_refused_in_one_line(
@@ -369,7 +488,7 @@ def test_a_sweep_refuses_methods_that_compare_distributions_before_it_begins(
     assert "has two tokenizers" in refused
     assert "of both models: -r Gap -m ensemble; name the others alone: -r P" in refused
     assert not (tmp_path / "run").exists()
-    sweep += ["-m", "mixing", "-r", "P:0.5", "-r", "Nudging:0.5"]
+    sweep += ["-m", "mixing", "-m", "truncation", "-r", "P:0.5", "-r", "Nudging:0.5"]
     assert run([*sweep, "-m", "verbalized", "--preset", "quick"]) == 0
     rows = [json.loads(row) for row in (tmp_path / "run" / "samples.jsonl").open()]
     assert {"P", "Nudging"} < {row["method"] for row in rows}

@@ -1,12 +1,15 @@
 """Answers are those of a naive loop over llama.cpp itself: one sequence each, no drafts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from baco import Baco
+from tests import naive_text_decoding
 from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
+from tests.test_gguf import tiny_model, write_gguf
 from tests_llamacpp.files import Alone, write_demo
 
 PROMPT = "Recommend a summer destination"
@@ -43,3 +46,32 @@ def test_answers_are_those_of_a_naive_loop(baco: Baco, alone: Baco, temperature:
             for answer in answers[:1] if n == 1 else answers[1::3]:
                 expected = reference(alone, PROMPT, rule, sample=answer.sample, **settings)
                 assert tokens_and_sources(answer) == expected, router
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_two_files_with_different_tokenizers_answer_as_a_naive_loop_over_both(
+    tmp_path: Path, temperature: float
+) -> None:
+    write_gguf(tmp_path / "aligned.gguf", tiny_model(0))
+    paths = {"base": write_demo(tmp_path)["base"], "aligned": str(tmp_path / "aligned.gguf")}
+    baco = without_turn_cut(Baco.load(**paths))
+    assert baco.capabilities.name == "llamacpp"
+    models: dict[str, Any] = {source: Alone(path) for source, path in paths.items()}
+    for source, model in models.items():
+        model.tokenizer = baco.pair.model(source).tokenizer
+    alone, prompt = replace(baco.pair, **models), baco.pair.renderer.render(PROMPT)
+    settings: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 16}
+    answers = baco.generate(PROMPT, router="Rand:0.5", n=4, **settings)
+    for answer in answers:
+        tokens, sources = naive_text_decoding.decode(
+            alone,
+            prompt.base_ids,
+            prompt.aligned_ids,
+            lambda rows, coin: coin < 0.5,
+            (),
+            digest=prompt.digest,
+            sample=answer.sample,
+            **settings,
+        )
+        assert (list(answer.token_ids), list(answer.sources)) == (tokens, sources)
+    assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}

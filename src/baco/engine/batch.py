@@ -50,7 +50,9 @@ class Batch:
 
     def admit(self, sequences: list[SequenceState]) -> None:
         """Append rows."""
-        if self._counts is None and any(row.request.params.penalises for row in sequences):
+        # Where the tokenizers differ, each model has ids of its own, which may change.
+        counted = [row.request for row in sequences if not row.request.shares_text]
+        if self._counts is None and any(request.params.penalises for request in counted):
             self._counts = TokenCounts(self.device, self._vocabulary_size)
             self._counts.admit(0, self.rows)
         if self._counts is not None:
@@ -179,9 +181,7 @@ class Batch:
             answers = [
                 [*sequence.tokens, *after] for sequence, after in zip(rows, drafted(), strict=True)
             ]
-            longest = max(map(len, answers), default=0)
-            padded = [[NO_TOKEN] * (longest - len(answer)) + answer for answer in answers]
-            return tensor_on(self.device, padded, torch.int64).view(len(answers), longest)
+            return padded_tokens(answers, self.device)
 
         index = self.chain_index if row is None else self.chain_index[row]
         return apply_chains(logits, self.chains, index, Context(tokens, keys))
@@ -193,6 +193,16 @@ class Batch:
             self._set_routers()
         if self._counts is not None:
             self._counts.add(0, self.rows, lengths)
+
+
+def padded_tokens(answers: Sequence[Sequence[int]], device: Any) -> Tensor:
+    """The tokens of each answer in the last columns of its row, ``NO_TOKEN`` before: int64 [N, T].
+
+    T is the length of the longest one.
+    """
+    longest = max(map(len, answers), default=0)
+    padded = [[NO_TOKEN] * (longest - len(answer)) + [*answer] for answer in answers]
+    return tensor_on(device, padded, torch.int64).view(len(answers), longest)
 
 
 class TokenCounts:

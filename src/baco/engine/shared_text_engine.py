@@ -5,6 +5,8 @@ models that its router reads, then of the source that the router picked. A step 
 most rows wait for, once, and decides all that follows from its logits. The model reads what it has
 not read of these rows, at a boundary usually one word that the other model wrote.
 
+While the aligned model thinks, it is read alone, and the base model gets no ids of the thinking.
+
 Nothing is drafted.
 """
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from baco.device import tensor_on
-from baco.engine.batch import Batch
+from baco.engine.batch import Batch, padded_tokens
 from baco.engine.engine import ScheduledEngine, Stats
 from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_CHUNKS
@@ -30,7 +32,8 @@ from baco.routing.router import Router
 from baco.routing.signals import Distribution, Signals
 from baco.routing.two_vocabularies import check_router, is_boundary
 from baco.sampling.noise import ROUTER, coin, noise_keys
-from baco.sampling.sampler import draw, most_likely
+from baco.sampling.sampler import SamplingTensors, draw, most_likely, penalise
+from baco.sampling.sampler_chain import Context, apply_chains
 from baco.source import MODELS, Source
 from baco.text.shared_text import EncodingStats, OwnTokens, SharedText
 
@@ -133,7 +136,7 @@ class SharedTextEngine(ScheduledEngine):
         if not rows:
             return []
         begun = [row for row in rows if row not in self._next]
-        self._next = {row: self._next.get(row) or _begin(row.request.router) for row in rows}
+        self._next = {row: self._next.get(row) or _begin(row.router) for row in rows}
         self._find_sources(begun)
         waits = [self._next[row].waits_for for row in rows]
         model: Source = "base" if 2 * waits.count("base") >= len(waits) else "aligned"
@@ -146,8 +149,9 @@ class SharedTextEngine(ScheduledEngine):
             ready = [at for at in reading if self._is_ready(rows[at], source)]
             if ready:
                 self._draw(source, ready)
-        for known in (self._next[row] for row in running):
-            if model in known.logits:  # a view of the logits of all rows
+        for row in running:
+            known = self._next.get(row)
+            if known is not None and model in known.logits:  # a view of the logits of all rows
                 known.logits[model] = known.logits[model].clone()
         none = [0] * len(rows)
         self.stats.update(rows, lengths, none, none)
@@ -271,17 +275,59 @@ class SharedTextEngine(ScheduledEngine):
         tops = [_top(row, logits[at], log_partition[at]) for at, row in enumerate(rows)]
         if source == "base":
             logits.masked_fill_(self._banned[source], -torch.inf)
-        new_source = [bool(row.sources) and row.sources[-1] != source for row in rows]
+        new_source = [len(row.tokens) > row.hidden and row.sources[-1] != source for row in rows]
         for at in (at for at, is_new in enumerate(new_source) if is_new):
             logits[at].masked_fill_(~self._vocabularies[source].word_start, -torch.inf)
-        params = self._batch.sampling.rows(tensor_on(self._batch.device, ready))
-        token = draw(logits, params, self._keys(rows), self._words[source])
+        index, keys = tensor_on(self._batch.device, ready), self._keys(rows)
+        params = self._batch.sampling.rows(index)
+        shaped = self._run_samplers(
+            source, rows, index, self._penalise(source, rows, logits, params), keys
+        )
+        token = draw(shaped, params, keys, self._words[source])
         logprob = logits.gather(1, token[:, None])[:, 0] - log_partition
         drawn = zip(rows, token.tolist(), logprob.tolist(), tops, strict=True)
         for row, token_id, logprob_of, top in drawn:
+            if row.phase != "answer" and not row.think(token_id):
+                # The answer begins in this token's place, and the router decides there.
+                del self._next[row]
+                continue
             self._append(row, source, token_id, logprob_of)
             if top is not None:
                 row.top_logprobs.append(top)
+
+    def _penalise(
+        self, source: Source, rows: list[SequenceState], logits: Tensor, params: SamplingTensors
+    ) -> Tensor:
+        """Apply the rows' penalties, which count the ids that the source has of the answer."""
+        if not params.any_penalty:
+            return logits
+        in_prompt = torch.zeros_like(logits, dtype=torch.bool)
+        in_answer = torch.zeros_like(logits, dtype=torch.int32)
+        for at, row in enumerate(rows):
+            if row.request.params.penalises:
+                prompt, ids = row.request.ids(source), _own(row, source).ids
+                in_prompt[at, tensor_on(logits.device, list(prompt), torch.int64)] = True
+                index = tensor_on(logits.device, ids, torch.int64)
+                in_answer[at].scatter_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+        return penalise(logits, in_prompt, in_answer, params)
+
+    def _run_samplers(
+        self,
+        source: Source,
+        rows: list[SequenceState],
+        index: Tensor,
+        logits: Tensor,
+        keys: Tensor,
+    ) -> Tensor:
+        """Run the rows' samplers, which read the ids that the source has of the answer."""
+        batch = self._batch
+        if not any(batch.chains):
+            return logits
+
+        def tokens() -> Tensor:
+            return padded_tokens([_own(row, source).ids for row in rows], batch.device)
+
+        return apply_chains(logits, batch.chains, batch.chain_index[index], Context(tokens, keys))
 
     def _append(self, row: SequenceState, source: Source, token: int, logprob: float) -> None:
         if row.request.explain:
@@ -289,13 +335,16 @@ class SharedTextEngine(ScheduledEngine):
         row.tokens.append(token)
         row.sources.append(source)
         row.logprobs.append(logprob)
-        _text(row).append(source, token)
+        if row.phase == "answer":
+            _text(row).append(source, token)
+        else:
+            _text(row).think(source, token)
         room = self.pair.model(source).context - len(row.request.ids(source))
         if token in self._own[source].end_ids:
             row.finish_reason = "stop"
         elif len(row.tokens) >= row.limit or len(_own(row, source).ids) >= min(row.most_ids, room):
             row.finish_reason = "length"
-        only = row.request.router.only
+        only = row.router.only
         self._next[row] = _NextToken(source, source=only, boundary=None if only is None else True)
 
     def _why(self, row: SequenceState, source: Source, logprob: float) -> Why:
@@ -367,17 +416,5 @@ def _check(request: Request) -> None:
     check_router(request.router)
     if request.switch == "token" and request.router.only is None:
         raise BacoError("models of different tokenizers change sources between words only")
-    if params.penalises:
-        raise BacoError("penalties count tokens, which two tokenizers do not share: leave them out")
     if params.logit_bias:
         raise BacoError("logit_bias names tokens, which two tokenizers do not share: leave it out")
-    if params.samplers:
-        raise BacoError(
-            f"samplers are not supported with two tokenizers: leave {', '.join(params.samplers)} "
-            "out"
-        )
-    if request.thinking is not None:
-        raise BacoError(
-            "the thinking of the aligned model is not kept apart with two tokenizers: turn it off "
-            "(--no-thinking)"
-        )

@@ -10,6 +10,7 @@ from torch import Tensor
 from baco.models.model import PairModel
 from baco.source import Source
 from baco.text.shared_text import TextTokenizer
+from baco.text.thinking import find_marks
 from baco.text.vocabulary import ENGLISH, Vocabulary
 
 
@@ -48,4 +49,7 @@ class OwnVocabulary:
         if source == "base":
             banned = vocabulary.special.clone()
             banned[sorted(end_ids)] = False
+            marks = find_marks(model.tokenizer)
+            if marks is not None:  # some tokenizers do not call them special
+                banned[[marks.begin_id, marks.end_id]] = True
         return cls(tokenizer, vocabulary, end_ids, banned, torch.tensor(tokenizer.noise_words))

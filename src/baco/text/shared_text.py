@@ -273,7 +273,7 @@ class OwnTokens:
 
     Attributes:
         tokenizer: of the model.
-        ids: in order; those that it drew, and encodings of the rest.
+        ids: in order; those that it drew, thinking included, and encodings of the rest.
         covered: the bytes of the text that they stand for.
     """
 
@@ -288,13 +288,18 @@ class OwnTokens:
     def draw(self, token: int) -> None:
         """Append a token that the model drew. The ids must cover the text before it."""
         data = self.tokenizer.data[token]
+        if not data:
+            self.keep(token)
+            return
         self.ids.append(token)
         self.covered += len(data)
-        if data:
-            self._places.append((self.covered, len(self.ids)))
-        else:
-            self._places[-1:] = [(self.covered, len(self.ids))]
-            self._fixed = len(self.ids)
+        self._places.append((self.covered, len(self.ids)))
+
+    def keep(self, token: int) -> None:
+        """Append a token that the model drew and that is no part of the text."""
+        self.ids.append(token)
+        self._places[-1:] = [(self.covered, len(self.ids))]
+        self._fixed = len(self.ids)
 
     def read(self, text: bytes, stats: EncodingStats) -> int:
         """Encode what the ids do not cover of a text.
@@ -357,7 +362,8 @@ class SharedText:
     Attributes:
         data: the text so far.
         own: the ids of each model.
-        position: keys the draws: the bytes of the text, and one for each token without text.
+        position: keys the draws: the bytes of the thinking and the text, and one for each token
+            without text.
     """
 
     own: dict[str, OwnTokens]
@@ -371,6 +377,12 @@ class SharedText:
         data = own.tokenizer.data[token]
         self.data += data
         self.position += max(1, len(data))
+
+    def think(self, source: Source, token: int) -> None:
+        """Take a token of a model's thinking, which the other model does not read."""
+        own = self.own[source]
+        own.keep(token)
+        self.position += max(1, len(own.tokenizer.data[token]))
 
     @property
     def is_open(self) -> bool:
