@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from baco import Baco
+from baco.source import MODELS
 from tests import naive_text_decoding
 from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 from tests.test_gguf import tiny_model, write_gguf
@@ -53,12 +54,12 @@ def test_two_files_with_different_tokenizers_answer_as_a_naive_loop_over_both(
     tmp_path: Path, temperature: float
 ) -> None:
     write_gguf(tmp_path / "aligned.gguf", tiny_model(0))
-    paths = {"base": write_demo(tmp_path)["base"], "aligned": str(tmp_path / "aligned.gguf")}
-    baco = without_turn_cut(Baco.load(**paths))
+    base, aligned = write_demo(tmp_path)["base"], str(tmp_path / "aligned.gguf")
+    baco = without_turn_cut(Baco.load(base=base, aligned=aligned))
     assert baco.capabilities.name == "llamacpp"
-    models: dict[str, Any] = {source: Alone(path) for source, path in paths.items()}
-    for source, model in models.items():
-        model.tokenizer = baco.pair.model(source).tokenizer
+    models: dict[str, Any] = {"base": Alone(base), "aligned": Alone(aligned)}
+    for source in MODELS:
+        models[source].tokenizer = baco.pair.model(source).tokenizer
     alone, prompt = replace(baco.pair, **models), baco.pair.renderer.render(PROMPT)
     settings: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 16}
     answers = baco.generate(PROMPT, router="Rand:0.5", n=4, **settings)
