@@ -7,6 +7,7 @@ from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.routing.combiners import Combination
+from baco.routing.router import is_stateful
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Capabilities:
         samplers: it runs the samplers that a request names.
         thinking: it lets the aligned model think before the answer.
         combiners: it runs combiners, which need both models' whole rows.
+        stateful: its routers can read the answers so far.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Capabilities:
     samplers: bool = False
     thinking: bool = False
     combiners: bool = False
+    stateful: bool = False
 
     def check(self, request: Request) -> None:
         """Raise BacoError for a request that needs what the backend does not support."""
@@ -54,6 +57,11 @@ class Capabilities:
             raise BacoError(
                 f"the {self.name} backend cannot keep the thinking of the aligned model apart: "
                 "turn it off (--no-thinking), or use --backend local"
+            )
+        if is_stateful(request.router) and not self.stateful:
+            raise BacoError(
+                f"the {self.name} backend cannot run {request.router.spelling}, which reads the "
+                "answer so far: use --backend local, or another router"
             )
         if self.raw_logprobs is not None and logprobs > self.raw_logprobs:
             raise BacoError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baco.models.model import PairModel
 from baco.models.pair import Pair
-from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of
+from baco.routing.parser import CONSTANTS, logit_rule_of, plain_catalogue
 from baco.routing.parser import router as parse
 from baco.routing.router import Router
 from baco.routing.rules import PROBABILITY_SWEEP
@@ -88,7 +88,7 @@ def routers() -> Iterator[str]:
 
     A rule that only tosses a coin has γ as its base share.
     """
-    for name in (entry.name for entry in catalogue() if entry.name not in CONSTANTS):
+    for name in (entry.name for entry in plain_catalogue() if entry.name not in CONSTANTS):
         rule = logit_rule_of(name)
         if rule is None or not rule.threshold:
             yield name

@@ -66,12 +66,19 @@ class RaceOptions:
         """
         from baco.bench.measure import PARTS, Settings
         from baco.routing.parser import router
+        from baco.routing.router import is_stateful
 
+        chosen = router(self.router)
+        if is_stateful(chosen):
+            raise BacoError(
+                f"--router {self.router} reads the answer so far, which the naive loop does not "
+                "supply: give a router such as P-Punc:0.4"
+            )
         for part in self.only or ():
             if part not in PARTS:
                 raise BacoError(f"--only {part}: use some of {', '.join(PARTS)}")
         return Settings(
-            router=router(self.router),
+            router=chosen,
             tokens=self.tokens,
             samples=tuple(sorted(set(self.n or _SAMPLES))),
             repeats=min(self.repeats, 3) if self.quick else self.repeats,

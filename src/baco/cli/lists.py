@@ -17,7 +17,7 @@ NARROWEST = 24
 def routers(as_json: AsJson = False) -> None:
     """List the routers: how each is written and what it does."""
     from baco.routing.parser import catalogue, rule_names
-    from baco.routing.rules import ContentRule, LogitRule
+    from baco.routing.rules import ContentRule, LogitRule, Override
 
     if as_json:
         print_json([asdict(entry) for entry in catalogue()])
@@ -27,7 +27,8 @@ def routers(as_json: AsJson = False) -> None:
     _say(
         f"Content rules ({rule_names(ContentRule)}) combine with one logit rule "
         f"({rule_names(LogitRule)}), as in H-Punc-FC:1.5. predict=aligned or "
-        "predict=either after a comma says whose most likely token the content rules look at."
+        "predict=either after a comma says whose most likely token the content rules look at. "
+        f"{rule_names(Override)} combines with any of them; Slop:phrases.txt reads your own list."
     )
 
 

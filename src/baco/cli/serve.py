@@ -116,6 +116,14 @@ class ServerOptions:
     grace: Annotated[
         float, typer.Option("--grace", min=0, help="Seconds for open requests after SIGTERM.")
     ] = 30.0
+    router_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--router-file",
+            show_default="none",
+            help="File that routers of requests may name, as in Slop:phrases.txt. Repeatable.",
+        ),
+    ] = None
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Also write prompts into the access log.")
     ] = False
@@ -131,6 +139,7 @@ class ServerOptions:
             api_keys=tuple(values.pop("api_key") or ()),
             cors_origins=tuple(values.pop("cors_origin") or ()),
             trusted_proxies=tuple(values.pop("trusted_proxy") or LOOPBACK),
+            router_files=tuple(values.pop("router_file") or ()),
             **values,
         )
 

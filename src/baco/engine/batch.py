@@ -9,7 +9,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.routing.combiners import Combination
-from baco.routing.router import Router
+from baco.routing.router import Router, is_stateful
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
 from baco.sampling.sampler import SamplingTensors
@@ -29,6 +29,7 @@ class Batch:
         rows: the sequences, in the order of the tensors.
         routers: the routers of the rows, and where each may switch the source; without repeats.
         router_index: which of them each row uses, int64 [B].
+        stateful: whether any of them reads the answers so far.
         sampling: the rows' sampling parameters.
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
@@ -101,6 +102,7 @@ class Batch:
             for number, (router, _) in enumerate(self.routers)
             if isinstance(router, Combination)
         }
+        self.stateful = any(is_stateful(router) for router, _ in self.routers)
         index = [self.routers.index(router) for router in routers]
         self.router_index = tensor_on(self.device, index)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.signals import Distribution
+from baco.routing.signals import Distribution, Past
 from baco.source import Drafter, Source
 
 
@@ -107,6 +107,30 @@ class Draft:
         drafted = positions.draft_tokens[:, : positions.most - 1]
         before = torch.cat((self.batch.last_tokens()[:, None], drafted), dim=1)
         return before[positions.row, positions.offset]
+
+    def past(self) -> Past:
+        """The answer before each position; ``num_base`` is right at each row's first alone."""
+        positions, rows = self.positions, self.batch.rows
+        row, offset = positions.row.tolist(), positions.offset.tolist()
+        drafted = positions.draft_tokens.tolist() if positions.most > 1 else None
+        device = positions.row.device
+        lengths = [len(each.tokens) - each.hidden for each in rows]
+        bases = [each.sources.count("base") for each in rows]
+
+        def tail(position: int, count: int) -> list[int]:
+            sequence, after = rows[row[position]], offset[position]
+            tokens: list[int] = sequence.tokens[
+                max(sequence.hidden, len(sequence.tokens) - count) :
+            ]
+            if drafted is not None:
+                tokens += drafted[row[position]][:after]
+            return tokens[-count:]
+
+        return Past(
+            tensor_on(device, lengths, torch.int64)[positions.row] + positions.offset,
+            tensor_on(device, bases, torch.int64)[positions.row],
+            tail,
+        )
 
     @cached_property
     def active(self) -> Tensor:

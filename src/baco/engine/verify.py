@@ -16,6 +16,7 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.draft import Draft, Logits, Positions
 from baco.routing.combiners import BASE, MIXED, pooled_logprobs
+from baco.routing.router import is_stateful
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
@@ -84,7 +85,10 @@ Choose = Callable[["Verifier", Draft, Signals], Choice]
 
 def route(verifier: "Verifier", draft: Draft, signals: Signals) -> Choice:
     """BACo: the routers of the rows pick the source of every word, and combiners mix the models."""
-    choice = choose_by(verifier, draft, signals, verifier.boundary_state(draft, signals))
+    in_order = draft.batch.stateful and draft.positions.most > 1
+    state_of = _state_in_order if in_order else Verifier.boundary_state
+    boundary_state = state_of(verifier, draft, signals)
+    choice = choose_by(verifier, draft, signals, boundary_state)
     if draft.batch.combinations:
         _combine(verifier, draft, signals, choice)
     return choice
@@ -119,6 +123,17 @@ def choose_by(
     )
     logits = mask_logits(signals, source, word_starts_only, verifier.banned)
     return Choice(logits, source, boundary_state, active)
+
+
+def _state_in_order(verifier: "Verifier", draft: Draft, signals: Signals) -> BoundaryState:
+    """The boundaries, for routers that read the sources of the tokens before a position."""
+    positions, num_base = draft.positions, signals.past.num_base
+    for offset in range(1, positions.most):
+        state = verifier.boundary_state(draft, signals)
+        _, source, _ = resolve_sources(positions, state, draft.active)
+        at = (positions.offset == offset).nonzero()[:, 0]
+        num_base[at] = num_base[at - 1] + source[at - 1]
+    return verifier.boundary_state(draft, signals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +202,8 @@ class Verifier:
         coins = partial(_coins, draft)
         either = base or aligned
         assert either is not None
-        return Signals(base or either, aligned or either, self.vocabulary, coins)
+        past = draft.past() if draft.batch.stateful else None
+        return Signals(base or either, aligned or either, self.vocabulary, coins, past=past)
 
     def boundary_state(
         self, draft: Draft, signals: Signals, *, route: bool = True
@@ -208,7 +224,9 @@ class Verifier:
     def one_suffices(self, draft: Draft, model: Source, logits: Logits) -> bool:
         """Whether one model's logits decide every position, so that the other need not run."""
         batch, positions = draft.batch, draft.positions
-        reads_only = [router.reads <= {model} for router, _ in batch.routers]
+        reads_only = [
+            router.reads <= {model} and not is_stateful(router) for router, _ in batch.routers
+        ]
         routed = tensor_on(self.banned.device, reads_only)[batch.router_index]
         state = self.boundary_state(draft, self.signals(draft, logits), route=any(reads_only))
         is_base = model == "base"

@@ -1,16 +1,17 @@
 """From the spelling that users type to a router.
 
 A spelling is ``Name[-Name…][:argument,…]``. The names are at most one logit rule and any content
-rules, in any order. An argument is the threshold γ (a number), a row of the ``Role`` table
-(``role=source``), or ``predict=base|aligned|either``: the model whose most likely next token is the
-predicted token.
+rules and overrides, in any order. An argument is the threshold γ (a number), a row of the ``Role``
+table (``role=source``), ``predict=base|aligned|either``: the model whose most likely next token is
+the predicted token, or the path of a rule's file (``phrases=path``, or the path alone).
 
 A combiner (:mod:`baco.routing.combiners`) is spelled in the same places, alone: ``Ensemble:0.3``.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, get_args
 
 from torch import Tensor
@@ -18,14 +19,17 @@ from torch import Tensor
 from baco.errors import BacoError
 from baco.plugins import plugins
 from baco.routing.combiners import BUILT_IN_COMBINERS, Combination, combination, combiners
-from baco.routing.router import ConstantRouter, Router, RuleRouter
+from baco.routing.router import ConstantRouter, LoadedFile, Router, RuleRouter
 from baco.routing.rules import (
     BUILT_IN,
     COMBINATIONS,
     RULES,
+    STATE,
     AnyRule,
     ContentRule,
     LogitRule,
+    Override,
+    RuleFile,
     add_rule,
     logit_rule,
 )
@@ -57,7 +61,7 @@ def rules() -> dict[str, AnyRule]:
     for name, part in plugins("routers").items():
         if name in RULES:
             continue
-        if isinstance(part, LogitRule | ContentRule):
+        if isinstance(part, LogitRule | ContentRule | Override):
             add_rule(part)
         elif callable(part):
             logit_rule(name)(part)
@@ -73,7 +77,7 @@ def catalogue() -> list[Entry]:
     """Every router that listings show, registered ones included."""
     lines = []
     for rule in rules().values():
-        if isinstance(rule, ContentRule):
+        if not isinstance(rule, LogitRule):
             lines.append(Entry(rule.name, rule.example, rule.help))
         else:
             example = f"{rule.name}:{rule.example:g}" if rule.threshold else rule.name
@@ -82,8 +86,47 @@ def catalogue() -> list[Entry]:
     return lines + [Entry(name, name, sentence) for name, sentence in CONSTANTS.items()]
 
 
+def plain_catalogue() -> list[Entry]:
+    """The routers of the catalogue that read no state: the two distributions and coins alone."""
+    entries = []
+    for entry in catalogue():
+        named = () if entry.name in CONSTANTS else _rules_of(entry.name).all
+        reads = {name for rule in named if not isinstance(rule, ContentRule) for name in rule.reads}
+        if not reads & STATE:
+            entries.append(entry)
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """The rules that a spelling combines."""
+
+    logit: LogitRule | None
+    contents: tuple[ContentRule, ...]
+    overrides: tuple[Override, ...]
+
+    @property
+    def all(self) -> tuple[AnyRule, ...]:
+        return (*([self.logit] if self.logit else []), *self.contents, *self.overrides)
+
+    @property
+    def files(self) -> tuple[RuleFile, ...]:
+        return tuple(rule.file for rule in self.overrides)
+
+
+@dataclass(slots=True)
+class _Arguments:
+    """What follows the colon of a spelling."""
+
+    threshold: float | None = None
+    table: dict[str, Source] = field(default_factory=dict)
+    predict: Predictor = "base"
+    paths: dict[str, str] = field(default_factory=dict)
+
+
 def _combination(example: str) -> Entry:
-    logit, contents = _rules_of(example)
+    named = _rules_of(example)
+    logit, contents = named.logit, named.contents
     keeping = " and ".join(rule.name for rule in contents)
     verb = "keeps" if len(contents) == 1 else "keep"
     rest = "is base" if logit is None else f"goes by {logit.name}"
@@ -131,7 +174,8 @@ def canonical_name(spelling: str) -> str:
     """
     if (name := router_name(spelling)) in CONSTANTS or name in combiners():
         return name
-    return RuleRouter(*_rules_of(spelling)).name
+    named = _rules_of(spelling)
+    return RuleRouter(named.logit, named.contents, overrides=named.overrides).name
 
 
 def logit_rule_of(spelling: str) -> LogitRule | None:
@@ -142,7 +186,7 @@ def logit_rule_of(spelling: str) -> LogitRule | None:
         BacoError: no such router.
     """
     name = router_name(spelling)
-    return None if name in CONSTANTS or name in combiners() else _rules_of(spelling)[0]
+    return None if name in CONSTANTS or name in combiners() else _rules_of(spelling).logit
 
 
 def needs_threshold(spelling: str) -> bool:
@@ -153,6 +197,17 @@ def needs_threshold(spelling: str) -> bool:
     """
     rule = logit_rule_of(spelling)
     return rule is not None and rule.threshold
+
+
+def lacks_threshold(spelling: str) -> bool:
+    """Whether this router takes a threshold γ and the spelling gives none.
+
+    Raises:
+        BacoError: no such router, or something that is no argument.
+    """
+    if not needs_threshold(spelling):
+        return False
+    return _arguments(spelling, _rules_of(spelling).files).threshold is None
 
 
 def router(spelling: str, threshold: float | None = None) -> Router:
@@ -173,25 +228,52 @@ def router(spelling: str, threshold: float | None = None) -> Router:
     name = router_name(spelling)
     if (combiner := combiners().get(name)) is not None:
         return combination(combiner, spelling)
-    given, table, predict = _arguments(spelling)
     if name in CONSTANTS:
-        if given is not None:
+        arguments = _arguments(spelling, ())
+        if arguments.threshold is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        if table or predict != "base":
+        if arguments.table or arguments.predict != "base":
             raise BacoError(f"router {spelling!r}: {name} takes no arguments")
         return ConstantRouter("base" if name == "Base" else "aligned")
-    logit, contents = _rules_of(spelling)
-    if table and not any(rule.name == "Role" for rule in contents):
+    named = _rules_of(spelling)
+    arguments = _arguments(spelling, named.files)
+    given, table = arguments.threshold, tuple(arguments.table.items())
+    if table and not any(rule.name == "Role" for rule in named.contents):
         raise BacoError(
             f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
         )
-    if logit is None or not logit.threshold:
+    if named.logit is None or not named.logit.threshold:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        return RuleRouter(logit, contents, None, table, predict)
-    gamma = given if given is not None else threshold
-    _check_threshold(spelling, gamma, logit)
-    return RuleRouter(logit, contents, gamma, table, predict)
+        gamma = None
+    else:
+        gamma = given if given is not None else threshold
+        _check_threshold(spelling, gamma, named.logit)
+    files = tuple(_load(file, arguments.paths.get(file.key)) for file in named.files)
+    return RuleRouter(
+        named.logit, named.contents, gamma, table, arguments.predict, named.overrides, files
+    )
+
+
+def _load(file: RuleFile, path: str | None) -> LoadedFile:
+    return LoadedFile(file.key, path, _default_content(file) if path is None else file.load(path))
+
+
+@cache
+def _default_content(file: RuleFile) -> Any:
+    return file.load(None)
+
+
+def named_files(spelling: str) -> tuple[str, ...]:
+    """The paths of files that a spelling names. They are not opened.
+
+    Raises:
+        BacoError: no such router, or something that is no argument.
+    """
+    name = router_name(spelling)
+    if name in CONSTANTS or name in combiners() or ":" not in spelling:
+        return ()
+    return tuple(_arguments(spelling, _rules_of(spelling).files).paths.values())
 
 
 def portable(router: Router) -> bool:
@@ -204,8 +286,8 @@ def portable(router: Router) -> bool:
     return isinstance(router, RuleRouter) and {rule.name for rule in router.rules} <= installed
 
 
-def _rules_of(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]:
-    """The rules that a spelling combines: a logit rule or None, and the content rules."""
+def _rules_of(spelling: str) -> _Rules:
+    """The rules that a spelling combines."""
     known = rules()
     parts = router_name(spelling).split("-")
     for part in parts:
@@ -225,12 +307,14 @@ def _rules_of(spelling: str) -> tuple[LogitRule | None, tuple[ContentRule, ...]]
     named = [known[part] for part in parts]
     logits = [rule for rule in named if isinstance(rule, LogitRule)]
     contents = tuple(rule for rule in named if isinstance(rule, ContentRule))
+    overrides = tuple(rule for rule in named if isinstance(rule, Override))
     if len(logits) > 1 or len(set(parts)) != len(parts):
         raise BacoError(
             f"router {spelling!r}: combine at most one of {rule_names(LogitRule)} with "
-            f"content rules ({rule_names(ContentRule)}), each once, such as P-Punc-FC:0.4"
+            f"content rules ({rule_names(ContentRule)}) and overrides ({rule_names(Override)}), "
+            "each once, such as P-Punc-FC:0.4"
         )
-    return (logits[0] if logits else None), contents
+    return _Rules(logits[0] if logits else None, contents, overrides)
 
 
 def rule_names(kind: type[AnyRule]) -> str:
@@ -238,26 +322,41 @@ def rule_names(kind: type[AnyRule]) -> str:
     return ", ".join(name for name, rule in RULES.items() if isinstance(rule, kind))
 
 
-def _arguments(spelling: str) -> tuple[float | None, tuple[tuple[str, Source], ...], Predictor]:
-    gamma: float | None = None
-    table: dict[str, Source] = {}
-    predict: Predictor = "base"
+def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
+    """Read the arguments of a spelling whose rules read these files."""
+    arguments = _Arguments()
+    keys = [file.key for file in files]
     _, colon, text = spelling.partition(":")
     for argument in text.split(",") if colon else ():
-        key, equals, value = (part.strip().lower() for part in argument.partition("="))
-        if not equals:
-            gamma = _threshold(spelling, key, gamma)
+        key, equals, written = (part.strip() for part in argument.partition("="))
+        key, value = key.lower(), written.lower()
+        if equals and key in keys and written and key not in arguments.paths:
+            arguments.paths[key] = written
         elif key == "predict" and value in get_args(Predictor):
-            predict = value  # type: ignore[assignment]
-        elif key.upper() in Role.__members__ and value in get_args(Source):
-            table[key] = value  # type: ignore[assignment]
+            arguments.predict = value  # type: ignore[assignment]
+        elif equals and key.upper() in Role.__members__ and value in get_args(Source):
+            arguments.table[key] = value  # type: ignore[assignment]
+        elif len(keys) == 1 and not arguments.paths and _is_path(argument):
+            arguments.paths[keys[0]] = argument.strip()
+        elif not equals:
+            arguments.threshold = _threshold(spelling, key, arguments.threshold)
         else:
             raise BacoError(
                 f"router {spelling!r}: {argument.strip()!r} is not an argument: give a threshold, "
-                f"role=base|aligned (roles: {', '.join(r.name.lower() for r in Role)}) "
-                "or predict=base|aligned|either"
+                f"role=base|aligned (roles: {', '.join(r.name.lower() for r in Role)}), "
+                "predict=base|aligned|either" + "".join(f" or {key}=PATH" for key in keys)
             )
-    return gamma, tuple(table.items()), predict
+    return arguments
+
+
+def _is_path(argument: str) -> bool:
+    """Whether an argument of a rule with a file is the path of this file: not a number."""
+    try:
+        float(argument)
+    except ValueError:
+        key, equals, _ = argument.partition("=")
+        return bool(argument.strip()) and not (equals and key.strip().isidentifier())
+    return False
 
 
 def _threshold(spelling: str, text: str, earlier: float | None) -> float:

@@ -6,13 +6,13 @@ w_t = 1 in P_BACo = w_t · P_base + (1 − w_t) · P_aligned. The rules are in
 :mod:`baco.routing.rules`.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from baco.routing.rules import ContentRule, LogitRule
+from baco.routing.rules import STATE, AnyRule, ContentRule, LogitRule, Override
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
@@ -61,6 +61,26 @@ class ConstantRouter:
         return torch.full(signals.base.shape[:1], self.source == "base", device=signals.base.device)
 
 
+def is_stateful(router: Router) -> bool:
+    """Whether it reads the answers so far, ``signals.past``."""
+    return bool(getattr(router, "stateful", False))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """A file that a rule reads.
+
+    Attributes:
+        key: the name of the argument.
+        path: as the user wrote it; None for the rule's default.
+        content: what the rule is given.
+    """
+
+    key: str
+    path: str | None
+    content: Any = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class RuleRouter:
     """Content rules first, then at most one logit rule: ``P-Punc-FC:0.4``, ``H:1.5``, ``Punc``.
@@ -74,6 +94,9 @@ class RuleRouter:
             table to the base model. Combined, its aligned roles are locked and the rest is left to
             the logit rule.
         predict: the model whose most likely next token is the predicted token.
+        overrides: the rules that give words to the base model, whatever the others say. Without
+            any other rule, the aligned model writes the rest.
+        files: that the rules read.
     """
 
     logit: LogitRule | None
@@ -81,15 +104,28 @@ class RuleRouter:
     threshold: float | None = None
     table: tuple[tuple[str, Source], ...] = ()
     predict: Predictor = "base"
+    overrides: tuple[Override, ...] = ()
+    files: tuple[LoadedFile, ...] = ()
 
     def __call__(self, signals: Signals) -> Tensor:
         if self.logit is None:
-            base = torch.ones(signals.base.shape[:1], dtype=torch.bool, device=signals.base.device)
+            rest = bool(self.contents)  # where only overrides are named, the rest is aligned
+            base = torch.full(signals.base.shape[:1], rest, device=signals.base.device)
         else:
             base = self.logit(signals, self.threshold)
         if self.contents:
             base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
+        for rule in self.overrides:
+            base = base | rule.decide(signals, self._content(rule.file.key))
         return base
+
+    def _content(self, key: str) -> Any:
+        return next(file.content for file in self.files if file.key == key)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether it reads the answers so far."""
+        return bool(self.quantities & STATE)
 
     def _locked_roles(self) -> tuple[Role, ...]:
         """The roles whose words the aligned model writes, whatever the logits are."""
@@ -113,18 +149,22 @@ class RuleRouter:
 
     @property
     def reads(self) -> frozenset[Source]:
-        return self._predictors | (self.logit.models if self.logit else frozenset())
+        tops = {
+            model for model in MODELS for rule in self.overrides if f"top_{model}" in rule.reads
+        }
+        return self._predictors | (self.logit.models if self.logit else frozenset()) | tops
 
     @property
     def quantities(self) -> frozenset[str]:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
-        return frozenset(self.logit.reads if self.logit else ()) | predictions
+        overrides = {name for rule in self.overrides for name in rule.reads}
+        return frozenset(self.logit.reads if self.logit else ()) | predictions | overrides
 
     @property
-    def rules(self) -> tuple[LogitRule | ContentRule, ...]:
+    def rules(self) -> tuple[AnyRule, ...]:
         """All its rules, the logit rule first."""
-        return (*([self.logit] if self.logit else []), *self.contents)
+        return (*([self.logit] if self.logit else []), *self.contents, *self.overrides)
 
     @property
     def name(self) -> str:
@@ -136,4 +176,5 @@ class RuleRouter:
         arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
         arguments += [f"{role}={source}" for role, source in self.table]
         arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
+        arguments += [f"{file.key}={file.path}" for file in self.files if file.path is not None]
         return self.name + (":" + ",".join(arguments) if arguments else "")

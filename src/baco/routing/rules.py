@@ -1,9 +1,10 @@
 """Every built-in routing rule. To add one, write a function here and nothing anywhere else.
 
-There are two kinds. A *logit rule* reads the two distributions and decides which model writes the
+There are three kinds. A *logit rule* reads the two distributions and decides which model writes the
 word, usually by comparing a quantity with the threshold γ. A *content rule* locks a word to the
-aligned model by the role of the predicted token. A router combines at most one logit rule with any
-number of content rules: ``P-Punc-FC:0.4``.
+aligned model by the role of the predicted token. An *override* gives words to the base model,
+whatever the other rules say. A router combines at most one logit rule with any number of the
+others: ``P-Punc-FC:0.4``.
 
 A rule carries everything known about it. The parser, calibration, diagnosis, sweeps, the server's
 page and the backends read it here.
@@ -20,6 +21,7 @@ from torch import Tensor
 from baco.errors import BacoError
 from baco.routing.signals import Signals
 from baco.source import MODELS, Source
+from baco.text.phrases import Phrases, load_phrases
 from baco.text.vocabulary import Role
 
 Side = Literal["below", "above"]
@@ -30,6 +32,26 @@ EVERYTHING = ("base", "aligned")
 PROBABILITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 PROBABILITY_SWEEP = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)
 NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+# What only some backends supply: a rule that reads one of these is stateful.
+STATE = frozenset(("past",))
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFile:
+    """The file that a rule reads, named by an argument: ``Slop:phrases.txt``.
+
+    Attributes:
+        key: the argument's name, for ``key=path``.
+        load: path, or None for the default, → what the rule is given. It raises BacoError for a
+            file that cannot be used.
+        required: there is no default.
+    """
+
+    key: str
+    load: Callable[[str | None], Any] = field(repr=False)
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +106,28 @@ class LogitRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """Gives words to the base model, whatever the other rules of the router say.
+
+    Attributes:
+        name: one word; alone, it is a router's name, and the aligned model writes all other words.
+        decide: ``(signals, what file.load returned)`` → bool [N], True where the base model writes
+            the word.
+        help: one sentence.
+        example: a spelling.
+        reads: the attributes of :class:`Signals` that it reads.
+        file: that it reads.
+    """
+
+    name: str
+    decide: Callable[[Signals, Any], Tensor] = field(repr=False)
+    help: str
+    example: str
+    reads: tuple[str, ...]
+    file: RuleFile
+
+
+@dataclass(frozen=True, slots=True)
 class ContentRule:
     """Locks words to the aligned model by the role of the predicted token.
 
@@ -102,7 +146,7 @@ class ContentRule:
     page: tuple[str, str]
 
 
-AnyRule = LogitRule | ContentRule
+AnyRule = LogitRule | ContentRule | Override
 AnyRuleT = TypeVar("AnyRuleT", bound=AnyRule)
 RULES: dict[str, AnyRule] = {}
 BUILT_IN: frozenset[str] = frozenset()
@@ -281,6 +325,25 @@ add_rule(
         "by a table from the predicted token's role to a source; roles not named go to base",
         "Role:number=aligned,name=aligned,opinion=base",
         ("of a role that Role keeps for aligned", "the roles that the table gives it"),
+    )
+)
+
+
+def slop(signals: Signals, phrases: Phrases) -> Tensor:
+    """base where the aligned model is about to begin a listed phrase"""
+    openings = phrases.openings(signals.vocabulary)
+    return openings.begun(signals.top_aligned, signals.past.tail)
+
+
+add_rule(
+    Override(
+        "Slop",
+        slop,
+        "base where the aligned model is about to begin an overused phrase (a list, or a file of "
+        "your own), else aligned",
+        "Slop",
+        ("top_aligned", "past"),
+        RuleFile("phrases", load_phrases),
     )
 )
 # Combinations that listings and sweeps add to the single rules. Users can write any other.

@@ -1,6 +1,10 @@
-"""What a router can read: both next-token distributions, the roles of tokens, one coin per row."""
+"""What a router can read: both next-token distributions, the roles of tokens, one coin per row.
+
+A stateful router also reads :class:`Past`: the answer before each position.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -74,6 +78,25 @@ class Distribution:
         return self.logits.gather(1, token[:, None])[:, 0]
 
 
+@dataclass(slots=True)
+class Past:
+    """The answers before N positions: what stateful routers read.
+
+    It is a function of an answer's own tokens and sources, so decisions do not depend on the batch,
+    on speculation or on preemption.
+
+    Attributes:
+        length: tokens of the answer before each position, int64 [N].
+        num_base: those of them whose source is base, int64 [N].
+        tail: ``(position, count)`` → the last ``count`` tokens before a position, or all where
+            there are fewer.
+    """
+
+    length: Tensor
+    num_base: Tensor
+    tail: Callable[[int, int], list[int]]
+
+
 class Signals:
     """Both models' distributions at N positions, and what else a router can read there.
 
@@ -83,6 +106,7 @@ class Signals:
         vocabulary: the role of every token.
         coin: replayable uniforms in (0, 1), float [N], or a function that returns them.
         own_vocabularies: of each model, where their tokenizers differ; by default ``vocabulary``.
+        past: the answers before the positions, where the backend supplies them.
     """
 
     def __init__(
@@ -92,6 +116,7 @@ class Signals:
         vocabulary: Vocabulary,
         coin: Tensor | Callable[[], Tensor] | None = None,
         own_vocabularies: Mapping[Source, Vocabulary] | None = None,
+        past: Past | None = None,
     ) -> None:
         same = aligned is base
         base = base if isinstance(base, Distribution) else Distribution(base)
@@ -104,6 +129,14 @@ class Signals:
         self.vocabulary = vocabulary
         self._own_vocabularies = own_vocabularies
         self._coin = coin
+        self._past = past
+
+    @property
+    def past(self) -> Past:
+        """The answers before the positions, for stateful routers."""
+        if self._past is None:
+            raise ValueError("a stateful router needs the answers so far")
+        return self._past
 
     def of(self, model: Source) -> Distribution:
         """One model's distributions."""

@@ -8,7 +8,7 @@ word starts of its own vocabulary.
 """
 
 from baco.errors import BacoError
-from baco.routing.router import Router, RuleRouter
+from baco.routing.router import Router, RuleRouter, is_stateful
 
 
 def is_boundary(*, first: bool, text_is_open: bool, starts_word: bool) -> bool:
@@ -33,8 +33,14 @@ def check_router(router: Router) -> None:
     """Refuse a router that compares the distributions of both models.
 
     Raises:
-        BacoError: it reads quantities of both, which are over different vocabularies.
+        BacoError: it reads quantities of both, which are over different vocabularies, or it reads
+            the tokens of the answer so far.
     """
+    if is_stateful(router):
+        raise BacoError(
+            f"{router.spelling} reads the tokens of the answer so far, which two tokenizers do not "
+            "share: use a rule that reads one model, such as P, H or Punc"
+        )
     if not reads_one_model(router):
         raise BacoError(
             f"{router.spelling} compares the distributions of both models, which have different "

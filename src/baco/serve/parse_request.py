@@ -11,7 +11,7 @@ from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 from baco.routing.combiners import combiners
-from baco.routing.parser import catalogue
+from baco.routing.parser import catalogue, named_files
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
@@ -116,6 +116,7 @@ class RequestParser:
         self._baco, self._settings = baco, settings
         # Cached: finding the calibration takes a fingerprint of all weights.
         self._routers = lru_cache(maxsize=1024)(baco.router)
+        self._files = frozenset(settings.router_files)
 
     def default_router(self) -> Router:
         """The router of requests that name none."""
@@ -147,9 +148,22 @@ class RequestParser:
         if not slash:
             return self.default_router()
         try:
-            return self._routers(spelling)
+            return self._spelled(spelling)
         except BacoError as error:
             raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
+
+    def _spelled(self, spelling: str) -> Router:
+        """A router that a request spells; it may name the files of the server's settings alone.
+
+        Raises:
+            BacoError: no such router, or a file that the server may not read.
+        """
+        if not self._files.issuperset(named_files(spelling)):
+            raise BacoError(
+                f"router {spelling!r} names a file: this server reads only those given to it with "
+                "--router-file"
+            )
+        return self._routers(spelling)
 
     def chat(self, body: ChatRequest) -> ParsedRequest:
         """Parse a request of ``/v1/chat/completions``.
@@ -259,7 +273,7 @@ class RequestParser:
         by_model = self.router_of(body.model)
         if body.router is None:
             return by_model
-        chosen = self._routers(body.router)
+        chosen = self._spelled(body.router)
         if body.model != ROOT and chosen.spelling != by_model.spelling:
             raise BacoError(
                 f"model {body.model!r} and router {body.router!r} name two routers: "

@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from baco.errors import BacoError
 
@@ -29,6 +30,7 @@ class Settings:
         max_incomplete_per_address: the same for one address; None: no limit of its own.
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-For is believed; the
             limit per address does not apply to them.
+        router_files: paths that the routers of requests may name.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class Settings:
     max_incomplete: int | None = None
     max_incomplete_per_address: int | None = None
     trusted_proxies: tuple[str, ...] = LOOPBACK
+    router_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(self.api_keys):
@@ -57,6 +60,9 @@ class Settings:
                 raise BacoError(
                     f"trusted proxy {proxy!r}: give an address or a network, as in 10.0.0.0/8"
                 ) from error
+        for path in self.router_files:
+            if not Path(path).is_file():
+                raise BacoError(f"router file {path!r} is not a file: give the path of one")
 
     def trusts(self, address: str) -> bool:
         """Whether an address is a trusted proxy's."""

@@ -24,7 +24,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -52,6 +52,31 @@ class Role(IntEnum):
     CONTENT = 6
 
 
+class TokenTexts:
+    """The bytes of every token, read from the tokenizer when they are first needed.
+
+    Args:
+        tokenizer: of ``transformers``.
+        size: V; ids that the tokenizer does not have are empty.
+    """
+
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        self._tokenizer, self._size = tokenizer, size
+
+    @cached_property
+    def data(self) -> list[bytes]:
+        """The bytes of each id, in UTF-8; special tokens are empty."""
+        table = [b""] * self._size
+        for token in spell(self._tokenizer):
+            if token.id < self._size and not token.special:
+                table[token.id] = token.data
+        return table
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens; U+FFFD where characters are incomplete."""
+        return b"".join(self.data[token] for token in tokens).decode("utf-8", errors="replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Tables over the V ids of a pair's common vocabulary.
@@ -62,6 +87,7 @@ class Vocabulary:
         word_start: the token begins a new word, bool [V].
         ends_word: its text ends in white space, bool [V].
         special: a special token, or an id without a token, bool [V].
+        texts: of the tokens; None where they are not known.
     """
 
     size: int
@@ -69,6 +95,7 @@ class Vocabulary:
     word_start: Tensor
     ends_word: Tensor
     special: Tensor
+    texts: TokenTexts | None = field(default=None, repr=False, compare=False)
     _sets: dict[tuple[Role, ...], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -111,6 +138,7 @@ class Vocabulary:
             word_start=torch.tensor(word_start),
             ends_word=torch.tensor(ends_word),
             special=torch.tensor(special),
+            texts=TokenTexts(tokenizer, size),
         )
 
     def to(self, device: Any) -> Self:
@@ -121,6 +149,7 @@ class Vocabulary:
             self.word_start.to(device),
             self.ends_word.to(device),
             self.special.to(device),
+            self.texts,
         )
 
     def in_roles(self, roles: tuple[Role, ...]) -> Tensor:

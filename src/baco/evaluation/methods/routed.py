@@ -7,7 +7,14 @@ from baco.evaluation.methods.ensemble import combined
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.combiners import Combination
-from baco.routing.parser import CONSTANTS, catalogue, logit_rule_of, needs_threshold, router_name
+from baco.routing.parser import (
+    CONSTANTS,
+    lacks_threshold,
+    logit_rule_of,
+    needs_threshold,
+    plain_catalogue,
+    router_name,
+)
 from baco.routing.parser import router as parse
 from baco.routing.rules import PROBABILITY_SWEEP
 
@@ -24,7 +31,7 @@ class Routed:
 
     def settings(self, grid: Grid) -> list[Setting]:
         # Single models are methods of their own.
-        examples = [line.example for line in catalogue() if line.name not in CONSTANTS]
+        examples = [line.example for line in plain_catalogue() if line.name not in CONSTANTS]
         spellings = [e if not needs_threshold(e) else router_name(e) for e in examples]
         return [setting for spelling in spellings for setting in self.of(spelling, grid)]
 
@@ -36,15 +43,20 @@ class Routed:
             BacoError: no such router, or a threshold out of its range.
         """
         name = router_name(spelling)
-        if needs_threshold(spelling) and ":" not in spelling:
+        if lacks_threshold(spelling):
             # Without a logit rule the threshold is a probability.
             rule = logit_rule_of(name)
             values = grid.thin((rule.sweep if rule else ()) or PROBABILITY_SWEEP)
-            return [_setting(name, f"{name}:{value:g}", value) for value in values]
-        router = parse(spelling)
-        if isinstance(router, Combination):
-            return [combined(router)]
-        return [_setting(name, router.spelling, getattr(router, "threshold", None))]
+            routers = [parse(spelling, value) for value in values]
+        else:
+            routers = [parse(spelling)]
+        if isinstance(routers[0], Combination):
+            return [combined(routers[0])]
+        thresholds = [getattr(router, "threshold", None) for router in routers]
+        return [
+            _setting(name, router.spelling, threshold)
+            for router, threshold in zip(routers, thresholds, strict=True)
+        ]
 
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw

@@ -39,6 +39,7 @@ def as_transformers(
     from baco.integrations.transformers.chat import ChatReader
     from baco.integrations.transformers.model import BacoForCausalLM
     from baco.routing.combiners import Combination
+    from baco.routing.router import is_stateful
 
     if base_prompt not in ("auto", "same"):
         raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
@@ -50,5 +51,10 @@ def as_transformers(
             "router, or Baco.generate"
         )
     pair.check_one_tokenizer("the transformers object")
+    if is_stateful(rule):
+        raise BacoError(
+            f"the transformers object cannot run {rule.spelling}, which reads the answer so far: "
+            "use Baco.generate, or another router"
+        )
     reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
     return BacoForCausalLM(pair, rule, seed=seed, reader=reader)
