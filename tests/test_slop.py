@@ -122,7 +122,7 @@ def test_a_spelling_names_its_file(phrases: str) -> None:
 
 def decode(baco: Baco, routers: list[str], **options: Any) -> list[list[tuple[Any, ...]]]:
     """Tokens and sources of all answers, by prompt and sample."""
-    sampling = {"n": 3, "max_tokens": 40, "seed": 5, **options.pop("sampling", {})}
+    sampling = {"n": 2, "max_tokens": 24, "seed": 5, **options.pop("sampling", {})}
     decoder = Decoder(baco.pair, Engine(baco.pair, **options))
     tickets = [
         decoder.submit(prompt, router=baco.router(spelling), **sampling)
@@ -137,7 +137,7 @@ def decode(baco: Baco, routers: list[str], **options: Any) -> list[list[tuple[An
     return [[done[ticket][sample] for sample in sorted(done[ticket])] for ticket in tickets]
 
 
-@settings(max_examples=budget(6))
+@settings(max_examples=budget(3))
 @given(
     rules=st.lists(st.sampled_from(["Slop", "P-Slop", "P-Punc-Slop"]), min_size=3, max_size=3),
     seed=st.integers(0, 2**40),

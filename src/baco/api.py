@@ -334,9 +334,7 @@ class Baco:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
             here = backends.backend_of(self.pair.weights_formats)
-            return Capabilities(
-                here, samplers=True, thinking=True, combiners=True, stateful=True
-            )
+            return Capabilities(here, samplers=True, thinking=True, combiners=True, stateful=True)
         return self.backend.capabilities
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 A spelling is ``Name[-Name…][:argument,…]``. The names are at most one logit rule and any content
 rules and overrides, in any order. An argument is the threshold γ (a number), a row of the ``Role``
 table (``role=source``), ``predict=base|aligned|either``: the model whose most likely next token is
-the predicted token, or the path of a rule's file (``phrases=path``, or the path alone).
+the predicted token, ``share=…``: the base share that the threshold adapts to hold, or the path of a
+rule's file (``phrases=path``, or the path alone).
 
 A combiner (:mod:`baco.routing.combiners`) is spelled in the same places, alone: ``Ensemble:0.3``.
 """
@@ -119,6 +120,7 @@ class _Arguments:
     """What follows the colon of a spelling."""
 
     threshold: float | None = None
+    share: float | None = None
     table: dict[str, Source] = field(default_factory=dict)
     predict: Predictor = "base"
     paths: dict[str, str] = field(default_factory=dict)
@@ -200,14 +202,15 @@ def needs_threshold(spelling: str) -> bool:
 
 
 def lacks_threshold(spelling: str) -> bool:
-    """Whether this router takes a threshold γ and the spelling gives none.
+    """Whether this router takes a threshold γ, and the spelling gives neither it nor a share.
 
     Raises:
         BacoError: no such router, or something that is no argument.
     """
     if not needs_threshold(spelling):
         return False
-    return _arguments(spelling, _rules_of(spelling).files).threshold is None
+    arguments = _arguments(spelling, _rules_of(spelling).files)
+    return arguments.threshold is None and arguments.share is None
 
 
 def router(spelling: str, threshold: float | None = None) -> Router:
@@ -232,7 +235,7 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         arguments = _arguments(spelling, ())
         if arguments.threshold is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        if arguments.table or arguments.predict != "base":
+        if arguments.table or arguments.predict != "base" or arguments.share is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no arguments")
         return ConstantRouter("base" if name == "Base" else "aligned")
     named = _rules_of(spelling)
@@ -242,16 +245,27 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         raise BacoError(
             f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
         )
+    if arguments.share is not None:
+        _check_share(spelling, arguments.share, named.logit)
     if named.logit is None or not named.logit.threshold:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
         gamma = None
     else:
         gamma = given if given is not None else threshold
+        if gamma is None and arguments.share is not None:
+            gamma = named.logit.example
         _check_threshold(spelling, gamma, named.logit)
     files = tuple(_load(file, arguments.paths.get(file.key)) for file in named.files)
     return RuleRouter(
-        named.logit, named.contents, gamma, table, arguments.predict, named.overrides, files
+        named.logit,
+        named.contents,
+        gamma,
+        table,
+        arguments.predict,
+        named.overrides,
+        files,
+        arguments.share,
     )
 
 
@@ -332,6 +346,8 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
         key, value = key.lower(), written.lower()
         if equals and key in keys and written and key not in arguments.paths:
             arguments.paths[key] = written
+        elif equals and key == "share" and arguments.share is None:
+            arguments.share = _share(spelling, value)
         elif key == "predict" and value in get_args(Predictor):
             arguments.predict = value  # type: ignore[assignment]
         elif equals and key.upper() in Role.__members__ and value in get_args(Source):
@@ -344,7 +360,8 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
             raise BacoError(
                 f"router {spelling!r}: {argument.strip()!r} is not an argument: give a threshold, "
                 f"role=base|aligned (roles: {', '.join(r.name.lower() for r in Role)}), "
-                "predict=base|aligned|either" + "".join(f" or {key}=PATH" for key in keys)
+                "predict=base|aligned|either, share=0.2"
+                + "".join(f" or {key}=PATH" for key in keys)
             )
     return arguments
 
@@ -367,6 +384,33 @@ def _threshold(spelling: str, text: str, earlier: float | None) -> float:
     if math.isnan(number) or earlier is not None:
         raise BacoError(f"router {spelling!r}: give one number after the colon, such as P-Punc:0.4")
     return number
+
+
+def _share(spelling: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise BacoError(
+            f"router {spelling!r}: share={text}: give the base share to hold, from 0 to 1, such as "
+            "share=0.2"
+        )
+    return share
+
+
+def _check_share(spelling: str, share: float, rule: LogitRule | None) -> None:
+    if rule is None or not rule.threshold:
+        raise BacoError(
+            f"router {spelling!r}: share={share:g} adapts a threshold, and this router has none: "
+            "use it with P, H or another rule that takes one, such as P-Punc:share=0.2"
+        )
+    if len(rule.grid) < 2:
+        raise BacoError(
+            f"router {spelling!r}: share={share:g} moves the threshold along the grid of the rule "
+            f"{rule.name}, which names none: give it one, as in "
+            "register_router(…, grid=(0, 0.5, 1))"
+        )
 
 
 def _check_threshold(spelling: str, gamma: float | None, rule: LogitRule) -> None:

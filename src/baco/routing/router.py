@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from baco.routing.adaptive import STEPS_PER_TOKEN, moved, owed
 from baco.routing.rules import STATE, AnyRule, ContentRule, LogitRule, Override
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
@@ -94,6 +95,7 @@ class RuleRouter:
             table to the base model. Combined, its aligned roles are locked and the rest is left to
             the logit rule.
         predict: the model whose most likely next token is the predicted token.
+        share: the base share that an adaptive threshold holds; None for a fixed threshold.
         overrides: the rules that give words to the base model, whatever the others say. Without
             any other rule, the aligned model writes the rest.
         files: that the rules read.
@@ -106,18 +108,26 @@ class RuleRouter:
     predict: Predictor = "base"
     overrides: tuple[Override, ...] = ()
     files: tuple[LoadedFile, ...] = ()
+    share: float | None = None
 
     def __call__(self, signals: Signals) -> Tensor:
         if self.logit is None:
             rest = bool(self.contents)  # where only overrides are named, the rest is aligned
             base = torch.full(signals.base.shape[:1], rest, device=signals.base.device)
         else:
-            base = self.logit(signals, self.threshold)
+            base = self.logit(signals, self._gamma(signals))
         if self.contents:
             base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
         for rule in self.overrides:
             base = base | rule.decide(signals, self._content(rule.file.key))
         return base
+
+    def _gamma(self, signals: Signals) -> float | Tensor | None:
+        """The threshold of every row: one for all, or [N]."""
+        if self.share is None or self.logit is None or self.threshold is None:
+            return self.threshold
+        steps = owed(self.share, signals.past.length, signals.past.num_base) * STEPS_PER_TOKEN
+        return moved(self.threshold, self.logit.grid, steps)
 
     def _content(self, key: str) -> Any:
         return next(file.content for file in self.files if file.key == key)
@@ -158,8 +168,10 @@ class RuleRouter:
     def quantities(self) -> frozenset[str]:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
-        overrides = {name for rule in self.overrides for name in rule.reads}
-        return frozenset(self.logit.reads if self.logit else ()) | predictions | overrides
+        more = {name for rule in self.overrides for name in rule.reads}
+        if self.share is not None:
+            more.add("past")
+        return frozenset(self.logit.reads if self.logit else ()) | predictions | more
 
     @property
     def rules(self) -> tuple[AnyRule, ...]:
@@ -174,6 +186,7 @@ class RuleRouter:
     @property
     def spelling(self) -> str:
         arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
+        arguments += [] if self.share is None else [f"share={self.share:g}"]
         arguments += [f"{role}={source}" for role, source in self.table]
         arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
         arguments += [f"{file.key}={file.path}" for file in self.files if file.path is not None]

@@ -98,8 +98,8 @@ class LogitRule:
             model for model in MODELS for name in self.reads if name.split("_")[-1] == model
         )
 
-    def __call__(self, signals: Signals, gamma: float | None) -> Tensor:
-        """True where the base model writes the word: bool [N]."""
+    def __call__(self, signals: Signals, gamma: float | Tensor | None) -> Tensor:
+        """True where the base model writes the word: bool [N]. γ is one for all rows, or [N]."""
         everything = set(EVERYTHING) <= set(self.reads)
         readable: Any = signals if everything else _DeclaredSignals(signals, self)
         return self.decide(readable, gamma) if self.threshold else self.decide(readable)

@@ -1,0 +1,143 @@
+"""Thresholds that adapt to the answer so far hold a base share, and answers can be repeated."""
+
+from statistics import mean, pstdev
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baco import Baco, BacoError, register_router, router
+from baco.decoder import Decoder
+from baco.engine.engine import Engine
+from baco.routing.adaptive import moved
+from baco.routing.rules import NATS, PROBABILITIES, RULES
+from tests.fuzzing import budget
+
+PROMPTS = ["Tell me a short story about an animal", "Give me a cosy dinner idea", "Plan a walk."]
+Answers = list[list[tuple[Any, ...]]]
+
+
+def decode(baco: Baco, routers: list[str], n: int = 2, **options: Any) -> Answers:
+    """Tokens and sources of the answers to each prompt, sample by sample."""
+    sampling = {"n": n, "max_tokens": 24, "seed": 5, **options.pop("sampling", {})}
+    engine = options.pop("engine", None) or Engine(baco.pair, **options)
+    decoder = Decoder(baco.pair, engine)
+    tickets = [
+        decoder.submit(prompt, router=baco.router(spelling), **sampling)
+        for prompt, spelling in zip(PROMPTS, routers, strict=False)
+    ]
+    done: dict[Any, dict[int, tuple[Any, ...]]] = {ticket: {} for ticket in tickets}
+    while decoder.busy:
+        for chunk in decoder.step():
+            if chunk.completion is not None:
+                drawn = (tuple(chunk.completion.token_ids), tuple(chunk.completion.sources))
+                done[chunk.prompt][chunk.sample] = drawn
+    return [[done[ticket][sample] for sample in sorted(done[ticket])] for ticket in tickets]
+
+
+@given(st.sampled_from([PROBABILITIES, NATS, NATS[::-1]]), st.floats(0, 12), st.floats(-40, 40))
+def test_a_threshold_moves_along_its_grid_and_stays_within_it(
+    grid: tuple[float, ...], start: float, step: float
+) -> None:
+    gamma = grid[0] + (grid[-1] - grid[0]) * start / 12
+    still, there, further = moved(gamma, grid, torch.tensor([0.0, step, step + 1])).tolist()
+    assert still == pytest.approx(gamma, abs=1e-5)
+    assert min(grid) <= there <= max(grid)
+    assert (further - there) * (grid[-1] - grid[0]) >= -1e-6
+
+
+def test_one_step_leads_from_one_threshold_of_the_grid_to_the_next() -> None:
+    assert moved(0.3, PROBABILITIES, torch.tensor([1.0, -1.0, 1.5])).tolist() == pytest.approx(
+        [0.4, 0.2, 0.45]
+    )
+    assert moved(1.5, NATS[::-1], torch.tensor([1.0, -1.0])).tolist() == pytest.approx([1.0, 2.0])
+
+
+@settings(max_examples=budget(3))
+@given(
+    rules=st.lists(
+        st.sampled_from(["P:share=0.3", "P-Punc:0.4,share=0.15", "H:share=0.4", "Rand:share=0.5"]),
+        min_size=3,
+        max_size=3,
+    ),
+    seed=st.integers(0, 2**40),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_answers_do_not_depend_on_drafts_the_batch_or_other_routers(
+    demo: Baco, rules: list[str], seed: int, temperature: float
+) -> None:
+    sampling = {"seed": seed, "temperature": temperature}
+    expected = decode(demo, rules, speculate=False, sampling=sampling)
+    assert decode(demo, rules, speculate=True, sampling=sampling) == expected
+    assert decode(demo, rules, speculate=True, max_rows=1, sampling=sampling) == expected
+    more = decode(demo, ["Aligned", rules[1]], n=4, sampling=sampling)
+    assert more[1][:2] == expected[1]
+
+
+def test_answers_are_the_same_where_memory_holds_few_of_them_at_a_time(demo: Baco) -> None:
+    rules = ["P:share=0.3", "H:share=0.3", "P-Punc-FC:share=0.2"]
+    expected = decode(demo, rules, n=16)
+    engine = Engine(demo.pair, memory="4MiB")
+    assert decode(demo, rules, n=16, engine=engine) == expected
+
+
+def test_the_base_share_of_an_answer_is_near_its_target(demo: Baco) -> None:
+    for share in (0.1, 0.3):
+        answers = demo.generate_batch(PROMPTS, router=f"P:0.3,share={share}", n=8, seed=1)
+        shares = [answer.base_share or 0.0 for samples in answers for answer in samples]
+        assert mean(shares) == pytest.approx(share, abs=0.06)
+        assert pstdev(shares) < 0.06
+    coins = demo.generate_batch(PROMPTS, router="Rand:0.3", n=8, seed=1)
+    assert pstdev(a.base_share or 0.0 for samples in coins for a in samples) > 0.06
+
+
+def test_a_rule_of_a_user_reads_the_answer_so_far(demo: Baco) -> None:
+    def turns(signals: Any) -> torch.Tensor:
+        """base until it has written a third of the answer"""
+        past = signals.past
+        few: torch.Tensor = past.num_base * 3 <= past.length
+        return few
+
+    register_router("Turns", turns, reads=("past",))
+    try:
+        fixed = decode(demo, ["Turns", "Turns-Punc", "P:0.4"], speculate=False)
+        assert decode(demo, ["Turns", "Turns-Punc", "P:0.4"]) == fixed
+        for _, sources in fixed[0]:
+            assert 0.25 < sources.count("base") / len(sources) < 0.55
+    finally:
+        del RULES["Turns"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "error"),
+    [
+        ("P:share=2", "give the base share to hold, from 0 to 1"),
+        ("P:share=much", "give the base share to hold, from 0 to 1"),
+        ("Punc:share=0.2", "adapts a threshold, and this router has none"),
+        ("Slop:share=0.2", "adapts a threshold, and this router has none"),
+        ("Base:share=0.2", "takes no arguments"),
+        ("P:share=0.2,share=0.3", "is not an argument"),
+    ],
+)
+def test_a_bad_share_is_refused_in_one_line(spelling: str, error: str) -> None:
+    with pytest.raises(BacoError, match=error) as caught:
+        router(spelling)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rule_without_a_grid_cannot_hold_a_share() -> None:
+    register_router("Bare", lambda signals, gamma: signals.max_base < gamma, reads=("max_base",))
+    try:
+        with pytest.raises(BacoError, match="moves the threshold along the grid of the rule Bare"):
+            router("Bare:0.3,share=0.2")
+    finally:
+        del RULES["Bare"]
+
+
+def test_a_spelling_with_a_share_is_read_back() -> None:
+    for spelling in ("P-Punc:0.4,share=0.2", "H:1.5,share=0.25", "P-Slop:0.3,share=0.1"):
+        assert router(router(spelling).spelling) == router(spelling)
+        assert router(spelling).spelling == spelling
+    assert router("P:share=0.2").spelling == "P:0.3,share=0.2"
