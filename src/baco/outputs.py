@@ -212,8 +212,11 @@ def params(pair: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
     other = {name: settings[name] for name in ("system", "switch")}
     sampling = {name: value for name, value in settings.items() if name not in other}
     values = asdict(pair.defaults.updated(sampling)) | other
-    if not values["samplers"]:
-        del values["samplers"]
+    for name in ("samplers", "repetition_window"):
+        if not values[name]:
+            del values[name]
+    if not values["dry_multiplier"]:
+        values = {name: value for name, value in values.items() if not name.startswith("dry_")}
     if arguments := pair.renderer.chat_options:
         values["template_args"] = dict(arguments)
     return {name: value for name, value in values.items() if name not in ("seed", "logprobs")}

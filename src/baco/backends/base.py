@@ -48,6 +48,11 @@ class Capabilities:
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
                 "samplers out, or use --backend local"
             )
+        if request.params.reads_history and not self.samplers:
+            raise BacoError(
+                f"the {self.name} backend has neither DRY nor a repetition window: leave "
+                "dry_multiplier and repetition_window out, or use --backend local"
+            )
         if isinstance(request.router, Combination) and not self.combiners:
             raise BacoError(
                 f"the {self.name} backend cannot run the combiner {request.router.spelling}, which "

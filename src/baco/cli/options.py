@@ -432,6 +432,36 @@ class SamplingOptions:
             "--repetition-penalty", help="Above 1: tokens that already occurred become less likely."
         ),
     ] = None
+    repetition_window: Annotated[
+        int | None,
+        typer.Option(
+            "--repetition-window", help="Penalties count only the last this many tokens; 0: all."
+        ),
+    ] = None
+    dry_multiplier: Annotated[
+        float | None,
+        typer.Option(
+            "--dry-multiplier",
+            help="Strength of DRY: tokens that would repeat an earlier sequence become less "
+            "likely, such as 0.8. 0: off.",
+        ),
+    ] = None
+    dry_base: Annotated[
+        float | None,
+        typer.Option("--dry-base", help="DRY grows by this factor with each repeated token."),
+    ] = None
+    dry_allowed_length: Annotated[
+        int | None,
+        typer.Option("--dry-allowed-length", help="DRY leaves shorter sequences alone."),
+    ] = None
+    dry_window: Annotated[
+        int | None,
+        typer.Option("--dry-window", help="DRY reads only the last this many tokens; 0: all."),
+    ] = None
+    dry_breaker: Annotated[
+        list[str] | None,
+        typer.Option("--dry-breaker", help="A text that no repeated sequence spans. Repeatable."),
+    ] = None
     sampler: Samplers = None
     max_tokens: MaxTokens = None
     stop: Annotated[
@@ -454,6 +484,7 @@ class SamplingOptions:
         from baco.sampling.params import SamplingParams
 
         values = asdict(self) | {"stop": tuple(self.stop) if self.stop else None}
+        values["dry_breakers"] = tuple(values.pop("dry_breaker") or ()) or None
         values["samplers"] = tuple(values.pop("sampler") or ()) or None
         beside = {name: values.pop(name) for name in ("system", "switch")}
         sampling = {"n": n, **given(values)}

@@ -1,9 +1,11 @@
 """The sequences that are decoded together, as tensors with a row for each and no holes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baco.device import tensor_on
@@ -12,6 +14,8 @@ from baco.routing.combiners import Combination
 from baco.routing.router import Router, is_stateful
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
+from baco.sampling.params import SamplingParams
+from baco.sampling.repetition import dry_penalties, in_window
 from baco.sampling.sampler import SamplingTensors
 from baco.sampling.sampler_chain import Chain, Context, apply_chains, parse_chain
 from baco.source import MODELS, Source
@@ -39,8 +43,22 @@ class Batch:
         thinking: the rows that have not begun their answers, bool [B]; None where all have.
     """
 
-    def __init__(self, device: Any, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        device: Any,
+        vocabulary_size: int,
+        tokens_with: Callable[[tuple[str, ...]], Sequence[int]] = lambda _: (),
+    ) -> None:
+        """Create an empty batch.
+
+        Args:
+            device: where tokens are drawn.
+            vocabulary_size: V.
+            tokens_with: returns the tokens that contain any of some texts.
+        """
         self.device, self._vocabulary_size = device, vocabulary_size
+        self._tokens_with = tokens_with
+        self._breaks: dict[tuple[str, ...], NDArray[np.bool_]] = {}
         self._offsets = torch.arange(MAX_DRAFT_TOKENS + 1, device=device)
         self.rows: list[SequenceState] = []
         self._counts: TokenCounts | None = None  # where any row has penalties
@@ -76,6 +94,7 @@ class Batch:
         self.chains: list[Chain] = [parse_chain(spellings) for spellings in named]
         chains = [named.index(p.samplers) for p in params]
         self.chain_index = tensor_on(self.device, chains, torch.int64)
+        self.reads_history = any(p.reads_history for p in params)
         noise = [(row.request.noise_seed, row.sample) for row in rows]
         self._noise = tensor_on(self.device, noise, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
@@ -155,6 +174,65 @@ class Batch:
         ones = torch.ones_like(draft_tokens, dtype=in_answer.dtype)
         in_answer.scatter_add_(1, draft_tokens, ones)
         return in_prompt, in_answer[:, :-1]
+
+    def count_in_windows(
+        self,
+        counts: tuple[Tensor, Tensor],
+        row: Tensor,
+        source: Tensor,
+        drafted: Sequence[Sequence[int]],
+    ) -> None:
+        """Count anew, in place, at the positions of rows whose penalties have a window.
+
+        Args:
+            counts: from `token_counts`.
+            row, source: as there.
+            drafted: the draft tokens before each position.
+        """
+        in_prompt, in_answer = counts
+        for at, params, prompt, answer in self._histories(row, source, drafted):
+            if params.penalises and params.repetition_window:
+                prompt, answer = in_window(prompt, answer, params.repetition_window)  # noqa: PLW2901
+                in_prompt[at] = False
+                in_prompt[at].index_fill_(
+                    0, tensor_on(self.device, list(prompt), torch.int64), True
+                )
+                tokens = tensor_on(self.device, answer, torch.int64)
+                in_answer[at] = 0
+                in_answer[at].index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.int32))
+
+    def run_dry(
+        self, logits: Tensor, row: Tensor, source: Tensor, drafted: Sequence[Sequence[int]]
+    ) -> None:
+        """Subtract DRY's penalties from logits [N, V] in place; arguments as for
+        `count_in_windows`.
+        """
+        for at, params, prompt, answer in self._histories(row, source, drafted):
+            if params.dry_multiplier:
+                history = np.array([*prompt, *answer], dtype=np.int64)
+                penalties = dry_penalties(history, self._breaks_of(params.dry_breakers), params)
+                for token, penalty in penalties.items():
+                    logits[at, token] -= penalty
+
+    def _histories(
+        self, row: Tensor, source: Tensor, drafted: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, SamplingParams, tuple[int, ...], list[int]]]:
+        """Of every position: its index, the row's parameters, its source's prompt, its answer."""
+        positions = zip(row.tolist(), source.tolist(), drafted, strict=True)
+        for at, (index, is_base, after) in enumerate(positions):
+            sequence = self.rows[index]
+            request = sequence.request
+            if request.params.reads_history:
+                prompt = request.ids("base" if is_base else "aligned")
+                yield at, request.params, prompt, [*sequence.tokens, *after]
+
+    def _breaks_of(self, breakers: tuple[str, ...]) -> NDArray[np.bool_]:
+        """The tokens that break a sequence, bool [V]."""
+        if breakers not in self._breaks:
+            breaks = np.zeros(self._vocabulary_size, dtype=np.bool_)
+            breaks[list(self._tokens_with(breakers))] = True
+            self._breaks = {**dict(list(self._breaks.items())[-15:]), breakers: breaks}
+        return self._breaks[breakers]
 
     def run_samplers(
         self,

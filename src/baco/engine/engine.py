@@ -130,7 +130,7 @@ class Engine(ScheduledEngine):
         models = {"base": pair.base, "aligned": pair.aligned}
         if draft is not None and speculate:
             models["draft"] = draft
-        batch = Batch(device, vocabulary.size)
+        batch = Batch(device, vocabulary.size, pair.tokens_with)
         self._verifier = Verifier(
             vocabulary.to(device), pair.banned.to(device), choose, tuple(sorted(pair.end_ids))
         )

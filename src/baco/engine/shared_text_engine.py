@@ -416,5 +416,10 @@ def _check(request: Request) -> None:
     check_router(request.router)
     if request.switch == "token" and request.router.only is None:
         raise BacoError("models of different tokenizers change sources between words only")
+    if params.reads_history:
+        raise BacoError(
+            "DRY and a repetition window count tokens of one tokenizer, and the models have two: "
+            "leave dry_multiplier and repetition_window out"
+        )
     if params.logit_bias:
         raise BacoError("logit_bias names tokens, which two tokenizers do not share: leave it out")

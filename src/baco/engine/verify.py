@@ -168,7 +168,12 @@ class Verifier:
         if params.any_penalty:
             drafted = self._drafted_before(positions)
             counts = batch.token_counts(positions.row, choice.source, drafted)
+            if batch.reads_history:
+                before = positions.drafted_before()
+                batch.count_in_windows(counts, positions.row, choice.source, before)
             biased = penalise(biased, *counts, params)
+        if batch.reads_history:
+            batch.run_dry(biased, positions.row, choice.source, positions.drafted_before())
         biased = batch.run_samplers(
             params.bias(biased), positions.row, draft.noise_keys, positions.drafted_before
         )

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -108,6 +108,16 @@ class Pair:
         if self.own is not None and source == "base":
             return self._base_spellings.get(token, b"")
         return self._spellings.get(token, b"")
+
+    def tokens_with(self, texts: Sequence[str]) -> list[int]:
+        """The aligned model's tokens that contain any of some texts."""
+        parts = [text.encode() for text in texts]
+        size = self.vocabulary.size
+        return [
+            token
+            for token, spelling in self._spellings.items()
+            if token < size and any(part in spelling for part in parts)
+        ]
 
     def ends(self, source: Source) -> frozenset[int]:
         """The tokens of a model that end an answer."""

@@ -10,6 +10,7 @@ from baco.text.invalid_characters import check_characters
 
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 2**16
+DRY_BREAKERS = ("\n", ":", '"', "*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,14 @@ class SamplingParams:
             active source's prompt or in the answer (Keskar et al. 2019); 1 is off.
         presence_penalty: subtracted once from the logits of tokens in the answer, -2 … 2.
         frequency_penalty: subtracted once per occurrence in the answer, -2 … 2.
+        repetition_window: the three penalties count only the last this many tokens of the active
+            source's prompt and the answer; 0 counts all.
+        dry_multiplier: strength of DRY, which lowers tokens that would extend a sequence that
+            occurred before in the active source's prompt or the answer; 0 is off.
+        dry_base: the penalty grows by this factor with each token of the sequence, 1 … 10.
+        dry_allowed_length: sequences of fewer tokens are free, at least 1.
+        dry_window: DRY reads only the last this many tokens; 0 reads all.
+        dry_breakers: a sequence goes beyond no token that contains one of these texts.
         logit_bias: token id → number added to its logit, -100 … 100, whichever model writes.
         max_tokens: longest answer, in tokens.
         stop: strings that end an answer; they are cut off.
@@ -48,6 +57,12 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_window: int = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_window: int = 0
+    dry_breakers: tuple[str, ...] = DRY_BREAKERS
     logit_bias: tuple[tuple[int, float], ...] = ()
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -55,12 +70,8 @@ class SamplingParams:
     samplers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
-            raise BacoError(f"stop is {self.stop!r}: give a string or a list of non-empty strings")
-        object.__setattr__(self, "stop", tuple(stop))
-        for text in stop:
-            check_characters("stop", text)
+        for name in ("stop", "dry_breakers"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
         _whole("n", self.n, 1, 65_536)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
@@ -73,6 +84,11 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _whole("repetition_window", self.repetition_window, 0, 2**31 - 1)
+        _number("dry_multiplier", self.dry_multiplier, 0.0, 100.0)
+        _number("dry_base", self.dry_base, 1.0, 10.0)
+        _whole("dry_allowed_length", self.dry_allowed_length, 1, 2**31 - 1)
+        _whole("dry_window", self.dry_window, 0, 2**31 - 1)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.logprobs is not None:
@@ -88,6 +104,11 @@ class SamplingParams:
             or self.frequency_penalty != 0
         )
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether it has DRY, or penalties within a window."""
+        return self.dry_multiplier > 0 or (self.penalises and self.repetition_window > 0)
+
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """A copy with ``changes``; BacoError for a name that is not a sampling parameter."""
         known = [f.name for f in fields(self)]
@@ -101,6 +122,15 @@ class SamplingParams:
     def seeded(self) -> Self:
         """A copy that has a seed: its own, or a fresh one."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(s, str) and s for s in texts):
+        raise BacoError(f"{name} is {given!r}: give a string or a list of non-empty strings")
+    for text in texts:
+        check_characters(name, text)
+    return tuple(texts)
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

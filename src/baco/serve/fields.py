@@ -74,8 +74,7 @@ COMMON = (
     ),
     ForeignField(
         "dynatemp_exponent dynatemp_low dynatemp_high dynatemp_min dynatemp_max smoothing_curve "
-        "dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold "
-        "mirostat_tau mirostat_eta repeat_last_n rep_pen_slope adaptive_decay",
+        "xtc_threshold mirostat_tau mirostat_eta repeat_last_n rep_pen_slope adaptive_decay",
         ANY,
         "shapes a sampler of another server whose own switch is refused where it is on",
     ),
@@ -103,12 +102,7 @@ COMMON = (
     ForeignField(
         "repeat_penalty rep_pen encoder_repetition_penalty",
         (1,),
-        "give repetition_penalty, which counts the whole prompt and answer",
-    ),
-    ForeignField(
-        "repetition_penalty_range rep_pen_range",
-        (0, -1),
-        "repetition_penalty counts the whole prompt and answer",
+        "give repetition_penalty, with repetition_window where it is not to count all",
     ),
     ForeignField(
         "repetition_decay no_repeat_ngram_size",
@@ -119,7 +113,7 @@ COMMON = (
     ForeignField("typical_p typical typ_p tfs tfs_z", (1,), _NO_SAMPLER),
     ForeignField(
         "top_a epsilon_cutoff eta_cutoff dynatemp_range smoothing_factor mirostat mirostat_mode "
-        "dry_multiplier xtc_probability skew max_tokens_second",
+        "xtc_probability skew max_tokens_second",
         (0,),
         _NO_SAMPLER,
     ),
@@ -245,9 +239,13 @@ STREAM = (
 
 # Other names of a field, as other servers have them.
 ALIASES = {
+    "dry_penalty_last_n": "dry_window",
+    "dry_sequence_breakers": "dry_breakers",
     "max_new_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",
+    "rep_pen_range": "repetition_window",
+    "repetition_penalty_range": "repetition_window",
     "sampler_seed": "seed",
     "stopping_strings": "stop",
 }

@@ -40,8 +40,10 @@ _SAME = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "repetition_window",
     "samplers",
 )
+_DRY = ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "dry_breakers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +253,13 @@ class RequestParser:
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop
         if body.seed == -1:
             given["seed"] = None
-        if body.top_k == -1:
-            given["top_k"] = 0
+        if body.dry_multiplier:
+            given |= {name: getattr(body, name) for name in _DRY}
+        elif body.dry_multiplier is not None:
+            given["dry_multiplier"] = 0.0
+        for name in ("top_k", "repetition_window", "dry_window"):
+            if given.get(name) == -1:
+                given[name] = 0
         if body.logit_bias:
             given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
             self._check_known("logit_bias", given["logit_bias"])

@@ -5,6 +5,7 @@ field of another server is accepted if ignoring it changes no answer, and refuse
 (`baco.serve.fields`). Unknown fields are refused.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -46,6 +47,14 @@ def _mapping(value: Any) -> Any:
     return {}
 
 
+def _listed(value: Any) -> Any:
+    """Read a list that is written as JSON in a text: some clients send it so."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise refused(f"is {shown(value)}: give a list of texts", "") from None
+
+
 def _one_or_several(value: Any) -> str:
     """The type that a value is checked as, so that an error is about that type only.
 
@@ -73,6 +82,9 @@ _EmptyList = Annotated[list[Any], Field(max_length=0)]
 _Biases = Annotated[_Bias, BeforeValidator(_mapping, json_schema_input_type=_Bias | _EmptyList)]
 _Spelling = Annotated[str, Field(max_length=MAX_SPELLING)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
+_Window = Annotated[_Whole, Field(ge=-1, le=2**31 - 1)]
+_Texts = Annotated[list[_NonEmpty], Field(max_length=MAX_STOPS)]
+_Breakers = Annotated[_Texts, BeforeValidator(_listed, json_schema_input_type=_Texts | str)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 
 
@@ -239,6 +251,20 @@ class GenerationRequest(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
+    repetition_window: _Window | None = Field(
+        None, description="Penalties count only the last tokens; 0 and -1 count all."
+    )
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="Strength of DRY; 0 is off, and the other dry fields are not read."
+    )
+    dry_base: Annotated[float, Field(ge=0, le=10)] | None = None
+    dry_allowed_length: Annotated[_Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    dry_window: _Window | None = Field(
+        None, description="DRY reads only the last tokens; 0 and -1 read all."
+    )
+    dry_breakers: _Breakers | None = Field(
+        None, description="No repeated sequence goes beyond a token that contains one of these."
+    )
     logit_bias: _Biases | None = None
     samplers: Annotated[list[_Spelling], Field(max_length=MAX_CHAIN)] | None = Field(
         None, description="Further samplers in order, such as top_n_sigma:1.0."
