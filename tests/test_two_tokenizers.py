@@ -440,6 +440,8 @@ def test_explained_tokens_name_what_the_router_read() -> None:
         ({"router": "Gap:0.5"}, "Gap:0.5 compares the distributions of both models"),
         ({"switch": "token"}, "change sources between words only"),
         ({"logit_bias": {3: 1.0}}, "logit_bias names tokens"),
+        ({"router": "Ensemble:0.3"}, "Ensemble:0.3 compares the distributions of both models"),
+        ({"dry_multiplier": 0.8}, "DRY and a repetition window count tokens of one tokenizer"),
     ],
 )
 def test_what_needs_one_tokenizer_is_refused_in_one_line(
