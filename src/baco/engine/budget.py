@@ -125,7 +125,7 @@ class Budget:
             at_once = self.tokens_between_steps(rows) if model.prefills_in_chunks else attended
             read = max(read, model.forward_size.bytes(1, at_once, attended))
             size = self._sizes[name]
-            # A recurrent state is saved before every token that may be rejected.
+            # A recurrent state is saved before every token that may be rejected, or less often.
             decided += rows * size.fixed * (positions if positions > 1 else 0)
             largest[name] = size.largest_tensor(columns_for(self._widest(needs.columns, name)))
             if model.long_rope is not None and attended > model.long_rope.original_length:

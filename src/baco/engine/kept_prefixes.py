@@ -10,7 +10,6 @@ from baco.engine.budget import Budget
 from baco.engine.runner import ModelRunner
 from baco.engine.sequence import Request, SequenceState
 from baco.kv_cache.prefix_cache import Kind, PrefixCache
-from baco.kv_cache.recurrent import RecurrentKVCache
 
 
 class KeptPrefixes:
@@ -133,5 +132,4 @@ class KeptPrefixes:
         return Kind(name, variant, request.cache_salt)
 
     def _divisible(self, name: str) -> bool:
-        cache = self._runner.caches[name]
-        return cache.can_roll_back and not isinstance(cache, RecurrentKVCache)
+        return self._runner.caches[name].can_cut

@@ -19,7 +19,6 @@ from baco.engine.dual_stream import DualStream
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
 from baco.kv_cache.protocol import JointCache, KVCache
-from baco.kv_cache.recurrent import RecurrentKVCache
 from baco.models.model import PairModel
 from baco.routing.signals import Distribution
 from baco.source import MODELS, Source
@@ -168,7 +167,7 @@ class ModelRunner:
         unread, drafted = self._to_read(name, counts)
         lengths = list(map(_num_to_read, unread, drafted))
         tokens = _flush_right(unread, draft_tokens, drafted, max(lengths))
-        self._expect_drafts(name, max(drafted))
+        self.caches[name].expect_drafts(max(drafted))
         logits = self.caches[name].extend(tokens, lengths, keep)
         # The rows with the most positions may be rows that this model does not read.
         missing = keep - logits.shape[1]
@@ -218,12 +217,6 @@ class ModelRunner:
         pairs = zip(counts, rows, strict=True)
         return unread, [count if row.needs(name) else 0 for count, row in pairs]
 
-    def _expect_drafts(self, name: str, most: int) -> None:
-        """At most this many tokens of each row that a model reads next may be rejected."""
-        cache = self.caches[name]
-        if isinstance(cache, RecurrentKVCache):
-            cache.expect_drafts(most)
-
     def _to_batch(self, name: str, logits: Tensor) -> Tensor:
         """A model's logits on the common vocabulary, on the batch's device."""
         return self.models[name].to_common_vocab(logits).to(self._batch.device)
@@ -261,7 +254,7 @@ class ModelRunner:
             if sum(counts) > most:
                 no_drafts = torch.empty(len(unread), 0, dtype=torch.int64)
                 tokens = _flush_right(unread, no_drafts, [0] * len(unread), max(counts))
-                self._expect_drafts(name, 0)
+                cache.expect_drafts(0)
                 cache.extend(tokens, counts, 1)
 
     def draft_room(self, name: str) -> int:

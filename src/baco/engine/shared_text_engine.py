@@ -26,7 +26,6 @@ from baco.engine.sequence import Request, SequenceState, Why
 from baco.engine.verify import Verifier
 from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
-from baco.kv_cache.recurrent import RecurrentKVCache
 from baco.models.pair import Pair
 from baco.routing.router import Router
 from baco.routing.signals import Distribution, Signals
@@ -108,7 +107,7 @@ class SharedTextEngine(ScheduledEngine):
         verifier = Verifier(self._vocabularies["aligned"], self._banned["aligned"])
         runner = ModelRunner(models, batch, verifier)
         for name, cache in runner.caches.items():
-            if not cache.can_roll_back or isinstance(cache, RecurrentKVCache):
+            if not cache.can_cut:
                 raise BacoError(
                     f"the state of {models[name].name} cannot be rolled back to any place, which "
                     "two tokenizers need: use a model whose layers all have attention"

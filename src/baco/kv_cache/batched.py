@@ -106,7 +106,7 @@ class BatchedKVCache:
         chunk: tokens of a prompt that are read at once.
     """
 
-    can_roll_back = True
+    can_roll_back = can_cut = True
 
     def __init__(
         self,
@@ -201,6 +201,9 @@ class BatchedKVCache:
                 layer.values[0, :, start : start + columns] = values[:, :columns]
             start += columns
         return Prefix(cache, tokens)
+
+    def expect_drafts(self, tokens: int) -> None:
+        """Any token can be removed."""
 
     def extend(
         self, tokens: Tensor, counts: Sequence[int], keep: int, *, long: Sequence[bool] = ()

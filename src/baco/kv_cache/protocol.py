@@ -68,12 +68,15 @@ class KVCache(Protocol):
     Attributes:
         can_roll_back: whether tokens that were read can be removed again. Without it nothing can be
             drafted.
+        can_cut: whether a row can be rolled back to any length at any time. Else only what
+            `expect_drafts` announced can be removed.
         static_shapes: whether the tables stay at one address and size while rows are decoded.
         lengths: the number of tokens that each row holds.
         forwards, tokens: how often the model ran, and on how many tokens of rows.
     """
 
     can_roll_back: bool
+    can_cut: bool
 
     @property
     def static_shapes(self) -> bool: ...
@@ -135,6 +138,11 @@ class KVCache(Protocol):
             room: tokens of the whole prompt.
         """
 
+    def expect_drafts(self, tokens: int) -> None:
+        """At most this many of the last tokens of the next `extend` may be removed again, and the
+        very last one if the row then reads it once more. Without it all may.
+        """
+
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         """Read more tokens of every row.
 
@@ -148,7 +156,11 @@ class KVCache(Protocol):
         """
 
     def roll_back(self, lengths: Sequence[int]) -> None:
-        """Remove what each row r has read beyond ``lengths[r]`` tokens."""
+        """Remove what each row r has read beyond ``lengths[r]`` tokens.
+
+        A cache that cannot be cut may remove more; its `lengths` then say from where on a row must
+        be read again.
+        """
 
     def drop(self, *, kept: Sequence[int]) -> None:
         """Drop all rows but ``kept``, which get new numbers in the order given."""

@@ -1,10 +1,12 @@
 """A KV cache of models with recurrent layers: a state for each row, beside keys and values.
 
-A state has no columns, so nothing can be cut off it. Before every token that may be rejected it is
-saved; rolling back restores what was saved.
+A state has no columns, so nothing can be cut off it. It is saved before tokens that may be
+rejected, and rolling back restores it. Either it is saved before every such token, or once before
+all of them; then accepted tokens before a rejected one are read again, by the next forward.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -27,6 +29,25 @@ from baco.kv_cache.slots import Prefix, SlotCache, SlotLayer
 _EMPTY_LAYER = getattr(cache_utils, "DummyLayer", DynamicLayer)
 # The states of all recurrent layers, each [rows, ...], in a fixed order.
 States = list[Tensor]
+# Weight of the newest drafts in what is remembered of earlier ones, and what is assumed before any:
+# tokens of a row that must be read again.
+_EMA_WEIGHT, _INITIAL_AGAIN = 0.1, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RollBackCosts:
+    """Estimated seconds of both ways to roll back, only to compare them.
+
+    Attributes:
+        byte: copying a byte of states.
+        token: reading one more token of a row.
+        column: reading one more token of every row in recurrent layers, which read one after the
+            other.
+    """
+
+    byte: float
+    token: float
+    column: float
 
 
 class _HybridLayer(LinearAttentionLayer, SlotLayer):  # type: ignore[misc]
@@ -63,7 +84,7 @@ class HybridCache(SlotCache):
                 self.layers.append(_HybridLayer(own, states))
             else:
                 self.layers.append(SlotLayer(own) if isinstance(layer, DynamicLayer) else layer)
-        self.saves = 0  # of a forward, before as many of its last columns
+        self.save_at: Collection[int] = ()  # columns of a forward before which states are saved
         self._saved: dict[int, dict[int, States]] = {}  # by column and layer
 
     @property
@@ -135,21 +156,26 @@ class RecurrentKVCache:
     """A `BatchedKVCache` for attention layers, and a state for each row and recurrent layer.
 
     Args:
-        forward: of the model. Before each of the last ``saves`` columns of its `HybridCache` it
-            saves the states of every recurrent layer there.
+        forward: of the model. Before the columns ``save_at`` of its `HybridCache` it saves the
+            states of every recurrent layer there.
         config: of the model that writes text.
         chunk: tokens of a prompt that are read at once; None to read prompts whole, where a state
             can be continued by one token only.
+        costs: of the model.
     """
 
-    can_roll_back, static_shapes = True, False
+    can_roll_back, can_cut, static_shapes = True, False, False
 
-    def __init__(self, forward: Forward, config: Any, chunk: int | None) -> None:
+    def __init__(
+        self, forward: Forward, config: Any, chunk: int | None, costs: RollBackCosts
+    ) -> None:
         def new_cache(rows: int, columns: int) -> HybridCache:
             return HybridCache(rows, columns, config)
 
         self._rows = BatchedKVCache(forward, new_cache=new_cache, chunk=chunk or 2**30)
-        self._whole = chunk is None
+        self._whole, self._costs = chunk is None, costs
+        # Tokens to read again if states are saved once: the mean over rows, and the most of a row.
+        self._again = self._most_again = _INITIAL_AGAIN
         self._saved: list[tuple[list[int], States]] = []  # lengths of the rows, and their states
         self._drafted: int | None = None
         self._last: list[tuple[Tensor, Tensor] | None] = []  # each row's last token, and its logits
@@ -227,9 +253,6 @@ class RecurrentKVCache:
         return prefix
 
     def expect_drafts(self, tokens: int) -> None:
-        """At most this many of the last tokens of the next `extend` may be removed again, and the
-        very last one. Without it all may.
-        """
         self._drafted = tokens
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
@@ -259,39 +282,80 @@ class RecurrentKVCache:
         """Read tokens, and save the states before those that may be removed again."""
         before, span = list(self._rows.lengths), max(counts)
         cache = self._cache
-        cache.saves = span
-        if self._drafted is not None:
-            cache.saves = min(self._drafted, span)
+        cache.save_at = self._columns_to_save(span)
         self._drafted = None
         logits = self._rows.extend(tokens[:, -span:], counts, min(keep, span))
-        for column in range(span - cache.saves, span):
+        for column in cache.save_at:
             pairs = zip(before, counts, strict=True)
             lengths = [length + max(0, count - (span - column)) for length, count in pairs]
             self._saved.append((lengths, cache.take_saved(column)))
         missing = keep - logits.shape[1]
         return torch.nn.functional.pad(logits, (0, 0, missing, 0)) if missing > 0 else logits
 
+    def _columns_to_save(self, span: int) -> Sequence[int]:
+        """The columns of the next forward before which states are saved."""
+        drafted = span if self._drafted is None else min(self._drafted, span)
+        if not drafted or self._drafted is None or self._saving_pays(drafted):
+            return range(span - drafted, span)
+        if self._saved:
+            return ()
+        # The last token before the drafts is read with them, at once, where that is possible.
+        first = span - drafted
+        return (0 if first == 1 and not self._whole else first,)
+
+    def _saving_pays(self, drafted: int) -> bool:
+        """Whether it takes no longer to save the states before each of the next ``drafted`` tokens
+        than to save them once and to read tokens again.
+        """
+        copies = drafted - (not self._saved)
+        copied = copies * sum(state.nbytes for state in self._cache.states())
+        rows, costs = len(self._last), self._costs
+        again = costs.token * rows * self._again + costs.column * self._most_again
+        return costs.byte * copied <= again
+
     def roll_back(self, lengths: Sequence[int]) -> None:
         pairs = zip(self.lengths, lengths, strict=True)
         behind = {row: kept for row, (now, kept) in enumerate(pairs) if kept < now}
-        for saved_lengths, saved in self._saved:
-            rows = [row for row, kept in behind.items() if saved_lengths[row] == kept]
-            if rows:
-                for state, old in zip(self._cache.states(), saved, strict=True):
-                    state[rows] = old[rows]
-            behind = {row: kept for row, kept in behind.items() if row not in rows}
+        restored = self._restore(behind)
         self._saved.clear()
         true_lengths = self._rows.lengths
-        for row, kept in behind.items():
-            if kept != true_lengths[row] - 1 or self._last[row] is None or row in self._ahead:
+        ahead = behind.keys() - restored.keys()
+        for row in ahead:
+            right = behind[row] == true_lengths[row] - 1 and self._last[row] is not None
+            if not right or row in self._ahead:
                 raise ValueError("a recurrent state is rolled back only to where it was saved")
+        self._ahead |= ahead
         self._rows.roll_back(
             [
-                true_lengths[row] if row in behind or row in self._ahead else kept
+                true_lengths[row] if row in self._ahead else restored.get(row, kept)
                 for row, kept in enumerate(lengths)
             ]
         )
-        self._ahead |= behind.keys()
+
+    def _restore(self, behind: dict[int, int]) -> dict[int, int]:
+        """Restore the states of rows where they were last saved up to the lengths ``behind``.
+
+        Returns:
+            The length of each row that was restored; others were not saved.
+        """
+        restored, again = dict[int, int](), dict.fromkeys(range(len(self._last)), 0)
+        for saved_lengths, saved in reversed(self._saved):
+            rows = [
+                row
+                for row, kept in behind.items()
+                if row not in restored and saved_lengths[row] <= kept
+            ]
+            if rows:
+                for state, old in zip(self._cache.states(), saved, strict=True):
+                    state[rows] = old[rows]
+                restored |= {row: saved_lengths[row] for row in rows}
+        if self._saved and again:
+            first, _ = self._saved[0]
+            again |= {row: max(0, kept - first[row]) for row, kept in behind.items()}
+            mean = sum(again.values()) / len(again)
+            self._again += _EMA_WEIGHT * (mean - self._again)
+            self._most_again += _EMA_WEIGHT * (max(again.values()) - self._most_again)
+        return restored
 
     def drop(self, *, kept: Sequence[int]) -> None:
         like, states = self._cache, self._cache.states()

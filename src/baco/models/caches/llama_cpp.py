@@ -59,7 +59,7 @@ class LlamaCppKVCache:
         size: RowSize | None = None,
     ) -> None:
         self.context, self.known, self._models, self._size = context, known, models, size
-        self.can_roll_back = not context.weights.recurrent
+        self.can_roll_back = self.can_cut = not context.weights.recurrent
         self.rows: list[LlamaSequence] = []
         self.lengths: list[int] = []
         self._last: list[Tensor | None] = []  # the logits after each row's last token
@@ -114,6 +114,9 @@ class LlamaCppKVCache:
         if prefix.length > tokens:
             self.context.cut(prefix.sequence, tokens)
         return prefix
+
+    def expect_drafts(self, tokens: int) -> None:
+        """Whether tokens can be removed does not depend on it."""
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         if not self.can_roll_back:

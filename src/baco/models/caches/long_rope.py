@@ -24,7 +24,7 @@ class LongRopeKVCache:
         chunk: tokens of a prompt that are read at once.
     """
 
-    can_roll_back, static_shapes = True, False
+    can_roll_back, can_cut, static_shapes = True, True, False
 
     def __init__(self, forward: Forward, rope: LongRope, *, chunk: int = CPU_CHUNK) -> None:
         self._rows, self._rope = BatchedKVCache(forward, chunk=chunk), rope
@@ -77,6 +77,9 @@ class LongRopeKVCache:
         self, blocks: Sequence[list[tuple[Tensor, Tensor]]], tokens: int, room: int
     ) -> Prefix:
         return self._rows.load_blocks(blocks, tokens, room)
+
+    def expect_drafts(self, tokens: int) -> None:
+        """Any token can be removed."""
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         span = tokens.shape[1]

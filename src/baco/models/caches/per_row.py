@@ -88,7 +88,7 @@ class PerRowKVCache:
             by one token only, so that a prompt is read whole.
     """
 
-    can_roll_back, static_shapes = False, False
+    can_roll_back, can_cut, static_shapes = False, False, False
 
     def __init__(self, model: Any, chunk: int | None = None) -> None:
         self.model, self.chunk = model, chunk
@@ -141,6 +141,9 @@ class PerRowKVCache:
     ) -> tuple[dict[str, Any], int]:
         (state,) = blocks
         return copy.deepcopy(state), tokens
+
+    def expect_drafts(self, tokens: int) -> None:
+        """No token can be removed."""
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         return extend_rows(tokens, counts, keep, self._extend_row)

@@ -16,7 +16,7 @@ class NoKVCache:
     Nothing is drafted: such a model may read the beginning of a text otherwise in a longer one.
     """
 
-    can_roll_back, static_shapes = False, False
+    can_roll_back, can_cut, static_shapes = False, False, False
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -51,6 +51,9 @@ class NoKVCache:
 
     def load_blocks(self, blocks: Sequence[Any], tokens: int, room: int) -> list[int]:  # noqa: ARG002
         return []
+
+    def expect_drafts(self, tokens: int) -> None:
+        """No token can be removed."""
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
         return extend_rows(tokens, counts, keep, self._extend_row)

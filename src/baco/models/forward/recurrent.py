@@ -1,23 +1,29 @@
 """The forward of a ``transformers`` model with recurrent layers, over rows of different lengths.
 
 Attention layers read all columns at once, under masks. A recurrent layer has no masks: padding
-would change its state. It reads the columns one after the other, each for the rows that have a
-token there, so that states can also be saved before tokens that may be rejected. Where all rows
-read as many tokens and none may be rejected, it reads them at once.
+would change its state. It reads the columns one after the other, or several at once where that is
+possible, each for the rows that have tokens there. Between two columns its states can be saved.
 """
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from baco.kv_cache.recurrent import HybridCache, has_states, set_states, states_of
+from baco.kv_cache.recurrent import (
+    HybridCache,
+    RollBackCosts,
+    has_states,
+    set_states,
+    states_of,
+)
 from baco.kv_cache.slots import ForwardPlan, SlotCache
 from baco.models.context import text_config
 from baco.models.forward.masked import MaskForm
@@ -26,6 +32,27 @@ from baco.models.forward.packed_linear import weights
 from baco.models.forward.state_update import fewer_passes
 
 log = logging.getLogger("baco")
+
+
+@dataclass(frozen=True, slots=True)
+class _DeviceCosts:
+    """Seconds on a kind of device. Orders of magnitude, only to compare two ways to roll back.
+
+    Attributes:
+        copied: copying a byte of states into new memory.
+        product: multiplying one more token with a byte of weights.
+        byte: reading a byte of weights.
+        layer: overhead of a layer.
+    """
+
+    copied: float
+    product: float
+    byte: float
+    layer: float
+
+
+_CPU = _DeviceCosts(1 / 3e9, 1 / 100e9, 1 / 10e9, 1e-4)
+_GPU = _DeviceCosts(1 / 1e12, 1 / 4e14, 1 / 2e12, 3e-5)
 
 # What models call a layer's mask where the layer takes none, or that of full attention.
 _WITHOUT_MASK, _AS_FULL, _AS_SLIDING = ("linear_attention", "conv"), "hybrid", "hybrid_sliding"
@@ -37,6 +64,7 @@ class RecurrentForward:
 
     Attributes:
         model: called as ``transformers`` calls a causal LM.
+        module: the model itself.
         config: of the model that writes text.
         form: of the masks of its attention layers; None where it has none.
         layers: its recurrent modules, each with its number in the cache.
@@ -46,6 +74,7 @@ class RecurrentForward:
     """
 
     model: Any
+    module: nn.Module
     config: Any
     form: MaskForm | None
     layers: tuple[tuple[nn.Module, int], ...]
@@ -72,13 +101,20 @@ class RecurrentForward:
         if attends and form is None:
             return None
         inputs = frozenset(inspect.signature(model.forward).parameters)
-        forward = cls(call, config, form, (), inputs, continues, context)
+        forward = cls(call, model, config, form, (), inputs, continues, context)
         try:
             layers = _recurrent_layers(forward)
         except Exception as error:  # whatever a model raises that this does not fit
             log.debug("%s does not write states as others do: %r", type(model).__name__, error)
             return None
-        return cls(call, config, form, layers, inputs, continues, context) if layers else None
+        return replace(forward, layers=layers) if layers else None
+
+    def roll_back_costs(self) -> RollBackCosts:
+        """What saving states costs, and what reading tokens again does."""
+        costs = _CPU if torch.device(self.model.device).type == "cpu" else _GPU
+        stored = sum(size for _, _, size in weights(self.module))
+        column = costs.byte * self.weight_bytes + costs.layer * len(self.layers)
+        return RollBackCosts(costs.copied, costs.product * stored, column)
 
     @property
     def weight_bytes(self) -> int:
@@ -106,46 +142,49 @@ class RecurrentForward:
         modules = [module for module, _ in self.layers]
         with (
             fewer_passes(modules) if on_cpu else nullcontext(),
-            self._by_column(tokens.shape[1], cache),
+            self._by_part(tokens.shape[1], cache),
         ):
             output = self.model(input_ids=tokens.to(device), **inputs)
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
     @contextmanager
-    def _by_column(self, span: int, cache: HybridCache) -> Iterator[None]:
+    def _by_part(self, span: int, cache: HybridCache) -> Iterator[None]:
         """In this block, recurrent layers read what the cache's plan says."""
         plan = cache.plan
         even = min(plan.counts) == span
         fresh = not any(plan.lengths) and not cache.states()
-        if even and not cache.saves and (span == 1 or fresh or self.continues):
+        if even and not cache.save_at and (span == 1 or fresh or self.continues):
             yield
             return
-        whole = span - cache.saves if even and self.continues else 0
+        cuts = {0, *cache.save_at, *(span - count for count in plan.counts), span}
+        if not self.continues:
+            cuts = set(range(span + 1))
+        parts = list(pairwise(sorted(cuts)))
         with ExitStack() as stack:
             for module, index in self.layers:
-                stack.enter_context(_reading_by_column(module, index, cache, plan, whole))
+                stack.enter_context(_reading_by_part(module, index, cache, parts))
             yield
 
 
 @contextmanager
-def _reading_by_column(
-    module: nn.Module, index: int, cache: HybridCache, plan: ForwardPlan, whole: int
+def _reading_by_part(
+    module: nn.Module, index: int, cache: HybridCache, parts: Sequence[tuple[int, int]]
 ) -> Iterator[None]:
-    """In this block, a recurrent module reads its first ``whole`` columns at once, and each later
-    one for the rows that have a token there.
+    """In this block, a recurrent module reads some columns after the other, first and last + 1 in
+    ``parts``, each for the rows that have tokens there.
     """
-    forward, layer = module.forward, cache.layers[index]
+    forward, layer, counts = module.forward, cache.layers[index], cache.plan.counts
 
-    def by_column(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def by_part(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         span = hidden_states.shape[1]
-        outputs = [forward(hidden_states[:, :whole], *args, **kwargs)] if whole else []
-        for column in range(whole, span):
-            if column >= span - cache.saves:
-                cache.save(column, index)
-            rows = [row for row, count in enumerate(plan.counts) if count >= span - column]
-            here = hidden_states[:, column : column + 1]
-            if len(rows) == len(plan.counts):
+        outputs = []
+        for start, stop in parts:
+            if start in cache.save_at:
+                cache.save(start, index)
+            rows = [row for row, count in enumerate(counts) if count >= span - start]
+            here = hidden_states[:, start:stop]
+            if len(rows) == len(counts):
                 outputs.append(forward(here, *args, **kwargs))
                 continue
             output = torch.zeros_like(here)
@@ -159,7 +198,7 @@ def _reading_by_column(
             outputs.append(output)
         return torch.cat(outputs, dim=1)
 
-    with replaced(module, "forward", by_column):
+    with replaced(module, "forward", by_part):
         yield
 
 

@@ -144,7 +144,7 @@ def batched_cache(model: TriedModel, forward: Forward, chunk: int | None = None)
     """
     if isinstance(forward, RecurrentForward):
         chunk = (chunk or model.prefill_chunk) if forward.continues else None
-        return RecurrentKVCache(forward, forward.config, chunk)
+        return RecurrentKVCache(forward, forward.config, chunk, forward.roll_back_costs())
     if model.long_rope is not None:
         return LongRopeKVCache(forward, model.long_rope, chunk=model.prefill_chunk)
     shares = isinstance(forward, ClampedForward) and shares_prompts(forward.forward)
