@@ -129,7 +129,7 @@ class Regeneration:
         rows: list[list[Answer]] = [[] for _ in prompts]
         for sample in range(draw.n):
             conversations = [
-                _again(baco, prompt.messages, row, sampling)
+                ask_again(baco, prompt.messages, row, sampling)
                 for prompt, row in zip(prompts, rows, strict=True)
             ]
             seed = draw.apart(self.name, sample)
@@ -138,11 +138,12 @@ class Regeneration:
         return rows
 
 
-def _again(
+def ask_again(
     baco: "Baco",
     messages: Sequence[Message],
     earlier: Sequence[Answer],
     sampling: Mapping[str, Any],
+    request: str = AGAIN,
 ) -> list[Message]:
     """The chat that requests one more answer, with as many earlier ones as leave room for it."""
     wanted = baco.pair.defaults.updated(sampling).max_tokens
@@ -152,7 +153,7 @@ def _again(
         for answer in earlier[start:]:
             chat += [
                 {"role": "assistant", "content": answer.text},
-                {"role": "user", "content": AGAIN},
+                {"role": "user", "content": request},
             ]
         if len(baco.pair.renderer.render(chat).aligned_ids) <= room:
             break

@@ -14,8 +14,15 @@ from baco.evaluation.methods.mixing import Mixing
 from baco.evaluation.methods.prompting import Paraphrase, Regeneration, SystemPrompt
 from baco.evaluation.methods.routed import Routed
 from baco.evaluation.methods.single import Single
+from baco.evaluation.methods.string_seed import StringSeed
 from baco.evaluation.methods.truncation import Truncation
+from baco.evaluation.methods.unformatted import Unformatted
 from baco.evaluation.methods.verbalized import Verbalized
+from baco.evaluation.methods.verbalized_forms import (
+    VerbalizedReasoning,
+    VerbalizedTail,
+    VerbalizedTurns,
+)
 from baco.evaluation.records import Prompt, Setting
 from baco.plugins import plugins
 from baco.routing.parser import router as parse
@@ -48,7 +55,16 @@ def register_method(method: MethodT) -> MethodT:
 ALL = "all"
 JUDGE = "judge"  # takes part only where a judge is given
 # Methods published after the paper; they are not among 'all'.
-RIVALS = ("truncation", "contrastive")
+RIVALS = (
+    "truncation",
+    "contrastive",
+    "plain-prompt",
+    "minimal-prompt",
+    "string-seed",
+    "verbalized-tail",
+    "verbalized-cot",
+    "verbalized-multi",
+)
 _ROUTED = Routed()
 _FILES = AnswersOfFile()  # named by a file, so it is in no list
 for _method in (
@@ -64,6 +80,12 @@ for _method in (
     Judge(),
     Truncation(),
     Contrastive(),
+    Unformatted("plain"),
+    Unformatted("minimal"),
+    StringSeed(),
+    VerbalizedTail(),
+    VerbalizedReasoning(),
+    VerbalizedTurns(),
 ):
     register_method(_method)
 

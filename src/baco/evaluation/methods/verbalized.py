@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
-from baco.evaluation.methods.prompting import over_temperatures, with_system
+from baco.evaluation.methods.prompting import ask_again, over_temperatures, with_system
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -41,23 +41,55 @@ class Verbalized:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        count = min(A_CALL, draw.n)
-        sampling = dict(draw.sampling) | setting.options["sampling"]
-        answer_tokens = baco.pair.defaults.updated(sampling).max_tokens
-        sampling["max_tokens"] = count * (answer_tokens + FORM_TOKENS)
-        system = SYSTEM.format(count=count)
-        rows: list[list[Answer]] = [[] for _ in prompts]
-        # Every call gives at least one answer, so n calls are enough.
-        for call in range(draw.n):
-            due = [index for index, row in enumerate(rows) if len(row) < draw.n]
-            conversations = [with_system(prompts[index].messages, system) for index in due]
-            if not conversations:
-                break
-            seed, own = draw.apart(self.name, call), [prompts[index] for index in due]
-            replies = sampled(baco, "Aligned", conversations, 1, seed, sampling, own)
-            for index, (reply,) in zip(due, replies, strict=True):
-                rows[index] += _answers(baco, reply)
-        return [row[: draw.n] for row in rows]
+        return verbalize(baco, self.name, SYSTEM, setting, prompts, draw)
+
+
+def verbalize(
+    baco: "Baco",
+    name: str,
+    system: str,
+    setting: Setting,
+    prompts: Sequence[Prompt],
+    draw: Draw,
+    *,
+    again: str | None = None,
+    reasoning_tokens: int = 0,
+) -> list[list[Answer]]:
+    """n answers to every prompt, from as many calls as that takes.
+
+    Args:
+        name: of the method; it keys the draws.
+        system: the system prompt, with ``{count}`` in the place of k.
+        setting: its ``sampling`` is over that of ``draw``.
+        again: asks for more answers after the first call, in the same conversation; by default
+            every call begins a new one.
+        reasoning_tokens: room for what comes before the answers.
+    """
+    count = min(A_CALL, draw.n)
+    sampling = dict(draw.sampling) | setting.options["sampling"]
+    answer_tokens = baco.pair.defaults.updated(sampling).max_tokens
+    sampling["max_tokens"] = count * (answer_tokens + FORM_TOKENS) + reasoning_tokens
+    system = system.replace("{count}", str(count))
+    rows: list[list[Answer]] = [[] for _ in prompts]
+    earlier: list[list[Answer]] = [[] for _ in prompts]
+    # Every call gives at least one answer, so n calls are enough.
+    for call in range(draw.n):
+        due = [index for index, row in enumerate(rows) if len(row) < draw.n]
+        if not due:
+            break
+        conversations = [with_system(prompts[index].messages, system) for index in due]
+        if again is not None:
+            request = again.replace("{count}", str(count))
+            conversations = [
+                ask_again(baco, messages, earlier[index], sampling, request)
+                for index, messages in zip(due, conversations, strict=True)
+            ]
+        seed, own = draw.apart(name, call), [prompts[index] for index in due]
+        replies = sampled(baco, "Aligned", conversations, 1, seed, sampling, own)
+        for index, (reply,) in zip(due, replies, strict=True):
+            rows[index] += _answers(baco, reply)
+            earlier[index].append(reply)
+    return [row[: draw.n] for row in rows]
 
 
 def _answers(baco: "Baco", reply: Answer) -> list[Answer]:
