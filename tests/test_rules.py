@@ -19,7 +19,7 @@ from baco.routing.rules import BUILT_IN, RULES, ContentRule, LogitRule, Undeclar
 from baco.routing.signals import Signals
 from tests.serving import served
 
-LOGIT = [rule for rule in RULES.values() if isinstance(rule, LogitRule)]
+LOGIT = [rule for rule in RULES.values() if isinstance(rule, LogitRule) and rule.file is None]
 CONTENT = [rule for rule in RULES.values() if isinstance(rule, ContentRule)]
 
 

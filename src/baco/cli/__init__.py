@@ -19,6 +19,7 @@ from baco.cli.generate import generate
 from baco.cli.lists import combiners, methods, metrics, pairs, routers, samplers, tasks
 from baco.cli.pair import pair
 from baco.cli.report import report
+from baco.cli.router import router
 from baco.cli.score import score
 from baco.cli.serve import serve
 from baco.cli.study import study
@@ -65,6 +66,7 @@ for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(demo, name="demo")
 app.add_typer(pair, name="pair")
+app.add_typer(router, name="router")
 app.add_typer(study, name="study")
 
 

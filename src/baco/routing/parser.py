@@ -75,9 +75,14 @@ def rules() -> dict[str, AnyRule]:
 
 
 def catalogue() -> list[Entry]:
-    """Every router that listings show, registered ones included."""
+    """Every router that listings show, registered ones included.
+
+    Rules that need a file of the user's are left out: their examples name none that exists.
+    """
     lines = []
     for rule in rules().values():
+        if isinstance(rule, LogitRule) and rule.file is not None and rule.file.required:
+            continue
         if not isinstance(rule, LogitRule):
             lines.append(Entry(rule.name, rule.example, rule.help))
         else:
@@ -112,7 +117,8 @@ class _Rules:
 
     @property
     def files(self) -> tuple[RuleFile, ...]:
-        return tuple(rule.file for rule in self.overrides)
+        own = self.logit.file if self.logit else None
+        return (*([own] if own else []), *(rule.file for rule in self.overrides))
 
 
 @dataclass(slots=True)
@@ -253,6 +259,8 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         gamma = None
     else:
         gamma = given if given is not None else threshold
+        if gamma is None:
+            gamma = named.logit.default
         if gamma is None and arguments.share is not None:
             gamma = named.logit.example
         _check_threshold(spelling, gamma, named.logit)

@@ -115,7 +115,9 @@ class RuleRouter:
             rest = bool(self.contents)  # where only overrides are named, the rest is aligned
             base = torch.full(signals.base.shape[:1], rest, device=signals.base.device)
         else:
-            base = self.logit(signals, self._gamma(signals))
+            file = self.logit.file
+            content = None if file is None else self._content(file.key)
+            base = self.logit(signals, self._gamma(signals), content)
         if self.contents:
             base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
         for rule in self.overrides:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from baco.errors import BacoError
+from baco.routing.learned import LearnedModel, features, load
 from baco.routing.signals import Signals
 from baco.source import MODELS, Source
 from baco.text.phrases import Phrases, load_phrases
@@ -75,6 +76,8 @@ class LogitRule:
         compares: the one quantity that it compares with γ, and on which side of γ the base model
             writes; for explanations.
         page: for the server's page, one sentence with ``{gamma}`` or ``{percent}`` in it.
+        file: that it reads; ``decide`` then takes what ``file.load`` returned as a last argument.
+        default: γ where none is given; None where one must be.
     """
 
     name: str
@@ -90,6 +93,8 @@ class LogitRule:
     monotone: bool = False
     compares: tuple[str, Side] | None = None
     page: str = ""
+    file: RuleFile | None = None
+    default: float | None = None
 
     @property
     def models(self) -> frozenset[Source]:
@@ -98,11 +103,14 @@ class LogitRule:
             model for model in MODELS for name in self.reads if name.split("_")[-1] == model
         )
 
-    def __call__(self, signals: Signals, gamma: float | Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, gamma: float | Tensor | None, content: Any = None
+    ) -> Tensor:
         """True where the base model writes the word: bool [N]. γ is one for all rows, or [N]."""
         everything = set(EVERYTHING) <= set(self.reads)
         readable: Any = signals if everything else _DeclaredSignals(signals, self)
-        return self.decide(readable, gamma) if self.threshold else self.decide(readable)
+        arguments = (gamma,) if self.threshold else ()
+        return self.decide(readable, *arguments, *(() if self.file is None else (content,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +307,26 @@ def nudging(signals: Signals, gamma: float) -> Tensor:
     return signals.max_base >= gamma
 
 
+def learned(signals: Signals, gamma: float, model: LearnedModel) -> Tensor:
+    """base where a learned model gives it a probability above γ"""
+    return model.probability(features(signals)) > gamma
+
+
+add_rule(
+    LogitRule(
+        "Learned",
+        learned,
+        "base where a model that 'baco router train' made gives it a probability above γ "
+        "(default 0.5)",
+        low=0,
+        high=1,
+        grid=PROBABILITIES[::-1],
+        sweep=PROBABILITY_SWEEP,
+        page="Base speaks where a learned model gives it more than {percent}.",
+        file=RuleFile("model", load, required=True),
+        default=0.5,
+    )
+)
 add_rule(
     ContentRule(
         "Punc",

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
 from baco.routing.combiners import Combination
-from baco.routing.parser import portable, router
-from baco.routing.router import Router
+from baco.routing.parser import named_files, portable, router
+from baco.routing.router import Router, is_stateful
 from baco.routing.word_boundaries import Switch
 
 PREFIX = "baco_"
@@ -206,7 +206,11 @@ def _router(spelling: object, threshold: object) -> Router:
         spelling = DEFAULT_ROUTER if threshold is None else DEFAULT_ROUTER.partition(":")[0]
     if not isinstance(spelling, str):
         raise BacoError(f"{PREFIX}router is {spelling!r}: give a spelling such as P-Punc:0.4")
+    if named_files(spelling):
+        raise BacoError(f"router {spelling!r} names a file, which vLLM's processes do not read")
     chosen = router(spelling, None if threshold is None else float(threshold))
+    if is_stateful(chosen):
+        raise BacoError(f"router {spelling!r} reads the answer so far, which vLLM does not supply")
     if isinstance(chosen, Combination):
         raise BacoError(
             f"router {spelling!r}: the vllm backend cannot run combiners, which need both models' "
