@@ -11,6 +11,7 @@ from baco.evaluation.methods.ensemble import Ensemble
 from baco.evaluation.methods.judge import Judge
 from baco.evaluation.methods.method import FAMILIES, Answer, Draw, Grid, Method
 from baco.evaluation.methods.mixing import Mixing
+from baco.evaluation.methods.nudging import AuthorsNudging
 from baco.evaluation.methods.prompting import Paraphrase, Regeneration, SystemPrompt
 from baco.evaluation.methods.routed import Routed
 from baco.evaluation.methods.single import Single
@@ -64,6 +65,7 @@ RIVALS = (
     "verbalized-tail",
     "verbalized-cot",
     "verbalized-multi",
+    "nudging-authors",
 )
 _ROUTED = Routed()
 _FILES = AnswersOfFile()  # named by a file, so it is in no list
@@ -86,6 +88,7 @@ for _method in (
     VerbalizedTail(),
     VerbalizedReasoning(),
     VerbalizedTurns(),
+    AuthorsNudging(),
 ):
     register_method(_method)
 
