@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,13 @@ def test_routers_on_the_front_do_not_win_by_being_many() -> None:
         looked += max(point.lead.low for point in result.points if point.lead is not None) > 0
     assert looked > 3
     assert won <= 1
+
+
+def test_the_command_names_the_pair_as_a_user_does() -> None:
+    pairs = {"a+b": "--base a --aligned b", "a+a": "--model a", "demo": "--pair demo"}
+    for name, options in pairs.items():
+        result = frontier.read(replace(scores(-0.2), pair=name), made_settings(6), 4)
+        assert f" PROMPT {options} --router Aligned" in result.command
 
 
 def test_few_prompts_are_named_and_cannot_give_a_small_p() -> None:

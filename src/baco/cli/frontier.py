@@ -156,11 +156,12 @@ def _draw(run: "Run", plan: "Plan", max_tokens: int) -> None:
 
 def _show(result: "Frontier") -> None:
     metrics = list(result.points[0].figures)
-    table = Table(box=box.SIMPLE)
+    # Headings are broken into lines, figures are not.
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("setting", no_wrap=True)
     for name in (*metrics, "base share"):
-        table.add_column(name, overflow="fold", justify="right")
-    table.add_column("lead", no_wrap=True)
+        table.add_column(name, overflow="fold", justify="right", min_width=5)
+    table.add_column("lead", no_wrap=True, min_width=20)
     best: dict[str, Point] = {}
     for point in result.points:
         if point.lead is not None and (
@@ -170,8 +171,8 @@ def _show(result: "Frontier") -> None:
     for point in result.points:
         if point.lead is None or best[point.method] is point:
             share = "" if point.base_share is None else f"{point.base_share:.2f}"
-            shown = "" if point.lead is None else _interval(point.lead)
-            figures = [f"{point.figures[name]:.3f}" for name in metrics]
+            shown = "" if point.lead is None else _interval(point.lead, 2)
+            figures = [f"{point.figures[name]:.2f}" for name in metrics]
             table.add_row(*map(Text, (point.setting, *figures, share, shown)))
     console = out()
     console.print(table, soft_wrap=False)
@@ -200,5 +201,6 @@ def _lead(point: "Point") -> float:
     return point.lead.value
 
 
-def _interval(lead: "Estimate") -> str:
-    return f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
+def _interval(lead: "Estimate", digits: int = 3) -> str:
+    value, low, high = (f"{part:+.{digits}f}" for part in (lead.value, lead.low, lead.high))
+    return f"{value} [{low}, {high}]"

@@ -4,8 +4,9 @@ A user who has only the aligned model can raise its temperature, and truncate by
 worth its second model only where it gets beyond the front of these settings. The sweep, its metrics
 and its scores are those of every run; this module chooses the settings and reads the answer.
 
-Likelihood under the aligned model, or a model like it, cannot judge this: of all distributions of
-one entropy, p^(1/T) has the highest expected log p (Gibbs), so temperature is best by construction.
+Likelihood under the aligned model, or a model like it, is no fair judge: of all distributions of a
+token with one entropy, p^(1/T) has the highest expected log p (Gibbs), so a temperature gives up
+the least of it by construction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,8 +146,8 @@ def metrics(chosen: Task, models: Mapping[str, str], pair: PairSpec) -> Metrics:
         known = choose_pair(*(pair.where.get(key) for key in ("name", "base", "aligned")))
         if reference in (known.base, known.aligned):
             caveats.append(
-                "that is a model of the pair: temperature is the best way to give up its own "
-                "likelihood, so no router can win; name a third model, --judge reference=ID"
+                "that is a model of the pair: a temperature gives up the least of its own "
+                "likelihood, so a router can hardly win; name a third model, --judge reference=ID"
             )
     return Metrics(tuple(diversity), tuple(quality), tuple(caveats))
 
@@ -414,5 +415,7 @@ def _command(pair: str, setting: Setting) -> str:
     )
     router = setting.options.get("router", "Aligned")
     base, plus, aligned = pair.partition("+")
-    named = f"--base {base} --aligned {aligned}" if plus else f"--pair {pair}"
+    named = f"--pair {pair}"
+    if plus:
+        named = f"--model {base}" if base == aligned else f"--base {base} --aligned {aligned}"
     return f"baco generate PROMPT {named} --router {router} {given}".rstrip()
