@@ -13,6 +13,7 @@ from transformers.models.mamba2 import modeling_mamba2
 from baco import Baco
 from baco.kv_cache.protocol import finish
 from baco.kv_cache.recurrent import RecurrentKVCache, RollBackCosts
+from baco.models.forward import state_update
 from baco.models.forward.state_update import fewer_passes
 from baco.models.model import PairModel
 from tests.fuzzing import budget
@@ -221,8 +222,12 @@ def test_kept_prefixes_continue_recurrent_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("case", ["one step for each head", "one step for each number"])
+@pytest.mark.parametrize("at_once", [True, False])
 @torch.inference_mode()
-def test_a_state_is_updated_as_transformers_updates_it(groups: int, case: str) -> None:
+def test_a_state_is_updated_as_transformers_updates_it(
+    monkeypatch: pytest.MonkeyPatch, groups: int, case: str, at_once: bool
+) -> None:
+    monkeypatch.setattr(state_update, "_SMALL", 2**30 if at_once else 0)
     rows, heads, width, size = 3, 4, 8, 16
     torch.manual_seed(0)
     state = torch.randn(rows, heads, width, size)

@@ -20,6 +20,9 @@ _MAMBA_2 = "mamba2_selective_state_update"
 # Tokens of a chunk in a scan. The scan's time and memory grow with the square of a chunk's length,
 # and any length gives the same sums.
 _CHUNK = 16
+# Bytes of states up to which all rows are updated at once. Beyond, one group of heads of a row
+# after the other is read and written while it is in a processor's own cache.
+_SMALL = 2**19
 
 
 @contextmanager
@@ -72,22 +75,23 @@ def _mamba_2(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             step = F.softplus(step)
         decay = torch.exp(step.float() * A[:, 0, 0].float())
         scaled = step.float()[..., None] * hidden_states.float()
-        # Heads of a group share B and C. One group of a row fits in a processor's own cache.
+        # Heads of a group share B and C.
         parts, (width, size) = B.shape[0] * B.shape[1], state.shape[2:]
-        output = torch.empty(parts, scaled.numel() // parts)
-        for part in zip(
-            state.view(parts, -1, width, size),
-            decay.view(parts, -1, 1, 1),
-            scaled.view(parts, -1, width, 1),
-            B.float().reshape(parts, size),
-            C.float().reshape(parts, size),
-            output,
-            strict=True,
-        ):
-            numbers, factor, x, b, c, y = part
-            numbers.mul_(factor).addcmul_(x, b)
-            torch.mv(numbers.view(-1, size), c, out=y)
-        output = output.view_as(scaled)
+        blocks = state.view(parts, -1, width, size)
+        decay, scaled = decay.view(parts, -1, 1, 1), scaled.view(parts, -1, width, 1)
+        inputs = B.float().reshape(parts, 1, 1, size)
+        outputs = C.float().reshape(parts, size, 1)
+        if state.nbytes <= _SMALL:
+            blocks.mul_(decay).addcmul_(scaled, inputs)
+            output = torch.bmm(blocks.view(parts, -1, size), outputs)
+        else:
+            output = torch.empty(parts, scaled.numel() // parts, 1)
+            for numbers, factor, x, b, c, y in zip(
+                blocks, decay, scaled, inputs, outputs[..., 0], output[..., 0], strict=True
+            ):
+                numbers.mul_(factor).addcmul_(x, b)
+                torch.mv(numbers.view(-1, size), c, out=y)
+        output = output.view_as(hidden_states)
         if D is not None:
             output = output + hidden_states * D
         if z is not None:
