@@ -184,13 +184,13 @@ def decode(
         assert wanted is not None
         model = models[wanted]
         row = model.logits(text).clone()
-        for token in range(len(row)):
-            special = bool(model.vocabulary.special[token]) and token not in model.own.end_ids
-            masked = source is not None and wanted != source
-            if (wanted == "base" and special) or (
-                masked and not model.vocabulary.word_start[token]
-            ):
-                row[token] = -math.inf
+        never = torch.zeros(len(row), dtype=torch.bool)
+        if wanted == "base":
+            never |= model.vocabulary.special
+            never[sorted(model.own.end_ids)] = False
+        if source is not None and wanted != source:
+            never |= ~model.vocabulary.word_start
+        row[never] = -math.inf
         if shape is not None:
             row = shape(row, list(model.prompt), [token for token, _ in model.ids])
         token = _drawn(row, temperature, (seed, sample, position), model.words)
@@ -231,6 +231,10 @@ def _drawn(
     row: torch.Tensor, temperature: float, key: tuple[int, int, int], words: list[int]
 ) -> int:
     if temperature > 0:
-        noise = [-math.log(-math.log(uniform(*key, word))) for word in words]
-        row = row / temperature + torch.tensor(noise)
+        row = row / temperature
+        noise = torch.full_like(row, -math.inf)
+        # Noise lies between -3 and 17, so no other token can win.
+        for token in (row > row.max() - 30).nonzero()[:, 0].tolist():
+            noise[token] = -math.log(-math.log(uniform(*key, words[token])))
+        row = row + noise
     return int(row.argmax())
