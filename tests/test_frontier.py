@@ -208,7 +208,7 @@ def test_an_equal_command_continues_in_the_users_cache_and_another_does_not(
     ("options", "message"),
     [
         (["--router", "P-Punc"], "--router belongs to --frontier: give both"),
-        (["--frontier", "--limit", "3"], "3 prompts are too few: give 4 or more"),
+        (["--frontier", "--limit", "3"], "too few prompts (3): give 4 or more"),
         (["--frontier", "--router", "Base"], "Base is one model alone"),
         (["--frontier", "--router", "P-Pun"], "P-Pun"),
         (["--frontier", "--judge", "nil=x"], "judge 'nil=x': give ROLE=ID_OR_FOLDER"),

@@ -66,7 +66,7 @@ def task(prompts: str | None, pair: str, limit: int | None) -> Task:
         chosen = Task("open-prompts", "built in", rows)
     if len(chosen.prompts) < LEAST_PROMPTS:
         raise BacoError(
-            f"{len(chosen.prompts)} prompts are too few: give {LEAST_PROMPTS} or more, since a "
+            f"too few prompts ({len(chosen.prompts)}): give {LEAST_PROMPTS} or more, since a "
             "router is chosen on one half of them and tested on the other half"
         )
     return chosen
