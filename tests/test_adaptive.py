@@ -83,6 +83,34 @@ def test_answers_are_the_same_where_memory_holds_few_of_them_at_a_time(demo: Bac
     assert decode(demo, rules, n=16, engine=engine) == expected
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_sample_depends_on_earlier_samples_alone(demo: Baco, temperature: float) -> None:
+    rules = ["P-Punc:0.3,siblings=3", "H:siblings=2,share=0.2", "P:0.3"]
+    sampling = {"seed": 7, "temperature": temperature, "max_tokens": 16}
+    expected = decode(demo, rules, n=4, speculate=False, sampling=sampling)
+    assert decode(demo, rules, n=4, sampling=sampling) == expected
+    assert decode(demo, rules, n=4, max_rows=3, sampling=sampling) == expected
+    fewer = decode(demo, rules[:1], n=2, max_rows=1, sampling=sampling)
+    assert fewer == [expected[0][:2]]
+
+
+def test_stopped_samples_still_count_where_few_run_at_a_time(demo: Baco) -> None:
+    sampling = {"seed": 7, "stop": ["."]}
+    expected = decode(demo, ["P:0.3,siblings=4"], n=6, sampling=sampling)
+    assert decode(demo, ["P:0.3,siblings=4"], n=6, max_rows=1, sampling=sampling) == expected
+
+
+def test_samples_that_go_the_same_way_get_more_base_words(demo: Baco) -> None:
+    plain = decode(demo, ["P-Punc:0.1"], n=8, sampling={"temperature": 0.0})[0]
+    assert len(set(plain)) == 1
+    apart = decode(demo, ["P-Punc:0.1,siblings=3"], n=8, sampling={"temperature": 0.0})[0]
+    assert apart[0] == plain[0]
+    assert len(set(apart)) > 2
+    shares = [sources.count("base") / len(sources) for _, sources in apart]
+    assert mean(shares[1:]) > shares[0]
+    assert decode(demo, ["P-Punc:0.1,siblings=0"], n=8, sampling={"temperature": 0.0})[0] == plain
+
+
 def test_the_base_share_of_an_answer_is_near_its_target(demo: Baco) -> None:
     for share in (0.1, 0.3):
         answers = demo.generate_batch(PROMPTS, router=f"P:0.3,share={share}", n=8, seed=1)
@@ -119,6 +147,9 @@ def test_a_rule_of_a_user_reads_the_answer_so_far(demo: Baco) -> None:
         ("Slop:share=0.2", "adapts a threshold, and this router has none"),
         ("Base:share=0.2", "takes no arguments"),
         ("P:share=0.2,share=0.3", "is not an argument"),
+        ("P:siblings=-1", "give the steps along the rule's grid, from 0 to 100"),
+        ("P:siblings=many", "give the steps along the rule's grid, from 0 to 100"),
+        ("Punc:siblings=1", "siblings=1 adapts a threshold, and this router has none"),
     ],
 )
 def test_a_bad_share_is_refused_in_one_line(spelling: str, error: str) -> None:
@@ -137,7 +168,7 @@ def test_a_rule_without_a_grid_cannot_hold_a_share() -> None:
 
 
 def test_a_spelling_with_a_share_is_read_back() -> None:
-    for spelling in ("P-Punc:0.4,share=0.2", "H:1.5,share=0.25", "P-Slop:0.3,share=0.1"):
+    for spelling in ("P-Punc:0.4,share=0.2,siblings=1", "H:1.5,share=0.25", "P-Slop:0.3,share=0.1"):
         assert router(router(spelling).spelling) == router(spelling)
         assert router(spelling).spelling == spelling
     assert router("P:share=0.2").spelling == "P:0.3,share=0.2"

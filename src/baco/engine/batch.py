@@ -11,7 +11,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.routing.combiners import Combination
-from baco.routing.router import Router, is_stateful
+from baco.routing.router import Router, is_sibling_aware, is_stateful
 from baco.routing.word_boundaries import NO_TOKEN, Switch
 from baco.sampling.noise import noise_keys
 from baco.sampling.params import SamplingParams
@@ -34,6 +34,8 @@ class Batch:
         routers: the routers of the rows, and where each may switch the source; without repeats.
         router_index: which of them each row uses, int64 [B].
         stateful: whether any of them reads the answers so far.
+        sibling_aware: whether any of them reads earlier samples. Then every row gets one token a
+            step, so that no sample is ahead of an earlier one.
         sampling: the rows' sampling parameters.
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
@@ -122,6 +124,7 @@ class Batch:
             if isinstance(router, Combination)
         }
         self.stateful = any(is_stateful(router) for router, _ in self.routers)
+        self.sibling_aware = any(is_sibling_aware(router) for router, _ in self.routers)
         index = [self.routers.index(router) for router in routers]
         self.router_index = tensor_on(self.device, index)
 
@@ -268,6 +271,10 @@ class Batch:
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""
+        if self.sibling_aware:
+            for row, length in zip(self.rows, lengths, strict=True):
+                if is_sibling_aware(row.request.router):
+                    row.note_endings(length)
         self._keys = None
         if self._num_answering != sum(row.phase == "answer" for row in self.rows):
             self._set_routers()

@@ -130,6 +130,9 @@ class Draft:
             tensor_on(device, lengths, torch.int64)[positions.row] + positions.offset,
             tensor_on(device, bases, torch.int64)[positions.row],
             tail,
+            tensor_on(device, [each.alike for each in rows], torch.int64)[positions.row]
+            if self.batch.sibling_aware
+            else None,
         )
 
     @cached_property

@@ -166,7 +166,8 @@ class Engine(ScheduledEngine):
         self._scheduler.schedule()  # admit within the memory budget, drop finished sequences
         if not self._batch.rows:
             return []
-        draft = self._proposer.propose(self._scheduler.max_positions)
+        positions = 1 if self._batch.sibling_aware else self._scheduler.max_positions
+        draft = self._proposer.propose(positions)
         logits = self._runner.forward(draft)  # both models; one is skipped where it cannot matter
         result = self._verifier.verify(draft, logits)  # route, mask, sample, accept
         return self._commit(draft, logits, result)  # append tokens, roll back the caches

@@ -18,6 +18,7 @@ from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.errors import BacoError, failure
+from baco.routing.router import is_sibling_aware
 from baco.source import Source
 
 log = logging.getLogger("baco")
@@ -134,6 +135,15 @@ class Scheduler:
             SequenceState(request, sample, limit, answer_limit)
             for sample in range(request.params.n)
         ]
+        if is_sibling_aware(request.router):
+            if thinks:
+                raise BacoError(
+                    f"{request.router.spelling} compares samples position by position, which "
+                    "thinking shifts: turn it off (--no-thinking), or leave siblings= out"
+                )
+            for sequence in sequences:
+                sequence.earlier = sequences[: sequence.sample]
+                sequence.note_endings(0)
         self._check_fits_alone("one answer", self._needs(sequences[:1], sequences[:1]))
         number, unread = next(self._numbers), self._runner.tokens_to_prefill(request)
         unread -= self._kept.matching_tokens(request)

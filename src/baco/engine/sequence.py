@@ -1,8 +1,10 @@
 """A request, and the sequences that are its n samples while they are decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from baco.routing.adaptive import ALIKE_TOKENS
 from baco.routing.router import ConstantRouter, Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
@@ -105,6 +107,9 @@ class SequenceState:
             not read these.
         error: what went wrong, where ``finish_reason`` is ``error``.
         cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
+        earlier: the lower-numbered samples of the request, where its router reads them.
+        endings: the last tokens at each position so far, and the first position where they were;
+            filled where the router of the request reads them. `cut` does not shorten it.
         shared_text: the answer in the ids of each model, where the tokenizers differ. Then each
             token is an id of its source.
     """
@@ -124,6 +129,8 @@ class SequenceState:
     phase: Phase = field(init=False)
     hidden: int = 0
     shared_text: SharedText | None = None
+    earlier: Sequence["SequenceState"] = ()
+    endings: dict[tuple[int | None, ...], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         thinking = self.request.thinking
@@ -154,6 +161,22 @@ class SequenceState:
     def most_ids(self) -> int:
         """The most ids that a model may hold of its answer."""
         return self.limit * _IDS_PER_TOKEN if self.request.shares_text else self.limit
+
+    def ending(self, length: int) -> tuple[int | None, ...]:
+        """The last tokens of its first ``length``, None where there are fewer."""
+        tokens = self.tokens[max(0, length - ALIKE_TOKENS) : length]
+        return (*[None] * (ALIKE_TOKENS - len(tokens)), *tokens)
+
+    def note_endings(self, length: int) -> None:
+        """Take note of its endings from ``length`` tokens on, for later samples."""
+        for position in range(length, len(self.tokens) + 1):
+            self.endings.setdefault(self.ending(position), position)
+
+    @property
+    def alike(self) -> int:
+        """How many earlier samples had its ending at its position or before."""
+        length, ending = len(self.tokens), self.ending(len(self.tokens))
+        return sum(other.endings.get(ending, length + 1) <= length for other in self.earlier)
 
     def think(self, token: int) -> bool:
         """Take a token of the aligned model into the thinking.

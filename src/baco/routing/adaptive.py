@@ -14,6 +14,23 @@ from torch import Tensor
 STEPS_PER_TOKEN = 2.0
 
 
+# "The same way": the last tokens are the same, as many as this.
+ALIKE_TOKENS = 3
+
+
+def apart(strength: float, alike: Tensor) -> Tensor:
+    """Steps for answers that earlier samples have gone the same way as.
+
+    Args:
+        strength: steps for the first such sample; each doubling adds as many.
+        alike: earlier samples that have gone the same way, int64 [N].
+
+    Returns:
+        float32 [N].
+    """
+    return strength * (alike + 1).float().log2()
+
+
 def owed(share: float, length: Tensor, num_base: Tensor) -> Tensor:
     """How many tokens the base model has written too few for a target share; negative: too many.
 

@@ -1,10 +1,14 @@
 """From the spelling that users type to a router.
 
 A spelling is ``Name[-Name…][:argument,…]``. The names are at most one logit rule and any content
-rules and overrides, in any order. An argument is the threshold γ (a number), a row of the ``Role``
-table (``role=source``), ``predict=base|aligned|either``: the model whose most likely next token is
-the predicted token, ``share=…``: the base share that the threshold adapts to hold, or the path of a
-rule's file (``phrases=path``, or the path alone).
+rules and overrides, in any order. An argument is one of
+
+- the threshold γ, a number;
+- a row of the ``Role`` table, ``role=source``;
+- ``predict=base|aligned|either``: the model whose most likely next token is the predicted token;
+- ``share=…``: the base share that the threshold adapts to hold;
+- ``siblings=…``: how far the threshold moves where earlier samples have gone the same way;
+- the path of a rule's file, ``phrases=path`` or the path alone.
 
 A combiner (:mod:`baco.routing.combiners`) is spelled in the same places, alone: ``Ensemble:0.3``.
 """
@@ -127,9 +131,14 @@ class _Arguments:
 
     threshold: float | None = None
     share: float | None = None
+    siblings: float | None = None
     table: dict[str, Source] = field(default_factory=dict)
     predict: Predictor = "base"
     paths: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def adapts(self) -> bool:
+        return self.share is not None or self.siblings is not None
 
 
 def _combination(example: str) -> Entry:
@@ -216,7 +225,7 @@ def lacks_threshold(spelling: str) -> bool:
     if not needs_threshold(spelling):
         return False
     arguments = _arguments(spelling, _rules_of(spelling).files)
-    return arguments.threshold is None and arguments.share is None
+    return arguments.threshold is None and not arguments.adapts
 
 
 def router(spelling: str, threshold: float | None = None) -> Router:
@@ -241,7 +250,7 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         arguments = _arguments(spelling, ())
         if arguments.threshold is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        if arguments.table or arguments.predict != "base" or arguments.share is not None:
+        if arguments.table or arguments.predict != "base" or arguments.adapts:
             raise BacoError(f"router {spelling!r}: {name} takes no arguments")
         return ConstantRouter("base" if name == "Base" else "aligned")
     named = _rules_of(spelling)
@@ -251,18 +260,17 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         raise BacoError(
             f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
         )
-    if arguments.share is not None:
-        _check_share(spelling, arguments.share, named.logit)
+    for key, value in (("share", arguments.share), ("siblings", arguments.siblings)):
+        if value is not None:
+            _check_adapts(spelling, f"{key}={value:g}", named.logit)
     if named.logit is None or not named.logit.threshold:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
         gamma = None
     else:
-        gamma = given if given is not None else threshold
-        if gamma is None:
-            gamma = named.logit.default
-        if gamma is None and arguments.share is not None:
-            gamma = named.logit.example
+        start = named.logit.example if arguments.adapts else None
+        choices = (given, threshold, named.logit.default, start)
+        gamma = next((value for value in choices if value is not None), None)
         _check_threshold(spelling, gamma, named.logit)
     files = tuple(_load(file, arguments.paths.get(file.key)) for file in named.files)
     return RuleRouter(
@@ -274,6 +282,7 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         named.overrides,
         files,
         arguments.share,
+        arguments.siblings,
     )
 
 
@@ -356,6 +365,8 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
             arguments.paths[key] = written
         elif equals and key == "share" and arguments.share is None:
             arguments.share = _share(spelling, value)
+        elif equals and key == "siblings" and arguments.siblings is None:
+            arguments.siblings = _siblings(spelling, value)
         elif key == "predict" and value in get_args(Predictor):
             arguments.predict = value  # type: ignore[assignment]
         elif equals and key.upper() in Role.__members__ and value in get_args(Source):
@@ -368,7 +379,7 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
             raise BacoError(
                 f"router {spelling!r}: {argument.strip()!r} is not an argument: give a threshold, "
                 f"role=base|aligned (roles: {', '.join(r.name.lower() for r in Role)}), "
-                "predict=base|aligned|either, share=0.2"
+                "predict=base|aligned|either, share=0.2, siblings=1"
                 + "".join(f" or {key}=PATH" for key in keys)
             )
     return arguments
@@ -407,15 +418,28 @@ def _share(spelling: str, text: str) -> float:
     return share
 
 
-def _check_share(spelling: str, share: float, rule: LogitRule | None) -> None:
+def _siblings(spelling: str, text: str) -> float:
+    try:
+        steps = float(text)
+    except ValueError:
+        steps = math.nan
+    if not 0 <= steps <= 100:
+        raise BacoError(
+            f"router {spelling!r}: siblings={text}: give the steps along the rule's grid, from 0 "
+            "to 100, such as siblings=1"
+        )
+    return steps
+
+
+def _check_adapts(spelling: str, argument: str, rule: LogitRule | None) -> None:
     if rule is None or not rule.threshold:
         raise BacoError(
-            f"router {spelling!r}: share={share:g} adapts a threshold, and this router has none: "
+            f"router {spelling!r}: {argument} adapts a threshold, and this router has none: "
             "use it with P, H or another rule that takes one, such as P-Punc:share=0.2"
         )
     if len(rule.grid) < 2:
         raise BacoError(
-            f"router {spelling!r}: share={share:g} moves the threshold along the grid of the rule "
+            f"router {spelling!r}: {argument} moves the threshold along the grid of the rule "
             f"{rule.name}, which names none: give it one, as in "
             "register_router(…, grid=(0, 0.5, 1))"
         )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from baco.routing.adaptive import STEPS_PER_TOKEN, moved, owed
+from baco.routing.adaptive import STEPS_PER_TOKEN, apart, moved, owed
 from baco.routing.rules import STATE, AnyRule, ContentRule, LogitRule, Override
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
@@ -67,6 +67,11 @@ def is_stateful(router: Router) -> bool:
     return bool(getattr(router, "stateful", False))
 
 
+def is_sibling_aware(router: Router) -> bool:
+    """Whether it reads the lower-numbered samples of the same prompt, ``signals.past.alike``."""
+    return getattr(router, "siblings", None) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedFile:
     """A file that a rule reads.
@@ -96,6 +101,8 @@ class RuleRouter:
             the logit rule.
         predict: the model whose most likely next token is the predicted token.
         share: the base share that an adaptive threshold holds; None for a fixed threshold.
+        siblings: steps along the grid, towards more base words, where an earlier sample of the
+            same prompt has gone the same way; None to decide each sample by itself.
         overrides: the rules that give words to the base model, whatever the others say. Without
             any other rule, the aligned model writes the rest.
         files: that the rules read.
@@ -109,6 +116,7 @@ class RuleRouter:
     overrides: tuple[Override, ...] = ()
     files: tuple[LoadedFile, ...] = ()
     share: float | None = None
+    siblings: float | None = None
 
     def __call__(self, signals: Signals) -> Tensor:
         if self.logit is None:
@@ -126,10 +134,20 @@ class RuleRouter:
 
     def _gamma(self, signals: Signals) -> float | Tensor | None:
         """The threshold of every row: one for all, or [N]."""
-        if self.share is None or self.logit is None or self.threshold is None:
+        if self.logit is None or self.threshold is None or not self._adapts:
             return self.threshold
-        steps = owed(self.share, signals.past.length, signals.past.num_base) * STEPS_PER_TOKEN
+        past = signals.past
+        steps = torch.zeros(len(past.length), device=past.length.device)
+        if self.share is not None:
+            steps = steps + owed(self.share, past.length, past.num_base) * STEPS_PER_TOKEN
+        if self.siblings is not None:
+            assert past.alike is not None
+            steps = steps + apart(self.siblings, past.alike)
         return moved(self.threshold, self.logit.grid, steps)
+
+    @property
+    def _adapts(self) -> bool:
+        return self.share is not None or self.siblings is not None
 
     def _content(self, key: str) -> Any:
         return next(file.content for file in self.files if file.key == key)
@@ -171,7 +189,7 @@ class RuleRouter:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
         more = {name for rule in self.overrides for name in rule.reads}
-        if self.share is not None:
+        if self._adapts:
             more.add("past")
         return frozenset(self.logit.reads if self.logit else ()) | predictions | more
 
@@ -189,6 +207,7 @@ class RuleRouter:
     def spelling(self) -> str:
         arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
         arguments += [] if self.share is None else [f"share={self.share:g}"]
+        arguments += [] if self.siblings is None else [f"siblings={self.siblings:g}"]
         arguments += [f"{role}={source}" for role, source in self.table]
         arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
         arguments += [f"{file.key}={file.path}" for file in self.files if file.path is not None]

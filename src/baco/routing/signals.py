@@ -90,11 +90,14 @@ class Past:
         num_base: those of them whose source is base, int64 [N].
         tail: ``(position, count)`` → the last ``count`` tokens before a position, or all where
             there are fewer.
+        alike: lower-numbered samples of the same prompt that have gone the same way, int64 [N];
+            None where no router reads it.
     """
 
     length: Tensor
     num_base: Tensor
     tail: Callable[[int, int], list[int]]
+    alike: Tensor | None = None
 
 
 class Signals:
