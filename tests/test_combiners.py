@@ -167,6 +167,17 @@ def test_a_combiner_draws_with_the_replayable_noise_from_its_rows(
     assert [list(a.token_ids) for a in answers] == naive_answers(demo, spelling, sampling)
 
 
+def test_both_models_are_read_at_every_token_of_a_combiner() -> None:
+    """Also where no joint forward reads both anyway, and one model's row would decide a router."""
+    register_gate()
+    apart = Baco.load("demo", packed=False)
+    assert isinstance(apart.pair.joint, str)
+    sampling: dict[str, Any] = {"seed": 3, "max_tokens": 24, "min_p": 0.0, "temperature": 1}
+    for spelling in ("Gate:0.6,0.95", "Gate:0.9,0.999", "Ensemble:0.5"):
+        answers = apart.generate(PROMPT, router=spelling, **sampling)
+        assert [list(a.token_ids) for a in answers] == naive_answers(apart, spelling, sampling)
+
+
 def drawn(completion: Completion) -> tuple[Any, ...]:
     return completion.token_ids, completion.sources, completion.text
 
@@ -275,6 +286,13 @@ def test_a_bad_spelling_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_dial_of_a_combiner_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "Hi", "--router", "Ensemble", "--diversity", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--diversity turns the threshold of a router, and Ensemble is a combiner" in error
 
 
 def test_backends_that_cannot_combine_refuse(demo: Baco) -> None:

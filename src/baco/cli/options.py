@@ -388,6 +388,7 @@ class RouterOptions:
             return baco.router(self.router)
         from baco.api import DEFAULT_ROUTER
         from baco.calibration.store import Calibration
+        from baco.routing.combiners import combiners
         from baco.routing.parser import canonical_name, router, router_name
 
         if not 0 <= self.diversity <= 1:
@@ -399,6 +400,11 @@ class RouterOptions:
                 f"give --router {router_name(spelling)}, or leave out --diversity"
             )
         spelling = canonical_name(spelling)
+        if spelling in combiners():
+            raise BacoError(
+                f"--diversity turns the threshold of a router, and {spelling} is a combiner: give "
+                f"its number, as in {combiners()[spelling].example}, or leave out --diversity"
+            )
         calibration = Calibration.load(baco.pair)
         if calibration is None or spelling not in calibration.curves:
             raise BacoError(
