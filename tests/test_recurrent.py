@@ -237,7 +237,7 @@ def test_a_state_is_updated_as_transformers_updates_it(
     arguments = (
         torch.randn(rows, heads, width),
         step,
-        -torch.rand(heads)[:, None, None].expand(-1, width, size),
+        (-torch.rand(heads))[:, None, None].expand(-1, width, size),
         torch.randn(rows, groups, size),
         torch.randn(rows, groups, size),
         torch.randn(heads)[:, None].expand(-1, width),
