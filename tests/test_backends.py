@@ -53,7 +53,9 @@ def test_a_pair_without_weights_answers_through_a_backend_as_the_pair_itself_doe
             (a.token_ids, a.sources, a.text, a.router) for a in here
         ]
     assert baco.capabilities.name == "borrowed"
-    assert demo.capabilities == Capabilities("local", samplers=True, thinking=True)
+    assert demo.capabilities == Capabilities(
+        "local", samplers=True, thinking=True, combiners=True, stateful=True
+    )
     baco.close()
     assert backend.closed
 

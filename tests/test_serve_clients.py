@@ -246,3 +246,18 @@ def test_the_api_agrees_with_its_openapi_document(described: Any, label: str) ->
             case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
         holds()
+
+
+@pytest.mark.parametrize(
+    ("label", "prompt"),
+    [
+        ("POST /v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
+        ("POST /v1/completions", {"prompt": PROMPT}),
+    ],
+)
+def test_streams_agree_with_the_openapi_document(
+    described: Any, label: str, prompt: dict[str, Any]
+) -> None:
+    operations = {result.ok().label: result.ok() for result in described.get_all_operations()}
+    case = operations[label].Case(body={"model": "baco", "stream": True, **prompt})
+    assert case.call_and_validate().headers["content-type"][0].startswith("text/event-stream")

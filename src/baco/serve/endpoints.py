@@ -36,7 +36,14 @@ from baco.source import MODELS
 
 _FAILURES = (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in _FAILURES}
-_STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+# Before version 3.2 of OpenAPI the schema of a stream is that of each of its events.
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+    "description": "One event: a chunk as JSON; the data of the last one is [DONE].",
+}
+_STREAM = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
 class Endpoints:

@@ -61,7 +61,7 @@ class VerbalizedReasoning:
 
     name: str = "verbalized-cot"
     family: Family = "prompting"
-    help: str = "Verbalized Sampling after a chain of thought (VS-CoT)"
+    help: str = "Verbalized Sampling after a chain of thought"
 
     def settings(self, grid: Grid) -> list[Setting]:
         return over_temperatures(self.name, "verbalized sampling, CoT", grid)
@@ -87,7 +87,7 @@ class VerbalizedTurns:
 
     name: str = "verbalized-multi"
     family: Family = "prompting"
-    help: str = "Verbalized Sampling over several turns of one chat (VS-Multi)"
+    help: str = "Verbalized Sampling over several turns of one chat"
 
     def settings(self, grid: Grid) -> list[Setting]:
         return over_temperatures(self.name, "verbalized sampling, multi-turn", grid)
