@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baco import Baco, BacoError, as_transformers, router
+from baco.cli import run
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.routing.parser import named_files
@@ -205,3 +206,22 @@ def test_a_server_reads_no_file_that_a_request_names(demo: Baco, phrases: str) -
             reply = server.ask(router=f"Slop:{path}", max_tokens=2)
             assert reply.status_code == 400
             assert "names a file: this server reads only" in reply.json()["error"]["message"]
+
+
+def test_an_output_is_not_continued_with_another_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, prompts = tmp_path / "list.txt", tmp_path / "prompts.txt"
+    words.write_text("tapestry\n")
+    prompts.write_text(f"{PROMPTS[0]}\n")
+    router = ["--router", f"Slop:{words}"]
+    batch = ["batch", str(prompts), str(tmp_path / "out"), *router, "--max-tokens", "3"]
+    sweep = ["sweep", "--task", "demo", "--limit", "1", "-n", "1", *router, "--workers", "1"]
+    sweep += ["--out", str(tmp_path / "run"), "--metric", "distinct_2"]
+    for command in (batch, sweep):
+        assert run(command) == 0
+    words.write_text("delve\n")
+    for command in (batch, sweep):
+        capsys.readouterr()
+        assert run(command) == 2
+        assert "other settings" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from baco.batch.rows import Row
 from baco.errors import BacoError
 from baco.files import locked
 from baco.outputs import params, record
+from baco.routing.router import file_digests
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
 from baco.text.templates import today
@@ -104,6 +105,7 @@ class AnswerFile:
             "pair": pair.name,
             "weights": pair.weights_formats,
             "router": router.spelling,
+            **file_digests(router),
             "seed": self.settings.get("seed"),
             "noise": NOISE_VERSION,
             **params(pair, self.settings),

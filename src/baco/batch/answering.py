@@ -9,6 +9,7 @@ from baco.batch.job import Advance
 from baco.batch.rows import Row
 from baco.errors import BacoError
 from baco.outputs import Completion, check_group, params
+from baco.routing.router import file_digests
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -52,6 +53,7 @@ class PairInfo:
         weights: the number format of each model.
         fingerprint: of :class:`baco.models.pair.Pair`.
         router: the spelling with its threshold.
+        router_files: of :func:`baco.routing.router.file_digests`.
         params: of :func:`baco.outputs.params`.
         dated: a template writes the date into a prompt.
     """
@@ -60,6 +62,7 @@ class PairInfo:
     weights: dict[str, str]
     fingerprint: str
     router: str
+    router_files: dict[str, dict[str, str]]
     params: dict[str, Any]
     dated: bool
 
@@ -81,11 +84,17 @@ def inspect(
     Raises:
         BacoError: a router that the pair has no threshold for, or a row that does not fit the pair.
     """
-    spelling = choose_router(baco).spelling
+    router = choose_router(baco)
     dated = check_fit(baco, rows, settings["system"])
     pair = baco.pair
     return PairInfo(
-        pair.name, pair.weights_formats, pair.fingerprint, spelling, params(pair, settings), dated
+        pair.name,
+        pair.weights_formats,
+        pair.fingerprint,
+        router.spelling,
+        file_digests(router),
+        params(pair, settings),
+        dated,
     )
 
 

@@ -191,6 +191,7 @@ class Batch:
             "max_rows": load["max_rows"],
             "threads": self.load.threads,
             "router": pair.router,
+            **pair.router_files,
             "seed": self.settings.get("seed"),
             "noise": NOISE_VERSION,
             **pair.params,

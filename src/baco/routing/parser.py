@@ -17,6 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
@@ -287,7 +289,10 @@ def router(spelling: str, threshold: float | None = None) -> Router:
 
 
 def _load(file: RuleFile, path: str | None) -> LoadedFile:
-    return LoadedFile(file.key, path, _default_content(file) if path is None else file.load(path))
+    if path is None:
+        return LoadedFile(file.key, None, _default_content(file))
+    content = file.load(path)
+    return LoadedFile(file.key, path, content, sha256(Path(path).read_bytes()).hexdigest())
 
 
 @cache

@@ -72,6 +72,15 @@ def is_sibling_aware(router: Router) -> bool:
     return getattr(router, "siblings", None) is not None
 
 
+def file_digests(router: Router) -> dict[str, dict[str, str]]:
+    """What a manifest says beside a router's spelling: under ``router_files`` the SHA-256 of every
+    file that it reads, by path; nothing where it reads none.
+    """
+    files: tuple[LoadedFile, ...] = getattr(router, "files", ())
+    digests = {file.path: file.digest for file in files if file.path is not None}
+    return {"router_files": digests} if digests else {}
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedFile:
     """A file that a rule reads.
@@ -80,11 +89,13 @@ class LoadedFile:
         key: the name of the argument.
         path: as the user wrote it; None for the rule's default.
         content: what the rule is given.
+        digest: SHA-256 of the file; empty for the default.
     """
 
     key: str
     path: str | None
     content: Any = field(repr=False)
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

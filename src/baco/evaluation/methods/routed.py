@@ -16,6 +16,7 @@ from baco.routing.parser import (
     router_name,
 )
 from baco.routing.parser import router as parse
+from baco.routing.router import Router, file_digests
 from baco.routing.rules import PROBABILITY_SWEEP
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Routed:
             return [combined(routers[0])]
         thresholds = [getattr(router, "threshold", None) for router in routers]
         return [
-            _setting(name, router.spelling, threshold)
+            _setting(name, router, threshold)
             for router, threshold in zip(routers, thresholds, strict=True)
         ]
 
@@ -67,5 +68,7 @@ class Routed:
         return sampled(baco, router, conversations, draw.n, draw.seed, sampling)
 
 
-def _setting(name: str, spelling: str, value: float | None) -> Setting:
-    return Setting(name, spelling, value, {"kind": Routed.name, "router": spelling})
+def _setting(name: str, router: Router, value: float | None) -> Setting:
+    spelling = router.spelling
+    options = {"kind": Routed.name, "router": spelling, **file_digests(router)}
+    return Setting(name, spelling, value, options)
