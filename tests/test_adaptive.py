@@ -94,6 +94,16 @@ def test_a_sample_depends_on_earlier_samples_alone(demo: Baco, temperature: floa
     assert fewer == [expected[0][:2]]
 
 
+@pytest.mark.parametrize("rule", ["P:0.3,siblings=4", "Rand:0.2,siblings=2"])
+def test_compared_samples_are_the_same_one_at_a_time_and_where_others_are_drafted(
+    demo: Baco, rule: str
+) -> None:
+    sampling = {"seed": 0, "max_tokens": 32}
+    expected = decode(demo, [rule], n=4, speculate=False, sampling=sampling)
+    assert decode(demo, [rule], n=4, sampling=sampling) == expected
+    assert decode(demo, [rule], n=4, max_rows=1, sampling=sampling) == expected
+
+
 def test_stopped_samples_still_count_where_few_run_at_a_time(demo: Baco) -> None:
     sampling = {"seed": 7, "stop": ["."]}
     expected = decode(demo, ["P:0.3,siblings=4"], n=6, sampling=sampling)
