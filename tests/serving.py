@@ -78,6 +78,12 @@ class Served:
         assert isinstance(decoder.engine, IsolatingEngine)
         return decoder.engine.stats.steps
 
+    @property
+    def arrived(self) -> int:
+        """Answers in the decoder, and jobs that the engine thread takes before its next step."""
+        decoder, queued = self.engine_thread._decoder, self.engine_thread._work.qsize()
+        return queued if decoder is None else queued + decoder.waiting + decoder.running
+
     def settles(self) -> None:
         """Wait until nothing is open or in the batch."""
         wait_for(lambda: not self.engine_thread.open and not self.engine_thread.load.running)

@@ -418,7 +418,7 @@ def test_concurrent_requests_share_the_batch(server: Served) -> None:
         pool.submit(server.ask, router="Waits", max_tokens=1)
         wait_for(lambda: server.engine_thread.open == 1)
         together = [pool.submit(ask, seed) for seed in range(6)]
-        wait_for(lambda: server.engine_thread.open == 7)
+        wait_for(lambda: server.arrived == 7)
         decides.set()
         assert [answer.result() for answer in together] == alone
     assert server.rounds - before < one_by_one / 2
