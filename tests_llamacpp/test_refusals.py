@@ -5,6 +5,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from baco import Baco, BacoError
 from baco.cli import run
 from tests.test_gguf import tiny_model, write_gguf
 from tests_llamacpp.files import write_demo
@@ -61,12 +62,12 @@ def test_a_file_that_is_cut_off(
     assert "cut off" in refused(capsys, str(path), good)
 
 
-def test_files_of_different_vocabularies(
-    good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_files_of_different_vocabularies_where_one_tokenizer_is_asked_for(
+    good: str, tmp_path: Path
 ) -> None:
     write_gguf(tmp_path / "other.gguf", tiny_model(0))
-    error = refused(capsys, str(tmp_path / "other.gguf"), good)
-    assert "vocabularies differ at token" in error
+    with pytest.raises(BacoError, match="vocabularies differ at token"):
+        Baco.load(base=str(tmp_path / "other.gguf"), aligned=good, separate_tokenizers=False)
 
 
 def test_an_answer_that_memory_cannot_hold(good: str, capsys: pytest.CaptureFixture[str]) -> None:
