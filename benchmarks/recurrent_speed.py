@@ -156,12 +156,14 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     bodies = [name for name in BODIES if name != "llama"]
-    parser.add_argument("names", nargs="*", choices=[[], *bodies], help="bodies; all by default")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(bodies)}; all by default")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--n", type=int, default=8, help="answers")
     parser.add_argument("--tokens", type=int, default=8, help="of each answer")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     given = parser.parse_args()
+    if unknown := sorted(set(given.names) - set(bodies)):
+        parser.error(f"no body named {', '.join(unknown)}: give any of {', '.join(bodies)}")
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
