@@ -240,17 +240,20 @@ PARTS = (
 )  # fmt: skip
 
 
+def assert_cuts_at_seams_keep_the_ids(name: str, tokenizer: TextTokenizer, text: bytes) -> None:
+    whole = tokenizer.encode(text)
+    for at in range(1, len(text)):
+        if tokenizer.is_seam(text, at):
+            cut = tokenizer.encode(text[:at]) + tokenizer.encode(text[at:])
+            assert cut == whole, (name, text[:at], text[at:])
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=14))
 def test_a_text_has_the_same_ids_whether_it_is_cut_at_safe_seams_or_not(parts: list[str]) -> None:
     text = "".join(parts).encode()
     for kind in KINDS:
-        tokenizer = text_tokenizer(kind)
-        whole = tokenizer.encode(text)
-        for at in range(1, len(text)):
-            if tokenizer.is_seam(text, at):
-                cut = tokenizer.encode(text[:at]) + tokenizer.encode(text[at:])
-                assert cut == whole, (kind, text[:at], text[at:])
+        assert_cuts_at_seams_keep_the_ids(kind, text_tokenizer(kind), text)
 
 
 def test_most_words_begin_at_a_safe_seam_except_where_tokens_span_words() -> None:

@@ -16,7 +16,7 @@ from baco.models.pair import make_pair
 from baco.text.shared_text import TextTokenizer
 from tests import naive_text_decoding
 from tests.naive_decoding import max_probability
-from tests.test_two_tokenizers import PARTS
+from tests.test_two_tokenizers import PARTS, assert_cuts_at_seams_keep_the_ids
 from tests.tokenizer_kinds import permuted
 from tests_real.fetch import path_of
 
@@ -56,12 +56,7 @@ def test_words_begin_at_safe_seams(name: str) -> None:
 def test_a_text_has_the_same_ids_whether_it_is_cut_at_safe_seams_or_not(parts: list[str]) -> None:
     text = "".join(parts).encode()
     for name in NAMES:
-        tokenizer = text_tokenizer(name)
-        whole = tokenizer.encode(text)
-        for at in range(1, len(text)):
-            if tokenizer.is_seam(text, at):
-                cut = tokenizer.encode(text[:at]) + tokenizer.encode(text[at:])
-                assert cut == whole, (name, text[:at], text[at:])
+        assert_cuts_at_seams_keep_the_ids(name, text_tokenizer(name), text)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 """What there is to choose from: routers, samplers, pairs, tasks, methods and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from textwrap import fill, wrap
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from baco.cli.console import out, print_json
 from baco.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from baco.routing.combiners import Combiner
+    from baco.sampling.sampler_chain import Sampler
 
 # A last column of sentences that is narrower than this is hard to read.
 NARROWEST = 24
@@ -36,14 +41,13 @@ def combiners(as_json: AsJson = False) -> None:
     """List the combiners: what mixes both models' distributions, in the place of a router."""
     from baco.routing.combiners import combiners
 
-    listed = [(c.name, c.example, c.help) for c in combiners().values()]
-    if as_json:
-        print_json([dict(zip(("name", "example", "help"), row, strict=True)) for row in listed])
-        return
-    _show(("combiner", "example", "what a token is drawn from"), listed)
-    _say(
+    headings = ("combiner", "example", "what a token is drawn from")
+    _list_spelled(
+        headings,
+        combiners(),
+        as_json,
         "A combiner is given in a router's place, as in 'baco generate … --router Ensemble:0.3'. "
-        "Its words come from both models at once, so they have no source: answers say mixed."
+        "Its words come from both models at once, so they have no source: answers say mixed.",
     )
 
 
@@ -51,15 +55,29 @@ def samplers(as_json: AsJson = False) -> None:
     """List the samplers of --sampler: how each is written and what it does."""
     from baco.sampling.sampler_chain import samplers
 
-    listed = [(s.name, s.example, s.help) for s in samplers().values()]
-    if as_json:
-        print_json([dict(zip(("name", "example", "help"), row, strict=True)) for row in listed])
-        return
-    _show(("sampler", "example", "what it does"), listed)
-    _say(
+    headings = ("sampler", "example", "what it does")
+    _list_spelled(
+        headings,
+        samplers(),
+        as_json,
         "Samplers run in the order given, after penalties and before the temperature. Temperature, "
-        "top-k, top-p, min-p and penalties are options of their own."
+        "top-k, top-p, min-p and penalties are options of their own.",
     )
+
+
+def _list_spelled(
+    headings: Sequence[str],
+    parts: "Mapping[str, Combiner | Sampler]",
+    as_json: bool,
+    remark: str,
+) -> None:
+    """List what is spelled with numbers: name, example and help."""
+    rows = [(part.name, part.example, part.help) for part in parts.values()]
+    if as_json:
+        print_json([dict(zip(("name", "example", "help"), row, strict=True)) for row in rows])
+        return
+    _show(headings, rows)
+    _say(remark)
 
 
 def pairs(as_json: AsJson = False) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.plugins import plugins
+from baco.plugins import register_plugins
 from baco.routing.router import BOTH
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
@@ -178,18 +178,8 @@ def combiners() -> dict[str, Combiner]:
     Raises:
         BacoError: an installed package's combiner cannot be loaded or is not a combiner.
     """
-    for name, part in plugins("combiners").items():
-        if name in _COMBINERS:
-            continue
-        if isinstance(part, Combiner):
-            _add(part)
-        elif callable(part):
-            register_combiner(name)(part)
-        else:
-            raise BacoError(
-                f"entry point {name!r} in baco.combiners is {part!r}: give a function of "
-                "(base, aligned, …)"
-            )
+    wanted = "a function of (base, aligned, …)"
+    register_plugins("combiners", _COMBINERS, Combiner, _add, register_combiner, wanted)
     return _COMBINERS
 
 

@@ -24,7 +24,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.plugins import plugins
+from baco.plugins import plugins, register_plugins
 from baco.routing.combiners import BUILT_IN_COMBINERS, Combination, combination, combiners
 from baco.routing.router import ConstantRouter, LoadedFile, Router, RuleRouter
 from baco.routing.rules import (
@@ -65,18 +65,14 @@ def rules() -> dict[str, AnyRule]:
     Raises:
         BacoError: an entry point of an installed package cannot be loaded or is not a rule.
     """
-    for name, part in plugins("routers").items():
-        if name in RULES:
-            continue
-        if isinstance(part, LogitRule | ContentRule | Override):
-            add_rule(part)
-        elif callable(part):
-            logit_rule(name)(part)
-        else:
-            raise BacoError(
-                f"entry point {name!r} in baco.routers is {part!r}: give a rule of "
-                "baco.routing.rules or a function of (signals[, threshold])"
-            )
+    register_plugins(
+        "routers",
+        RULES,
+        LogitRule | ContentRule | Override,
+        add_rule,
+        logit_rule,
+        "a rule of baco.routing.rules or a function of (signals[, threshold])",
+    )
     return RULES
 
 
@@ -400,21 +396,23 @@ def _is_path(argument: str) -> bool:
     return False
 
 
-def _threshold(spelling: str, text: str, earlier: float | None) -> float:
+def _number(text: str) -> float:
+    """The number that a text spells; NaN for anything else."""
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
-        number = math.nan
+        return math.nan
+
+
+def _threshold(spelling: str, text: str, earlier: float | None) -> float:
+    number = _number(text)
     if math.isnan(number) or earlier is not None:
         raise BacoError(f"router {spelling!r}: give one number after the colon, such as P-Punc:0.4")
     return number
 
 
 def _share(spelling: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
+    share = _number(text)
     if not 0 <= share <= 1:
         raise BacoError(
             f"router {spelling!r}: share={text}: give the base share to hold, from 0 to 1, such as "
@@ -424,10 +422,7 @@ def _share(spelling: str, text: str) -> float:
 
 
 def _siblings(spelling: str, text: str) -> float:
-    try:
-        steps = float(text)
-    except ValueError:
-        steps = math.nan
+    steps = _number(text)
     if not 0 <= steps <= 100:
         raise BacoError(
             f"router {spelling!r}: siblings={text}: give the steps along the rule's grid, from 0 "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
-from baco.plugins import plugins
+from baco.plugins import register_plugins
 from baco.sampling.noise import coin, max_drawn_entries
 from baco.sampling.parameters import Parameter, first_line, parameters_of, read_numbers, spelled
 
@@ -159,18 +159,8 @@ def samplers() -> dict[str, Sampler]:
     Raises:
         BacoError: an installed package's sampler cannot be loaded or is not a sampler.
     """
-    for name, part in plugins("samplers").items():
-        if name in _SAMPLERS:
-            continue
-        if isinstance(part, Sampler):
-            _add(part)
-        elif callable(part):
-            register_sampler(name)(part)
-        else:
-            raise BacoError(
-                f"entry point {name!r} in baco.samplers is {part!r}: give a function of "
-                "(logits, context, …)"
-            )
+    wanted = "a function of (logits, context, …)"
+    register_plugins("samplers", _SAMPLERS, Sampler, _add, register_sampler, wanted)
     return _SAMPLERS
 
 
