@@ -30,18 +30,26 @@ def check_format(name: str) -> Format:
     return "parquet"
 
 
-def encode(records: Sequence[Mapping[str, Any]], form: Format) -> bytes:
-    """Records of :func:`baco.outputs.record`, each with ``row`` and ``id``, as a file."""
+def encode(records: Sequence[Mapping[str, Any]], form: Format, columns: Any = None) -> bytes:
+    """Records as a file.
+
+    Args:
+        records: of :func:`baco.outputs.record`, each with ``row`` and ``id``.
+        form: of the file.
+        columns: the pyarrow schema of other records, which are written as they are.
+    """
     if form == "parquet":
-        return _parquet(records)
+        if columns is not None:
+            return _parquet(records, columns)
+        return _parquet([_flat(record) for record in records], schema())
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def _parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
+def _parquet(records: Sequence[Mapping[str, Any]], columns: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([_flat(record) for record in records], schema=schema())
+    table = pa.Table.from_pylist(records, schema=columns)
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.getvalue()

@@ -4,6 +4,8 @@
     rows-000000000-000000127.parquet           the answers to these rows, the first and the last
     …
 
+A dataset also has a card, ``README.md``, and its shards are in the folder ``data``.
+
 A shard is a range of rows that are decoded together. It is written by the process that answers it,
 in one step, under a name that follows from its rows: a shard is either complete or absent, and
 making it again gives identical bytes, on whatever machine.
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.backends import HERE, backend_of
 from baco.batch.answering import LoadSpec, PairInfo, answer, inspect
+from baco.batch.dataset import Layout, card
 from baco.batch.formats import Format, encode
 from baco.batch.job import (
     Advance,
@@ -37,7 +40,7 @@ from baco.batch.job import (
 )
 from baco.batch.rows import Row
 from baco.errors import BacoError
-from baco.files import locked, replacing
+from baco.files import locked, replacing, write_atomic
 from baco.outputs import record
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 # Readers of a folder of Parquet leave out what begins with an underscore.
 MANIFEST = "_manifest.json"
+# Of a dataset, as the Hugging Face hub names them.
+CARD, DATA = "README.md", "data"
 KIND, OTHER, COMMAND = "batch", "another directory", "baco batch"
 # Answers of a shard by default: four times what is decoded at once, so that waiting rows take the
 # places of those that end.
@@ -66,12 +71,19 @@ class Output:
         form: of the shards.
         rows: of all shards together.
         rows_a_shard: the last may have fewer.
+        dataset: the columns of a dataset, with a row per answer; None for a row per prompt.
     """
 
     path: Path
     form: Format
     rows: int
     rows_a_shard: int
+    dataset: Layout | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards of it are."""
+        return self.path if self.dataset is None else self.path / DATA
 
     def shards(self) -> list[range]:
         """The rows of every shard."""
@@ -80,16 +92,22 @@ class Output:
 
     def file(self, shard: range) -> Path:
         """Where a shard is, or is to be."""
-        return self.path / f"rows-{shard.start:09d}-{shard.stop - 1:09d}.{self.form}"
+        return self.folder / f"rows-{shard.start:09d}-{shard.stop - 1:09d}.{self.form}"
 
     def write(self, shard: range, records: Sequence[Mapping[str, Any]]) -> None:
-        """Put a shard in its place, whole, on the disk."""
+        """Put a shard in its place, whole, on the disk.
+
+        Args:
+            shard: its rows.
+            records: of :func:`baco.batch.formats.encode`; of a dataset, of :meth:`Layout.rows`.
+        """
         target = self.file(shard)
         # Two machines may make one shard at once, where one of them was taken for lost.
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
         try:
             with replacing(target, partial):
-                partial.write_bytes(encode(records, self.form))
+                schema = None if self.dataset is None else self.dataset.schema()
+                partial.write_bytes(encode(records, self.form, schema))
         except OSError as error:
             raise BacoError(f"cannot write {target}: {error.strerror}") from error
 
@@ -145,6 +163,8 @@ class Batch:
         settings: keywords of ``Baco.stream_batch`` but the router; ``seed`` may be None.
         form: of the shards.
         rows_a_shard: None: as many as make `ANSWERS_A_SHARD` answers.
+        dataset: write a dataset, with a row per answer and a card.
+        template: the text of the prompt template, for the record.
     """
 
     rows: Sequence[Row]
@@ -153,6 +173,8 @@ class Batch:
     settings: Mapping[str, Any]
     form: Format = "jsonl"
     rows_a_shard: int | None = None
+    dataset: bool = False
+    template: str | None = None
 
     def inspect(self) -> tuple[PairInfo, "Baco"]:
         """Load the pair and check all rows; errors as for :func:`baco.batch.answering.inspect`."""
@@ -199,13 +221,20 @@ class Batch:
             "rows": len(self.rows),
             "rows_a_shard": size,
             "shards": self.form,
+            **({"columns": digest([row.columns for row in self.rows])} if self.dataset else {}),
         }
         more = {"inputs": list(dict.fromkeys(row.path for row in self.rows)), "made": provenance}
+        if self.template is not None:
+            more["prompt_template"] = self.template
         if pair.dated:
             asked["date"] = load.get("date")
             more["date"] = asked["date"] or today()
+        layout = Layout.of(self.rows) if self.dataset else None
         manifest = begin(path, asked, more)
-        output = Output(path, self.form, len(self.rows), size)
+        output = Output(path, self.form, len(self.rows), size, layout)
+        output.folder.mkdir(exist_ok=True)
+        if layout is not None and not (path / CARD).exists():
+            write_atomic(path / CARD, card(manifest, layout))
         settings = {**self.settings, "seed": manifest["seed"], "router": pair.router}
         return ShardJob(self.rows, ShardSpec(self.load, output, manifest, settings), baco)
 
@@ -278,9 +307,9 @@ class ShardJob:
     def missing(self) -> tuple[list[tuple[range, Sequence[Row]]], int]:
         """See `baco.batch.job.Output`."""
         output = self.spec.output
-        for left in output.path.glob(".*.partial"):
+        for left in output.folder.glob(".*.partial"):
             left.unlink(missing_ok=True)
-        names = {entry.name for entry in os.scandir(output.path)}
+        names = {entry.name for entry in os.scandir(output.folder)}
         shards = [shard for shard in output.shards() if output.file(shard).name not in names]
         pieces = [(shard, self.rows[shard.start : shard.stop]) for shard in shards]
         return pieces, output.rows - sum(map(len, shards))
@@ -333,17 +362,17 @@ class Replica:
             return ShardResult(shard)
         answers = answer(baco, rows, settings, self._advance)
         sampling = {name: value for name, value in settings.items() if name != "router"}
-        output.write(
-            shard,
-            [
-                {
-                    "row": number,
-                    "id": row.kept.get("id", number),
-                    **record(row.prompt, baco.pair, sampling, completions),
-                }
-                for number, row, completions in zip(shard, rows, answers, strict=True)
-            ],
-        )
+        records = [
+            {
+                "row": number,
+                "id": row.kept.get("id", number),
+                **record(row.prompt, baco.pair, sampling, completions),
+            }
+            for number, row, completions in zip(shard, rows, answers, strict=True)
+        ]
+        if output.dataset is not None:
+            records = list(output.dataset.rows(records, rows, answers))
+        output.write(shard, records)
         errors = [
             f"{row.where}: {error}"
             for row, completions in zip(rows, answers, strict=True)

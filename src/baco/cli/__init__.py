@@ -44,7 +44,7 @@ app = typer.Typer(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     generate: 'baco generate "Recommend a summer destination" -n 8 --router P-Punc:0.4',
-    batch: "baco batch prompts.jsonl answers/ -n 8 --backend ray --workers 2",
+    batch: "baco batch topics.csv data/ -n 8 --dataset --prompt-template 'Joke about {{ topic }}'",
     chat: "baco chat --router P-Punc:0.4 -n 3",
     routers: "baco routers --json",
     combiners: "baco combiners",

@@ -99,14 +99,30 @@ def batch(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Prompts: .jsonl, .parquet or .txt files, or folders of them. The last path is "
-            "the directory of shards.",
+            help="Prompts: .jsonl, .csv, .parquet or .txt files, or folders of them. The last path "
+            "is the directory of shards.",
             metavar="IN... OUT",
         ),
     ],
     n: opt.Answers = 1,
     routing: opt.RouterOptions,
     where: ExecutorOptions,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-template",
+            help="Template of every prompt: Jinja text or a file. The columns of the input row "
+            "fill it, as in 'A {{ genre }} story about {{ topic }}'.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        bool,
+        typer.Option(
+            "--dataset",
+            help="Write a dataset: one row per answer with its provenance, the input's columns, "
+            "and a card (README.md). Default: one row per prompt.",
+        ),
+    ] = False,
     form: Annotated[
         str, typer.Option("--format", help="Format of the shards: jsonl or parquet.")
     ] = ("jsonl"),
@@ -149,6 +165,7 @@ def batch(
     from baco.batch.answering import LoadSpec, broke_off
     from baco.batch.formats import check_format
     from baco.batch.job import carry_out
+    from baco.batch.rows import prompt_template as read_template
     from baco.batch.rows import read_rows
     from baco.batch.shards import Batch, begun_backend, check_directory
     from baco.evaluation.plan import provenance
@@ -157,9 +174,17 @@ def batch(
     out = out.absolute()
     check_directory(out)
     load |= opt.given({"backend": where.decodes or begun_backend(out)})
-    rows = read_rows(inputs)
+    template = None if prompt_template is None else read_template(prompt_template)
+    rows = read_rows(inputs, template, keep_columns=dataset)
     asked = Batch(
-        rows, LoadSpec(load, where.threads), routing.choose, settings, checked, shard_rows
+        rows,
+        LoadSpec(load, where.threads),
+        routing.choose,
+        settings,
+        checked,
+        shard_rows,
+        dataset=dataset,
+        template=None if template is None else template.source,
     )
     command = shlex.join(["baco", *context.obj])
     opt.quiet_libraries()

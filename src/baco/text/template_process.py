@@ -115,8 +115,9 @@ def to_json(
 
 
 def environment(kind: str) -> jinja2.Environment:
-    """Chat templates get the environment of ``transformers``. Base templates keep their white
-    space, and an undefined variable is an error.
+    """Chat templates get the environment of ``transformers``. Base and prompt templates keep their
+    white space, and an undefined variable is an error. Prompt templates have no clock, so that a
+    batch continued on another day has the same prompts.
     """
     options: dict[str, Any] = {"undefined": jinja2.StrictUndefined}
     if kind == "chat":
@@ -125,14 +126,15 @@ def environment(kind: str) -> jinja2.Environment:
     jinja.filters["tojson"] = to_json
     jinja.globals |= {
         "raise_exception": refuse,
-        "strftime_now": CLOCK,
         "dict": Dict(),
         "namespace": Namespace,
     }
+    if kind != "prompt":
+        jinja.globals["strftime_now"] = CLOCK
     return jinja
 
 
-ENVIRONMENTS = {kind: environment(kind) for kind in ("chat", "base")}
+ENVIRONMENTS = {kind: environment(kind) for kind in ("chat", "base", "prompt")}
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from baco.errors import BacoError, shortened
 
-Kind = Literal["chat", "base"]
+Kind = Literal["chat", "base", "prompt"]
 
 # Limits of one rendering: CPU seconds, bytes of the process, characters of the text.
 SECONDS = 2.0
@@ -32,6 +33,8 @@ MEMORY = 512 * 2**20
 CHARACTERS = 2**24
 
 _PROGRAM = Path(__file__).with_name("template_process.py")
+# Jinja's messages about a variable or a key that is not there.
+_UNDEFINED = re.compile(r"^'(.+)' is undefined$|has no attribute '(.+)'$", re.DOTALL)
 _TIMED_OUT = -getattr(signal, "SIGPROF", 0)
 
 
@@ -45,7 +48,8 @@ class Template:
 
     Attributes:
         kind: ``chat`` is rendered as `transformers` renders chat templates. ``base`` is rendered
-            with Jinja's own handling of white space, and undefined variables are errors.
+            with Jinja's own handling of white space, and undefined variables are errors. ``prompt``
+            is rendered like ``base``, without a clock; its variables are the columns of a row.
         source: Jinja text.
         name: for messages, such as ``the chat template of Qwen/Qwen3-8B``.
     """
@@ -88,7 +92,7 @@ class Template:
             raise self._failure(reply) from (traceback and RenderingError(traceback))
         text: str = reply["text"]
         if not text:
-            raise TemplateFailedError(self._message("renders this conversation as an empty text"))
+            raise TemplateFailedError(self._message(f"renders this {self._given} as an empty text"))
         return Rendering(text, bool(reply["clock"]))
 
     def _failure(self, reply: Mapping[str, Any]) -> BacoError:
@@ -103,13 +107,23 @@ class Template:
         if reply["syntax"]:
             return BacoError(self._message(f"is not valid Jinja: line {reply['line']}{message}"))
         if reply["refused"]:  # by raise_exception, whose message tells what is wrong
-            return TemplateFailedError(f"{self.name} refuses this conversation{message}")
-        return TemplateFailedError(self._message(f"fails on this conversation: {kind}{message}"))
+            return TemplateFailedError(f"{self.name} refuses this {self._given}{message}")
+        missing = _UNDEFINED.search(reply["message"]) if self.kind == "prompt" else None
+        if kind == "UndefinedError" and missing:
+            name = shortened(missing[1] or missing[2])
+            return TemplateFailedError(f"{self.name} needs the column {name!r}")
+        return TemplateFailedError(self._message(f"fails on this {self._given}: {kind}{message}"))
+
+    @property
+    def _given(self) -> str:
+        """What the template renders."""
+        return "row" if self.kind == "prompt" else "conversation"
 
     def _message(self, fault: str) -> str:
-        option = f"{self.kind}_template"
-        dashed = option.replace("_", "-")
-        return f"{self.name} {fault}; correct it, or give another (--{dashed}, {option}=)"
+        options = f"--{self.kind}-template"
+        if self.kind != "prompt":  # which only the command line has
+            options += f", {self.kind}_template="
+        return f"{self.name} {fault}; correct it, or give another ({options})"
 
 
 @dataclass(frozen=True, slots=True)
