@@ -122,14 +122,22 @@ def tasks(as_json: AsJson = False) -> None:
 def methods(as_json: AsJson = False) -> None:
     """List the methods of 'baco sweep': what turns a prompt into answers."""
     from baco.evaluation.methods import groups, methods
+    from baco.evaluation.methods.served import served_examples
 
-    known = methods().values()
+    known, served = methods().values(), {name.partition(":")[0]: name for name in served_examples()}
     if as_json:
-        print_json([{"name": m.name, "family": m.family, "help": m.help} for m in known])
+        models = {name: f"baco/{spelling}" for name, spelling in served.items()}
+        print_json(
+            [
+                {"name": m.name, "family": m.family, "help": m.help, "model": models.get(m.name)}
+                for m in known
+            ]
+        )
         return
     _show(("method", "family", "what it does"), [(m.name, m.family, m.help) for m in known])
     stand = [f"{name} stands for {', '.join(members)}" for name, members in groups().items()]
     _say(f"{'; '.join(stand)}. --router names a single router.")
+    _say(f"As models of 'baco serve', after baco/: {', '.join(served.values())}.")
 
 
 def metrics(as_json: AsJson = False) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,17 +12,20 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from baco.api import Baco
+from baco.evaluation.methods.served import ServedMethod
 from baco.models.context import UNBOUNDED
 from baco.outputs import Chunk
 from baco.serve import errors
 from baco.serve.choices import Choice
 from baco.serve.engine_thread import EngineThread
-from baco.serve.errors import ErrorBody
+from baco.serve.errors import ClientGoneError, ErrorBody
 from baco.serve.formats import ChatFormatter, Formatter, TextFormatter
+from baco.serve.methods import MAX_RUNNING, MethodCall, provenance_of
 from baco.serve.metrics import Metrics
 from baco.serve.parse_request import ParsedRequest, RequestParser
 from baco.serve.request_models import ChatRequest, CompletionRequest, GenerationRequest
 from baco.serve.response_models import (
+    ChatChoice,
     ChatReply,
     ModelCard,
     ModelList,
@@ -43,6 +47,7 @@ _EVENT = {
     "required": ["data"],
     "description": "One event: a chunk as JSON; the data of the last one is [DONE].",
 }
+_STREAMED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _STREAM = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
@@ -57,6 +62,7 @@ class Endpoints:
         settings: Settings,
         metrics: Metrics,
     ) -> None:
+        self._baco, self._executor = baco, ThreadPoolExecutor(MAX_RUNNING, "baco-methods")
         self._pair, self._engine_thread, self._parser = baco.pair, engine_thread, parser
         self._settings, self._metrics, self._since = settings, metrics, int(time.time())
 
@@ -86,12 +92,14 @@ class Endpoints:
         return ModelList(data=[self._card(name) for name in self._parser.models()])
 
     async def model(self, model: str) -> ModelCard:
-        """One of these names, or any router's spelling after ``baco/``."""
-        self._parser.router_of(model)
+        """One of these names, or any spelling of a router or a method after ``baco/``."""
         return self._card(model)
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
+        method = self._parser.method_of(body.model)
+        if method is not None:
+            return await self._answer_by_method(request, body, method)
         parsed = self._parser.chat(body)
         logprobs = parsed.params.logprobs is not None
         choices = [Choice(self._pair, parsed.explain) for _ in range(parsed.params.n)]
@@ -128,7 +136,8 @@ class Endpoints:
         return await _json(TextFormatter(body.model, True), choices, Usage.of(tokens, 0))
 
     def _card(self, name: str) -> ModelCard:
-        only = self._parser.router_of(name).only
+        method = self._parser.method_of(name)
+        only = None if method is not None else self._parser.router_of(name).only
         sources = [source for source in MODELS if only in (source, None)]
         context = min(getattr(self._pair, source).context for source in sources)
         bounded = context if context < UNBOUNDED else None
@@ -155,8 +164,49 @@ class Endpoints:
         except BaseException:
             answers.cancel()
             raise
-        counted = body.stream_options is not None and bool(body.stream_options.include_usage)
-        return EventStream(answers, _events(recorder, formatter, counted))
+        return EventStream(answers, _events(recorder, formatter, _counted(body)))
+
+    async def _answer_by_method(
+        self, request: Request, body: ChatRequest, method: ServedMethod
+    ) -> Response:
+        """The answers of a method. A stream has each in one chunk, once all have ended."""
+        asked = self._parser.method_chat(body, method)
+        entry = request.state.entry
+        entry |= {
+            "router": method.spelling,
+            "n": asked.draw.n,
+            "seed": asked.draw.seed,
+            "stream": bool(body.stream),
+        }
+        if self._settings.log_prompts:
+            entry["prompts"] = [asked.messages]
+        deadline = time.monotonic() + self._settings.timeout
+        call = MethodCall(asked, self._baco, self._engine_thread, self._metrics, deadline)
+        entry["outcome"] = "gone"  # the client, unless another outcome follows
+        try:
+            answers = await unless_disconnected(request, call.answers(self._executor))
+        except Exception as error:
+            if not isinstance(error, ClientGoneError):
+                entry["outcome"] = "failed"
+            raise
+        finally:
+            entry |= {"prompt_tokens": call.prompt_tokens, "tokens": call.tokens}
+        entry["outcome"] = "finished"
+        formatter = ChatFormatter(body.model, False)
+        choices = [
+            formatter.answer(
+                index,
+                answer.text,
+                "length" if answer.finish_reason == "length" else "stop",
+                provenance_of(answer, asked),
+            )
+            for index, answer in enumerate(answers)
+        ]
+        if not body.stream:
+            return await _json(formatter, choices, call.usage)
+        counted = call.usage if _counted(body) else None
+        events = _method_events(formatter, choices, counted)
+        return StreamingResponse(events, headers=_STREAMED, media_type="text/event-stream")
 
     def _note(self, entry: dict[str, Any], body: GenerationRequest, parsed: ParsedRequest) -> None:
         """Add the request to the access log."""
@@ -232,8 +282,7 @@ class EventStream(StreamingResponse):
     """Server-sent events. When the stream ends in any way, unfinished answers are cancelled."""
 
     def __init__(self, answers: Answers, events: AsyncIterator[str]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
+        super().__init__(events, headers=_STREAMED, media_type="text/event-stream")
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -272,6 +321,22 @@ async def _events(
     if counted:
         yield _event(formatter.counted(recorder.usage()))
     yield "data: [DONE]\n\n"
+
+
+async def _method_events(
+    formatter: ChatFormatter, choices: list[ChatChoice], usage: Usage | None
+) -> AsyncIterator[str]:
+    for choice in choices:
+        yield _event(formatter.opening(choice.index))
+        yield _event(formatter.answer_chunk(choice))
+    if usage is not None:
+        yield _event(formatter.counted(usage))
+    yield "data: [DONE]\n\n"
+
+
+def _counted(body: GenerationRequest) -> bool:
+    """Whether a stream is to end with its usage."""
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 def _event(content: BaseModel) -> str:

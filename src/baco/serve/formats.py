@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from baco.engine.sequence import FinishReason
 from baco.outputs import Chunk
 from baco.serve.choices import Choice
 from baco.serve.response_models import (
@@ -73,6 +74,29 @@ class ChatFormatter:
 
     def counted(self, usage: Usage) -> Reply:
         return self._chunk([], usage)
+
+    def answer(
+        self, index: int, text: str, finish_reason: FinishReason, provenance: Provenance
+    ) -> ChatChoice:
+        """A choice of a method's answer."""
+        return ChatChoice(
+            index=index,
+            message=AnswerMessage(content=text),
+            logprobs=None,
+            finish_reason=finish_reason,
+            baco=provenance,
+        )
+
+    def answer_chunk(self, choice: ChatChoice) -> Reply:
+        """The same as the one chunk of a stream."""
+        part = ChatChunkChoice(
+            index=choice.index,
+            delta=Delta(content=choice.message.content or None),
+            logprobs=None,
+            finish_reason=choice.finish_reason,
+            baco=choice.baco,
+        )
+        return self._chunk([part])
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> Reply:
         return ChatChunk(**self._head, choices=choices, usage=usage)

@@ -8,6 +8,8 @@ from typing import Any
 from baco.api import Baco
 from baco.decoder import Decoder
 from baco.errors import BacoError
+from baco.evaluation.methods import Draw, methods, needs_one_tokenizer
+from baco.evaluation.methods.served import ServedMethod, served_examples, served_method
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 from baco.routing.combiners import combiners
@@ -16,6 +18,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.serve.errors import UnknownModelError, shown
+from baco.serve.methods import MethodRequest
 from baco.serve.request_models import (
     MAX_SPELLING,
     ChatRequest,
@@ -125,7 +128,7 @@ class RequestParser:
         return self._routers(None)
 
     def models(self) -> list[str]:
-        """The model names to list. Requests may also name any other router or combiner after
+        """The model names to list. Any spelling of a router, combiner or method is one too, after
         ``baco/``.
         """
         examples = [entry.example for entry in catalogue()]
@@ -133,7 +136,30 @@ class RequestParser:
         own = [f"{ROOT}/{example}" for example in examples if example not in alone]
         if self._baco.capabilities.combiners:
             own += [f"{ROOT}/{combiner.example}" for combiner in combiners().values()]
+        own += [f"{ROOT}/{example}" for example in served_examples()]
         return [ROOT, f"{ROOT}/base", f"{ROOT}/aligned", *own]
+
+    def method_of(self, model: str) -> ServedMethod | None:
+        """The method of a model's name; None for another model, a router's if there is such one.
+
+        Raises:
+            UnknownModelError: a method that cannot be a model, or a threshold out of its range.
+        """
+        root, _, spelling = model.partition("/")
+        if root != ROOT or len(model) > MAX_SPELLING:
+            return None
+        if spelling.partition(":")[0] not in methods():
+            return None
+        try:
+            self._spelled(spelling)  # Base, Aligned and Ensemble are routers too
+        except BacoError:
+            pass
+        else:
+            return None
+        try:
+            return served_method(spelling)
+        except BacoError as error:
+            raise UnknownModelError(f"there is no model {model!r} here: {error}") from error
 
     def router_of(self, model: str) -> Router:
         """The router of a model's name.
@@ -167,17 +193,38 @@ class RequestParser:
             )
         return self._routers(spelling)
 
+    def method_chat(self, body: ChatRequest, method: ServedMethod) -> MethodRequest:
+        """Parse a request of ``/v1/chat/completions`` to a method; errors as for `chat`."""
+        for name in ("router", "switch", "explain", "logprobs", "chat_template_kwargs"):
+            if getattr(body, name) not in (None, False, {}, "word"):
+                raise BacoError(
+                    f"{name} goes with a router, and {body.model} is a method: leave it out, or "
+                    "name another model"
+                )
+        _continues(body)
+        if body.messages[-1].role != "user":
+            raise BacoError(
+                f"{body.model} rewords the last message: end the conversation with a message of "
+                "role 'user'"
+            )
+        if needs_one_tokenizer(method.setting):
+            self._baco.pair.check_one_tokenizer(f"the method {method.spelling}")
+        messages = [_message(message) for message in body.messages]
+        conversation(messages)
+        given = self._sampling(body, 1, self._longest_chat(body), None)
+        params = self._baco.pair.defaults.updated(given).seeded()
+        assert params.seed is not None
+        sampling = {name: value for name, value in given.items() if name not in ("n", "seed")}
+        draw = Draw(params.n, params.seed, sampling)
+        return MethodRequest(method, tuple(messages), draw, body.cache_salt or "")
+
     def chat(self, body: ChatRequest) -> ParsedRequest:
         """Parse a request of ``/v1/chat/completions``.
 
         Raises:
             BacoError, UnknownModelError: a value that is out of its range or of this server's.
         """
-        longest = _agree(
-            body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens"
-        )
-        if longest == 0:
-            raise BacoError("max_tokens is 0: give at least 1, or -1 for as many as there is room")
+        longest = self._longest_chat(body)
         if body.top_logprobs and not body.logprobs:
             raise BacoError("top_logprobs needs logprobs: true")
         logprobs = body.top_logprobs or 0 if body.logprobs else None
@@ -187,6 +234,14 @@ class RequestParser:
         parsed = self._parsed(body, (messages,), False, longest, logprobs)
         template_args = check_template_args(body.chat_template_kwargs or {})
         return replace(parsed, template_args=template_args, continue_final=continue_final)
+
+    def _longest_chat(self, body: ChatRequest) -> int | None:
+        longest = _agree(
+            body.max_tokens, body.max_completion_tokens, "max_tokens", "max_completion_tokens"
+        )
+        if longest == 0:
+            raise BacoError("max_tokens is 0: give at least 1, or -1 for as many as there is room")
+        return longest
 
     def completion(self, body: CompletionRequest) -> ParsedRequest:
         """Parse a request of ``/v1/completions``; errors as for `chat`."""
@@ -241,13 +296,29 @@ class RequestParser:
         longest: int | None,
         logprobs: int | None,
     ) -> ParsedRequest:
+        given = self._sampling(body, len(prompts), longest, logprobs)
+        self._check_ids(prompts)
+        params = self._baco.pair.defaults.updated(given)
+        return ParsedRequest(
+            prompts,
+            raw,
+            params.seeded(),
+            self._router(body),
+            body.switch or "word",
+            bool(body.explain),
+            cache_salt=body.cache_salt or "",
+        )
+
+    def _sampling(
+        self, body: GenerationRequest, prompts: int, longest: int | None, logprobs: int | None
+    ) -> dict[str, Any]:
+        """The sampling parameters that a request gives for a number of prompts."""
         if body.stream_options is not None and not body.stream:
             raise BacoError("stream_options goes with stream: true")
         # Checked before `SamplingParams`, whose bounds are wider.
         n = body.n or self._baco.pair.defaults.n
         self._limit("the number of answers", n, self._settings.max_n)
-        self._limit("the number of answers", n * len(prompts), self._settings.max_n)
-        self._check_ids(prompts)
+        self._limit("the number of answers", n * prompts, self._settings.max_n)
         given = {name: getattr(body, name) for name in _SAME}
         given |= {"max_tokens": self._longest(longest), "logprobs": logprobs}
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop
@@ -263,20 +334,14 @@ class RequestParser:
         if body.logit_bias:
             given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
             self._check_known("logit_bias", given["logit_bias"])
-        params = self._baco.pair.defaults.updated(
-            {name: value for name, value in given.items() if value is not None}
-        )
-        return ParsedRequest(
-            prompts,
-            raw,
-            params.seeded(),
-            self._router(body),
-            body.switch or "word",
-            bool(body.explain),
-            cache_salt=body.cache_salt or "",
-        )
+        return {name: value for name, value in given.items() if value is not None}
 
     def _router(self, body: GenerationRequest) -> Router:
+        if self.method_of(body.model) is not None:
+            raise BacoError(
+                f"{body.model} is a method, which answers conversations: give messages to "
+                "/v1/chat/completions"
+            )
         by_model = self.router_of(body.model)
         if body.router is None:
             return by_model

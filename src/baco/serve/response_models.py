@@ -37,6 +37,8 @@ class Provenance(BaseModel):
         why: one entry for every new token, if asked for.
         router, seed: repeat the answer; on whole answers and on the last chunk of one.
         date: the day that a template wrote into the prompt; needed to repeat the answer.
+        outcome: a method's own word for a reply that it could not use as it should, such as
+            ``unparsed``.
     """
 
     sources: list[tuple[str, Source | None]]
@@ -46,6 +48,7 @@ class Provenance(BaseModel):
     router: Maybe[str] = None
     seed: Maybe[int] = None
     date: Maybe[str] = None
+    outcome: Maybe[str] = None
 
 
 class PromptTokensDetails(BaseModel):

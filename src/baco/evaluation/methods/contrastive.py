@@ -23,6 +23,7 @@ class Contrastive:
     name = "contrastive"
     family: Family = "ensemble"
     help = "the aligned model's logits against the base model's (contrastive decoding)"
+    not_served = "name its combiner, as in baco/Contrast:0.5,0.1"
 
     def settings(self, grid: Grid) -> list[Setting]:
         return [

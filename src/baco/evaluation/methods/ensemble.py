@@ -25,6 +25,7 @@ class Ensemble:
     name = "ensemble"
     family: Family = "ensemble"
     needs_one_tokenizer = True
+    not_served = "name its combiner, as in baco/Ensemble:0.3 or baco/LogitEnsemble:0.3"
     help = "both models' distributions mixed at every token: of probabilities, and of logits"
 
     def settings(self, grid: Grid) -> list[Setting]:

@@ -58,6 +58,7 @@ class Judge:
     name: str = "judge"
     family: Family = "BACo"
     needs_one_tokenizer: ClassVar[bool] = True
+    not_served: ClassVar[str] = "it asks another model at every word, which a sweep does"
     help: str = (
         "an external model picks the source of every word (needs --judge-url, --judge-model)"
     )

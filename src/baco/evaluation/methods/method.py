@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from baco.evaluation.records import Prompt, Setting, Source
 from baco.sampling.params import MAX_SEED
@@ -118,11 +118,24 @@ def sampled(
     return [[Answer.of(completion) for completion in row] for row in rows]
 
 
+class Threshold(NamedTuple):
+    """The range of the number that follows a method's name in the name of a server's model."""
+
+    low: float
+    high: float
+    example: float
+
+
 class Method(Protocol):
     """Turns prompts into samples.
 
     A method that compares or mixes the two models' distributions token by token sets
     ``needs_one_tokenizer = True``; it is then refused on pairs with different tokenizers.
+
+    A server takes ``baco/NAME`` as a model; the request's sampling then takes the place of the
+    setting's. A method whose settings have an option ``threshold`` sets ``threshold``, a
+    `Threshold`, and is named with the number. A method that cannot be a server's model, because
+    it decodes other than through ``baco``, sets ``not_served`` to the reason.
 
     Attributes:
         name: as a user types it.

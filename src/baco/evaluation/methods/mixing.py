@@ -23,6 +23,7 @@ class Mixing:
     name = "mixing"
     family: Family = "mixing"
     help = "m of the n samples from base, the others from aligned, for every m"
+    not_served = "ask baco/base for m of the answers and baco/aligned for the others"
 
     def __init__(self) -> None:
         # The settings differ only in m, so both models' answers are kept for the next setting. The

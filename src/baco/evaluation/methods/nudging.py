@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.engine.scheduler import MANY_CHUNKS
 from baco.errors import BacoError
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, Threshold
 from baco.evaluation.records import Prompt, Setting
 from baco.outputs import check_whole
 from baco.routing.rules import PROBABILITY_SWEEP
@@ -179,6 +179,7 @@ class AuthorsNudging:
     name = "nudging-authors"
     family: Family = "Nudging"
     help = "Nudging as its authors' code runs it: cut inside words, and the agreement rule"
+    threshold = Threshold(0, 1, 0.3)
 
     def settings(self, grid: Grid) -> list[Setting]:
         return [

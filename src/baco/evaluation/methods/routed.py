@@ -29,6 +29,7 @@ class Routed:
     name = "routers"
     family: Family = "BACo"
     help = "every router over a grid of thresholds, Nudging included"
+    not_served = "name one router, as in baco/P-Punc:0.4"
 
     def settings(self, grid: Grid) -> list[Setting]:
         # Single models are methods of their own.

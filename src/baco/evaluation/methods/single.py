@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
 from baco.evaluation.records import Prompt, Setting, Source
@@ -21,6 +21,7 @@ class Single:
     """The base or the aligned model over three grids of sampling parameters."""
 
     source: Source
+    not_served: ClassVar[str] = "name the model alone, as in baco/base"
 
     @property
     def name(self) -> str:

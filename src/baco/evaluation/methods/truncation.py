@@ -27,6 +27,7 @@ class Truncation:
     name = "truncation"
     family: Family = "aligned"
     help = "the aligned model alone under top-nσ, p-less and XTC; not among the methods of 'all'"
+    not_served = "name baco/aligned, and give the sampler in samplers"
 
     def settings(self, grid: Grid) -> list[Setting]:
         return [

@@ -7,9 +7,9 @@ conversation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, Threshold
 from baco.evaluation.methods.prompting import over_temperatures
 from baco.evaluation.methods.verbalized import SYSTEM, verbalize
 from baco.evaluation.records import Prompt, Setting
@@ -35,6 +35,7 @@ class VerbalizedTail:
     name: str = "verbalized-tail"
     family: Family = "prompting"
     help: str = "Verbalized Sampling from the tail, over probability thresholds"
+    threshold: ClassVar[Threshold] = Threshold(0, 1, 0.1)
 
     def settings(self, grid: Grid) -> list[Setting]:
         return [
