@@ -62,17 +62,20 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedLinear:
-    """A linear layer with what an adapter adds to it for all rows but the first ``split``."""
+    """A linear layer with what an adapter adds to it for all of ``size`` rows of tokens but the
+    first ``split``.
+    """
 
     linear: Linear
     added: LowRank
     split: int
+    size: int
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Rows [B, T, in] → [B, T, out]."""
-        output, adapted = self.linear(rows), rows[self.split :]
-        low = nn.functional.linear(adapted.flatten(0, 1), self.added.down)
-        output[self.split :].view(-1, output.shape[-1]).addmm_(low, self.added.up)
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Tokens [B * T, in] → [B * T, out]."""
+        output, first = self.linear(tokens), tokens.shape[0] // self.size * self.split
+        low = nn.functional.linear(tokens[first:], self.added.down)
+        output[first:].addmm_(low, self.added.up)
         return output
 
 
@@ -88,7 +91,7 @@ class AdaptedForward:
 
     def __init__(self, dense: DenseForward, added: Sequence[dict[str, LowRank]]) -> None:
         self.dense, self._added = dense, added
-        self._adapted: dict[int, DenseForward] = {}  # by split
+        self._adapted: dict[tuple[int, int], DenseForward] = {}  # by split and number of rows, 1 without a split
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
@@ -103,17 +106,19 @@ class AdaptedForward:
 
     def __call__(self, tokens: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """Read tokens [B, T] into the cache; return the raw logits after the last ``keep``."""
-        split = cache.plan.split or 0
+        first = cache.plan.split or 0
+        split = first, tokens.shape[0] if first else 1
         if split not in self._adapted:
             if len(self._adapted) == _MAX_SPLITS:
                 del self._adapted[next(iter(self._adapted))]
-            self._adapted[split] = self._adapt(split)
+            self._adapted[split] = self._adapt(*split)
         return self._adapted[split](tokens, cache, keep)
 
-    def _adapt(self, split: int) -> DenseForward:
+    def _adapt(self, split: int, size: int) -> DenseForward:
         def adapted(layer: Layer, added: dict[str, LowRank]) -> Layer:
             linear = {
-                name: AdaptedLinear(getattr(layer, name), own, split) for name, own in added.items()
+                name: AdaptedLinear(getattr(layer, name), own, split, size)
+                for name, own in added.items()
             }
             return replace(layer, **linear)  # type: ignore[arg-type]
 

@@ -224,7 +224,7 @@ class DenseForward:
         turns = {}
         for kind, table in rotations.items():
             at = positions if long is None else positions + long[:, None] * (len(table) // 2)
-            turns[kind] = table[at].unbind(2)
+            turns[kind] = table[at.view(-1)].unbind(1)
         last = width or keys[0].shape[2]
         starts = {window: _first_column(window, shortest, last) for window in self._windows}
         masks = self._masks(columns, starts, last)
@@ -235,7 +235,7 @@ class DenseForward:
         slots = self._slots(columns, keys[0].shape[2])
         multiplier = self._residual_multiplier
         plain = multiplier == 1  # then the operator starts sooner
-        hidden = self._embed(tokens)  # [B, T, hidden]
+        hidden = self._embed(tokens.view(-1))  # [B * T, hidden]: products of matrices start sooner
         if self._embedding_multiplier != 1:
             hidden = hidden * self._embedding_multiplier
         for index, (layer, own_keys, own_values) in enumerate(
@@ -243,14 +243,16 @@ class DenseForward:
         ):
             attn_in = hidden if layer.before_attention is None else layer.before_attention(hidden)
             turn = None if layer.rope is None else turns[layer.rope]
-            query, new_keys, new_values = self._split(layer, layer.qkv(attn_in), turn)
+            query, new_keys, new_values = self._split(layer, layer.qkv(attn_in), turn, span)
             own_keys.view(-1, self._width).index_copy_(0, slots, new_keys)
             own_values.view(-1, self._width).index_copy_(0, slots, new_values)
-            cached = (own_keys[:size], own_values[:size])
+            if own_keys.shape[0] > size:
+                own_keys, own_values = own_keys[:size], own_values[:size]  # noqa: PLW2901
             start = starts[layer.window]
             if start or width is not None:
-                cached = (cached[0][:, :, start:width], cached[1][:, :, start:width])
-            attention = (query, *cached, masks[layer.window], self._scale)
+                own_keys = own_keys[:, :, start:width]  # noqa: PLW2901
+                own_values = own_values[:, :, start:width]  # noqa: PLW2901
+            attention = (query, own_keys, own_values, masks[layer.window], self._scale)
             if shared_prefixes:
                 shared = [
                     PrefixPart(g.rows, g.keys[index][:, first:], g.values[index][:, first:], mask)
@@ -269,6 +271,7 @@ class DenseForward:
             if layer.after_mlp is not None:
                 mlp_out = layer.after_mlp(mlp_out)
             hidden = hidden + mlp_out if plain else hidden.add(mlp_out, alpha=multiplier)
+        hidden = hidden.view(size, span, -1)
         return self._logits(hidden if keep in (0, span) else hidden[:, -keep:])
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -279,41 +282,44 @@ class DenseForward:
         return softly_capped(logits, self._logits_softcap)
 
     def _split(
-        self, layer: Layer, joint: Tensor, turn: Sequence[Tensor] | None
+        self, layer: Layer, joint: Tensor, turn: Sequence[Tensor] | None, span: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of a layer from the output of its fused product, [B, T, …].
+        """Queries, keys and values of a layer from the output of its fused product, [B * T, …],
+        for ``span`` tokens per row.
 
         Returns:
             Queries [B, key heads, group * T, width], where query heads that share keys follow one
             another as if they were tokens; keys and values [B * T * key heads, width].
         """
-        size, span, _ = joint.shape
-        heads, width = self._key_heads, self._width
-        split = joint.view(size, span, -1, width)
-        rotated = self._normed(layer, joint, split[:, :, : self._heads + heads])
+        tokens, width = joint.shape[0], self._width
+        queries, heads = self._heads, self._key_heads
+        # One split takes half as long as two slices.
+        split = joint.view(tokens, -1, width)
+        unrotated, values = split.split_with_sizes((queries + heads, heads), 1)
+        rotated = self._normed(layer, joint, unrotated)
         if turn is not None:
             cos, sin = turn
             rotated = torch.addcmul(rotated * cos, self._swapped(rotated), sin)
             if rotated.dtype != joint.dtype:
                 rotated = rotated.to(joint.dtype)
-        query = rotated[:, :, : self._heads]
+        query, key = rotated.split_with_sizes((queries, heads), 1)
         if span > 1:
-            query = query.reshape(size, span, heads, -1, width).permute(0, 2, 3, 1, 4)
+            query = query.reshape(tokens // span, span, heads, -1, width).permute(0, 2, 3, 1, 4)
         return (
-            query.reshape(size, heads, -1, width),
-            rotated[:, :, self._heads :].reshape(-1, width),
-            split[:, :, self._heads + heads :].reshape(-1, width),
+            query.reshape(tokens // span, heads, -1, width),
+            key.reshape(-1, width),
+            values.reshape(-1, width),
         )
 
     def _joined(self, output: Tensor, span: int) -> Tensor:
         """The output of all heads for ``span`` tokens per row, laid out as `_split` returns
-        queries, as [B, T, heads * width].
+        queries, as [B * T, heads * width].
         """
         size, heads, _, width = output.shape
         if span > 1:
             group = self._heads // heads
             output = output.view(size, heads, group, span, width).permute(0, 3, 1, 2, 4)
-        return output.reshape(size, span, self._heads * width)
+        return output.reshape(size * span, self._heads * width)
 
     def _swapped(self, heads: Tensor) -> Tensor:
         """Heads [..., width] with the two halves of their rotated channels swapped."""
@@ -324,15 +330,15 @@ class DenseForward:
         return torch.cat(parts, dim=-1)
 
     def _normed(self, layer: Layer, joint: Tensor, split: Tensor) -> Tensor:
-        """Queries and keys ``split`` [B, T, heads + key heads, width] of ``joint``, normed."""
+        """Queries and keys ``split`` [B * T, heads + key heads, width] of ``joint``, normed."""
         if layer.head_norm is not None:
             return layer.head_norm(split)
         if layer.query_norm is None or layer.key_norm is None:
             return split
         first = self._heads * self._width
         last = first + self._key_heads * self._width
-        parts = layer.query_norm(joint[:, :, :first]), layer.key_norm(joint[:, :, first:last])
-        return torch.cat(parts, dim=2).view(split.shape)
+        parts = layer.query_norm(joint[:, :first]), layer.key_norm(joint[:, first:last])
+        return torch.cat(parts, dim=1).view(split.shape)
 
     def rotations(self, until: int) -> Rotations:
         """Cosines and sines of at least ``until`` positions, by kind: [positions, 2, 1, width].
@@ -370,7 +376,7 @@ class DenseForward:
         """Flat indices of columns [B, T] in tables of ``width`` columns: [B * T * heads], the heads
         of a token in turn.
         """
-        size, heads = len(columns), self._key_heads
+        size, heads = columns.shape[0], self._key_heads
         first = torch.arange(0, size * heads * width, width, device=columns.device)
         return (first.view(size, 1, heads) + columns[:, :, None]).flatten()
 
@@ -414,7 +420,7 @@ class DenseForward:
         if not self.uses_plain_products(columns.shape[1]):
             return mask.repeat(1, 1, group, 1) if group > 1 else mask
         repeated = mask[:, :, None].expand(-1, heads, group, -1, -1)
-        return repeated.reshape(len(mask) * heads, -1, mask.shape[3])
+        return repeated.reshape(mask.shape[0] * heads, -1, mask.shape[3])
 
 
 def _first_column(window: int | None, shortest: int, width: int) -> int:

@@ -49,11 +49,14 @@ _library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int col
 
 def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
-    size = len(flat)
-    if rounded(size) > size:
-        flat = F.pad(flat, (0, 0, 0, rounded(size) - size))
+    size = flat.shape[0]
+    padding = rounded(size) - size
+    if padding:
+        flat = F.pad(flat, (0, 0, 0, padding))
     product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
-    return product[:size].view(*rows.shape[:-1], columns)
+    if padding:
+        product = product[:size]
+    return product.view(*rows.shape[:-1], columns)
 
 
 def rounded(rows: int) -> int:
@@ -99,7 +102,7 @@ class PackedLinear(nn.Module):
     """A linear layer with a packed weight.
 
     Attributes:
-        plain: the weight where it is small and in float32; its columns are contiguous.
+        plain: the weight, transposed, where it is small and in float32: [in, out].
         packed: else the weight in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: the first numbers of the plain weight, for a fingerprint.
@@ -115,7 +118,7 @@ class PackedLinear(nn.Module):
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         small = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not shared
-        self.plain = weight.t().contiguous().t() if small else None
+        self.plain = weight.t().contiguous() if small else None
         self.packed = torch.empty(0) if small else _packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
@@ -126,12 +129,14 @@ class PackedLinear(nn.Module):
         """The weight in its plain layout, unpacked where its numbers are read. Some models read its
         dtype at every forward.
         """
-        return _Unpacked(self.packed, self.shape) if self.plain is None else self.plain
+        return _Unpacked(self.packed, self.shape) if self.plain is None else self.plain.t()
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
         if self.plain is not None:
-            return F.linear(rows, self.plain, self.bias)
+            if rows.dim() == 2 and self.bias is None:  # noqa: PLR2004
+                return torch.mm(rows, self.plain)  # starts sooner
+            return F.linear(rows, self.plain.t(), self.bias)
         if torch.compiler.is_compiling():
             product: Tensor = _opaque(rows, self.packed, self.bias, self.out_features)
             return product
