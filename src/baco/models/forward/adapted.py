@@ -91,7 +91,8 @@ class AdaptedForward:
 
     def __init__(self, dense: DenseForward, added: Sequence[dict[str, LowRank]]) -> None:
         self.dense, self._added = dense, added
-        self._adapted: dict[tuple[int, int], DenseForward] = {}  # by split and number of rows, 1 without a split
+        # By split and number of rows; that is 1 without a split.
+        self._adapted: dict[tuple[int, int], DenseForward] = {}
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
