@@ -7,7 +7,9 @@
 Every family of routers has three settings, so that none gains by their number. Per prompt and
 setting: quality (the world's judge) and diversity (different semantic keys over n). Coverage is the
 area that a family's three points dominate, from (0, 0), not normalised; intervals are 95% bootstrap
-intervals over prompts, and differences are to the first family, prompt by prompt.
+intervals over prompts, and differences are to the first family, prompt by prompt. *Fresh* is the
+share of tokens of the answers after the first that no earlier answer has, as ``distinct=`` counts
+them.
 """
 
 import argparse
@@ -30,6 +32,17 @@ FAMILIES = {
         "P-Punc:0.05,siblings=1",
         "P-Punc:0.15,siblings=1",
         "P-Punc:0.3,siblings=1",
+    ),
+    "P-Punc, share over samples": (
+        "P-Punc:share=0.05,over=samples",
+        "P-Punc:share=0.12,over=samples",
+        "P-Punc:share=0.25,over=samples",
+    ),
+    "P-Punc, distinct": ("P-Punc:distinct=0.3", "P-Punc:distinct=0.5", "P-Punc:distinct=0.7"),
+    "P-Punc, distinct over samples": (
+        "P-Punc:distinct=0.3,over=samples",
+        "P-Punc:distinct=0.5,over=samples",
+        "P-Punc:distinct=0.7,over=samples",
     ),
     "Learned": ("Learned:0.5,model={}", "Learned:0.3,model={}", "Learned:0.15,model={}"),
     "Learned-Punc": (
@@ -75,6 +88,7 @@ def main() -> None:
             point = {
                 "router": spelling.replace(",model={}", ""),
                 "base_share": sources.count("base") / len(sources),
+                "fresh": [_fresh([answer.token_ids for answer in row]) for row in answers],
                 "quality": [float(np.mean([j.quality for j in row])) for row in judged],
                 "diversity": [len({j.key for j in row}) / options.n for row in judged],
             }
@@ -93,8 +107,10 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
         for point in points:
             draws = draws if draws is not None else _draws(len(point["quality"]))
             quality, diversity = np.array(point["quality"]), np.array(point["diversity"])
+            fresh = np.array(point["fresh"])
             print(
-                f"{point['router']:<20} base share {point['base_share']:.3f}  "
+                f"{point['router']:<33} base share {point['base_share']:.3f}  "
+                f"fresh {_interval(fresh.mean(), fresh[draws].mean(1))}  "
                 f"quality {_interval(quality.mean(), quality[draws].mean(1))}  "
                 f"diversity {_interval(diversity.mean(), diversity[draws].mean(1))}"
             )
@@ -102,10 +118,33 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
     values = {family: _areas(points, draws) for family, points in results.items()}
     for family, (value, drawn) in values.items():
         other, other_drawn = values[first]
-        line = f"{family:<20} Coverage {_interval(value, drawn)}"
+        line = f"{family:<33} Coverage {_interval(value, drawn)}"
         if family != first:
             line += f"  minus {first}: {_interval(value - other, drawn - other_drawn)}"
         print(line)
+
+
+def fresh_tokens(answers: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens of each answer are fresh, as ``distinct=`` counts them; none of the first."""
+
+    def ending(tokens: Sequence[int]) -> tuple[int, ...]:
+        return (-1, -1, -1, *tokens)[-3:]
+
+    counts = []
+    for number, tokens in enumerate(answers):
+        counts.append(0)
+        for length in range(1, len(tokens) + 1) if number else ():
+            earlier = {
+                ending(other[:end]) for other in answers[:number] for end in range(length + 1)
+            }
+            counts[-1] += ending(tokens[:length]) not in earlier
+    return counts
+
+
+def _fresh(answers: Sequence[Sequence[int]]) -> float:
+    """The mean share of fresh tokens of the answers after the first."""
+    counts = zip(fresh_tokens(answers)[1:], answers[1:], strict=True)
+    return float(np.mean([count / len(tokens) for count, tokens in counts]))
 
 
 def _draws(prompts: int) -> Any:

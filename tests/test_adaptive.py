@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baco import Baco, BacoError, register_router, router
+from baco import Baco, BacoError, SamplingParams, register_router, router
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
+from baco.engine.sequence import Request, SequenceState
 from baco.routing.adaptive import moved
 from baco.routing.rules import NATS, PROBABILITIES, RULES
+from benchmarks.adaptive import fresh_tokens
+from benchmarks.broken_grammar import held_out_questions
 from tests.fuzzing import budget
 
 PROMPTS = ["Tell me a short story about an animal", "Give me a cosy dinner idea", "Plan a walk."]
@@ -85,16 +88,18 @@ def test_answers_are_the_same_where_memory_holds_few_of_them_at_a_time(demo: Bac
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_sample_depends_on_earlier_samples_alone(demo: Baco, temperature: float) -> None:
-    rules = ["P-Punc:0.3,siblings=3", "H:siblings=2,share=0.2", "P:0.3"]
+    rules = ["P-Punc:0.3,siblings=3", "H:distinct=0.6", "P:0.3,share=0.3,over=samples"]
     sampling = {"seed": 7, "temperature": temperature, "max_tokens": 16}
     expected = decode(demo, rules, n=4, speculate=False, sampling=sampling)
     assert decode(demo, rules, n=4, sampling=sampling) == expected
     assert decode(demo, rules, n=4, max_rows=3, sampling=sampling) == expected
-    fewer = decode(demo, rules[:1], n=2, max_rows=1, sampling=sampling)
-    assert fewer == [expected[0][:2]]
+    fewer = decode(demo, rules, n=2, max_rows=1, sampling=sampling)
+    assert fewer == [samples[:2] for samples in expected]
 
 
-@pytest.mark.parametrize("rule", ["P:0.3,siblings=4", "Rand:0.2,siblings=2"])
+@pytest.mark.parametrize(
+    "rule", ["P:0.3,siblings=4", "Rand:0.2,siblings=2", "P:distinct=0.6,over=samples"]
+)
 def test_compared_samples_are_the_same_one_at_a_time_and_where_others_are_drafted(
     demo: Baco, rule: str
 ) -> None:
@@ -131,6 +136,66 @@ def test_the_base_share_of_an_answer_is_near_its_target(demo: Baco) -> None:
     assert pstdev(a.base_share or 0.0 for samples in coins for a in samples) > 0.06
 
 
+@settings(max_examples=budget(30), deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=9), min_size=1, max_size=5))
+def test_counts_of_earlier_samples_are_those_of_their_first_tokens(
+    demo: Baco, answers: list[list[int]]
+) -> None:
+    request = Request(
+        (1,), (1,), SamplingParams(n=len(answers)), demo.router("P:0.3"), digest=bytes(16)
+    )
+    samples = [SequenceState(request, sample, 9) for sample in range(len(answers))]
+    for number, (sample, tokens) in enumerate(zip(samples, answers, strict=True)):
+        sample.earlier = samples[:number]
+        sample.tokens = tokens
+        sample.sources = ["base" if token else "aligned" for token in tokens]
+        sample.note_endings(0)
+        sample.count_tokens()
+    length = len(answers[-1])
+    cut = [tokens[:length] for tokens in answers]
+    fresh = fresh_tokens(cut)
+    assert samples[-1].beside_earlier[2:] == (
+        fresh[-1] if len(answers) > 1 else length,
+        sum(map(len, cut)),
+        sum(token > 0 for tokens in cut for token in tokens),
+        sum(map(len, cut[1:])),
+        sum(fresh),
+    )
+
+
+def test_answers_hold_a_target_of_fresh_tokens_roughly(demo: Baco) -> None:
+    def fresh_share(rule: str) -> float:
+        questions = [question.text for question in held_out_questions()[::23]]
+        prompts = demo.generate_batch(questions, router=rule, n=5, seed=1)
+        shares = []
+        for samples in prompts:
+            counts = fresh_tokens([answer.token_ids for answer in samples])
+            shares += [c / len(a.token_ids) for c, a in zip(counts[1:], samples[1:], strict=True)]
+        return mean(shares)
+
+    rules = ["P:distinct=0.3", "P:distinct=0.5,over=samples", "P:distinct=0.7"]
+    few, half, many = map(fresh_share, rules)
+    assert few == pytest.approx(0.3, abs=0.2)
+    assert half == pytest.approx(0.5, abs=0.2)
+    assert many == pytest.approx(0.7, abs=0.2)
+    assert few + 0.1 < half < many - 0.1
+
+
+def test_the_first_sample_has_none_to_differ_from(demo: Baco) -> None:
+    plain = decode(demo, ["P:0.2"])
+    for rule in ("P:0.2,distinct=0.9", "P:0.2,distinct=0.9,over=samples"):
+        apart = decode(demo, [rule])
+        assert apart[0][0] == plain[0][0]
+        assert apart[0][1] != plain[0][1]
+
+
+def test_the_base_share_of_a_prompts_samples_together_is_near_its_target(demo: Baco) -> None:
+    answers = demo.generate_batch(PROMPTS, router="P:share=0.1,over=samples", n=8, seed=1)
+    for samples in answers:
+        sources = [source for answer in samples for source in answer.sources or ()]
+        assert sources.count("base") / len(sources) == pytest.approx(0.1, abs=0.06)
+
+
 def test_a_rule_of_a_user_reads_the_answer_so_far(demo: Baco) -> None:
     def turns(signals: Any) -> torch.Tensor:
         """base until it has written a third of the answer"""
@@ -159,6 +224,11 @@ def test_a_rule_of_a_user_reads_the_answer_so_far(demo: Baco) -> None:
         ("P:share=0.2,share=0.3", "is not an argument"),
         ("P:siblings=-1", "give the steps along the rule's grid, from 0 to 100"),
         ("P:siblings=many", "give the steps along the rule's grid, from 0 to 100"),
+        ("P:distinct=2", "give the share of tokens that earlier samples do not have"),
+        ("P:distinct=0.5,share=0.2", "one threshold holds one target"),
+        ("P:share=0.2,over=all", "over=all: give answer or samples"),
+        ("P:0.3,over=samples", "give share= or distinct= with it"),
+        ("Punc:distinct=0.5", "distinct=0.5 adapts a threshold, and this router has none"),
         ("Punc:siblings=1", "siblings=1 adapts a threshold, and this router has none"),
     ],
 )
@@ -178,7 +248,16 @@ def test_a_rule_without_a_grid_cannot_hold_a_share() -> None:
 
 
 def test_a_spelling_with_a_share_is_read_back() -> None:
-    for spelling in ("P-Punc:0.4,share=0.2,siblings=1", "H:1.5,share=0.25", "P-Slop:0.3,share=0.1"):
+    for spelling in (
+        "P-Punc:0.4,share=0.2,siblings=1",
+        "H:1.5,share=0.25",
+        "P-Slop:0.3,share=0.1",
+        "P:0.4,distinct=0.5",
+        "P-Punc:0,distinct=0.5,siblings=1,over=samples",
+    ):
         assert router(router(spelling).spelling) == router(spelling)
         assert router(spelling).spelling == spelling
     assert router("P:share=0.2").spelling == "P:0.3,share=0.2"
+    assert router("H:distinct=0.5").spelling == "H:1,distinct=0.5"
+    assert router("P:distinct=1").spelling == "P:1,distinct=1"
+    assert router("P:distinct=0.3").spelling == "P:0.18,distinct=0.3"

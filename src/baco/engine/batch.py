@@ -1,6 +1,7 @@
 """The sequences that are decoded together, as tensors with a row for each and no holes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -272,9 +273,11 @@ class Batch:
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""
         if self.sibling_aware:
-            for row, length in zip(self.rows, lengths, strict=True):
-                if is_sibling_aware(row.request.router):
-                    row.note_endings(length)
+            aware = [is_sibling_aware(row.request.router) for row in self.rows]
+            for row, length in compress(zip(self.rows, lengths, strict=True), aware):
+                row.note_endings(length)
+            for row in compress(self.rows, aware):
+                row.count_tokens()
         self._keys = None
         if self._num_answering != sum(row.phase == "answer" for row in self.rows):
             self._set_routers()

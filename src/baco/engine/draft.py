@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.signals import Distribution, Past
+from baco.routing.signals import Distribution, Past, Siblings
 from baco.source import Drafter, Source
 
 
@@ -130,10 +130,13 @@ class Draft:
             tensor_on(device, lengths, torch.int64)[positions.row] + positions.offset,
             tensor_on(device, bases, torch.int64)[positions.row],
             tail,
-            tensor_on(device, [each.alike for each in rows], torch.int64)[positions.row]
-            if self.batch.sibling_aware
-            else None,
+            self._siblings() if self.batch.sibling_aware else None,
         )
+
+    def _siblings(self) -> Siblings:
+        columns = [row.beside_earlier for row in self.batch.rows]
+        table = tensor_on(self.positions.row.device, columns, torch.int64)[self.positions.row]
+        return Siblings(*table.unbind(dim=1))
 
     @cached_property
     def active(self) -> Tensor:

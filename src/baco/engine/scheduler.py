@@ -139,7 +139,8 @@ class Scheduler:
             if thinks:
                 raise BacoError(
                     f"{request.router.spelling} compares samples position by position, which "
-                    "thinking shifts: turn it off (--no-thinking), or leave siblings= out"
+                    "thinking shifts: turn it off (--no-thinking), or leave out siblings=, "
+                    "distinct= and over="
                 )
             for sequence in sequences:
                 sequence.earlier = sequences[: sequence.sample]

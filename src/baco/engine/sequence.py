@@ -110,6 +110,8 @@ class SequenceState:
         earlier: the lower-numbered samples of the request, where its router reads them.
         endings: the last tokens at each position so far, and the first position where they were;
             filled where the router of the request reads them. `cut` does not shorten it.
+        num_base_at, num_fresh_at: the same of its first 0, 1, … tokens, how many have the source
+            base, and how many are fresh, as :class:`baco.routing.signals.Siblings` says.
         shared_text: the answer in the ids of each model, where the tokenizers differ. Then each
             token is an id of its source.
     """
@@ -131,6 +133,8 @@ class SequenceState:
     shared_text: SharedText | None = None
     earlier: Sequence["SequenceState"] = ()
     endings: dict[tuple[int | None, ...], int] = field(default_factory=dict)
+    num_base_at: list[int] = field(default_factory=lambda: [0])
+    num_fresh_at: list[int] = field(default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
         thinking = self.request.thinking
@@ -172,11 +176,31 @@ class SequenceState:
         for position in range(length, len(self.tokens) + 1):
             self.endings.setdefault(self.ending(position), position)
 
-    @property
-    def alike(self) -> int:
-        """How many earlier samples had its ending at its position or before."""
-        length, ending = len(self.tokens), self.ending(len(self.tokens))
+    def count_tokens(self) -> None:
+        """Count its new tokens, once its endings and those of earlier samples are noted."""
+        for length in range(len(self.num_base_at), len(self.tokens) + 1):
+            self.num_base_at.append(self.num_base_at[-1] + (self.sources[length - 1] == "base"))
+            self.num_fresh_at.append(self.num_fresh_at[-1] + (self.alike(length) == 0))
+
+    def alike(self, length: int) -> int:
+        """How many earlier samples had its ending after ``length`` tokens there or before."""
+        ending = self.ending(length)
         return sum(other.endings.get(ending, length + 1) <= length for other in self.earlier)
+
+    @property
+    def beside_earlier(self) -> tuple[int, ...]:
+        """The columns of :class:`baco.routing.signals.Siblings` at its next position."""
+        samples, length = (*self.earlier, self), len(self.tokens)
+        lengths = [min(length, len(each.num_base_at) - 1) for each in samples]
+        return (
+            len(self.earlier),
+            self.alike(length),
+            self.num_fresh_at[-1],
+            sum(lengths),
+            sum(each.num_base_at[at] for each, at in zip(samples, lengths, strict=True)),
+            sum(lengths[1:]),
+            sum(each.num_fresh_at[at] for each, at in zip(samples[1:], lengths[1:], strict=True)),
+        )
 
     def think(self, token: int) -> bool:
         """Take a token of the aligned model into the thinking.

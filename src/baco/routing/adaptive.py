@@ -1,21 +1,85 @@
-"""Thresholds that adapt while an answer is written.
+"""Thresholds that adapt while answers are written.
 
 A rule's grid lists thresholds from the lowest base share to the highest. An adaptive threshold
 moves along this grid, between its values linearly, and stays within its ends. Where it is depends
-on the answer's own past alone, so that answers can be repeated.
+on the answer's own past, and on what lower-numbered samples of the same prompt have at the same
+positions or before. So sample i depends neither on later samples nor on the batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-# Steps along the grid for each token that the base model has written too few or too many.
+from baco.routing.signals import Past
+
+# Steps along the grid for each token too few or too many.
 STEPS_PER_TOKEN = 2.0
-
-
 # "The same way": the last tokens are the same, as many as this.
 ALIKE_TOKENS = 3
+
+# What a target is held over: each answer, or all samples of a prompt together.
+Over = Literal["answer", "samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """What moves a threshold.
+
+    Attributes:
+        share: the base share to hold.
+        distinct: the share of fresh tokens to hold, see :class:`baco.routing.signals.Siblings`.
+        siblings: steps for each doubling of the earlier samples that have gone the same way.
+        over: what ``share`` or ``distinct`` is held over.
+    """
+
+    share: float | None = None
+    distinct: float | None = None
+    siblings: float | None = None
+    over: Over = "answer"
+
+    @property
+    def sibling_aware(self) -> bool:
+        """Whether it reads the lower-numbered samples of the same prompt."""
+        alone = self.distinct is None and self.siblings is None and self.over == "answer"
+        return not alone
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Its arguments in a spelling."""
+        numbers = {"share": self.share, "distinct": self.distinct, "siblings": self.siblings}
+        written = {key: f"{value:g}" for key, value in numbers.items() if value is not None}
+        return written | ({} if self.over == "answer" else {"over": self.over})
+
+    def steps(self, past: Past) -> Tensor:
+        """Steps towards a higher base share, float32 [N]."""
+        steps = torch.zeros(len(past.length), device=past.length.device)
+        if self.share is not None:
+            steps = steps + STEPS_PER_TOKEN * self._missing_base(self.share, past)
+        if self.distinct is not None:
+            steps = steps + STEPS_PER_TOKEN * self._missing_fresh(self.distinct, past)
+        if self.siblings is not None:
+            assert past.siblings is not None
+            steps = steps + apart(self.siblings, past.siblings.alike)
+        return steps
+
+    def _missing_base(self, share: float, past: Past) -> Tensor:
+        if self.over == "answer":
+            return owed(share, past.length, past.num_base)
+        assert past.siblings is not None
+        total = owed(share, past.siblings.length, past.siblings.num_base)
+        return total / past.siblings.earlier.add(1)
+
+    def _missing_fresh(self, share: float, past: Past) -> Tensor:
+        siblings = past.siblings
+        assert siblings is not None
+        if self.over == "answer":
+            # The first sample has none to differ from.
+            return owed(share, past.length, siblings.own_fresh) * (siblings.earlier > 0)
+        total = owed(share, siblings.compared, siblings.num_fresh)
+        return total / siblings.earlier.clamp_min(1)
 
 
 def apart(strength: float, alike: Tensor) -> Tensor:
@@ -31,18 +95,18 @@ def apart(strength: float, alike: Tensor) -> Tensor:
     return strength * (alike + 1).float().log2()
 
 
-def owed(share: float, length: Tensor, num_base: Tensor) -> Tensor:
-    """How many tokens the base model has written too few for a target share; negative: too many.
+def owed(share: float, length: Tensor, count: Tensor) -> Tensor:
+    """How many tokens are missing from a target share of tokens; negative: there are too many.
 
     Args:
-        share: the target base share.
-        length: tokens of the answer so far, int64 [N].
-        num_base: those of them whose source is base, int64 [N].
+        share: the target.
+        length: tokens so far, int64 [N].
+        count: those of them that count towards the share, int64 [N].
 
     Returns:
         float32 [N].
     """
-    return length.float() * share - num_base
+    return length.float() * share - count
 
 
 def moved(threshold: float, grid: Sequence[float], steps: Tensor) -> Tensor:
@@ -60,6 +124,13 @@ def moved(threshold: float, grid: Sequence[float], steps: Tensor) -> Tensor:
     place = (_place(threshold, grid) + steps).clamp(0, len(grid) - 1)
     low = place.floor().long().clamp_max(len(grid) - 2)
     return values[low] + (values[low + 1] - values[low]) * (place - low)
+
+
+def at_share(grid: Sequence[float], share: float) -> float:
+    """The threshold that lies this share of the way along a grid, to four decimals."""
+    place = share * (len(grid) - 1)
+    low = min(int(place), len(grid) - 2)
+    return round(grid[low] + (grid[low + 1] - grid[low]) * (place - low), 4)
 
 
 def _place(threshold: float, grid: Sequence[float]) -> float:

@@ -7,6 +7,8 @@ rules and overrides, in any order. An argument is one of
 - a row of the ``Role`` table, ``role=source``;
 - ``predict=base|aligned|either``: the model whose most likely next token is the predicted token;
 - ``share=…``: the base share that the threshold adapts to hold;
+- ``distinct=…``: the share of tokens that earlier samples do not have, which it adapts to hold;
+- ``over=samples``: such a share is held over all samples of a prompt, not in each answer;
 - ``siblings=…``: how far the threshold moves where earlier samples have gone the same way;
 - the path of a rule's file, ``phrases=path`` or the path alone.
 
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.plugins import plugins, register_plugins
+from baco.routing.adaptive import Adaptation, Over, at_share
 from baco.routing.combiners import BUILT_IN_COMBINERS, Combination, combination, combiners
 from baco.routing.router import ConstantRouter, LoadedFile, Router, RuleRouter
 from baco.routing.rules import (
@@ -128,15 +131,14 @@ class _Arguments:
     """What follows the colon of a spelling."""
 
     threshold: float | None = None
-    share: float | None = None
-    siblings: float | None = None
+    adapt: dict[str, Any] = field(default_factory=dict)
     table: dict[str, Source] = field(default_factory=dict)
     predict: Predictor = "base"
     paths: dict[str, str] = field(default_factory=dict)
 
     @property
     def adapts(self) -> bool:
-        return self.share is not None or self.siblings is not None
+        return bool(self.adapt)
 
 
 def _combination(example: str) -> Entry:
@@ -215,7 +217,7 @@ def needs_threshold(spelling: str) -> bool:
 
 
 def lacks_threshold(spelling: str) -> bool:
-    """Whether this router takes a threshold γ, and the spelling gives neither it nor a share.
+    """Whether this router takes a threshold γ, and the spelling gives neither it nor a target.
 
     Raises:
         BacoError: no such router, or something that is no argument.
@@ -258,16 +260,17 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         raise BacoError(
             f"router {spelling!r}: role=source belongs to Role, as in Role:name=aligned"
         )
-    for key, value in (("share", arguments.share), ("siblings", arguments.siblings)):
-        if value is not None:
-            _check_adapts(spelling, f"{key}={value:g}", named.logit)
+    adaptation = _adaptation(spelling, arguments.adapt, named.logit)
     if named.logit is None or not named.logit.threshold:
         if given is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
         gamma = None
     else:
-        start = named.logit.example if arguments.adapts else None
-        choices = (given, threshold, named.logit.default, start)
+        choices: tuple[float | None, ...] = (given, threshold, named.logit.default)
+        if adaptation is not None and adaptation.distinct is not None:
+            choices = (given, at_share(named.logit.grid, adaptation.distinct))
+        elif adaptation is not None:
+            choices = (*choices, named.logit.example)
         gamma = next((value for value in choices if value is not None), None)
         _check_threshold(spelling, gamma, named.logit)
     files = tuple(_load(file, arguments.paths.get(file.key)) for file in named.files)
@@ -279,8 +282,7 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         arguments.predict,
         named.overrides,
         files,
-        arguments.share,
-        arguments.siblings,
+        adaptation,
     )
 
 
@@ -364,10 +366,8 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
         key, value = key.lower(), written.lower()
         if equals and key in keys and written and key not in arguments.paths:
             arguments.paths[key] = written
-        elif equals and key == "share" and arguments.share is None:
-            arguments.share = _share(spelling, value)
-        elif equals and key == "siblings" and arguments.siblings is None:
-            arguments.siblings = _siblings(spelling, value)
+        elif equals and key in _ADAPT and key not in arguments.adapt:
+            arguments.adapt[key] = _ADAPT[key](spelling, value)
         elif key == "predict" and value in get_args(Predictor):
             arguments.predict = value  # type: ignore[assignment]
         elif equals and key.upper() in Role.__members__ and value in get_args(Source):
@@ -380,7 +380,7 @@ def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
             raise BacoError(
                 f"router {spelling!r}: {argument.strip()!r} is not an argument: give a threshold, "
                 f"role=base|aligned (roles: {', '.join(r.name.lower() for r in Role)}), "
-                "predict=base|aligned|either, share=0.2, siblings=1"
+                "predict=base|aligned|either, share=0.2, distinct=0.5, over=samples, siblings=1"
                 + "".join(f" or {key}=PATH" for key in keys)
             )
     return arguments
@@ -421,6 +421,22 @@ def _share(spelling: str, text: str) -> float:
     return share
 
 
+def _distinct(spelling: str, text: str) -> float:
+    share = _number(text)
+    if not 0 <= share <= 1:
+        raise BacoError(
+            f"router {spelling!r}: distinct={text}: give the share of tokens that earlier samples "
+            "do not have, from 0 to 1, such as distinct=0.5"
+        )
+    return share
+
+
+def _over(spelling: str, text: str) -> str:
+    if text not in get_args(Over):
+        raise BacoError(f"router {spelling!r}: over={text}: give answer or samples")
+    return text
+
+
 def _siblings(spelling: str, text: str) -> float:
     steps = _number(text)
     if not 0 <= steps <= 100:
@@ -429,6 +445,34 @@ def _siblings(spelling: str, text: str) -> float:
             "to 100, such as siblings=1"
         )
     return steps
+
+
+# The arguments that move a threshold, and what reads their values.
+_ADAPT: dict[str, Callable[[str, str], Any]] = {
+    "share": _share,
+    "distinct": _distinct,
+    "siblings": _siblings,
+    "over": _over,
+}
+
+
+def _adaptation(
+    spelling: str, arguments: dict[str, Any], rule: LogitRule | None
+) -> Adaptation | None:
+    """What moves the threshold of a rule, by the arguments of a spelling; None where nothing."""
+    for key, value in arguments.items():
+        written = value if isinstance(value, str) else f"{value:g}"
+        _check_adapts(spelling, f"{key}={written}", rule)
+    if "share" in arguments and "distinct" in arguments:
+        raise BacoError(
+            f"router {spelling!r}: one threshold holds one target: give share= or distinct="
+        )
+    if "over" in arguments and not {"share", "distinct"} & arguments.keys():
+        raise BacoError(
+            f"router {spelling!r}: over={arguments['over']} says what a target is held over: give "
+            "share= or distinct= with it, such as P-Punc:share=0.2,over=samples"
+        )
+    return Adaptation(**arguments) if arguments else None
 
 
 def _check_adapts(spelling: str, argument: str, rule: LogitRule | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from baco.routing.adaptive import STEPS_PER_TOKEN, apart, moved, owed
+from baco.routing.adaptive import Adaptation, moved
 from baco.routing.rules import STATE, AnyRule, ContentRule, LogitRule, Override
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
@@ -68,8 +68,8 @@ def is_stateful(router: Router) -> bool:
 
 
 def is_sibling_aware(router: Router) -> bool:
-    """Whether it reads the lower-numbered samples of the same prompt, ``signals.past.alike``."""
-    return getattr(router, "siblings", None) is not None
+    """Whether it reads the lower-numbered samples of the same prompt, ``past.siblings``."""
+    return bool(getattr(router, "sibling_aware", False))
 
 
 def file_digests(router: Router) -> dict[str, dict[str, str]]:
@@ -111,12 +111,10 @@ class RuleRouter:
             table to the base model. Combined, its aligned roles are locked and the rest is left to
             the logit rule.
         predict: the model whose most likely next token is the predicted token.
-        share: the base share that an adaptive threshold holds; None for a fixed threshold.
-        siblings: steps along the grid, towards more base words, where an earlier sample of the
-            same prompt has gone the same way; None to decide each sample by itself.
         overrides: the rules that give words to the base model, whatever the others say. Without
             any other rule, the aligned model writes the rest.
         files: that the rules read.
+        adaptation: what moves the threshold; None for a fixed one.
     """
 
     logit: LogitRule | None
@@ -126,8 +124,7 @@ class RuleRouter:
     predict: Predictor = "base"
     overrides: tuple[Override, ...] = ()
     files: tuple[LoadedFile, ...] = ()
-    share: float | None = None
-    siblings: float | None = None
+    adaptation: Adaptation | None = None
 
     def __call__(self, signals: Signals) -> Tensor:
         if self.logit is None:
@@ -145,20 +142,9 @@ class RuleRouter:
 
     def _gamma(self, signals: Signals) -> float | Tensor | None:
         """The threshold of every row: one for all, or [N]."""
-        if self.logit is None or self.threshold is None or not self._adapts:
+        if self.logit is None or self.threshold is None or self.adaptation is None:
             return self.threshold
-        past = signals.past
-        steps = torch.zeros(len(past.length), device=past.length.device)
-        if self.share is not None:
-            steps = steps + owed(self.share, past.length, past.num_base) * STEPS_PER_TOKEN
-        if self.siblings is not None:
-            assert past.alike is not None
-            steps = steps + apart(self.siblings, past.alike)
-        return moved(self.threshold, self.logit.grid, steps)
-
-    @property
-    def _adapts(self) -> bool:
-        return self.share is not None or self.siblings is not None
+        return moved(self.threshold, self.logit.grid, self.adaptation.steps(signals.past))
 
     def _content(self, key: str) -> Any:
         return next(file.content for file in self.files if file.key == key)
@@ -167,6 +153,11 @@ class RuleRouter:
     def stateful(self) -> bool:
         """Whether it reads the answers so far."""
         return bool(self.quantities & STATE)
+
+    @property
+    def sibling_aware(self) -> bool:
+        """Whether it reads the lower-numbered samples of the same prompt."""
+        return self.adaptation is not None and self.adaptation.sibling_aware
 
     def _locked_roles(self) -> tuple[Role, ...]:
         """The roles whose words the aligned model writes, whatever the logits are."""
@@ -200,7 +191,7 @@ class RuleRouter:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
         more = {name for rule in self.overrides for name in rule.reads}
-        if self._adapts:
+        if self.adaptation is not None:
             more.add("past")
         return frozenset(self.logit.reads if self.logit else ()) | predictions | more
 
@@ -217,8 +208,8 @@ class RuleRouter:
     @property
     def spelling(self) -> str:
         arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
-        arguments += [] if self.share is None else [f"share={self.share:g}"]
-        arguments += [] if self.siblings is None else [f"siblings={self.siblings:g}"]
+        adapts = {} if self.adaptation is None else self.adaptation.arguments
+        arguments += [f"{key}={value}" for key, value in adapts.items()]
         arguments += [f"{role}={source}" for role, source in self.table]
         arguments += [] if self.predict == "base" else [f"predict={self.predict}"]
         arguments += [f"{file.key}={file.path}" for file in self.files if file.path is not None]

@@ -78,6 +78,32 @@ class Distribution:
         return self.logits.gather(1, token[:, None])[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """An answer beside the lower-numbered samples of its prompt, before N positions.
+
+    A token is *fresh* if it and the two before it stand in no lower-numbered sample at its position
+    or before. All int64 [N].
+
+    Attributes:
+        earlier: how many lower-numbered samples there are.
+        alike: those of them in which the answer's last three tokens stand.
+        own_fresh: the answer's tokens that are fresh; of sample 0, all are.
+        length, num_base: tokens of the lower-numbered samples and the answer together, each up to
+            the answer's length, and those of them whose source is base.
+        compared, num_fresh: the same without sample 0, which has none to differ from: tokens, and
+            those of them that are fresh.
+    """
+
+    earlier: Tensor
+    alike: Tensor
+    own_fresh: Tensor
+    length: Tensor
+    num_base: Tensor
+    compared: Tensor
+    num_fresh: Tensor
+
+
 @dataclass(slots=True)
 class Past:
     """The answers before N positions: what stateful routers read.
@@ -90,14 +116,13 @@ class Past:
         num_base: those of them whose source is base, int64 [N].
         tail: ``(position, count)`` → the last ``count`` tokens before a position, or all where
             there are fewer.
-        alike: lower-numbered samples of the same prompt that have gone the same way, int64 [N];
-            None where no router reads it.
+        siblings: the lower-numbered samples of the same prompt; None where no router reads them.
     """
 
     length: Tensor
     num_base: Tensor
     tail: Callable[[int, int], list[int]]
-    alike: Tensor | None = None
+    siblings: Siblings | None = None
 
 
 class Signals:
