@@ -19,9 +19,13 @@ from baco.backends.vllm.folder import export_pair, has_adapter, is_one_model, re
 from baco.backends.vllm.middleware import TwoPrompts
 from baco.backends.vllm.model_inputs import ModelInputs, Step
 from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
+from baco.backends.vllm.rows import RoutingTables, Rows
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
+from baco.engine.draft import Positions
 from baco.models.known_pairs import KnownPair, find_pair
+from baco.routing.combiners import ALIGNED, BASE, MIXED, Combination
+from baco.routing.signals import Signals
 from baco.source import MODELS
 from tests.pairs import PairFolder, save_adapter
 
@@ -239,3 +243,42 @@ def test_another_vllm_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch)
         Baco.load("demo", backend="vllm")
     monkeypatch.setattr(versions, "version", {"vllm": "0.32.4"}.__getitem__)
     assert versions.check_version() == "0.32.4"
+
+
+def test_combiners_and_routers_share_a_step(demo: Baco) -> None:
+    pair, table = demo.pair, RequestTable(WIDTH, "cpu")
+    spellings = ("Base", "Ensemble:0.3", "Aligned", "Ensemble:0.3", "Contrast")
+    names = [str(index) for index in range(len(spellings))]
+    for name, spelling in zip(names, spellings, strict=True):
+        table.add(name, [5, 6, 7], PairOptions.read({"baco_router": spelling}))
+    tables = RoutingTables(
+        pair.vocabulary, pair.banned, pair.base.unknown_ids, tuple(sorted(pair.end_ids))
+    )
+    counts = [1, 2, 1, 1, 2]  # two requests have a draft token
+    rules, rule = table.rules(names)
+    rows = Rows(
+        tables,
+        table,
+        torch.tensor(table.slots(names)),
+        rules,
+        torch.tensor(rule),
+        Positions.of(counts, torch.empty(0)),
+        torch.tensor([0, 1, 3, 4, 5]),
+        torch.full((7,), 7),
+        torch.tensor([2, 2, 3, 2, 2, 2, 3]),
+        torch.zeros(5, dtype=torch.bool),
+    )
+    generator = torch.Generator().manual_seed(0)
+    base, aligned = torch.randn(2, 7, pair.vocabulary.size, generator=generator)
+    unbanned = base.masked_fill(pair.base.unknown_ids, -torch.inf)
+    left = rows.route(base, aligned)
+    assert rows.source is not None
+    assert rows.source.tolist() == [BASE, MIXED, MIXED, ALIGNED, MIXED, MIXED, MIXED]
+    signals = Signals(unbanned, aligned, pair.vocabulary)
+    for spelling, index in (("Ensemble:0.3", [1, 2, 4]), ("Contrast", [5, 6])):
+        combination, at = demo.router(spelling), torch.tensor(index)
+        assert isinstance(combination, Combination)
+        expected = combination.next_rows(signals, at, tables.banned, tables.ends).logits
+        assert left[at].equal(expected)
+    assert left[3].equal(aligned[3])
+    assert left[0].equal(unbanned[0].masked_fill(pair.banned, -torch.inf))

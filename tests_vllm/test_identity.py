@@ -34,6 +34,9 @@ ROUTERS = (
     "Rand:0.5",
     "Role:number=aligned,name=aligned",
     "P-Punc:0.4,predict=either",
+    "Ensemble:0.3",
+    "LogitEnsemble:0.6",
+    "Contrast:0.5",
 )
 PROMPTS = (
     "Recommend a summer destination",

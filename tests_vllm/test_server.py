@@ -15,7 +15,17 @@ from baco.models.known_pairs import find_pair
 from tests_vllm.serving import WAIT, baco, served, vllm_serve
 
 PROMPT = "Recommend a summer destination"
-ROUTERS = ("Base", "Aligned", "P:0.5", "H:1.0", "Punc", "FC", "P-Punc:0.4", "Nudging:0.5")
+ROUTERS = (
+    "Base",
+    "Aligned",
+    "P:0.5",
+    "H:1.0",
+    "Punc",
+    "FC",
+    "P-Punc:0.4",
+    "Nudging:0.5",
+    "Ensemble:0.3",
+)
 
 pytestmark = pytest.mark.timeout(600)  # a server may take its time to start
 
@@ -52,7 +62,7 @@ def test_vllm_serve_gives_the_answers_of_this_process(router: str, vllm_server: 
     reply = httpx.post(f"{vllm_server}/v1/chat/completions", json=chat(router), timeout=WAIT).json()
     assert reply["choices"][0]["message"]["content"].strip() == here.text.strip()
     sources = reply["kv_transfer_params"]["baco_sources"]
-    assert sources == "".join(source[0] for source in here.sources)
+    assert sources == "".join("m" if source is None else source[0] for source in here.sources)
 
 
 def test_openais_client_works_with_vllm_serve(vllm_server: str) -> None:

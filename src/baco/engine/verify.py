@@ -15,7 +15,7 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.draft import Draft, Logits, Positions
-from baco.routing.combiners import BASE, MIXED, pooled_logprobs
+from baco.routing.combiners import BASE, MIXED
 from baco.routing.router import is_stateful
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
@@ -102,13 +102,8 @@ def _combine(verifier: "Verifier", draft: Draft, signals: Signals, choice: Choic
     combined = torch.zeros_like(choice.logits)
     for number, combination in batch.combinations.items():
         rows = (index == number).nonzero()[:, 0]
-        base = signals.base[rows].masked_fill(verifier.banned, -torch.inf)
-        row = combination.combine(
-            pooled_logprobs(base, verifier.ends),
-            pooled_logprobs(signals.aligned[rows], verifier.ends),
-        )
-        combined[rows] = row.logits.log_softmax(dim=-1)
-        choice.logits[rows] = combined[rows]
+        row = combination.next_rows(signals, rows, verifier.banned, verifier.ends)
+        choice.logits[rows] = combined[rows] = row.logits
         choice.source[rows] = row.source == BASE
         mixed[rows] = row.source == MIXED
     choice.mixed, choice.combined = mixed, combined

@@ -131,6 +131,26 @@ class Combination:
         """The combined rows of log-probabilities [N, V] of both models."""
         return self.combiner(base, aligned, *self.numbers)
 
+    def next_rows(
+        self, signals: Signals, index: Tensor, banned: Tensor, ends: tuple[int, ...]
+    ) -> Combined:
+        """The rows that tokens are drawn from, as log-probabilities.
+
+        Args:
+            signals: both models' distributions at N positions.
+            index: which of these positions, int64 [K].
+            banned: tokens that are never drawn from the base model, bool [V].
+            ends: the end tokens of both models.
+
+        Returns:
+            Logits [K, V] and sources [K].
+        """
+        base = signals.base[index].masked_fill(banned, -math.inf)
+        combined = self.combine(
+            pooled_logprobs(base, ends), pooled_logprobs(signals.aligned[index], ends)
+        )
+        return Combined(combined.logits.log_softmax(dim=-1), combined.source)
+
 
 _COMBINERS: dict[str, Combiner] = {}
 

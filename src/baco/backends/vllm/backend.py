@@ -21,7 +21,7 @@ from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.parser import portable
 from baco.sampling.params import MAX_SEED, SamplingParams
-from baco.source import MODELS
+from baco.source import MODELS, Source
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -31,7 +31,11 @@ log = logging.getLogger("baco")
 
 # The most likely tokens that vLLM returns at a position by default.
 _TOP_LOGPROBS = 20
-CAPABILITIES = Capabilities("vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS)
+CAPABILITIES = Capabilities(
+    "vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS, combiners=True
+)
+# The source of a token that a combiner mixed is null.
+_SOURCES: dict[str, Source | None] = {"b": "base", "a": "aligned", "m": None}
 # vLLM draws alike for every request of one seed: each prompt and sample needs its own seed.
 _SEED_STEP = 0x9E3779B97F4A7C15
 
@@ -207,7 +211,7 @@ class VllmEngine:
         before = len(sequence.tokens)
         sequence.tokens += completion.token_ids
         letters = (output.kv_transfer_params or {}).get(f"{PREFIX}sources", "")
-        sequence.sources += ["base" if letter == "b" else "aligned" for letter in letters[before:]]
+        sequence.sources += [_SOURCES[letter] for letter in letters[before:]]
         wanted = sequence.request.params.logprobs
         for token, top in zip(completion.token_ids, completion.logprobs or [], strict=True):
             if not isfinite(top[token].logprob):

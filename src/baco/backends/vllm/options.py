@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
-from baco.routing.combiners import Combination
 from baco.routing.parser import named_files, portable, router
 from baco.routing.router import Router, is_stateful
 from baco.routing.word_boundaries import Switch
@@ -211,11 +210,6 @@ def _router(spelling: object, threshold: object) -> Router:
     chosen = router(spelling, None if threshold is None else float(threshold))
     if is_stateful(chosen):
         raise BacoError(f"router {spelling!r} reads the answer so far, which vLLM does not supply")
-    if isinstance(chosen, Combination):
-        raise BacoError(
-            f"router {spelling!r}: the vllm backend cannot run combiners, which need both models' "
-            "whole distributions: use a router, or baco serve --backend local"
-        )
     if not portable(chosen):
         raise BacoError(
             f"router {spelling!r} exists in this process only: vLLM's processes know built-in "

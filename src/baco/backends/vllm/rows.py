@@ -9,6 +9,7 @@ from torch import Tensor
 from baco.backends.vllm.table import RequestTable
 from baco.engine.draft import Positions
 from baco.engine.verify import resolve_sources
+from baco.routing.combiners import BASE, Combination
 from baco.routing.router import Router
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, Switch, mask_logits
@@ -24,11 +25,13 @@ class RoutingTables:
         vocabulary: word starts, word ends, roles.
         banned: tokens that are never drawn from the base model, bool [V].
         unknown: ids that the base model does not have, bool [V].
+        ends: the end tokens of both models.
     """
 
     vocabulary: Vocabulary
     banned: Tensor
     unknown: Tensor
+    ends: tuple[int, ...]
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Rows:
         heads: each request's first row, int64 [N].
         token, position: the token before each row and its position, int64 [R].
         settled: requests whose next token is known already, bool [N]: the draw is discarded.
-        source: of each row once routed, bool [R], True for the base.
+        source: of each row once routed, int64 [R]: ``BASE``, ``ALIGNED`` or ``MIXED``.
     """
 
     tables: RoutingTables
@@ -73,10 +76,21 @@ class Rows:
         boundary_state = BoundaryState.of(signals, previous, self.rules, rule)
         active = requests.previous_source[self.slot, self.position[self.heads]]
         _, source, masked = resolve_sources(layout, boundary_state, active)
-        self._remember(slot, source)
-        self.source = source
         left = mask_logits(signals, source, masked, self.tables.banned)
+        self.source = source.long()
+        self._combine(signals, left)
+        self._remember(slot, self.source == BASE)
         return left.add_(damage[:, None])
+
+    def _combine(self, signals: Signals, logits: Tensor) -> None:
+        """Put the rows that combiners make, and their sources, into the place of routed ones."""
+        assert self.source is not None
+        rule = self.rule[self.layout.row]
+        for number, (router, _) in enumerate(self.rules):
+            if isinstance(router, Combination):
+                index = (rule == number).nonzero()[:, 0]
+                rows = router.next_rows(signals, index, self.tables.banned, self.tables.ends)
+                logits[index], self.source[index] = rows.logits, rows.source
 
     def _remember(self, slot: Tensor, source: Tensor) -> None:
         at = (slot, self.position + 1)

@@ -54,6 +54,7 @@ class PairRunner(_Runner):
             pair.vocabulary.to(self.device),
             pair.banned.to(self.device),
             pair.base.unknown_ids.to(self.device),
+            tuple(sorted(pair.end_ids)),
         )
         self._rows = None
         self._groups = []

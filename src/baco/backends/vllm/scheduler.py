@@ -25,7 +25,8 @@ else:
 log = logging.getLogger("baco")
 
 # The key in ``kv_transfer_params``, the only field of free form in all of vLLM's request outputs.
-# Its value has a letter for each token of the answer, ``b`` or ``a``.
+# Its value has a letter for each token of the answer, ``b`` or ``a``,
+# or ``m`` where a combiner mixed both models.
 SOURCES = f"{PREFIX}sources"
 
 
@@ -67,9 +68,8 @@ class _PairScheduling(_Scheduler):
         sources = sources_of(model_runner_output)
         for client in outputs.values():
             for output in client.outputs:
-                is_base = sources.get(output.request_id, [])[: len(output.new_token_ids)]
-                letters = self._sources.pop(output.request_id, "")
-                letters += "".join("ab"[base] for base in is_base)
+                new = sources.get(output.request_id, "")[: len(output.new_token_ids)]
+                letters = self._sources.pop(output.request_id, "") + new
                 if not output.finished:
                     self._sources[output.request_id] = letters
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), SOURCES: letters}

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from baco.routing.combiners import ALIGNED, BASE, MIXED
+
 # An attribute that BACo adds to vLLM's output; it is pickled with it.
 _NAME = "baco_sources"
+_LETTERS = {BASE: "b", ALIGNED: "a", MIXED: "m"}
 
 
 @dataclass(slots=True)
@@ -21,22 +24,22 @@ class Sources:
 
     Attributes:
         requests, counts: the requests, and the number of rows of each.
-        is_base: bool [R], True for the base; valid once ``ready``.
+        rows: of each row, int64 [R], as combiners number them; valid once ``ready``.
         ready: the event after the copy; None where no copy is needed.
     """
 
     requests: list[str]
     counts: list[int]
-    is_base: Tensor
+    rows: Tensor
     ready: Any
 
     @classmethod
-    def of(cls, requests: list[str], counts: list[int], is_base: Tensor) -> "Sources":
+    def of(cls, requests: list[str], counts: list[int], rows: Tensor) -> "Sources":
         """Start the copy to the host without waiting for it."""
-        if is_base.device.type == "cpu":
-            return cls(requests, counts, is_base, None)
-        on_host = is_base.to("cpu", non_blocking=True)
-        ready = torch.Event(device=is_base.device)
+        if rows.device.type == "cpu":
+            return cls(requests, counts, rows, None)
+        on_host = rows.to("cpu", non_blocking=True)
+        ready = torch.Event(device=rows.device)
         ready.record()
         return cls(requests, counts, on_host, ready)
 
@@ -44,16 +47,17 @@ class Sources:
         """Wait for the copy, and attach the sources of each request's rows to the output."""
         if self.ready is not None:
             self.ready.synchronize()
-        is_base, by_request, first = self.is_base.tolist(), {}, 0
+        letters = "".join(_LETTERS[source] for source in self.rows.tolist())
+        by_request, first = {}, 0
         for request, count in zip(self.requests, self.counts, strict=True):
-            by_request[request] = is_base[first : first + count]
+            by_request[request] = letters[first : first + count]
             first += count
         setattr(output, _NAME, by_request)
 
 
-def sources_of(output: ModelRunnerOutput) -> Mapping[str, list[bool]]:
-    """The sources that `Sources.put` attached, by request: True for the base."""
-    sources: Mapping[str, list[bool]] = getattr(output, _NAME, {})
+def sources_of(output: ModelRunnerOutput) -> Mapping[str, str]:
+    """The sources that `Sources.put` attached, by request: a letter for each row."""
+    sources: Mapping[str, str] = getattr(output, _NAME, {})
     return sources
 
 
