@@ -34,8 +34,9 @@ def routers(as_json: AsJson = False) -> None:
         f"({rule_names(LogitRule)}), as in H-Punc-FC:1.5. predict=aligned or "
         "predict=either after a comma says whose most likely token the content rules look at. "
         f"{rule_names(Override)} combines with any of them; Slop:phrases.txt reads your own list. "
-        "A threshold adapts with share=0.2 (base share) or distinct=0.5 (tokens that earlier samples "
-        "do not have), over=samples for all samples together, and siblings=1: P-Punc:distinct=0.5."
+        "A threshold adapts with share=0.2 (base share) or distinct=0.5 (tokens that earlier "
+        "samples do not have), over=samples for all samples together, and siblings=1, as in "
+        "P-Punc:distinct=0.5."
     )
 
 
