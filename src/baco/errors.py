@@ -14,6 +14,10 @@ class UnfitPairError(BacoError):
     """Two models that are no pair as they are; ``baco diagnose`` reports this as its result."""
 
 
+class DifferentTokenizersError(BacoError):
+    """Two models whose tokenizers differ, where one tokenizer is needed."""
+
+
 class DamagedLogitsError(BacoError):
     """A model's logits are NaN or infinite; a server answers 500."""
 

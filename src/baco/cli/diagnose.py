@@ -13,7 +13,7 @@ from baco.cli.calibrate import PromptFile, default_prompts, read_prompts
 from baco.cli.console import out, print_json
 from baco.cli.frontier import SAMPLES, FrontierOptions, frontier
 from baco.cli.progress import steps
-from baco.errors import UnfitPairError
+from baco.errors import BacoError, DifferentTokenizersError, UnfitPairError
 
 if TYPE_CHECKING:
     from baco.calibration.diagnose import Diagnosis
@@ -68,6 +68,8 @@ def diagnose(
         opt.take_today(baco)
         questions = questions or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(questions[0])
+    except DifferentTokenizersError as error:
+        raise BacoError(f"{error}, or measure this pair with --frontier") from error
     except UnfitPairError as error:
         name, base, aligned = models.arguments().values()
         _show_unfit(name or f"{base} + {aligned}", str(error), as_json)

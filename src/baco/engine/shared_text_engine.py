@@ -369,7 +369,7 @@ class SharedTextEngine(ScheduledEngine):
             BacoError: it needs one tokenizer, its prompt fits no context window, or memory cannot
                 hold one answer.
         """
-        _check(request)
+        check_request(request)
         sequences = self._scheduler.add(request, self._runner.prompt_room(request))
         for sequence in sequences:
             own: dict[str, OwnTokens] = {
@@ -409,7 +409,7 @@ def _top(row: SequenceState, logits: Tensor, log_partition: Tensor) -> dict[int,
     return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
-def _check(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raise BacoError for a request that needs one tokenizer."""
     params = request.params
     check_router(request.router)

@@ -19,6 +19,7 @@ from baco.models.files import check_beginning
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
+_TOKENS = "tokenizer.ggml.tokens"
 # Held while the reader of the package ``gguf`` is replaced.
 _lock = threading.RLock()
 
@@ -69,7 +70,8 @@ def check_gguf(name: str) -> None:
         name: of the model; a file on the hub is not checked.
 
     Raises:
-        BacoError: the package is missing, or the file is missing, incomplete, or no GGUF file.
+        BacoError: the package is missing, or the file is missing, incomplete, or no GGUF file, or
+            it has no tokenizer.
     """
     require_gguf(f"{name} is a GGUF file")
     if _on_the_hub(name)[0]:
@@ -85,11 +87,16 @@ def check_gguf(name: str) -> None:
     from gguf import GGUFReader
 
     try:
-        GGUFReader(str(path))  # finds every tensor in the file
+        fields = GGUFReader(str(path)).fields  # it finds every tensor in the file, too
     except Exception as error:  # it indexes beyond the end of the file
         raise BacoError(
             f"{path} is damaged or cut off ({one_line(error)}): fetch it again"
         ) from error
+    if _TOKENS not in fields:
+        raise BacoError(
+            f"{path} has no tokenizer ({_TOKENS}): give a file that was converted with its "
+            "vocabulary"
+        )
 
 
 def dequantized(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baco.errors import BacoError, UnfitPairError
+from baco.errors import BacoError, DifferentTokenizersError, UnfitPairError
 from baco.models import gguf
 from baco.models.dtypes import by_source
 from baco.models.forward.adapted import why_not_adapted, without_wrappers
@@ -118,6 +118,10 @@ class Pair:
             for token, spelling in self._spellings.items()
             if token < size and any(part in spelling for part in parts)
         ]
+
+    def words_of(self, source: Source) -> Vocabulary:
+        """The vocabulary of a model: its own one where the tokenizers differ."""
+        return self.vocabulary if self.own is None else self.own[source].vocabulary
 
     def ends(self, source: Source) -> frozenset[int]:
         """The tokens of a model that end an answer."""
@@ -263,13 +267,13 @@ def check_vocabularies(
         names: of the two models, for the error.
 
     Raises:
-        BacoError: the two vocabularies differ.
+        DifferentTokenizersError: the two vocabularies differ.
     """
     differing = differing_tokens(base_tokenizer, aligned_tokenizer)
     if differing:
         base, aligned = base_tokenizer.get_vocab(), aligned_tokenizer.get_vocab()
         token = differing[0]
-        raise BacoError(
+        raise DifferentTokenizersError(
             f"vocabularies differ at token {token!r}: id {base.get(token)} in the {names[0]} "
             f"model, {aligned.get(token)} in the {names[1]} model ({len(differing)} tokens "
             f"differ); {_ADVICE[names[1]]}"

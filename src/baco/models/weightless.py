@@ -95,13 +95,14 @@ def load_weightless_pair(
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
     trust_remote_code: bool = False,
+    separate_tokenizers: bool | None = False,
 ) -> Pair:
     """A pair for routing, rendering and text; a call of its models is refused.
 
     Args:
         known: where its tokenizers and configurations are.
         where: the weights of each model are, for messages.
-        base_template, chat_template, function_words, trust_remote_code: as for
+        base_template, chat_template, function_words, trust_remote_code, separate_tokenizers: as for
             :func:`baco.models.pair.load_pair`.
 
     Raises:
@@ -129,7 +130,7 @@ def load_weightless_pair(
         base_template=base_template,
         chat_template=chat_template,
         function_words=function_words,
-        separate_tokenizers=False,
+        separate_tokenizers=separate_tokenizers,
     )
 
 

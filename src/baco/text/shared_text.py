@@ -285,6 +285,12 @@ class OwnTokens:
     _places: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     _fixed: int = 0  # index after the last drawn token without text, which is never replaced
 
+    def copy(self) -> "OwnTokens":
+        """The same ids, to be changed apart."""
+        return OwnTokens(
+            self.tokenizer, list(self.ids), self.covered, list(self._places), self._fixed
+        )
+
     def draw(self, token: int) -> None:
         """Append a token that the model drew. The ids must cover the text before it."""
         data = self.tokenizer.data[token]

@@ -29,13 +29,13 @@ from baco.source import MODELS, Source
 
 # The two calls of a span cost about as much as this many tokens that a server decodes.
 _CALL_TOKENS = 4
-_MAX_SPAN = 32
+MAX_SPAN = 32
 # Where few tokens leave more than this share of the decisions open, more are requested at once: a
 # second call costs more than their log-probabilities do.
 _MANY_OPEN = 0.2
 _MIN_POSITIONS = 8
 # With one source, a call ends after this many tokens so that there is something to show.
-_MAX_SINGLE = 16
+MAX_SINGLE = 16
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Totals:
     accepted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Update:
     """New tokens of an answer.
 
@@ -151,7 +151,7 @@ class Answer:
         """The drafter and the length of the span with the most expected tokens per cost."""
         room = self._sequence.limit - len(self._tokens)
         if self._only_source is not None:
-            return self._only_source, min(_MAX_SINGLE, room)
+            return self._only_source, min(MAX_SINGLE, room)
         if self._next_source is not None:
             drafters: tuple[Source, ...] = (self._next_source.source,)
         elif self._sequence.request.params.temperature > 0 and self._sources:
@@ -159,9 +159,9 @@ class Answer:
         else:
             drafters = MODELS
         plans = [
-            (_tokens_per_cost(self._acceptance.by_drafter[source], length), source, length)
+            (tokens_per_cost(self._acceptance.by_drafter[source], length), source, length)
             for source in drafters
-            for length in range(1, min(_MAX_SPAN, room) + 1)
+            for length in range(1, min(MAX_SPAN, room) + 1)
         ]
         _, source, length = max(plans, key=lambda plan: plan[0])
         return source, length
@@ -290,19 +290,19 @@ class Answer:
             self._sequence,
             tokens,
             sources,
-            [_logprob(row, token) for row, token in zip(rows, tokens, strict=True)],
+            [logprob_in(row, token) for row, token in zip(rows, tokens, strict=True)],
             [row.best(wanted) for row in rows] if wanted else [],
             result.whys[: len(tokens)],
             finish_reason,
         )
 
 
-def _logprob(row: Row, token: int) -> float:
+def logprob_in(row: Row, token: int) -> float:
     """Log-probability of a token in a row, in nats; NaN where the server returns none."""
     return row.known.get(token, math.nan) if row.measured else math.nan
 
 
-def _tokens_per_cost(acceptance: float, length: int) -> float:
+def tokens_per_cost(acceptance: float, length: int) -> float:
     """Expected tokens per cost, where each of ``length`` draft tokens is accepted with the
     probability ``acceptance``.
     """

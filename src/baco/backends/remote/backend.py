@@ -16,6 +16,7 @@ from baco.backends.remote.probe import probe
 from baco.backends.remote.view import needed_quantity
 from baco.backends.remote.wire import Names
 from baco.engine.sequence import Request
+from baco.engine.shared_text_engine import check_request
 from baco.errors import BacoError, UpstreamError
 from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair
@@ -44,6 +45,7 @@ def connect(
     chat_template: str | None = None,
     function_words: str | Iterable[str] | None = None,
     trust_remote_code: bool = False,
+    separate_tokenizers: bool | None = None,
 ) -> tuple[Pair, "RemoteBackend"]:
     """A pair whose models run on two servers.
 
@@ -57,7 +59,7 @@ def connect(
             span.
         timeout: seconds that one call may take.
         retries: of a call that gets 429, 5xx or no connection.
-        base_template, chat_template, function_words, trust_remote_code: as for
+        base_template, chat_template, function_words, trust_remote_code, separate_tokenizers: as for
             :func:`baco.models.pair.load_pair`.
 
     Raises:
@@ -81,6 +83,7 @@ def connect(
         chat_template=chat_template,
         function_words=function_words,
         trust_remote_code=trust_remote_code,
+        separate_tokenizers=separate_tokenizers,
     )
     return pair, RemoteBackend(pair, servers, models, concurrency)
 
@@ -153,6 +156,8 @@ class RemoteBackend:
             BacoError: the servers cannot decode the request, or its prompt is too long.
         """
         self.capabilities.check(request)
+        if self._pair.own is not None:
+            check_request(request)
         needed = [source for source in MODELS if request.needs(source)]
         if request.router.only is None:
             self._check_router(request)
@@ -183,15 +188,18 @@ class RemoteBackend:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _probe(self, names: dict[Source, str | None]) -> dict[Source, RemoteModel]:
-        ids = Names(self._pair)
+        ids = {source: Names(self._pair, source) for source in MODELS}
         abilities = await asyncio.gather(
-            *(probe(self._servers[source], self._pair, ids, names[source]) for source in MODELS)
+            *(
+                probe(self._servers[source], self._pair, ids[source], names[source])
+                for source in MODELS
+            )
         )
         models: dict[Source, RemoteModel] = {}
         for source, ability in zip(MODELS, abilities, strict=True):
             model, server = self._pair.model(source), self._servers[source]
             models[source] = RemoteModel(
-                source, server, ids, ability, model.end_ids, model.embedding_rows
+                source, server, ids[source], ability, model.end_ids, model.embedding_rows
             )
             log.debug("%s: %s", server.called, ability)
         return models
@@ -208,6 +216,11 @@ class RemoteBackend:
     def _check_router(self, request: Request) -> None:
         router, params = request.router, request.params
         needs = needed_quantity(router)
+        if needs == "all" and self._pair.own is not None:
+            raise BacoError(
+                f"{router.spelling} may read whole rows, which servers of two tokenizers are not "
+                "requested to return: use a built-in router, or --backend local"
+            )
         for source in router.reads:
             ability, called = self.models[source].ability, self.models[source].server.called
             if needs in _QUANTITIES and not ability.top:

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from baco.backends.remote.answer import Answer, Totals, Update
 from baco.backends.remote.model import RemoteModel
+from baco.backends.remote.shared_text_answer import SharedTextAnswer
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.models.pair import Pair
@@ -102,7 +103,8 @@ class RemoteEngine:
             self._decoding.add(sequence)
             try:
                 emit = self._updates.put
-                await Answer(sequence, self._models, self._pair, self.stats, emit).decode()
+                answer = Answer if self._pair.own is None else SharedTextAnswer
+                await answer(sequence, self._models, self._pair, self.stats, emit).decode()
             except Exception:
                 log.exception("an answer failed")
                 message = "decoding failed in this process; see its log"

@@ -160,8 +160,8 @@ class RemoteModel:
         short = self.ability.scores_part or len(text) + len(span) <= _MAX_SCORED
         if self.ability.echo is not None and (short or not self.ability.batches):
             return await self._scored(self._replace_unknown_ids([*text, *span]), len(span), top)
-        texts = [self._replace_unknown_ids([*text, *span[:at]]) for at in range(len(span))]
-        return await self._next(texts, top)
+        texts = [[*text, *span[:at]] for at in range(len(span))]
+        return await self.next_rows(texts, top)
 
     def larger_top(self, top: int) -> int | None:
         """The number of most likely tokens to request after ``top`` of them; None: it returns no
@@ -177,7 +177,7 @@ class RemoteModel:
             UpstreamError: the server fails.
         """
         try:
-            (row,) = await self._next([self._replace_unknown_ids(text)], top)
+            (row,) = await self.next_rows([text], top)
         except RefusedError:
             if top <= self.ability.top:
                 raise
@@ -282,13 +282,15 @@ class RemoteModel:
             raise UpstreamError(f"{self.server.called} returned {len(scored)} of {last} scores")
         return scored
 
-    async def _next(self, texts: list[list[int]], top: int) -> list[Row]:
-        """Its row after each of some texts."""
+    async def next_rows(self, texts: Sequence[Sequence[int]], top: int) -> list[Row]:
+        """Its row after each of some texts; errors as for `draft`."""
         fields = {"temperature": 0}
-        if self.ability.batches or len(texts) == 1:
-            replies = await self._complete(texts if len(texts) > 1 else texts[0], 1, fields, top)
+        prompts = [self._replace_unknown_ids(text) for text in texts]
+        if self.ability.batches or len(prompts) == 1:
+            whole = prompts if len(prompts) > 1 else prompts[0]
+            replies = await self._complete(whole, 1, fields, top)
         else:
-            calls = [self._complete(text, 1, fields, top) for text in texts]
+            calls = [self._complete(prompt, 1, fields, top) for prompt in prompts]
             replies = [reply for (reply,) in await asyncio.gather(*calls)]
         rows = []
         for reply in replies:

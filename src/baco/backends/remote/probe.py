@@ -59,10 +59,10 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
     text = list(raw.base_ids if server.source == "base" else raw.aligned_ids)
     probes = _Probes(server, names, name, text)
     await probes.find_fields()
-    await probes.find_top(pair.vocabulary.size)
+    await probes.find_top(names.size)
     greedy = await probes.complete(max_tokens=_GREEDY_TOKENS, temperature=0)
     if probes.returns_ids:
-        _check_spelling(server, pair, greedy)
+        _check_spelling(server, pair, names.size, greedy)
     obeys = frozenset([name async for name in probes.obeyed(greedy)])
     return Ability(
         model=name,
@@ -104,14 +104,15 @@ async def _model(server: Server, model: str | None) -> tuple[str, int | None]:
     return model, context if type(context) is int and context > 0 else None
 
 
-def _check_spelling(server: Server, pair: Pair, greedy: ServerTokens) -> None:
+def _check_spelling(server: Server, pair: Pair, size: int, greedy: ServerTokens) -> None:
     ids = [token for token in greedy.tokens if token is not None]
     if len(ids) < len(greedy.tokens):
         raise BacoError(
-            f"{server.called} writes tokens beyond the {pair.vocabulary.size} of {pair.name}: its "
-            "model is of another pair"
+            f"{server.called} writes tokens beyond the {size} of {pair.name}: its model is of "
+            "another pair"
         )
-    expected = _comparable(pair.tokenizer.decode(ids, skip_special_tokens=True))
+    tokenizer = pair.tokenizer if pair.own is None else pair.model(server.source).tokenizer
+    expected = _comparable(tokenizer.decode(ids, skip_special_tokens=True))
     if greedy.text and (text := _comparable(greedy.text)) != expected:
         raise BacoError(
             f"{server.called} spells tokens {ids[:_GREEDY_TOKENS]} as {text[:40]!r}, the "

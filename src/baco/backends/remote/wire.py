@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baco.models.pair import Pair
+from baco.source import Source
 from baco.text.answer_text import name_of
 
 _ID_PREFIX = "token_id:"
@@ -108,13 +109,21 @@ class ServerTokens:
 
 
 class Names:
-    """Token ids by the names that servers use; ``size`` is that of the pair's vocabulary."""
+    """Token ids by the names that servers use.
 
-    def __init__(self, pair: Pair) -> None:
-        self.size = pair.vocabulary.size
+    Args:
+        pair: the two models.
+        source: the model whose ids they are, where the tokenizers differ.
+
+    Attributes:
+        size: of the vocabulary.
+    """
+
+    def __init__(self, pair: Pair, source: Source = "aligned") -> None:
+        self.size = pair.words_of(source).size
         self._ids: dict[str, int | None] = {}
         for token in range(self.size):
-            name = name_of(pair.spelling(token))
+            name = name_of(pair.spelling(token, source))
             # A name that two tokens share means neither.
             self._ids[name] = None if name in self._ids else token
 
