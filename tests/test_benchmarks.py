@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 
 from baco import Baco
 from baco.bench.contestants import Paired, Run, Task, never_ending
+from baco.evaluation import store as evaluation_store
+from baco.evaluation.records import Group
 from baco.models.known_pairs import find_pair
 from benchmarks import architectures, gpu
 from benchmarks.bodies import SHAPES, make
+from benchmarks.judges import judged, well_formed
 from benchmarks.long_prompt import long_prompt
 from benchmarks.model_server import ServedModel
 from benchmarks.real_weights import fewest_forwards
@@ -162,3 +166,40 @@ def test_every_architecture_is_compared_with_the_naive_loop_and_has_a_row_of_the
     assert "Of 2 configurations, 1 are decoded exactly" in page
     assert f"| lfm2 | yes | together | yes | – | – | {result.path} |" in page
     assert "| other | **no** | one by one | no | – | – | a path |" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Go to Lisbon in May. It is warm and quiet.", True),
+        ("1. **Pasta** with basil, a salad and bread.", True),
+        ("Lisbon", False),
+        ("and then it was over, she thought.", False),
+        ("Go on and on and on and on and on and on and on and on.", False),
+        ("A fine day.\nQuestion: What is the time?", False),
+        ("Das ist ein schöner Tag im Mai.", False),
+    ],
+)
+def test_answers_with_few_words_loops_markup_or_foreign_letters_are_not_well_formed(
+    text: str, expected: bool
+) -> None:
+    assert well_formed(text) is expected
+
+
+def test_a_run_is_read_anew_by_each_judge_of_quality(tmp_path: Path) -> None:
+    command = ["diagnose", "--frontier", "--limit", "4", "-n", "2", "--max-tokens", "12"]
+    command += ["--router", "Rand:0.5", "--out", str(tmp_path / "run")]
+    subprocess.run([sys.executable, "-m", "baco", *command], check=True, capture_output=True)
+    run = evaluation_store.Run.open(tmp_path / "run")
+
+    def base_words(groups: Sequence[Group]) -> list[float | None]:
+        return [sum(sample.base_share or 0 for sample in group.samples) for group in groups]
+
+    def aligned_words(groups: Sequence[Group]) -> list[float | None]:
+        return [-(share or 0) for share in base_words(groups)]
+
+    results = judged(run, {"base": base_words, "aligned": aligned_words})
+    for point in results["base"].points:
+        own = point.method.startswith("aligned, ")
+        assert (point.figures["reward"] == 0) is own
+    assert results["base"].lead.difference > results["aligned"].lead.difference
