@@ -11,6 +11,7 @@ numbers of a row in the packed matrix.
 """
 
 import ctypes
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Self
@@ -23,9 +24,12 @@ from torch.utils._pytree import tree_map_only
 
 # Rows that the layout is chosen for: a few draft tokens, or samples.
 _ROWS = 8
-# Up to this many weights in float32, a plain product with a transposed matrix is faster: a product
-# in the packed layout takes longer to start.
+# Up to this many weights in float32, a plain product of few rows with a transposed matrix is
+# faster: a product in the packed layout takes longer to start.
 _SMALL = 3 * 2**16
+# From this many multiplications the packed layout is faster all the same where MKL, which computes
+# plain products, uses half of the vector units. Such a weight is held in both layouts.
+_MANY = 2**19
 # oneDNN compiles kernels for each number of rows: 3 MB for a model of 0.2 B parameters, which takes
 # as long as a forward. Drafts and leaving rows produce all numbers, so rows are padded: numbers up
 # to this one are multiplied as they are; above it, there are half as many sizes per doubling.
@@ -102,8 +106,8 @@ class PackedLinear(nn.Module):
     """A linear layer with a packed weight.
 
     Attributes:
+        packed: the weight in oneDNN's own layout.
         plain: the weight, transposed, where it is small and in float32: [in, out].
-        packed: else the weight in oneDNN's own layout.
         shape: of the weight, (out, in).
         sample: the first numbers of the plain weight, for a fingerprint.
         bias: as in ``nn.Linear``.
@@ -119,10 +123,17 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         small = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not shared
         self.plain = weight.t().contiguous() if small else None
-        self.packed = torch.empty(0) if small else _packed(weight)
+        # Numbers of input below which the plain product is faster.
+        self._few = _MANY / weight.shape[0] if small and mkl_is_slow() else math.inf
+        self.packed = torch.empty(0) if small and self._few == math.inf else _packed(weight)
         self.shape, self.dtype = weight.shape, weight.dtype
         self.sample = weight.flatten()[:4].clone()
         self.bias = linear.bias
+
+    @property
+    def layouts(self) -> int:
+        """In how many layouts the weight is held."""
+        return (self.plain is not None) + (self.packed.numel() > 0)
 
     @property
     def weight(self) -> Tensor:
@@ -133,11 +144,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] → [..., out]."""
-        if self.plain is not None:
+        compiling = torch.compiler.is_compiling()
+        if self.plain is not None and (compiling or rows.numel() < self._few):
             if rows.dim() == 2 and self.bias is None:
                 return torch.mm(rows, self.plain)  # starts sooner
             return F.linear(rows, self.plain.t(), self.bias)
-        if torch.compiler.is_compiling():
+        if compiling:
             product: Tensor = _opaque(rows, self.packed, self.bias, self.out_features)
             return product
         return _multiply(rows, self.packed, self.bias, self.out_features)
@@ -287,6 +299,13 @@ def _numbers(matrix: Tensor) -> Tensor:
     return torch.frombuffer(memory, dtype=matrix.dtype)
 
 
+@cache
+def mkl_is_slow() -> bool:
+    """Does MKL leave half of the processor's vector units unused?"""
+    processor = torch.cpu.get_capabilities()
+    return bool(processor.get("avx512_f")) and "Intel" not in processor.get("cpu_name", "")
+
+
 def _packed(weight: Tensor) -> Tensor:
     """A weight [out, in] in oneDNN's own layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
@@ -312,7 +331,7 @@ def own_weights(module: nn.Module, seen: set[int]) -> Iterator[tuple[Tensor, int
     """As `weights`, of one module without its children, except weights in ``seen``."""
     if isinstance(module, PackedLinear):
         size = module.shape.numel()
-        yield module.sample, size, size * module.dtype.itemsize
+        yield module.sample, size, size * module.dtype.itemsize * module.layouts
     for weight in module.parameters(recurse=False):
         if id(weight) not in seen:
             seen.add(id(weight))
