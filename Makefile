@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-architectures test-real test-smollm2 test-ray test-vllm test-llamacpp browser lint format types docs dist page lock lock-vllm clean
+.PHONY: help demo test test-architectures test-million-rows test-real test-smollm2 test-ray test-vllm test-llamacpp browser lint format types docs dist page lock lock-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: $(VENV)/.dev  ## Run the tests; those of pages need Chromium and are skipp
 test-ray: $(VENV)/.dev  ## Run the tests that start Ray nodes
 	$(PIP) install --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest tests/test_cluster.py tests/test_batch_cluster.py
+
+# About 1.2 GB in the folder for temporary files.
+test-million-rows: $(VENV)/.dev  ## Remove the duplicates of a million rows: time, memory, accuracy
+	$(BIN)/python -m benchmarks.near_duplicates
 
 test-architectures: $(VENV)/.dev  ## Compare every architecture of transformers with the naive loop
 	$(BIN)/python -m benchmarks.architectures --no-speed

@@ -77,7 +77,7 @@ def read_rows(
     bad: list[tuple[str, int, str]] = []
     for file in files:
         try:
-            for line, value in _values(file, keep_columns, template is not None):
+            for line, value in values(file, keep_columns, template is not None):
                 try:
                     rows.append(_row(file, line, value, template, keep_columns))
                 except BacoError as error:
@@ -103,8 +103,14 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _values(path: Path, keep_columns: bool, templated: bool) -> Iterator[tuple[int, Any]]:
-    """The number and the JSON value of each line that is not empty; None where it is not JSON."""
+def values(path: Path, keep_columns: bool, templated: bool) -> Iterator[tuple[int, Any]]:
+    """The number and the JSON value of each line that is not empty; None where it is not JSON.
+
+    Args:
+        path: of the file.
+        keep_columns: read all columns of a table, not only prompt and id.
+        templated: no column must be a prompt.
+    """
     if path.suffix == ".parquet":
         yield from _from_parquet(path, keep_columns or templated, templated)
         return

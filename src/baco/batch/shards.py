@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from baco.backends import HERE, backend_of
 from baco.batch.answering import LoadSpec, PairInfo, answer, inspect
-from baco.batch.dataset import Layout, card
 from baco.batch.formats import Format, encode
 from baco.batch.job import (
     Advance,
@@ -38,6 +37,7 @@ from baco.batch.job import (
     ignore,
     read_manifest,
 )
+from baco.batch.layout import Layout, card
 from baco.batch.rows import Row
 from baco.errors import BacoError
 from baco.files import locked, replacing, write_atomic

@@ -13,6 +13,7 @@ from baco.cli.bench import bench
 from baco.cli.calibrate import calibrate
 from baco.cli.chat import chat
 from baco.cli.console import Debug, OutputError, StandardOutput, complain, give_up_output
+from baco.cli.dataset import dataset
 from baco.cli.demo import demo
 from baco.cli.diagnose import diagnose
 from baco.cli.generate import generate
@@ -64,6 +65,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
+app.add_typer(dataset, name="dataset")
 app.add_typer(demo, name="demo")
 app.add_typer(pair, name="pair")
 app.add_typer(router, name="router")

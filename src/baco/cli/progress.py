@@ -77,6 +77,14 @@ class Answering:
 
 
 @contextmanager
+def counting(name: str) -> Iterator[Callable[[int], None]]:
+    """A count whose end is not known; the function takes how many more there are."""
+    with bars() as progress:
+        bar = progress.add_task(name, total=None, rate="")
+        yield lambda more: progress.advance(bar, more)
+
+
+@contextmanager
 def steps(name: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar without lines for a log; what it yields counts a step, under a new name if given."""
     console = err()

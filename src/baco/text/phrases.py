@@ -96,7 +96,11 @@ class Phrases:
 
     def count(self, text: str) -> int:
         """How many listed phrases a text has, the whole phrase each; none overlaps another."""
-        return len(self._pattern.findall(normal(text)))
+        return len(self.matches(text))
+
+    def matches(self, text: str) -> list[str]:
+        """The listed phrases of a text as it spells them, in lower case; none overlaps another."""
+        return self._pattern.findall(normal(text))
 
     def openings(self, vocabulary: Vocabulary) -> "PhraseOpenings":
         """The tokens that begin these phrases, computed once for each tokenizer and device."""
