@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -161,6 +161,17 @@ def note(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON value on standard output."""
     write(json_line(value) + "\n")
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of equal length on standard output, the first column to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        out().print("  " + "  ".join(cells).rstrip())
 
 
 def coloured(pieces: "Iterable[Piece]") -> Text:

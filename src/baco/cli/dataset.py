@@ -1,22 +1,25 @@
-"""``baco dataset``: a copy of a dataset without its duplicates."""
+"""``baco dataset``: a report about a dataset, and a copy of it without its duplicates."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from baco.cli import options as opt
-from baco.cli.console import note, out, print_json
+from baco.cli.console import note, out, print_columns, print_json
 from baco.cli.progress import counting
+from baco.cli.report import check_libraries
+from baco.cli.score import models_by_role
+from baco.errors import BacoError
 
 if TYPE_CHECKING:
     from baco.dataset.near_duplicates import Rule
 
 dataset = typer.Typer(
     name="dataset",
-    help="Remove the duplicates of a dataset.",
+    help="Report about a dataset, and remove its duplicates.",
     no_args_is_help=True,
 )
 
@@ -55,6 +58,76 @@ class DuplicateOptions:
         from baco.dataset.near_duplicates import Rule
 
         return Rule(self.threshold, keep, self.same_prompt)  # type: ignore[arg-type]
+
+
+@dataset.command(epilog="Example: baco dataset report data/ --baseline aligned/ -o report.html")
+@opt.grouped()
+def report(
+    *,
+    source: Source,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            help="A dataset to compare with, such as answers of the aligned model alone to the "
+            "same prompts.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write an HTML page with plots to this file."),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", help="A JSON schema that every answer should fit."),
+    ] = None,
+    duplicates: DuplicateOptions,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Another embedding model, as embedding=ID_OR_FOLDER."),
+    ] = None,
+    column: Column = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Report validity, duplicates, diversity, openings and overused phrases of a dataset.
+
+    Counts, validity and duplicates are of all rows. Other figures are of a sample of at most 10,000
+    answers and 100 prompts.
+    """
+    rule = duplicates.rule()
+    models = models_by_role("--model", model)
+    if output is not None:
+        if output.is_dir():
+            raise BacoError(f"{output} is a folder: give a file, as in {output / 'report.html'}")
+        check_libraries()
+    from baco.dataset.dataset_page import cells, lines, render, verdict
+    from baco.dataset.figures import make_report, schema_check
+    from baco.dataset.files import Dataset
+    from baco.files import write_atomic
+
+    check = None if schema is None else schema_check(schema)
+    opened = Dataset.open(source, column)
+    other = None if baseline is None else Dataset.open(baseline, column)
+    opt.quiet_libraries()
+    with counting("rows") as advance:
+        made = make_report(opened, other, rule, check, models, advance)
+    if output is not None:
+        try:
+            write_atomic(output, render(made))
+        except OSError as error:
+            raise BacoError(f"cannot write {output}: {error.strerror}") from error
+    if as_json:
+        print_json(asdict(made))
+    else:
+        for sentence in verdict(made):
+            out().print(sentence)
+        rows = [cells(line, other is not None) for line in lines(made)]
+        heads = ["", str(source)] + ([str(baseline), "difference"] if other is not None else [])
+        print_columns([heads, *rows])
+    if made.unavailable is not None:
+        note(f"some figures are missing: {made.unavailable}")
+    if output is not None:
+        note(f"report in {output}")
 
 
 @dataset.command(epilog="Example: baco dataset dedupe data/ data-unique/ --threshold 0.8")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baco.cli.console import note, out, print_json
+from baco.cli.console import note, out, print_columns, print_json
 from baco.errors import BacoError
 from baco.evaluation.answer_files import AnswerFile, parse_answers, read_answers
 from baco.evaluation.answer_scores import (
@@ -130,13 +130,7 @@ def _show(
         if leads:
             shown += _lead(leads[place])
         rows.append(shown)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    for line in rows:
-        cells = [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        out().print("  " + "  ".join(cells).rstrip())
+    print_columns(rows)
     if leads:
         out().print(f"difference: this file minus {rival}, on the prompts of both")
     if published is not None:
