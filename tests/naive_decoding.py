@@ -59,13 +59,14 @@ def decode(
     pair: Any,
     base_prompt: tuple[int, ...],
     aligned_prompt: tuple[int, ...],
-    rule: Callable[[torch.Tensor, torch.Tensor, float], bool],
+    rule: Callable[..., bool],
     *,
     digest: bytes,
     seed: int,
     sample: int,
     temperature: float,
     max_tokens: int,
+    allowed: Callable[[list[int]], set[int]] | None = None,
     min_p: float = 0.0,
     whole_words: bool = True,
     thought: Sequence[int] = (),
@@ -75,7 +76,8 @@ def decode(
     """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin).
 
     ``thought`` is what the aligned model wrote before it. Positions, and so noise, count on. The
-    base model never writes ``marks``.
+    base model never writes ``marks``. ``allowed`` returns what may follow some tokens; the rule
+    then also gets the base row with everything else at -inf.
     """
     vocabulary, seed = pair.vocabulary, prompt_seed(seed, digest)
     aligned_prompt, first = (*aligned_prompt, *thought), len(thought)
@@ -87,9 +89,21 @@ def decode(
             "aligned": pair.aligned.score([*aligned_prompt, *tokens])[-1],
         }
         coin = uniform(seed, sample, first + len(tokens), coin_word("router"))
-        wanted = "base" if rule(rows["base"], rows["aligned"], coin) else "aligned"
+        read: list[Any] = [rows["base"], rows["aligned"], coin]
+        forced = False
+        if allowed is not None:
+            following = allowed(tokens)
+            forced = len(following) == 1 or following <= pair.end_ids
+            others = [token for token in range(len(rows["base"])) if token not in following]
+            rows = {name: row.clone() for name, row in rows.items()}
+            for row in rows.values():
+                row[others] = -math.inf
+            read.append(rows["base"])
+        wanted = "base" if rule(*read) else "aligned"
         source, masked = wanted, False
-        if tokens and whole_words:
+        if forced:
+            source = sources[-1] if sources else "aligned"
+        elif tokens and whole_words:
             active = sources[-1]
             ended = bool(vocabulary.ends_word[tokens[-1]])
             boundary = ended or bool(vocabulary.word_start[int(rows[active].argmax())])

@@ -99,7 +99,7 @@ def test_a_prompt_with_a_token_that_has_no_embedding_is_refused_everywhere(
     file = tmp_path / "in.jsonl"
     file.write_text(f'{{"prompt": "fine"}}\n{{"prompt": "{text}"}}\n')
     with pytest.raises(BacoError, match=rf"in\.jsonl, line 2: .*{message}"):
-        check_fit(with_image, read_rows([file]), None)
+        check_fit(with_image, read_rows([file]), {"system": None})
     with served(with_image) as server:
         answer = server.ask(messages=[{"role": "user", "content": text}])
         assert answer.status_code == 400

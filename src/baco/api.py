@@ -29,6 +29,7 @@ from baco.routing.parser import needs_threshold, router_name
 from baco.routing.parser import router as parse
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
+from baco.sampling.params import SamplingParams
 from baco.text import templates
 from baco.text.prompts import Conversation, check_template_args
 from baco.text.thinking import switch_variables
@@ -300,7 +301,7 @@ class Baco:
             digests: one per prompt; they key the draws instead of the prompts' own digests. Prompts
                 with equal digests share their noise.
             sampling: fields of [`SamplingParams`][baco.SamplingParams]; the others are the pair's
-                defaults.
+                defaults. ``schema=`` takes a mapping or a pydantic model and gives ``.parsed``.
 
         Raises:
             BacoError: an argument is wrong. Raised before anything is decoded.
@@ -334,8 +335,25 @@ class Baco:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
             here = backends.backend_of(self.pair.weights_formats)
-            return Capabilities(here, samplers=True, thinking=True, combiners=True, stateful=True)
+            return Capabilities(
+                here,
+                samplers=True,
+                thinking=True,
+                combiners=True,
+                stateful=True,
+                structured=self.pair.own is None,
+            )
         return self.backend.capabilities
+
+    def check_structure(self, params: SamplingParams) -> None:
+        """Check that answers can have the structure that sampling parameters name.
+
+        Raises:
+            BacoError: the backend cannot hold answers to it, or it cannot be compiled.
+        """
+        if params.structure is not None:
+            self.capabilities.check_structure(params.structure)
+            self.pair.structures.compile(params.structure)
 
     def close(self) -> None:
         """Close the backend's processes and connections, and drop kept prefixes."""
@@ -356,7 +374,8 @@ class Baco:
                 smooth streams, many for throughput.
         """
         if self.backend is not None:
-            return Decoder(self.pair, self.backend.engine())
+            structured = self.backend.capabilities.structured
+            return Decoder(self.pair, self.backend.engine(), structured)
         if self.pair.own is not None:
             make_shared = partial(
                 SharedTextEngine,

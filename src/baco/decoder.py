@@ -85,10 +85,12 @@ class Decoder:
     Attributes:
         pair: the two models.
         engine: decodes token ids.
+        structured: the engine takes constraints; else its own check refuses structured answers.
     """
 
     pair: Pair
     engine: TokenEngine
+    structured: bool = True
     _answers: dict[SequenceState, _Answer] = field(default_factory=dict)
     _tickets: dict[int, list[SequenceState]] = field(default_factory=dict)
     _texts: dict[int, _Text] = field(default_factory=dict)
@@ -191,7 +193,10 @@ class Decoder:
         self._check_ids("logit_bias", (token for token, _ in params.logit_bias))
         # A model that never writes does not think.
         thinks = prompt.thinking if router.only != "base" else None
-        ticket = self._next
+        ticket, structure = self._next, params.structure
+        constraint = None
+        if structure is not None and self.structured:
+            constraint = self.pair.structures.compile(structure, joining_space=prompt.joining_space)
         request = Request(
             prompt.base_ids,
             prompt.aligned_ids,
@@ -204,6 +209,7 @@ class Decoder:
             digest=prompt.digest,
             cache_salt=cache_salt,
             shares_text=self.pair.own is not None,
+            constraint=constraint,
         )
         sequences = self.engine.add(request)
         self._next += 1
@@ -211,6 +217,8 @@ class Decoder:
         started = time.perf_counter()
         only = router.only  # a source that never writes opens no turn
         opening = self.pair.renderer.turn_opening if only is None or only in openers else None
+        if structure is not None:  # which says where an answer ends
+            opening = None
         for sequence in sequences:
             text = AnswerText(
                 self.pair.tokenizer,
@@ -392,4 +400,5 @@ def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
         cached_tokens=sequence.cached_tokens,
         thinking="" if answer.thinking is None else answer.thinking.text,
         thinking_tokens=sequence.hidden,
+        schema=sequence.request.params.schema,
     )

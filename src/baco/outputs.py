@@ -1,5 +1,6 @@
 """Answers with their provenance, and the chunks in which they stream."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
@@ -8,6 +9,7 @@ from typing import Any
 from baco.engine.sequence import FinishReason, Why
 from baco.errors import BacoError
 from baco.models.pair import Pair
+from baco.sampling.structure import Schema
 from baco.source import Source
 from baco.text.answer_text import Piece
 
@@ -38,6 +40,7 @@ class Completion:
         thinking: what the aligned model wrote before the answer, in models that think. It is in
             none of the attributes above.
         thinking_tokens: its tokens, with the marks around it.
+        schema: that the answer was held to; None without one.
     """
 
     sample: int
@@ -56,6 +59,20 @@ class Completion:
     cached_tokens: int = 0
     thinking: str = ""
     thinking_tokens: int = 0
+    schema: Schema | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """The value of an answer that was held to a schema: an instance of the pydantic model that
+        was given, else plain data; None without a schema, or where the answer broke off.
+
+        Raises:
+            ValueError: the pydantic model refuses the value, for a reason that its schema does not
+                state.
+        """
+        if self.schema is None or self.finish_reason != "stop":
+            return None
+        return self.schema.parse(self.text)
 
     @property
     def base_share(self) -> float | None:
@@ -212,9 +229,11 @@ def params(pair: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
     other = {name: settings[name] for name in ("system", "switch")}
     sampling = {name: value for name, value in settings.items() if name not in other}
     values = asdict(pair.defaults.updated(sampling)) | other
-    for name in ("samplers", "repetition_window"):
+    for name in ("samplers", "repetition_window", "schema", "regex", "choice", "grammar"):
         if not values[name]:
             del values[name]
+    if "schema" in values:
+        values["schema"] = json.loads(values["schema"]["text"])
     if not values["dry_multiplier"]:
         values = {name: value for name, value in values.items() if not name.startswith("dry_")}
     if arguments := pair.renderer.chat_options:

@@ -8,6 +8,7 @@ from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.routing.combiners import Combination
 from baco.routing.router import is_stateful
+from baco.sampling.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Capabilities:
         thinking: it lets the aligned model think before the answer.
         combiners: it runs combiners, which need both models' whole rows.
         stateful: its routers can read the answers so far.
+        structured: it holds answers to a schema, regex, choice or grammar.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Capabilities:
     thinking: bool = False
     combiners: bool = False
     stateful: bool = False
+    structured: bool = False
 
     def check(self, request: Request) -> None:
         """Raise BacoError for a request that needs what the backend does not support."""
@@ -48,6 +51,8 @@ class Capabilities:
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "
                 "samplers out, or use --backend local"
             )
+        if request.params.structure is not None:
+            self.check_structure(request.params.structure)
         if request.params.reads_history and not self.samplers:
             raise BacoError(
                 f"the {self.name} backend has neither DRY nor a repetition window: leave "
@@ -72,6 +77,14 @@ class Capabilities:
             raise BacoError(
                 f"logprobs is {logprobs}: the {self.name} backend returns at most "
                 f"{self.raw_logprobs}"
+            )
+
+    def check_structure(self, structure: Structure) -> None:
+        """Raise BacoError where the backend cannot hold answers to a structure."""
+        if not self.structured:
+            raise BacoError(
+                f"the {self.name} backend cannot hold answers to a {structure.kind}: leave it out, "
+                "or use --backend local and a pair with one tokenizer"
             )
 
 

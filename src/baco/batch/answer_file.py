@@ -99,7 +99,7 @@ class AnswerFile:
             BacoError: a prompt that does not fit, or rows of other settings.
         """
         pair, renderer = baco.pair, baco.pair.renderer
-        dated = check_fit(baco, self.rows, self.settings["system"])
+        dated = check_fit(baco, self.rows, self.settings)
         asked = {
             "prompts": digest([(row.prompt, row.kept) for row in self.rows]),
             "pair": pair.name,

@@ -85,7 +85,7 @@ def inspect(
         BacoError: a router that the pair has no threshold for, or a row that does not fit the pair.
     """
     router = choose_router(baco)
-    dated = check_fit(baco, rows, settings["system"])
+    dated = check_fit(baco, rows, settings)
     pair = baco.pair
     return PairInfo(
         pair.name,
@@ -98,16 +98,19 @@ def inspect(
     )
 
 
-def check_fit(baco: "Baco", rows: Sequence[Row], system: str | None) -> bool:
-    """Render every prompt and check it against both context windows.
+def check_fit(baco: "Baco", rows: Sequence[Row], settings: Mapping[str, Any]) -> bool:
+    """Render every prompt and check it against both context windows, and compile the structure of
+    the answers.
 
     Returns:
         Whether a template writes the date into any of them.
 
     Raises:
-        BacoError: one cannot be rendered or read, with its line.
+        BacoError: one cannot be rendered or read, with its line; or the structure cannot be used.
     """
-    dated = False
+    sampling = {name: value for name, value in settings.items() if name not in ("system", "switch")}
+    baco.check_structure(baco.pair.defaults.updated(sampling))
+    dated, system = False, settings["system"]
     for row in rows:
         try:
             prompt = baco.pair.renderer.render(row.prompt, system)

@@ -135,6 +135,7 @@ def batch(
     models: opt.PairOptions,
     tokenizers: opt.TokenizerOptions,
     sampling: opt.SamplingOptions,
+    structure: opt.StructureOptions,
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a replica decodes at the same time.")
     ] = 256,
@@ -158,7 +159,7 @@ def batch(
         if value is not None and value < 1:
             raise BacoError(f"{name} is {value}: give 1 or more")
     cluster = where.cluster(weights.device)
-    settings = sampling.settings(n)
+    settings = sampling.settings(n) | structure.settings()
     routing.check()
     load = opt.load_arguments(models, tokenizers, weights, servers, templates)
     load |= {"max_rows": max_rows}

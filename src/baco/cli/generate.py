@@ -33,6 +33,7 @@ def generate(
     models: opt.PairOptions,
     tokenizers: opt.TokenizerOptions,
     sampling: opt.SamplingOptions,
+    structure: opt.StructureOptions,
     as_json: opt.AsJson = False,
     jsonl: Annotated[
         Path | None,
@@ -62,7 +63,7 @@ def generate(
     for target in (svg, output):
         if target is not None and not target.absolute().parent.is_dir():
             raise BacoError(f"cannot write {target}: no such folder as {target.absolute().parent}")
-    settings = sampling.settings(n)
+    settings = sampling.settings(n) | structure.settings()
     routing.check()
     from baco.routing.parser import CONSTANTS, router_name
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -498,6 +499,60 @@ class SamplingOptions:
         if self.switch not in ("word", "token"):
             raise BacoError(f"switch is {self.switch!r}: use word or token")
         return beside | sampling
+
+
+@dataclass(frozen=True, slots=True)
+class StructureOptions:
+    """What an answer has to be."""
+
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", help="Answers are JSON of the JSON schema in this file."),
+    ] = None
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            "--regex", help=r"Answers match this regular expression, such as '\w+, \d+ days'."
+        ),
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        typer.Option("--choice", help="Answers are one of these texts. Repeatable."),
+    ] = None
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            "--grammar", help="Answers follow the grammar in this file (Lark, or llama.cpp's EBNF)."
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Keywords of :meth:`baco.Baco.stream` for what was given.
+
+        Raises:
+            BacoError: a file cannot be read, or what was given cannot be used.
+        """
+        from baco.sampling.params import SamplingParams
+
+        values = {
+            "schema": None if self.schema is None else _text_of("--schema", self.schema),
+            "regex": self.regex,
+            "choice": list(self.choice) if self.choice else None,
+            "grammar": None if self.grammar is None else _text_of("--grammar", self.grammar),
+        }
+        settings = given(values)
+        SamplingParams().updated(settings)
+        if self.schema is not None:
+            settings["schema"] = json.loads(settings["schema"])
+        return settings
+
+
+def _text_of(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise BacoError(f"{option} {path} cannot be read: {reason}") from error
 
 
 def load_arguments(*groups: LoadGroup) -> dict[str, Any]:

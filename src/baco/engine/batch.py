@@ -13,7 +13,9 @@ from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.routing.combiners import Combination
 from baco.routing.router import Router, is_sibling_aware, is_stateful
+from baco.routing.signals import Allowed
 from baco.routing.word_boundaries import NO_TOKEN, Switch
+from baco.sampling.constraint import Mask, unpack
 from baco.sampling.noise import noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.repetition import dry_penalties, in_window
@@ -44,6 +46,7 @@ class Batch:
         requests: of the rows, without repeats.
         needed: the models of the pair that any row needs for its next token.
         thinking: the rows that have not begun their answers, bool [B]; None where all have.
+        structured: whether the answer of any row has a structure.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Batch:
         chains = [named.index(p.samplers) for p in params]
         self.chain_index = tensor_on(self.device, chains, torch.int64)
         self.reads_history = any(p.reads_history for p in params)
+        self.structured = any(row.request.constraint is not None for row in rows)
         noise = [(row.request.noise_seed, row.sample) for row in rows]
         self._noise = tensor_on(self.device, noise, torch.int64).view(-1, 2)
         self.requests = list(dict.fromkeys(row.request for row in rows))
@@ -155,6 +159,44 @@ class Batch:
             next_position = tensor_on(self.device, used)[:, None]
             self._keys = self._span_keys[self._row, next_position + self._offsets]
         return self._keys
+
+    def allowed(
+        self, drafted: Sequence[Sequence[int]], *, last_only: bool = False
+    ) -> Allowed | None:
+        """What the structures of the answers allow after them and after each draft token.
+
+        Args:
+            drafted: draft tokens of each row.
+            last_only: only after the last draft token of each row.
+
+        Returns:
+            For the positions of all rows, row by row; None where anything goes.
+
+        Raises:
+            BacoError: an answer cannot be continued.
+        """
+        at, masks, forced = list[int](), list[Mask](), list[bool]()
+        for row, tokens in zip(self.rows, drafted, strict=True):
+            constraint, automaton = row.request.constraint, row.automaton
+            count = 1 if last_only else len(tokens) + 1
+            if constraint is None:
+                forced += [False] * count
+                continue
+            at += range(len(forced), len(forced) + count)
+            if automaton is None:
+                masks += [constraint.before] * count
+                forced += [False] * count
+            else:
+                own = automaton.masks(row.answer, tokens)[-count:]
+                masks += own
+                forced += [automaton.is_forced(mask) for mask in own]
+        if not masks:
+            return None
+        return Allowed(
+            tensor_on(self.device, at, torch.int64),
+            unpack(torch.from_numpy(np.stack(masks)).to(self.device), self._vocabulary_size),
+            tensor_on(self.device, forced, torch.bool),
+        )
 
     def token_counts(
         self, row: Tensor, source: Tensor, draft_tokens: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.routing.signals import Distribution, Past, Siblings
+from baco.routing.signals import Allowed, Distribution, Past, Siblings
 from baco.source import Drafter, Source
 
 
@@ -107,6 +107,16 @@ class Draft:
         drafted = positions.draft_tokens[:, : positions.most - 1]
         before = torch.cat((self.batch.last_tokens()[:, None], drafted), dim=1)
         return before[positions.row, positions.offset]
+
+    @cached_property
+    def allowed(self) -> Allowed | None:
+        """What the structures of the answers allow at the positions."""
+        if not self.batch.structured:
+            return None
+        counts, tokens = self.positions.counts, self.positions.draft_tokens.tolist()
+        return self.batch.allowed(
+            [own[: count - 1] for own, count in zip(tokens, counts, strict=True)]
+        )
 
     def past(self) -> Past:
         """The answer before each position; ``num_base`` is right at each row's first alone."""

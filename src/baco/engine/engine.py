@@ -21,6 +21,7 @@ from baco.engine.sequence import Request, SequenceState
 from baco.engine.speculative.cost_model import DraftPlanner
 from baco.engine.speculative.proposer import Proposer
 from baco.engine.verify import Choose, Verifier, VerifyResult, route
+from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
@@ -191,8 +192,12 @@ class Engine(ScheduledEngine):
         """Queue the n samples of a request.
 
         Raises:
-            BacoError: its prompt fits no context window, or memory cannot hold one answer.
+            BacoError: its prompt fits no context window, or memory cannot hold one answer; or it
+                has a structure, and something else than routing chooses the sources.
         """
+        if request.constraint is not None and self._verifier.choose is not route:
+            kind = request.constraint.structure.kind
+            raise BacoError(f"this method cannot hold answers to a {kind}: leave it out")
         return self._scheduler.add(request, self._runner.prompt_room(request))
 
     def score(self, scoring: Scoring) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from baco.routing.adaptive import ALIKE_TOKENS
 from baco.routing.router import ConstantRouter, Router
 from baco.routing.word_boundaries import Switch
+from baco.sampling.constraint import Automaton, Constraint
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import noise_seed
 from baco.source import Source
@@ -42,6 +43,7 @@ class Request:
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
         cache_salt: requests with different salts share no kept prefix.
         shares_text: the models have different tokenizers, and ids of their own for the answer.
+        constraint: what the answer has to be; None where anything goes.
         noise_seed: of this prompt's draws.
     """
 
@@ -56,6 +58,7 @@ class Request:
     digest: bytes = field(kw_only=True)
     cache_salt: str = field(default="", kw_only=True)
     shares_text: bool = field(default=False, kw_only=True)
+    constraint: Constraint | None = field(default=None, kw_only=True)
     noise_seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ class SequenceState:
     endings: dict[tuple[int | None, ...], int] = field(default_factory=dict)
     num_base_at: list[int] = field(default_factory=lambda: [0])
     num_fresh_at: list[int] = field(default_factory=lambda: [0])
+    _automaton: Automaton | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         thinking = self.request.thinking
@@ -160,6 +164,20 @@ class SequenceState:
         if self.shared_text is not None:
             return self.shared_text.own[model].ids
         return self.tokens[self.hidden :] if model == "base" and self.hidden else self.tokens
+
+    @property
+    def automaton(self) -> Automaton | None:
+        """Where its answer is in its structure; None while it thinks, or where anything goes."""
+        if self.request.constraint is None or self.phase != "answer":
+            return None
+        if self._automaton is None:
+            self._automaton = self.request.constraint.begin()
+        return self._automaton
+
+    @property
+    def answer(self) -> list[int]:
+        """Its tokens without those of the thinking."""
+        return self.tokens[self.hidden :] if self.hidden else self.tokens
 
     @property
     def most_ids(self) -> int:

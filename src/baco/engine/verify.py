@@ -157,6 +157,8 @@ class Verifier:
             thinking = batch.thinking[positions.row]
             choice.source = choice.source & ~thinking
             choice.logits = torch.where(thinking[:, None], signals.aligned, choice.logits)
+        if signals.allowed is not None:
+            choice.logits = signals.allowed.mask(choice.logits)
         params = batch.sampling if positions.uniform and positions.most == 1 else None
         params = params or batch.sampling.rows(positions.row)
         biased = choice.logits
@@ -203,7 +205,14 @@ class Verifier:
         either = base or aligned
         assert either is not None
         past = draft.past() if draft.batch.stateful else None
-        return Signals(base or either, aligned or either, self.vocabulary, coins, past=past)
+        return Signals(
+            base or either,
+            aligned or either,
+            self.vocabulary,
+            coins,
+            past=past,
+            allowed=draft.allowed,
+        )
 
     def boundary_state(
         self, draft: Draft, signals: Signals, *, route: bool = True

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -37,6 +37,7 @@ from baco.models.loading import (
 from baco.models.model import PairModel, count_embedding_rows
 from baco.models.own_vocabulary import OwnVocabulary
 from baco.routing.router import Router
+from baco.sampling.constraint import StructureCompiler
 from baco.sampling.params import SamplingParams
 from baco.source import MODELS, Source
 from baco.text.encoder import Limit
@@ -145,6 +146,29 @@ class Pair:
         """
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
+
+    @cached_property
+    def structures(self) -> StructureCompiler:
+        """Compiles the structures of answers for the pair's vocabulary.
+
+        Raises:
+            BacoError: the models have two tokenizers, or the tokenizer's tokens do not join to a
+                text.
+        """
+        self.check_one_tokenizer("a structured answer")
+        data = [b""] * self.vocabulary.size
+        for token in spell(self.tokenizer):
+            if token.apart is not None:
+                raise BacoError(
+                    f"the tokenizer of {self.aligned.name} puts spaces between tokens, so the text "
+                    "of an answer cannot be followed: structured answers need byte-level BPE or "
+                    "SentencePiece"
+                )
+            if token.id < len(data) and not token.special:
+                data[token.id] = token.data
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        special = self.banned.nonzero()[:, 0].tolist()
+        return StructureCompiler(data, self.end_ids, special, encode)
 
     @cached_property
     def joint(self) -> JointForward | LlamaCppJoint | str:

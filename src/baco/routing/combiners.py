@@ -145,9 +145,12 @@ class Combination:
         Returns:
             Logits [K, V] and sources [K].
         """
-        base = signals.base[index].masked_fill(banned, -math.inf)
+        base, aligned = signals.base, signals.aligned
+        if signals.allowed is not None:  # first, so that the combiner leaves some allowed token
+            base, aligned = (signals.allowed.mask(logits.clone()) for logits in (base, aligned))
         combined = self.combine(
-            pooled_logprobs(base, ends), pooled_logprobs(signals.aligned[index], ends)
+            pooled_logprobs(base[index].masked_fill(banned, -math.inf), ends),
+            pooled_logprobs(aligned[index], ends),
         )
         return Combined(combined.logits.log_softmax(dim=-1), combined.source)
 

@@ -104,6 +104,39 @@ class Siblings:
     num_fresh: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What the structures of answers allow at N positions.
+
+    Attributes:
+        at: the positions whose answers have a structure, int64 [M].
+        tokens: what is allowed there, bool [M, V].
+        forced: the positions where one token is allowed, or only the end of the answer, bool [N].
+    """
+
+    at: Tensor
+    tokens: Tensor
+    forced: Tensor
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Set logits [N, V] to -inf, in place, where a token is not allowed."""
+        if len(self.at) == len(logits):
+            return logits.masked_fill_(~self.tokens, -torch.inf)
+        logits[self.at] = logits[self.at].masked_fill_(~self.tokens, -torch.inf)
+        return logits
+
+    def top(self, distribution: Distribution) -> Tensor:
+        """The most likely token that is allowed: int64 [N]."""
+        top, at, tokens = distribution.top.clone(), self.at, self.tokens
+        if top.device.type == "cpu":  # rows whose most likely token is allowed need no second look
+            missed = ~tokens.gather(1, top[at][:, None])[:, 0]
+            if not missed.any():
+                return top
+            at, tokens = at[missed], tokens[missed]
+        top[at] = most_likely(distribution.logits[at].masked_fill(~tokens, -torch.inf))
+        return top
+
+
 @dataclass(slots=True)
 class Past:
     """The answers before N positions: what stateful routers read.
@@ -135,6 +168,10 @@ class Signals:
         coin: replayable uniforms in (0, 1), float [N], or a function that returns them.
         own_vocabularies: of each model, where their tokenizers differ; by default ``vocabulary``.
         past: the answers before the positions, where the backend supplies them.
+        allowed: what the structures of the answers allow; None where anything goes.
+
+    The most likely tokens (``top_base``, ``top_aligned``, the predicted token) are those that are
+    allowed. All else is of the raw distributions.
     """
 
     def __init__(
@@ -145,6 +182,7 @@ class Signals:
         coin: Tensor | Callable[[], Tensor] | None = None,
         own_vocabularies: Mapping[Source, Vocabulary] | None = None,
         past: Past | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         same = aligned is base
         base = base if isinstance(base, Distribution) else Distribution(base)
@@ -158,6 +196,8 @@ class Signals:
         self._own_vocabularies = own_vocabularies
         self._coin = coin
         self._past = past
+        self.allowed = allowed
+        self._tops: dict[Source, Tensor] = {}
 
     @property
     def past(self) -> Past:
@@ -198,12 +238,19 @@ class Signals:
     @property
     def top_base(self) -> Tensor:
         """The base model's most likely next token: int64 [N]."""
-        return self._of["base"].top
+        return self._top("base")
 
     @property
     def top_aligned(self) -> Tensor:
         """The aligned model's most likely next token: int64 [N]."""
-        return self._of["aligned"].top
+        return self._top("aligned")
+
+    def _top(self, model: Source) -> Tensor:
+        if self.allowed is None:
+            return self._of[model].top
+        if model not in self._tops:
+            self._tops[model] = self.allowed.top(self._of[model])
+        return self._tops[model]
 
     def predicted_in(self, roles: tuple[Role, ...], predict: Predictor) -> Tensor:
         """Whether the predicted token has one of these roles in its model's vocabulary: bool [N].
@@ -214,7 +261,7 @@ class Signals:
             return self.predicted_in(roles, "base") | self.predicted_in(roles, "aligned")
         own = self._own_vocabularies
         vocabulary = self.vocabulary if own is None else own[predict]
-        return vocabulary.in_roles(roles)[self._of[predict].top]
+        return vocabulary.in_roles(roles)[self._top(predict)]
 
     def tossed(self) -> Tensor:
         """The coins: uniforms in (0, 1), float [N]."""

@@ -6,6 +6,10 @@ active source, the one that wrote the previous token, continues. Where the route
 source and the previous token did not itself end a word, that source may write only word starts. So
 every word has exactly one source.
 
+Where the structure of an answer forces a token, the active source continues too. The most likely
+tokens are those that the structure allows, so where the source may write only word starts, there is
+one that is allowed.
+
 Everything here is a pure function on tensors and shared by every backend. :func:`select` does all
 of it for one position per row. Drafts need its three parts: :class:`BoundaryState` (all that is
 known of a position before its active source is), :func:`resolve_source` and :func:`mask_logits`.
@@ -103,6 +107,9 @@ class BoundaryState:
         """
         vocabulary = signals.vocabulary
         free = (previous == NO_TOKEN) | vocabulary.ends_word[previous.clamp_min(0)]
+        forced = None if signals.allowed is None else signals.allowed.forced
+        if forced is not None:
+            free &= ~forced
         choice = torch.zeros_like(free)
         for number, (router, switch) in enumerate(routers):
             uses = None if index is None else index == number
@@ -110,10 +117,18 @@ class BoundaryState:
                 picks = router(signals)
                 choice = picks if uses is None else torch.where(uses, picks, choice)
             if not _has_boundaries(router, switch):
-                free = torch.ones_like(free) if uses is None else free | uses
+                is_open = torch.ones_like(free)
+                if forced is not None and router.only is None:
+                    is_open = ~forced
+                free = is_open if uses is None else torch.where(uses, is_open, free)
         if any(_has_boundaries(router, switch) for router, switch in routers):
             base_starts_word = vocabulary.word_start[signals.top_base]
             aligned_starts_word = vocabulary.word_start[signals.top_aligned]
+            if forced is not None:
+                base_starts_word, aligned_starts_word = (
+                    base_starts_word & ~forced,
+                    aligned_starts_word & ~forced,
+                )
         else:
             base_starts_word = aligned_starts_word = free
         return cls(choice, free, base_starts_word, aligned_starts_word)

@@ -6,6 +6,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from baco.errors import BacoError
+from baco.sampling.structure import (
+    Schema,
+    Structure,
+    check_choice,
+    check_pattern,
+    check_schema,
+    structure_of,
+)
 from baco.text.invalid_characters import check_characters
 
 MAX_SEED = 2**63 - 1
@@ -43,6 +51,11 @@ class SamplingParams:
         samplers: spellings of further samplers, such as ``top_n_sigma:1.0``, which run in this
             order after penalties and logit_bias and before temperature. ``baco samplers`` lists
             them.
+        schema: the answer is JSON of this schema: a mapping, JSON text or a pydantic model.
+        regex: the whole answer matches this regular expression.
+        choice: the answer is one of these texts.
+        grammar: the answer is a sentence of this grammar, in Lark's notation. At most one of these
+            four may be given.
 
     Raises:
         BacoError: a value is out of its range.
@@ -68,6 +81,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     samplers: tuple[str, ...] = ()
+    schema: Schema | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "dry_breakers"):
@@ -94,6 +111,16 @@ class SamplingParams:
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         object.__setattr__(self, "samplers", _samplers(self.samplers))
+        object.__setattr__(self, "schema", check_schema(self.schema))
+        object.__setattr__(self, "choice", check_choice(self.choice))
+        check_pattern("regex", self.regex)
+        check_pattern("grammar", self.grammar)
+        structure_of(self.schema, self.regex, self.choice, self.grammar)
+
+    @property
+    def structure(self) -> Structure | None:
+        """What the answer has to be; None where anything goes."""
+        return structure_of(self.schema, self.regex, self.choice, self.grammar)
 
     @property
     def penalises(self) -> bool:

@@ -1,7 +1,8 @@
 """Proposes draft tokens, where that pays.
 
 They come from n-grams of the prompt and its answers, or from a model that runs ahead: one of the
-pair (self-drafting) or a small draft model. Answers do not depend on them.
+pair (self-drafting) or a small draft model. Tokens that an answer's structure forces are drafted
+too. Answers do not depend on them.
 """
 
 from collections import defaultdict
@@ -56,6 +57,7 @@ class Proposer:
         self._ngrams: defaultdict[Request, NgramTable] = defaultdict(NgramTable)
         self._ngram_drafts: list[list[int]] = []  # of each row, in this step
         self._paused_steps = 0
+        self._drafts_nothing = False  # in the next step
         self._bonus: dict[SequenceState, int] = {}  # predicted tokens, where all rows have one
 
     def propose(self, max_positions: int = MAX_DRAFT_TOKENS + 1) -> Draft:
@@ -64,9 +66,13 @@ class Proposer:
         self._ngram_drafts = [[]] * len(rows)
         if self._planner is not None:
             self._add_prompts()
-        if self._planner is None or self._paused_steps:
-            self._paused_steps = max(0, self._paused_steps - 1)
+        if self._planner is None or self._drafts_nothing:
+            self._drafts_nothing = False
             return self._ngram_draft(self._ngram_drafts)
+        forced = self._forced(max_positions - 1) if self._batch.structured else []
+        if self._paused_steps:
+            self._paused_steps -= 1
+            return self._ngram_draft(forced or self._ngram_drafts)
         room = {
             name: min(max_positions - 1, self._runner.draft_room(name))
             for name in self._runner.caches
@@ -80,6 +86,9 @@ class Proposer:
             self._base_share(),
             room,
         )
+        if any(forced):
+            drafts = zip(forced, self._ngram_drafts, strict=True)
+            return self._ngram_draft([own or draft[: plan.num_tokens] for own, draft in drafts])
         if plan.drafter is not None:
             return self._self_draft(plan, min(MAX_DRAFT_TOKENS, most, room[plan.drafter]))
         if plan == NO_DRAFT:
@@ -88,7 +97,7 @@ class Proposer:
 
     def pause(self) -> None:
         """Draft nothing in the next step."""
-        self._paused_steps = max(1, self._paused_steps)
+        self._drafts_nothing = True
 
     def update(
         self, draft: Draft, logits: Logits, lengths: Sequence[int], num_accepted: Sequence[int]
@@ -117,6 +126,20 @@ class Proposer:
             self._ngrams[row.request].add(row.tokens, len(new))
         self._bonus = self._predict_bonus(draft, logits, num_accepted)
         self._drop_ended_rows()
+
+    # --- forced tokens ----------------------------------------------------------------------------
+
+    def _forced(self, room: int) -> list[list[int]]:
+        """The next tokens of each row that its structure forces. They are always accepted, so one
+        forward reads them and decides the token behind them.
+        """
+        room = min([room, *(self._runner.draft_room(model) for model in self._batch.needed)])
+        drafts = []
+        for row in self._batch.rows:
+            most = min(MAX_DRAFT_TOKENS, room, row.limit - len(row.tokens) - 1)
+            automaton = row.automaton if most > 0 else None
+            drafts.append([] if automaton is None else automaton.forced(row.answer, most))
+        return drafts
 
     # --- n-grams ----------------------------------------------------------------------------------
 
@@ -218,7 +241,12 @@ class Proposer:
             return torch.stack((*drafted,), dim=1).tolist() if drafted else [[]] * len(batch)
 
         keys = batch.noise_keys()[:, index]
-        shaped = batch.run_samplers(self._shape(model, logits), None, keys, drafts)
+        shaped = self._shape(model, logits)
+        if batch.structured:
+            allowed = batch.allowed(drafts(), last_only=True)
+            if allowed is not None:
+                shaped = allowed.mask(shaped.clone() if shaped is logits else shaped)
+        shaped = batch.run_samplers(shaped, None, keys, drafts)
         return draw(shaped, batch.sampling, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:

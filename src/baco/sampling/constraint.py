@@ -1,0 +1,378 @@
+"""Which tokens an answer's structure allows at a position: automata over a vocabulary.
+
+:mod:`llguidance` compiles structures and computes masks. It is an optional dependency:
+``pip install "baco[structured]"``.
+
+A *forced* token is the only one that is allowed. Where the structure determines the next bytes of
+the text (a key, a brace), that token is the tokenizer's own first token for these bytes. So what is
+forced is a function of the answer so far and needs no model.
+
+It knows bytes of tokens and structures. It does not know models, routers or logits.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from baco.errors import BacoError, one_line
+from baco.sampling.structure import Structure
+
+# int32 words of 32 tokens, the lowest bit first; the W words of a row cover all V tokens.
+Mask = NDArray[np.int32]
+
+_INSTALL = 'structured answers need llguidance: pip install "baco[structured]"'
+# JSON is written as json.dumps writes it, so that all between values is forced.
+_JSON_FORMAT: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# Compiled structures that a vocabulary keeps.
+_KEPT = 64
+# A compiled structure is tried on an answer of this many tokens, of which this stride picks each.
+_REHEARSED, _STRIDE = 48, 7919
+# Texts that precede a text while it is encoded, so that it is not encoded as the start of a text.
+_ANCHORS = ("\n", "(", "a")
+
+
+class Automaton:
+    """Where one answer is in its structure. One thread uses it at a time."""
+
+    def __init__(self, matcher: Any, vocabulary: "_TokenTable", kind: str) -> None:
+        self._matcher, self._vocabulary, self._kind = matcher, vocabulary, kind
+        self._read = 0  # tokens of the answer that the matcher has consumed
+        self._masks: dict[tuple[int, ...], Mask] = {}  # after the answer so far and these tokens
+
+    def masks(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Mask]:
+        """What is allowed after an answer, and after each of its draft tokens.
+
+        Args:
+            answer: its tokens. Since the last call it may have grown, or lost its last tokens.
+            drafted: draft tokens behind it. Behind one that is not allowed, everything is.
+
+        Returns:
+            A mask for each of the ``len(drafted) + 1`` positions.
+
+        Raises:
+            BacoError: no token is allowed, or the structure is too complex to go on.
+        """
+        self._catch_up(answer)
+        masks, consumed = [self._mask(())], 0
+        for place, token in enumerate(drafted):
+            if not _holds(masks[-1], token) or token in self._vocabulary.ends:
+                masks += [self._vocabulary.anything] * (len(drafted) - place)
+                break
+            after = tuple(drafted[: place + 1])
+            if after not in self._masks:
+                self._consume(drafted[consumed : place + 1])
+                consumed = place + 1
+            masks.append(self._mask(after))
+        self._matcher.rollback(consumed)
+        return masks
+
+    def forced(self, answer: Sequence[int], most: int) -> list[int]:
+        """The next tokens that are forced, up to ``most``; errors as for `masks`."""
+        self._catch_up(answer)
+        tokens: list[int] = []
+        while len(tokens) < most:
+            token = only_token(self._mask(tuple(tokens)))
+            if token is None:
+                break
+            tokens.append(token)
+            if token in self._vocabulary.ends:
+                break
+            self._consume([token])
+        self._matcher.rollback(len(tokens) - (bool(tokens) and tokens[-1] in self._vocabulary.ends))
+        return tokens
+
+    def rehearse(self, tokens: int) -> None:
+        """Follow some possible answer for a number of tokens; errors as for `masks`."""
+        answer: list[int] = []
+        while len(answer) < tokens:
+            allowed = np.flatnonzero(unpack_words(self.masks(answer, ())[0]))
+            going_on = [token for token in allowed.tolist() if token not in self._vocabulary.ends]
+            if not going_on:
+                break
+            answer.append(going_on[_STRIDE * len(answer) % len(going_on)])
+
+    def is_forced(self, mask: Mask) -> bool:
+        """Whether a mask allows one token, or only the end of the answer."""
+        if only_token(mask) is not None:
+            return True
+        return not (mask & self._vocabulary.continuing).any()
+
+    def _catch_up(self, answer: Sequence[int]) -> None:
+        if len(answer) == self._read:
+            return
+        if len(answer) < self._read:
+            self._matcher.rollback(self._read - len(answer))
+        else:
+            self._consume(answer[self._read :])
+        self._read = len(answer)
+        self._masks.clear()
+
+    def _consume(self, tokens: Sequence[int]) -> None:
+        if not self._matcher.consume_tokens(list(tokens)):
+            self._fail()
+
+    def _mask(self, after: tuple[int, ...]) -> Mask:
+        """The mask in the matcher's state, which is after the answer and these tokens."""
+        mask = self._masks.get(after)
+        if mask is None:
+            mask = self._vocabulary.anything.copy()
+            self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            mask &= self._vocabulary.writable
+            if self._matcher.is_error() or not mask.any():
+                self._fail()
+            self._masks[after] = mask
+        return mask
+
+    def _fail(self) -> None:
+        reason = self._matcher.get_error() or "no token of the vocabulary continues the answer"
+        raise BacoError(f"the answer's {self._kind} cannot be followed: {_tidy(reason)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constraint:
+    """A structure that is compiled for a vocabulary.
+
+    Attributes:
+        structure: that it was compiled from.
+    """
+
+    structure: Structure
+    _matcher: Any
+    _vocabulary: "_TokenTable"
+
+    @property
+    def before(self) -> Mask:
+        """What is allowed before the answer, while a model thinks: all but the end of text."""
+        return self._vocabulary.unended
+
+    def begin(self) -> Automaton:
+        """The automaton of a new answer."""
+        return Automaton(self._matcher.deep_copy(), self._vocabulary, self.structure.kind)
+
+
+class StructureCompiler:
+    """Compiles structures for one vocabulary, and keeps the latest. Any thread may use it.
+
+    Args:
+        data: the bytes of each token; empty for special tokens.
+        ends: the tokens that end an answer.
+        special: tokens that no structure allows, whatever their bytes; end tokens are not counted.
+        encode: a text's tokens as the tokenizer has them, without special ones.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[bytes],
+        ends: Collection[int],
+        special: Iterable[int],
+        encode: Callable[[str], Sequence[int]],
+    ) -> None:
+        self._data, self._ends, self._special, self._encode = data, ends, special, encode
+        self._vocabulary: _TokenTable | None = None
+        self._kept: OrderedDict[tuple[Structure, bool], Constraint] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, structure: Structure, *, joining_space: bool = False) -> Constraint:
+        """A structure as an automaton over the vocabulary.
+
+        Args:
+            structure: of the answer's text.
+            joining_space: whether one space may precede the text.
+
+        Raises:
+            BacoError: the structure is wrong, cannot be satisfied or is too complex; or llguidance
+                is not installed.
+        """
+        with self._lock:
+            key = (structure, joining_space)
+            constraint = self._kept.pop(key, None)
+            if constraint is None:
+                if self._vocabulary is None:
+                    self._vocabulary = _TokenTable(
+                        self._data, self._ends, self._special, self._encode
+                    )
+                constraint = _compile(structure, self._vocabulary, joining_space=joining_space)
+            self._kept[key] = constraint
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return constraint
+
+
+def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: bool) -> Constraint:
+    from llguidance import LLMatcher, LLParserLimits
+
+    grammar = _grammar(structure, joining_space=joining_space)
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise BacoError(_explained(structure, matcher.get_error()))
+    constraint = Constraint(structure, matcher, vocabulary)
+    try:
+        constraint.begin().rehearse(_REHEARSED)
+    except BacoError as error:
+        raise BacoError(
+            f"the {structure.kind} is too complex ({error}): make it simpler, for example with "
+            "fewer nested repetitions"
+        ) from error
+    return constraint
+
+
+def _grammar(structure: Structure, *, joining_space: bool) -> str:
+    """A structure as llguidance reads it."""
+    from llguidance import LLMatcher, regex_to_lark
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+    if structure.kind == "schema":
+        schema = LLMatcher.grammar_from_json_schema(structure.text, overrides=_JSON_FORMAT)
+        answer = json.loads(schema)["grammars"][0]
+    elif structure.kind == "regex":
+        # Digits and letters of ASCII, as in JSON schemas and JavaScript.
+        answer = {"lark_grammar": f"start: /{regex_to_lark(structure.text, 'dw')}/"}
+    elif structure.kind == "choice":
+        choices = map(json.dumps, json.loads(structure.text))
+        answer = {"lark_grammar": f"start: {' | '.join(choices)}"}
+    else:
+        try:
+            text = gbnf_to_lark(structure.text) if "::=" in structure.text else structure.text
+        except GbnfToLarkError as error:
+            raise BacoError(f"the grammar cannot be used: {one_line(error)}") from error
+        answer = {"lark_grammar": text}
+    opening = {"name": "opening", "lark_grammar": 'start: " "? @answer'}
+    grammars = [opening] if joining_space else []
+    return json.dumps({"grammars": [*grammars, answer | {"name": "answer"}]})
+
+
+class _TokenTable:
+    """A vocabulary as llguidance reads it.
+
+    Attributes:
+        tokenizer: llguidance's.
+        ends: the tokens that end an answer.
+        anything: the mask of all tokens.
+        unended: the same without the end tokens.
+        writable: the mask of the tokens that a structure can allow.
+        continuing: those of them that are no end tokens.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[bytes],
+        ends: Collection[int],
+        special: Iterable[int],
+        encode: Callable[[str], Sequence[int]],
+    ) -> None:
+        try:
+            from llguidance import LLTokenizer, TokenizerWrapper
+        except ImportError as error:
+            raise BacoError(_INSTALL) from error
+        if not ends:
+            raise BacoError("structured answers need an end token, and neither model names one")
+        self.ends = frozenset(ends)
+        apart = {*special, *ends, *(token for token, text in enumerate(data) if not text)}
+        self._data = [
+            b"\xff[%d]" % token if token in apart else text for token, text in enumerate(data)
+        ]
+        self._ids = {text: token for token, text in enumerate(self._data) if token not in apart}
+        self._longest = max(map(len, self._ids), default=1)
+        self._encode_text = encode
+        # What `TokenizerWrapper` reads.
+        self.tokens, self.special_token_ids = self._data, sorted(apart)
+        self.eos_token_id, self.bos_token_id = min(ends), None
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self), len(data), sorted(ends))
+        writable = np.zeros(-len(data) % 32 + len(data), dtype=np.bool_)
+        writable[: len(data)] = True
+        writable[sorted(apart - self.ends)] = False
+        self.writable = np.packbits(writable, bitorder="little").view(np.int32)
+        writable[sorted(self.ends)] = False
+        self.continuing = np.packbits(writable, bitorder="little").view(np.int32)
+        self.anything = np.full_like(self.writable, -1)
+        self.unended = self.anything & ~(self.writable & ~self.continuing)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """The ids of a text that continues another one; they spell it byte by byte."""
+        data = text if isinstance(text, bytes) else text.encode()
+        try:
+            decoded = data.decode()
+        except UnicodeDecodeError:
+            return self._greedy(data)
+        for anchor in _ANCHORS:
+            ids = list(self._encode_text(anchor + decoded))
+            begin, size = 0, 0
+            while begin < len(ids) and size < len(anchor):
+                size += len(self._data[ids[begin]].lstrip(b" "))
+                begin += 1
+            if b"".join(self._data[token] for token in ids[begin:]) == data:
+                return ids[begin:]
+        return self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token at each place; bytes without a token are left out."""
+        ids, at = list[int](), 0
+        while at < len(data):
+            for end in range(min(len(data), at + self._longest), at, -1):
+                if (token := self._ids.get(data[at:end])) is not None:
+                    ids.append(token)
+                    break
+            else:
+                end = at + 1
+            at = end
+        return ids
+
+
+def only_token(mask: Mask) -> int | None:
+    """The one token that a mask allows; None where it allows several."""
+    words = np.flatnonzero(mask)
+    if len(words) != 1:
+        return None
+    bits = int(mask[words[0]]) & 0xFFFFFFFF
+    return int(words[0]) * 32 + bits.bit_length() - 1 if bits & (bits - 1) == 0 else None
+
+
+def unpack(masks: Tensor, size: int) -> Tensor:
+    """From masks, int32 [N, W], to the tokens that they allow, bool [N, V]."""
+    if masks.device.type == "cpu":
+        words: NDArray[np.int32] = masks.numpy()
+        return torch.from_numpy(unpack_words(words)[:, :size])
+    bit = torch.arange(32, dtype=torch.int32, device=masks.device)
+    return (masks[:, :, None] >> bit & 1).flatten(1)[:, :size].bool()
+
+
+def unpack_words(masks: Mask) -> NDArray[np.bool_]:
+    """From masks [..., W] to bool [..., 32 · W]."""
+    return np.unpackbits(masks.view(np.uint8), axis=-1, bitorder="little").view(np.bool_)
+
+
+def _holds(mask: Mask, token: int) -> bool:
+    return bool(int(mask[token >> 5]) >> (token & 31) & 1)
+
+
+def _tidy(message: str) -> str:
+    """The line of an error message that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    causes = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return (causes or lines or [message])[0].rstrip(".")
+
+
+def _explained(structure: Structure, message: str) -> str:
+    """An error of the compiler in one line."""
+    cause = _tidy(message)
+    if structure.kind == "schema":
+        if cause.startswith("oneOf constraints"):
+            return (
+                "the schema's oneOf cannot be enforced, since an answer may fit several of its "
+                "schemas: use anyOf, or give each schema a property with a const of its own"
+            )
+        if cause.startswith("Unimplemented keys: "):
+            return f"the schema has keywords that are not supported: {cause.partition(': ')[2]}"
+        if cause.startswith("Unsatisfiable schema: "):
+            return f"no answer can satisfy the schema: {cause.partition(': ')[2]}"
+        return f"the schema cannot be used: {cause}"
+    return f"the {structure.kind} cannot be used: {cause}"
