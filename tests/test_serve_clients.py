@@ -261,3 +261,29 @@ def test_streams_agree_with_the_openapi_document(
     operations = {result.ok().label: result.ok() for result in described.get_all_operations()}
     case = operations[label].Case(body={"model": "baco", "stream": True, **prompt})
     assert case.call_and_validate().headers["content-type"][0].startswith("text/event-stream")
+
+
+def test_mikupads_request_with_no_model_chosen_is_answered_by_the_default_router(
+    server: Served,
+) -> None:
+    """The request that mikupad sends with its own defaults."""
+    sampling: dict[str, Any] = {
+        "temperature": 0.7,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "top_p": 0.95,
+        "top_k": 40,
+        "min_p": 0,
+        "repetition_penalty": 1.1,
+        "seed": 3,
+        "max_tokens": 16,
+        "logprobs": 10,
+    }
+    own = {"penalize_nl": False, "repetition_penalty_range": 256, "ban_eos_token": False}
+    body = {"model": "", "prompt": "My favourite place is", **sampling, **own}
+    with server.client as client:
+        reply = client.post("/v1/completions", json=body).json()
+        body = {"prompt": "My favourite place is", **sampling, "repetition_window": 256}
+        expected = client.post("/v1/completions", json=body).json()
+    assert reply["model"] == "baco"
+    assert reply["choices"] == expected["choices"]

@@ -78,6 +78,11 @@ COMMON = (
         ANY,
         "shapes a sampler of another server whose own switch is refused where it is on",
     ),
+    ForeignField(
+        "penalize_nl",
+        ANY,
+        "line breaks count like other tokens for repetition_penalty, as in llama.cpp",
+    ),
     # Values that say what holds anyway.
     ForeignField("skip_special_tokens", (True,), "special tokens are never part of a text"),
     ForeignField(
@@ -131,7 +136,7 @@ COMMON = (
     ),
     ForeignField("grammar_lazy", (False,), _NO_GRAMMAR),
     ForeignField(
-        "bad_words banned_strings custom_token_bans logits_processors",
+        "bad_words banned_strings banned_tokens custom_token_bans logits_processors",
         ([], ""),
         _BY_BIAS,
     ),

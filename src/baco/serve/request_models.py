@@ -81,6 +81,8 @@ _Bias = dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]]
 _EmptyList = Annotated[list[Any], Field(max_length=0)]
 _Biases = Annotated[_Bias, BeforeValidator(_mapping, json_schema_input_type=_Bias | _EmptyList)]
 _Spelling = Annotated[str, Field(max_length=MAX_SPELLING)]
+# Clients whose user has chosen no model send an empty name.
+_Model = Annotated[_Spelling, BeforeValidator(lambda name: "baco" if name == "" else name)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _Window = Annotated[_Whole, Field(ge=-1, le=2**31 - 1)]
 _Texts = Annotated[list[_NonEmpty], Field(max_length=MAX_STOPS)]
@@ -232,7 +234,9 @@ class GenerationRequest(Body):
 
     aliases = fields.ALIASES
 
-    model: _Spelling = Field("baco", description="baco, baco/base, baco/aligned or baco/ROUTER.")
+    model: _Model = Field(
+        "baco", description="baco, baco/base, baco/aligned, baco/ROUTER or baco/METHOD."
+    )
     router: _Spelling | None = Field(
         None, description="Such as P-Punc:0.4; by default P-Punc at the pair's calibrated middle."
     )
