@@ -182,11 +182,11 @@ def test_answers_hold_a_target_of_fresh_tokens_roughly(demo: Baco) -> None:
 
 
 def test_the_first_sample_has_none_to_differ_from(demo: Baco) -> None:
-    plain = decode(demo, ["P:0.2"])
-    for rule in ("P:0.2,distinct=0.9", "P:0.2,distinct=0.9,over=samples"):
-        apart = decode(demo, [rule])
-        assert apart[0][0] == plain[0][0]
-        assert apart[0][1] != plain[0][1]
+    plain = decode(demo, ["P:0.6"] * 3)
+    for rule in ("P:0.6,distinct=0.1", "P:0.6,distinct=0.1,over=samples"):
+        held = decode(demo, [rule] * 3)
+        assert [samples[0] for samples in held] == [samples[0] for samples in plain]
+        assert [samples[1] for samples in held] != [samples[1] for samples in plain]
 
 
 def test_the_base_share_of_a_prompts_samples_together_is_near_its_target(demo: Baco) -> None:

@@ -28,6 +28,7 @@ from baco.routing.learned import LearnedModel, features, fit
 from baco.routing.router import RuleRouter
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState
+from baco.text.prompts import Prompt
 
 # The largest weight of an answer; the mean is about 1.
 _MAX_WEIGHT = 20.0
@@ -80,15 +81,15 @@ def train(
             "the run has no answers that both models wrote: sweep routers, such as "
             "'baco sweep --router Rand --router P-Punc'"
         )
-    weights = _weights(groups, _qualities(run, groups, objective, models), objective)
+    weights = answer_weights(run, groups, objective, models)
     rows, sources, shares = [], [], []
     for group, weight in zip(groups, weights, strict=True):
         for sample, share in zip(group.samples, weight, strict=True):
             decided = decisions(baco.pair, group, sample)
             if decided is not None:
-                rows.append(decided[0])
-                sources.append(decided[1])
-                shares.append(torch.full((len(decided[1]),), share))
+                rows.append(decided.rows)
+                sources.append(decided.source)
+                shares.append(torch.full((len(decided.source),), share))
         advance()
     if sum(map(len, rows)) < _MIN_DECISIONS:
         raise BacoError(
@@ -109,14 +110,35 @@ def train(
     return replace(model, trained=trained)
 
 
-@torch.inference_mode()
-def decisions(pair: Pair, group: Group, sample: Sample) -> tuple[Tensor, Tensor] | None:
-    """The words of an answer that a router decided.
+def answer_weights(
+    run: Run, groups: Sequence[Group], objective: Objective, models: Mapping[str, str]
+) -> list[list[float]]:
+    """exp(advantage / β) of each answer of each group; 0 where it has no quality."""
+    return _weights(groups, _qualities(run, groups, objective, models), objective)
 
-    Returns:
-        Their features [N, F] and sources, bool [N], True for the base model; None where the answer
-        has none that both models can read.
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The N words of an answer that a router decided.
+
+    Attributes:
+        prompt: as both models read it.
+        tokens: of the answer.
+        at: their positions in it, int64 [N].
+        rows: features, float32 [N, F].
+        source: bool [N], True for the base model.
     """
+
+    prompt: Prompt
+    tokens: list[int]
+    at: Tensor
+    rows: Tensor
+    source: Tensor
+
+
+@torch.inference_mode()
+def decisions(pair: Pair, group: Group, sample: Sample) -> Decisions | None:
+    """The words of an answer that a router decided; None where both models can read none."""
     messages = [dict(message) for message in group.prompt.messages]
     prompt = pair.renderer.render(messages)
     tokens, sources = _tokens(pair, sample, prompt.joining_space)
@@ -130,8 +152,8 @@ def decisions(pair: Pair, group: Group, sample: Sample) -> tuple[Tensor, Tensor]
     state = BoundaryState.of(signals, previous, [(RuleRouter(None), "word")], route=False)
     source = torch.tensor(sources[: len(tokens)])
     active = torch.cat((torch.zeros(1, dtype=torch.bool), source[:-1]))
-    at = state.is_boundary(active)
-    return features(signals)[at].clone(), source[at]
+    at = state.is_boundary(active).nonzero()[:, 0]
+    return Decisions(prompt, tokens, at, features(signals)[at], source[at])
 
 
 def _mixed(sample: Sample) -> bool:
