@@ -24,7 +24,7 @@ from baco.evaluation.store import Run
 from baco.evaluation.train_router import Decisions, Objective, answer_weights, decisions
 from baco.models.pair import Pair
 from baco.routing.learned import fit
-from baco.source import MODELS
+from baco.source import MODELS, Source
 
 FOLDS = 5
 INPUTS = {
@@ -88,8 +88,8 @@ def read(run: Run, baco: Baco) -> Words:
             if decided is None or not len(decided.at):
                 continue
             count = len(decided.at)
-            answer = {"features": decided.rows, "is_base": decided.source}
-            answer |= hidden_states(baco.pair, decided)
+            answer: dict[str, Tensor] = {"features": decided.rows, "is_base": decided.source}
+            answer.update(hidden_states(baco.pair, decided).items())
             answer["weight"] = torch.full((count,), weight)
             answer["prompt"] = torch.full((count,), number)
             answer["by_chance"] = torch.full((count,), sample.setting.startswith("Rand"))
@@ -101,9 +101,9 @@ def read(run: Run, baco: Baco) -> Words:
 
 
 @torch.inference_mode()
-def hidden_states(pair: Pair, decided: Decisions) -> dict[str, Tensor]:
+def hidden_states(pair: Pair, decided: Decisions) -> dict[Source, Tensor]:
     """Each model's last hidden states before the decided words, float32 [N, width]."""
-    states: dict[str, Tensor] = {}
+    states: dict[Source, Tensor] = {}
     for source in MODELS:
         prompt = decided.prompt.base_ids if source == "base" else decided.prompt.aligned_ids
         ids = torch.tensor([[*prompt, *decided.tokens[:-1]]])
