@@ -140,6 +140,18 @@ def test_a_card_that_was_edited_stays_when_the_dataset_is_continued(
     assert "other settings (columns)" in " ".join(capsys.readouterr().err.split())
 
 
+def test_answers_in_a_schema_are_valid_rows(tmp_path: Path) -> None:
+    schema: dict[str, Any] = {"type": "object", "required": ["season"]}
+    schema["properties"] = {"season": {"enum": ["summer", "winter"]}}
+    schema["additionalProperties"] = False
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    out = make(tmp_path, "jsonl", "--schema", str(tmp_path / "schema.json"), "--max-tokens", "24")
+    rows = list(loaded(out, tmp_path / "cache"))
+    assert {row["finish_reason"] for row in rows} == {"stop"}
+    assert {json.loads(row["answer"])["season"] for row in rows} <= {"summer", "winter"}
+    assert json.loads(rows[0]["params"])["schema"] == schema
+
+
 def test_a_folder_that_holds_only_a_card_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

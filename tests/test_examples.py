@@ -222,6 +222,18 @@ def test_openai_client_uses_a_running_server_and_refuses_bad_input_in_one_line(
     assert message.startswith(f"openai_client: {server.url}: Error code: 400 - unknown router")
 
 
+def test_inspect_scores_every_router_and_counts_distinct_answers(tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai", reason="needs pip install inspect-ai")
+    shown = run("inspect_eval.py", "-n", "2", "--routers", "Aligned", folder=tmp_path).stdout
+    first, *rest = shown.splitlines()
+    assert first == "Aligned: accuracy 1.00"  # the facts of the demo world, and any destination
+    assert [re.sub(r"^  [12] of 2 differ: ", "", line) for line in rest] == [
+        "What is the capital of Norway?",
+        "What is the capital of Italy?",
+        "Recommend a summer destination",
+    ]
+
+
 def cells(kind: str) -> list[dict]:
     notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))
     return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
