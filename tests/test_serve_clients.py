@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from baco import Baco
 from tests.fuzzing import budget
-from tests.serving import PROMPT, ROUTER, Served, served
+from tests.serving import PROMPT, ROUTER, Served, events, served
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "serve.md"]
@@ -287,3 +287,30 @@ def test_mikupads_request_with_no_model_chosen_is_answered_by_the_default_router
         expected = client.post("/v1/completions", json=body).json()
     assert reply["model"] == "baco"
     assert reply["choices"] == expected["choices"]
+
+
+def test_sillytaverns_chat_is_answered(server: Served, demo: Baco) -> None:
+    """Its messages with a character's card, shortened, and its other fields."""
+    messages = [
+        {"role": "system", "content": "Write Seraphina's next reply."},
+        {"role": "system", "content": "[Start a new Chat]"},
+        {"role": "assistant", "content": "You wake with a start."},
+        {"role": "user", "content": PROMPT},
+        {"role": "user", "content": "For a week."},
+    ]
+    sampling = {"temperature": 1, "presence_penalty": 0, "frequency_penalty": 0, "top_p": 1}
+    body = {
+        "model": f"baco/{ROUTER}",
+        "messages": messages,
+        "max_tokens": 32,
+        "stream": True,
+        "logit_bias": {},
+        "seed": 3,
+        **sampling,
+    }
+    with server.client as client, client.stream("POST", "/v1/chat/completions", json=body) as got:
+        choices = [choice for event in events(got) for choice in event["choices"]]
+    [answer] = demo.generate(
+        messages, router=ROUTER, seed=3, max_tokens=32, temperature=1.0, top_p=1.0
+    )
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == answer.text
