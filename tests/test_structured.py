@@ -457,7 +457,9 @@ class Trip(pydantic.BaseModel):
 def test_a_pydantic_model_is_a_schema_and_parses_the_answer(demo: Baco) -> None:
     [answer] = demo.generate("Hi", schema=Trip, seed=1, max_tokens=80)
     assert isinstance(answer.parsed, Trip)
-    [plain] = demo.generate("Hi", schema=Trip.model_json_schema(), seed=1, max_tokens=80)
+    # A property that the model would ignore is not written.
+    closed = Trip.model_json_schema() | {"additionalProperties": False}
+    [plain] = demo.generate("Hi", schema=closed, seed=1, max_tokens=80)
     assert plain.text == answer.text
     assert plain.parsed == answer.parsed.model_dump()
     [free] = demo.generate("Hi", seed=1, max_tokens=8)
@@ -468,7 +470,7 @@ def test_records_name_the_structure_and_only_where_there_is_one(demo: Baco) -> N
     structure: dict[str, Any] = {"schema": Trip}
     answers = demo.generate("Hi", seed=1, max_tokens=8, **structure)
     row = record("Hi", demo.pair, structure | {"system": None, "switch": "word"}, answers)
-    assert row["params"]["schema"] == Trip.model_json_schema()
+    assert row["params"]["schema"] == Trip.model_json_schema() | {"additionalProperties": False}
     assert "regex" not in row["params"]
     json.dumps(row)
 

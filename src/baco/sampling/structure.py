@@ -80,7 +80,7 @@ def check_schema(given: Any) -> Schema | None:
         return given
     model = given if callable(getattr(given, "model_json_schema", None)) else None
     if model is not None:
-        given = model.model_json_schema()
+        given = _closed(model.model_json_schema())
     elif isinstance(given, str):
         try:
             given = json.loads(given)
@@ -92,13 +92,21 @@ def check_schema(given: Any) -> Schema | None:
         )
     try:
         text = json.dumps(given, ensure_ascii=False, allow_nan=False)
-        _check_keywords(given)
+        _check_keywords(json.loads(text))
     except (TypeError, ValueError) as error:
         raise BacoError(f"the schema cannot be written as JSON: {error}") from error
     except RecursionError as error:
         raise BacoError("the schema is nested too deeply: use $ref") from error
     check_characters("schema", text)
     return Schema(text, model)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a pydantic model without properties that the model would ignore."""
+    for _, part in _parts(schema, "#"):
+        if "properties" in part:
+            part.setdefault("additionalProperties", False)
+    return schema
 
 
 def _check_keywords(schema: Any) -> None:
@@ -112,9 +120,9 @@ def _check_keywords(schema: Any) -> None:
                 )
 
 
-def _parts(schema: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parts(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A schema and all schemas inside it, with their places."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return
     yield place, schema
     for keyword in _ONE:
@@ -124,7 +132,7 @@ def _parts(schema: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             for index, part in enumerate(schema[keyword]):
                 yield from _parts(part, f"{place}/{keyword}/{index}")
     for keyword in _NAMED:
-        if isinstance(schema.get(keyword), Mapping):
+        if isinstance(schema.get(keyword), dict):
             for name, part in schema[keyword].items():
                 yield from _parts(part, f"{place}/{keyword}/{name}")
 

@@ -44,7 +44,7 @@ def _equal(value: Any, neutral: Any) -> bool:
 
 
 _NO_SAMPLER = "this server truncates by top_k, top_p and min_p, and by what samplers names"
-_NO_GRAMMAR = "no answer is held to a format or a grammar; ask for the format in the prompt"
+_NO_GRAMMAR = "give response_format or structured_outputs"
 _NO_SEARCH = "answers are drawn, not searched for"
 _NO_TOOLS = "no tools are called"
 _TEXT_ALONE = "both models read and write text alone"
@@ -53,6 +53,15 @@ _NOT_TOLD = "replies have no such entry"
 _BY_BIAS = "give logit_bias"
 _ELSEWHERE = "this belongs to another server's machinery"
 
+# Of structured_outputs.
+STRUCTURED = (
+    ForeignField(
+        "disable_any_whitespace disable_additional_properties",
+        ANY,
+        "JSON is written on one line, and a schema says which properties are allowed",
+    ),
+    ForeignField("disable_fallback", ANY, "there is one compiler of structures"),
+)
 # Of both endpoints.
 COMMON = (
     # Any value.
@@ -127,10 +136,9 @@ COMMON = (
     ForeignField("sampler_priority sampler_order", ([],), _NO_SAMPLER),
     ForeignField("guidance_scale", (1,), "no answer is guided by a second prompt"),
     ForeignField("negative_prompt", ("",), "no answer is guided by a second prompt"),
-    ForeignField("response_format", ({"type": "text"},), _NO_GRAMMAR),
     ForeignField(
         "grammar grammar_string json_schema regex ebnf guided_json guided_regex guided_choice "
-        "guided_grammar structured_outputs",
+        "guided_grammar",
         ("", [], {}),
         _NO_GRAMMAR,
     ),

@@ -17,6 +17,7 @@ from baco.routing.parser import catalogue, named_files
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
+from baco.sampling.structure import ANY_OBJECT
 from baco.serve.errors import UnknownModelError, shown
 from baco.serve.methods import MethodRequest
 from baco.serve.request_models import (
@@ -88,18 +89,23 @@ class ParsedRequest:
             pause: called between pieces of work; an exception that it raises ends the work.
 
         Raises:
-            BacoError: a template that fails, or a prompt that is too long.
+            BacoError: a template that fails, a prompt that is too long, or a structure that cannot
+                be used.
         """
         prompt, limits = self.prompts[index], pair.limits(self.router, self.explain)
         if self.raw:
-            return pair.renderer.raw(prompt, limits=limits, pause=pause)  # type: ignore[arg-type]
-        return pair.renderer.render(
-            prompt,  # type: ignore[arg-type]
-            template_args=self.template_args,
-            continue_final=self.continue_final,
-            limits=limits,
-            pause=pause,
-        )
+            rendered = pair.renderer.raw(prompt, limits=limits, pause=pause)  # type: ignore[arg-type]
+        else:
+            rendered = pair.renderer.render(
+                prompt,  # type: ignore[arg-type]
+                template_args=self.template_args,
+                continue_final=self.continue_final,
+                limits=limits,
+                pause=pause,
+            )
+        if self.params.structure is not None:  # compiled here, so that the decoder finds it ready
+            pair.structures.compile(self.params.structure, joining_space=rendered.joining_space)
+        return rendered
 
     def submit(self, prompt: Prompt, decoder: Decoder) -> int:
         """Give a rendered prompt to a decoder; returns its ticket."""
@@ -201,6 +207,10 @@ class RequestParser:
                     f"{name} goes with a router, and {body.model} is a method: leave it out, or "
                     "name another model"
                 )
+        if _structure(body):
+            raise BacoError(
+                f"{body.model} is a method, whose answers cannot be held to a structure"
+            )
         _continues(body)
         if body.messages[-1].role != "user":
             raise BacoError(
@@ -299,6 +309,8 @@ class RequestParser:
         given = self._sampling(body, len(prompts), longest, logprobs)
         self._check_ids(prompts)
         params = self._baco.pair.defaults.updated(given)
+        if params.structure is not None:
+            self._baco.capabilities.check_structure(params.structure)
         return ParsedRequest(
             prompts,
             raw,
@@ -334,7 +346,9 @@ class RequestParser:
         if body.logit_bias:
             given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
             self._check_known("logit_bias", given["logit_bias"])
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None} | _structure(
+            body
+        )
 
     def _router(self, body: GenerationRequest) -> Router:
         if self.method_of(body.model) is not None:
@@ -427,3 +441,28 @@ def _message(message: Message) -> dict[str, str]:
         content = "".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role
     return {"role": role, "content": content}
+
+
+def _structure(body: GenerationRequest) -> dict[str, Any]:
+    """The sampling parameters for what an answer has to be."""
+    given: list[tuple[str, Any]] = []
+    if (form := body.response_format) is not None:
+        if form.json_schema is not None:
+            given.append(("schema", form.json_schema.given))
+        elif form.type == "json_object":
+            given.append(("schema", ANY_OBJECT))
+    if (outputs := body.structured_outputs) is not None:
+        if outputs.json_object:
+            given.append(("schema", ANY_OBJECT))
+        named = (
+            ("schema", outputs.given),
+            ("regex", outputs.regex),
+            ("choice", outputs.choice),
+            ("grammar", outputs.grammar),
+        )
+        given += [(name, value) for name, value in named if value is not None]
+    if len(given) > 1:
+        raise BacoError(
+            "response_format and structured_outputs name more than one structure: give one"
+        )
+    return dict(given)

@@ -229,6 +229,40 @@ class Message(Strict):
         return self
 
 
+class JsonSchema(Strict):
+    """The schema of a response format."""
+
+    name: str | None = Field(None, description="Without effect.")
+    description: str | None = Field(None, description="Without effect.")
+    given: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="Without effect: schemas are always followed.")
+
+
+class ResponseFormat(Strict):
+    """What an answer is, as OpenAI's API says it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise refused("goes with the type 'json_schema', and the type with it", "json_schema")
+        return self
+
+
+class StructuredOutputs(Strict):
+    """What an answer is, as vLLM says it: one of these."""
+
+    foreign = fields.by_name(fields.STRUCTURED)
+
+    given: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: _NonEmpty | None = None
+    choice: Annotated[list[_NonEmpty], Field(min_length=1)] | None = None
+    grammar: _NonEmpty | None = None
+
+
 class GenerationRequest(Body):
     """Fields of both endpoints. A field that is left out has the pair's default."""
 
@@ -284,6 +318,12 @@ class GenerationRequest(Body):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(
+        None, description="text, json_object, or json_schema with a schema."
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="json, json_object, regex, choice or grammar, as in vLLM."
+    )
     cache_salt: _NonEmpty | None = Field(
         None, description="Requests with different salts share no kept prefix."
     )
