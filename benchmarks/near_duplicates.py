@@ -1,6 +1,7 @@
 """Time, peak memory and accuracy of `baco dataset dedupe` on synthetic rows.
 
     python -m benchmarks.near_duplicates [--rows 1000000] [--folder FOLDER]
+    python -m benchmarks.near_duplicates --libraries     # signatures a second; needs datasketch
 
 Rows are answers of 60 words, drawn from 20,000 words by Zipf's law. One in ten is a copy of an
 earlier row, and one in ten is an earlier row with one or two words replaced: similarity 0.9 or 0.8
@@ -65,12 +66,33 @@ def write_rows(path: Path, count: int) -> tuple[int, int]:
     return exact, near
 
 
+def compare_libraries(count: int = 5000) -> None:
+    """Print how many signatures of 128 permutations rensa and datasketch make a second."""
+    import datasketch
+    import rensa
+
+    random = np.random.default_rng(1)
+    drawn = random.integers(5000, size=(count, WORDS)).tolist()
+    texts = [[f"w{a} w{b} w{c}" for a, b, c in zip(r, r[1:], r[2:], strict=False)] for r in drawn]
+    data = [[shingle.encode() for shingle in row] for row in texts]
+    started = time.perf_counter()
+    rensa.RMinHash.digests_from_token_sets(texts, 128, 1)
+    between = time.perf_counter()
+    datasketch.MinHash.bulk(data, num_perm=128)
+    seconds = between - started, time.perf_counter() - between
+    print(f"rensa {count / seconds[0]:,.0f} a second, datasketch {count / seconds[1]:,.0f}")
+
+
 def main() -> None:
     """Write rows, remove their duplicates in a process of its own, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--libraries", action="store_true")
     args = parser.parse_args()
+    if args.libraries:
+        compare_libraries()
+        return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path, out = Path(folder) / "rows.jsonl", Path(folder) / "out"
         exact, near = write_rows(path, args.rows)
