@@ -41,7 +41,7 @@ _FEWEST_WORDS = 3
 _GRAM, _MOST_REPEATS = 4, 2
 # Answers carry marks of the training data where base models run on.
 _MARKUP = re.compile(r"</?\w+>|https?://|\[\w+\]|Question:|Answer:|```|\\\w+{")
-_ENGLISH = re.compile(r"[\w\s.,;:!?'\"“”‘’()\[\]*#%$&/+=–—…-]+", re.ASCII)
+_ENGLISH = re.compile(r"[\w\s.,;:!?'\"“”‘’()\[\]*#%$&/+=–—…•-]+", re.ASCII)
 
 Judge = Callable[[Sequence[Group]], list[float | None]]
 
@@ -112,16 +112,16 @@ def _well_formed(groups: Sequence[Group]) -> list[float | None]:
 
 
 def well_formed(text: str) -> bool:
-    """Has an answer words enough, no loop, no markup, no foreign signs, and a first sentence that
-    begins like one?
+    """Has an answer words enough, no loop, no markup, no foreign letters, and the beginning of a
+    sentence or a list?
     """
     words = text.split()
     grams = Counter(zip(*(words[start:] for start in range(_GRAM)), strict=False))
-    begins = text.lstrip("\"'“*#- 0123456789.)")[:1]
+    begins = text.lstrip("\"'“*#-•(). ")[:1]
     return (
         len(words) >= _FEWEST_WORDS
         and max(grams.values(), default=0) <= _MOST_REPEATS
-        and begins.isupper()
+        and (begins.isupper() or begins.isdigit())
         and _MARKUP.search(text) is None
         and _ENGLISH.fullmatch(text) is not None
     )

@@ -213,7 +213,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"response_format": {"type": "json_schema"}}, 400, "goes with the type 'json_schema'"),
     ({"response_format": {"type": "xml"}}, 400, "response_format.type is 'xml'"),
     ({"guided_json": {"type": "object"}}, 400, "give response_format or structured_outputs"),
-    ({"tools": [{"type": "function"}]}, 400, "this is not supported; no tools are called"),
+    ({"tool_choice": "required"}, 400, "this is not supported; no tools are called"),
     ({"tempreature": 1}, 400, "tempreature is not a parameter"),
     ({"logit_bias": {"99999": 1}}, 400, "logit_bias names token 99999"),
     ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),

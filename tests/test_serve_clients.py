@@ -314,3 +314,15 @@ def test_sillytaverns_chat_is_answered(server: Served, demo: Baco) -> None:
         messages, router=ROUTER, seed=3, max_tokens=32, temperature=1.0, top_p=1.0
     )
     assert "".join(choice["delta"].get("content") or "" for choice in choices) == answer.text
+
+
+def test_tools_that_a_client_offers_change_no_answer(server: Served) -> None:
+    """Open WebUI offers its own tools with every message."""
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 16, "seed": 3}
+    tool = {"type": "function", "function": {"name": "get_current_timestamp", "parameters": {}}}
+    with server.client as client:
+        replies = [
+            client.post("/v1/chat/completions", json={**body, **offered}).json()
+            for offered in ({}, {"tools": [tool]}, {"tools": [tool], "tool_choice": "auto"})
+        ]
+    assert replies[0]["choices"] == replies[1]["choices"] == replies[2]["choices"]

@@ -191,7 +191,8 @@ COMMON = (
 # Of conversations.
 CHAT = (
     ForeignField("parallel_tool_calls parse_tool_calls", ANY, _NO_TOOLS),
-    ForeignField("tools functions", ([],), _NO_TOOLS),
+    # A model may always answer without a tool, unless tool_choice says otherwise.
+    ForeignField("tools functions", ANY, _NO_TOOLS),
     ForeignField("tool_choice function_call", ("none", "auto"), _NO_TOOLS),
     ForeignField("web_search_options", (), _NO_TOOLS),
     ForeignField("modalities", (["text"],), _TEXT_ALONE),
