@@ -411,24 +411,19 @@ def _threshold(spelling: str, text: str, earlier: float | None) -> float:
     return number
 
 
-def _share(spelling: str, text: str) -> float:
-    share = _number(text)
-    if not 0 <= share <= 1:
-        raise BacoError(
-            f"router {spelling!r}: share={text}: give the base share to hold, from 0 to 1, such as "
-            "share=0.2"
-        )
-    return share
+def _target(key: str, what: str, example: float) -> Callable[[str, str], float]:
+    """What reads the share that a threshold holds from a spelling and the value in it."""
 
+    def read(spelling: str, text: str) -> float:
+        share = _number(text)
+        if not 0 <= share <= 1:
+            raise BacoError(
+                f"router {spelling!r}: {key}={text}: give {what}, from 0 to 1, such as "
+                f"{key}={example:g}"
+            )
+        return share
 
-def _distinct(spelling: str, text: str) -> float:
-    share = _number(text)
-    if not 0 <= share <= 1:
-        raise BacoError(
-            f"router {spelling!r}: distinct={text}: give the share of tokens that earlier samples "
-            "do not have, from 0 to 1, such as distinct=0.5"
-        )
-    return share
+    return read
 
 
 def _over(spelling: str, text: str) -> str:
@@ -449,8 +444,8 @@ def _siblings(spelling: str, text: str) -> float:
 
 # The arguments that move a threshold, and what reads their values.
 _ADAPT: dict[str, Callable[[str, str], Any]] = {
-    "share": _share,
-    "distinct": _distinct,
+    "share": _target("share", "the base share to hold", 0.2),
+    "distinct": _target("distinct", "the share of tokens that earlier samples do not have", 0.5),
     "siblings": _siblings,
     "over": _over,
 }
