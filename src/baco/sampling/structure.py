@@ -93,6 +93,8 @@ def check_schema(given: Any) -> Schema | None:
     try:
         text = json.dumps(given, ensure_ascii=False, allow_nan=False)
         _check_keywords(json.loads(text))
+    except BacoError:
+        raise
     except (TypeError, ValueError) as error:
         raise BacoError(f"the schema cannot be written as JSON: {error}") from error
     except RecursionError as error:
