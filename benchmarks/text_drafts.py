@@ -10,7 +10,6 @@ the second one at all, which no drafter over these n-grams can exceed. A forward
 saved where all its rows have an accepted draft.
 """
 
-import argparse
 from collections import Counter
 from typing import Any
 
@@ -18,7 +17,7 @@ from baco import Baco
 from baco.engine.speculative.ngram import CONTEXTS, NgramTable
 from baco.source import MODELS
 from baco.text.shared_text import EncodingStats, OwnTokens
-from benchmarks.two_tokenizers import PROMPTS
+from benchmarks.two_tokenizers import PROMPTS, argument_parser
 
 
 def count(baco: Baco, prompt: str, router: str, n: int, options: dict[str, Any]) -> Counter[str]:
@@ -58,13 +57,8 @@ def count(baco: Baco, prompt: str, router: str, n: int, options: dict[str, Any])
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--aligned", required=True)
-    parser.add_argument("-r", "--router", default="P-Punc:0.4")
-    parser.add_argument("-n", type=int, nargs="+", default=[1, 8])
+    parser = argument_parser(__doc__.splitlines()[0])
     parser.add_argument("-t", "--temperature", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--max-tokens", type=int, default=48)
     given = parser.parse_args()
     baco = Baco.load(base=given.base, aligned=given.aligned, separate_tokenizers=True)
     for temperature in given.temperature:

@@ -56,15 +56,20 @@ def measure(baco: Baco, router: str, n: int, max_tokens: int) -> str:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a measurement of a pair with two tokenizers."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--base", required=True)
     parser.add_argument("--aligned", required=True)
     parser.add_argument("-r", "--router", default="P-Punc:0.4")
     parser.add_argument("-n", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--max-tokens", type=int, default=48)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure and print."""
+    given = argument_parser(__doc__.splitlines()[0]).parse_args()
     baco = Baco.load(base=given.base, aligned=given.aligned, separate_tokenizers=True)
     for n in given.n:
         for router in ("Base", "Aligned", given.router):

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -175,8 +176,8 @@ class StructureCompiler:
         special: Iterable[int],
         encode: Callable[[str], Sequence[int]],
     ) -> None:
-        self._data, self._ends, self._special, self._encode = data, ends, special, encode
-        self._vocabulary: _TokenTable | None = None
+        self._make_vocabulary = partial(_TokenTable, data, ends, special, encode)
+        self._vocabulary: _TokenTable | None = None  # made when it is first needed
         self._kept: OrderedDict[tuple[Structure, bool], Constraint] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -196,9 +197,7 @@ class StructureCompiler:
             constraint = self._kept.pop(key, None)
             if constraint is None:
                 if self._vocabulary is None:
-                    self._vocabulary = _TokenTable(
-                        self._data, self._ends, self._special, self._encode
-                    )
+                    self._vocabulary = self._make_vocabulary()
                 constraint = _compile(structure, self._vocabulary, joining_space=joining_space)
             self._kept[key] = constraint
             while len(self._kept) > _KEPT:

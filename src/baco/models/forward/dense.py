@@ -224,7 +224,7 @@ class DenseForward:
         turns = {}
         for kind, table in rotations.items():
             at = positions if long is None else positions + long[:, None] * (len(table) // 2)
-            turns[kind] = table[at.view(-1)].unbind(1)
+            turns[kind] = table[at.reshape(-1)].unbind(1)
         last = width or keys[0].shape[2]
         starts = {window: _first_column(window, shortest, last) for window in self._windows}
         masks = self._masks(columns, starts, last)
@@ -235,7 +235,9 @@ class DenseForward:
         slots = self._slots(columns, keys[0].shape[2])
         multiplier = self._residual_multiplier
         plain = multiplier == 1  # then the operator starts sooner
-        hidden = self._embed(tokens.view(-1))  # [B * T, hidden]: products of matrices start sooner
+        hidden = self._embed(
+            tokens.reshape(-1)
+        )  # [B * T, hidden]: products of matrices start sooner
         if self._embedding_multiplier != 1:
             hidden = hidden * self._embedding_multiplier
         for index, (layer, own_keys, own_values) in enumerate(
