@@ -212,8 +212,18 @@ def test_turns_are_rendered_for_both_and_the_next_opening_is_known(llama: Baco) 
         {"role": "user", "content": "C"},
     ]
     rendered = llama.pair.renderer.render(turns)
-    assert rendered.base_text == "Question: A\nAnswer: B\n\nQuestion: C\nAnswer:\n"
+    assert rendered.base_text == "Question: A\nAnswer:\nB\n\nQuestion: C\nAnswer:\n"
     assert llama.pair.renderer.turn_opening == "Question:"
+
+
+def test_the_next_turn_continues_what_both_models_read(llama: Baco, demo: Baco) -> None:
+    question = {"role": "user", "content": "Where to?"}
+    for baco, answer in ((llama, "Naxos."), (demo, " Naxos.")):  # as it was drawn
+        first = baco.pair.renderer.render([question])
+        replied = {"role": "assistant", "content": answer.strip()}
+        second = baco.pair.renderer.render([question, replied, question])
+        assert second.base_text.startswith(first.base_text + answer)
+        assert second.aligned_text.startswith(first.aligned_text + answer)
 
 
 def test_templates_can_be_overridden(llama: Baco) -> None:

@@ -334,7 +334,7 @@ def test_earlier_thinking_is_not_read_again(tokenizer: Any) -> None:
     earlier = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nSo."}
     question = {"role": "user", "content": "Why?"}
     prompt = both.render([question, earlier, question])
-    assert prompt.base_text == "Question: Why?\nAnswer: So.\n\nQuestion: Why?\nAnswer:\n"
+    assert prompt.base_text == "Question: Why?\nAnswer:\nSo.\n\nQuestion: Why?\nAnswer:\n"
     assert "Hm." not in prompt.aligned_text
 
 

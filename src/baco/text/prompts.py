@@ -35,7 +35,7 @@ BASE_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message.role == "system" -%}{{ message.content + "\\n\\n" }}
 {%- elif message.role == "user" -%}{{ "Question: " + message.content + "\\n" }}
-{%- else -%}{{ "Answer: " + message.content + "\\n\\n" }}
+{%- else -%}{{ "Answer:" + (answer_lead or " ") + message.content + "\\n\\n" }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ "Answer:" + answer_lead }}{%- endif -%}
