@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from baco import Baco, BacoError
-from baco.calibration.diagnose import diagnose
 from baco.cli import run
 from baco.engine.engine import Engine
 from baco.integrations.transformers import as_transformers
@@ -469,8 +468,6 @@ def test_methods_and_prompts_of_token_ids_need_one_tokenizer() -> None:
         Engine(baco.pair)
     with pytest.raises(BacoError, match="a prompt of token ids needs one tokenizer"):
         baco.decoder().submit_text((1, 2, 3), router=baco.router("P:0.5"))
-    with pytest.raises(BacoError, match="diagnose needs one tokenizer"):
-        diagnose(baco, [PROMPT, "Where?"])
     with pytest.raises(BacoError, match="the transformers object needs one tokenizer"):
         as_transformers(baco)
 
@@ -584,9 +581,16 @@ def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
         refused = capsys.readouterr().err.strip().splitlines()
         assert message in refused[-1]
         assert len(refused) <= 2
-    assert run(["diagnose", *pair]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.endswith("or measure this pair with --frontier")
+    diagnose = ["diagnose", *pair, "--prompts", str(prompts), "-n", "1", "--max-tokens", "12"]
+    assert run(diagnose) == 0
+    shown = capsys.readouterr().out
+    for line in ("same next word", "share of base words", "safe seam", "left out: overlap"):
+        assert line in shown
+    assert run([*diagnose, "--json"]) == 0
+    diagnosis = json.loads(capsys.readouterr().out)
+    assert diagnosis["overlap"] is None
+    assert diagnosis["left_out"].keys() == {"overlap", "Gap"}
+    assert diagnosis["shared_text"]["rolled_back"] <= diagnosis["shared_text"]["read"]
 
 
 def test_the_server_spells_log_probabilities_in_the_ids_of_their_source() -> None:

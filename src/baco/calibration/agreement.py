@@ -112,10 +112,22 @@ def sources_along(signals: Signals, routers: Sequence[Router], answer: Sequence[
     previous = torch.tensor([NO_TOKEN, *answer[:-1]], dtype=torch.int64)
     # Word boundaries are the same for all routers: only the choices have a row for each.
     state = BoundaryState.of(signals, previous, [(routers[0], "word")], route=False)
-    state = replace(state, router_choice=torch.stack([router(signals) for router in routers]))
+    choices = torch.stack([router(signals) for router in routers])
+    return follow(replace(state, router_choice=choices))
+
+
+def follow(state: BoundaryState) -> Tensor:
+    """The sources along N positions of one answer, which are decided in turn.
+
+    Args:
+        state: of the positions [N]; its ``router_choice`` is [R, N].
+
+    Returns:
+        bool [R, N], True for the base model.
+    """
     sources = torch.zeros_like(state.router_choice)
     active = sources[:, 0]
-    for at in range(len(answer)):
+    for at in range(sources.shape[1]):
         position = BoundaryState(
             state.router_choice[:, at],
             state.free[at],

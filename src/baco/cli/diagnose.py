@@ -13,10 +13,11 @@ from baco.cli.calibrate import PromptFile, default_prompts, read_prompts
 from baco.cli.console import out, print_json
 from baco.cli.frontier import SAMPLES, FrontierOptions, frontier
 from baco.cli.progress import steps
-from baco.errors import BacoError, DifferentTokenizersError, UnfitPairError
+from baco.errors import UnfitPairError
+from baco.source import Source
 
 if TYPE_CHECKING:
-    from baco.calibration.diagnose import Diagnosis
+    from baco.calibration.diagnose import Diagnosis, TextFigures
 
 PROMPTS = 12
 _COLOURS = {"good": "bold green", "doubtful": "bold yellow", "useless": "bold red"}
@@ -48,6 +49,8 @@ def diagnose(
 ) -> None:
     """Measure where two models agree, what routers would do, and whether the pair suits BACo.
 
+    Models with different tokenizers are compared word by word.
+
     With --frontier: a small sweep that says whether a router gets beyond the aligned model's own
     temperature and min-p on your prompts, and which, or which temperature to use without BACo. It
     can be stopped at any moment; the same command continues.
@@ -64,12 +67,10 @@ def diagnose(
     if questions is not None:
         check_prompts(questions)
     try:
-        baco = opt.load(models, weights, templates, separate_tokenizers=False)
+        baco = opt.load(models, weights, templates)
         opt.take_today(baco)
         questions = questions or default_prompts(baco)[:PROMPTS]
         baco.pair.renderer.render(questions[0])
-    except DifferentTokenizersError as error:
-        raise BacoError(f"{error}, or measure this pair with --frontier") from error
     except UnfitPairError as error:
         name, base, aligned = models.arguments().values()
         _show_unfit(name or f"{base} + {aligned}", str(error), as_json)
@@ -91,21 +92,8 @@ def diagnose(
 
 def _show(result: "Diagnosis") -> None:
     console = out()
-    nats = max(result.entropy_base, result.entropy_aligned, 1e-9)  # the longer of the two bars
     figures = Table("figure", "", "", box=box.SIMPLE, show_header=False)
-    rows = (
-        ("same next token", result.agreement, _bar(result.agreement)),
-        *((f"  {role}", share, _bar(share)) for role, share in result.agreement_by_role.items()),
-        ("overlap of distributions", result.overlap, _bar(result.overlap)),
-        ("entropy of base, nats", result.entropy_base, _bar(result.entropy_base / nats)),
-        ("entropy of aligned, nats", result.entropy_aligned, _bar(result.entropy_aligned / nats)),
-        ("gain from the prompt, nats per token", result.prompt_gain, ""),
-        ("base ends its answers", result.base_ends, _bar(result.base_ends)),
-        ("aligned ends its answers", result.aligned_ends, _bar(result.aligned_ends)),
-        ("same spelling of the first token", result.first_token, _bar(result.first_token)),
-        ("time per token over aligned alone", result.cost, ""),
-    )
-    for name, value, picture in rows:
+    for name, value, picture in _figures(result):
         figures.add_row(name, f"{value:.2f}", picture)
     console.print(figures, soft_wrap=False)
     if result.partings:
@@ -117,18 +105,21 @@ def _show(result: "Diagnosis") -> None:
             row = (p["role"], repr(p["base"]), repr(p["aligned"]), str(p["times"]))
             partings.add_row(*(Text(cell) for cell in row))
         console.print(partings, soft_wrap=False)
-    shares = Table("router", "base share at γ", box=box.SIMPLE)
+    share, read = "base share at γ", "tokens"
+    if result.shared_text is not None:
+        share, read = "share of base words at γ", "words"
+    shares = Table("router", share, box=box.SIMPLE)
     by_router: dict[str, list[str]] = {}
-    for spelling, share in result.base_share.items():
+    for spelling, part in result.base_share.items():
         name, _, gamma = spelling.partition(":")
-        by_router.setdefault(name, []).append(f"{gamma}: {share:.0%}" if gamma else f"{share:.0%}")
+        by_router.setdefault(name, []).append(f"{gamma}: {part:.0%}" if gamma else f"{part:.0%}")
     for name, shares_at_gamma in by_router.items():
         shares.add_row(name, "   ".join(shares_at_gamma))
     console.print(shares, soft_wrap=False)
     console.print(
         Text.assemble(
             (result.verdict, _COLOURS[result.verdict]),
-            f" for BACo ({result.prompts} prompts, {result.positions} tokens read by both)",
+            f" for BACo ({result.prompts} prompts, {result.positions} {read} read by both)",
         )
     )
     for reason in result.reasons:
@@ -141,6 +132,50 @@ def _show(result: "Diagnosis") -> None:
         forward = f"read by {result.forwards[source]}: {times}"
         console.print(f"{source}: {weights}; {forward}", style="dim")
     console.print(f"both: {result.sharing}", style="dim")
+    if result.shared_text is not None:
+        _show_shared_text(result.shared_text)
+    for name, reason in result.left_out.items():
+        console.print(f"left out: {name}: {reason}", style="dim", markup=False)
+
+
+def _figures(result: "Diagnosis") -> list[tuple[str, float, str]]:
+    """Names, values and bars."""
+    text = result.shared_text
+    next_one, unit = ("token", "") if text is None else ("word", f" per {result.unit}")
+    rows = [
+        (f"same next {next_one}", result.agreement, _bar(result.agreement)),
+        *((f"  {role}", share, _bar(share)) for role, share in result.agreement_by_role.items()),
+    ]
+    if result.overlap is not None:
+        rows.append(("overlap of distributions", result.overlap, _bar(result.overlap)))
+    entropies: dict[Source, float] = {
+        "base": result.entropy_base,
+        "aligned": result.entropy_aligned,
+    }
+    longest = max(*entropies.values(), 1e-9)  # of the two bars
+    for model, nats in entropies.items():
+        rows.append((f"entropy of {model}, nats{unit}", nats, _bar(nats / longest)))
+        if text is not None:
+            rows.append(("  at word starts, nats per token", text.word_entropy[model], ""))
+    return [
+        *rows,
+        ("gain from the prompt, nats per token", result.prompt_gain, ""),
+        ("base ends its answers", result.base_ends, _bar(result.base_ends)),
+        ("aligned ends its answers", result.aligned_ends, _bar(result.aligned_ends)),
+        ("same spelling of the first token", result.first_token, _bar(result.first_token)),
+        (f"time per {result.unit} over aligned alone", result.cost, ""),
+    ]
+
+
+def _show_shared_text(figures: "TextFigures") -> None:
+    """Show what sharing a text costs the models."""
+    seams = " and ".join(f"{share:.0%} for {model}" for model, share in figures.seams.items())
+    out().print(
+        f"text: {figures.encoding:.2%} of the time went into encoding, {figures.rolled_back} of "
+        f"{figures.read} tokens read were rolled back, {figures.whole} texts were encoded from "
+        f"their start; words that begin at a safe seam: {seams}",
+        style="dim",
+    )
 
 
 def _show_unfit(pair: str, reason: str, as_json: bool) -> None:

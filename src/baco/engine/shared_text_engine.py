@@ -29,7 +29,7 @@ from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.pair import Pair
 from baco.routing.router import Router
 from baco.routing.signals import Distribution, Signals
-from baco.routing.two_vocabularies import check_router, is_boundary
+from baco.routing.two_vocabularies import check_router, is_boundary, read_model
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.sampler import SamplingTensors, draw, most_likely, penalise
 from baco.sampling.sampler_chain import Context, apply_chains
@@ -243,11 +243,10 @@ class SharedTextEngine(ScheduledEngine):
             else unread
             for model in MODELS
         }
-        only = next(iter(router.reads)) if len(router.reads) == 1 else "base"
         signals = Signals(
             logits["base"],
             logits["aligned"],
-            self._vocabularies[only],
+            self._vocabularies[read_model(router)],
             coin(self._keys(rows), ROUTER),
             self._vocabularies,
         )

@@ -9,6 +9,7 @@ word starts of its own vocabulary.
 
 from baco.errors import BacoError
 from baco.routing.router import Router, RuleRouter, is_stateful
+from baco.source import Source
 
 
 def is_boundary(*, first: bool, text_is_open: bool, starts_word: bool) -> bool:
@@ -27,6 +28,11 @@ def reads_one_model(router: Router) -> bool:
     if isinstance(router, RuleRouter):
         return router.logit is None or len(router.logit.models) < 2
     return len(router.reads) < 2
+
+
+def read_model(router: Router) -> Source:
+    """The model whose vocabulary a router reads roles from."""
+    return next(iter(router.reads)) if len(router.reads) == 1 else "base"
 
 
 def check_router(router: Router) -> None:

@@ -285,6 +285,11 @@ class OwnTokens:
     _places: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     _fixed: int = 0  # index after the last drawn token without text, which is never replaced
 
+    @property
+    def places(self) -> dict[int, int]:
+        """Places in the text between two ids → the number of ids before them."""
+        return dict(self._places)
+
     def copy(self) -> "OwnTokens":
         """The same ids, to be changed apart."""
         return OwnTokens(
