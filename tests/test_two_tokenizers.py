@@ -24,6 +24,8 @@ from baco.integrations.transformers import as_transformers
 from baco.models.model import PairModel
 from baco.models.pair import make_pair
 from baco.outputs import Token
+from baco.source import MODELS, Source
+from baco.text.answer_text import name_of
 from baco.text.shared_text import EncodingStats, OwnTokens, TextTokenizer
 from tests import naive_text_decoding
 from tests.chat_templates import DEEPSEEK_R1, QWEN_3
@@ -617,5 +619,28 @@ def test_the_server_spells_log_probabilities_in_the_ids_of_their_source() -> Non
             assert client.post("/v1/chat/completions", json=body | change).status_code == 400
         ids = {"model": "baco", "router": "P:0.5", "prompt": [1, 2, 3], "max_tokens": 3}
         assert client.post("/v1/completions", json=ids).status_code == 400
-        echo = {"model": "baco/base", "prompt": "Hello", "max_tokens": 0, "logprobs": 1}
-        assert client.post("/v1/completions", json=echo | {"echo": True}).status_code == 400
+
+
+@pytest.mark.parametrize("source", MODELS)
+def test_the_server_scores_a_text_by_either_model_in_its_own_ids(source: Source) -> None:
+    baco, text = baco_of_kinds("gpt2", "gemma"), "The sea near 海边 is warm.<|im_end|> We walk"
+    model, tokenizer = baco.pair.model(source), baco.pair.model(source).tokenizer
+    ids = tokenizer(text)["input_ids"]
+    rows = model.score(ids).log_softmax(-1)
+    expected = [float(rows[at, token]) for at, token in enumerate(ids[1:])]
+    with served(baco) as server, server.client as client:
+        body = {"model": f"baco/{source}", "max_tokens": 0, "logprobs": 2, "echo": True}
+        for prompt in (text, ids):
+            reply = client.post(
+                "/v1/completions", json=body | {"prompt": prompt, "return_token_ids": True}
+            )
+            assert reply.status_code == 200, reply.text
+            (choice,) = reply.json()["choices"]
+            assert choice["prompt_token_ids"] == ids
+            assert choice["text"] == tokenizer.decode(ids)
+            assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-3)
+            most_likely = baco.pair.spelling(int(rows[0].argmax()), source)
+            assert name_of(most_likely) in choice["logprobs"]["top_logprobs"][1]
+        refused = client.post("/v1/completions", json=body | {"prompt": [10**6]})
+        assert refused.status_code == 400
+        assert "the vocabulary has" in refused.json()["error"]["message"]

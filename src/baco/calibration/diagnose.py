@@ -255,10 +255,9 @@ def _first_token(pair: Pair, rendered: Sequence[Prompt]) -> float:
 
 def _begin_with_space(pair: Pair, model: Source) -> torch.Tensor:
     """The tokens of a model whose text begins with a space: bool [V]."""
-    tokenizer = pair.tokenizer if pair.own is None else pair.model(model).tokenizer
-    size = pair.words_of(model).size
+    size, tokens = pair.words_of(model).size, spell(pair.tokenizer_of(model))
     spaced = torch.zeros(size, dtype=torch.bool)
-    spaced[[t.id for t in spell(tokenizer) if t.data[:1] == b" " and t.id < size]] = True
+    spaced[[t.id for t in tokens if t.data[:1] == b" " and t.id < size]] = True
     return spaced
 
 

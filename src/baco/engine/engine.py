@@ -69,6 +69,18 @@ class ScheduledEngine:
             runner, batch, budget, kept, min(max_rows, most), chunks_per_step
         )
 
+    def score(self, scoring: Scoring) -> None:
+        """Queue a text to be scored; `Scoring.done` tells when it was.
+
+        Raises:
+            BacoError: memory cannot hold it.
+        """
+        self._scheduler.score(scoring)
+
+    def stop_scoring(self, scoring: Scoring) -> None:
+        """Drop a text that is no longer to be scored."""
+        self._scheduler.drop_text(scoring)
+
     def stop(self, sequence: SequenceState, tokens: int) -> None:
         """End a sequence early and keep its first ``tokens`` tokens; it leaves the batch."""
         sequence.finish_reason = "stop"
@@ -199,18 +211,6 @@ class Engine(ScheduledEngine):
             kind = request.constraint.structure.kind
             raise BacoError(f"this method cannot hold answers to a {kind}: leave it out")
         return self._scheduler.add(request, self._runner.prompt_room(request))
-
-    def score(self, scoring: Scoring) -> None:
-        """Queue a text to be scored; `Scoring.done` tells when it was.
-
-        Raises:
-            BacoError: memory cannot hold it.
-        """
-        self._scheduler.score(scoring)
-
-    def stop_scoring(self, scoring: Scoring) -> None:
-        """Drop a text that is no longer to be scored."""
-        self._scheduler.drop_text(scoring)
 
 
 @dataclass(slots=True)

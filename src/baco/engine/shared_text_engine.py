@@ -21,7 +21,6 @@ from baco.engine.batch import Batch, padded_tokens
 from baco.engine.engine import ScheduledEngine, Stats
 from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_CHUNKS
-from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState, Why
 from baco.engine.verify import Verifier
 from baco.errors import BacoError
@@ -376,13 +375,6 @@ class SharedTextEngine(ScheduledEngine):
             }
             sequence.shared_text = SharedText(own)
         return sequences
-
-    def score(self, scoring: Scoring) -> None:  # noqa: ARG002
-        """Refused: a text is scored in the ids of one tokenizer."""
-        raise BacoError("echo needs a pair whose models have one tokenizer: leave echo out")
-
-    def stop_scoring(self, scoring: Scoring) -> None:
-        """There is nothing to stop."""
 
 
 def _text(row: SequenceState) -> SharedText:

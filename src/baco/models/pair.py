@@ -124,6 +124,10 @@ class Pair:
         """The vocabulary of a model: its own one where the tokenizers differ."""
         return self.vocabulary if self.own is None else self.own[source].vocabulary
 
+    def tokenizer_of(self, source: Source) -> Any:
+        """The tokenizer of a model's ids: its own one where the tokenizers differ."""
+        return self.tokenizer if self.own is None else self.model(source).tokenizer
+
     def ends(self, source: Source) -> frozenset[int]:
         """The tokens of a model that end an answer."""
         return self.end_ids if self.own is None else self.own[source].end_ids

@@ -29,6 +29,7 @@ from baco.serve.request_models import (
 )
 from baco.serve.scoring import Echo
 from baco.serve.settings import Settings
+from baco.source import Source
 from baco.text.prompts import Conversation, Prompt, check_template_args, conversation
 
 ROOT = "baco"
@@ -282,11 +283,12 @@ class RequestParser:
                 f"echo scores with one model: give {ROOT}/base or {ROOT}/aligned as the model; "
                 "a prompt has no likelihood under a router"
             )
-        self._baco.pair.check_one_tokenizer("echo")
         self._limit("logprobs", body.logprobs, self._settings.max_logprobs)
         prompts = _prompts(body.prompt)
         self._limit("the number of prompts", len(prompts), self._settings.max_n)
-        self._check_ids(prompts)
+        for prompt in prompts:
+            if isinstance(prompt, tuple):
+                self._check_known("prompt", prompt, source)
         if isinstance(self._baco.pair.base, WeightlessModel):
             raise BacoError("echo needs the weights in this process: serve with --backend local")
         return Echo(
@@ -386,8 +388,8 @@ class RequestParser:
                 self._baco.pair.check_one_tokenizer("a prompt of token ids")
                 self._check_known("prompt", prompt)
 
-    def _check_known(self, name: str, tokens: Collection[int]) -> None:
-        size, largest = self._baco.pair.vocabulary.size, max(tokens, default=0)
+    def _check_known(self, name: str, tokens: Collection[int], source: Source = "aligned") -> None:
+        size, largest = self._baco.pair.words_of(source).size, max(tokens, default=0)
         if largest >= size:
             raise BacoError(f"{name} names token {largest}: the vocabulary has {size} tokens")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 from baco.decoder import Decoder, Scored
 from baco.engine.scoring import Scoring
@@ -52,13 +53,13 @@ class Echo:
 
         Args:
             prompt: a text, or its ids.
-            pair: has the tokenizer.
+            pair: has the model's tokenizer.
             pause: called between pieces of work; an exception that it raises ends the work.
 
         Raises:
             BacoError: a prompt that is empty, too long, or shorter than ``first``.
         """
-        context = getattr(pair, self.source).context
+        context = pair.model(self.source).context
         limits: Limits = {self.source: Limit(self.source, context, context)}
         ids = pair.renderer.read(prompt, self.source, limits=limits, pause=pause)
         if self.first >= len(ids):
@@ -72,6 +73,7 @@ class _Text:
 
     Attributes:
         pair: spells its tokens.
+        source: the model that scores it.
         prompt: as it was asked.
         ids: its tokens, once they are known.
         logprobs: of its tokens so far.
@@ -79,6 +81,7 @@ class _Text:
     """
 
     pair: Pair
+    source: Source
     prompt: str | TokenIds
     ids: TokenIds = ()
     logprobs: TextLogprobs = field(
@@ -90,20 +93,25 @@ class _Text:
     ordinary: Detokenizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ordinary = Detokenizer(self.pair.tokenizer)
+        self.ordinary = Detokenizer(self._tokenizer)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.pair.tokenizer_of(self.source)
 
     def push(self, token: int) -> None:
         """Spell the next token."""
-        if self.pair.vocabulary.special[token]:
-            self.texts += [*self.ordinary.close(), self.pair.spelling(token).decode()]
-            self.ordinary = Detokenizer(self.pair.tokenizer)
+        if self.pair.words_of(self.source).special[token]:
+            name = self.pair.spelling(token, self.source).decode()
+            self.texts += [*self.ordinary.close(), name]
+            self.ordinary = Detokenizer(self._tokenizer)
         else:
             self.texts += self.ordinary.push(token)
 
     def close(self, first: int) -> None:
         """End the text. The texts then join to the decoded tokens from ``first`` on."""
         self.texts += self.ordinary.close()
-        if "".join(self.texts) != self.pair.tokenizer.decode(self.ids[first:]):
+        if "".join(self.texts) != self._tokenizer.decode(self.ids[first:]):
             # Decoding removes the first space.
             at = next((index for index, text in enumerate(self.texts) if text), 0)
             self.texts[at] = self.texts[at].removeprefix(" ")
@@ -128,7 +136,7 @@ class Scores:
             echo,
             timeout,
         )
-        self._texts = [_Text(pair, prompt) for prompt in echo.prompts]
+        self._texts = [_Text(pair, echo.source, prompt) for prompt in echo.prompts]
         self._loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[tuple[_Text, Chunk | Scored | Exception]] = asyncio.Queue()
 
@@ -201,7 +209,9 @@ class Scores:
         return scored.done
 
     def _name(self, token: int) -> str:
-        return token_id_name(token) if self._echo.named else name_of(self._pair.spelling(token))
+        if self._echo.named:
+            return token_id_name(token)
+        return name_of(self._pair.spelling(token, self._echo.source))
 
     def _choice(self, index: int, text: _Text) -> TextChoice:
         return TextChoice(
