@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -10,6 +11,7 @@ import pydantic
 import pytest
 
 from baco import Baco
+from baco.sampling import constraint
 from tests.serving import PROMPT, ROUTER, Served, served
 
 
@@ -131,6 +133,23 @@ def test_structures_that_cannot_be_used_are_refused(
     answer = server.ask(messages=messages(), **body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_a_schema_that_compiles_for_hours_delays_no_other_request(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "SECONDS", 0.5)
+    patterns = [{"type": "string", "pattern": f"[a-z]{{0,{n}}}x"} for n in range(1, 40)]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"allOf": patterns}}}
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(server.ask, messages=messages(), response_format=form)
+        while not constraint._process._lock.locked():
+            assert not endless.done()
+        assert server.ask(messages=messages(), max_tokens=2).status_code == 200
+        assert not endless.done()
+        refusal = endless.result()
+    assert refusal.status_code == 400
+    assert "the schema is too complex" in refusal.json()["error"]["message"]
 
 
 def test_a_text_format_changes_nothing(server: Served) -> None:

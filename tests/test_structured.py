@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import numpy as np
@@ -21,6 +23,7 @@ from baco.cli import run
 from baco.decoder import Decoder
 from baco.engine.engine import Engine
 from baco.outputs import record
+from baco.sampling import constraint
 from baco.sampling.constraint import Constraint, StructureCompiler, only_token, unpack
 from baco.sampling.structure import Structure
 from baco.text.vocabulary import Role
@@ -537,6 +540,11 @@ def test_a_bad_structure_begins_no_batch(
 
 # --- refused --------------------------------------------------------------------------------------
 
+NESTED: Any = reduce(lambda part, _: {"items": part}, range(200), cast(Any, {"type": "null"}))
+CHAIN: dict[str, Any] = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(20_000)}
+RULES = "start: A0\n" + "".join(f"A{n}: A{n + 1} /a/\n" for n in range(20_000)) + "A20000: /a/"
+# The compiler computes for hours.
+ENDLESS = {"allOf": [{"type": "string", "pattern": f"[a-z]{{0,{n}}}x"} for n in range(1, 40)]}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schema": {"type": "strin"}}, "strin"),
     (
@@ -569,10 +577,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grammar": 'root ::= "a" ('}, "grammar"),
     ({"grammar": "start: <|im_start|>"}, "grammar"),
     ({"regex": "a", "choice": ["a"]}, "regex and choice"),
+    ({"regex": "a\\"}, "the regex cannot be used: it ends with a backslash"),
+    ({"grammar": "root ::= a"}, "the grammar cannot be used: Rule 'a' not found"),
+    ({"grammar": f"root ::= {'(' * 2000}"}, "the grammar cannot be used: it is nested too deeply"),
+    ({"schema": NESTED}, "the schema cannot be used: recursion limit exceeded"),
+    # These crash the process that compiles them.
+    ({"schema": {"$ref": "#/$defs/0", "$defs": CHAIN}}, "the schema is too complex (it ends the"),
+    ({"grammar": RULES}, "the grammar is too complex (it ends the process"),
 ]
 
 
-@pytest.mark.parametrize(("structure", "named"), REFUSED, ids=[str(case[0]) for case in REFUSED])
+@pytest.mark.parametrize(
+    ("structure", "named"), REFUSED, ids=[str(case[0])[:60] for case in REFUSED]
+)
 def test_what_cannot_be_followed_is_refused_in_one_line_before_decoding(
     llama: Baco, structure: dict[str, Any], named: str
 ) -> None:
@@ -581,6 +598,23 @@ def test_what_cannot_be_followed_is_refused_in_one_line_before_decoding(
     assert named in str(caught.value)
     assert str(caught.value).count("the schema") <= 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_structure_that_compiles_for_hours_is_refused_and_delays_no_other(
+    llama: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "SECONDS", 0.5)
+    structure = SamplingParams(choice=("a", "b")).structure
+    assert structure is not None
+    llama.pair.structures.compile(structure)
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(llama.stream, "Hi", schema=ENDLESS)
+        while not constraint._process._lock.locked():  # until it is being compiled
+            assert not endless.done()
+        llama.pair.structures.compile(structure)  # as a decoder does between two steps
+        assert not endless.done()
+        with pytest.raises(BacoError, match=r"compiling it takes longer than 0.5 seconds"):
+            endless.result()
 
 
 def test_ebnf_of_llama_cpp_is_read_too(demo: Baco) -> None:

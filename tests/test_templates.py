@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from baco import Baco, BacoError
 from baco.cli import run
 from baco.errors import MAX_MESSAGE
+from baco.limited_process import EndedError, LimitedProcess
 from baco.text import templates
 from baco.text.prompts import Renderer
 from baco.text.templates import Template
@@ -213,11 +214,11 @@ def test_a_failure_keeps_its_traceback() -> None:
 
 def test_a_template_that_ends_its_process_is_an_error() -> None:
     # A crash of the interpreter itself, which Jinja's sandbox has allowed before.
-    process = templates._Process()
-    with pytest.raises(templates._EndedError) as caught:
-        process.ask(b"no JSON at all")
+    process = LimitedProcess(templates._PROGRAM, templates.MEMORY, "renders")
+    with pytest.raises(EndedError) as caught:
+        process.ask({}, 1.0)
     assert caught.value.code == 1
-    assert str(templates._EndedError(-signal.SIGSEGV)) == "SIGSEGV"
+    assert str(EndedError(-signal.SIGSEGV)) == "SIGSEGV"
     process.end()
 
 

@@ -10,12 +10,12 @@ forced is a function of the answer so far and needs no model.
 It knows bytes of tokens and structures. It does not know models, routers or logits.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baco.errors import BacoError, one_line
+from baco.errors import BacoError, shortened
+from baco.limited_process import EndedError, LimitedProcess
 from baco.sampling.structure import Structure
 
 # int32 words of 32 tokens, the lowest bit first; the W words of a row cover all V tokens.
 Mask = NDArray[np.int32]
 
 _INSTALL = 'structured answers need llguidance: pip install "baco[structured]"'
-# JSON is written as json.dumps writes it, so that all between values is forced.
-_JSON_FORMAT: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# Limits of compiling a structure without a vocabulary: CPU seconds, bytes of the process.
+SECONDS = 2.0
+_MEMORY = 512 * 2**20
+_PROGRAM = Path(__file__).with_name("structure_process.py")
 # Compiled structures that a vocabulary keeps.
 _KEPT = 64
 # A compiled structure is tried on an answer of this many tokens, of which this stride picks each.
@@ -192,23 +195,25 @@ class StructureCompiler:
             BacoError: the structure is wrong, cannot be satisfied or is too complex; or llguidance
                 is not installed.
         """
+        key = (structure, joining_space)
         with self._lock:
-            key = (structure, joining_space)
+            if self._vocabulary is None:
+                self._vocabulary = self._make_vocabulary()
             constraint = self._kept.pop(key, None)
-            if constraint is None:
-                if self._vocabulary is None:
-                    self._vocabulary = self._make_vocabulary()
-                constraint = _compile(structure, self._vocabulary, joining_space=joining_space)
+        # Without the lock: a thread that finds its structure ready waits for no other.
+        if constraint is None:
+            constraint = _compile(structure, self._vocabulary, joining_space=joining_space)
+        with self._lock:
             self._kept[key] = constraint
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return constraint
+        return constraint
 
 
 def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: bool) -> Constraint:
     from llguidance import LLMatcher, LLParserLimits
 
-    grammar = _grammar(structure, joining_space=joining_space)
+    grammar = _tried_out(structure, joining_space=joining_space)
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=limits)
     if matcher.is_error():
@@ -224,29 +229,29 @@ def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: 
     return constraint
 
 
-def _grammar(structure: Structure, *, joining_space: bool) -> str:
-    """A structure as llguidance reads it."""
-    from llguidance import LLMatcher, regex_to_lark
-    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+def _tried_out(structure: Structure, *, joining_space: bool) -> str:
+    """A structure as llguidance reads it, once it has been compiled within limits.
 
-    if structure.kind == "schema":
-        schema = LLMatcher.grammar_from_json_schema(structure.text, overrides=_JSON_FORMAT)
-        answer = json.loads(schema)["grammars"][0]
-    elif structure.kind == "regex":
-        # Digits and letters of ASCII, as in JSON schemas and JavaScript.
-        answer = {"lark_grammar": f"start: /{regex_to_lark(structure.text, 'dw')}/"}
-    elif structure.kind == "choice":
-        choices = map(json.dumps, json.loads(structure.text))
-        answer = {"lark_grammar": f"start: {' | '.join(choices)}"}
-    else:
-        try:
-            text = gbnf_to_lark(structure.text) if "::=" in structure.text else structure.text
-        except GbnfToLarkError as error:
-            raise BacoError(f"the grammar cannot be used: {one_line(error)}") from error
-        answer = {"lark_grammar": text}
-    opening = {"name": "opening", "lark_grammar": 'start: " "? @answer'}
-    grammars = [opening] if joining_space else []
-    return json.dumps({"grammars": [*grammars, answer | {"name": "answer"}]})
+    Raises:
+        BacoError: it is wrong, or compiling it takes too long or too much memory.
+    """
+    request = {
+        "kind": structure.kind,
+        "text": structure.text,
+        "joining_space": joining_space,
+    }
+    try:
+        reply = _process.ask(request, SECONDS)
+    except EndedError as error:
+        if error.timed_out:
+            fault = f"compiling it takes longer than {SECONDS:g} seconds of computing"
+        else:
+            fault = f"it ends the process that compiles it, {error}"
+        raise BacoError(f"the {structure.kind} is too complex ({fault}): make it simpler") from None
+    if reply["fault"]:
+        raise BacoError(_explained(structure, reply["fault"]))
+    grammar: str = reply["grammar"]
+    return grammar
 
 
 class _TokenTable:
@@ -362,7 +367,7 @@ def _tidy(message: str) -> str:
 
 def _explained(structure: Structure, message: str) -> str:
     """An error of the compiler in one line."""
-    cause = _tidy(message)
+    cause = shortened(_tidy(message))
     if structure.kind == "schema":
         if cause.startswith("oneOf constraints"):
             return (
@@ -373,5 +378,7 @@ def _explained(structure: Structure, message: str) -> str:
             return f"the schema has keywords that are not supported: {cause.partition(': ')[2]}"
         if cause.startswith("Unsatisfiable schema: "):
             return f"no answer can satisfy the schema: {cause.partition(': ')[2]}"
-        return f"the schema cannot be used: {cause}"
-    return f"the {structure.kind} cannot be used: {cause}"
+    return f"the {structure.kind} cannot be used: {cause or 'simplify it'}"
+
+
+_process = LimitedProcess(_PROGRAM, _MEMORY, "compiles structures")

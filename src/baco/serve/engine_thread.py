@@ -42,6 +42,7 @@ class Job:
         deliver: called in the engine thread with every result. An exception is the last one.
         prepare: called before, in another thread.
         size: characters to prepare; long prompts do not delay short ones.
+        compiles: preparing it compiles a structure, which delays no other prompts.
         answers: how many are asked for.
         ticket: in the decoder; None before it is submitted.
     """
@@ -51,6 +52,7 @@ class Job:
     prepare: Prepare | None = None
     size: int = 0
     answers: int = 1
+    compiles: bool = False
     ticket: int | None = None
 
 
@@ -109,8 +111,9 @@ class EngineThread:
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
-        self._short, self._long = (
-            ThreadPoolExecutor(1, f"baco-{name}-prompts") for name in ("short", "long")
+        self._short, self._long, self._structured = (
+            ThreadPoolExecutor(1, f"baco-{name}-prompts")
+            for name in ("short", "long", "structured")
         )
         self._thread = threading.Thread(target=self._run, name="baco-decoder", daemon=True)
         self._thread.start()
@@ -134,6 +137,8 @@ class EngineThread:
                 self._enqueue(job, self._start)
             else:
                 executor = self._long if job.size > _LONG else self._short
+                if job.compiles:
+                    executor = self._structured
                 executor.submit(self._prepare, job)
 
     def cancel(self, job: Job) -> None:
@@ -156,7 +161,7 @@ class EngineThread:
             self._changed.wait_for(lambda: not self.open, grace)
         self._work.put((0, self._stop))
         self._thread.join()
-        for executor in (self._short, self._long):
+        for executor in (self._short, self._long, self._structured):
             executor.shutdown(wait=False, cancel_futures=True)
 
     @property

@@ -65,6 +65,7 @@ class Answers:
                 partial(self._prepare, index),
                 parsed.size(index),
                 parsed.params.n,
+                parsed.params.structure is not None,
             )
             for index in range(len(parsed.prompts))
         ]

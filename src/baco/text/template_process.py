@@ -1,29 +1,24 @@
 """The process that renders templates. `baco.text.templates` starts it; no module imports it.
 
 A template of a downloaded model is a program. In this process it can neither hang nor crash the
-process that holds the models, nor use up its memory. A request and its reply are one line of JSON
-each, on standard input and output. To start quickly, it imports only the standard library and
-Jinja.
+process that holds the models, nor use up its memory. To start quickly, it imports only the standard
+library, Jinja and `baco.limited_process`.
 """
 
-import contextlib
-import faulthandler
 import json
-import os
 import random
-import signal
-import sys
 import traceback
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from baco.limited_process import reply_to_requests
 
 
 class Generation(Extension):
@@ -166,53 +161,5 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"text": text, "clock": CLOCK.read}
 
 
-def timer() -> Callable[[float], object]:
-    """A function that ends this process after a number of seconds; 0 cancels it.
-
-    Where the system supports it, CPU seconds count, so that a busy machine does not shorten them.
-    """
-    if hasattr(signal, "setitimer"):
-        # The parent may ignore or block the signal, which is inherited.
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-        return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
-    dump = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open
-
-    def watch(seconds: float) -> None:
-        if seconds:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=dump)
-        else:
-            faulthandler.cancel_dump_traceback_later()
-
-    return watch
-
-
-def limit_memory(size: int) -> None:
-    """Limit this process to ``size`` bytes more than it has now, where the system supports it."""
-    try:
-        import resource
-    except ImportError:
-        return
-    with contextlib.suppress(OSError):  # preloaded libraries map memory too
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
-        size += int(pages) * resource.getpagesize()
-    for name, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, size)):
-        with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
-            resource.setrlimit(name, (limit, limit))
-
-
-def main() -> None:
-    """Reply to requests until standard input ends."""
-    limit_memory(int(sys.argv[1]))
-    limit_time = timer()
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        limit_time(request["seconds"])
-        reply = json.dumps(answer(request)) + "\n"
-        limit_time(0)
-        sys.stdout.write(reply)
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    reply_to_requests(answer)
