@@ -13,7 +13,7 @@ from baco.models.model import PairModel
 from baco.models.pair import make_pair
 from tests.remoting import calls, remote
 from tests.serving import served
-from tests.test_two_tokenizers import PROMPT, baco_of, tiny_model
+from tests.text_pairs import PROMPT, baco_of, tiny_model
 from tests.tokenizer_kinds import tokenizer_of
 
 KINDS = {"base": "gpt2", "aligned": "gemma"}

@@ -14,7 +14,7 @@ from baco.models.pair import Pair, make_pair
 from baco.routing.signals import Distribution
 from baco.source import MODELS, Source
 from tests.naive_decoding import entropy, max_probability
-from tests.test_two_tokenizers import PROMPT, baco_of, baco_of_kinds, tiny_model
+from tests.text_pairs import PROMPT, baco_of, baco_of_kinds, permuted_model, tiny_model
 from tests.tokenizer_kinds import permuted, tokenizer_of
 
 SEVERAL = [PROMPT, "Give me a dinner idea", "夏天去海边吗?"]
@@ -89,8 +89,7 @@ def test_figures_are_those_of_full_forwards_at_every_word_start(kinds: tuple[str
 def test_a_model_agrees_with_itself_through_permuted_ids() -> None:
     tokenizer = tokenizer_of("llama3")
     other, order = permuted(tokenizer, seed=1)
-    model = tiny_model(tokenizer, 0, order)
-    model.config.eos_token_id = model.generation_config.eos_token_id = other.eos_token_id
+    model = permuted_model(tokenizer, 0, other, order)
     baco = baco_of((tokenizer, tiny_model(tokenizer, 0)), (other, model))
     sums = TextAgreement()
     for turn in (0, 1):

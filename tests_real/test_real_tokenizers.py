@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baco.text.shared_text import TextTokenizer
-from tests import naive_text_decoding
-from tests.test_two_tokenizers import (
+from tests.text_pairs import (
     PARTS,
     PROMPT,
-    RULES,
     assert_cuts_at_seams_keep_the_ids,
+    assert_is_naive,
+    assert_words_begin_at_seams,
     baco_of,
+    permuted_model,
     tiny_model,
 )
 from tests.tokenizer_kinds import permuted
@@ -36,10 +37,7 @@ def text_tokenizer(name: str) -> TextTokenizer:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_words_begin_at_safe_seams(name: str) -> None:
-    text = b"We walk along the shore of Lisbon with the dog"
-    tokenizer = text_tokenizer(name)
-    seams = [at for at in range(1, len(text)) if tokenizer.is_seam(text, at)]
-    assert seams == [at for at in range(len(text)) if text[at : at + 1] == b" "]
+    assert_words_begin_at_seams(text_tokenizer(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,31 +53,18 @@ def test_a_text_has_the_same_ids_whether_it_is_cut_at_safe_seams_or_not(
 def test_the_engine_equals_the_naive_reference_token_for_token(base: str, aligned: str) -> None:
     models = [(tokenizer_of(name), tiny_model(tokenizer_of(name), 0)) for name in (base, aligned)]
     baco = baco_of(*models)
-    reads, rule = RULES["Rand:0.5"]
-    prompt = baco.pair.renderer.render(PROMPT)
     drawn: dict[str, Any] = {"seed": NAMES.index(base), "temperature": 1.0, "max_tokens": 12}
     answer = baco.generate(PROMPT, router="Rand:0.5", n=2, **drawn)[1]
-    tokens, sources = naive_text_decoding.decode(
-        baco.pair,
-        prompt.base_ids,
-        prompt.aligned_ids,
-        rule,
-        reads,
-        digest=prompt.digest,
-        sample=answer.sample,
-        **drawn,
-    )
-    assert list(answer.sources) == sources
-    assert list(answer.token_ids) == tokens
-    assert {*sources} == {"base", "aligned"}
+    assert {*assert_is_naive(baco, answer, **drawn)} == {"base", "aligned"}
 
 
-@pytest.mark.parametrize(("name", "partner"), [("gpt2", "mistral"), ("mistral", "gpt2")])
+@pytest.mark.parametrize(
+    ("name", "partner"), [("gpt2", "mistral"), ("mistral", "gpt2"), ("unigram", "tekken")]
+)
 def test_permuting_the_ids_changes_no_byte_of_any_answer(name: str, partner: str) -> None:
     tokenizer, order = permuted(tokenizer_of(name), seed=1)
     other = tokenizer_of(partner), tiny_model(tokenizer_of(partner), 1)
-    changed = tiny_model(tokenizer_of(name), 0, order)
-    changed.config.eos_token_id = changed.generation_config.eos_token_id = tokenizer.eos_token_id
+    changed = permuted_model(tokenizer_of(name), 0, tokenizer, order)
     plain = tokenizer_of(name), tiny_model(tokenizer_of(name), 0)
     before, after = (
         baco_of(one, other).generate(PROMPT, router="Rand:0.5", n=2, seed=2, max_tokens=16)

@@ -14,9 +14,12 @@ from baco.models.loading import load_tokenizer
 from baco.models.model import PairModel
 from baco.models.pair import make_pair
 from baco.text.shared_text import TextTokenizer
-from tests import naive_text_decoding
-from tests.naive_decoding import max_probability
-from tests.test_two_tokenizers import PARTS, assert_cuts_at_seams_keep_the_ids
+from tests.text_pairs import (
+    PARTS,
+    assert_cuts_at_seams_keep_the_ids,
+    assert_is_naive,
+    assert_words_begin_at_seams,
+)
 from tests.tokenizer_kinds import permuted
 from tests_real.fetch import path_of
 
@@ -44,11 +47,7 @@ def baco() -> Baco:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_words_begin_at_safe_seams(name: str) -> None:
-    text = b"We walk along the shore of Lisbon with the dog"
-    tokenizer = text_tokenizer(name)
-    assert tokenizer.has_seams
-    seams = [at for at in range(1, len(text)) if tokenizer.is_seam(text, at)]
-    assert seams == [at for at in range(len(text)) if text[at : at + 1] == b" "]
+    assert_words_begin_at_seams(text_tokenizer(name))
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,25 +65,9 @@ def test_answers_are_those_of_the_naive_reference(
     baco: Baco, router: str, temperature: float, max_tokens: int
 ) -> None:
     assert baco.pair.own is not None  # the tokenizers were recognised as different
-    prompt = baco.pair.renderer.render(PROMPT)
     drawn: dict[str, Any] = {"seed": 4, "temperature": temperature, "max_tokens": max_tokens}
     (answer,) = baco.generate(PROMPT, router=router, **drawn)
-    is_random = router.startswith("Rand")
-    tokens, sources = naive_text_decoding.decode(
-        baco.pair,
-        prompt.base_ids,
-        prompt.aligned_ids,
-        (lambda _, coin: coin < 0.5)
-        if is_random
-        else (lambda rows, _: max_probability(rows["base"]) < 0.4),
-        () if is_random else ("base",),
-        digest=prompt.digest,
-        sample=answer.sample,
-        **drawn,
-    )
-    assert list(answer.sources) == sources
-    assert list(answer.token_ids) == tokens
-    assert {*sources} == {"base", "aligned"}
+    assert {*assert_is_naive(baco, answer, PROMPT, **drawn)} == {"base", "aligned"}
 
 
 @pytest.fixture(scope="module")
