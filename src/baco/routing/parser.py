@@ -35,6 +35,7 @@ from baco.routing.rules import (
     COMBINATIONS,
     RULES,
     STATE,
+    STRUCTURE,
     AnyRule,
     ContentRule,
     LogitRule,
@@ -98,12 +99,14 @@ def catalogue() -> list[Entry]:
 
 
 def plain_catalogue() -> list[Entry]:
-    """The routers of the catalogue that read no state: the two distributions and coins alone."""
+    """The routers of the catalogue that read the two distributions and coins alone: no state, and
+    no structure of the answer.
+    """
     entries = []
     for entry in catalogue():
         named = () if entry.name in CONSTANTS else _rules_of(entry.name).all
-        reads = {name for rule in named if not isinstance(rule, ContentRule) for name in rule.reads}
-        if not reads & STATE:
+        reads = {name for rule in named for name in rule.reads}
+        if not reads & (STATE | STRUCTURE):
             entries.append(entry)
     return entries
 
