@@ -5,10 +5,11 @@
 
 The objective is that of `baco router train`: predict the source of every word that a router
 decided, each weighted by its answer's advantage. The features are those of the learned router, the
-first principal components of both models' last hidden states (right before the head), or both. Each
-prompt is predicted by models that were fitted without it. ``Rand`` picks sources by chance, so on
-its answers alone only the weights can be learned: 0.5 is what knowing nothing gives. Intervals are
-95% bootstrap intervals over prompts; differences are to the first line, prompt by prompt.
+first principal components of both models' last hidden states (right before the head), or both, as
+with ``--hidden-states``. Each prompt is predicted by models that were fitted without it. ``Rand``
+picks sources by chance, so on its answers alone only the weights can be learned: 0.5 is what
+knowing nothing gives. Intervals are 95% bootstrap intervals over prompts; differences are to the
+first line, prompt by prompt.
 """
 
 import argparse
@@ -21,10 +22,9 @@ from torch import Tensor
 
 from baco import Baco
 from baco.evaluation.store import Run
-from baco.evaluation.train_router import Decisions, Objective, answer_weights, decisions
-from baco.models.pair import Pair
-from baco.routing.learned import fit
-from baco.source import MODELS, Source
+from baco.evaluation.train_router import Objective, answer_weights, decisions
+from baco.routing.learned import fit, principal_axes, project
+from baco.source import MODELS
 
 FOLDS = 5
 INPUTS = {
@@ -84,12 +84,12 @@ def read(run: Run, baco: Baco) -> Words:
     for group, row in zip(groups, weights, strict=True):
         number = prompts.setdefault(group.prompt.id, len(prompts))
         for sample, weight in zip(group.samples, row, strict=True):
-            decided = decisions(baco.pair, group, sample)
+            decided = decisions(baco.pair, group, sample, hidden_states=True)
             if decided is None or not len(decided.at):
                 continue
             count = len(decided.at)
             answer: dict[str, Tensor] = {"features": decided.rows, "is_base": decided.source}
-            answer.update(hidden_states(baco.pair, decided).items())
+            answer.update(decided.hidden_states.items())
             answer["weight"] = torch.full((count,), weight)
             answer["prompt"] = torch.full((count,), number)
             answer["by_chance"] = torch.full((count,), sample.setting.startswith("Rand"))
@@ -98,18 +98,6 @@ def read(run: Run, baco: Baco) -> Words:
     table = {key: torch.cat(values) for key, values in columns.items()}
     inputs = {key: table.pop(key) for key in ("features", *MODELS)}
     return Words(inputs, **table)
-
-
-@torch.inference_mode()
-def hidden_states(pair: Pair, decided: Decisions) -> dict[Source, Tensor]:
-    """Each model's last hidden states before the decided words, float32 [N, width]."""
-    states: dict[Source, Tensor] = {}
-    for source in MODELS:
-        prompt = decided.prompt.base_ids if source == "base" else decided.prompt.aligned_ids
-        ids = torch.tensor([[*prompt, *decided.tokens[:-1]]])
-        output = pair.model(source).model(ids, output_hidden_states=True)
-        states[source] = output.hidden_states[-1][0, len(prompt) - 1 + decided.at].float()
-    return states
 
 
 def predict(words: Words, inputs: tuple[str, ...], components: int, units: int) -> Tensor:
@@ -121,9 +109,7 @@ def predict(words: Words, inputs: tuple[str, ...], components: int, units: int) 
         for name in inputs:
             values = words.inputs[name]
             if name != "features":
-                mean = values[~held].mean(dim=0)
-                _, _, axes = torch.linalg.svd(values[~held] - mean, full_matrices=False)
-                values = (values - mean) @ axes[:components].T
+                values = project(values, principal_axes(values[~held], components))
             columns.append(values)
         rows = torch.cat(columns, dim=1)
         model = fit(rows[~held], words.is_base[~held], words.weight[~held], hidden=units)

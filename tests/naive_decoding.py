@@ -4,6 +4,7 @@ It is written from the design alone and uses nothing of the engine, which is tes
 integers for the noise, plain Python for the rules. It is slow on purpose.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -67,22 +68,19 @@ def decode(
     temperature: float,
     max_tokens: int,
     allowed: Callable[[list[int]], set[int]] | None = None,
-    place: Callable[[list[int]], str] | None = None,
-    keeps_structure: bool = False,
     min_p: float = 0.0,
     whole_words: bool = True,
     thought: Sequence[int] = (),
     marks: Sequence[int] = (),
     logit_bias: Mapping[int, float] = MappingProxyType({}),
+    reads_hidden_states: bool = False,
 ) -> tuple[list[int], list[str]]:
-    """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin).
+    """Tokens and sources of one answer; ``rule`` gets (base row, aligned row, coin), and with
+    ``reads_hidden_states`` the last hidden states [D] of both models.
 
     ``thought`` is what the aligned model wrote before it. Positions, and so noise, count on. The
     base model never writes ``marks``. ``allowed`` returns what may follow some tokens; the rule
-    then also gets the base row with everything else at -inf. ``place`` returns ``structure``,
-    ``beginning`` or ``inside`` for the position after some tokens; the rule then also gets whether
-    the base model's most likely allowed token belongs to the structure. ``keeps_structure``: the
-    rule picks the source of forced tokens too.
+    then also gets the base row with everything else at -inf.
     """
     vocabulary, seed = pair.vocabulary, prompt_seed(seed, digest)
     aligned_prompt, first = (*aligned_prompt, *thought), len(thought)
@@ -95,6 +93,9 @@ def decode(
         }
         coin = uniform(seed, sample, first + len(tokens), coin_word("router"))
         read: list[Any] = [rows["base"], rows["aligned"], coin]
+        if reads_hidden_states:
+            read.append(last_hidden_state(pair.base, [*base_prompt, *tokens]))
+            read.append(last_hidden_state(pair.aligned, [*aligned_prompt, *tokens]))
         forced = False
         if allowed is not None:
             following = allowed(tokens)
@@ -104,18 +105,13 @@ def decode(
             for row in rows.values():
                 row[others] = -math.inf
             read.append(rows["base"])
-        begins = place is not None and place(tokens) == "beginning"
-        if place is not None:
-            top = int(rows["base"].argmax())
-            ends = top in pair.end_ids or place([*tokens, top]) != "inside"
-            read.append(ends or place(tokens) == "structure")
         wanted = "base" if rule(*read) else "aligned"
         source, masked = wanted, False
-        if forced and not keeps_structure:
+        if forced:
             source = sources[-1] if sources else "aligned"
         elif tokens and whole_words:
             active = sources[-1]
-            ended = bool(vocabulary.ends_word[tokens[-1]]) or begins or forced
+            ended = bool(vocabulary.ends_word[tokens[-1]])
             boundary = ended or bool(vocabulary.word_start[int(rows[active].argmax())])
             source = wanted if boundary else active
             masked = source != active and not ended
@@ -129,6 +125,14 @@ def decode(
         tokens.append(_draw(row, temperature, min_p, (seed, sample, first + len(tokens))))
         sources.append(source)
     return tokens, sources
+
+
+def last_hidden_state(model: Any, ids: list[int]) -> torch.Tensor:
+    """What `transformers` itself returns as the hidden state after the last layer and its norm."""
+    with model.model.disable_adapter() if model.adapter_off else contextlib.nullcontext():
+        output = model.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+    row: torch.Tensor = output.hidden_states[-1][0, -1].double()
+    return row
 
 
 def think(

@@ -9,11 +9,11 @@ import torch
 
 from baco import Baco, BacoError, as_transformers, router
 from baco.cli import run as baco_command
-from baco.evaluation.train_router import Decisions, _distances
+from baco.evaluation.train_router import _distances
 from baco.routing.learned import FEATURES, LearnedModel, features, fit, load
 from baco.routing.parser import lacks_threshold
 from baco.routing.signals import Signals
-from benchmarks.hidden_states import Words, auc_draws, hidden_states
+from benchmarks.hidden_states import Words, auc_draws
 from tests.test_adaptive import PROMPTS, decode
 
 
@@ -140,19 +140,6 @@ def test_a_run_trains_a_router(tmp_path: Path, demo: Baco) -> None:
     assert baco_command(["router", "train", run, "--out", str(out), "--quality", "ead"]) == 2
     assert baco_command(["router", "train", str(tmp_path), "--out", str(out)]) == 2
     assert baco_command(["router", "train", run, "--out", str(tmp_path / "no" / "out")]) == 2
-
-
-def test_hidden_states_are_those_that_the_head_reads(demo: Baco) -> None:
-    prompt = demo.pair.renderer.render(PROMPTS[1])
-    tokens, at = [40, 41, 42, 43], torch.tensor([0, 2])
-    decided = Decisions(prompt, tokens, at, torch.empty(2, 0), torch.zeros(2, dtype=torch.bool))
-    for source, states in hidden_states(demo.pair, decided).items():
-        model = demo.pair.model(source)
-        ids = prompt.base_ids if source == "base" else prompt.aligned_ids
-        logits = model.score([*ids, *tokens[:-1]])[len(ids) - 1 :][at]
-        head = model.model.get_output_embeddings()
-        read = head(states.to(head.weight.dtype)).float()
-        assert torch.allclose(read, logits[:, : read.shape[1]], atol=1e-2)
 
 
 def test_the_weighted_auc_counts_pairs_of_words() -> None:

@@ -13,6 +13,7 @@ from baco.batch.answer_file import AnswerFile
 from baco.batch.rows import read_rows
 from baco.batch.shards import begun_backend
 from baco.cli import run
+from baco.engine.draft import ModelOutput
 from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.self_draft import SelfDraft
 from baco.errors import BacoError
@@ -130,6 +131,6 @@ def test_a_draft_keeps_its_logits_where_their_memory_is_used_again() -> None:
     for _ in range(7):
         memory.copy_(torch.randn(2, 5))
         drawn.append(memory.clone())
-        draft.append(memory, memory.argmax(dim=-1))
+        draft.append(ModelOutput(memory[:, None]), 0, memory.argmax(dim=-1))
     assert torch.equal(draft.logits.logits, torch.stack(drawn, dim=1).flatten(0, 1))
     assert torch.allclose(draft.logits.log_partition, draft.logits.logits.logsumexp(dim=-1))

@@ -342,6 +342,7 @@ class Baco:
                 combiners=True,
                 stateful=True,
                 structured=self.pair.own is None,
+                hidden_states=self.pair.own is None,
             )
         return self.backend.capabilities
 

@@ -56,6 +56,16 @@ def train(
             "--hidden", min=0, max=1024, help="Units of a hidden layer; 0: logistic regression."
         ),
     ] = 0,
+    hidden_states: Annotated[
+        int,
+        typer.Option(
+            "--hidden-states",
+            min=0,
+            max=64,
+            help="Also read each model's last hidden states, on this many principal axes, such as "
+            "16. The router then runs with the local backend alone.",
+        ),
+    ] = 0,
 ) -> None:
     """Train the router Learned on the answers of a run, and write it to one file.
 
@@ -81,7 +91,7 @@ def train(
     baco = Baco.load(**known[name].where, **known[name].options)
     groups = [group for group in begun.groups() if group.pair == name]
     with steps("answers", len(groups)) as advance:
-        objective = Objective(quality, diversity_weight, temperature, hidden)
+        objective = Objective(quality, diversity_weight, temperature, hidden, hidden_states)
         learned = learn(groups, begun, baco, objective, models, advance)
     write_atomic(out, json.dumps(learned.to_json(), indent=1) + "\n")
     trained = learned.trained

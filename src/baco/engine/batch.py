@@ -12,10 +12,10 @@ from torch import Tensor
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
 from baco.routing.combiners import Combination
-from baco.routing.router import Router, is_sibling_aware, is_stateful
+from baco.routing.router import Router, hidden_widths, is_sibling_aware, is_stateful
 from baco.routing.signals import Allowed
 from baco.routing.word_boundaries import NO_TOKEN, Switch
-from baco.sampling.constraint import Mask, Place, unpack
+from baco.sampling.constraint import Mask, unpack
 from baco.sampling.noise import noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.repetition import dry_penalties, in_window
@@ -39,6 +39,7 @@ class Batch:
         stateful: whether any of them reads the answers so far.
         sibling_aware: whether any of them reads earlier samples. Then every row gets one token a
             step, so that no sample is ahead of an earlier one.
+        read_hidden_states: the models whose hidden states any of them reads.
         sampling: the rows' sampling parameters.
         chains: the samplers that the rows name; without repeats.
         chain_index: which of them each row uses, int64 [B].
@@ -130,6 +131,9 @@ class Batch:
         }
         self.stateful = any(is_stateful(router) for router, _ in self.routers)
         self.sibling_aware = any(is_sibling_aware(router) for router, _ in self.routers)
+        self.read_hidden_states = {
+            model for router, _ in self.routers for model in hidden_widths(router)
+        }
         index = [self.routers.index(router) for router in routers]
         self.router_index = tensor_on(self.device, index)
 
@@ -176,42 +180,26 @@ class Batch:
             BacoError: an answer cannot be continued.
         """
         at, masks, forced = list[int](), list[Mask](), list[bool]()
-        places, positions = list[Place](), list[tuple[int, int]]()
-        for index, (row, tokens) in enumerate(zip(self.rows, drafted, strict=True)):
+        for row, tokens in zip(self.rows, drafted, strict=True):
             constraint, automaton = row.request.constraint, row.automaton
             count = 1 if last_only else len(tokens) + 1
-            positions += [(index, end) for end in range(len(tokens) + 1)][-count:]
             if constraint is None:
                 forced += [False] * count
-                places += [Place.INSIDE] * count
                 continue
             at += range(len(forced), len(forced) + count)
             if automaton is None:
                 masks += [constraint.before] * count
                 forced += [False] * count
-                places += [Place.INSIDE] * count
             else:
                 own = automaton.masks(row.answer, tokens)[-count:]
                 masks += own
                 forced += [automaton.is_forced(mask) for mask in own]
-                places += automaton.places(row.answer, tokens)[-count:]
         if not masks:
             return None
-
-        def ends_text(position: int, token: int) -> bool:
-            index, end = positions[position]
-            row = self.rows[index]
-            return row.automaton is not None and row.automaton.ends_text(
-                row.answer, drafted[index][:end], token
-            )
-
         return Allowed(
             tensor_on(self.device, at, torch.int64),
             unpack(torch.from_numpy(np.stack(masks)).to(self.device), self._vocabulary_size),
             tensor_on(self.device, forced, torch.bool),
-            tensor_on(self.device, [place is not Place.STRUCTURE for place in places], torch.bool),
-            tensor_on(self.device, [place is Place.BEGINNING for place in places], torch.bool),
-            ends_text,
         )
 
     def token_counts(

@@ -92,8 +92,14 @@ class Budget:
         self.chunk = max(model.prefill_chunk for model in models.values())
         self._models = dict(models)
         self._sizes: dict[str, RowSize] = {name: m.row_size for name, m in models.items()}
-        self._width = max(vocabulary_size, *(model.logits_width for model in models.values()))
-        device = models["aligned"].device.type
+        self._vocabulary_size = vocabulary_size
+        self.update_width()
+
+    def update_width(self) -> None:
+        """Read off the models how wide a row of logits is, hidden states included."""
+        widths = [model.logits_width for model in self._models.values()]
+        self._width = max(self._vocabulary_size, *widths)
+        device = self._models["aligned"].device.type
         self._max_drawn = max(self._width, max_drawn_entries(device))
 
     def tokens_between_steps(self, rows: int) -> int:

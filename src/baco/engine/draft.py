@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.routing.signals import Allowed, Distribution, Past, Siblings
 from baco.source import Drafter, Source
+
+
+class ModelOutput(NamedTuple):
+    """What a forward of one model returned for the last K tokens of every row.
+
+    Attributes:
+        logits: raw, on the common vocabulary, float32 [B, K, V].
+        hidden_states: float32 [B, K, D]; None where no router reads them.
+    """
+
+    logits: Tensor
+    hidden_states: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -52,7 +65,7 @@ class Positions:
         return [tokens[row][:end] for row, count in enumerate(self.counts) for end in range(count)]
 
     def flatten(self, logits: Tensor) -> Tensor:
-        """From the logits after each row's last K tokens, [B, K, V], to those at the positions."""
+        """From values after each row's last K tokens, [B, K, V], to those at the positions."""
         keep = logits.shape[1]
         if self.uniform and keep == self.most:
             return logits.reshape(-1, logits.shape[-1])

@@ -26,6 +26,7 @@ from baco.kv_cache.prefix_cache import PrefixCache
 from baco.kv_cache.protocol import KVCache
 from baco.models.model import PairModel
 from baco.models.pair import Pair
+from baco.routing.router import Router, hidden_widths
 from baco.source import MODELS
 
 
@@ -205,12 +206,30 @@ class Engine(ScheduledEngine):
 
         Raises:
             BacoError: its prompt fits no context window, or memory cannot hold one answer; or it
-                has a structure, and something else than routing chooses the sources.
+                has a structure, and something else than routing chooses the sources; or its router
+                reads hidden states that the models do not return.
         """
         if request.constraint is not None and self._verifier.choose is not route:
             kind = request.constraint.structure.kind
             raise BacoError(f"this method cannot hold answers to a {kind}: leave it out")
+        self._keep_hidden_states(request.router)
         return self._scheduler.add(request, self._runner.prompt_room(request))
+
+    def _keep_hidden_states(self, router: Router) -> None:
+        """Let the models return the hidden states that a router reads."""
+        widths = hidden_widths(router)
+        if not widths:
+            return
+        for source, trained in widths.items():
+            model = self.pair.model(source)
+            width = model.keep_hidden_states()
+            if trained is not None and width != trained:
+                raise BacoError(
+                    f"{router.spelling} was trained on hidden states of width {trained} of its "
+                    f"{source} model, and those of {model.name} have width {width}: train a router "
+                    "on this pair"
+                )
+        self._scheduler.budget.update_width()
 
 
 @dataclass(slots=True)

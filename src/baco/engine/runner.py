@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.batch import Batch
-from baco.engine.draft import Draft, Logits
+from baco.engine.draft import Draft, Logits, ModelOutput
 from baco.engine.dual_stream import DualStream
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.verify import Verifier
@@ -105,9 +105,11 @@ class ModelRunner:
             self._skips.update(first, None)
             both = True
         if both and self._dual_stream is not None and draft.drafter not in MODELS:
-            forwards = (partial(self._read_draft, draft, model) for model in (first, second))
-            logits, others = self._dual_stream.run(*forwards)
-            return _merged(_split(draft, first, logits), _split(draft, second, others))
+            # Compiled models return no hidden states.
+            forwards = (partial(self._read_logits, draft, model) for model in (first, second))
+            outputs = map(ModelOutput, self._dual_stream.run(*forwards))
+            one, other = (_split(draft, *own) for own in zip((first, second), outputs, strict=True))
+            return _merged(one, other)
         result = self._logits(draft, first)
         if not both:
             sufficient = self._verifier.one_suffices(draft, first, result)
@@ -143,26 +145,31 @@ class ModelRunner:
         """Both models' logits at the positions, from one forward."""
         positions = draft.positions
         counts = [count - 1 for count in positions.counts]
-        logits = self.read_both(joint, positions.draft_tokens, counts, positions.most)
-        base, aligned = (_split(draft, *own) for own in zip(MODELS, logits, strict=True))
+        outputs = self.read_both(joint, positions.draft_tokens, counts, positions.most)
+        base, aligned = (_split(draft, *own) for own in zip(MODELS, outputs, strict=True))
         return _merged(base, aligned)
 
-    def _read_draft(self, draft: Draft, model: Source) -> Tensor:
+    def _read_draft(self, draft: Draft, model: Source) -> ModelOutput:
         positions, bonus = draft.positions, int(draft.wants_bonus)
         counts = [count - 1 + bonus for count in positions.counts]
         return self.read(model, positions.draft_tokens, counts, positions.most + bonus)
 
-    def read(self, name: str, draft_tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:
+    def _read_logits(self, draft: Draft, model: Source) -> Tensor:
+        return self._read_draft(draft, model).logits
+
+    def read(
+        self, name: str, draft_tokens: Tensor, counts: Sequence[int], keep: int
+    ) -> ModelOutput:
         """Let a model read what it has not read of every row, and the row's first draft tokens.
 
         Args:
             name: of the model.
             draft_tokens: int64 [B, K or more].
             counts: how many of them to read of each row.
-            keep: how many last tokens of each row to return logits for.
+            keep: K, how many last tokens of each row to return logits for.
 
         Returns:
-            Raw logits on the common vocabulary, float32 [B, keep, V], on the batch's device.
+            What the model computes there, on the batch's device.
         """
         unread, drafted = self._to_read(name, counts)
         lengths = list(map(_num_to_read, unread, drafted))
@@ -173,11 +180,11 @@ class ModelRunner:
         missing = keep - logits.shape[1]
         if missing > 0:
             logits = torch.nn.functional.pad(logits, (0, 0, missing, 0))
-        return self._to_batch(name, logits)
+        return self._output(name, logits)
 
     def read_both(
         self, joint: JointCache, draft_tokens: Tensor, counts: Sequence[int], keep: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[ModelOutput, ModelOutput]:
         """As `read`, with both models of the pair in one forward."""
         (base, base_drafted), (aligned, aligned_drafted) = (
             self._to_read(model, counts) for model in MODELS
@@ -190,7 +197,7 @@ class ModelRunner:
             _flush_right(aligned, draft_tokens, aligned_drafted, span),
         )
         logits = joint.extend(tokens, (base_lengths, aligned_lengths), keep)
-        return self._to_batch("base", logits[0]), self._to_batch("aligned", logits[1])
+        return self._output("base", logits[0]), self._output("aligned", logits[1])
 
     def read_rows(self, name: str, unread: Sequence[Sequence[int]]) -> Tensor:
         """Let a model read some tokens of every row.
@@ -216,6 +223,13 @@ class ModelRunner:
         unread = [self._unread(name, row, lengths[at]) for at, row in enumerate(rows)]
         pairs = zip(counts, rows, strict=True)
         return unread, [count if row.needs(name) else 0 for count, row in pairs]
+
+    def _output(self, name: str, logits: Tensor) -> ModelOutput:
+        """From what a cache returned, [B, K, width]."""
+        if name not in self._batch.read_hidden_states:
+            return ModelOutput(self._to_batch(name, logits))
+        hidden_states = self.models[name].hidden_states(logits).to(self._batch.device)
+        return ModelOutput(self._to_batch(name, logits), hidden_states)
 
     def _to_batch(self, name: str, logits: Tensor) -> Tensor:
         """A model's logits on the common vocabulary, on the batch's device."""
@@ -393,12 +407,15 @@ def _length(row: SequenceState, name: str) -> int:
     return len(row.request.ids(name)) + len(row.tokens_of(name))
 
 
-def _split(draft: Draft, model: Source, logits: Tensor) -> Logits:
-    """From the logits that a forward returned, [B, Q or Q + 1, V], to those at the positions."""
+def _split(draft: Draft, model: Source, output: ModelOutput) -> Logits:
+    """From what a forward returned for the last Q or Q + 1 tokens to what is at the positions."""
+    (logits, hidden_states), flatten = output, draft.positions.flatten
     bonus = None
     if draft.wants_bonus:
         bonus, logits = logits[:, -1], logits[:, :-1]
-    return Logits({model: Distribution(draft.positions.flatten(logits))}, bonus)
+        hidden_states = None if hidden_states is None else hidden_states[:, :-1]
+    read = None if hidden_states is None else flatten(hidden_states)
+    return Logits({model: Distribution(flatten(logits), hidden_states=read)}, bonus)
 
 
 def _merged(one: Logits, other: Logits) -> Logits:

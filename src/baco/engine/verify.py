@@ -16,7 +16,7 @@ from baco.device import tensor_on
 from baco.engine.batch import Batch
 from baco.engine.draft import Draft, Logits, Positions
 from baco.routing.combiners import BASE, MIXED
-from baco.routing.router import is_stateful
+from baco.routing.router import RuleRouter, is_stateful
 from baco.routing.signals import Signals
 from baco.routing.word_boundaries import BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin
@@ -26,6 +26,8 @@ from baco.text.vocabulary import Vocabulary
 
 # Bits of `VerifyResult.damaged`.
 _DAMAGED: dict[Source, int] = {"base": 1, "aligned": 2}
+# Takes the place of a router that decides nothing.
+_UNDECIDED = RuleRouter(None)
 
 
 @dataclass(slots=True)
@@ -212,15 +214,24 @@ class Verifier:
             coins,
             past=past,
             allowed=draft.allowed,
+            ran=frozenset(logits.of),
         )
 
     def boundary_state(
         self, draft: Draft, signals: Signals, *, route: bool = True
     ) -> BoundaryState:
-        """The boundaries of the positions, and with ``route`` what the routers pick there."""
-        batch = draft.batch
-        index = batch.router_index[draft.positions.row] if len(batch.routers) > 1 else None
-        return BoundaryState.of(signals, draft.previous, batch.routers, index, route=route)
+        """The boundaries of the positions, and with ``route`` what the routers pick there.
+
+        Where a model did not run, no router that reads it decides anything: none is run.
+        """
+        batch, routers = draft.batch, draft.batch.routers
+        index = batch.router_index[draft.positions.row] if len(routers) > 1 else None
+        if len(signals.ran) < len(MODELS):
+            routers = [
+                (router if router.reads <= signals.ran else _UNDECIDED, switch)
+                for router, switch in routers
+            ]
+        return BoundaryState.of(signals, draft.previous, routers, index, route=route)
 
     def wants_both(self, batch: Batch) -> bool:
         """Whether both models' logits are wanted, whatever they are."""

@@ -11,7 +11,7 @@ that are different, and aligned where base words cost quality.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -23,16 +23,20 @@ from baco.errors import BacoError
 from baco.evaluation.records import Group, Sample
 from baco.evaluation.score import requested_metrics
 from baco.evaluation.store import Run
+from baco.models.model import PairModel
 from baco.models.pair import Pair
-from baco.routing.learned import LearnedModel, features, fit
+from baco.routing.learned import LearnedModel, features, fit, principal_axes, project
 from baco.routing.router import RuleRouter
-from baco.routing.signals import Signals
+from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState
+from baco.source import MODELS, Source
 from baco.text.prompts import Prompt
 
 # The largest weight of an answer; the mean is about 1.
 _MAX_WEIGHT = 20.0
 _MIN_DECISIONS = 200
+# Answers whose hidden states the principal axes are computed of.
+_MAX_ANSWERS_FOR_AXES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,14 @@ class Objective:
         diversity: λ, the weight of an answer's distance to its siblings.
         temperature: β; a smaller one learns from the best answers alone.
         hidden: units of the hidden layer; 0 is a logistic regression.
+        axes: principal axes of each model's last hidden states that are read; 0 reads none.
     """
 
     quality: str = "reward"
     diversity: float = 1.0
     temperature: float = 1.0
     hidden: int = 0
+    axes: int = 0
 
 
 def train(
@@ -71,8 +77,8 @@ def train(
         advance: called after each prompt at each setting.
 
     Raises:
-        BacoError: the pair has two tokenizers, the run has no such answers, or the metric cannot
-            run.
+        BacoError: the pair has two tokenizers, the run has no such answers, the metric cannot
+            run, or a model returns no hidden states where these are read.
     """
     baco.pair.check_one_tokenizer("a learned router")
     groups = [group for group in groups if any(_mixed(s) for s in group.samples)]
@@ -82,12 +88,14 @@ def train(
             "'baco sweep --router Rand --router P-Punc'"
         )
     weights = answer_weights(run, groups, objective, models)
+    axes = principal_axes_of(baco.pair, groups, objective.axes) if objective.axes else {}
     rows, sources, shares = [], [], []
     for group, weight in zip(groups, weights, strict=True):
         for sample, share in zip(group.samples, weight, strict=True):
-            decided = decisions(baco.pair, group, sample)
+            decided = decisions(baco.pair, group, sample, hidden_states=bool(axes))
             if decided is not None:
-                rows.append(decided.rows)
+                projected = [project(decided.hidden_states[s], own) for s, own in axes.items()]
+                rows.append(torch.cat((decided.rows, *projected), dim=1))
                 sources.append(decided.source)
                 shares.append(torch.full((len(decided.source),), share))
         advance()
@@ -99,6 +107,7 @@ def train(
     model = fit(torch.cat(rows), torch.cat(sources), torch.cat(shares), hidden=objective.hidden)
     trained = {
         "pair": baco.pair.name,
+        "models": {source: baco.pair.model(source).name for source in MODELS},
         "prompts": len({(group.task, group.prompt.id) for group in groups}),
         "answers": len(rows),
         "words": sum(map(len, rows)),
@@ -106,8 +115,9 @@ def train(
         "diversity_weight": objective.diversity,
         "temperature": objective.temperature,
         "hidden": objective.hidden,
+        "hidden_widths": {source: own.shape[1] for source, own in axes.items()},
     }
-    return replace(model, trained=trained)
+    return replace(model, trained=trained, axes=axes)
 
 
 def answer_weights(
@@ -127,6 +137,7 @@ class Decisions:
         at: their positions in it, int64 [N].
         rows: features, float32 [N, F].
         source: bool [N], True for the base model.
+        hidden_states: each model's last hidden states before them, float32 [N, D]; or nothing.
     """
 
     prompt: Prompt
@@ -134,26 +145,66 @@ class Decisions:
     at: Tensor
     rows: Tensor
     source: Tensor
+    hidden_states: dict[Source, Tensor] = field(default_factory=dict)
+
+
+def principal_axes_of(pair: Pair, groups: Sequence[Group], count: int) -> dict[Source, Tensor]:
+    """The axes along which each model's hidden states before decided words vary most, [count, D].
+
+    They are those of some answers, spread evenly over all, so that memory does not grow with their
+    number.
+    """
+    answers = [(group, sample) for group in groups for sample in group.samples]
+    states: dict[Source, list[Tensor]] = {source: [] for source in MODELS}
+    for group, sample in answers[:: -(-len(answers) // _MAX_ANSWERS_FOR_AXES)]:
+        decided = decisions(pair, group, sample, hidden_states=True)
+        for source, own in ({} if decided is None else decided.hidden_states).items():
+            states[source].append(own)
+    known = {source: own for source, own in states.items() if own}
+    return {source: principal_axes(torch.cat(own), count) for source, own in known.items()}
 
 
 @torch.inference_mode()
-def decisions(pair: Pair, group: Group, sample: Sample) -> Decisions | None:
-    """The words of an answer that a router decided; None where both models can read none."""
+def decisions(
+    pair: Pair, group: Group, sample: Sample, *, hidden_states: bool = False
+) -> Decisions | None:
+    """The words of an answer that a router decided; None where both models can read none.
+
+    Args:
+        pair: that wrote it.
+        group: with the prompt.
+        sample: the answer.
+        hidden_states: also return the models' hidden states.
+    """
     messages = [dict(message) for message in group.prompt.messages]
     prompt = pair.renderer.render(messages)
     tokens, sources = _tokens(pair, sample, prompt.joining_space)
     tokens = list(readable(pair, tokens, prompt))
     if not tokens:
         return None
-    base = answer_logits(pair.base, prompt.base_ids, tokens)
-    aligned = answer_logits(pair.aligned, prompt.aligned_ids, tokens)
-    signals = Signals(base, aligned, pair.vocabulary)
+    read = {
+        "base": _read(pair.base, prompt.base_ids, tokens, hidden_states),
+        "aligned": _read(pair.aligned, prompt.aligned_ids, tokens, hidden_states),
+    }
+    signals = Signals(read["base"], read["aligned"], pair.vocabulary)
     previous = torch.tensor([NO_TOKEN, *tokens[:-1]])
     state = BoundaryState.of(signals, previous, [(RuleRouter(None), "word")], route=False)
     source = torch.tensor(sources[: len(tokens)])
     active = torch.cat((torch.zeros(1, dtype=torch.bool), source[:-1]))
     at = state.is_boundary(active).nonzero()[:, 0]
-    return Decisions(prompt, tokens, at, features(signals)[at], source[at])
+    states = {s: signals.hidden_states(s)[at] for s in MODELS} if hidden_states else {}
+    return Decisions(prompt, tokens, at, features(signals)[at], source[at], states)
+
+
+def _read(
+    model: PairModel, prompt: Sequence[int], answer: Sequence[int], hidden_states: bool
+) -> Distribution:
+    """What an answer's tokens would be drawn from."""
+    if not hidden_states:
+        return Distribution(answer_logits(model, prompt, answer))
+    logits, states = model.score_with_hidden_states([*prompt, *answer[:-1]])
+    first = len(prompt) - 1
+    return Distribution(logits[first:].cpu(), hidden_states=states[first:].cpu())
 
 
 def _mixed(sample: Sample) -> bool:

@@ -267,9 +267,10 @@ class RecurrentKVCache:
             if int(last[0]) != int(tokens[row, -count]):
                 raise ValueError("a recurrent state has read another token in this place")
             if logits is None:
-                logits = last[1].new_zeros(len(counts), keep, len(last[1]))
+                width = max(len(kept[1]) for kept in self._last if kept is not None)
+                logits = last[1].new_zeros(len(counts), keep, width)
             if count <= keep:
-                logits[row, -count] = last[1]
+                logits[row, -count, : len(last[1])] = last[1]
         assert logits is not None
         newest = zip(tokens[:, -1], logits[:, -1].clone(), strict=True)
         self._last = [

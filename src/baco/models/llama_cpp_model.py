@@ -69,6 +69,9 @@ class LlamaCppModel(PairModel):
         chunks = self.new_cache().score(tokens, self.prefill_chunk)
         return torch.cat([self.checked_logits(chunk).clone() for chunk in chunks])
 
+    def keep_hidden_states(self) -> int:
+        raise self._without_hidden_states("llama.cpp computes its logits; use --backend local")
+
     @property
     def forward(self) -> Forward | None:
         return None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from baco.models.caches.per_row import PerRowKVCache
 from baco.models.caches.uncached import NoKVCache
 from baco.models.context import UNBOUNDED, context_of
 from baco.models.forward.accelerated import accelerated
+from baco.models.forward.compiled import CompiledForward
 from baco.models.forward.cuda_graphs import CudaGraphForward
 from baco.models.forward.dense import DenseForward
 from baco.models.forward.recurrent import RecurrentForward
@@ -31,6 +33,7 @@ from baco.models.forward.selection import (
     why_not_dense,
     why_not_together,
 )
+from baco.models.hidden_states import HeadWithHiddenStates
 from baco.models.loading import explain_errors
 from baco.models.rope import LongRope
 from baco.models.size import ForwardSize, ModelSize, bits_per_weight, forward_size, model_size
@@ -40,6 +43,8 @@ log = logging.getLogger("baco")
 
 # The number of token ids that a message lists.
 _LISTED = 5
+# Two models of a pair may share a head, and two threads may decode with one model.
+_CHANGING_HEAD = Lock()
 
 
 @dataclass
@@ -167,6 +172,8 @@ class PairModel:
 
     def to_common_vocab(self, logits: Tensor) -> Tensor:
         """Raw logits [..., any] on the common vocabulary: float32 [..., V], -inf where unknown."""
+        if (head := self._wide_head) is not None:
+            logits = logits[..., : head.vocabulary]
         own = min(self.vocab_size, self.rows_without_adapter or self.vocab_size)
         logits = logits[..., :own].float()
         missing = self.vocab_size - logits.shape[-1]
@@ -212,7 +219,7 @@ class PairModel:
     @property
     def logits_width(self) -> int:
         """Entries of a row of logits as the model returns it."""
-        return max(self.vocab_size, self.embedding_rows)
+        return max(self.vocab_size, self.embedding_rows + self.hidden_width)
 
     @torch.inference_mode()
     def score(self, ids: Sequence[int] | Tensor) -> Tensor:
@@ -221,8 +228,74 @@ class PairModel:
         Raises:
             DamagedLogitsError: logits are NaN or infinite.
         """
+        return self.checked_logits(self._read_text(ids))
+
+    @torch.inference_mode()
+    def score_with_hidden_states(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """As `score`, and the hidden states that the logits are of, float32 [T, D]."""
+        self.keep_hidden_states()
+        logits = self._read_text(ids)
+        return self.checked_logits(logits), self.hidden_states(logits)
+
+    def _read_text(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """The raw logits [T, width] of a plain forward over a text, without a cache."""
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.device).reshape(1, -1)
-        return self.checked_logits(self.run(input_ids=tokens, use_cache=False).logits[0])
+        logits: Tensor = self.run(input_ids=tokens, use_cache=False).logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def keep_hidden_states(self) -> int:
+        """From now on, return the last hidden states behind the logits of every forward.
+
+        Returns:
+            Their width.
+
+        Raises:
+            BacoError: the model does not return them.
+        """
+        with _CHANGING_HEAD:
+            if not self.hidden_width:
+                self._check_uncompiled()
+                head = self._head
+                plain, width = getattr(head, "forward", None), self._read_text([0]).shape[-1]
+                if plain is not None:
+                    head.forward = HeadWithHiddenStates(plain)
+                    wider = self._read_text([0]).shape[-1]
+                    if not self.hidden_width or wider != width + self.hidden_width:
+                        head.forward = plain
+                if not self.hidden_width:
+                    raise self._without_hidden_states("its head is not one layer")
+            return self.hidden_width
+
+    def _check_uncompiled(self) -> None:
+        forward = self._forward
+        accelerated = CompiledForward | CudaGraphForward
+        if isinstance(forward, ClampedForward) and isinstance(forward.forward, accelerated):
+            raise self._without_hidden_states("it is compiled: load the pair without --compile")
+
+    def _without_hidden_states(self, reason: str) -> BacoError:
+        return BacoError(f"{self.name} returns no hidden states for routers to read: {reason}")
+
+    @property
+    def hidden_width(self) -> int:
+        """D, the width of the hidden states behind its logits; 0 where it returns none."""
+        return 0 if self._wide_head is None else self._wide_head.width
+
+    def hidden_states(self, logits: Tensor) -> Tensor:
+        """The hidden states behind raw logits [..., V + D]: float32 [..., D]."""
+        assert self._wide_head is not None
+        return logits[..., self._wide_head.vocabulary :].float()
+
+    @property
+    def _wide_head(self) -> HeadWithHiddenStates | None:
+        """The forward of its head, where that returns hidden states too."""
+        forward = None if self._head is None else self._head.__dict__.get("forward")
+        return forward if isinstance(forward, HeadWithHiddenStates) else None
+
+    @cached_property
+    def _head(self) -> Any:
+        find = getattr(self.model, "get_output_embeddings", None)
+        return None if find is None else find()
 
     def run(self, **inputs: Any) -> Any:
         """The output of the ``transformers`` model, without its adapter where that is off."""

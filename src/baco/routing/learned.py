@@ -2,13 +2,14 @@
 
 The model is a logistic regression or has one hidden layer. It reads the features below, which are
 the signals of other rules: both models' distributions and the roles of their most likely tokens.
-It does not read hidden states, which the engine does not keep, nor the position, which would tie
-it to the local engine. Its file is JSON: see :func:`load`.
+It may also read the models' last hidden states, as their projections on a few axes. It does not
+read the position. Its file is JSON: see :func:`load`.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.routing.signals import Signals
+from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
 
 FORMAT = "baco-learned-router"
@@ -34,8 +36,10 @@ FEATURES = (
 )
 # The lowest log-probability, in nats, that counts.
 _MIN_LOGPROB = -30.0
-_MAX_BYTES = 8 * 2**20
+_MAX_BYTES = 64 * 2**20
 _MAX_HIDDEN = 1024
+# The most axes that the hidden states of one model are projected on.
+MAX_AXES = 64
 
 
 def features(signals: Signals) -> Tensor:
@@ -56,6 +60,20 @@ def features(signals: Signals) -> Tensor:
     return torch.stack([column.float() for column in columns], dim=1)
 
 
+def project(hidden_states: Tensor, axes: Tensor) -> Tensor:
+    """Hidden states [N, D] on axes [A, D]: float32 [N, A]."""
+    axes = axes.to(hidden_states.device)
+    # A sum for each axis, not a product of matrices: the same for any number of rows.
+    return torch.stack([(hidden_states * axis).sum(dim=-1) for axis in axes], dim=1)
+
+
+def principal_axes(hidden_states: Tensor, count: int) -> Tensor:
+    """The axes along which hidden states [N, D] vary most, float32 [at most count, D]."""
+    centred = hidden_states - hidden_states.mean(dim=0)
+    axes: Tensor = torch.linalg.svd(centred, full_matrices=False)[2]
+    return axes[:count].clone()
+
+
 @dataclass(frozen=True, eq=False)
 class LearnedModel:
     """One or two layers over standardised features, tanh between them.
@@ -64,12 +82,26 @@ class LearnedModel:
         mean, scale: of the features, float32 [F].
         layers: (weight [out, in], bias [out]) of each; the last has one output.
         trained: how it was trained, plain JSON.
+        axes: of each model whose hidden states it reads, float32 [A, D].
     """
 
     mean: Tensor
     scale: Tensor
     layers: tuple[tuple[Tensor, Tensor], ...]
     trained: dict[str, Any]
+    axes: Mapping[Source, Tensor] = field(default_factory=dict)
+
+    @property
+    def hidden_widths(self) -> dict[Source, int]:
+        """D of each model whose hidden states it reads."""
+        return {source: axes.shape[1] for source, axes in self.axes.items()}
+
+    def read(self, signals: Signals) -> Tensor:
+        """What it reads at N positions, float32 [N, F]: :data:`FEATURES`, then the projections."""
+        projected = [
+            project(signals.hidden_states(source), axes) for source, axes in self.axes.items()
+        ]
+        return torch.cat((features(signals), *projected), dim=1)
 
     def probability(self, rows: Tensor) -> Tensor:
         """The probability that base should write the word: float32 [N, F] → [N]."""
@@ -86,12 +118,12 @@ class LearnedModel:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "features": list(FEATURES),
+            "features": _names(self.axes),
             "mean": self.mean.tolist(),
             "scale": self.scale.tolist(),
             "layers": [{"weight": w.tolist(), "bias": b.tolist()} for w, b in self.layers],
             "trained": self.trained,
-        }
+        } | ({"axes": {s: axes.tolist() for s, axes in self.axes.items()}} if self.axes else {})
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -100,9 +132,10 @@ class LearnedModel:
             raise ValueError("it is no learned router")
         if value.get("version") != VERSION:
             raise ValueError(f"its version is {value.get('version')!r}, and {VERSION} is read here")
-        if value.get("features") != list(FEATURES):
+        axes = _axes(value.get("axes", {}))
+        if value.get("features") != _names(axes):
             raise ValueError("its features are others than this version of BACo computes")
-        width = len(FEATURES)
+        width = len(value["features"])
         mean, scale = (_tensor(value.get(name), name, (width,)) for name in ("mean", "scale"))
         if bool((scale <= 0).any()):
             raise ValueError("a scale is not positive")
@@ -120,7 +153,8 @@ class LearnedModel:
             layers.append((weight, _tensor(layer.get("bias"), "bias", (out,))))
             width = out
         trained = value.get("trained")
-        return cls(mean, scale, tuple(layers), trained if isinstance(trained, dict) else {})
+        trained = trained if isinstance(trained, dict) else {}
+        return cls(mean, scale, tuple(layers), trained, axes)
 
 
 def load(path: str | None) -> LearnedModel:
@@ -142,6 +176,24 @@ def load(path: str | None) -> LearnedModel:
     except (ValueError, RecursionError) as error:
         why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
         raise BacoError(f"learned router {path!r} cannot be used ({why}): {advice}") from error
+
+
+def _names(axes: Mapping[Source, Tensor]) -> list[str]:
+    """The names of everything that a model with these axes reads."""
+    projected = [f"hidden_{source}_{i}" for source in axes for i in range(len(axes[source]))]
+    return [*FEATURES, *projected]
+
+
+def _axes(value: Any) -> dict[Source, Tensor]:
+    if not isinstance(value, dict) or not value.keys() <= set(MODELS):
+        raise ValueError("its axes are not those of base and aligned")
+    axes: dict[Source, Tensor] = {}
+    for source, rows in value.items():
+        count = len(rows) if isinstance(rows, list) else 0
+        if not 1 <= count <= MAX_AXES or not isinstance(rows[0], list) or not rows[0]:
+            raise ValueError(f"the {source} model has no axes, or more than {MAX_AXES}")
+        axes[source] = _tensor(rows, f"{source} axes", (count, len(rows[0])))
+    return axes
 
 
 def _tensor(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -33,9 +33,9 @@ from baco.routing.router import ConstantRouter, LoadedFile, Router, RuleRouter
 from baco.routing.rules import (
     BUILT_IN,
     COMBINATIONS,
+    HIDDEN_STATES,
     RULES,
     STATE,
-    STRUCTURE,
     AnyRule,
     ContentRule,
     LogitRule,
@@ -99,14 +99,12 @@ def catalogue() -> list[Entry]:
 
 
 def plain_catalogue() -> list[Entry]:
-    """The routers of the catalogue that read the two distributions and coins alone: no state, and
-    no structure of the answer.
-    """
+    """The routers of the catalogue that read the two distributions and coins alone."""
     entries = []
     for entry in catalogue():
         named = () if entry.name in CONSTANTS else _rules_of(entry.name).all
-        reads = {name for rule in named for name in rule.reads}
-        if not reads & (STATE | STRUCTURE):
+        reads = {name for rule in named if not isinstance(rule, ContentRule) for name in rule.reads}
+        if not reads & (STATE | HIDDEN_STATES.keys()):
             entries.append(entry)
     return entries
 

@@ -6,6 +6,7 @@ w_t = 1 in P_BACo = w_t · P_base + (1 − w_t) · P_aligned. The rules are in
 :mod:`baco.routing.rules`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from baco.routing.adaptive import Adaptation, moved
-from baco.routing.rules import STATE, STRUCTURE, AnyRule, ContentRule, LogitRule, Override
+from baco.routing.learned import LearnedModel
+from baco.routing.rules import HIDDEN_STATES, STATE, AnyRule, ContentRule, LogitRule, Override
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
@@ -67,16 +69,17 @@ def is_stateful(router: Router) -> bool:
     return bool(getattr(router, "stateful", False))
 
 
-def reads_structure(router: Router) -> bool:
-    """Whether it reads where free text is in structured answers, ``signals.in_text``. Such a router
-    also picks the source of forced tokens.
-    """
-    return bool(getattr(router, "reads_structure", False))
-
-
 def is_sibling_aware(router: Router) -> bool:
     """Whether it reads the lower-numbered samples of the same prompt, ``past.siblings``."""
     return bool(getattr(router, "sibling_aware", False))
+
+
+def hidden_widths(router: Router) -> Mapping[Source, int | None]:
+    """The models whose hidden states a router reads, and the width that these must have; None where
+    any does.
+    """
+    widths: Mapping[Source, int | None] = getattr(router, "hidden_widths", {})
+    return widths
 
 
 def file_digests(router: Router) -> dict[str, dict[str, str]]:
@@ -141,11 +144,8 @@ class RuleRouter:
             file = self.logit.file
             content = None if file is None else self._content(file.key)
             base = self.logit(signals, self._gamma(signals), content)
-        if roles := self._locked_roles():
-            base = base & ~signals.predicted_in(roles, self.predict)
-        for content in self.contents:
-            if content.locks is not None:
-                base = base & ~content.locks(signals, self.predict)
+        if self.contents:
+            base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
         for rule in self.overrides:
             base = base | rule.decide(signals, self._content(rule.file.key))
         return base
@@ -165,14 +165,20 @@ class RuleRouter:
         return bool(self.quantities & STATE)
 
     @property
-    def reads_structure(self) -> bool:
-        """Whether it reads where free text is in a structured answer."""
-        return bool(self.quantities & STRUCTURE)
-
-    @property
     def sibling_aware(self) -> bool:
         """Whether it reads the lower-numbered samples of the same prompt."""
         return self.adaptation is not None and self.adaptation.sibling_aware
+
+    @property
+    def hidden_widths(self) -> Mapping[Source, int | None]:
+        """See :func:`hidden_widths`."""
+        widths: dict[Source, int | None] = {
+            HIDDEN_STATES[name]: None for name in HIDDEN_STATES.keys() & self.quantities
+        }
+        for file in self.files:
+            if isinstance(file.content, LearnedModel):
+                widths.update(file.content.hidden_widths)
+        return widths
 
     def _locked_roles(self) -> tuple[Role, ...]:
         """The roles whose words the aligned model writes, whatever the logits are."""
@@ -205,8 +211,7 @@ class RuleRouter:
     def quantities(self) -> frozenset[str]:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
-        more = {name for content in self.contents for name in content.reads}
-        more |= {name for rule in self.overrides for name in rule.reads}
+        more = {name for rule in self.overrides for name in rule.reads}
         if self.adaptation is not None:
             more.add("past")
         return frozenset(self.logit.reads if self.logit else ()) | predictions | more

@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from baco.device import tensor_on
 from baco.sampling.sampler import most_likely
-from baco.source import Source
+from baco.source import MODELS, Source
 from baco.text.vocabulary import Role, Vocabulary
 
 Predictor = Literal["base", "aligned", "either"]
@@ -28,6 +27,7 @@ class Distribution:
         logits: raw logits on the common vocabulary, float [N, V].
         log_partition: log Σ exp of each row [N], where it is known already.
         entropy: of each row in nats [N], where it is known already.
+        hidden_states: the model's last hidden states, float32 [N, D], where a router reads them.
     """
 
     def __init__(
@@ -35,8 +35,9 @@ class Distribution:
         logits: Tensor,
         log_partition: Tensor | None = None,
         entropy: Tensor | None = None,
+        hidden_states: Tensor | None = None,
     ) -> None:
-        self.logits = logits
+        self.logits, self.hidden_states = logits, hidden_states
         self._log_partition = log_partition
         self._entropy = entropy
 
@@ -113,18 +114,11 @@ class Allowed:
         at: the positions whose answers have a structure, int64 [M].
         tokens: what is allowed there, bool [M, V].
         forced: the positions where one token is allowed, or only the end of the answer, bool [N].
-        text: the positions in free text, as :class:`baco.sampling.constraint.Place` says; all of
-            them where the answer has no structure; bool [N].
-        begins: those where a free text of a structure begins, bool [N].
-        ends_text: ``(position, token)`` → whether the token ends the free text there.
     """
 
     at: Tensor
     tokens: Tensor
     forced: Tensor
-    text: Tensor
-    begins: Tensor
-    ends_text: Callable[[int, int], bool]
 
     def mask(self, logits: Tensor) -> Tensor:
         """Set logits [N, V] to -inf, in place, where a token is not allowed."""
@@ -177,6 +171,7 @@ class Signals:
         own_vocabularies: of each model, where their tokenizers differ; by default ``vocabulary``.
         past: the answers before the positions, where the backend supplies them.
         allowed: what the structures of the answers allow; None where anything goes.
+        ran: the models that were run.
 
     The most likely tokens (``top_base``, ``top_aligned``, the predicted token) are those that are
     allowed. All else is of the raw distributions.
@@ -191,6 +186,7 @@ class Signals:
         own_vocabularies: Mapping[Source, Vocabulary] | None = None,
         past: Past | None = None,
         allowed: Allowed | None = None,
+        ran: frozenset[Source] = frozenset(MODELS),
     ) -> None:
         same = aligned is base
         base = base if isinstance(base, Distribution) else Distribution(base)
@@ -204,7 +200,7 @@ class Signals:
         self._own_vocabularies = own_vocabularies
         self._coin = coin
         self._past = past
-        self.allowed = allowed
+        self.allowed, self.ran = allowed, ran
         self._tops: dict[Source, Tensor] = {}
 
     @property
@@ -244,6 +240,23 @@ class Signals:
         return self._of["aligned"].entropy
 
     @property
+    def hidden_base(self) -> Tensor:
+        """The base model's last hidden states: float32 [N, D]."""
+        return self.hidden_states("base")
+
+    @property
+    def hidden_aligned(self) -> Tensor:
+        """The aligned model's last hidden states: float32 [N, D]."""
+        return self.hidden_states("aligned")
+
+    def hidden_states(self, model: Source) -> Tensor:
+        """A model's last hidden states, normed, as its head reads them: float32 [N, D]."""
+        hidden_states = self._of[model].hidden_states
+        if hidden_states is None:
+            raise ValueError(f"a router that reads hidden_{model} needs hidden states")
+        return hidden_states
+
+    @property
     def top_base(self) -> Tensor:
         """The base model's most likely next token: int64 [N]."""
         return self._top("base")
@@ -270,32 +283,6 @@ class Signals:
         own = self._own_vocabularies
         vocabulary = self.vocabulary if own is None else own[predict]
         return vocabulary.in_roles(roles)[self._top(predict)]
-
-    @property
-    def in_text(self) -> Tensor:
-        """Whether each position is in free text, as all are without a structure: bool [N]."""
-        if self.allowed is None:
-            return torch.ones(len(self.base), dtype=torch.bool, device=self.base.device)
-        return self.allowed.text
-
-    def in_structure(self, predict: Predictor) -> Tensor:
-        """Whether the predicted token belongs to the answer's structure: bool [N].
-
-        It does outside free text, and where it ends a free text. Without a structure none does.
-        ``either``: whether one of the two models' predictions does.
-        """
-        allowed = self.allowed
-        if allowed is None:
-            return ~self.in_text
-        if predict == "either":
-            return self.in_structure("base") | self.in_structure("aligned")
-        structure = ~allowed.text
-        is_text, tokens = allowed.text.tolist(), self._top(predict).tolist()
-        ends = [
-            at for at in allowed.at.tolist() if is_text[at] and allowed.ends_text(at, tokens[at])
-        ]
-        structure[tensor_on(structure.device, ends, torch.int64)] = True
-        return structure
 
     def tossed(self) -> Tensor:
         """The coins: uniforms in (0, 1), float [N]."""

@@ -8,7 +8,7 @@ word starts of its own vocabulary.
 """
 
 from baco.errors import BacoError
-from baco.routing.router import Router, RuleRouter, is_stateful
+from baco.routing.router import Router, RuleRouter, hidden_widths, is_stateful
 from baco.source import Source
 
 
@@ -40,12 +40,17 @@ def check_router(router: Router) -> None:
 
     Raises:
         BacoError: it reads quantities of both, which are over different vocabularies, or it reads
-            the tokens of the answer so far.
+            the tokens of the answer so far, or hidden states.
     """
     if is_stateful(router):
         raise BacoError(
             f"{router.spelling} reads the tokens of the answer so far, which two tokenizers do not "
             "share: use a rule that reads one model, such as P, H or Punc"
+        )
+    if hidden_widths(router):
+        raise BacoError(
+            f"{router.spelling} reads hidden states, which pairs of two tokenizers do not supply: "
+            "use a rule that reads one model, such as P, H or Punc"
         )
     if not reads_one_model(router):
         raise BacoError(

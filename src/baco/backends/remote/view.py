@@ -14,7 +14,6 @@ from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.router import Router, RuleRouter
-from baco.routing.rules import STRUCTURE
 from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin, noise_keys
@@ -31,7 +30,7 @@ def needed_quantity(router: Router) -> str:
         return "nothing"
     if not isinstance(router, RuleRouter):
         return "all"
-    kinds = {name.split("_")[0] for name in router.quantities - STRUCTURE - {"coin"}}
+    kinds = {name.split("_")[0] for name in router.quantities - {"coin"}}
     if not kinds <= {"entropy", "max", "top"}:
         return "all"
     if "entropy" in kinds:

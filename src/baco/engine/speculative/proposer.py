@@ -194,8 +194,8 @@ class Proposer:
                     break
                 last = run.tokens[-1][:, None]
             counts = [last.shape[1]] * len(batch)
-            logits = self._runner.read(drafter, last, counts, 1)[:, 0]
-            run.append(logits, self._draw(run, logits))
+            output = self._runner.read(drafter, last, counts, 1)
+            run.append(output, 0, self._draw(run, output.logits[:, 0]))
         tokens = torch.stack(run.tokens, dim=1)
         if drafter == "draft":  # both models verify: one position more than draft tokens
             positions = Positions.of([count + 1 for count in run.counts], tokens)
@@ -209,14 +209,14 @@ class Proposer:
         draws the predicted token in every row, that forward has drafted two tokens.
         """
         bonus = torch.tensor([[self._bonus[row]] for row in self._batch.rows])
-        logits = self._runner.read(run.drafter, bonus, [1] * len(bonus), 2)
-        token = self._draw(run, logits[:, 0])
-        run.append(logits[:, 0], token)
+        output = self._runner.read(run.drafter, bonus, [1] * len(bonus), 2)
+        token = self._draw(run, output.logits[:, 0])
+        run.append(output, 0, token)
         right = (token == bonus[:, 0]).tolist()
         for stats, is_right in zip(run.stats, right, strict=True):
             stats.update_bonus(is_right)
         if all(right):
-            run.append(logits[:, 1], self._draw(run, logits[:, 1]))
+            run.append(output, 1, self._draw(run, output.logits[:, 1]))
         else:
             self._runner.forget_draft(run.drafter)
 

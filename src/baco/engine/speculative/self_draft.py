@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from baco.engine.draft import ModelOutput
 from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.routing.signals import Distribution
 from baco.source import Drafter
@@ -40,16 +41,19 @@ class SelfDraft:
     expected_tokens: float = 0.0
     _distributions: list[Distribution] = field(default_factory=list)
     _logits: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, K or more, V]
+    _hidden_states: list[Tensor] = field(default_factory=list)  # [B, D] each; or none
 
     def __post_init__(self) -> None:
         self.confidence = [[] for _ in self.stats]
         self.acceptance = [1.0] * len(self.stats)
 
-    def append(self, logits: Tensor, token: Tensor) -> None:
-        """Append a token [B] that was drawn from logits [B, V], which are copied: the memory that
-        they are in may be that of the model's next logits too.
+    def append(self, output: ModelOutput, index: int, token: Tensor) -> None:
+        """Append a token [B] that was drawn from the logits at one index of an output. Logits are
+        copied: the memory that they are in may be that of the model's next logits too.
         """
-        distribution = Distribution(self._kept(logits))
+        if output.hidden_states is not None:
+            self._hidden_states.append(output.hidden_states[:, index])
+        distribution = Distribution(self._kept(output.logits[:, index]))
         self._distributions.append(distribution)
         self.tokens.append(token)
         if not self.sync_each_step:
@@ -81,7 +85,10 @@ class SelfDraft:
     def logits(self) -> Distribution:
         """What the tokens were drawn from, before masks and biases: N = B × K, row by row."""
         logits = self._logits[:, : len(self.tokens)].flatten(0, 1)
-        if not self.sync_each_step:
-            return Distribution(logits)
-        partitions = torch.stack([each.log_partition for each in self._distributions], dim=1)
-        return Distribution(logits, partitions.flatten())
+        partitions = read = None
+        if self.sync_each_step:
+            each = [distribution.log_partition for distribution in self._distributions]
+            partitions = torch.stack(each, dim=1).flatten()
+        if self._hidden_states:
+            read = torch.stack(self._hidden_states, dim=1).flatten(0, 1)
+        return Distribution(logits, partitions, hidden_states=read)

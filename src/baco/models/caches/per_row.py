@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from baco.kv_cache.protocol import RowSize, finish
 
@@ -39,9 +40,9 @@ def extend_rows(
         if count
     }
     some = next(iter(rows.values()))
-    whole = some.new_zeros(len(counts), keep, some.shape[-1])
+    whole = some.new_zeros(len(counts), keep, max(logits.shape[-1] for logits in rows.values()))
     for row, logits in rows.items():
-        whole[row, keep - len(logits) :] = logits
+        whole[row, keep - len(logits) :, : logits.shape[-1]] = logits
     return whole
 
 
@@ -161,7 +162,8 @@ class PerRowKVCache:
         self._last[row] = rows[-1]
         self.lengths[row] += len(ids)
         self.tokens += len(ids)
-        return torch.stack(rows[-keep:])
+        # Kept logits are narrower where the model has begun to return hidden states behind them.
+        return pad_sequence(rows[-keep:], batch_first=True)
 
     def roll_back(self, lengths: Sequence[int]) -> None:
         for row, (now, kept) in enumerate(zip(self.lengths, lengths, strict=True)):

@@ -26,7 +26,6 @@ from baco.kv_cache.slots import SlotCache, columns_for
 from baco.models.forward.decoder_layers import (
     Description,
     Layer,
-    Linear,
     Norm,
     describe,
     is_fused,
@@ -107,7 +106,7 @@ class DenseForward:
         self._norm = norm
         self._like: Tensor = decoder.norm.weight.detach()  # of the weights' dtype and device
         self._zero = self._like.new_zeros(())
-        self._head: Linear = model.lm_head.forward
+        self._head: Any = model.lm_head
         self._rotary: Any = decoder.rotary_emb
         self._long_rope = LongRope.of(model)
         self._heads, self._key_heads = description.heads, description.key_heads
@@ -278,7 +277,7 @@ class DenseForward:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Raw logits [B, T, vocabulary] from the output of the last layer."""
-        logits: Tensor = self._head(self._norm(hidden))
+        logits: Tensor = self._head.forward(self._norm(hidden))
         if self._logits_divisor != 1:
             logits = logits / self._logits_divisor
         return softly_capped(logits, self._logits_softcap)
