@@ -68,6 +68,8 @@ def decode(
     temperature: float,
     max_tokens: int,
     allowed: Callable[[list[int]], set[int]] | None = None,
+    place: Callable[[list[int]], str] | None = None,
+    keeps_structure: bool = False,
     min_p: float = 0.0,
     whole_words: bool = True,
     thought: Sequence[int] = (),
@@ -80,7 +82,10 @@ def decode(
 
     ``thought`` is what the aligned model wrote before it. Positions, and so noise, count on. The
     base model never writes ``marks``. ``allowed`` returns what may follow some tokens; the rule
-    then also gets the base row with everything else at -inf.
+    then also gets the base row with everything else at -inf. ``place`` returns ``structure``,
+    ``beginning`` or ``inside`` for the position after some tokens; the rule then also gets whether
+    the base model's most likely allowed token belongs to the structure. ``keeps_structure``: the
+    rule picks the source of forced tokens too.
     """
     vocabulary, seed = pair.vocabulary, prompt_seed(seed, digest)
     aligned_prompt, first = (*aligned_prompt, *thought), len(thought)
@@ -105,13 +110,18 @@ def decode(
             for row in rows.values():
                 row[others] = -math.inf
             read.append(rows["base"])
+        begins = place is not None and place(tokens) == "beginning"
+        if place is not None:
+            top = int(rows["base"].argmax())
+            ends = top in pair.end_ids or place([*tokens, top]) != "inside"
+            read.append(ends or place(tokens) == "structure")
         wanted = "base" if rule(*read) else "aligned"
         source, masked = wanted, False
-        if forced:
+        if forced and not keeps_structure:
             source = sources[-1] if sources else "aligned"
         elif tokens and whole_words:
             active = sources[-1]
-            ended = bool(vocabulary.ends_word[tokens[-1]])
+            ended = bool(vocabulary.ends_word[tokens[-1]]) or begins or forced
             boundary = ended or bool(vocabulary.word_start[int(rows[active].argmax())])
             source = wanted if boundary else active
             masked = source != active and not ended

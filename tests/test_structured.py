@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -211,27 +211,81 @@ def test_unpacking_on_an_accelerator_is_the_same() -> None:
 
 
 def rules(pair: Any) -> dict[str, Callable[..., bool]]:
-    """Rules that read the raw rows, and the base row with what is not allowed at -inf."""
+    """Rules that read the raw rows, the base row with what is not allowed at -inf, and whether the
+    predicted token belongs to the structure.
+    """
 
     def mark(row: torch.Tensor) -> bool:
         return int(pair.vocabulary.role[int(row.argmax())]) in (Role.PUNCTUATION, Role.FORMAT)
 
     p = naive.max_probability
     return {
-        "P:0.5": lambda b, a, c, m: p(b) < 0.5,
-        "H:1.5": lambda b, a, c, m: naive.entropy(b) > 1.5,
-        "Punc": lambda b, a, c, m: not mark(m),
-        "P-Punc:0.6": lambda b, a, c, m: not mark(m) and p(b) < 0.6,
-        "Rand:0.5": lambda b, a, c, m: c < 0.5,
-        "Base": lambda b, a, c, m: True,
-        "Aligned": lambda b, a, c, m: False,
+        "P:0.5": lambda b, a, c, m, s: p(b) < 0.5,
+        "H:1.5": lambda b, a, c, m, s: naive.entropy(b) > 1.5,
+        "Punc": lambda b, a, c, m, s: not mark(m),
+        "P-Punc:0.6": lambda b, a, c, m, s: not mark(m) and p(b) < 0.6,
+        "Rand:0.5": lambda b, a, c, m, s: c < 0.5,
+        "Struct": lambda b, a, c, m, s: not s,
+        "P-Struct:0.6": lambda b, a, c, m, s: not s and p(b) < 0.6,
+        "Rand-Struct-Punc:0.7": lambda b, a, c, m, s: not s and not mark(m) and c < 0.7,
+        "Base": lambda b, a, c, m, s: True,
+        "Aligned": lambda b, a, c, m, s: False,
     }
+
+
+def free_text(
+    pair: Any, kind: str, allowed: Callable[[list[int]], set[int]]
+) -> Callable[[list[int]], str]:
+    """Where free text is, by what is allowed: a reference for `Automaton.places`."""
+    data = pair.vocabulary.texts.data
+    alphabets = [{bytes([first + at]) for at in range(26)} for first in b"aA"]
+
+    @cache
+    def place(tokens: tuple[int, ...]) -> str:
+        following = {data[token] for token in allowed([*tokens])}
+        before = place(tokens[:-1]) if tokens else "structure"
+        if not any(alphabet <= following for alphabet in alphabets):
+            in_character = all(text[:1] and 0x80 <= text[0] < 0xC0 for text in following)
+            return "inside" if in_character and before != "structure" else "structure"
+        if kind != "schema":
+            free = "beginning" if before == "structure" else "inside"
+            return "structure" if kind == "choice" else free
+        if in_name(b"".join(data[token] for token in tokens).decode(errors="replace")):
+            return "structure"
+        opens = tokens and b'"' in data[tokens[-1]].replace(b'\\"', b"")
+        return "beginning" if opens else "inside"
+
+    return lambda tokens: place((*tokens,))
+
+
+def in_name(text: str) -> bool:
+    """Whether a beginning of JSON ends in the name of a property, character by character."""
+    opened, string, escaped, expects_name, name = list[str](), False, False, False, False
+    for character in text:
+        if string:
+            string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            string, name = True, expects_name
+        elif character in "{[":
+            opened.append(character)
+            expects_name = character == "{"
+        elif character in "}]":
+            opened.pop()
+        elif character in ",:":
+            expects_name = character == "," and opened[-1] == "{"
+    return string and name
 
 
 @settings(max_examples=budget(12))
 @given(
     structure=st.sampled_from(STRUCTURES[:6]),
-    router=st.sampled_from(["P:0.5", "H:1.5", "Punc", "P-Punc:0.6", "Rand:0.5", "Base", "Aligned"]),
+    router=st.sampled_from(
+        [
+            *("P:0.5", "H:1.5", "Punc", "P-Punc:0.6", "Rand:0.5", "Base", "Aligned"),
+            *("Struct", "P-Struct:0.6", "Rand-Struct-Punc:0.7"),
+        ]
+    ),
     seed=st.integers(0, 2**40),
     temperature=st.sampled_from([0.0, 1.0]),
 )
@@ -239,6 +293,7 @@ def test_answers_equal_a_naive_decoder(
     llama: Baco, structure: dict[str, Any], router: str, seed: int, temperature: float
 ) -> None:
     pair, rule = llama.pair, rules(llama.pair)[router]
+    alone = router in ("Base", "Aligned")  # a model alone writes what is forced too
     constraint, size = compiled(llama, **structure), llama.pair.vocabulary.size
 
     def allowed(tokens: list[int]) -> set[int]:
@@ -254,25 +309,27 @@ def test_answers_equal_a_naive_decoder(
         pair,
         rendered.base_ids,
         rendered.aligned_ids,
-        (lambda b, a, c, m: {"Base": True, "Aligned": False}[router])
-        if router in ("Base", "Aligned")
-        else rule,
+        rule,
         digest=digest,
         seed=seed,
         sample=0,
         temperature=temperature,
         max_tokens=24,
         allowed=allowed,
+        place=free_text(pair, constraint.structure.kind, allowed),
+        keeps_structure=alone or "Struct" in router,
+        whole_words=not alone,
     )
     assert list(answer.token_ids) == tokens
-    if router not in ("Base", "Aligned"):  # alone, a model writes what is forced too
-        assert list(answer.sources) == sources
+    assert list(answer.sources) == sources
 
 
 @settings(max_examples=budget(10))
 @given(
     chosen=st.lists(st.sampled_from(STRUCTURES), min_size=2, max_size=4),
-    router=st.sampled_from(["P-Punc:0.7", "Rand:0.5", "Punc", "Base", "Ensemble:0.5", "Contrast"]),
+    router=st.sampled_from(
+        ["P-Punc:0.7", "Rand:0.5", "P-Struct:0.7", "Struct", "Base", "Ensemble:0.5", "Contrast"]
+    ),
     seed=st.integers(0, 2**40),
     sampling=st.sampled_from(
         [

@@ -7,7 +7,7 @@ from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.errors import BacoError
 from baco.routing.combiners import Combination
-from baco.routing.router import hidden_widths, is_stateful
+from baco.routing.router import hidden_widths, is_stateful, reads_structure
 from baco.sampling.structure import Structure
 
 
@@ -24,7 +24,7 @@ class Capabilities:
         samplers: it runs the samplers that a request names.
         thinking: it lets the aligned model think before the answer.
         combiners: it runs combiners, which need both models' whole rows.
-        stateful: its routers can read the answers so far.
+        stateful: its routers can read the answers so far, and where they are in their structures.
         structured: it holds answers to a schema, regex, choice or grammar.
         hidden_states: its routers can read the models' hidden states.
     """
@@ -74,6 +74,13 @@ class Capabilities:
             raise BacoError(
                 f"the {self.name} backend cannot run {request.router.spelling}, which reads the "
                 "answer so far: use --backend local, or another router"
+            )
+        structure = request.params.structure
+        if structure is not None and reads_structure(request.router) and not self.stateful:
+            raise BacoError(
+                f"the {self.name} backend cannot run {request.router.spelling} with a "
+                f"{structure.kind}, since it reads where free text is in the answer: use --backend "
+                "local, or another router"
             )
         if hidden_widths(request.router) and not self.hidden_states:
             raise BacoError(

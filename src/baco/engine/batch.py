@@ -15,7 +15,7 @@ from baco.routing.combiners import Combination
 from baco.routing.router import Router, hidden_widths, is_sibling_aware, is_stateful
 from baco.routing.signals import Allowed
 from baco.routing.word_boundaries import NO_TOKEN, Switch
-from baco.sampling.constraint import Mask, unpack
+from baco.sampling.constraint import Mask, Place, unpack
 from baco.sampling.noise import noise_keys
 from baco.sampling.params import SamplingParams
 from baco.sampling.repetition import dry_penalties, in_window
@@ -180,26 +180,42 @@ class Batch:
             BacoError: an answer cannot be continued.
         """
         at, masks, forced = list[int](), list[Mask](), list[bool]()
-        for row, tokens in zip(self.rows, drafted, strict=True):
+        places, positions = list[Place](), list[tuple[int, int]]()
+        for index, (row, tokens) in enumerate(zip(self.rows, drafted, strict=True)):
             constraint, automaton = row.request.constraint, row.automaton
             count = 1 if last_only else len(tokens) + 1
+            positions += [(index, end) for end in range(len(tokens) + 1)][-count:]
             if constraint is None:
                 forced += [False] * count
+                places += [Place.INSIDE] * count
                 continue
             at += range(len(forced), len(forced) + count)
             if automaton is None:
                 masks += [constraint.before] * count
                 forced += [False] * count
+                places += [Place.INSIDE] * count
             else:
                 own = automaton.masks(row.answer, tokens)[-count:]
                 masks += own
                 forced += [automaton.is_forced(mask) for mask in own]
+                places += automaton.places(row.answer, tokens)[-count:]
         if not masks:
             return None
+
+        def ends_text(position: int, token: int) -> bool:
+            index, end = positions[position]
+            row = self.rows[index]
+            return row.automaton is not None and row.automaton.ends_text(
+                row.answer, drafted[index][:end], token
+            )
+
         return Allowed(
             tensor_on(self.device, at, torch.int64),
             unpack(torch.from_numpy(np.stack(masks)).to(self.device), self._vocabulary_size),
             tensor_on(self.device, forced, torch.bool),
+            tensor_on(self.device, [place is not Place.STRUCTURE for place in places], torch.bool),
+            tensor_on(self.device, [place is Place.BEGINNING for place in places], torch.bool),
+            ends_text,
         )
 
     def token_counts(

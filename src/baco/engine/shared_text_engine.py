@@ -26,7 +26,7 @@ from baco.engine.verify import Verifier
 from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.pair import Pair
-from baco.routing.router import Router
+from baco.routing.router import Router, reads_structure
 from baco.routing.signals import Distribution, Signals
 from baco.routing.two_vocabularies import check_router, is_boundary, read_model
 from baco.sampling.noise import ROUTER, coin, noise_keys
@@ -406,6 +406,11 @@ def check_request(request: Request) -> None:
     check_router(request.router)
     if request.switch == "token" and request.router.only is None:
         raise BacoError("models of different tokenizers change sources between words only")
+    if params.structure is not None and reads_structure(request.router):
+        raise BacoError(
+            f"{request.router.spelling} with a {params.structure.kind} needs a pair with one "
+            "tokenizer: use a router without Struct"
+        )
     if params.reads_history:
         raise BacoError(
             "DRY and a repetition window count tokens of one tokenizer, and the models have two: "

@@ -36,6 +36,7 @@ from baco.routing.rules import (
     HIDDEN_STATES,
     RULES,
     STATE,
+    STRUCTURE,
     AnyRule,
     ContentRule,
     LogitRule,
@@ -99,12 +100,14 @@ def catalogue() -> list[Entry]:
 
 
 def plain_catalogue() -> list[Entry]:
-    """The routers of the catalogue that read the two distributions and coins alone."""
+    """The routers of the catalogue that read the two distributions and coins alone: no state, no
+    structure of the answer and no hidden states.
+    """
     entries = []
     for entry in catalogue():
         named = () if entry.name in CONSTANTS else _rules_of(entry.name).all
-        reads = {name for rule in named if not isinstance(rule, ContentRule) for name in rule.reads}
-        if not reads & (STATE | HIDDEN_STATES.keys()):
+        reads = {name for rule in named for name in rule.reads}
+        if not reads & (STATE | STRUCTURE | HIDDEN_STATES.keys()):
             entries.append(entry)
     return entries
 

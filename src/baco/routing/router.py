@@ -15,7 +15,15 @@ from torch import Tensor
 
 from baco.routing.adaptive import Adaptation, moved
 from baco.routing.learned import LearnedModel
-from baco.routing.rules import HIDDEN_STATES, STATE, AnyRule, ContentRule, LogitRule, Override
+from baco.routing.rules import (
+    HIDDEN_STATES,
+    STATE,
+    STRUCTURE,
+    AnyRule,
+    ContentRule,
+    LogitRule,
+    Override,
+)
 from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
@@ -67,6 +75,13 @@ class ConstantRouter:
 def is_stateful(router: Router) -> bool:
     """Whether it reads the answers so far, ``signals.past``."""
     return bool(getattr(router, "stateful", False))
+
+
+def reads_structure(router: Router) -> bool:
+    """Whether it reads where free text is in structured answers, ``signals.in_text``. Such a router
+    also picks the source of forced tokens.
+    """
+    return bool(getattr(router, "reads_structure", False))
 
 
 def is_sibling_aware(router: Router) -> bool:
@@ -144,8 +159,11 @@ class RuleRouter:
             file = self.logit.file
             content = None if file is None else self._content(file.key)
             base = self.logit(signals, self._gamma(signals), content)
-        if self.contents:
-            base = base & ~signals.predicted_in(self._locked_roles(), self.predict)
+        if roles := self._locked_roles():
+            base = base & ~signals.predicted_in(roles, self.predict)
+        for content in self.contents:
+            if content.locks is not None:
+                base = base & ~content.locks(signals, self.predict)
         for rule in self.overrides:
             base = base | rule.decide(signals, self._content(rule.file.key))
         return base
@@ -163,6 +181,11 @@ class RuleRouter:
     def stateful(self) -> bool:
         """Whether it reads the answers so far."""
         return bool(self.quantities & STATE)
+
+    @property
+    def reads_structure(self) -> bool:
+        """Whether it reads where free text is in a structured answer."""
+        return bool(self.quantities & STRUCTURE)
 
     @property
     def sibling_aware(self) -> bool:
@@ -211,7 +234,8 @@ class RuleRouter:
     def quantities(self) -> frozenset[str]:
         """The attributes of :class:`Signals` that it reads."""
         predictions = {f"top_{model}" for model in self._predictors}
-        more = {name for rule in self.overrides for name in rule.reads}
+        more = {name for content in self.contents for name in content.reads}
+        more |= {name for rule in self.overrides for name in rule.reads}
         if self.adaptation is not None:
             more.add("past")
         return frozenset(self.logit.reads if self.logit else ()) | predictions | more

@@ -2,7 +2,7 @@
 
 There are three kinds. A *logit rule* reads the two distributions and decides which model writes the
 word, usually by comparing a quantity with the threshold γ. A *content rule* locks a word to the
-aligned model by the role of the predicted token. An *override* gives words to the base model,
+aligned model by the predicted token. An *override* gives words to the base model,
 whatever the other rules say. A router combines at most one logit rule with any number of the
 others: ``P-Punc-FC:0.4``.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from baco.errors import BacoError
 from baco.routing.learned import LearnedModel, load
-from baco.routing.signals import Signals
+from baco.routing.signals import Predictor, Signals
 from baco.source import MODELS, Source
 from baco.text.phrases import Phrases, load_phrases
 from baco.text.vocabulary import Role
@@ -37,6 +37,8 @@ NATS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 # What only some backends supply: a rule that reads one of these is stateful.
 STATE = frozenset(("past",))
+# What a rule reads of an answer's structure. Without a structure every backend supplies it.
+STRUCTURE = frozenset(("in_text",))
 # The last hidden states, which only the local backend supplies, by their models.
 HIDDEN_STATES: dict[str, Source] = {"hidden_base": "base", "hidden_aligned": "aligned"}
 
@@ -139,14 +141,18 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class ContentRule:
-    """Locks words to the aligned model by the role of the predicted token.
+    """Locks words to the aligned model by the predicted token.
 
     Attributes:
         name: one word; alone, it is a router's name.
-        roles: the roles that it locks. For ``Role``, these hold where the user gives no table.
+        roles: the roles of the predicted token that it locks. For ``Role``, these hold where the
+            user gives no table.
         help: one sentence.
         example: a spelling.
         page: what it locks, for the server's page: in the singular, and in the plural.
+        locks: ``(signals, the model that predicts)`` → bool [N], True where it locks, whatever the
+            role; None where roles say all.
+        reads: the attributes of :class:`Signals` that ``locks`` reads beside the predicted token.
     """
 
     name: str
@@ -154,6 +160,8 @@ class ContentRule:
     help: str
     example: str
     page: tuple[str, str]
+    locks: Callable[[Signals, Predictor], Tensor] | None = field(default=None, repr=False)
+    reads: tuple[str, ...] = ()
 
 
 AnyRule = LogitRule | ContentRule | Override
@@ -347,6 +355,21 @@ add_rule(
         ("a function word", "function words (the, of, and, …)"),
     )
 )
+add_rule(
+    ContentRule(
+        "Struct",
+        (),
+        "aligned for the structure of an answer under a schema, regex, choice or grammar: "
+        "keys, quotes, numbers, enum values; base for the free text",
+        "Struct",
+        (
+            "part of the structure",
+            "the structure of the answer (keys, quotes, numbers, enum values)",
+        ),
+        locks=Signals.in_structure,
+        reads=("in_text",),
+    )
+)
 # A user's table replaces these roles.
 add_rule(
     ContentRule(
@@ -377,5 +400,8 @@ add_rule(
     )
 )
 # Combinations that listings and sweeps add to the single rules. Users can write any other.
-COMBINATIONS = ("P-Punc:0.4", "H-Punc:1.5", "P-FC:0.4", "H-FC:1.5", "P-Punc-FC:0.4", "Punc-FC")
+COMBINATIONS = (
+    *("P-Punc:0.4", "H-Punc:1.5", "P-FC:0.4", "H-FC:1.5", "P-Punc-FC:0.4", "Punc-FC"),
+    "P-Struct:0.4",
+)
 BUILT_IN = frozenset(RULES)

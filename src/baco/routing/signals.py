@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from baco.device import tensor_on
 from baco.sampling.sampler import most_likely
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Role, Vocabulary
@@ -114,11 +115,18 @@ class Allowed:
         at: the positions whose answers have a structure, int64 [M].
         tokens: what is allowed there, bool [M, V].
         forced: the positions where one token is allowed, or only the end of the answer, bool [N].
+        text: the positions in free text, as :class:`baco.sampling.constraint.Place` says; all of
+            them where the answer has no structure; bool [N].
+        begins: those where a free text of a structure begins, bool [N].
+        ends_text: ``(position, token)`` → whether the token ends the free text there.
     """
 
     at: Tensor
     tokens: Tensor
     forced: Tensor
+    text: Tensor
+    begins: Tensor
+    ends_text: Callable[[int, int], bool]
 
     def mask(self, logits: Tensor) -> Tensor:
         """Set logits [N, V] to -inf, in place, where a token is not allowed."""
@@ -283,6 +291,32 @@ class Signals:
         own = self._own_vocabularies
         vocabulary = self.vocabulary if own is None else own[predict]
         return vocabulary.in_roles(roles)[self._top(predict)]
+
+    @property
+    def in_text(self) -> Tensor:
+        """Whether each position is in free text, as all are without a structure: bool [N]."""
+        if self.allowed is None:
+            return torch.ones(len(self.base), dtype=torch.bool, device=self.base.device)
+        return self.allowed.text
+
+    def in_structure(self, predict: Predictor) -> Tensor:
+        """Whether the predicted token belongs to the answer's structure: bool [N].
+
+        It does outside free text, and where it ends a free text. Without a structure none does.
+        ``either``: whether one of the two models' predictions does.
+        """
+        allowed = self.allowed
+        if allowed is None:
+            return ~self.in_text
+        if predict == "either":
+            return self.in_structure("base") | self.in_structure("aligned")
+        structure = ~allowed.text
+        is_text, tokens = allowed.text.tolist(), self._top(predict).tolist()
+        ends = [
+            at for at in allowed.at.tolist() if is_text[at] and allowed.ends_text(at, tokens[at])
+        ]
+        structure[tensor_on(structure.device, ends, torch.int64)] = True
+        return structure
 
     def tossed(self) -> Tensor:
         """The coins: uniforms in (0, 1), float [N]."""

@@ -6,9 +6,10 @@ active source, the one that wrote the previous token, continues. Where the route
 source and the previous token did not itself end a word, that source may write only word starts. So
 every word has exactly one source.
 
-Where the structure of an answer forces a token, the active source continues too. The most likely
-tokens are those that the structure allows, so where the source may write only word starts, there is
-one that is allowed.
+Where the structure of an answer forces a token, the active source continues too, unless the router
+keeps the structure for the aligned model. A position where a free text of the structure begins is a
+boundary like the first of an answer. The most likely tokens are those that the structure allows, so
+where the source may write only word starts, there is one that is allowed.
 
 Everything here is a pure function on tensors and shared by every backend. :func:`select` does all
 of it for one position per row. Drafts need its three parts: :class:`BoundaryState` (all that is
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from baco.routing.router import Router
+from baco.routing.router import Router, reads_structure
 from baco.routing.signals import Signals
 from baco.text.vocabulary import Vocabulary
 
@@ -107,10 +108,13 @@ class BoundaryState:
         """
         vocabulary = signals.vocabulary
         free = (previous == NO_TOKEN) | vocabulary.ends_word[previous.clamp_min(0)]
-        forced = None if signals.allowed is None else signals.allowed.forced
-        if forced is not None:
-            free &= ~forced
+        forced = None if signals.allowed is None else signals.allowed.forced.clone()
         choice = torch.zeros_like(free)
+        for number, (router, _) in enumerate(routers):
+            if forced is not None and reads_structure(router):
+                forced &= torch.zeros_like(forced) if index is None else index != number
+        if signals.allowed is not None and forced is not None:
+            free = (free | signals.allowed.begins | signals.allowed.forced) & ~forced
         for number, (router, switch) in enumerate(routers):
             uses = None if index is None else index == number
             if route:

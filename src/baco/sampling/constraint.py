@@ -10,10 +10,13 @@ forced is a function of the answer so far and needs no model.
 It knows bytes of tokens and structures. It does not know models, routers or logits.
 """
 
+import re
+import string
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,21 @@ _KEPT = 64
 _REHEARSED, _STRIDE = 48, 7919
 # Texts that precede a text while it is encoded, so that it is not encoded as the start of a text.
 _ANCHORS = ("\n", "(", "a")
+# What shows where a beginning of a JSON text is: strings, of which the last may be open, and marks.
+_JSON_PARTS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{},:]', re.DOTALL)
+
+
+class Place(IntEnum):
+    """What a structure leaves open at a position.
+
+    Free text is where every letter from a to z may come next, or every one from A to Z: inside
+    strings of JSON, but not in keys, values of an enum, numbers or literals. All else is structure.
+    A position inside a character is of the kind of the position where the character begins.
+    """
+
+    STRUCTURE = 0
+    BEGINNING = 1  # the first position of a free text
+    INSIDE = 2  # another one
 
 
 class Automaton:
@@ -50,6 +68,7 @@ class Automaton:
         self._matcher, self._vocabulary, self._kind = matcher, vocabulary, kind
         self._read = 0  # tokens of the answer that the matcher has consumed
         self._masks: dict[tuple[int, ...], Mask] = {}  # after the answer so far and these tokens
+        self._places: list[Place] = []  # of the tokens that the matcher has consumed
 
     def masks(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Mask]:
         """What is allowed after an answer, and after each of its draft tokens.
@@ -77,6 +96,19 @@ class Automaton:
             masks.append(self._mask(after))
         self._matcher.rollback(consumed)
         return masks
+
+    def places(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Place]:
+        """The place after an answer, and after each of its draft tokens; as for `masks`."""
+        masks, places = self.masks(answer, drafted), self._places[-1:]
+        for count, mask in enumerate(masks):
+            places.append(self._place(mask, [*answer, *drafted[:count]], places[-1:]))
+        return places[-len(masks) :]
+
+    def ends_text(self, answer: Sequence[int], drafted: Sequence[int], token: int) -> bool:
+        """Whether a token after these ends the free text that they are in."""
+        if token in self._vocabulary.ends:
+            return True
+        return self.places(answer, [*drafted, token])[-1] is not Place.INSIDE
 
     def forced(self, answer: Sequence[int], most: int) -> list[int]:
         """The next tokens that are forced, up to ``most``; errors as for `masks`."""
@@ -114,10 +146,22 @@ class Automaton:
             return
         if len(answer) < self._read:
             self._matcher.rollback(self._read - len(answer))
+            del self._places[len(answer) :]
+            self._masks.clear()
         else:
-            self._consume(answer[self._read :])
+            fresh = tuple(answer[self._read :])
+            for count, token in enumerate(fresh):
+                before = answer[: self._read + count]
+                self._places.append(
+                    self._place(self._mask(fresh[:count]), before, self._places[-1:])
+                )
+                self._consume([token])
+            self._masks = {
+                after[len(fresh) :]: mask
+                for after, mask in self._masks.items()
+                if after[: len(fresh)] == fresh
+            }
         self._read = len(answer)
-        self._masks.clear()
 
     def _consume(self, tokens: Sequence[int]) -> None:
         if not self._matcher.consume_tokens(list(tokens)):
@@ -134,6 +178,29 @@ class Automaton:
                 self._fail()
             self._masks[after] = mask
         return mask
+
+    def _place(self, mask: Mask, before: Sequence[int], earlier: Sequence[Place]) -> Place:
+        """The place where a mask holds, after these tokens; ``earlier`` ends with the place of the
+        last of them.
+        """
+        vocabulary = self._vocabulary
+        if mask is vocabulary.anything:  # after a draft token that is not allowed
+            return Place.INSIDE
+        was_text = bool(earlier) and earlier[-1] is not Place.STRUCTURE
+        if not vocabulary.allows_letters(mask):
+            in_character = was_text and not (mask & vocabulary.beginning).any()
+            return Place.INSIDE if in_character else Place.STRUCTURE
+        if self._kind == "choice":
+            return Place.STRUCTURE
+        if self._kind != "schema":
+            return Place.INSIDE if was_text else Place.BEGINNING
+        data = vocabulary.data
+        opened = bool(before) and b'"' in data[before[-1]].replace(b'\\"', b"")
+        if was_text and not opened:
+            return Place.INSIDE
+        if _in_key(b"".join(data[token] for token in before)):
+            return Place.STRUCTURE
+        return Place.BEGINNING if opened else Place.INSIDE
 
     def _fail(self) -> None:
         reason = self._matcher.get_error() or "no token of the vocabulary continues the answer"
@@ -264,6 +331,8 @@ class _TokenTable:
         unended: the same without the end tokens.
         writable: the mask of the tokens that a structure can allow.
         continuing: those of them that are no end tokens.
+        beginning: those of them that do not continue a character that an earlier token began.
+        data: the bytes of each token.
     """
 
     def __init__(
@@ -281,14 +350,14 @@ class _TokenTable:
             raise BacoError("structured answers need an end token, and neither model names one")
         self.ends = frozenset(ends)
         apart = {*special, *ends, *(token for token, text in enumerate(data) if not text)}
-        self._data = [
+        self.data = [
             b"\xff[%d]" % token if token in apart else text for token, text in enumerate(data)
         ]
-        self._ids = {text: token for token, text in enumerate(self._data) if token not in apart}
+        self._ids = {text: token for token, text in enumerate(self.data) if token not in apart}
         self._longest = max(map(len, self._ids), default=1)
         self._encode_text = encode
         # What `TokenizerWrapper` reads.
-        self.tokens, self.special_token_ids = self._data, sorted(apart)
+        self.tokens, self.special_token_ids = self.data, sorted(apart)
         self.eos_token_id, self.bos_token_id = min(ends), None
         self.tokenizer = LLTokenizer(TokenizerWrapper(self), len(data), sorted(ends))
         writable = np.zeros(-len(data) % 32 + len(data), dtype=np.bool_)
@@ -297,6 +366,14 @@ class _TokenTable:
         self.writable = np.packbits(writable, bitorder="little").view(np.int32)
         writable[sorted(self.ends)] = False
         self.continuing = np.packbits(writable, bitorder="little").view(np.int32)
+        # The first byte of a token that continues a character is 10xxxxxx.
+        inside = [token for token, text in enumerate(self.data) if text[0] & 0xC0 == 0x80]
+        writable[inside] = False
+        self.beginning = np.packbits(writable, bitorder="little").view(np.int32)
+        self._alphabets = [
+            np.array([id for c in letters if (id := self._ids.get(c.encode())) is not None])
+            for letters in (string.ascii_lowercase, string.ascii_uppercase)
+        ]
         self.anything = np.full_like(self.writable, -1)
         self.unended = self.anything & ~(self.writable & ~self.continuing)
 
@@ -311,11 +388,18 @@ class _TokenTable:
             ids = list(self._encode_text(anchor + decoded))
             begin, size = 0, 0
             while begin < len(ids) and size < len(anchor):
-                size += len(self._data[ids[begin]].lstrip(b" "))
+                size += len(self.data[ids[begin]].lstrip(b" "))
                 begin += 1
-            if b"".join(self._data[token] for token in ids[begin:]) == data:
+            if b"".join(self.data[token] for token in ids[begin:]) == data:
                 return ids[begin:]
         return self._greedy(data)
+
+    def allows_letters(self, mask: Mask) -> bool:
+        """Whether a mask allows every letter from a to z, or from A to Z, as a token."""
+        return any(
+            len(ids) > 0 and bool((mask[ids >> 5] >> (ids & 31) & 1).all())
+            for ids in self._alphabets
+        )
 
     def _greedy(self, data: bytes) -> list[int]:
         """The longest token at each place; bytes without a token are left out."""
@@ -356,6 +440,22 @@ def unpack_words(masks: Mask) -> NDArray[np.bool_]:
 
 def _holds(mask: Mask, token: int) -> bool:
     return bool(int(mask[token >> 5]) >> (token & 31) & 1)
+
+
+def _in_key(text: bytes) -> bool:
+    """Whether a beginning of a JSON text, which ends inside a string, ends in a property's name."""
+    opened, is_key = list[bytes](), False
+    for part in _JSON_PARTS.findall(text):
+        if part in (b"{", b"["):
+            opened.append(part)
+            is_key = part == b"{"
+        elif part in (b"}", b"]"):
+            opened.pop()
+        elif part == b",":
+            is_key = opened[-1] == b"{"
+        elif part == b":":
+            is_key = False
+    return is_key
 
 
 def _tidy(message: str) -> str:

@@ -14,6 +14,7 @@ from baco.engine.sequence import Request, Why
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.router import Router, RuleRouter
+from baco.routing.rules import STRUCTURE
 from baco.routing.signals import Distribution, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, mask_logits, resolve_source
 from baco.sampling.noise import ROUTER, coin, noise_keys
@@ -30,7 +31,7 @@ def needed_quantity(router: Router) -> str:
         return "nothing"
     if not isinstance(router, RuleRouter):
         return "all"
-    kinds = {name.split("_")[0] for name in router.quantities - {"coin"}}
+    kinds = {name.split("_")[0] for name in router.quantities - STRUCTURE - {"coin"}}
     if not kinds <= {"entropy", "max", "top"}:
         return "all"
     if "entropy" in kinds:

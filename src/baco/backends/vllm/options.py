@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
 from baco.routing.parser import named_files, portable, router
-from baco.routing.router import Router, hidden_widths, is_stateful
+from baco.routing.router import Router, hidden_widths, is_stateful, reads_structure
 from baco.routing.word_boundaries import Switch
 
 PREFIX = "baco_"
@@ -210,6 +210,10 @@ def _router(spelling: object, threshold: object) -> Router:
     chosen = router(spelling, None if threshold is None else float(threshold))
     if is_stateful(chosen):
         raise BacoError(f"router {spelling!r} reads the answer so far, which vLLM does not supply")
+    if reads_structure(chosen):
+        raise BacoError(
+            f"router {spelling!r} reads the structure of the answer, which vLLM does not supply"
+        )
     if hidden_widths(chosen):
         raise BacoError(f"router {spelling!r} reads hidden states, which vLLM does not supply")
     if not portable(chosen):
