@@ -94,6 +94,23 @@ def test_free_text_is_in_values_of_strings_and_where_any_letter_may_come(
     )
 
 
+def test_tokens_that_are_accepted_together_may_end_the_answer(demo: Baco) -> None:
+    """The last words, what closes the structure, and the end token."""
+    sentence = {"type": "string", "pattern": r"^ ?[A-Z][A-Za-z ,'-]{3,90}[.!]$"}
+    schema = {"type": "array", "items": sentence, "minItems": 1, "maxItems": 1}
+    structure = Structure("schema", json.dumps(schema))
+    constraint = demo.pair.structures.compile(structure, joining_space=True)
+    answers = demo.generate(PROMPT, n=4, seed=5, router="P-Struct:0.4", schema=schema)
+    for answer in answers:
+        assert answer.finish_reason == "stop"
+        ids, automaton = list(answer.token_ids), constraint.begin()
+        assert len(automaton.masks([], ids)) == len(ids) + 1
+        # The end token comes with tokens whose masks are known already.
+        automaton.masks(ids[:-4], ids[-4:])
+        assert automaton.places(ids, []) == [Place.INSIDE]
+        assert automaton.places(ids[:2], ids[2:])[-2] is Place.STRUCTURE
+
+
 def written(answer: Completion, source: str) -> str:
     """The text of a source, with a line for each word of the other one."""
     return "".join(piece.text if piece.source == source else "\n" for piece in answer.pieces)

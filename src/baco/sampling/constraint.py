@@ -75,7 +75,8 @@ class Automaton:
 
         Args:
             answer: its tokens. Since the last call it may have grown, or lost its last tokens.
-            drafted: draft tokens behind it. Behind one that is not allowed, everything is.
+            drafted: draft tokens behind it. Behind one that is not allowed, and behind an end
+                token, everything is.
 
         Returns:
             A mask for each of the ``len(drafted) + 1`` positions.
@@ -83,6 +84,8 @@ class Automaton:
         Raises:
             BacoError: no token is allowed, or the structure is too complex to go on.
         """
+        if answer and answer[-1] in self._vocabulary.ends:
+            return [self._vocabulary.anything] * (len(drafted) + 1)
         self._catch_up(answer)
         masks, consumed = [self._mask(())], 0
         for place, token in enumerate(drafted):
