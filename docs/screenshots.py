@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
 
@@ -13,6 +14,10 @@ from tests.pages import chromium, visit
 from tests.serving import served
 
 FOLDER = Path(__file__).parent
+# A threshold at which both models write in the fields of the example schema.
+SCHEMA_LINK = "/#" + urlencode(
+    {"prompt": "Recommend a summer destination", "router": "P:0.4", "n": 6, "seed": 1, "compare": 0}
+)
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 1000}}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 780},
@@ -35,6 +40,22 @@ def dark(page: Page) -> None:
 def phone(page: Page) -> None:
     """At the answers, the dial within reach."""
     page.locator("section.results fieldset").evaluate("part => part.scrollIntoView()")
+
+
+def schema(browser: Browser, address: str) -> None:
+    """Answers under the example schema as tables."""
+    with visit(browser, address + SCHEMA_LINK, **DESK) as seen:
+        page = seen.page
+        seen.settle()
+        page.get_by_text("JSON schema:").click()
+        page.get_by_role("button", name="Example schema").click()
+        page.get_by_role("button", name="Write 6 answers").click()
+        seen.settle()
+        page.locator("#schema").evaluate("box => box.blur()")
+        page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+        light(page)
+        page.wait_for_timeout(500)
+        page.screenshot(path=FOLDER / "page-schema.png")
 
 
 def study(browser: Browser) -> None:
@@ -66,6 +87,7 @@ def main() -> None:
     looks: dict[Any, dict[str, Any]] = {light: DESK, dark: DESK, phone: PHONE}
     with chromium() as browser, served(Baco.load("demo")) as server:
         study(browser)
+        schema(browser, server.url)
         for look, screen in looks.items():
             theme = "dark" if look is dark else "light"
             with visit(browser, server.url + "/", color_scheme=theme, **screen) as seen:

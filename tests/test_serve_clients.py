@@ -216,6 +216,7 @@ OPERATIONS = [
     "GET /baco/info",
     "GET /baco/routers",
     "POST /baco/diversity",
+    "POST /baco/schema",
     "GET /health",
     "GET /metrics",
 ]

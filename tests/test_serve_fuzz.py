@@ -13,11 +13,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from baco import Baco
-from baco.serve.request_models import Body, ChatRequest, CompletionRequest, DiversityRequest
+from baco.serve.request_models import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DiversityRequest,
+    SchemaRequest,
+)
 from tests.fuzzing import budget
 from tests.serving import WAIT, Served, served
 
-CHAT, COMPLETION, DIVERSITY = "/v1/chat/completions", "/v1/completions", "/baco/diversity"
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+DIVERSITY, SCHEMA = "/baco/diversity", "/baco/schema"
 PATHS = (
     CHAT,
     COMPLETION,
@@ -36,11 +43,13 @@ WELL_FORMED: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     COMPLETION: {"prompt": "hi"},
     DIVERSITY: {"texts": ["a cat", "a dog"]},
+    SCHEMA: {"json": {"type": "object"}},
 }
 MODELS: dict[str, type[Body]] = {
     CHAT: ChatRequest,
     COMPLETION: CompletionRequest,
     DIVERSITY: DiversityRequest,
+    SCHEMA: SchemaRequest,
 }
 NAMES = {
     path: [*model.model_fields, *model.foreign, *model.aliases] for path, model in MODELS.items()

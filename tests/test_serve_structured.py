@@ -156,3 +156,15 @@ def test_a_text_format_changes_nothing(server: Served) -> None:
     plain = server.ask(messages=messages(), seed=1).json()["choices"][0]["message"]
     same = server.ask(messages=messages(), seed=1, response_format={"type": "text"})
     assert same.json()["choices"][0]["message"] == plain
+
+
+def test_a_schema_can_be_checked_without_decoding(server: Served) -> None:
+    good: list[Any] = [{"type": "object"}, '{"type": "integer"}']
+    bad: list[tuple[Any, str]] = [("{", "not JSON"), ({"uniqueItems": True}, "'uniqueItems'")]
+    with server.client as client:
+        for schema in good:
+            assert client.post("/baco/schema", json={"json": schema}).status_code == 204
+        for schema, message in bad:
+            refused = client.post("/baco/schema", json={"json": schema})
+            assert refused.status_code == 400
+            assert message in refused.json()["error"]["message"]

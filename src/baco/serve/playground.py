@@ -19,9 +19,10 @@ from baco.routing.combiners import Combiner, combiners
 from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
 from baco.routing.parser import router as parse
 from baco.routing.rules import ContentRule, LogitRule
+from baco.sampling.params import SamplingParams
 from baco.serve.endpoints import ERRORS
 from baco.serve.parse_request import RequestParser
-from baco.serve.request_models import DiversityRequest
+from baco.serve.request_models import DiversityRequest, SchemaRequest
 from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
 from baco.text.segmentation import distinct
@@ -55,6 +56,7 @@ class Playground:
             limits=Limits(n=settings.max_n, max_tokens=settings.max_tokens),
         )
         self._calibration = Calibration.load(baco.pair) or Calibration()
+        self._baco = baco
         self._combines = baco.capabilities.combiners
         self._measuring = asyncio.Semaphore(1)
 
@@ -66,6 +68,7 @@ class Playground:
         routes.add_api_route(
             "/diversity", self.diversity, methods=["POST"], response_model=Diversity
         )
+        routes.add_api_route("/schema", self.schema, methods=["POST"], status_code=204)
         return routes
 
     async def info(self) -> Info:
@@ -84,6 +87,11 @@ class Playground:
         """Measure how different the answers to one prompt are."""
         async with self._measuring:  # one embedding model runs beside the two that decode
             return await run_in_threadpool(measure, body.texts)
+
+    async def schema(self, body: SchemaRequest) -> None:
+        """Refuse a JSON schema that answers cannot be held to; 204 for any other."""
+        params = SamplingParams().updated({"schema": body.given})
+        await run_in_threadpool(self._baco.check_structure, params)
 
     def _entry(self, name: str, example: str, sentence: str) -> RouterEntry:
         takes = needs_threshold(name)

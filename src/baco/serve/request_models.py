@@ -384,3 +384,9 @@ class DiversityRequest(Body):
     """Answers to one prompt."""
 
     texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class SchemaRequest(Body):
+    """A JSON schema to check, named as in ``structured_outputs``."""
+
+    given: dict[str, Any] | str = Field(alias="json")

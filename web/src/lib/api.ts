@@ -132,6 +132,18 @@ export async function measure(texts: string[], signal?: AbortSignal): Promise<Di
   return (await ask("/baco/diversity", { texts }, signal)).json();
 }
 
+/** What is wrong with a JSON schema, in the server's words; null if nothing is. Whatever else fails is
+ * left to the request for answers, which meets it too.
+ */
+export async function faultOf(schema: string): Promise<string | null> {
+  try {
+    await ask("/baco/schema", { json: schema });
+  } catch (error) {
+    if (error instanceof ServerError && error.status === 400) return error.message;
+  }
+  return null;
+}
+
 interface Choice {
   index: number;
   finish_reason: string | null;

@@ -12,7 +12,7 @@ export class Pointed {
   at(element: HTMLElement, word: Word, answer: Answer, column: Column): void {
     this.element = element;
     this.word = word;
-    this.why = explain(tokensOf(word, answer.text, answer.tokens), word.source, column.router);
+    this.why = explain(tokensOf(word, answer.text, answer.tokens), word.source, column);
   }
 
   leave(): void {

@@ -45,6 +45,8 @@ export class Column {
     readonly kind: keyof typeof METHODS,
     readonly router: string,
     n: number,
+    /** Is text forced where a schema allows no other? */
+    readonly structured = false,
   ) {
     ({ title: this.title, sentence: this.sentence } = METHODS[kind]);
     this.answers = Array.from({ length: n }, () => new Answer());
@@ -123,12 +125,13 @@ export class Run {
     alone: readonly Column[] = [],
   ) {
     const { n, router, compare } = settings;
-    const baco = new Column("baco", router, n);
+    const structured = settings.schema.trim() !== "";
+    const baco = new Column("baco", router, n, structured);
     this.columns = !compare
       ? [baco]
       : [
-          alone[0] ?? new Column("base", "Base", n),
-          alone[1] ?? new Column("aligned", "Aligned", n),
+          alone[0] ?? new Column("base", "Base", n, structured),
+          alone[1] ?? new Column("aligned", "Aligned", n, structured),
           baco,
         ];
   }

@@ -9,6 +9,8 @@ export interface Settings {
   n: number;
   seed: number;
   compare: boolean;
+  /** The JSON schema of the answers, as it was typed; blank for none. */
+  schema: string;
   /** null: as the pair has it. */
   temperature: number | null;
   min_p: number | null;
@@ -24,6 +26,7 @@ export function defaults(): Settings {
     n: 6,
     seed: 1,
     compare: true,
+    schema: "",
     temperature: null,
     min_p: null,
     max_tokens: null,
@@ -42,6 +45,7 @@ export function toHash(settings: Settings): string {
     const value = settings[name];
     if (value !== null) told.set(name, String(value));
   }
+  if (settings.schema.trim()) told.set("schema", settings.schema);
   return `#${told}`;
 }
 
@@ -52,6 +56,7 @@ export function fromHash(hash: string, before: Settings): Settings | null {
   if (!prompt) return null;
   const settings = { ...before, prompt };
   settings.router = told.get("router") || before.router;
+  settings.schema = told.get("schema") ?? before.schema;
   if (told.has("compare")) settings.compare = told.get("compare") !== "0";
   for (const name of ["n", "seed", ...OPTIONAL] as const) {
     const text = told.get(name);
@@ -68,6 +73,7 @@ export function toRequest(settings: Settings, router: string): object {
     n: settings.n,
     seed: settings.seed,
   };
+  if (settings.schema.trim()) request.structured_outputs = { json: settings.schema };
   for (const name of OPTIONAL) {
     if (settings[name] !== null) request[name] = settings[name];
   }

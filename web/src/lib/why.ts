@@ -19,7 +19,14 @@ function quoted(text: string | null | undefined): string {
   return text.trim() ? `“${text.trim()}”` : "a space";
 }
 
-export function explain(tokens: readonly Token[], source: Source | null, router: string): Why {
+/** How the tokens of an answer came about. */
+interface Origin {
+  router: string;
+  /** Is text forced where a schema allows no other? */
+  structured: boolean;
+}
+
+export function explain(tokens: readonly Token[], source: Source | null, origin: Origin): Why {
   const first = tokens[0];
   const known = tokens.length > 0 && tokens.every((t) => t.base != null && t.aligned != null);
   const product = (half: Source): number | null =>
@@ -27,7 +34,7 @@ export function explain(tokens: readonly Token[], source: Source | null, router:
   return {
     base: product("base"),
     aligned: product("aligned"),
-    reason: reasonOf(first, source, router),
+    reason: reasonOf(first, source, origin),
     signals:
       first?.max_base != null && first.entropy_base != null
         ? `The base model’s best guess here: ${quoted(first.predicted)} at ` +
@@ -36,7 +43,8 @@ export function explain(tokens: readonly Token[], source: Source | null, router:
   };
 }
 
-function reasonOf(token: Token | undefined, source: Source | null, router: string): string {
+function reasonOf(token: Token | undefined, source: Source | null, origin: Origin): string {
+  const { router, structured } = origin;
   if (source === null) return `Drawn from both models’ distributions at once, by ${router}.`;
   const family = familyOf(router);
   if (family === "Base" || family === "Aligned") {
@@ -44,7 +52,8 @@ function reasonOf(token: Token | undefined, source: Source | null, router: strin
   }
   if (token?.max_base == null) return "The server did not say why.";
   if (!token.asked) {
-    return `Inside a word: a model speaks whole words, so ${source} went on without the router.`;
+    const or = structured ? " Or the schema allows nothing else here." : "";
+    return `Inside a word: a model speaks whole words, so ${source} went on without the router.${or}`;
   }
   const predicted = router.includes("predict=")
     ? "the predicted token"

@@ -8,9 +8,14 @@ export interface Piece {
   source: Source | null;
 }
 
-export interface Word extends Piece {
-  /** Place of its first character in the answer's text. */
+/** A character of the text that is shown; the answer may spell it otherwise, as JSON does. */
+export interface Char extends Piece {
+  /** Where its spelling begins and ends in the answer's text. */
   start: number;
+  end: number;
+}
+
+export interface Word extends Char {
   /** Space is not a word: it takes no focus and no underline. */
   space: boolean;
 }
@@ -30,14 +35,26 @@ export function join(pieces: readonly Piece[], added: readonly [string, Source |
   return joined;
 }
 
-export function split(pieces: readonly Piece[]): Word[] {
-  const words: Word[] = [];
+/** The characters of an answer, by UTF-16 units. */
+export function charsOf(pieces: readonly Piece[]): Char[] {
   let start = 0;
-  for (const { text, source } of pieces) {
-    for (const { segment, index } of segmenter.segment(text)) {
-      words.push({ text: segment, source, start: start + index, space: !segment.trim() });
+  return pieces.flatMap(({ text, source }) =>
+    text.split("").map((char) => ({ text: char, source, start, end: (start += 1) })),
+  );
+}
+
+export function wordsOf(chars: readonly Char[]): Word[] {
+  const words: Word[] = [];
+  for (let from = 0, to = 0; from < chars.length; from = to) {
+    const { source } = chars[from]!;
+    while (chars[to]?.source === source) to += 1;
+    const text = chars.slice(from, to).map((char) => char.text);
+    for (const { segment, index } of segmenter.segment(text.join(""))) {
+      const first = from + index;
+      const { start } = chars[first]!;
+      const { end } = chars[first + segment.length - 1]!;
+      words.push({ text: segment, source, start, end, space: !segment.trim() });
     }
-    start += text.length;
   }
   return words;
 }
@@ -54,7 +71,7 @@ export function tokensOf(word: Word, text: string, tokens: readonly Token[]): To
   let at = 0;
   for (const token of tokens) {
     const end = at + token.text.length;
-    if (end > from && at < from + word.text.length) found.push(token);
+    if (end > from && at < word.end + lead) found.push(token);
     at = end;
   }
   return found;
