@@ -17,6 +17,8 @@ from baco.text.segmentation import is_unspaced
 from tests.naive_decoding import coin_word, prompt_seed, uniform
 
 SPACES = b" \t\n\r"
+# From a model's name, a text and the model's ids for it to the tokens that may follow.
+Allowed = Callable[[str, bytes, list[int]], set[int]]
 
 
 def last_character(text: bytes) -> str:
@@ -67,8 +69,11 @@ def is_safe(text: bytes, at: int, spanned: Collection[bytes], tokens: Collection
 class Model:
     """A model, its prompt, and its ids of the answer."""
 
-    def __init__(self, pair: Any, source: str, prompt: tuple[int, ...]) -> None:
-        self.model, self.prompt = pair.model(source), prompt
+    def __init__(
+        self, pair: Any, source: str, prompt: tuple[int, ...], allowed: Allowed | None = None
+    ) -> None:
+        self.model, self.prompt, self.source = pair.model(source), prompt, source
+        self.allowed = allowed
         self.own = pair.own[source]
         self.data = [self.own.tokenizer.data[token] for token in range(self.own.tokenizer.size)]
         self.vocabulary = self.own.vocabulary
@@ -108,6 +113,38 @@ class Model:
         row: torch.Tensor = self.model.score([*self.prompt, *(token for token, _ in self.ids)])[-1]
         return row
 
+    def following(self, text: bytes) -> set[int]:
+        """The tokens that may follow the text."""
+        self.logits(text)
+        if self.allowed is None:
+            return set(range(len(self.data)))
+        return self.allowed(self.source, text, [token for token, _ in self.ids])
+
+    def is_forced(self, text: bytes) -> bool:
+        """Whether the structure of the answer allows one token, or only the end."""
+        if self.allowed is None:
+            return False
+        following = self.following(text)
+        return len(following) == 1 or following <= self.own.end_ids
+
+    def held(self, text: bytes) -> torch.Tensor:
+        """The logits with all that may not follow the text at -inf."""
+        row, following = self.logits(text), torch.tensor(sorted(self.following(text)))
+        masked = torch.full_like(row, -math.inf)
+        masked[following] = row[following]
+        return masked
+
+    def writable(self, text: bytes, *, word_starts_only: bool) -> torch.Tensor:
+        """The logits with all that the model may not write at -inf."""
+        row = self.held(text)
+        if self.source == "base":
+            never = self.vocabulary.special.clone()
+            never[sorted(self.own.end_ids)] = False
+            row[never] = -math.inf
+        if word_starts_only:
+            row[~self.vocabulary.word_start] = -math.inf
+        return row
+
     def encode(self, text: bytes) -> None:
         places = {0: 0} | {
             place: count for count, (_, place) in enumerate(self.ids, 1) if place is not None
@@ -144,6 +181,8 @@ def decode(
     max_tokens: int,
     shape: Callable[[torch.Tensor, list[int], list[int]], torch.Tensor] | None = None,
     thinking: Any = None,
+    allowed: Allowed | None = None,
+    begins: Callable[[str, list[int]], bool] | None = None,
 ) -> tuple[list[int], list[str]]:
     """Tokens and sources of the thinking and the answer.
 
@@ -153,10 +192,13 @@ def decode(
             the source.
         thinking: the ids that begin it (None where the prompt has begun it) and end it, and those
             that may follow.
+        allowed: see `Allowed`. The rows of the rule then also have ``base allowed``, the base row
+            with all that is not allowed at -inf.
+        begins: whether a free text of the structure begins after some ids of a model.
     """
     models = {
-        "base": Model(pair, "base", base_prompt),
-        "aligned": Model(pair, "aligned", aligned_prompt),
+        "base": Model(pair, "base", base_prompt, allowed),
+        "aligned": Model(pair, "aligned", aligned_prompt, allowed),
     }
     seed, text, position = prompt_seed(seed, digest), b"", 0
     tokens: list[int] = []
@@ -171,26 +213,30 @@ def decode(
     hidden = len(tokens)
     while len(tokens) < max_tokens:
         source = sources[-1] if len(tokens) > hidden else None
-        boundary = source is None
-        if source is not None:
-            likeliest = int(models[source].logits(text).argmax())
-            begins = bool(models[source].vocabulary.word_start[likeliest])
-            boundary = begins and not last_character(text).isspace() and not is_unfinished(text)
+        boundary, free = source is None, source is None
+        if models[source or "aligned"].is_forced(text):
+            boundary, source = False, source or "aligned"
+        elif source is not None:
+            likeliest = int(models[source].held(text).argmax())
+            ids = [token for token, _ in models[source].ids]
+            free = begins is not None and begins(source, ids)
+            starts = bool(models[source].vocabulary.word_start[likeliest])
+            boundary = starts and not last_character(text).isspace() and not is_unfinished(text)
+            boundary = boundary or free
         wanted = source
         if boundary:
             rows = {name: models[name].logits(text) for name in reads}
+            if "base" in reads:
+                rows["base allowed"] = models["base"].held(text)
             coin = uniform(seed, sample, position, coin_word("router"))
             wanted = "base" if rule(rows, coin) else "aligned"
         assert wanted is not None
         model = models[wanted]
-        row = model.logits(text).clone()
-        never = torch.zeros(len(row), dtype=torch.bool)
-        if wanted == "base":
-            never |= model.vocabulary.special
-            never[sorted(model.own.end_ids)] = False
-        if source is not None and wanted != source:
-            never |= ~model.vocabulary.word_start
-        row[never] = -math.inf
+        switched = not free and wanted != source
+        row = model.writable(text, word_starts_only=switched)
+        if source is not None and bool(row.isinf().all()):  # the active source continues
+            wanted, model = source, models[source]
+            row = model.writable(text, word_starts_only=False)
         if shape is not None:
             row = shape(row, list(model.prompt), [token for token, _ in model.ids])
         token = _drawn(row, temperature, (seed, sample, position), model.words)

@@ -13,6 +13,7 @@ from baco.models.model import PairModel
 from baco.models.pair import make_pair
 from baco.source import MODELS
 from baco.text.shared_text import TextTokenizer
+from baco.text.vocabulary import Role, Vocabulary
 from tests import naive_text_decoding
 from tests.naive_decoding import entropy, max_probability
 from tests.tokenizer_kinds import tokenizer_of
@@ -96,13 +97,21 @@ def save_pair(folder: Path, base: Any, aligned: Any) -> None:
 Rule = tuple[tuple[str, ...], Callable[[dict[str, torch.Tensor], float], bool]]
 
 
-def rule_of(spelling: str) -> Rule:
-    """The models that a router reads, and its choice of the base model, for the naive decoder."""
+def rule_of(spelling: str, vocabulary: Vocabulary) -> Rule:
+    """The models that a router reads, and its choice of the base model, for the naive decoder;
+    ``vocabulary`` is the base model's.
+    """
     name, _, number = spelling.partition(":")
-    gamma = float(number)
+    gamma = float(number or 0)
+
+    def is_mark(rows: dict[str, torch.Tensor]) -> bool:
+        role = vocabulary.role[int(rows["base allowed"].argmax())]
+        return int(role) in (Role.PUNCTUATION, Role.FORMAT)
+
     rules: dict[str, Rule] = {
         "P": (("base",), lambda rows, _: max_probability(rows["base"]) < gamma),
         "H": (("base",), lambda rows, _: entropy(rows["base"]) > gamma),
+        "Punc": (("base",), lambda rows, _: not is_mark(rows)),
         "Rand": ((), lambda _, coin: coin < gamma),
     }
     return rules[name]
@@ -120,7 +129,7 @@ def assert_is_naive(
         The sources of the answer.
     """
     rendered = baco.pair.renderer.render(prompt)
-    reads, rule = rule_of(answer.router)
+    reads, rule = rule_of(answer.router, baco.pair.words_of("base"))
     tokens, sources = naive_text_decoding.decode(
         baco.pair,
         rendered.base_ids,

@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from baco.models.loading import load_tokenizer
 from baco.models.model import PairModel
 from baco.models.pair import make_pair
 from baco.text.shared_text import TextTokenizer
+from tests.test_two_tokenizers_structured import held
 from tests.text_pairs import (
     PARTS,
     assert_cuts_at_seams_keep_the_ids,
@@ -122,3 +124,25 @@ def test_a_model_paired_with_itself_through_two_tokenizers_writes_its_own_greedy
     assert alone.text == both.text
     assert both.switches is not None
     assert both.switches > 2
+
+
+def test_structured_answers_are_valid_and_those_of_the_naive_reference(baco: Baco) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "place": {"type": "string", "maxLength": 20},
+            "days": {"type": "integer", "minimum": 1, "maximum": 14},
+            "kind": {"enum": ["beach", "city"]},
+        },
+        "required": ["place", "days", "kind"],
+        "additionalProperties": False,
+    }
+    options: dict[str, Any] = {"router": "P:0.4", "seed": 4, "schema": schema}
+    answers = baco.generate(PROMPT, n=4, max_tokens=60, **options)
+    for answer in answers:
+        assert answer.finish_reason == "stop"
+        jsonschema.validate(answer.parsed, schema)
+    assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}
+    drawn: dict[str, Any] = {"seed": 4, "temperature": 1.0, "max_tokens": 12}
+    [answer] = baco.generate(PROMPT, router="P:0.4", schema=schema, **drawn)
+    assert_is_naive(baco, answer, PROMPT, **held(baco, {"schema": schema}, PROMPT), **drawn)

@@ -341,7 +341,7 @@ class Baco:
                 thinking=True,
                 combiners=True,
                 stateful=True,
-                structured=self.pair.own is None,
+                structured=True,
                 hidden_states=self.pair.own is None,
             )
         return self.backend.capabilities
@@ -354,7 +354,7 @@ class Baco:
         """
         if params.structure is not None:
             self.capabilities.check_structure(params.structure)
-            self.pair.structures.compile(params.structure)
+            self.pair.constraints(params.structure)
 
     def close(self) -> None:
         """Close the backend's processes and connections, and drop kept prefixes."""

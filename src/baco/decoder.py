@@ -18,6 +18,7 @@ from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
+from baco.sampling.constraint import Constraint
 from baco.sampling.params import SamplingParams
 from baco.source import Source
 from baco.text.answer_text import OPENERS, AnswerText
@@ -194,9 +195,9 @@ class Decoder:
         # A model that never writes does not think.
         thinks = prompt.thinking if router.only != "base" else None
         ticket, structure = self._next, params.structure
-        constraint = None
+        constraints: Mapping[Source, Constraint] = {}
         if structure is not None and self.structured:
-            constraint = self.pair.structures.compile(structure, joining_space=prompt.joining_space)
+            constraints = self.pair.constraints(structure, joining_space=prompt.joining_space)
         request = Request(
             prompt.base_ids,
             prompt.aligned_ids,
@@ -209,7 +210,8 @@ class Decoder:
             digest=prompt.digest,
             cache_salt=cache_salt,
             shares_text=self.pair.own is not None,
-            constraint=constraint,
+            constraint=constraints.get("aligned"),
+            base_constraint=constraints.get("base") if self.pair.own is not None else None,
         )
         sequences = self.engine.add(request)
         self._next += 1

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from baco.routing.adaptive import ALIKE_TOKENS
 from baco.routing.router import ConstantRouter, Router
 from baco.routing.word_boundaries import Switch
-from baco.sampling.constraint import Automaton, Constraint
+from baco.sampling.constraint import Automaton, Constraint, Following
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import noise_seed
 from baco.source import Source
@@ -43,7 +43,9 @@ class Request:
         digest: of the prompt, see :mod:`baco.sampling.seeds`.
         cache_salt: requests with different salts share no kept prefix.
         shares_text: the models have different tokenizers, and ids of their own for the answer.
-        constraint: what the answer has to be; None where anything goes.
+        constraint: what the answer has to be; None where anything goes. Where the tokenizers
+            differ, over the aligned model's tokens.
+        base_constraint: the same over the base model's tokens, where the tokenizers differ.
         noise_seed: of this prompt's draws.
     """
 
@@ -59,6 +61,7 @@ class Request:
     cache_salt: str = field(default="", kw_only=True)
     shares_text: bool = field(default=False, kw_only=True)
     constraint: Constraint | None = field(default=None, kw_only=True)
+    base_constraint: Constraint | None = field(default=None, kw_only=True)
     noise_seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ class SequenceState:
     endings: dict[tuple[int | None, ...], int] = field(default_factory=dict)
     num_base_at: list[int] = field(default_factory=lambda: [0])
     num_fresh_at: list[int] = field(default_factory=lambda: [0])
-    _automaton: Automaton | None = field(default=None, init=False, repr=False)
+    _automata: dict[Source, Automaton] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         thinking = self.request.thinking
@@ -168,11 +171,30 @@ class SequenceState:
     @property
     def automaton(self) -> Automaton | None:
         """Where its answer is in its structure; None while it thinks, or where anything goes."""
-        if self.request.constraint is None or self.phase != "answer":
+        return self._automaton_of("aligned", self.request.constraint)
+
+    def _automaton_of(self, model: Source, constraint: Constraint | None) -> Automaton | None:
+        if constraint is None or self.phase != "answer":
             return None
-        if self._automaton is None:
-            self._automaton = self.request.constraint.begin()
-        return self._automaton
+        if model not in self._automata:
+            self._automata[model] = constraint.begin()
+        return self._automata[model]
+
+    def following(self, model: Source) -> Following | None:
+        """What its structure allows a model to write next, where the tokenizers differ; None where
+        anything goes. The model must have ids for the whole text.
+        """
+        request = self.request
+        constraint = request.base_constraint if model == "base" else request.constraint
+        if constraint is None:
+            return None
+        automaton = self._automaton_of(model, constraint)
+        if automaton is None:
+            return Following(constraint.before)
+        assert self.shared_text is not None
+        ids = self.tokens_of(model)
+        ids = ids[self.hidden :] if model == "aligned" and self.hidden else ids
+        return automaton.after(bytes(self.shared_text.data), ids)
 
     @property
     def answer(self) -> list[int]:

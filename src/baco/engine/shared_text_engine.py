@@ -11,8 +11,10 @@ Nothing is drafted.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +29,9 @@ from baco.errors import BacoError
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.pair import Pair
 from baco.routing.router import Router, reads_structure
-from baco.routing.signals import Distribution, Signals
+from baco.routing.signals import Allowed, Distribution, Signals
 from baco.routing.two_vocabularies import check_router, is_boundary, read_model
+from baco.sampling.constraint import Following, Mask, pack, unpack
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.sampler import SamplingTensors, draw, most_likely, penalise
 from baco.sampling.sampler_chain import Context, apply_chains
@@ -44,14 +47,18 @@ class _NextToken:
         waits_for: the model whose logits are needed next.
         logits: by model, float32 [V].
         starts_word: by model, whether its most likely token is a word start.
+        following: by model, what the structure of the answer allows; None where anything goes.
         boundary: whether the router decides; None where that is open.
+        free: a boundary where nothing but the structure is masked.
         source: of the token; None where that is open.
     """
 
     waits_for: Source
     logits: dict[Source, Tensor] = field(default_factory=dict)
     starts_word: dict[Source, bool] = field(default_factory=dict)
+    following: dict[Source, Following | None] = field(default_factory=dict)
     boundary: bool | None = None
+    free: bool = False
     source: Source | None = None
 
 
@@ -120,6 +127,7 @@ class SharedTextEngine(ScheduledEngine):
             chunks_per_step=chunks_per_step,
             prefix_cache=prefix_cache,
         )
+        self._packed_word_starts: dict[Source, Mask] = {}
         self._next: dict[SequenceState, _NextToken] = {}
         self.stats = SharedTextStats(self._runner.caches)
 
@@ -134,7 +142,7 @@ class SharedTextEngine(ScheduledEngine):
         if not rows:
             return []
         begun = [row for row in rows if row not in self._next]
-        self._next = {row: self._next.get(row) or _begin(row.router) for row in rows}
+        self._next = {row: self._next.get(row) or _begin(row) for row in rows}
         self._find_sources(begun)
         waits = [self._next[row].waits_for for row in rows]
         model: Source = "base" if 2 * waits.count("base") >= len(waits) else "aligned"
@@ -143,6 +151,7 @@ class SharedTextEngine(ScheduledEngine):
         self._read(model, reading)
         running = [rows[at] for at in reading if rows[at].finish_reason is None]
         self._find_sources(running)
+        self._keep_sources(running)
         for source in MODELS:
             ready = [at for at in reading if self._is_ready(rows[at], source)]
             if ready:
@@ -188,18 +197,23 @@ class SharedTextEngine(ScheduledEngine):
             return
         logits = self._runner.read_rows(model, unread)
         top = most_likely(logits)
-        starts_word = self._vocabularies[model].word_start[top].tolist()
         finite = logits.gather(1, top[:, None])[:, 0].isfinite().tolist()
         for at in reading:
-            row = rows[at]
-            if row.finish_reason is not None:
-                continue
-            if not finite[at]:
-                row.finish_reason, row.error = "error", self.pair.model(model).damage_message
+            if not finite[at] and rows[at].finish_reason is None:
+                rows[at].finish_reason = "error"
+                rows[at].error = self.pair.model(model).damage_message
                 self._runner.clear([at])
-                continue
-            known = self._next[row]
+        running = [at for at in reading if rows[at].finish_reason is None]
+        following = {at: rows[at].following(model) for at in running}
+        allowed = self._allowed(model, list(following.values()))
+        if allowed is not None:
+            index = tensor_on(self._batch.device, running)
+            top[index] = allowed.top(Distribution(logits[index]))
+        starts_word = self._vocabularies[model].word_start[top].tolist()
+        for at in running:
+            known = self._next[rows[at]]
             known.logits[model], known.starts_word[model] = logits[at], starts_word[at]
+            known.following[model] = following[at]
 
     # --- route ------------------------------------------------------------------------------------
 
@@ -211,11 +225,15 @@ class SharedTextEngine(ScheduledEngine):
             if known.boundary is None:
                 active = row.sources[-1]
                 assert active is not None  # combiners are refused
+                following = known.following[active]
+                known.free = following is not None and following.begins
                 known.boundary = is_boundary(
-                    first=False,
+                    first=known.free,
                     text_is_open=_text(row).is_open,
                     starts_word=known.starts_word[active],
                 )
+                if following is not None and following.forced:
+                    known.boundary = False
                 if not known.boundary:
                     known.source = active
             if known.source is None:
@@ -233,6 +251,48 @@ class SharedTextEngine(ScheduledEngine):
             if known.source is not None:
                 known.waits_for = known.source
 
+    def _keep_sources(self, rows: list[SequenceState]) -> None:
+        """Let the active source continue where the structure of an answer allows the source that
+        the router picked no word start.
+        """
+        for row in rows:
+            known = self._next[row]
+            source, active = known.source, row.sources[-1] if row.sources else None
+            following = None if source is None else known.following.get(source)
+            if source is None or following is None or not self._must_start_word(row, source):
+                continue
+            if not (following.mask & self._word_starts(source, len(following.mask))).any():
+                assert active is not None  # combiners are refused
+                known.source = known.waits_for = active
+
+    def _must_start_word(self, row: SequenceState, source: Source) -> bool:
+        """Whether a source may write only word starts: it is new, inside the text of an answer."""
+        inside = len(row.tokens) > row.hidden and not self._next[row].free
+        return inside and row.sources[-1] != source
+
+    def _word_starts(self, source: Source, words: int) -> Mask:
+        """The word starts that a model may write, as a mask of int32 [words]."""
+        if source not in self._packed_word_starts:
+            tokens = self._vocabularies[source].word_start & ~self._banned[source]
+            self._packed_word_starts[source] = pack(tokens.cpu().numpy(), words)
+        return self._packed_word_starts[source]
+
+    def _allowed(self, model: Source, following: Sequence[Following | None]) -> Allowed | None:
+        """What the structures of some rows' answers allow a model; None where anything goes."""
+        held = {at: each for at, each in enumerate(following) if each is not None}
+        if not held:
+            return None
+        device, size = self._batch.device, self._vocabularies[model].size
+        masks = torch.from_numpy(np.stack([each.mask for each in held.values()])).to(device)
+        # What routers read of the structure is left open: `check_request` refuses these.
+        none = torch.zeros(len(following), dtype=torch.bool, device=device)
+        at = tensor_on(device, list(held), torch.int64)
+        return Allowed(at, unpack(masks, size), none, ~none, none, lambda *_: False)
+
+    def _allowed_next(self, model: Source, rows: list[SequenceState]) -> Allowed | None:
+        """`_allowed` of rows whose next token the model has logits for."""
+        return self._allowed(model, [self._next[row].following[model] for row in rows])
+
     def _route(self, router: Router, rows: list[SequenceState]) -> list[bool]:
         """What a router picks for some rows, True for the base model."""
         unread = torch.zeros(len(rows), 1, device=self._batch.device)
@@ -248,6 +308,7 @@ class SharedTextEngine(ScheduledEngine):
             self._vocabularies[read_model(router)],
             coin(self._keys(rows), ROUTER),
             self._vocabularies,
+            own_allowed={model: self._allowed_next(model, rows) for model in router.reads},
         )
         picks: list[bool] = router(signals).tolist()
         return picks
@@ -272,9 +333,12 @@ class SharedTextEngine(ScheduledEngine):
         tops = [_top(row, logits[at], log_partition[at]) for at, row in enumerate(rows)]
         if source == "base":
             logits.masked_fill_(self._banned[source], -torch.inf)
-        new_source = [len(row.tokens) > row.hidden and row.sources[-1] != source for row in rows]
+        new_source = [self._must_start_word(row, source) for row in rows]
         for at in (at for at, is_new in enumerate(new_source) if is_new):
             logits[at].masked_fill_(~self._vocabularies[source].word_start, -torch.inf)
+        allowed = self._allowed_next(source, rows)
+        if allowed is not None:
+            logits = allowed.mask(logits)
         index, keys = tensor_on(self._batch.device, ready), self._keys(rows)
         params = self._batch.sampling.rows(index)
         shaped = self._run_samplers(
@@ -348,12 +412,15 @@ class SharedTextEngine(ScheduledEngine):
         """What is known; NaN for what would need the other model's tokens or was not read."""
         known, nan = self._next[row], float("nan")
         base = Distribution(known.logits["base"][None]) if "base" in known.logits else None
+        allowed = None if base is None else self._allowed_next("base", [row])
         return Why(
             base_logprob=logprob if source == "base" else nan,
             aligned_logprob=logprob if source == "aligned" else nan,
             max_base=nan if base is None else float(base.max),
             entropy_base=nan if base is None else float(base.entropy),
-            predicted=-1 if base is None else int(base.top),
+            predicted=-1
+            if base is None
+            else int(base.top if allowed is None else allowed.top(base)),
             asked=bool(known.boundary),
             wanted=source,
         )
@@ -386,9 +453,14 @@ def _own(row: SequenceState, model: Source) -> OwnTokens:
     return _text(row).own[model]
 
 
-def _begin(router: Router) -> _NextToken:
-    """The first token of a row."""
-    return _NextToken(router.only or "base", boundary=True, source=router.only)
+def _begin(row: SequenceState) -> _NextToken:
+    """The first token of a row. One that its structure forces is the aligned model's."""
+    only = row.router.only
+    if only is None:
+        following = row.following("aligned")
+        if following is not None and following.forced:
+            return _NextToken("aligned", boundary=False, source="aligned")
+    return _NextToken(only or "base", boundary=True, source=only)
 
 
 def _top(row: SequenceState, logits: Tensor, log_partition: Tensor) -> dict[int, float] | None:

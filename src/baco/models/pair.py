@@ -37,8 +37,9 @@ from baco.models.loading import (
 from baco.models.model import PairModel, count_embedding_rows
 from baco.models.own_vocabulary import OwnVocabulary
 from baco.routing.router import Router
-from baco.sampling.constraint import StructureCompiler
+from baco.sampling.constraint import Constraint, StructureCompiler
 from baco.sampling.params import SamplingParams
+from baco.sampling.structure import Structure
 from baco.source import MODELS, Source
 from baco.text.encoder import Limit
 from baco.text.prompts import BASE_TEMPLATE, SAME_PROMPT, Limits, Prompt, Renderer
@@ -151,15 +152,31 @@ class Pair:
         self.base.check_prompt("base", prompt.base_ids)
         self.aligned.check_prompt("aligned", prompt.aligned_ids)
 
-    @cached_property
-    def structures(self) -> StructureCompiler:
-        """Compiles the structures of answers for the pair's vocabulary.
+    def constraints(
+        self, structure: Structure, *, joining_space: bool = False
+    ) -> dict[Source, Constraint]:
+        """A structure of answers as an automaton over the tokens of each model. It is the same one
+        where they share a tokenizer.
+
+        Args:
+            structure: of an answer's text.
+            joining_space: whether one space may precede the text.
 
         Raises:
-            BacoError: the models have two tokenizers, or the tokenizer's tokens do not join to a
+            BacoError: the structure cannot be compiled, or the tokenizer's tokens do not join to a
                 text.
         """
-        self.check_one_tokenizer("a structured answer")
+        aligned = self.structures.compile(structure, joining_space=joining_space)
+        if self.own is None:
+            return {"base": aligned, "aligned": aligned}
+        base = self._base_structures.compile(structure, joining_space=joining_space)
+        return {"base": base, "aligned": aligned}
+
+    @cached_property
+    def structures(self) -> StructureCompiler:
+        """Compiles the structures of answers for ``vocabulary``; errors as for `constraints`."""
+        if self.own is not None:
+            return _own_structures(self.own["aligned"], self.aligned)
         data = [b""] * self.vocabulary.size
         for token in spell(self.tokenizer):
             if token.apart is not None:
@@ -173,6 +190,11 @@ class Pair:
         encode = partial(self.tokenizer.encode, add_special_tokens=False)
         special = self.banned.nonzero()[:, 0].tolist()
         return StructureCompiler(data, self.end_ids, special, encode)
+
+    @cached_property
+    def _base_structures(self) -> StructureCompiler:
+        assert self.own is not None
+        return _own_structures(self.own["base"], self.base)
 
     @cached_property
     def joint(self) -> JointForward | LlamaCppJoint | str:
@@ -402,6 +424,16 @@ def make_pair(
     )
     _check_embeddings(pair)
     return pair
+
+
+def _own_structures(own: OwnVocabulary, model: PairModel) -> StructureCompiler:
+    """Compiles structures for the tokens of one model."""
+    special = set(own.vocabulary.special.nonzero()[:, 0].tolist())
+    marks = find_marks(model.tokenizer)
+    if marks is not None:  # some tokenizers do not call them special
+        special |= {marks.begin_id, marks.end_id}
+    encode = partial(model.tokenizer.encode, add_special_tokens=False)
+    return StructureCompiler(own.tokenizer.data, own.end_ids, special - own.end_ids, encode)
 
 
 def make_known_pair(known: KnownPair, base: PairModel, aligned: PairModel, **options: Any) -> Pair:

@@ -180,6 +180,7 @@ class Signals:
         past: the answers before the positions, where the backend supplies them.
         allowed: what the structures of the answers allow; None where anything goes.
         ran: the models that were run.
+        own_allowed: the same of each model, where their tokenizers differ.
 
     The most likely tokens (``top_base``, ``top_aligned``, the predicted token) are those that are
     allowed. All else is of the raw distributions.
@@ -195,6 +196,7 @@ class Signals:
         past: Past | None = None,
         allowed: Allowed | None = None,
         ran: frozenset[Source] = frozenset(MODELS),
+        own_allowed: Mapping[Source, Allowed | None] | None = None,
     ) -> None:
         same = aligned is base
         base = base if isinstance(base, Distribution) else Distribution(base)
@@ -208,7 +210,7 @@ class Signals:
         self._own_vocabularies = own_vocabularies
         self._coin = coin
         self._past = past
-        self.allowed, self.ran = allowed, ran
+        self.allowed, self.ran, self._own_allowed = allowed, ran, own_allowed
         self._tops: dict[Source, Tensor] = {}
 
     @property
@@ -275,10 +277,11 @@ class Signals:
         return self._top("aligned")
 
     def _top(self, model: Source) -> Tensor:
-        if self.allowed is None:
+        allowed = self.allowed if self._own_allowed is None else self._own_allowed.get(model)
+        if allowed is None:
             return self._of[model].top
         if model not in self._tops:
-            self._tops[model] = self.allowed.top(self._of[model])
+            self._tops[model] = allowed.top(self._of[model])
         return self._tops[model]
 
     def predicted_in(self, roles: tuple[Role, ...], predict: Predictor) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,12 +61,27 @@ class Place(IntEnum):
     INSIDE = 2  # another one
 
 
+class Following(NamedTuple):
+    """What the structure of an answer allows a model to write next.
+
+    Attributes:
+        mask: over the model's tokens.
+        forced: whether it allows one token, or only the end of the answer.
+        begins: whether a free text begins here.
+    """
+
+    mask: Mask
+    forced: bool = False
+    begins: bool = False
+
+
 class Automaton:
     """Where one answer is in its structure. One thread uses it at a time."""
 
     def __init__(self, matcher: Any, vocabulary: "_TokenTable", kind: str) -> None:
         self._matcher, self._vocabulary, self._kind = matcher, vocabulary, kind
         self._read = 0  # tokens of the answer that the matcher has consumed
+        self._followed: list[int] = []  # these tokens, where two models share the text
         self._masks: dict[tuple[int, ...], Mask] = {}  # after the answer so far and these tokens
         self._places: list[Place] = []  # of the tokens that the matcher has consumed
 
@@ -99,6 +114,25 @@ class Automaton:
             masks.append(self._mask(after))
         self._matcher.rollback(consumed)
         return masks
+
+    def after(self, text: bytes, ids: Sequence[int]) -> Following:
+        """What may follow a text that two models share; errors as for `masks`.
+
+        Args:
+            text: the answer so far.
+            ids: those that the model has for it. Some may have taken the place of others since the
+                last call. Where they spell another text, as after characters that a tokenizer
+                normalizes, the bytes of the text are followed.
+        """
+        spelled = self._vocabulary.bytes_of(ids) == text
+        tokens = list(ids) if spelled else self._vocabulary.byte_ids(text)
+        pairs = enumerate(zip(self._followed, tokens, strict=False))
+        same = next((at for at, (old, new) in pairs if old != new), len(tokens))
+        if same < self._read:
+            self._catch_up(tokens[:same])
+        self._followed = tokens
+        [mask], [place] = self.masks(tokens, ()), self.places(tokens, ())
+        return Following(mask, self.is_forced(mask), place is Place.BEGINNING)
 
     def places(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Place]:
         """The place after an answer, and after each of its draft tokens; as for `masks`."""
@@ -138,6 +172,12 @@ class Automaton:
                 break
             answer.append(going_on[_STRIDE * len(answer) % len(going_on)])
 
+    @property
+    def is_too_complex(self) -> bool:
+        """Whether it cannot be followed any more, whatever the vocabulary."""
+        is_error: bool = self._matcher.is_error()
+        return is_error
+
     def is_forced(self, mask: Mask) -> bool:
         """Whether a mask allows one token, or only the end of the answer."""
         if only_token(mask) is not None:
@@ -156,7 +196,7 @@ class Automaton:
             for count, token in enumerate(fresh):
                 before = answer[: self._read + count]
                 self._places.append(
-                    self._place(self._mask(fresh[:count]), before, self._places[-1:])
+                    self._place(self._possible(fresh[:count]), before, self._places[-1:])
                 )
                 self._consume([token])
             self._masks = {
@@ -172,13 +212,20 @@ class Automaton:
 
     def _mask(self, after: tuple[int, ...]) -> Mask:
         """The mask in the matcher's state, which is after the answer and these tokens."""
+        mask = self._possible(after)
+        if not mask.any():
+            self._fail()
+        return mask
+
+    def _possible(self, after: tuple[int, ...]) -> Mask:
+        """The same, which can be empty where another tokenizer's text is followed."""
         mask = self._masks.get(after)
         if mask is None:
             mask = self._vocabulary.anything.copy()
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            mask &= self._vocabulary.writable
-            if self._matcher.is_error() or not mask.any():
+            if self._matcher.is_error():
                 self._fail()
+            mask &= self._vocabulary.writable
             self._masks[after] = mask
         return mask
 
@@ -206,7 +253,7 @@ class Automaton:
         return Place.BEGINNING if opened else Place.INSIDE
 
     def _fail(self) -> None:
-        reason = self._matcher.get_error() or "no token of the vocabulary continues the answer"
+        reason = self._matcher.get_error() or "the tokenizer has no token for what has to come next"
         raise BacoError(f"the answer's {self._kind} cannot be followed: {_tidy(reason)}")
 
 
@@ -289,9 +336,12 @@ def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: 
     if matcher.is_error():
         raise BacoError(_explained(structure, matcher.get_error()))
     constraint = Constraint(structure, matcher, vocabulary)
+    automaton = constraint.begin()
     try:
-        constraint.begin().rehearse(_REHEARSED)
+        automaton.rehearse(_REHEARSED)
     except BacoError as error:
+        if not automaton.is_too_complex:
+            raise
         raise BacoError(
             f"the {structure.kind} is too complex ({error}): make it simpler, for example with "
             "fewer nested repetitions"
@@ -358,21 +408,27 @@ class _TokenTable:
         ]
         self._ids = {text: token for token, text in enumerate(self.data) if token not in apart}
         self._longest = max(map(len, self._ids), default=1)
+        # Bytes without a token have one behind the vocabulary, which is never allowed.
+        self._byte_ids = dict[int, int]()
+        for byte in range(256):
+            self._byte_ids[byte] = self._ids.get(bytes([byte]), len(self.data))
+            if self._byte_ids[byte] == len(self.data):
+                self.data.append(bytes([byte]))
+        size = len(self.data)
         self._encode_text = encode
         # What `TokenizerWrapper` reads.
         self.tokens, self.special_token_ids = self.data, sorted(apart)
         self.eos_token_id, self.bos_token_id = min(ends), None
-        self.tokenizer = LLTokenizer(TokenizerWrapper(self), len(data), sorted(ends))
-        writable = np.zeros(-len(data) % 32 + len(data), dtype=np.bool_)
-        writable[: len(data)] = True
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self), size, sorted(ends))
+        words, writable = (size + 31) // 32, np.ones(len(data), dtype=np.bool_)
         writable[sorted(apart - self.ends)] = False
-        self.writable = np.packbits(writable, bitorder="little").view(np.int32)
+        self.writable = pack(writable, words)
         writable[sorted(self.ends)] = False
-        self.continuing = np.packbits(writable, bitorder="little").view(np.int32)
+        self.continuing = pack(writable, words)
         # The first byte of a token that continues a character is 10xxxxxx.
-        inside = [token for token, text in enumerate(self.data) if text[0] & 0xC0 == 0x80]
+        inside = [id for id in range(len(data)) if self.data[id][0] & 0xC0 == 0x80]
         writable[inside] = False
-        self.beginning = np.packbits(writable, bitorder="little").view(np.int32)
+        self.beginning = pack(writable, words)
         self._alphabets = [
             np.array([id for c in letters if (id := self._ids.get(c.encode())) is not None])
             for letters in (string.ascii_lowercase, string.ascii_uppercase)
@@ -404,8 +460,16 @@ class _TokenTable:
             for ids in self._alphabets
         )
 
+    def bytes_of(self, ids: Sequence[int]) -> bytes:
+        """The text that ids spell."""
+        return b"".join([self.data[token] for token in ids])
+
+    def byte_ids(self, text: bytes) -> list[int]:
+        """An id for each byte of a text; some are behind the vocabulary."""
+        return [self._byte_ids[byte] for byte in text]
+
     def _greedy(self, data: bytes) -> list[int]:
-        """The longest token at each place; bytes without a token are left out."""
+        """The longest token at each place."""
         ids, at = list[int](), 0
         while at < len(data):
             for end in range(min(len(data), at + self._longest), at, -1):
@@ -414,6 +478,7 @@ class _TokenTable:
                     break
             else:
                 end = at + 1
+                ids.append(self._byte_ids[data[at]])
             at = end
         return ids
 
@@ -425,6 +490,13 @@ def only_token(mask: Mask) -> int | None:
         return None
     bits = int(mask[words[0]]) & 0xFFFFFFFF
     return int(words[0]) * 32 + bits.bit_length() - 1 if bits & (bits - 1) == 0 else None
+
+
+def pack(tokens: NDArray[np.bool_], words: int) -> Mask:
+    """From tokens that are allowed, bool [V], to a mask of ``words`` words."""
+    padded = np.zeros(32 * words, dtype=np.bool_)
+    padded[: len(tokens)] = tokens
+    return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 def unpack(masks: Tensor, size: int) -> Tensor:

@@ -105,7 +105,7 @@ class ParsedRequest:
                 pause=pause,
             )
         if self.params.structure is not None:  # compiled here, so that the decoder finds it ready
-            pair.structures.compile(self.params.structure, joining_space=rendered.joining_space)
+            pair.constraints(self.params.structure, joining_space=rendered.joining_space)
         return rendered
 
     def submit(self, prompt: Prompt, decoder: Decoder) -> int:
