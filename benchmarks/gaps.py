@@ -12,6 +12,9 @@ measured alone, and beside each of these loads:
     ids       1 client sends such a prompt with n = 16 and `return_token_ids`
     tokens    1 client sends 150,000 token ids as a prompt
     long      1 client sends prompts of 8,000 tokens and asks for 16 answers of 8 tokens
+    schema    1 client asks for 16 answers that fit a schema, another one each time
+    endless   1 client sends a schema that compiles for hours
+    method    2 clients ask a method for 4 answers, which calls the models several times
 
 Every load is made by a process of its own that sends the next request as soon as it has an answer.
 """
@@ -21,6 +24,7 @@ import asyncio
 import json
 import multiprocessing
 import platform
+import random
 import shutil
 import statistics
 import sys
@@ -48,10 +52,11 @@ ENDS = {"0": -100, "1": -100}
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load beside a stream: a number of clients, and the completion request that each repeats."""
+    """Load beside a stream: a number of clients, and the request that each repeats."""
 
     clients: int
     body: Callable[[], dict[str, Any]]
+    path: str = "/v1/completions"
 
 
 def _echo(characters: int) -> dict[str, Any]:
@@ -68,6 +73,23 @@ def _refused() -> dict[str, Any]:
     return {"prompt": (WORDS * 20_000)[:900_000], "max_tokens": 8}
 
 
+def _schema() -> dict[str, Any]:
+    names = [f"field{random.getrandbits(32)}" for _ in range(4)]
+    fields = {name: {"type": "string", "maxLength": 20} for name in names}
+    schema = {"type": "object", "properties": fields, "required": names}
+    return {"prompt": WORDS, "max_tokens": 64, "n": 16, "structured_outputs": {"json": schema}}
+
+
+def _endless() -> dict[str, Any]:
+    patterns = [{"type": "string", "pattern": f"[a-z]{{0,{n}}}x"} for n in range(1, 40)]
+    return {"prompt": WORDS, "structured_outputs": {"json": {"allOf": patterns}}}
+
+
+def _method() -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Recommend a summer destination"}]
+    return {"model": "baco/verbalized", "messages": messages, "max_tokens": 64, "n": 4}
+
+
 LOADS = {
     "echo": Load(4, lambda: _echo(1_860)),
     "score": Load(1, lambda: _echo(31_000)),
@@ -75,6 +97,9 @@ LOADS = {
     "ids": Load(1, lambda: _refused() | {"n": 16, "return_token_ids": True}),
     "tokens": Load(1, lambda: {"prompt": [700] * 150_000, "max_tokens": 8}),
     "long": Load(1, lambda: {"prompt": (WORDS * 1000)[:31_000], "max_tokens": 8, "n": 16}),
+    "schema": Load(1, _schema),
+    "endless": Load(1, _endless),
+    "method": Load(2, _method, "/v1/chat/completions"),
 }
 
 
@@ -156,18 +181,16 @@ async def _pieces(http: httpx.AsyncClient, seed: int) -> AsyncIterator[str]:
 def press(url: str, name: str, stop: Any, statuses: Any) -> None:
     """Keep the server busy with a load until ``stop`` is set; put each status into ``statuses``."""
 
-    async def client(http: httpx.AsyncClient, content: bytes) -> None:
+    load = LOADS[name]
+
+    async def client(http: httpx.AsyncClient) -> None:
         while not stop.is_set():
-            response = await http.post(
-                "/v1/completions", content=content, headers={"Content-Type": "application/json"}
-            )
+            response = await http.post(load.path, json=load.body())
             statuses.put(response.status_code)
 
     async def all_() -> None:
-        load = LOADS[name]
-        content = json.dumps(load.body()).encode()
         async with httpx.AsyncClient(base_url=url, timeout=600) as http:
-            await asyncio.gather(*(client(http, content) for _ in range(load.clients)))
+            await asyncio.gather(*(client(http) for _ in range(load.clients)))
 
     asyncio.run(all_())
 

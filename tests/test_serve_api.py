@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -13,7 +14,9 @@ import pytest
 from baco import Baco
 from baco.demo.world import ask
 from baco.demo.world.grammar import families
+from baco.serve import playground
 from baco.serve.playground import DEMO_PROMPTS
+from baco.serve.response_models import Diversity
 from tests.serving import (
     PROMPT,
     ROUTER,
@@ -441,6 +444,32 @@ def test_the_page_and_its_endpoints_are_served(server: Served) -> None:
         assert diversity["distinct_2"] == pytest.approx(5 / 7)
         assert diversity["embedding_distance"] > 0 or diversity["why_not"]
         assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_texts_of_a_client_that_left_before_its_turn_are_not_measured(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, proceed = threading.Event(), threading.Event()
+    measured: list[list[str]] = []
+
+    def measure(texts: list[str]) -> Diversity:
+        measured.append(texts)
+        begun.set()
+        assert proceed.wait(WAIT)
+        return Diversity(distinct=1, distinct_2=1.0, embedding_distance=None, why_not="none")
+
+    monkeypatch.setattr(playground, "measure", measure)
+    timeout = httpx.Timeout(WAIT, read=0.2)
+    with served(demo) as server, server.client as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/baco/diversity", json={"texts": ["first"]})
+        assert begun.wait(WAIT)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/baco/diversity", json={"texts": ["left"]}, timeout=timeout)
+        wait_for(server.log)
+        proceed.set()
+        assert first.result().status_code == 200
+        client.post("/baco/diversity", json={"texts": ["last"]})
+    assert measured == [["first"], ["last"]]
 
 
 def test_the_pages_examples_are_questions_that_the_demo_pair_was_made_for() -> None:

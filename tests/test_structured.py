@@ -619,6 +619,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schema": {"$ref": "https://example.org/s.json"}}, "example.org"),
     ({"schema": {"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}}, "oneOf"),
     ({"schema": '{"type": '}, "not JSON"),
+    ({"schema": "[" * 100_000}, "the schema is nested too deeply"),
     ({"schema": [1]}, "list"),
     ({"schema": True}, "bool"),
     ({"schema": {"enum": [math.nan]}}, "cannot be written as JSON"),

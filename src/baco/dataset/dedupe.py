@@ -211,7 +211,7 @@ def _result(out: Path) -> Result | None:
     """What a finished folder says was removed; None where it is not finished."""
     try:
         return Result(**json.loads((out / RESULT).read_text(encoding="utf-8")))
-    except OSError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -33,6 +33,8 @@ _ONE = ("items", "additionalProperties", "additionalItems")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
+_TOO_DEEP = "the schema is nested too deeply: use $ref"
+
 
 @dataclass(frozen=True, slots=True)
 class Schema:
@@ -86,6 +88,8 @@ def check_schema(given: Any) -> Schema | None:
             given = json.loads(given)
         except ValueError as error:
             raise BacoError(f"the schema is not JSON: {error}") from error
+        except RecursionError as error:
+            raise BacoError(_TOO_DEEP) from error
     if not isinstance(given, Mapping):
         raise BacoError(
             f"the schema is {type(given).__name__}: give a JSON object or a pydantic model"
@@ -98,7 +102,7 @@ def check_schema(given: Any) -> Schema | None:
     except (TypeError, ValueError) as error:
         raise BacoError(f"the schema cannot be written as JSON: {error}") from error
     except RecursionError as error:
-        raise BacoError("the schema is nested too deeply: use $ref") from error
+        raise BacoError(_TOO_DEEP) from error
     check_characters("schema", text)
     return Schema(text, model)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +25,7 @@ from baco.serve.parse_request import RequestParser
 from baco.serve.request_models import DiversityRequest, SchemaRequest
 from baco.serve.response_models import Diversity, Info, Limits, RouterEntry
 from baco.serve.settings import Settings
+from baco.serve.stream import unless_disconnected
 from baco.text.segmentation import distinct
 from baco.version import __version__
 
@@ -83,10 +84,13 @@ class Playground:
     def _combiners(self) -> Iterable[Combiner]:
         return combiners().values() if self._combines else ()
 
-    async def diversity(self, body: DiversityRequest) -> Diversity:
+    async def diversity(self, request: Request, body: DiversityRequest) -> Diversity:
         """Measure how different the answers to one prompt are."""
+        return await unless_disconnected(request, self._measured(body.texts))
+
+    async def _measured(self, texts: list[str]) -> Diversity:
         async with self._measuring:  # one embedding model runs beside the two that decode
-            return await run_in_threadpool(measure, body.texts)
+            return await run_in_threadpool(measure, texts)
 
     async def schema(self, body: SchemaRequest) -> None:
         """Refuse a JSON schema that answers cannot be held to; 204 for any other."""
