@@ -335,14 +335,15 @@ class Baco:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
             here = backends.backend_of(self.pair.weights_formats)
+            one_tokenizer = self.pair.own is None
             return Capabilities(
                 here,
                 samplers=True,
                 thinking=True,
-                combiners=True,
+                combiners=one_tokenizer,
                 stateful=True,
                 structured=True,
-                hidden_states=self.pair.own is None,
+                hidden_states=one_tokenizer,
             )
         return self.backend.capabilities
 

@@ -35,6 +35,15 @@ def read_model(router: Router) -> Source:
     return next(iter(router.reads)) if len(router.reads) == 1 else "base"
 
 
+def shares_text(router: Router) -> bool:
+    """Whether a router can decode a pair with two tokenizers."""
+    try:
+        check_router(router)
+    except BacoError:
+        return False
+    return True
+
+
 def check_router(router: Router) -> None:
     """Refuse a router that compares the distributions of both models.
 

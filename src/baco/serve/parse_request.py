@@ -13,8 +13,10 @@ from baco.evaluation.methods.served import ServedMethod, served_examples, served
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 from baco.routing.combiners import combiners
-from baco.routing.parser import catalogue, named_files
+from baco.routing.parser import Entry, catalogue, named_files
+from baco.routing.parser import router as parse
 from baco.routing.router import Router
+from baco.routing.two_vocabularies import shares_text
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.sampling.structure import ANY_OBJECT
@@ -138,13 +140,25 @@ class RequestParser:
         """The model names to list. Any spelling of a router, combiner or method is one too, after
         ``baco/``.
         """
-        examples = [entry.example for entry in catalogue()]
+        examples = [entry.example for entry in self.routers()]
         alone = ("Base", "Aligned")
         own = [f"{ROOT}/{example}" for example in examples if example not in alone]
         if self._baco.capabilities.combiners:
             own += [f"{ROOT}/{combiner.example}" for combiner in combiners().values()]
-        own += [f"{ROOT}/{example}" for example in served_examples()]
+        two = self._baco.pair.own is not None
+        own += [
+            f"{ROOT}/{example}"
+            for example in served_examples()
+            if not (two and needs_one_tokenizer(served_method(example).setting))
+        ]
         return [ROOT, f"{ROOT}/base", f"{ROOT}/aligned", *own]
+
+    def routers(self) -> list[Entry]:
+        """The routers of the catalogue that can decode this pair."""
+        entries = catalogue()
+        if self._baco.pair.own is None:
+            return entries
+        return [entry for entry in entries if shares_text(parse(entry.example))]
 
     def method_of(self, model: str) -> ServedMethod | None:
         """The method of a model's name; None for another model, a router's if there is such one.

@@ -16,7 +16,7 @@ from baco.calibration.store import Calibration
 from baco.errors import BacoError
 from baco.models.known_pairs import DEMO
 from baco.routing.combiners import Combiner, combiners
-from baco.routing.parser import catalogue, logit_rule_of, needs_threshold, rules
+from baco.routing.parser import logit_rule_of, needs_threshold, rules
 from baco.routing.parser import router as parse
 from baco.routing.rules import ContentRule, LogitRule
 from baco.sampling.params import SamplingParams
@@ -48,6 +48,7 @@ class Playground:
     """The endpoints under ``/baco`` for one pair."""
 
     def __init__(self, baco: Baco, parser: RequestParser, settings: Settings) -> None:
+        self._parser = parser
         demo = baco.pair.name == DEMO
         self._info = Info(
             pair=baco.pair.name,
@@ -77,8 +78,13 @@ class Playground:
         return self._info
 
     async def routers(self) -> list[RouterEntry]:
-        """All routers, then the combiners; routers that the pair is calibrated for have a dial."""
-        entries = [self._entry(entry.name, entry.example, entry.sentence) for entry in catalogue()]
+        """The routers that can decode the pair, then the combiners; those that the pair is
+        calibrated for have a dial.
+        """
+        entries = [
+            self._entry(entry.name, entry.example, entry.sentence)
+            for entry in self._parser.routers()
+        ]
         return entries + [_combiner_entry(combiner) for combiner in self._combiners()]
 
     def _combiners(self) -> Iterable[Combiner]:
