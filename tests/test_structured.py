@@ -44,6 +44,8 @@ TRIP: dict[str, Any] = {
     "required": ["place", "days", "kind"],
     "additionalProperties": False,
 }
+DAYS = ["2024-02-29", "2000-02-29", "1999-12-31", "1900-02-29", "2023-02-29", "2024-02-30"]
+APRIL = ["2023-04-30", "2023-06-30"]
 STRUCTURES: list[dict[str, Any]] = [
     {"schema": TRIP},
     {"regex": r"[A-Z][a-z]{2,9}( and [A-Z][a-z]{2,9})?, \d\d? days?[.!]"},
@@ -277,6 +279,33 @@ def in_name(text: str) -> bool:
     return string and name
 
 
+def naive_answer(
+    baco: Baco, structure: dict[str, Any], router: str, prompt: str, **drawn: Any
+) -> tuple[list[int], list[str]]:
+    """The naive decoder's tokens and sources, with an automaton that begins anew each time."""
+    pair, rendered = baco.pair, baco.pair.renderer.render(prompt)
+    wanted = SamplingParams(**structure).structure
+    assert wanted is not None
+    constraint = pair.structures.compile(wanted, joining_space=rendered.joining_space)
+    alone = router in ("Base", "Aligned")  # a model alone writes what is forced too
+
+    def allowed(tokens: list[int]) -> set[int]:
+        return _tokens(constraint.begin().masks(tokens, ())[0], pair.vocabulary.size)
+
+    return naive.decode(
+        pair,
+        rendered.base_ids,
+        rendered.aligned_ids,
+        rules(pair)[router],
+        digest=naive.chat_digest([{"role": "user", "content": prompt}]),
+        allowed=allowed,
+        place=free_text(pair, wanted.kind, allowed),
+        keeps_structure=alone or "Struct" in router,
+        whole_words=not alone,
+        **drawn,
+    )
+
+
 @settings(max_examples=budget(12))
 @given(
     structure=st.sampled_from(STRUCTURES[:6]),
@@ -292,34 +321,9 @@ def in_name(text: str) -> bool:
 def test_answers_equal_a_naive_decoder(
     llama: Baco, structure: dict[str, Any], router: str, seed: int, temperature: float
 ) -> None:
-    pair, rule = llama.pair, rules(llama.pair)[router]
-    alone = router in ("Base", "Aligned")  # a model alone writes what is forced too
-    constraint, size = compiled(llama, **structure), llama.pair.vocabulary.size
-
-    def allowed(tokens: list[int]) -> set[int]:
-        return _tokens(constraint.begin().masks(tokens, ())[0], size)
-
-    rendered = pair.renderer.render(PROMPTS[0])
-    assert not rendered.joining_space
-    digest = naive.chat_digest([{"role": "user", "content": PROMPTS[0]}])
-    [answer] = decode(
-        llama, [structure], router=router, seed=seed, temperature=temperature, max_tokens=24
-    )
-    tokens, sources = naive.decode(
-        pair,
-        rendered.base_ids,
-        rendered.aligned_ids,
-        rule,
-        digest=digest,
-        seed=seed,
-        sample=0,
-        temperature=temperature,
-        max_tokens=24,
-        allowed=allowed,
-        place=free_text(pair, constraint.structure.kind, allowed),
-        keeps_structure=alone or "Struct" in router,
-        whole_words=not alone,
-    )
+    drawn: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_tokens": 24}
+    [answer] = decode(llama, [structure], router=router, **drawn)
+    tokens, sources = naive_answer(llama, structure, router, PROMPTS[0], sample=0, **drawn)
     assert list(answer.token_ids) == tokens
     assert list(answer.sources) == sources
 
@@ -374,7 +378,10 @@ def small_schemas() -> st.SearchStrategy[dict[str, Any]]:
         st.builds(
             lambda p: {"type": "string", "pattern": p}, st.sampled_from(["^[ab]+$", "^a.c$"])
         ),
-        st.just({"type": "string", "format": "date"}),
+        st.builds(
+            lambda name: {"type": "string", "format": name},
+            st.sampled_from(["date", "ipv4", "uuid", "email"]),
+        ),
         st.builds(
             lambda values: {"enum": values},
             st.lists(
@@ -440,6 +447,29 @@ def test_every_answer_that_ended_is_valid_under_random_schemas(
             )
         else:
             assert answer.parsed is None
+
+
+def test_dates_are_days_of_the_calendar(llama: Baco) -> None:
+    """Whatever else a schema asks of them, and wherever it has them."""
+    leap = {"pattern": "-02-(29|30)$"}
+    for schema, days in (
+        ({"type": "string", "format": "date", "pattern": "^0000"}, []),
+        ({"type": "string", "format": "date", "pattern": "^2023-02-2[89]"}, ["2023-02-28"]),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"format": "date", "enum": DAYS}}}, DAYS[:3]),
+        ({"format": "date", "allOf": [leap], "enum": DAYS}, DAYS[:2]),
+        ({"type": "string", "format": "date", "pattern": "^2023-(04|06)-3[01]"}, APRIL),
+    ):
+        if not days:
+            with pytest.raises(BacoError, match="no answer can satisfy"):
+                compiled(llama, schema=schema)
+            continue
+        answers = decode(llama, [{"schema": schema}], n=16, seed=1, max_tokens=40)
+        written = {answer.parsed for answer in answers if answer.finish_reason == "stop"}
+        assert written
+        assert written <= {*days}
+    moment = {"type": "string", "format": "date-time", "pattern": "^2023-02-(28|29|30)T0"}
+    answers = decode(llama, [{"schema": moment}], n=8, seed=1, max_tokens=40)
+    assert {answer.text[:11] for answer in answers} == {'"2023-02-28'}
 
 
 def test_an_answer_that_reaches_its_limit_ends_with_length(demo: Baco) -> None:

@@ -11,6 +11,7 @@ from baco.source import MODELS
 from tests import naive_text_decoding
 from tests.test_engine import reference, rules, tokens_and_sources, without_turn_cut
 from tests.test_gguf import tiny_model, write_gguf
+from tests.test_structured import STRUCTURES, fits, naive_answer
 from tests_llamacpp.files import Alone, write_demo
 
 PROMPT = "Recommend a summer destination"
@@ -76,3 +77,38 @@ def test_two_files_with_different_tokenizers_answer_as_a_naive_loop_over_both(
         )
         assert (list(answer.token_ids), list(answer.sources)) == (tokens, sources)
     assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_structured_answers_are_those_of_a_naive_loop_and_valid(
+    baco: Baco, alone: Baco, temperature: float
+) -> None:
+    drawn: dict[str, Any] = {"seed": 7, "temperature": temperature, "max_tokens": 24}
+    sources = set[Any]()
+    for structure in STRUCTURES[:4]:
+        for router in ("P-Punc:0.6", "Rand:0.5"):
+            for n in (1, 4):
+                answers = baco.generate(PROMPT, router=router, n=n, **drawn, **structure)
+                answer = answers[-1]
+                expected = naive_answer(
+                    alone, structure, router, PROMPT, sample=answer.sample, **drawn
+                )
+                assert tokens_and_sources(answer) == expected, (structure, router)
+                sources |= {*answer.sources}
+        for answer in baco.generate(PROMPT, n=8, **{**drawn, "max_tokens": 90}, **structure):
+            assert answer.finish_reason == "stop"
+            assert fits(structure, answer.text)
+    assert sources == {"base", "aligned"}
+
+
+def test_structured_answers_of_two_files_with_different_tokenizers_are_valid(
+    tmp_path: Path,
+) -> None:
+    write_gguf(tmp_path / "aligned.gguf", tiny_model(0))
+    base, aligned = write_demo(tmp_path)["base"], str(tmp_path / "aligned.gguf")
+    baco = Baco.load(base=base, aligned=aligned)
+    for structure in STRUCTURES[:4]:
+        answers = baco.generate(PROMPT, router="Rand:0.5", n=4, seed=7, max_tokens=90, **structure)
+        assert any(answer.finish_reason == "stop" for answer in answers)
+        for answer in answers:
+            assert answer.finish_reason == "length" or fits(structure, answer.text)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from baco.errors import BacoError, shortened
 from baco.limited_process import EndedError, LimitedProcess
-from baco.sampling.structure import Structure
+from baco.sampling.structure import Structure, with_calendar
 
 # int32 words of 32 tokens, the lowest bit first; the W words of a row cover all V tokens.
 Mask = NDArray[np.int32]
@@ -355,9 +355,10 @@ def _tried_out(structure: Structure, *, joining_space: bool) -> str:
     Raises:
         BacoError: it is wrong, or compiling it takes too long or too much memory.
     """
+    is_schema = structure.kind == "schema"
     request = {
         "kind": structure.kind,
-        "text": structure.text,
+        "text": with_calendar(structure.text) if is_schema else structure.text,
         "joining_space": joining_space,
     }
     try:
@@ -384,7 +385,8 @@ class _TokenTable:
         unended: the same without the end tokens.
         writable: the mask of the tokens that a structure can allow.
         continuing: those of them that are no end tokens.
-        beginning: those of them that do not continue a character that an earlier token began.
+        beginning: those of the writable that do not continue a character that an earlier token
+            began.
         data: the bytes of each token.
     """
 
@@ -428,7 +430,7 @@ class _TokenTable:
         # The first byte of a token that continues a character is 10xxxxxx.
         inside = [id for id in range(len(data)) if self.data[id][0] & 0xC0 == 0x80]
         writable[inside] = False
-        self.beginning = pack(writable, words)
+        self.beginning = pack(writable, words) | (self.writable & ~self.continuing)
         self._alphabets = [
             np.array([id for c in letters if (id := self._ids.get(c.encode())) is not None])
             for letters in (string.ascii_lowercase, string.ascii_uppercase)
@@ -542,8 +544,10 @@ def _tidy(message: str) -> str:
 
 def _explained(structure: Structure, message: str) -> str:
     """An error of the compiler in one line."""
-    cause = shortened(_tidy(message))
+    cause = shortened(_tidy(message).partition("Regex is empty: ")[0])
     if structure.kind == "schema":
+        if cause == "Unsatisfiable schema:":
+            return "no answer can satisfy the schema: no text is all that it says of a string"
         if cause.startswith("oneOf constraints"):
             return (
                 "the schema's oneOf cannot be enforced, since an answer may fit several of its "

@@ -28,6 +28,15 @@ _CONSTRAINTS = (
     "exclusiveMinimum exclusiveMaximum multipleOf"
 )
 _KNOWN = frozenset((_ANNOTATIONS + " " + _CONSTRAINTS).split())
+# The days of the calendar, from the year 1 on, as Python and pydantic read them. The compiler's own
+# ``date`` and ``date-time`` have the year 0, and 29 February in every year.
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
+_LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DAY = (
+    "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_CALENDAR = f"^({_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 # Where a schema has further schemas.
 _ONE = ("items", "additionalProperties", "additionalItems")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -124,6 +133,17 @@ def _check_keywords(schema: Any) -> None:
                     f"the schema's keyword {keyword!r} (at {place}) is not supported: leave it "
                     "out, or say the same with other keywords (docs/structured.md lists them)"
                 )
+
+
+def with_calendar(schema: str) -> str:
+    """A schema whose strings of the formats ``date`` and ``date-time`` name days that exist."""
+    if '"date' not in schema:
+        return schema
+    whole = json.loads(schema)
+    for _, part in _parts(whole, "#"):
+        if part.get("format") in ("date", "date-time"):
+            part["allOf"] = [*part.get("allOf", ()), {"pattern": _CALENDAR}]
+    return json.dumps(whole, ensure_ascii=False)
 
 
 def _parts(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
