@@ -13,6 +13,7 @@ first line, prompt by prompt.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,12 @@ import torch
 from torch import Tensor
 
 from baco import Baco
+from baco.cli.score import models_by_role
+from baco.evaluation.plan import PairSpec
+from baco.evaluation.records import Group
 from baco.evaluation.store import Run
 from baco.evaluation.train_router import Objective, answer_weights, decisions
+from baco.models.pair import Pair
 from baco.routing.learned import fit, principal_axes, project
 from baco.source import MODELS
 
@@ -56,11 +61,22 @@ class Words:
 def main() -> None:
     """Fit, predict and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", help="a run of the demo pair")
+    parser.add_argument("run", help="a run of one pair")
+    parser.add_argument("--quality", default="reward", help="metric of an answer's quality")
+    parser.add_argument("--model", action="append", help="of that metric, ROLE=ID_OR_FOLDER")
+    parser.add_argument("--method", action="append", help="of the run; all by default. Repeatable")
+    parser.add_argument("--samples", type=int, default=None, help="answers read of each setting")
     parser.add_argument("--components", type=int, default=16, help="of each model")
     parser.add_argument("--units", type=int, default=16, help="of the hidden layer")
     options = parser.parse_args()
-    words = read(Run.open(options.run), Baco.load("demo"))
+    run = Run.open(options.run)
+    (row,) = run.config["pairs"]
+    pair = PairSpec(row["name"], row["options"])
+    baco = Baco.load(**pair.where, **pair.options)
+    groups = [g for g in run.groups() if not options.method or g.method in options.method]
+    models = models_by_role("--model", options.model)
+    weights = answer_weights(run, groups, Objective(options.quality), models)
+    words = read(groups, weights, baco.pair, options.samples)
     print(f"{len(words.is_base)} words, {len(words.prompt.unique())} prompts")
     first: dict[str, Any] = {}
     for name, inputs in INPUTS.items():
@@ -75,16 +91,23 @@ def main() -> None:
                 )
 
 
-def read(run: Run, baco: Baco) -> Words:
-    """The words of a run, and what the models compute before them."""
-    groups = list(run.groups())
-    weights = answer_weights(run, groups, Objective(), {})
+def read(
+    groups: Sequence[Group], weights: Sequence[Sequence[float]], pair: Pair, samples: int | None
+) -> Words:
+    """The words of answers, and what the models compute before them.
+
+    Args:
+        groups: the answers.
+        weights: of each.
+        pair: that wrote them.
+        samples: how many of each group are read; None for all.
+    """
     prompts: dict[str, int] = {}
     columns: dict[str, list[Tensor]] = {}
     for group, row in zip(groups, weights, strict=True):
         number = prompts.setdefault(group.prompt.id, len(prompts))
-        for sample, weight in zip(group.samples, row, strict=True):
-            decided = decisions(baco.pair, group, sample, hidden_states=True)
+        for sample, weight in list(zip(group.samples, row, strict=True))[:samples]:
+            decided = decisions(pair, group, sample, hidden_states=True)
             if decided is None or not len(decided.at):
                 continue
             count = len(decided.at)

@@ -71,6 +71,7 @@ def decode(
     place: Callable[[list[int]], str] | None = None,
     keeps_structure: bool = False,
     min_p: float = 0.0,
+    base_min_p: float = 0.0,
     whole_words: bool = True,
     thought: Sequence[int] = (),
     marks: Sequence[int] = (),
@@ -132,6 +133,8 @@ def decode(
             if (source == "base" and special) or (masked and not vocabulary.word_start[token]):
                 row[token] = -math.inf
         row = _biased(row, logit_bias)
+        if base_min_p and source == "base":
+            row[row < row.max() + math.log(base_min_p)] = -math.inf
         tokens.append(_draw(row, temperature, min_p, (seed, sample, first + len(tokens))))
         sources.append(source)
     return tokens, sources

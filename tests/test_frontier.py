@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from baco.api import Baco
 from baco.cli import run as baco
+from baco.errors import BacoError
 from baco.evaluation import frontier
 from baco.evaluation.indicators import Measured
 from baco.evaluation.methods import Draw, answer
@@ -107,6 +108,23 @@ def test_routers_on_the_front_do_not_win_by_being_many() -> None:
         looked += max(point.lead.low for point in result.points if point.lead is not None) > 0
     assert looked > 3
     assert won <= 1
+
+
+def test_every_router_is_also_run_under_each_sampler_that_is_named() -> None:
+    plain = frontier.settings(["P-Punc:0.4"], 2)
+    more = frontier.settings(["P-Punc:0.4"], 2, samplers=["base_min_p", "base_top_p:0.8"])
+    assert more[: len(plain)] == plain
+    added = more[len(plain) :]
+    assert [setting.label for setting in added] == [
+        "P-Punc:0.4 base_min_p:0.1",
+        "P-Punc:0.4 base_top_p:0.8",
+    ]
+    assert added[1].options["sampling"] == {"samplers": ["base_top_p:0.8"]}
+    assert frontier._spoken(added[1]) == "P-Punc:0.4 with base_top_p:0.8"
+    command = "baco generate PROMPT --pair demo --router P-Punc:0.4 --sampler base_top_p:0.8"
+    assert frontier._command("demo", added[1]) == command
+    with pytest.raises(BacoError, match="unknown sampler"):
+        frontier.settings(["P-Punc:0.4"], 2, samplers=["nope"])
 
 
 def test_the_command_names_the_pair_as_a_user_does() -> None:

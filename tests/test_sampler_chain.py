@@ -18,6 +18,8 @@ from baco.sampling.noise import noise_keys
 from baco.sampling.sampler_chain import Context, apply_chains, parse_chain, samplers
 from tests.fuzzing import budget
 from tests.registries import restored
+from tests.test_engine import reference, rules, without_turn_cut
+from tests.text_pairs import baco_of_kinds
 
 PROMPTS = ["What do you recommend for a rainy day?", "Plan a walk.", "Where should I go?"]
 CHAINS: list[tuple[str, ...]] = [
@@ -25,6 +27,7 @@ CHAINS: list[tuple[str, ...]] = [
     ("top_n_sigma:1.0",),
     ("xtc:0.7,0.02", "p_less"),
     ("no_repeat_ngram:2",),
+    ("base_top_p:0.7", "base_min_p:0.2"),
     ("rhythm:3", "xtc:0.5,0.05"),
 ]
 
@@ -129,10 +132,11 @@ def test_a_sampler_runs_before_the_temperature_and_the_truncations(demo: Baco) -
 
 
 def context(tokens: list[list[int]], seed: int = 0) -> Context:
-    """The context of rows that are samples 0, 1, … of one prompt."""
+    """The context of rows that are samples 0, 1, … of one prompt; base writes every other one."""
     sample = torch.arange(len(tokens))
     keys = noise_keys(torch.full_like(sample, seed), sample, torch.zeros_like(sample))
-    return Context(lambda: torch.tensor(tokens, dtype=torch.int64).view(len(tokens), -1), keys)
+    table = torch.tensor(tokens, dtype=torch.int64).view(len(tokens), -1)
+    return Context(lambda: table, keys, sample % 2 == 0)
 
 
 def run(spelling: str, logits: torch.Tensor, tokens: list[list[int]]) -> torch.Tensor:
@@ -162,6 +166,52 @@ def test_top_n_sigma_keeps_logits_within_n_deviations_of_the_highest() -> None:
     for n in (0.0, 0.5, 1.0, 3.0):
         kept = run(f"top_n_sigma:{n}", logits, [[]]).isfinite()[0].tolist()
         assert kept == [value >= 4.0 - n * deviation for value in (4.0, 3.0, 0.0, 0.0)] + [False]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "kept"),
+    [
+        ("base_min_p:0.5", [True, True, False, False]),
+        ("base_min_p:0", [True, True, True, True]),
+        ("base_top_p:0.6", [True, True, False, False]),
+        ("base_top_p:0", [True, False, False, False]),
+        ("base_top_p:1", [True, True, True, True]),
+    ],
+)
+def test_truncation_of_the_base_leaves_the_words_of_the_aligned_model_alone(
+    spelling: str, kept: list[bool]
+) -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]] * 3).log()
+    assert run(spelling, logits, [[], [], []]).isfinite().tolist() == [kept, [True] * 4, kept]
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_naive_loop_that_truncates_the_base_alone_gives_the_same_answers(
+    plain: Baco, speculate: bool
+) -> None:
+    baco, settings = without_turn_cut(plain), {"seed": 4, "temperature": 1.0, "max_tokens": 16}
+    chain: tuple[str, ...] = ("base_min_p:0.3",)
+    asked = [(prompt, chain) for prompt in PROMPTS]
+    rule, written = rules(baco.pair)["P-Punc:0.6"], set()
+    for prompt, answers in zip(
+        PROMPTS, decode(baco, asked, speculate=speculate, n=2, **settings), strict=True
+    ):
+        expected = reference(baco, prompt, rule, sample=1, base_min_p=0.3, **settings)
+        assert answers[1] == expected
+        written |= {expected == reference(baco, prompt, rule, sample=1, **settings)}
+    assert False in written  # it changes answers
+
+
+def test_the_base_alone_is_truncated_where_the_tokenizers_differ() -> None:
+    baco = baco_of_kinds("gpt2", "gemma")
+
+    def tokens(router: str, **sampling: Any) -> tuple[int, ...]:
+        drawn = {"seed": 5, "temperature": 1.0, "max_tokens": 16, **sampling}
+        return baco.generate(PROMPTS[0], router=router, **drawn)[0].token_ids
+
+    likeliest, only_likeliest = {"temperature": 0.0}, {"samplers": "base_min_p:1"}
+    assert tokens("Base") != tokens("Base", **likeliest) == tokens("Base", **only_likeliest)
+    assert tokens("Aligned", **only_likeliest) == tokens("Aligned")
 
 
 def test_p_less_keeps_tokens_at_least_as_likely_as_two_equal_draws() -> None:

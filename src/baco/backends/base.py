@@ -85,7 +85,7 @@ class Capabilities:
         if hidden_widths(request.router) and not self.hidden_states:
             raise BacoError(
                 f"the {self.name} backend cannot run {request.router.spelling}, which reads hidden "
-                "states: use --backend local, or another router"
+                "states: use --backend local and a pair with one tokenizer, or another router"
             )
         if self.raw_logprobs is not None and logprobs > self.raw_logprobs:
             raise BacoError(

@@ -46,6 +46,14 @@ class FrontierOptions:
             show_default="P-Punc, H-Punc, Rand",
         ),
     ] = None
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler",
+            help="With --frontier: also run every router under this sampler, such as "
+            "base_min_p:0.1 (see 'baco samplers'); repeatable.",
+        ),
+    ] = None
     judge: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +84,7 @@ class FrontierOptions:
         """
         given = {
             "--router": self.router,
+            "--sampler": self.sampler,
             "--judge": self.judge,
             "--limit": self.limit,
             "--out": self.output,
@@ -109,7 +118,8 @@ def frontier(
     known = choose_pair(**named)
     name = named["name"] or ("demo" if named["base"] is None else f"{known.base}+{known.aligned}")
     pair = PairSpec(name, loading)
-    settings = finding.settings(search.router or (), samples, known.sampling.get("min_p", 0.0))
+    own_min_p = known.sampling.get("min_p", 0.0)
+    settings = finding.settings(search.router or (), samples, own_min_p, search.sampler or ())
     judges = models_by_role("--judge", search.judge)
     task = finding.task(None if prompts is None else str(prompts), pair.name, search.limit)
     plan = Plan([pair], [task], settings, samples, seed, {"max_tokens": max_tokens})

@@ -306,6 +306,7 @@ class Batch:
         row: Tensor | None,
         keys: Tensor,
         drafted: Callable[[], Sequence[Sequence[int]]],
+        is_base: Tensor,
     ) -> Tensor:
         """Run the rows' samplers at N positions.
 
@@ -315,6 +316,7 @@ class Batch:
             keys: noise keys of the positions, int64 [N, 2].
             drafted: returns the draft tokens before each position; called only if a sampler reads
                 tokens.
+            is_base: where the base model writes, bool [N].
 
         Returns:
             float32 [N, V].
@@ -330,7 +332,7 @@ class Batch:
             return padded_tokens(answers, self.device)
 
         index = self.chain_index if row is None else self.chain_index[row]
-        return apply_chains(logits, self.chains, index, Context(tokens, keys))
+        return apply_chains(logits, self.chains, index, Context(tokens, keys, is_base))
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Take note of the tokens that the rows got since they had ``lengths`` tokens."""

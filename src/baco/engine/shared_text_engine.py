@@ -388,7 +388,9 @@ class SharedTextEngine(ScheduledEngine):
         def tokens() -> Tensor:
             return padded_tokens([_own(row, source).ids for row in rows], batch.device)
 
-        return apply_chains(logits, batch.chains, batch.chain_index[index], Context(tokens, keys))
+        is_base = torch.full((len(rows),), source == "base", device=batch.device)
+        context = Context(tokens, keys, is_base)
+        return apply_chains(logits, batch.chains, batch.chain_index[index], context)
 
     def _append(self, row: SequenceState, source: Source, token: int, logprob: float) -> None:
         if row.request.explain:

@@ -174,7 +174,11 @@ class Verifier:
         if batch.reads_history:
             batch.run_dry(biased, positions.row, choice.source, positions.drafted_before())
         biased = batch.run_samplers(
-            params.bias(biased), positions.row, draft.noise_keys, positions.drafted_before
+            params.bias(biased),
+            positions.row,
+            draft.noise_keys,
+            positions.drafted_before,
+            choice.source,
         )
         token = draw(biased, params, draft.noise_keys)
         tokens = positions.pad(token)

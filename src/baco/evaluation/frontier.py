@@ -33,6 +33,7 @@ from baco.evaluation.report.results import outcome
 from baco.evaluation.sweep import Drawer
 from baco.evaluation.tasks import Task, load_task
 from baco.models.known_pairs import DEMO, choose_pair
+from baco.sampling.sampler_chain import parse_chain
 
 # Content and logit rules, and a coin as control. Each is run at the pair's own sampling and at this
 # min-p, which removes many careless words of a base model.
@@ -72,16 +73,19 @@ def task(prompts: str | None, pair: str, limit: int | None) -> Task:
     return chosen
 
 
-def settings(routers: Sequence[str], n: int, min_p: float = 0.0) -> list[Setting]:
-    """The aligned model over temperature and min-p, and every router at two samplings.
+def settings(
+    routers: Sequence[str], n: int, min_p: float = 0.0, samplers: Sequence[str] = ()
+) -> list[Setting]:
+    """The aligned model over temperature and min-p, and every router at two samplings or more.
 
     Args:
         routers: spellings, as `select_settings` takes them; none for `ROUTERS`.
         n: samples per prompt.
         min_p: of the pair's own sampling; where it is `MIN_P`, the two samplings are one.
+        samplers: every router is run under each of them too.
 
     Raises:
-        BacoError: no such router, or one that is a single model.
+        BacoError: no such router or sampler, or a router that is a single model.
     """
     own = [
         setting
@@ -91,15 +95,19 @@ def settings(routers: Sequence[str], n: int, min_p: float = 0.0) -> list[Setting
     routed = select_settings((), list(routers) or ROUTERS, Grid("quick", n))
     if single := [s.label for s in routed if s.label.lower() in ("base", "aligned")]:
         raise BacoError(f"{single[0]} is one model alone: name a router that picks between both")
-    if min_p == MIN_P:
-        return [*own, *routed]
+    samplings: list[tuple[str, str, dict[str, Any]]] = []
+    if min_p != MIN_P:
+        samplings.append(("min-p", f"min-p={MIN_P:g}", {"min_p": MIN_P}))
+    for step in parse_chain(samplers):
+        samplings.append((step.spelling, step.spelling, {"samplers": [step.spelling]}))
     truncated = [
         replace(
             setting,
-            method=f"{setting.method}, min-p",
-            label=f"{setting.label} min-p={MIN_P:g}",
-            options={**setting.options, "sampling": {"min_p": MIN_P}},
+            method=f"{setting.method}, {name}",
+            label=f"{setting.label} {label}",
+            options={**setting.options, "sampling": sampling},
         )
+        for name, label, sampling in samplings
         for setting in routed
     ]
     return [*own, *routed, *truncated]
@@ -402,7 +410,8 @@ def _spoken(setting: Setting) -> str:
     sampling = setting.options.get("sampling", {})
     min_p = f"min-p {sampling['min_p']:g}" if sampling.get("min_p") else ""
     if "router" in setting.options:
-        return f"{setting.options['router']}{f' with {min_p}' if min_p else ''}"
+        more = " and ".join([min_p] if min_p else sampling.get("samplers", ()))
+        return f"{setting.options['router']}{f' with {more}' if more else ''}"
     temperature = f"the aligned model at temperature {sampling['temperature']:g}"
     return f"{temperature} and {min_p}" if min_p else temperature
 
@@ -410,9 +419,8 @@ def _spoken(setting: Setting) -> str:
 def _command(pair: str, setting: Setting) -> str:
     """The command that draws answers at a setting; the pair's options are the user's own."""
     sampling = setting.options.get("sampling", {})
-    given = " ".join(
-        f"{flag} {sampling[name]:g}" for name, flag in _FLAGS.items() if name in sampling
-    )
+    flags = [f"{flag} {sampling[name]:g}" for name, flag in _FLAGS.items() if name in sampling]
+    given = " ".join([*flags, *(f"--sampler {name}" for name in sampling.get("samplers", ()))])
     router = setting.options.get("router", "Aligned")
     base, plus, aligned = pair.partition("+")
     named = f"--pair {pair}"

@@ -195,17 +195,21 @@ def truncate(logits: Tensor, params: SamplingTensors) -> Tensor:
         kth = best.gather(1, (params.top_k.clamp(1, most) - 1)[:, None])
         logits = logits.masked_fill((logits < kth) & (params.top_k > 0)[:, None], -math.inf)
     if params.any_top_p:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probs = ordered.softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens
-        drop = (before >= params.top_p[:, None]).scatter(1, order, before >= params.top_p[:, None])
-        drop &= (params.top_p < 1)[:, None]
-        drop.scatter_(1, order[:, :1], False)
-        logits = logits.masked_fill(drop, -math.inf)
+        logits = logits.masked_fill(outside_top_p(logits, params.top_p), -math.inf)
     if params.any_min_p:
         floor = logits.amax(dim=-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)
     return logits
+
+
+def outside_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The tokens that top-p [N] drops from logits [N, V], never the likeliest: bool [N, V]."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens
+    drop = (before >= top_p[:, None]).scatter(1, order, before >= top_p[:, None])
+    drop &= (top_p < 1)[:, None]
+    return drop.scatter_(1, order[:, :1], False)
 
 
 def draw(

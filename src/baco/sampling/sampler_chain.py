@@ -18,6 +18,7 @@ from baco.errors import BacoError
 from baco.plugins import register_plugins
 from baco.sampling.noise import coin, max_drawn_entries
 from baco.sampling.parameters import Parameter, first_line, parameters_of, read_numbers, spelled
+from baco.sampling.sampler import outside_top_p
 
 MAX_CHAIN = 16  # samplers of one request
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -25,16 +26,21 @@ _NO_TOKEN = -1
 
 
 class Context:
-    """What a sampler reads beside the logits at N positions."""
+    """What a sampler reads beside the logits at N positions.
 
-    def __init__(self, tokens: Callable[[], Tensor], keys: Tensor) -> None:
+    Attributes:
+        is_base: where the base model writes, bool [N]; False where a combiner mixes both models.
+    """
+
+    def __init__(self, tokens: Callable[[], Tensor], keys: Tensor, is_base: Tensor) -> None:
         """Create a context.
 
         Args:
             tokens: makes :attr:`tokens`, which few samplers read.
             keys: noise keys of the positions, int64 [N, 2].
+            is_base: see there.
         """
-        self._make_tokens, self._keys = tokens, keys
+        self._make_tokens, self._keys, self.is_base = tokens, keys, is_base
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -60,7 +66,7 @@ class Context:
 
     def rows(self, index: Tensor) -> "Context":
         """The context of the positions ``index``, int64 [M]."""
-        return Context(lambda: self.tokens[index], self._keys[index])
+        return Context(lambda: self.tokens[index], self._keys[index], self.is_base[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +265,20 @@ def xtc(
     least = probs.where(above, math.inf).amin(dim=-1, keepdim=True)
     excluded = above & (probs > least) & (context.coin("xtc") < probability)[:, None]
     return logits.masked_fill(excluded, -math.inf)
+
+
+@register_sampler("base_top_p", p=(0.0, 1.0))
+def base_top_p(logits: Tensor, context: Context, p: float = 0.9) -> Tensor:
+    """Where the base model writes, keep the likeliest tokens up to this total probability."""
+    drop = outside_top_p(logits, logits.new_full((len(logits),), p))
+    return logits.masked_fill(drop & context.is_base[:, None], -math.inf)
+
+
+@register_sampler("base_min_p", p=(0.0, 1.0))
+def base_min_p(logits: Tensor, context: Context, p: float = 0.1) -> Tensor:
+    """Where the base model writes, keep tokens with this fraction of the highest probability."""
+    floor = logits.amax(dim=-1, keepdim=True) + (math.log(p) if p else -math.inf)
+    return logits.masked_fill((logits < floor) & context.is_base[:, None], -math.inf)
 
 
 @register_sampler("no_repeat_ngram", size=(1, math.inf))

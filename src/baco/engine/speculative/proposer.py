@@ -246,7 +246,8 @@ class Proposer:
             allowed = batch.allowed(drafts(), last_only=True)
             if allowed is not None:
                 shaped = allowed.mask(shaped.clone() if shaped is logits else shaped)
-        shaped = batch.run_samplers(shaped, None, keys, drafts)
+        is_base = torch.full((len(batch),), model == "base", device=batch.device)
+        shaped = batch.run_samplers(shaped, None, keys, drafts, is_base)
         return draw(shaped, batch.sampling, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:
