@@ -1,5 +1,6 @@
 """Servers, each in a process of its own."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 
-WAIT = 240
+# Seconds to wait for a reply; and of the processor's time in which a server starts, so that other
+# work on the machine does not make it late.
+WAIT = 900
+START = 240
 
 
 @contextmanager
@@ -24,14 +28,17 @@ def served(command: list[str], *paths: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]),
     }
     process = subprocess.Popen([*command, "--port", str(port)], env=environment)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + WAIT
+    url, used, moved = f"http://127.0.0.1:{port}", 0.0, time.monotonic()
     try:
         while True:
             assert process.poll() is None, "the server ended"
-            assert time.monotonic() < end, "the server does not answer"
+            if (now_used := _processor_seconds(process.pid)) > used + 1:
+                used, moved = now_used, time.monotonic()
+            assert used < START, "the server does not answer"
+            assert time.monotonic() < moved + START, "the server does nothing and does not answer"
             try:
                 if httpx.get(f"{url}/health").status_code == 200:
                     break
@@ -45,6 +52,18 @@ def served(command: list[str], *paths: Path) -> Iterator[str]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _processor_seconds(process: int) -> float:
+    """The processor's time that a process and its children have used."""
+    used = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server = psutil.Process(process)
+        for each in [server, *server.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                used = used + times.user + times.system
+    return used
 
 
 def baco(*arguments: str) -> list[str]:

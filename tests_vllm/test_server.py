@@ -27,7 +27,7 @@ ROUTERS = (
     "Ensemble:0.3",
 )
 
-pytestmark = pytest.mark.timeout(600)  # a server may take its time to start
+pytestmark = pytest.mark.timeout(3600)  # a busy machine starts a server late
 
 
 @pytest.fixture(scope="module")
