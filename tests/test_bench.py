@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from baco import Baco
 from baco.bench.contestants import Contestant, Generate, Naive, Paired, Task, never_ending
 from baco.bench.race import Entry, same_answers
 from baco.cli import run as baco_run
+from baco.routing.parser import router as parse
+from tests.text_pairs import baco_of_kinds, save_pair
+from tests.tokenizer_kinds import tokenizer_of
 
 PROMPT = "Write a short story about a dragon."
 TOKENS = 40
@@ -91,6 +95,44 @@ def test_the_bound_is_above_the_speed_without_drafts(report: dict[str, Any]) -> 
     undrafted = next(c for c in report["contestants"] if c["name"] == "undrafted")
     assert bound["few"] > undrafted["tokens_per_second"]
     assert bound["few"] == bound["bandwidth"] / sum(bound["bytes"].values())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_models_with_different_tokenizers_are_timed_by_text_without_an_end(n: int) -> None:
+    pair = baco_of_kinds("gemma", "gpt2").pair
+    assert pair.own is not None
+    ends = {source: own.end_ids for source, own in pair.own.items()}
+    params = never_ending(pair, TOKENS, n=n, seed=3)
+    given = Task(pair.renderer.render(PROMPT), parse("Rand:0.5"), params)
+    both, alone = Paired(pair).decode(given), Generate(pair).decode(given)
+    for run in (both, alone):
+        assert len(run.answers) == n
+        assert all(TOKENS / 3 < len(answer) <= TOKENS for answer in run.answers)
+    texts = [pair.tokenizer.decode(answer) for answer in alone.answers]
+    assert alone.characters == sum(map(len, texts))
+    for answer, sources in zip(both.answers, both.sources, strict=True):
+        assert {*sources} == {"base", "aligned"}
+        assert not any(token in ends[source] for token, source in zip(answer, sources, strict=True))
+    assert both.characters is not None and both.characters > 0
+    assert pair.own["base"].end_ids == ends["base"]  # the pair itself still ends
+
+
+def test_a_pair_with_two_tokenizers_is_timed_by_characters(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_pair(tmp_path, tokenizer_of("gemma"), tokenizer_of("gpt2"))
+    options = ["bench", str(tmp_path), "--quick", "-n", "2", "--tokens", "12"]
+    assert baco_run([*options, "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["unit"] == "character"
+    assert [c["name"] for c in report["contestants"]] == ["paired", "generate"]
+    assert all(c["characters_per_second"] > 0 for c in report["contestants"])
+    assert report["left_out"].keys() == {"undrafted", "naive", "bound"}
+    assert "bound" not in report
+    assert baco_run(options) == 0
+    shown = capfd.readouterr().out
+    assert "characters/s" in shown
+    assert "left out: naive:" in shown
 
 
 @pytest.mark.parametrize(

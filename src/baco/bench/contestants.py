@@ -1,10 +1,11 @@
 """What is timed: paired decoding, the naive two-model loop, and `generate` on one model alone.
 
-All take token ids and return token ids; none of them produces text.
+All take token ids and return token ids; none of them produces text. Where the models have different
+tokenizers, their answers are compared by the characters of their text.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,10 +14,12 @@ import torch
 from baco.bench import naive
 from baco.engine.engine import Engine, Stats
 from baco.engine.sequence import Request
+from baco.engine.shared_text_engine import SharedTextEngine
 from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.router import Router
 from baco.sampling.params import SamplingParams
+from baco.source import Source
 from baco.text.prompts import Prompt
 
 # Bias of end tokens: the most that sampling parameters allow, and far more than noise can outweigh.
@@ -52,17 +55,20 @@ class Run:
         seconds: for all of it.
         first: seconds until every answer had its first token.
         sources: of the tokens, where two models write.
+        characters: of the text of all answers, where the models have different tokenizers.
     """
 
     answers: list[list[int]]
     seconds: float
     first: float
-    sources: list[list[str]] = field(default_factory=list)
+    sources: list[list[Source]] = field(default_factory=list)
+    characters: int | None = None
 
     @property
     def speed(self) -> float:
-        """Tokens per second, of all answers together."""
-        return sum(len(answer) for answer in self.answers) / self.seconds
+        """Tokens or characters per second, of all answers together."""
+        tokens = sum(len(answer) for answer in self.answers)
+        return (tokens if self.characters is None else self.characters) / self.seconds
 
 
 class Contestant(Protocol):
@@ -77,9 +83,34 @@ def never_ending(pair: Pair, tokens: int, **sampling: Any) -> SamplingParams:
 
     Speeds are comparable only where answers have one length, so no end token is ever drawn.
     """
-    bias = dict.fromkeys(pair.end_ids, _NEVER)
+    # Models with different tokenizers never draw an end by `_without_ends`.
+    bias = {} if pair.own is not None else dict.fromkeys(pair.end_ids, _NEVER)
     given = {"temperature": 1.0, "max_tokens": tokens, "logit_bias": bias, "stop": ()}
     return pair.defaults.updated(given | sampling).seeded()
+
+
+def _without_ends(pair: Pair) -> Pair:
+    """A pair of models with different tokenizers that never draw an end token."""
+    assert pair.own is not None
+    own = {}
+    for source, tables in pair.own.items():
+        banned = tables.banned.clone()
+        banned[sorted(tables.end_ids)] = True
+        own[source] = replace(tables, end_ids=frozenset[int](), banned=banned)
+    return replace(pair, own=own)
+
+
+def _characters(
+    pair: Pair, answers: Sequence[Sequence[int]], sources: Sequence[Sequence[Source]]
+) -> int | None:
+    """See `Run.characters`."""
+    if pair.own is None:
+        return None
+    texts = (
+        b"".join(pair.spelling(token, source) for token, source in zip(ids, names, strict=True))
+        for ids, names in zip(answers, sources, strict=True)
+    )
+    return sum(len(text.decode("utf-8", errors="replace")) for text in texts)
 
 
 class Stopwatch:
@@ -121,9 +152,15 @@ class Paired:
     def decode(self, task: Task) -> Run:
         """Decode one task, timed, on a new engine."""
         watch = Stopwatch(self.pair.aligned.device)
-        engine = Engine(
-            self.pair, max_rows=task.params.n, speculate=self.speculate, memory=self.memory
-        )
+        engine: Engine | SharedTextEngine
+        if self.pair.own is None:
+            engine = Engine(
+                self.pair, max_rows=task.params.n, speculate=self.speculate, memory=self.memory
+            )
+        else:
+            engine = SharedTextEngine(
+                _without_ends(self.pair), max_rows=task.params.n, memory=self.memory
+            )
         prompt, params = task.prompt, task.params
         request = Request(
             prompt.base_ids, prompt.aligned_ids, params, task.router, digest=prompt.digest
@@ -134,8 +171,9 @@ class Paired:
             watch.on_token()
         seconds, self.stats = watch.now(), engine.stats
         answers = [list(row.tokens) for row in rows]
-        sources = [[str(source) for source in row.sources] for row in rows]
-        return checked(task, Run(answers, seconds, watch.first or seconds, sources))
+        sources = [[source or "aligned" for source in row.sources] for row in rows]
+        characters = _characters(self.pair, answers, sources)
+        return checked(task, Run(answers, seconds, watch.first or seconds, sources, characters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +193,9 @@ class Naive:
             self.pair, task.prompt, task.router, task.params, watch.on_token
         )
         answers, seconds = tokens.tolist(), watch.now()
-        sources = [["base" if is_base else "aligned" for is_base in row] for row in base.tolist()]
+        sources: list[list[Source]] = [
+            ["base" if is_base else "aligned" for is_base in row] for row in base.tolist()
+        ]
         return checked(task, Run(answers, seconds, watch.first or seconds, sources))
 
 
@@ -189,7 +229,9 @@ class Generate:
             **self.options,
         )
         answers, seconds = tokens[:, ids.shape[1] :].tolist(), watch.now()
-        return checked(task, Run(answers, seconds, watch.first or seconds))
+        sources: list[list[Source]] = [["aligned"] * len(answer) for answer in answers]
+        characters = _characters(self.pair, answers, sources)
+        return checked(task, Run(answers, seconds, watch.first or seconds, characters=characters))
 
 
 class _Streamer:
@@ -216,13 +258,15 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
 
 
 def checked(task: Task, run: Run) -> Run:
-    """The run, once its answers are known to have the requested number and length.
+    """The run, once its answers are known to have the requested number and length. Answers that are
+    compared by characters may be shorter.
 
     Raises:
         BacoError: they do not.
     """
     lengths = {len(answer) for answer in run.answers}
-    if len(run.answers) != task.params.n or lengths != {task.params.max_tokens}:
+    as_long = run.characters is not None or lengths == {task.params.max_tokens}
+    if len(run.answers) != task.params.n or not as_long:
         raise BacoError(
             f"{len(run.answers)} answers of {sorted(lengths)} tokens came back, expected "
             f"{task.params.n} of {task.params.max_tokens}: their speeds cannot be compared"

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +14,7 @@ from baco.bench.contestants import Contestant, Generate, Naive, Paired, Run, Tas
 from baco.bench.race import Entry, race, ratios, same_answers
 from baco.calibration.agreement import Agreement
 from baco.calibration.measure import open_prompts
+from baco.calibration.text_agreement import OwnReading, TextAgreement
 from baco.demo.world import questions
 from baco.device import cores, processor
 from baco.errors import BacoError
@@ -24,6 +25,12 @@ from baco.routing.router import Router
 
 CONTESTANTS = ("undrafted", "generate", "naive")
 PARTS = (*CONTESTANTS, "bound")
+# What needs one tokenizer for both models.
+_LEFT_OUT = {
+    "undrafted": "nothing is drafted for models with different tokenizers",
+    "naive": "the loop reads both models' tokens, which are those of one tokenizer",
+    "bound": "it is a bound of tokens, and texts of two tokenizers are compared by characters",
+}
 
 # How long each figure of the bound is measured; the best pass counts.
 _SECONDS = 0.5
@@ -84,10 +91,12 @@ def load(
     Raises:
         BacoError: a pair that cannot be found or loaded, or models that do not fit together.
     """
-    ours = load_pair(known, dtype=dtype, device=device, separate_tokenizers=False)
+    ours = load_pair(known, dtype=dtype, device=device)
     if compile:
         compile_models((ours.base, ours.aligned))
-    return Weights(ours, load_pair(known, dtype=dtype, device=device, packed=False))
+    two = ours.own is not None
+    plain = load_pair(known, dtype=dtype, device=device, packed=False, separate_tokenizers=two)
+    return Weights(ours, plain)
 
 
 def prompts_for(known: KnownPair) -> list[str]:
@@ -115,12 +124,15 @@ def measure(
         advance: called with a description of each step, ``settings.steps`` times.
 
     Returns:
-        The report as it is printed with ``--json``.
+        The report as it is printed with ``--json``. Pairs with two tokenizers are measured in
+        characters, without what needs one tokenizer.
 
     Raises:
         BacoError: a prompt and its answers do not fit a context window.
     """
     pair = weights.ours
+    left_out = {} if pair.own is None else _LEFT_OUT
+    settings = replace(settings, parts=settings.parts.difference(left_out))
     tasks = repeated_tasks(pair, prompts, settings.router, settings.tokens, settings.repeats)
     contestants: dict[str, Contestant] = {
         "paired": Paired(pair),
@@ -136,7 +148,9 @@ def measure(
     report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in speed_ratios.items()}
     report |= _description(pair, settings)
     report["ratios"] = {name: asdict(ratio) for name, ratio in speed_ratios.items()}
-    report["contestants"] = [_figures(entry) for entry in entries]
+    unit = report["unit"] = "token" if pair.own is None else "character"
+    report["contestants"] = [_figures(entry, unit) for entry in entries]
+    report["left_out"] = left_out
     report["same_answers"] = same_answers(entries)
     report["agreement"] = _agreement(weights.plain, tasks, entries[0].runs)
     if "bound" in settings.parts:
@@ -169,23 +183,30 @@ def repeated_tasks(
 
 
 def _agreement(pair: Pair, tasks: Sequence[Task], runs: Sequence[Run]) -> float:
-    """Share of the answers' positions where both models have the same most likely token."""
-    reading = Agreement()
+    """Share of the answers' positions where both models have the same most likely token; of their
+    words, where the models have different tokenizers.
+    """
+    by_token, by_word = Agreement(), TextAgreement()
     for task, run in zip(tasks, runs, strict=True):
-        reading.add(pair, task.prompt, run.answers[0])
-    return reading.agree / max(1, reading.positions)
+        if pair.own is None:
+            by_token.add(pair, task.prompt, run.answers[0])
+        else:
+            reading = OwnReading.of(pair, run.answers[0], run.sources[0])
+            by_word.add(pair, task.prompt, reading)
+    sums = by_token if pair.own is None else by_word
+    return sums.agree / max(1, sums.positions)
 
 
-def _figures(entry: Entry) -> dict[str, Any]:
+def _figures(entry: Entry, unit: str) -> dict[str, Any]:
     speeds = [run.speed for run in entry.runs]
     return {
         "name": entry.name,
         "n": entry.n,
-        "tokens_per_second": entry.speed,
+        f"{unit}s_per_second": entry.speed,
         "slowest": min(speeds),
         "fastest": max(speeds),
         "first_token_seconds": entry.first,
-        "milliseconds_per_token": 1000 / entry.speed,
+        f"milliseconds_per_{unit}": 1000 / entry.speed,
     }
 
 

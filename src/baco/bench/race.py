@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def speed(self) -> float:
-        """Tokens per second of all answers together, median."""
+        """Tokens or characters per second of all answers together, median."""
         return median(run.speed for run in self.runs)
 
     @property

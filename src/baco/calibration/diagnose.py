@@ -172,7 +172,7 @@ def diagnose(
                 if pair.own is None:
                     by_token.add(pair, prompt, ids)
                 else:
-                    reading = OwnReading.of(pair, completion)
+                    reading = OwnReading.of(pair, ids, completion.sources)
                     by_word.add(pair, prompt, reading)
                     ids = reading.ids["base"]
                 if answerer == "Aligned":

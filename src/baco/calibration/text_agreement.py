@@ -6,6 +6,7 @@ texts of their most likely tokens are compared.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from baco.calibration.agreement import answer_logits, follow, routers
 from baco.errors import BacoError
 from baco.models.pair import Pair
-from baco.outputs import Completion
 from baco.routing.parser import router as parse
 from baco.routing.parser import router_name
 from baco.routing.router import Router
@@ -44,16 +44,24 @@ class OwnReading:
     ended: bool
 
     @classmethod
-    def of(cls, pair: Pair, completion: Completion) -> "OwnReading":
-        """Each model encodes what the other one wrote."""
+    def of(
+        cls, pair: Pair, token_ids: Sequence[int], sources: Sequence[str | None]
+    ) -> "OwnReading":
+        """Each model encodes what the other one wrote.
+
+        Args:
+            pair: of models with different tokenizers.
+            token_ids: the tokens of an answer, each an id of its source.
+            sources: of these tokens.
+        """
         assert pair.own is not None
         own: dict[Source, OwnTokens] = {
             model: OwnTokens(tables.tokenizer) for model, tables in pair.own.items()
         }
         shared = SharedText(dict(own.items()))
         stats, ended = EncodingStats(), False
-        for token, source in zip(completion.token_ids, completion.sources, strict=True):
-            assert source is not None  # combiners are refused
+        for token, name in zip(token_ids, sources, strict=True):
+            source: Source = "base" if name == "base" else "aligned"
             own[source].read(bytes(shared.data), stats)
             ended = token in pair.ends(source)
             if not ended:

@@ -102,7 +102,8 @@ def bench(
     """Time paired decoding next to other ways, on the same weights, prompts and machine.
 
     The other ways are generate on the aligned model alone and a loop that runs both models at every
-    token. A ratio above 1 means that paired decoding is faster.
+    token. A ratio above 1 means that paired decoding is faster. Models with different tokenizers
+    are timed by the characters that they write, next to generate alone.
     """
     from baco.bench.measure import load, measure, prompts_for
     from baco.models.known_pairs import choose_pair

@@ -35,16 +35,16 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def _race(report: Mapping[str, Any]) -> RenderableType:
-    table = _table("contestant", "n", "tokens/s", "ms/token", "first, ms", "paired ÷ this")
-    ratios = report["ratios"]
+    unit, ratios = report["unit"], report["ratios"]
+    table = _table("contestant", "n", f"{unit}s/s", f"ms/{unit}", "first, ms", "paired ÷ this")
     for entry in report["contestants"]:
         name, n = entry["name"], entry["n"]
         ratio = ratios.get(f"{name}_n{n}") or ratios.get(name)
         table.add_row(
             _NAMES[name],
             str(n),
-            f"{entry['tokens_per_second']:.0f}",
-            f"{entry['milliseconds_per_token']:.2f}",
+            f"{entry[f'{unit}s_per_second']:.0f}",
+            f"{entry[f'milliseconds_per_{unit}']:.2f}",
             f"{1000 * entry['first_token_seconds']:.1f}",
             "" if name == "paired" else _ratio(ratio),
             style="bold" if name == "paired" else None,
@@ -58,7 +58,9 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 
 def _lines(report: Mapping[str, Any]) -> str:
     """Figures that are one sentence each."""
-    lines = [f"the models' most likely tokens agree at {report['agreement']:.0%} of positions"]
+    places = "positions" if report["unit"] == "token" else "word starts"
+    lines = [f"the models' most likely tokens agree at {report['agreement']:.0%} of {places}"]
+    lines += [f"left out: {name}: {reason}" for name, reason in report["left_out"].items()]
     same = report["same_answers"]
     if same:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in same.items())

@@ -107,6 +107,7 @@ class SharedTextEngine(ScheduledEngine):
         models = {"base": pair.base, "aligned": pair.aligned}
         self._vocabularies = {name: own.vocabulary.to(device) for name, own in pair.own.items()}
         self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
+        self._bans = {name: bool(own.banned.any()) for name, own in pair.own.items()}
         self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
         width = max(own.vocabulary.size for own in pair.own.values())
         batch = Batch(device, width)
@@ -331,7 +332,7 @@ class SharedTextEngine(ScheduledEngine):
         logits = torch.stack([self._next[row].logits[source] for row in rows])
         log_partition = Distribution(logits).log_partition
         tops = [_top(row, logits[at], log_partition[at]) for at, row in enumerate(rows)]
-        if source == "base":
+        if self._bans[source]:
             logits.masked_fill_(self._banned[source], -torch.inf)
         new_source = [self._must_start_word(row, source) for row in rows]
         for at in (at for at, is_new in enumerate(new_source) if is_new):
