@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from baco import Baco
@@ -207,6 +207,61 @@ def test_a_text_of_any_shape_is_answered_in_each_of_the_fields(server: Served, p
             if value in texts:
                 assert reply.status == 400
                 assert json.loads(reply.body)["error"]["param"].startswith(name)
+
+
+PATTERN_PARTS = st.sampled_from(
+    [*'a.()[]|*+?/^$"\0\\\u00fc', "{2,9}", "{99999}", "\\p{L}", "(?=", "(?i)", "\U0001f469"]
+)
+GRAMMAR_PARTS = st.sampled_from(
+    [*":Ab|()*~&\n%#\\", "start", "::=", '"x"', "/y/", "%json {}", "%import x", "{1,9999}", "<[5]>"]
+)
+SCHEMA_WORDS = [
+    *[
+        "type",
+        "enum",
+        "const",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "$ref",
+        "$defs",
+        "properties",
+        "required",
+    ],
+    *["items", "prefixItems", "minItems", "maxItems", "pattern", "format", "minimum", "multipleOf"],
+    *["additionalProperties", "patternProperties", "maxLength", "string", "object", "array"],
+    *["integer", "null", "#", "#/$defs/a", "a", "uuid", "date", "[a-z]{1,9}x"],
+]
+SCHEMAS = st.recursive(
+    st.one_of(LEAVES, st.sampled_from(SCHEMA_WORDS)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(SCHEMA_WORDS), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+STRUCTURES = st.one_of(
+    st.tuples(st.just("regex"), st.lists(PATTERN_PARTS, max_size=12).map("".join)),
+    st.tuples(st.just("grammar"), st.lists(GRAMMAR_PARTS, max_size=15).map(" ".join)),
+    st.tuples(
+        st.just("grammar"),
+        st.lists(GRAMMAR_PARTS, max_size=9).map(" ".join).map("start: {}".format),
+    ),
+    st.tuples(st.just("json"), SCHEMAS),
+    st.tuples(st.just("choice"), st.lists(TEXTS, max_size=4)),
+)
+
+
+@fuzz(80)
+@given(st.sampled_from([CHAT, COMPLETION]), STRUCTURES)
+@example(CHAT, ("grammar", "root ::= a"))
+@example(CHAT, ("json", "[" * 20_000))
+def test_a_structure_of_any_kind_is_answered(
+    server: Served, path: str, structure: tuple[str, Any]
+) -> None:
+    note(repr(structure))
+    body = WELL_FORMED[path] | {"structured_outputs": dict([structure]), "n": 2}
+    holds(post(server, path, dumped(body).encode()))
 
 
 @fuzz(60)

@@ -152,6 +152,17 @@ def test_a_schema_that_compiles_for_hours_delays_no_other_request(
     assert "the schema is too complex" in refusal.json()["error"]["message"]
 
 
+def test_a_structure_that_turns_out_too_complex_is_the_clients_fault(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "_REHEARSED", 0)
+    rules = "".join(f"a{n}: a{n + 1} a{n + 1}\n" for n in range(30))
+    grammar = f'start: /[a-z][a-z][a-z]/ a0\n{rules}a30: "x"'
+    answer = server.ask(messages=messages(), structured_outputs={"grammar": grammar})
+    assert answer.status_code == 400
+    assert "the answer's grammar cannot be followed" in answer.json()["error"]["message"]
+
+
 def test_a_text_format_changes_nothing(server: Served) -> None:
     plain = server.ask(messages=messages(), seed=1).json()["choices"][0]["message"]
     same = server.ask(messages=messages(), seed=1, response_format={"type": "text"})

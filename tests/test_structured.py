@@ -705,6 +705,36 @@ def test_a_structure_that_compiles_for_hours_is_refused_and_delays_no_other(
             endless.result()
 
 
+# Too complex once the first three letters are written.
+EXPLODING = (
+    "start: /[a-z][a-z][a-z]/ a0\n"
+    + "".join(f"a{n}: a{n + 1} a{n + 1}\n" for n in range(30))
+    + 'a30: "x"'
+)
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_structure_that_turns_out_too_complex_ends_its_answers_and_no_others(
+    llama: Baco, monkeypatch: pytest.MonkeyPatch, speculate: bool
+) -> None:
+    monkeypatch.setattr(constraint, "_REHEARSED", 0)
+    sampling: dict[str, Any] = {"seed": 1, "n": 2, "max_tokens": 20}
+    router = llama.router("P-Punc:0.7")
+    decoder = Decoder(llama.pair, Engine(llama.pair, speculate=speculate))
+    decoder.submit("Hi", router=router, grammar=EXPLODING, **sampling)
+    other = decoder.submit(PROMPTS[0], router=router, **sampling)
+    ended = list[tuple[int, Completion]]()
+    while decoder.busy:  # no step raises, which would begin all answers anew
+        ended += [(c.prompt, c.completion) for c in decoder.step() if c.completion is not None]
+    failed = [completion for ticket, completion in ended if ticket != other]
+    assert [completion.finish_reason for completion in failed] == ["error"] * 2
+    assert all("grammar cannot be followed" in str(completion.error) for completion in failed)
+    assert all(completion.text[:3].isalpha() for completion in failed if completion.text)
+    kept = [completion for ticket, completion in ended if ticket == other]
+    alone = llama.generate(PROMPTS[0], router=router, **sampling)
+    assert sorted(c.text for c in kept) == sorted(c.text for c in alone)
+
+
 def test_ebnf_of_llama_cpp_is_read_too(demo: Baco) -> None:
     grammar = 'root ::= "Go " place "."\nplace ::= "north" | "south"'
     for answer in demo.generate("Hi", n=3, seed=1, grammar=grammar, max_tokens=30):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
+from baco.errors import BacoError
 from baco.routing.combiners import Combination
 from baco.routing.router import Router, hidden_widths, is_sibling_aware, is_stateful
 from baco.routing.signals import Allowed
@@ -174,10 +175,8 @@ class Batch:
             last_only: only after the last draft token of each row.
 
         Returns:
-            For the positions of all rows, row by row; None where anything goes.
-
-        Raises:
-            BacoError: an answer cannot be continued.
+            For the positions of all rows, row by row; None where anything goes. A row whose
+            structure cannot be followed gets an ``error``.
         """
         at, masks, forced = list[int](), list[Mask](), list[bool]()
         places, positions = list[Place](), list[tuple[int, int]]()
@@ -190,15 +189,18 @@ class Batch:
                 places += [Place.INSIDE] * count
                 continue
             at += range(len(forced), len(forced) + count)
-            if automaton is None:
-                masks += [constraint.before] * count
-                forced += [False] * count
-                places += [Place.INSIDE] * count
-            else:
-                own = automaton.masks(row.answer, tokens)[-count:]
-                masks += own
-                forced += [automaton.is_forced(mask) for mask in own]
-                places += automaton.places(row.answer, tokens)[-count:]
+            own, own_places = [constraint.before] * count, [Place.INSIDE] * count
+            own_forced = [False] * count
+            if automaton is not None:
+                try:
+                    own = automaton.masks(row.answer, tokens)[-count:]
+                    own_places = automaton.places(row.answer, tokens)[-count:]
+                    own_forced = [automaton.is_forced(mask) for mask in own]
+                except BacoError as error:
+                    row.error = str(error)  # the step gives it no token, and ends it
+            masks += own
+            forced += own_forced
+            places += own_places
         if not masks:
             return None
 

@@ -26,6 +26,8 @@ def commit_tokens(
 ) -> tuple[list[int], dict[int, Damage]]:
     """Append its committed tokens to every row, up to an end token, the row's limit or damage.
 
+    A row with an error gets no token and ends.
+
     A row that ends its thinking keeps none of the tokens that follow in the same step: no router
     decided them.
 
@@ -67,6 +69,8 @@ def commit_tokens(
                 damage[at] = row_damage
                 num_committed = min(num_committed, row_damage[0])
                 num_accepted = min(num_accepted, row_damage[0])
+        if row.error is not None:  # its structure cannot be followed
+            row.finish_reason, num_committed, num_accepted = "error", 0, 0
         accepted.append(num_accepted)
         num_top = row.request.params.logprobs
         for offset in range(num_committed):

@@ -111,7 +111,7 @@ class SequenceState:
         phase: the aligned model alone is read until the answer begins.
         hidden: how many of the tokens are thinking, what encloses it included. The base model does
             not read these.
-        error: what went wrong, where ``finish_reason`` is ``error``.
+        error: what went wrong, where ``finish_reason`` is ``error`` or will be after the step.
         cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
         earlier: the lower-numbered samples of the request, where its router reads them.
         endings: the last tokens at each position so far, and the first position where they were;
@@ -170,11 +170,13 @@ class SequenceState:
 
     @property
     def automaton(self) -> Automaton | None:
-        """Where its answer is in its structure; None while it thinks, or where anything goes."""
+        """Where its answer is in its structure; None while it thinks, where anything goes, or where
+        the structure cannot be followed.
+        """
         return self._automaton_of("aligned", self.request.constraint)
 
     def _automaton_of(self, model: Source, constraint: Constraint | None) -> Automaton | None:
-        if constraint is None or self.phase != "answer":
+        if constraint is None or self.phase != "answer" or self.error is not None:
             return None
         if model not in self._automata:
             self._automata[model] = constraint.begin()

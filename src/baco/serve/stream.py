@@ -12,9 +12,10 @@ from fastapi import Request
 
 from baco.decoder import Decoder, Scored
 from baco.engine.isolation import IsolatingEngine
-from baco.errors import AnswerError, UpstreamError
+from baco.errors import AnswerError, BacoError, UpstreamError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
+from baco.sampling.constraint import not_followed
 from baco.serve.engine_thread import EngineThread, Job
 from baco.serve.errors import ClientGoneError
 from baco.serve.parse_request import ParsedRequest
@@ -106,6 +107,7 @@ class Answers:
             TimeoutError: the request took too long.
             UpstreamError: a server that decodes an answer failed.
             AnswerError: an answer failed in this process.
+            BacoError: the structure of an answer cannot be followed.
             Exception: any other error that ended an answer.
         """
         n = self.parsed.params.n
@@ -114,9 +116,16 @@ class Answers:
             prompt, chunk = self._early.popleft() if self._early else await self._next()
             assert isinstance(chunk, Chunk)
             if chunk.completion is not None and chunk.completion.error is not None:
-                raise self._error_type(chunk.completion.error)
+                raise self._failure(chunk.completion.error)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
+
+    def _failure(self, message: str) -> Exception:
+        """The exception for an answer's error."""
+        structure = self.parsed.params.structure
+        if structure is not None and message.startswith(not_followed(structure.kind)):
+            return BacoError(message)
+        return self._error_type(message)
 
     async def _next(self) -> tuple[int, Chunk | Scored | _Accepted]:
         async with asyncio.timeout_at(self._deadline):

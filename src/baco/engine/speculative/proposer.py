@@ -21,6 +21,7 @@ from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.cost_model import NO_DRAFT, DraftPlanner, Plan
 from baco.engine.speculative.ngram import NgramTable
 from baco.engine.speculative.self_draft import SelfDraft
+from baco.errors import BacoError
 from baco.sampling.noise import gumbel_of
 from baco.sampling.sampler import draw
 from baco.source import Source
@@ -138,7 +139,11 @@ class Proposer:
         for row in self._batch.rows:
             most = min(MAX_DRAFT_TOKENS, room, row.limit - len(row.tokens) - 1)
             automaton = row.automaton if most > 0 else None
-            drafts.append([] if automaton is None else automaton.forced(row.answer, most))
+            try:
+                drafts.append([] if automaton is None else automaton.forced(row.answer, most))
+            except BacoError as error:
+                row.error = str(error)  # the step gives it no token, and ends it
+                drafts.append([])
         return drafts
 
     # --- n-grams ----------------------------------------------------------------------------------
