@@ -107,7 +107,7 @@ class SharedTextEngine(ScheduledEngine):
         models = {"base": pair.base, "aligned": pair.aligned}
         self._vocabularies = {name: own.vocabulary.to(device) for name, own in pair.own.items()}
         self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
-        self._bans = {name: bool(own.banned.any()) for name, own in pair.own.items()}
+        self._banned_ids = {name: banned.nonzero()[:, 0] for name, banned in self._banned.items()}
         self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
         width = max(own.vocabulary.size for own in pair.own.values())
         batch = Batch(device, width)
@@ -130,6 +130,7 @@ class SharedTextEngine(ScheduledEngine):
         )
         self._packed_word_starts: dict[Source, Mask] = {}
         self._next: dict[SequenceState, _NextToken] = {}
+        self._latest: dict[Source, Tensor] = {}  # of all rows, by the model that this step ran
         self.stats = SharedTextStats(self._runner.caches)
 
     @torch.inference_mode()
@@ -157,6 +158,7 @@ class SharedTextEngine(ScheduledEngine):
             ready = [at for at in reading if self._is_ready(rows[at], source)]
             if ready:
                 self._draw(source, ready)
+        self._latest.clear()
         for row in running:
             known = self._next.get(row)
             if known is not None and model in known.logits:  # a view of the logits of all rows
@@ -196,7 +198,7 @@ class SharedTextEngine(ScheduledEngine):
         cache.roll_back(lengths)
         if not any(unread):
             return
-        logits = self._runner.read_rows(model, unread)
+        logits = self._latest[model] = self._runner.read_rows(model, unread)
         top = most_likely(logits)
         finite = logits.gather(1, top[:, None])[:, 0].isfinite().tolist()
         for at in reading:
@@ -329,11 +331,10 @@ class SharedTextEngine(ScheduledEngine):
     def _draw(self, source: Source, ready: list[int]) -> None:
         """Draw and append the next tokens of some rows, all from one source."""
         rows = [self._batch.rows[at] for at in ready]
-        logits = torch.stack([self._next[row].logits[source] for row in rows])
+        logits = self._logits_to_change(source, rows)
         log_partition = Distribution(logits).log_partition
         tops = [_top(row, logits[at], log_partition[at]) for at, row in enumerate(rows)]
-        if self._bans[source]:
-            logits.masked_fill_(self._banned[source], -torch.inf)
+        logits.index_fill_(1, self._banned_ids[source], -torch.inf)
         new_source = [self._must_start_word(row, source) for row in rows]
         for at in (at for at, is_new in enumerate(new_source) if is_new):
             logits[at].masked_fill_(~self._vocabularies[source].word_start, -torch.inf)
@@ -356,6 +357,14 @@ class SharedTextEngine(ScheduledEngine):
             self._append(row, source, token_id, logprob_of)
             if top is not None:
                 row.top_logprobs.append(top)
+
+    def _logits_to_change(self, source: Source, rows: list[SequenceState]) -> Tensor:
+        """The logits of some rows, float32 [N, V]: no copy where nothing reads them afterwards."""
+        latest = self._latest.get(source)
+        explains = any(row.request.explain for row in rows)
+        if latest is not None and len(rows) == len(latest) and not explains:
+            return latest
+        return torch.stack([self._next[row].logits[source] for row in rows])
 
     def _penalise(
         self, source: Source, rows: list[SequenceState], logits: Tensor, params: SamplingTensors
