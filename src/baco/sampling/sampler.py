@@ -24,6 +24,7 @@ from baco.sampling.noise import (
     max_drawn_entries,
 )
 from baco.sampling.params import SamplingParams
+from baco.sampling.top_p import outside_top_p
 
 # Bytes that a draw takes for each entry of the logits, at most: sorted copies for top-p, noise for
 # every token at high temperatures.
@@ -200,16 +201,6 @@ def truncate(logits: Tensor, params: SamplingTensors) -> Tensor:
         floor = logits.amax(dim=-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)
     return logits
-
-
-def outside_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
-    """The tokens that top-p [N] drops from logits [N, V], never the likeliest: bool [N, V]."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens
-    drop = (before >= top_p[:, None]).scatter(1, order, before >= top_p[:, None])
-    drop &= (top_p < 1)[:, None]
-    return drop.scatter_(1, order[:, :1], False)
 
 
 def draw(

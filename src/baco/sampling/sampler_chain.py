@@ -18,7 +18,7 @@ from baco.errors import BacoError
 from baco.plugins import register_plugins
 from baco.sampling.noise import coin, max_drawn_entries
 from baco.sampling.parameters import Parameter, first_line, parameters_of, read_numbers, spelled
-from baco.sampling.sampler import outside_top_p
+from baco.sampling.top_p import outside_top_p
 
 MAX_CHAIN = 16  # samplers of one request
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
