@@ -225,6 +225,11 @@ def test_the_planner_drafts_only_if_it_pays() -> None:
     assert planner.plan([high], [8], both, 0.1, room).num_tokens > 3
     ahead = planner.plan([high], [0], both, 0.9, room)
     assert (ahead.drafter, ahead.num_tokens > 2) == ("base", True)
+    # Forced tokens are always accepted. Those of one row do not pay beside many other rows.
+    assert planner.plan([low], [0], both, 0.1, room, [6]) == Plan(None, 6)
+    assert planner.plan([low] * 9, [0] * 9, both, 0.1, room, [6] * 9) == Plan(None, 6)
+    assert planner.plan([low] * 64, [0] * 64, both, 0.1, room, [6] + [0] * 63) == NO_DRAFT
+    assert planner.plan([high] * 9, [0] * 9, both, 0.1, room, [2] + [0] * 8).drafter == "aligned"
     # Where one of the two has room for no more than two drafts, no more are made.
     assert planner.plan([high], [0], both, 0.9, room | {"aligned": 2}).num_tokens == 2
 

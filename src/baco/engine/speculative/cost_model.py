@@ -129,6 +129,7 @@ class DraftPlanner:
         models: Collection[Source],
         base_share: float,
         room: Mapping[str, int],
+        forced: Sequence[int] = (),
     ) -> Plan:
         """The plan of one step.
 
@@ -138,13 +139,17 @@ class DraftPlanner:
             models: the models of the pair that any row needs.
             base_share: of the rows' last tokens. The model that writes more of them may run ahead.
             room: draft tokens that each model can read of every row.
+            forced: the next tokens of each row that its structure forces, which are accepted
+                whoever drafts them. They take the place of n-gram drafts.
         """
         rows = len(stats)
+        forced = forced or [0] * rows
+        text_counts = [own or count for own, count in zip(forced, ngram_counts, strict=True)]
         best, best_rate = NO_DRAFT, rows / self._verify(rows, 1, models)
-        for steps in range(1, max(ngram_counts, default=0) + 1):
-            counts = [min(steps, count) for count in ngram_counts]
-            pairs = zip(stats, counts, strict=True)
-            tokens = sum(_expected_tokens(each.ngram, count) for each, count in pairs)
+        for steps in range(1, max(text_counts, default=0) + 1):
+            counts = [min(steps, count) for count in text_counts]
+            columns = zip(stats, counts, forced, strict=True)
+            tokens = sum(_expected_tokens(each.ngram, count, own) for each, count, own in columns)
             rate = tokens / self._verify(rows, steps + 1, models)
             if rate > best_rate:
                 best, best_rate = Plan(None, steps), rate
@@ -154,7 +159,10 @@ class DraftPlanner:
                 # No position follows the last token of a pair model's draft, so this token counts
                 # as the step's own draw.
                 checked = steps if drafter == "draft" else steps - 1
-                tokens = sum(_expected_tokens(each.by_drafter[drafter], checked) for each in stats)
+                tokens = sum(
+                    _expected_tokens(each.by_drafter[drafter], checked, own)
+                    for each, own in zip(stats, forced, strict=True)
+                )
                 rate = tokens / self._self_draft(drafter, rows, steps, models)
                 if rate > best_rate:
                     best, best_rate = Plan(drafter, steps), rate
@@ -212,6 +220,9 @@ class DraftPlanner:
         return drafting + self._verify(rows, columns, others)
 
 
-def _expected_tokens(rate: float, drafts: int) -> float:
-    """Tokens that a step commits if each of ``drafts`` draft tokens is accepted with this rate."""
-    return (1 - rate ** (drafts + 1)) / (1 - rate)
+def _expected_tokens(rate: float, drafts: int, forced: int = 0) -> float:
+    """Tokens that a step commits if each of ``drafts`` draft tokens is accepted with this rate, and
+    the first ``forced`` of them always.
+    """
+    certain = min(forced, drafts)
+    return certain + (1 - rate ** (drafts - certain + 1)) / (1 - rate)

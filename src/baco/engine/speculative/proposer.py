@@ -71,9 +71,9 @@ class Proposer:
             self._drafts_nothing = False
             return self._ngram_draft(self._ngram_drafts)
         forced = self._forced(max_positions - 1) if self._batch.structured else []
-        if self._paused_steps:
+        if self._paused_steps and not any(forced):
             self._paused_steps -= 1
-            return self._ngram_draft(forced or self._ngram_drafts)
+            return self._ngram_draft(self._ngram_drafts)
         room = {
             name: min(max_positions - 1, self._runner.draft_room(name))
             for name in self._runner.caches
@@ -86,15 +86,16 @@ class Proposer:
             self._batch.needed,
             self._base_share(),
             room,
+            [len(tokens) for tokens in forced],
         )
-        if any(forced):
-            drafts = zip(forced, self._ngram_drafts, strict=True)
-            return self._ngram_draft([own or draft[: plan.num_tokens] for own, draft in drafts])
         if plan.drafter is not None:
             return self._self_draft(plan, min(MAX_DRAFT_TOKENS, most, room[plan.drafter]))
         if plan == NO_DRAFT:
             self._paused_steps = len(rows) // _ROWS_PER_PAUSED_STEP
-        return self._ngram_draft([draft[: plan.num_tokens] for draft in self._ngram_drafts])
+        drafts = self._ngram_drafts
+        if any(forced):
+            drafts = [own or draft for own, draft in zip(forced, drafts, strict=True)]
+        return self._ngram_draft([draft[: plan.num_tokens] for draft in drafts])
 
     def pause(self) -> None:
         """Draft nothing in the next step."""
@@ -132,7 +133,7 @@ class Proposer:
 
     def _forced(self, room: int) -> list[list[int]]:
         """The next tokens of each row that its structure forces. They are always accepted, so one
-        forward reads them and decides the token behind them.
+        forward can read them and decide the token behind them.
         """
         room = min([room, *(self._runner.draft_room(model) for model in self._batch.needed)])
         drafts = []
