@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from baco.backends.vllm import versions
 from baco.backends.vllm.folder import export_pair, has_adapter, is_one_model, read_pair
 from baco.backends.vllm.middleware import TwoPrompts
 from baco.backends.vllm.model_inputs import ModelInputs, Step
-from baco.backends.vllm.options import Limits, PairOptions, pair_prompt
+from baco.backends.vllm.options import Limits, PairOptions, pair_prompt, structure_named
 from baco.backends.vllm.rows import RoutingTables, Rows
 from baco.backends.vllm.table import RequestTable
 from baco.cli import run
 from baco.engine.draft import Positions
 from baco.models.known_pairs import KnownPair, find_pair
 from baco.routing.combiners import ALIGNED, BASE, MIXED, Combination
-from baco.routing.signals import Signals
+from baco.routing.signals import Allowed, Signals
+from baco.sampling.structure import ANY_OBJECT, Structure
 from baco.source import MODELS
 from tests.pairs import PairFolder, save_adapter
 
@@ -282,3 +284,71 @@ def test_combiners_and_routers_share_a_step(demo: Baco) -> None:
         assert left[at].equal(expected)
     assert left[3].equal(aligned[3])
     assert left[0].equal(unbanned[0].masked_fill(pair.banned, -torch.inf))
+
+
+def test_rows_of_structured_requests_wait_for_their_masks_and_follow_them() -> None:
+    pair = Baco.load("demo").pair
+    table = RequestTable(WIDTH, torch.device("cpu"))
+    names = ["free", "held"]
+    for name in names:
+        table.add(name, [5, 6, 7], PairOptions.read({"baco_router": "P:0.5"}))
+    rules, rule = table.rules(names)
+    tables = RoutingTables(
+        pair.vocabulary, pair.banned, pair.base.unknown_ids, tuple(sorted(pair.end_ids))
+    )
+    rows = Rows(
+        tables,
+        table,
+        torch.tensor(table.slots(names)),
+        rules,
+        torch.tensor(rule),
+        Positions.of([1, 1], torch.empty(0)),
+        torch.tensor([0, 1]),
+        torch.full((2,), 7),
+        torch.tensor([2, 2]),
+        torch.zeros(2, dtype=torch.bool),
+        structured=True,
+    )
+    generator = torch.Generator().manual_seed(0)
+    base, aligned = torch.randn(2, 2, pair.vocabulary.size, generator=generator)
+    assert rows.of(base.clone(), aligned.clone()).equal(aligned)
+    assert rows.source is None
+    only = torch.zeros(1, pair.vocabulary.size, dtype=torch.bool)
+    only[0, 40] = True
+    no, yes = torch.tensor([False, False]), torch.tensor([True, True])
+    allowed = Allowed(
+        torch.tensor([1]), only, torch.tensor([False, True]), yes, no, lambda position, token: False
+    )
+    left = rows.route_held(allowed)
+    assert rows.held is None
+    assert rows.source is not None
+    # Unsure, the base model would write; a forced token stays with the active aligned model.
+    assert rows.source.tolist() == [BASE, ALIGNED]
+    assert left[0].isfinite().sum() > 1
+    assert left[1].isfinite().nonzero().flatten().tolist() == [40]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"structural_tag": "{}"}, "structural_tag"),
+        ({"json": {"uniqueItems": True}}, "'uniqueItems'"),
+        ({"json": "{"}, "not JSON"),
+        ({"regex": " "}, "regex is ' '"),
+    ],
+)
+def test_a_structure_that_a_pair_does_not_follow_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(BacoError, match=message):
+        structure_named(_outputs(**given))
+
+
+def test_structures_are_read_by_vllms_names() -> None:
+    assert structure_named(_outputs()) is None
+    assert structure_named(_outputs(json_object=True)) == Structure("schema", ANY_OBJECT)
+    assert structure_named(_outputs(choice=["a", "b"])) == Structure("choice", '["a", "b"]')
+
+
+def _outputs(**given: Any) -> Any:
+    names = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+    fields = dict.fromkeys((*names, "whitespace_pattern")) | given
+    return SimpleNamespace(**fields, all_constraints_none=lambda: not given)

@@ -1,5 +1,6 @@
 """vLLM and BACo's own engine give the same answers, token by token and source by source."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -248,6 +249,60 @@ def with_settings(baco: Baco) -> Any:
             answer = baco.generate(PROMPTS[0], router=router, **greedy | settings)[0]
             answered.append((answer.text, answer.sources))
     return answered
+
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "schema": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "place": {"type": "string", "maxLength": 24},
+                "days": {"type": "integer", "minimum": 1, "maximum": 14},
+                "kind": {"enum": ["beach", "city"]},
+            },
+            "required": ["place", "days", "kind"],
+            "additionalProperties": False,
+        }
+    },
+    "regex": {"regex": "[A-Z][a-z]+, [0-9]+ days"},
+    "choice": {"choice": ("Lisbon", "Rome", "Lima")},
+    "grammar": {"grammar": 'root ::= "go " ("on" | "home")'},
+    "none": {},
+}
+
+
+def structured_answers(baco: Baco) -> Any:
+    """Greedy answers of different structures, decoded together."""
+    decoder = baco.decoder()
+    questions, answered = {}, {}
+    greedy = {"temperature": 0, "max_tokens": 60, "seed": 3, "min_p": 0.0}
+    for router in ("Base", "Aligned", "P:0.5", "P-Punc:0.4", "H:1.0", "Rand:0.5", "Ensemble:0.3"):
+        for kind, structure in STRUCTURES.items():
+            for prompt in PROMPTS:
+                params = baco.pair.defaults.updated(greedy | structure)
+                ticket = decoder.submit(prompt, params, router=baco.router(router))
+                questions[ticket] = (router, kind, prompt)
+    while decoder.busy:
+        for chunk in decoder.step():
+            if (c := chunk.completion) is not None:
+                answered[questions[chunk.prompt]] = (c.text, c.sources, c.finish_reason, c.error)
+    return answered
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        mode if mode in ("async", "ngram, chunked") else pytest.param(mode, marks=pytest.mark.slow)
+        for mode in MODES
+        if mode != "two tensor-parallel"  # the demo pair's heads cannot be split
+    ],
+)
+def test_structured_answers_are_those_of_this_process(mode: str) -> None:
+    here = structured_answers(Baco.load("demo"))
+    assert in_vllm(structured_answers, "demo", MODES[mode]) == here
+    for (_, kind, _), (text, _, reason, _) in here.items():
+        if kind == "schema" and reason == "stop":
+            assert list(json.loads(text)) == ["place", "days", "kind"]
 
 
 def offline(folder: str) -> tuple[str, str]:

@@ -3,11 +3,12 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from openai import BadRequestError, OpenAI
+from pydantic import BaseModel, Field
 
 from baco import Baco
 from baco.backends.vllm.folder import export_pair
@@ -118,7 +119,12 @@ def test_sixty_four_streams_with_different_routers_at_once(vllm_server: str) -> 
         ({"messages": [{"role": "user", "content": "sea " * 600}]}, "context"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, "nobody"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"structured_outputs": {"choice": ["yes", "no"]}}, "baco_switch=token"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag"),
+        ({"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        (
+            {"structured_outputs": {"json": {"type": "integer", "minimum": 3, "maximum": 2}}},
+            "minimum",
+        ),
     ],
 )
 def test_wrong_arguments_are_a_400_in_one_line(
@@ -137,11 +143,20 @@ def test_a_base_prompt_longer_than_the_prompt_ends_that_request_alone(vllm_serve
     assert httpx.post(f"{vllm_server}/v1/completions", json=body, timeout=WAIT).status_code == 200
 
 
-def test_structured_output_keeps_to_its_choices(vllm_server: str) -> None:
-    xargs = {"baco_router": "P:0.5", "baco_switch": "token"}
-    body = chat(vllm_xargs=xargs, structured_outputs={"choice": ["Lisbon", "Naxos"]})
-    reply = httpx.post(f"{vllm_server}/v1/chat/completions", json=body, timeout=WAIT).json()
+def test_structured_outputs_are_followed_and_streamed(vllm_server: str) -> None:
+    chosen = chat(structured_outputs={"choice": ["Lisbon", "Naxos"]})
+    reply = httpx.post(f"{vllm_server}/v1/chat/completions", json=chosen, timeout=WAIT).json()
     assert reply["choices"][0]["message"]["content"] in ("Lisbon", "Naxos")
+
+    class Trip(BaseModel):
+        days: int = Field(ge=1, le=14)
+        kind: Literal["beach", "city"]
+
+    client = OpenAI(base_url=f"{vllm_server}/v1", api_key="none")
+    body = chat("P:0.5")
+    own = {name: body.pop(name) for name in ("vllm_xargs", "min_p")}
+    parsed = client.chat.completions.parse(**body, extra_body=own, response_format=Trip)
+    assert isinstance(parsed.choices[0].message.parsed, Trip)
 
 
 def test_answers_of_one_request_and_their_logprobs(vllm_server: str) -> None:

@@ -26,6 +26,7 @@ class Capabilities:
         combiners: it runs combiners, which need both models' whole rows.
         stateful: its routers can read the answers so far, and where they are in their structures.
         structured: it holds answers to a schema, regex, choice or grammar.
+        unstructured_since: why it does not, for the error.
         hidden_states: its routers can read the models' hidden states.
     """
 
@@ -39,6 +40,7 @@ class Capabilities:
     combiners: bool = False
     stateful: bool = False
     structured: bool = False
+    unstructured_since: str = "it takes no masks"
     hidden_states: bool = False
 
     def check(self, request: Request) -> None:
@@ -97,8 +99,8 @@ class Capabilities:
         """Raise BacoError where the backend cannot hold answers to a structure."""
         if not self.structured:
             raise BacoError(
-                f"the {self.name} backend cannot hold answers to a {structure.kind}: leave it out, "
-                "or use --backend local and a pair with one tokenizer"
+                f"the {self.name} backend cannot hold answers to a {structure.kind}, since "
+                f"{self.unstructured_since}: leave it out, or use --backend local or vllm"
             )
 
 

@@ -263,11 +263,13 @@ class Constraint:
 
     Attributes:
         structure: that it was compiled from.
+        joining_space: whether one space may precede the answer's text.
     """
 
     structure: Structure
     _matcher: Any
     _vocabulary: "_TokenTable"
+    joining_space: bool = False
 
     @property
     def before(self) -> Mask:
@@ -335,7 +337,7 @@ def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: 
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise BacoError(_explained(structure, matcher.get_error()))
-    constraint = Constraint(structure, matcher, vocabulary)
+    constraint = Constraint(structure, matcher, vocabulary, joining_space)
     automaton = constraint.begin()
     try:
         automaton.rehearse(_REHEARSED)

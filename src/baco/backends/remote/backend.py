@@ -138,7 +138,12 @@ class RemoteBackend:
     def capabilities(self) -> Capabilities:
         """The servers draw tokens themselves, so answers cannot be replayed."""
         tops = [model.ability.top for model in self.models.values()]
-        return Capabilities(NAME, replayable=False, raw_logprobs=min(tops))
+        return Capabilities(
+            NAME,
+            replayable=False,
+            raw_logprobs=min(tops),
+            unstructured_since="a server constrains whole answers, not the words of one source",
+        )
 
     @property
     def calls(self) -> dict[Source, int]:

@@ -4,6 +4,7 @@ vLLM samples with its own sampler and its own seeds. It sees no text; the decode
 strings.
 """
 
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.parser import portable
 from baco.sampling.params import MAX_SEED, SamplingParams
+from baco.sampling.structure import Structure
 from baco.source import MODELS, Source
 
 if TYPE_CHECKING:
@@ -32,7 +34,12 @@ log = logging.getLogger("baco")
 # The most likely tokens that vLLM returns at a position by default.
 _TOP_LOGPROBS = 20
 CAPABILITIES = Capabilities(
-    "vllm", replayable=False, explain=False, raw_logprobs=_TOP_LOGPROBS, combiners=True
+    "vllm",
+    replayable=False,
+    explain=False,
+    raw_logprobs=_TOP_LOGPROBS,
+    combiners=True,
+    structured=True,
 )
 # The source of a token that a combiner mixed is null.
 _SOURCES: dict[str, Source | None] = {"b": "base", "a": "aligned", "m": None}
@@ -92,6 +99,9 @@ class VllmBackend:
             f"{PREFIX}seed": request.params.seed or 0,
             f"{PREFIX}sample": sequence.sample,
         }
+        constraint = request.constraint
+        if constraint is not None:
+            arguments[f"{PREFIX}joining_space"] = int(constraint.joining_space)
         params = _sampling(request.params, sequence, self.pair.end_ids, arguments)
         with self._lock:
             name, self._next = f"baco-{self._next}", self._next + 1
@@ -280,6 +290,22 @@ def _sampling(
         stop_token_ids=sorted(ends),
         ignore_eos=True,
         detokenize=False,
+        structured_outputs=_structured_outputs(params.structure),
         output_kind=RequestOutputKind.DELTA,
         extra_args=arguments,
     )
+
+
+def _structured_outputs(structure: Structure | None) -> Any:
+    """A structure in vLLM's own class."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match structure:
+        case None:
+            return None
+        case Structure("schema", text):
+            return StructuredOutputsParams(json=text)
+        case Structure("choice", text):
+            return StructuredOutputsParams(choice=json.loads(text))
+        case Structure(kind, text):
+            return StructuredOutputsParams(**{kind: text})

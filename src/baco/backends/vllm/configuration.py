@@ -37,6 +37,9 @@ class PairConfiguration(VerifyAndUpdateConfig):
         vllm_config.scheduler_config.scheduler_cls = f"{_HOME}.scheduler.pair_scheduler"
         # A model that reads fewer tokens than the batch has cannot use a captured graph.
         vllm_config.model_config.enforce_eager = True
+        # vLLM checks structures by the library that compiles them for a pair, too.
+        if vllm_config.structured_outputs_config.backend == "auto":
+            vllm_config.structured_outputs_config.backend = "guidance"
         model = vllm_config.model_config
         Limits.of_pair(
             model.get_vocab_size(),

@@ -217,7 +217,7 @@ class BacoForCausalLM(nn.Module, SupportsPP):
         if any(part is None for part in logits):
             return None  # another rank of the tensor-parallel group has them
         base, aligned = (_to_common_vocab(part, self.vocab_size) for part in logits)
-        return aligned if rows is None else rows.route(base, aligned)
+        return aligned if rows is None else rows.of(base, aligned)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Weights of the aligned model or its adapter have the prefix ``aligned.``, those of the

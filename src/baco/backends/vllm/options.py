@@ -17,6 +17,14 @@ from baco.errors import BacoError
 from baco.routing.parser import named_files, portable, router
 from baco.routing.router import Router, hidden_widths, is_stateful, reads_structure
 from baco.routing.word_boundaries import Switch
+from baco.sampling.structure import (
+    ANY_OBJECT,
+    Structure,
+    check_choice,
+    check_pattern,
+    check_schema,
+    structure_of,
+)
 
 PREFIX = "baco_"
 DEFAULT_ROUTER = "P-Punc:0.4"
@@ -56,6 +64,7 @@ class PairOptions:
         switch: ``word`` or ``token``.
         seed, sample: of the coins of random routers.
         digest: of the prompt, a key of the coins; None: of the aligned model's token ids.
+        joining_space: whether one space may precede the text of a structured answer.
     """
 
     base_ids: tuple[int, ...] | None
@@ -65,6 +74,7 @@ class PairOptions:
     seed: int
     sample: int
     digest: bytes | None = None
+    joining_space: bool = False
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any] | None) -> Self:
@@ -87,6 +97,7 @@ class PairOptions:
             "seed",
             "sample",
             "digest",
+            "joining_space",
         )
         for name in given:
             if name not in known:
@@ -105,6 +116,7 @@ class PairOptions:
             _whole("seed", given.get("seed", 0)),
             _whole("sample", given.get("sample", 0)),
             _digest(given.get("digest")),
+            bool(_whole("joining_space", given.get("joining_space", 0))),
         )
 
     def check_prompt(self, length: int, vocabulary: int) -> None:
@@ -125,6 +137,28 @@ class PairOptions:
                 f"{PREFIX}base_prompt_ids names token {max(self.base_ids)}: the vocabulary has "
                 f"{vocabulary} tokens"
             )
+
+
+def structure_named(outputs: Any) -> Structure | None:
+    """The structure that vLLM's ``StructuredOutputsParams`` name.
+
+    Raises:
+        BacoError: it is of a kind that answers cannot be held to, or cannot be read.
+    """
+    if outputs is None or outputs.all_constraints_none():
+        return None
+    for name in ("structural_tag", "whitespace_pattern"):
+        if getattr(outputs, name, None) is not None:
+            raise BacoError(
+                f"structured_outputs with {name}: a pair takes json, json_object, regex, choice "
+                "and grammar, and writes JSON on one line"
+            )
+    schema = ANY_OBJECT if outputs.json_object else outputs.json
+    check_pattern("regex", outputs.regex)
+    check_pattern("grammar", outputs.grammar)
+    return structure_of(
+        check_schema(schema), outputs.regex, check_choice(outputs.choice), outputs.grammar
+    )
 
 
 def pair_prompt(

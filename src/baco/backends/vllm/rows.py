@@ -11,7 +11,7 @@ from baco.engine.draft import Positions
 from baco.engine.verify import resolve_sources
 from baco.routing.combiners import BASE, Combination
 from baco.routing.router import Router
-from baco.routing.signals import Signals
+from baco.routing.signals import Allowed, Signals
 from baco.routing.word_boundaries import NO_TOKEN, BoundaryState, Switch, mask_logits
 from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.text.vocabulary import Vocabulary
@@ -47,7 +47,10 @@ class Rows:
         heads: each request's first row, int64 [N].
         token, position: the token before each row and its position, int64 [R].
         settled: requests whose next token is known already, bool [N]: the draw is discarded.
+        structured: whether a request has a structure. Then the rows are held until the masks are
+            known, and routed by `route_held`.
         source: of each row once routed, int64 [R]: ``BASE``, ``ALIGNED`` or ``MIXED``.
+        held: both models' raw rows, until they are routed.
     """
 
     tables: RoutingTables
@@ -60,10 +63,32 @@ class Rows:
     token: Tensor
     position: Tensor
     settled: Tensor
+    structured: bool = False
     source: Tensor | None = field(default=None)
+    held: tuple[Tensor, Tensor] | None = field(default=None)
 
-    def route(self, base: Tensor, aligned: Tensor) -> Tensor:
-        """The rows to draw from, float32 [R, V], from both models' raw rows. Notes the sources."""
+    def of(self, base: Tensor, aligned: Tensor) -> Tensor:
+        """The rows to draw from, float32 [R, V], from both models' raw rows. Where they are held,
+        rows of that shape.
+        """
+        if not self.structured:
+            return self.route(base, aligned)
+        self.held = (base, aligned)
+        return aligned
+
+    def route_held(self, allowed: Allowed | None) -> Tensor:
+        """The rows to draw from, of held ones."""
+        assert self.held is not None
+        (base, aligned), self.held = self.held, None
+        return self.route(base, aligned, allowed)
+
+    def route(self, base: Tensor, aligned: Tensor, allowed: Allowed | None = None) -> Tensor:
+        """The rows to draw from, float32 [R, V], from both models' raw rows. Notes the sources.
+
+        Args:
+            base, aligned: the raw rows.
+            allowed: what the structures of the answers allow; None where anything goes.
+        """
         requests, layout = self.requests, self.layout
         base = base.masked_fill_(self.tables.unknown, -torch.inf)
         # NaN where either row is damaged, else 0: a token drawn there has no log-probability.
@@ -71,7 +96,8 @@ class Rows:
         slot = self.slot[layout.row]
         first = self.position == requests.prompt[slot] - 1
         previous = torch.where(first, NO_TOKEN, self.token)
-        signals = Signals(base, aligned, self.tables.vocabulary, partial(self._toss, slot))
+        coins = partial(self._toss, slot)
+        signals = Signals(base, aligned, self.tables.vocabulary, coins, allowed=allowed)
         rule = self.rule[layout.row] if len(self.rules) > 1 else None
         boundary_state = BoundaryState.of(signals, previous, self.rules, rule)
         active = requests.previous_source[self.slot, self.position[self.heads]]
@@ -79,6 +105,8 @@ class Rows:
         left = mask_logits(signals, source, masked, self.tables.banned)
         self.source = source.long()
         self._combine(signals, left)
+        if allowed is not None:
+            left = allowed.mask(left)
         self._remember(slot, self.source == BASE)
         return left.add_(damage[:, None])
 

@@ -20,12 +20,13 @@ from baco.backends.vllm.model_inputs import ModelInputs, Step
 from baco.backends.vllm.options import PairOptions
 from baco.backends.vllm.rows import RoutingTables, Rows
 from baco.backends.vllm.sources import OutputWithSources, Sources
+from baco.backends.vllm.structures import allowed_at
 from baco.backends.vllm.table import RequestTable
 from baco.engine.draft import Positions
 from baco.source import MODELS, Source
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _Runner
 else:
     _Runner = object
@@ -42,6 +43,7 @@ class PairRunner(_Runner):
     table: RequestTable
     routing_tables: RoutingTables
     intermediate_tensors: Any
+    execute_model_state: Any
     _rows: Rows | None
     _groups: list[tuple[int, Source, AttentionGroup]]
 
@@ -99,7 +101,9 @@ class PairRunner(_Runner):
         slot = torch.tensor(self.table.slots(requests)).to(self.device, non_blocking=True)
         model = self.get_model()
         model.inputs = {source: ModelInputs.of(step, source, self.table, slot) for source in MODELS}
-        model.rows = self._rows = self._rows_to_route(step, slot, logits_indices, drafts)
+        rows = self._rows_to_route(step, slot, logits_indices, drafts)
+        rows.structured = scheduler_output.has_structured_output_requests
+        model.rows = self._rows = rows
         return prepared
 
     def _rows_to_route(
@@ -181,9 +185,13 @@ class PairRunner(_Runner):
         finally:
             self.get_model().inputs = {}
 
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(self, grammar_output: "GrammarOutput | None") -> Any:
         rows, self._rows = self._rows, None
-        output = super().sample_tokens(*args, **kwargs)
+        if rows is not None and rows.held is not None:
+            # Routed here, where the masks are known, and masked with that.
+            self._route_held(rows, grammar_output)
+            grammar_output = None
+        output = super().sample_tokens(grammar_output)
         if rows is None or rows.source is None:
             return output
         requests = list(self.input_batch.req_ids)
@@ -193,3 +201,15 @@ class PairRunner(_Runner):
         if isinstance(output, ModelRunnerOutput) and output.req_ids:
             sources.put(output)
         return output
+
+    def _route_held(self, rows: Rows, grammar_output: "GrammarOutput | None") -> None:
+        state, tables = self.execute_model_state, self.routing_tables
+        allowed = allowed_at(
+            grammar_output,
+            state.scheduler_output,
+            list(self.input_batch.req_ids),
+            tables.ends,
+            tables.vocabulary.size,
+            self.device,
+        )
+        self.execute_model_state = state._replace(logits=rows.route_held(allowed))

@@ -8,6 +8,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from baco.backends.vllm.options import PREFIX, PairOptions
 from baco.backends.vllm.sources import sources_of
+from baco.backends.vllm.structures import use_automata
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class _PairScheduling(_Scheduler):
         self._sources: dict[str, str] = {}
         self._shared: dict[str, int] = {}
         _share_prompts_only(self.kv_cache_manager, self._shared)
+        use_automata(self.structured_output_manager, self.vllm_config)
 
     def add_request(self, request: "Request") -> None:
         """As in vLLM. Options that do not fit the prompt, which `Guard` does not know, end that

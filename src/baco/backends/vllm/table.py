@@ -78,6 +78,8 @@ class RequestTable:
         self.base_ids[slot, : len(base)] = ids.to(self.device, non_blocking=True)
         self.base_length[slot] = len(base)
         self.prompt[slot] = len(prompt)
+        # Before the first word the aligned model is active.
+        self.previous_source[slot, len(prompt) - 1] = False
         for source, offset in offsets.items():
             self.offset[source][slot] = offset
         digest = options.digest or ids_digest(prompt[options.fill :])

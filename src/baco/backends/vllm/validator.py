@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-from baco.backends.vllm.options import PREFIX, Limits, PairOptions
+from baco.backends.vllm.options import PREFIX, Limits, PairOptions, structure_named
 from baco.errors import BacoError
 
 if TYPE_CHECKING:
@@ -29,18 +29,14 @@ class Guard(LogitsProcessor):
         if Limits.here.vocabulary is None and not any(n.startswith(PREFIX) for n in arguments):
             return
         try:
-            options = PairOptions.read(arguments)
+            PairOptions.read(arguments)
+            structure_named(sampling_params.structured_outputs)
         except BacoError as error:
             raise VLLMValidationError(str(error)) from error
         if sampling_params.prompt_logprobs is not None:
             raise VLLMValidationError(
                 "prompt_logprobs: a pair has two prompts, and its router starts after them; "
                 "request logprobs of the answer"
-            )
-        if sampling_params.structured_outputs is not None and options.switch == "word":
-            raise VLLMValidationError(
-                "structured outputs may cut words anywhere: ask with "
-                f"{PREFIX}switch=token in vllm_xargs"
             )
 
     def __init__(self, vllm_config: "VllmConfig", device: "torch.device", is_pin_memory: bool):
