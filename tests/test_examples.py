@@ -127,6 +127,28 @@ def test_synthetic_data_refuses_a_folder_before_it_draws(tmp_path: Path) -> None
     )
 
 
+def test_a_distilabel_step_writes_the_answers_of_the_pair(tmp_path: Path, demo: "Baco") -> None:
+    pytest.importorskip("distilabel")
+    schema = {"type": "integer", "minimum": 1, "maximum": 99}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    options = ("out.jsonl", "-n", "2", "--schema", "schema.json")
+    run("distilabel_pipeline.py", *options, folder=tmp_path)
+    written = rows(tmp_path / "out.jsonl")
+    assert len(written) == 6
+    for row in written:
+        answers = demo.generate(row["instruction"], router="P-Punc:0.4", n=2, seed=1, schema=schema)
+        answer = answers[row["sample"]]
+        assert row["generation"] == answer.text
+        assert [part["source"] for part in row["spans"]] == [p.source for p in answer.pieces]
+
+
+def test_the_distilabel_example_refuses_a_wrong_schema_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("distilabel")
+    (tmp_path / "schema.json").write_text("{", encoding="utf-8")
+    line = refusal("distilabel_pipeline.py", "out.jsonl", "--schema", str(tmp_path / "schema.json"))
+    assert "the schema is not JSON" in line
+
+
 def test_story_writing_marks_the_words_of_the_base_model(tmp_path: Path, demo: "Baco") -> None:
     shown = run("story_writing.py", "--thresholds", "0.1", "0.7", folder=tmp_path).stdout
     for gamma, part in zip((0.1, 0.7), shown.split("--- ")[1:], strict=True):
