@@ -123,6 +123,17 @@ def test_words_agree_where_one_text_begins_the_other_beyond_white_space() -> Non
         assert sums.agree == same, (text, other)
 
 
+def test_a_router_decides_the_first_word_even_where_no_word_start_is_likely() -> None:
+    pair = baco_of_kinds("gemma", "gpt2").pair
+    words = pair.words_of("aligned")
+    base, aligned = torch.zeros(1, pair.words_of("base").size), torch.zeros(1, words.size)
+    aligned[0, int((~words.word_start).nonzero()[0])] = 9.0
+    sums = TextAgreement()
+    sums._compare(pair, {"base": Distribution(base), "aligned": Distribution(aligned)})
+    assert sums.base_words["P:0.3"] == 1
+    assert sums.base_words["Nudging:0.3"] == 0
+
+
 def test_a_diagnosis_leaves_out_what_needs_one_vocabulary_and_says_why() -> None:
     baco = baco_of_kinds("gemma", "gpt2")
     diagnosis = diagnose(baco, SEVERAL, samples=1, max_tokens=24)

@@ -1,6 +1,7 @@
 """Pairs whose models have different tokenizers: the engine against the naive reference."""
 
 import json
+import math
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,9 @@ def test_explained_tokens_name_what_the_router_read() -> None:
         assert len(token.top_logprobs) == 2
         if token.why.asked:
             assert 0 < token.why.max_base <= 1
+        if token.source == "base":  # of the raw distribution, without bans
+            likeliest = math.exp(max(token.top_logprobs.values()))
+            assert token.why.max_base == pytest.approx(likeliest, rel=1e-4)
     assert any(token.why and token.why.asked for token in tokens)
 
 
