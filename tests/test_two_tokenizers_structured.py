@@ -172,6 +172,19 @@ def test_the_active_source_continues_where_the_other_may_write_no_word_start() -
         assert answer.text in structure["choice"]
 
 
+def test_a_text_is_followed_by_its_bytes_where_a_tokenizer_changes_it() -> None:
+    """Qwen's kind reads e and a combining accent as one letter, of other bytes."""
+    text, baco = "cafe\u0301", pair_of("qwen", "gemma")
+    qwen = text_tokenizer("qwen")
+    assert qwen.bytes_of(qwen.encode(text.encode())) != text.encode()
+    structure: dict[str, Any] = {"choice": [f"{text} au lait", f"{text} noir!", f"{text} or tea"]}
+    answers = baco.generate(PROMPT, router="Rand:0.5", n=8, seed=1, max_tokens=40, **structure)
+    for answer in answers:
+        assert (answer.finish_reason, answer.error) == ("stop", None)
+        assert answer.text in structure["choice"]
+    assert {"base", "aligned"} == {source for answer in answers for source in answer.sources}
+
+
 def test_thinking_is_free_and_the_answer_behind_it_is_not() -> None:
     base = tokenizer_of("gemma"), tiny_model(tokenizer_of("gemma"), 0)
     baco = baco_of(base, thinking_model("gpt2", QWEN_3))
