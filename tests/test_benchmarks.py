@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from baco import Baco
+from baco import Baco, BacoError
 from baco.bench.contestants import Paired, Run, Task, never_ending
 from baco.evaluation import store as evaluation_store
 from baco.evaluation.records import Group
 from baco.models.known_pairs import find_pair
-from benchmarks import architectures, gpu
+from benchmarks import architectures, gpu, struct_rule
 from benchmarks.bodies import SHAPES, make
 from benchmarks.judges import judged, well_formed
 from benchmarks.long_prompt import long_prompt
@@ -204,3 +204,30 @@ def test_a_run_is_read_anew_by_each_judge_of_quality(tmp_path: Path) -> None:
         own = point.method.startswith("aligned, ")
         assert (point.figures["reward"] == 0) is own
     assert results["base"].lead.difference > results["aligned"].lead.difference
+
+
+def test_rows_of_countries_are_checked_and_a_stopped_comparison_continues(
+    demo: Baco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [prompt, *_] = prompts = struct_rule.countries()
+    row = {"country": " France", "capital": "Paris", "continent": "Europe"}
+    assert prompt.judge(row) == (1, "france")
+    assert prompt.judge(row | {"continent": "Asia"}) == (0.5, "france")
+    assert prompt.judge(row | {"country": "Atlantis"}) == (0, "atlantis")
+    [question, *_] = struct_rule.sentences()
+    [answer] = demo.generate(question.text, seed=1, router="Aligned", **question.structure)
+    assert question.judge(question.read(answer))[0] == 1
+    settings = [struct_rule.Setting("Aligned", "Aligned", 1.0)]
+    settings += [struct_rule.Setting("P-Struct", "P-Struct:0.4", 1.0)]
+    out, claim = tmp_path / "out.json", {"task": "countries"}
+    monkeypatch.setattr(struct_rule, "all_settings", lambda: settings[:1])
+    struct_rule.measure_all(demo, prompts[:2], 2, out, claim)
+    monkeypatch.setattr(struct_rule, "all_settings", lambda: settings)
+    both = struct_rule.measure_all(demo, prompts[:2], 2, out, claim)
+    monkeypatch.setattr(struct_rule, "measure", None)  # nothing is left to measure
+    assert struct_rule.measure_all(demo, prompts[:2], 2, out, claim) == both
+    assert [setting["base_share"] > 0 for setting in both] == [False, True]
+    assert [setting["valid"] for setting in both] == [[1.0, 1.0]] * 2
+    assert "| P-Struct:0.4 | 1 |" in struct_rule.table(both, prompt.fields)
+    with pytest.raises(BacoError, match="begun with other settings"):
+        struct_rule.measure_all(demo, prompts[:2], 2, out, {"task": "sentences"})
