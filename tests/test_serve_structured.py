@@ -171,7 +171,11 @@ def test_a_text_format_changes_nothing(server: Served) -> None:
 
 def test_a_schema_can_be_checked_without_decoding(server: Served) -> None:
     good: list[Any] = [{"type": "object"}, '{"type": "integer"}']
-    bad: list[tuple[Any, str]] = [("{", "not JSON"), ({"uniqueItems": True}, "'uniqueItems'")]
+    bad: list[tuple[Any, str]] = [
+        ("{", "not JSON"),
+        ({"uniqueItems": True}, "'uniqueItems'"),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "no answer can satisfy"),
+    ]
     with server.client as client:
         for schema in good:
             assert client.post("/baco/schema", json={"json": schema}).status_code == 204
