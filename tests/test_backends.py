@@ -54,7 +54,13 @@ def test_a_pair_without_weights_answers_through_a_backend_as_the_pair_itself_doe
         ]
     assert baco.capabilities.name == "borrowed"
     assert demo.capabilities == Capabilities(
-        "local", samplers=True, thinking=True, combiners=True, stateful=True, structured=True
+        "local",
+        samplers=True,
+        thinking=True,
+        combiners=True,
+        stateful=True,
+        structured=True,
+        hidden_states=True,
     )
     baco.close()
     assert backend.closed
