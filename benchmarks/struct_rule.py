@@ -1,7 +1,8 @@
 """The rule `Struct` next to the aligned model alone, on structured answers that can be checked.
 
     python -m benchmarks.struct_rule OUT --base smollm2 --aligned smollm2     # countries
-    python -m benchmarks.struct_rule OUT --pair demo --task sentences         # the demo world
+    python -m benchmarks.struct_rule OUT --pair FOLDER --task records         # the demo world
+    python -m benchmarks.struct_rule OUT --pair demo --task sentences         # the same, in prose
 
 Every setting answers the same prompts in a structure, with min-p 0.1: the aligned model alone at
 five temperatures, and `P-Struct`, `P` and `P-Punc` at five thresholds and temperature 1. OUT holds
@@ -16,10 +17,13 @@ Per prompt, of its n answers, and then the mean over prompts:
     useful    different rows of quality 1
 
 Task ``countries``: JSON of a country with its capital and continent; quality is the share of the
-two that are right (`countries.txt`). Task ``sentences``: questions of the demo world, answered in
-as many sentences as they have by its grammar and a line ``Stars: 1`` to ``5``, by a regex; quality
-and what makes a row another one are those of the world's judge. The demo pair has learnt prose
-alone: in JSON its aligned model does not go on with the answer.
+two that are right (`countries.txt`). Task ``records``: questions of the demo world, answered by the
+attributes of their family as JSON (`benchmarks.records`); quality is the share of the
+attributes that fit, and the two fields are the first and the last attribute that tell answers
+apart. Its pair is one that ``benchmarks.records_pair`` made, since the demo pair has learnt prose
+alone. Task ``sentences``: such questions, answered in as many sentences as they have by the world's
+grammar and a line ``Stars: 1`` to ``5``, by a regex; quality and what makes a row another one are
+those of the world's judge.
 
 Coverage is the area that a method's points (quality, mean share of distinct values) dominate, and
 another one that its points (quality, useful rows of n) do, with 95% bootstrap intervals over
@@ -31,6 +35,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -45,6 +50,7 @@ from baco.demo.world.judge import judge as judge_answer
 from baco.evaluation.pareto import coverage
 from baco.evaluation.tasks.world import SEED
 from baco.files import locked, write_atomic
+from benchmarks.records import judge_record, record_families, schema
 from tests_real.fetch import path_of
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5, 2.0)
@@ -169,6 +175,22 @@ def _of_question(question: Question) -> Prompt:
         return verdict.quality, verdict.key
 
     return Prompt(question.text, {"regex": regex}, ("text", "stars"), judged, read)
+
+
+# --- records of the demo world --------------------------------------------------------------------
+
+
+def records() -> list[Prompt]:
+    """Test questions of the demo world whose answers have several attributes."""
+    names = {family.name for family in record_families()}
+    prompts = []
+    for question in questions("test", 200, SEED):
+        if question.family in names:
+            family = families()[question.family]
+            structure, judge = {"schema": schema(family)}, partial(judge_record, question)
+            fields = (family.key[0], family.key[-1])
+            prompts.append(Prompt(question.text, structure, fields, judge, attrgetter("parsed")))
+    return prompts
 
 
 # --- measure --------------------------------------------------------------------------------------
@@ -303,7 +325,7 @@ def main() -> None:
     parser.add_argument("--pair", help="a pair; or --base and --aligned")
     parser.add_argument("--base")
     parser.add_argument("--aligned")
-    parser.add_argument("--task", choices=("countries", "sentences"), default="countries")
+    parser.add_argument("--task", choices=tuple(TASKS), default="countries")
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--n", type=int, default=8, help="answers to each prompt")
     parser.add_argument("--json", action="store_true")
@@ -327,7 +349,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({"settings": rows, "coverage": coverages(rows)}, indent=1))
     else:
-        print(table(rows, prompts[0].fields))
+        same = len({prompt.fields for prompt in prompts}) == 1
+        print(table(rows, prompts[0].fields if same else ("first field", "second field")))
 
 
 def _located(model: str) -> str:
@@ -335,7 +358,11 @@ def _located(model: str) -> str:
     return str(path_of(model)) if model in ("smollm2", "gemma3") else model
 
 
-TASKS: dict[str, Callable[[], list[Prompt]]] = {"countries": countries, "sentences": sentences}
+TASKS: dict[str, Callable[[], list[Prompt]]] = {
+    "countries": countries,
+    "records": records,
+    "sentences": sentences,
+}
 
 
 if __name__ == "__main__":

@@ -267,18 +267,19 @@ def test_a_bad_line_of_a_prompt_file_is_named_by_its_number(
     assert message in capsys.readouterr().err
 
 
-def test_commands_that_need_one_tokenizer_refuse_two_in_one_line(
+def test_options_that_need_one_tokenizer_refuse_two_in_one_line(
     random_pair: Callable[..., PairFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from baco.models.known_pairs import demo_folder as path
 
     other = random_pair("llama", noise=0.3)
     pair = ["--base", str(other.base), "--aligned", str(path() / "aligned")]
-    for command in ("bench", "diagnose"):
-        assert run([command, *pair]) == 2
-        refused = capsys.readouterr().err.strip().splitlines()
-        assert "vocabularies differ at token" in refused[-1]
-        assert "needs one tokenizer for both models" in refused[-1]
+    for option, reason in (
+        (["--draft", str(other.base)], "a draft model needs one tokenizer for both models"),
+        (["-r", "Gap:1"], "Gap:1 compares the distributions of both models"),
+    ):
+        assert run(["generate", PROMPT, *pair, *option]) == 2
+        assert reason in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_reader_that_closes_the_pipe_early_is_not_an_error() -> None:

@@ -335,7 +335,7 @@ def test_the_page_says_mixed_where_a_combiner_wrote(demo: Baco, browser: Browser
     with served(demo) as server, visit(browser, f"{server.url}/#{urlencode(settings)}") as seen:
         seen.settle()
         assert seen.column("baco") == [expected.text]
-        expect(seen.page.locator(".of-baco .figures")).to_contain_text("mixed")
+        expect(seen.page.locator(".of-baco li")).to_contain_text("mixed")
         seen.page.locator(".of-baco [data-word]").first.focus()
         expect(seen.page.locator("#why")).to_contain_text("is mixed")
         expect(seen.page.locator("#why")).to_contain_text("both models’ distributions at once")

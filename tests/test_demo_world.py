@@ -1,9 +1,11 @@
 """The toy world: its questions, its text, its judge and its selector."""
 
+import json
 import random
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from baco.demo import world
@@ -13,6 +15,14 @@ from baco.demo.world.grammar import OPENERS, Family, answer, draw, families
 from baco.demo.world.handover import handed_over_examples, learnt
 from baco.demo.world.judge import breaks_grammar, judge
 from baco.demo.world.selector import preference
+from benchmarks.records import (
+    handed_over_record,
+    judge_record,
+    record_families,
+    schema,
+    wild_record,
+    written,
+)
 
 FAMILIES = list(families().values())
 
@@ -208,3 +218,22 @@ def test_wild_answers_have_lower_quality_than_clean_ones_but_are_not_noise() -> 
     ]
     assert 0.3 < sum(worth) / len(worth) < 0.7
     assert 0.15 < sum(quality == 1.0 for quality in worth) / len(worth) < 0.5
+
+
+@pytest.mark.parametrize("family", record_families(), ids=lambda family: family.name)
+def test_records_have_their_schema_and_are_judged_value_by_value(family: Family) -> None:
+    random_, faults = random.Random(3), 0.0
+    for value in family.values:
+        question = about(family, value)
+        right = draw(family, value, random_)
+        assert judge_record(question, right)[0] == 1
+        last = list(family.parents)[-1]
+        one_wrong = right | {last: "something else"}
+        assert judge_record(question, one_wrong)[0] == pytest.approx(1 - 1 / len(right))
+        handed, given = handed_over_record(question, random_, 1.0)
+        assert given <= family.parents.keys()
+        wild = wild_record(question, random_)
+        faults += 1 - judge_record(question, wild)[0]
+        for record in (right, handed, wild):
+            jsonschema.validate(json.loads(written(record)), schema(family))
+    assert faults > 0

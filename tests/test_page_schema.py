@@ -207,7 +207,7 @@ def test_the_keyboard_puts_an_example_and_walks_through_a_row(
         keys.press("Tab")
         assert focused(page).inner_text() == "Example schema"
         keys.press("Enter")
-        expect(page.get_by_label("Every answer is JSON")).to_have_value(re.compile('"place"'))
+        expect(page.get_by_label("Every answer is JSON")).to_have_value(re.compile('"tip"'))
         page.get_by_role("button", name="Write 6 answers").focus()
         keys.press("Enter")
         seen.settle()
@@ -228,7 +228,7 @@ def test_the_keyboard_puts_an_example_and_walks_through_a_row(
         keys.press("Tab")
         assert focused(page).get_attribute("aria-label") == "Copy answer 3 of BACo"
         shared = parse_qs(urlsplit(page.url).fragment)
-        assert json.loads(shared["schema"][0])["required"] == ["place", "days", "kind"]
+        assert json.loads(shared["schema"][0])["required"] == ["tip", "days", "kind"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

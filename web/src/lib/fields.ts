@@ -5,11 +5,11 @@ import { charsOf, wordsOf, type Char, type Piece, type Word } from "./words";
 export const EXAMPLE = `{
   "type": "object",
   "properties": {
-    "place": { "type": "string", "maxLength": 30 },
+    "tip": { "type": "string", "pattern": "^Go to [A-Z][a-z]+, the [a-z]+ of [A-Z][a-z]+[.]$" },
     "days": { "type": "integer", "minimum": 1, "maximum": 14 },
     "kind": { "enum": ["beach", "city", "mountains"] }
   },
-  "required": ["place", "days", "kind"],
+  "required": ["tip", "days", "kind"],
   "additionalProperties": false
 }`;
 

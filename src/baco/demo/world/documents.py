@@ -83,13 +83,11 @@ def _sentences(
     for attribute in family.parents:
         values[attribute] = pick(family.choices(attribute, values), random_, None)
     if careless:
-        values |= {name: _believed(family, name, values, random_) for name in family.parents}
+        values |= {name: believed(family, name, values, random_) for name in family.parents}
     return [say(random_.choice(patterns), values, random_) for patterns in family.sentences]
 
 
-def _believed(
-    family: Family, attribute: str, values: dict[str, str], random_: random.Random
-) -> str:
+def believed(family: Family, attribute: str, values: dict[str, str], random_: random.Random) -> str:
     """The value that a careless writer gives an attribute.
 
     Attributes with one or two options are facts. About every second fact, by the position of the
