@@ -138,7 +138,7 @@ def test_a_diagnosis_leaves_out_what_needs_one_vocabulary_and_says_why() -> None
     baco = baco_of_kinds("gemma", "gpt2")
     diagnosis = diagnose(baco, SEVERAL, samples=1, max_tokens=24)
     assert diagnosis.overlap is None
-    assert diagnosis.left_out.keys() == {"overlap", "Gap"}
+    assert diagnosis.left_out.keys() >= {"overlap", "Gap"}
     assert "different tokenizers" in diagnosis.left_out["Gap"]
     assert not any(spelling.startswith("Gap") for spelling in diagnosis.base_share)
     shares = [diagnosis.base_share[f"P:{gamma}"] for gamma in ("0.1", "0.3", "0.5", "0.7")]

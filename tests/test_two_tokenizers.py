@@ -510,7 +510,7 @@ def test_the_command_line_answers_with_two_tokenizers_and_refuses_in_one_line(
     assert run([*diagnose, "--json"]) == 0
     diagnosis = json.loads(capsys.readouterr().out)
     assert diagnosis["overlap"] is None
-    assert diagnosis["left_out"].keys() == {"overlap", "Gap"}
+    assert diagnosis["left_out"].keys() >= {"overlap", "Gap"}
     assert diagnosis["shared_text"]["rolled_back"] <= diagnosis["shared_text"]["read"]
 
 
