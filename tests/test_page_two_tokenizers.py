@@ -1,4 +1,4 @@
-"""The page of a server whose two models share text instead of token ids."""
+"""A server, its page and a chat whose two models share text instead of token ids."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from baco import Baco
+from baco.cli.chat.conversation import Conversation
+from baco.cli.chat.session import Session
 from tests.pages import visit
 from tests.serving import served
 
@@ -51,3 +53,14 @@ def test_every_word_shows_its_source_and_why(
             expect(card).to_contain_text("is from")
             text = card.inner_text()
             assert "NaN" not in text and "null" not in text
+
+
+def test_chat_offers_the_routers_that_can_decode_the_pair(pair: Baco, demo: Baco) -> None:
+    def offered(baco: Baco) -> set[str]:
+        conversation = Conversation(baco, baco.router("P-Punc:0.4"), {})
+        words = Session(conversation, interactive=False)._router_words()
+        return {spelling.split(":")[0] for spelling, _ in words}
+
+    assert {"Gap", "P", "Punc"} <= offered(demo)
+    assert {"P", "Punc"} <= offered(pair)
+    assert "Gap" not in offered(pair)

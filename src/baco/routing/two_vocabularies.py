@@ -8,6 +8,8 @@ word starts of its own vocabulary.
 """
 
 from baco.errors import BacoError
+from baco.routing.parser import Entry, catalogue
+from baco.routing.parser import router as parse
 from baco.routing.router import Router, RuleRouter, hidden_widths, is_stateful
 from baco.source import Source
 
@@ -33,6 +35,12 @@ def reads_one_model(router: Router) -> bool:
 def read_model(router: Router) -> Source:
     """The model whose vocabulary a router reads roles from."""
     return next(iter(router.reads)) if len(router.reads) == 1 else "base"
+
+
+def catalogue_for(*, one_tokenizer: bool) -> list[Entry]:
+    """The routers of the catalogue that can decode a pair, with one tokenizer or with two."""
+    entries = catalogue()
+    return entries if one_tokenizer else [e for e in entries if shares_text(parse(e.example))]
 
 
 def shares_text(router: Router) -> bool:

@@ -13,10 +13,9 @@ from baco.evaluation.methods.served import ServedMethod, served_examples, served
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 from baco.routing.combiners import combiners
-from baco.routing.parser import Entry, catalogue, named_files
-from baco.routing.parser import router as parse
+from baco.routing.parser import Entry, named_files
 from baco.routing.router import Router
-from baco.routing.two_vocabularies import shares_text
+from baco.routing.two_vocabularies import catalogue_for
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.sampling.structure import ANY_OBJECT
@@ -155,10 +154,7 @@ class RequestParser:
 
     def routers(self) -> list[Entry]:
         """The routers of the catalogue that can decode this pair."""
-        entries = catalogue()
-        if self._baco.pair.own is None:
-            return entries
-        return [entry for entry in entries if shares_text(parse(entry.example))]
+        return catalogue_for(one_tokenizer=self._baco.pair.own is None)
 
     def method_of(self, model: str) -> ServedMethod | None:
         """The method of a model's name; None for another model, a router's if there is such one.

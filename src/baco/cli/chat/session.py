@@ -47,7 +47,14 @@ class Session:
         self._answered = False
         if interactive:
             sentences = {name: command.sentence for name, command in COMMANDS.items()}
-            self.lines = Typed(sentences, {"router": router_words}, self._foot, self._hint)
+            self.lines = Typed(sentences, {"router": self._router_words}, self._foot, self._hint)
+
+    def _router_words(self) -> Iterable[tuple[str, str]]:
+        """What may follow ``/router``."""
+        from baco.routing.two_vocabularies import catalogue_for
+
+        entries = catalogue_for(one_tokenizer=self.conversation.baco.pair.own is None)
+        return [(entry.example, entry.sentence) for entry in entries]
 
     def run(self) -> None:
         """Chat until the input ends or the user leaves.
@@ -346,10 +353,3 @@ COMMANDS: dict[str, Command] = {
     "help": Command(_help, "this list"),
     "quit": Command(_quit, "leave"),
 }
-
-
-def router_words() -> Iterable[tuple[str, str]]:
-    """What may follow ``/router``."""
-    from baco.routing.parser import catalogue
-
-    return [(entry.example, entry.sentence) for entry in catalogue()]
