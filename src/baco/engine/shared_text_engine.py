@@ -201,22 +201,30 @@ class SharedTextEngine(ScheduledEngine):
         logits = self._latest[model] = self._runner.read_rows(model, unread)
         top = most_likely(logits)
         finite = logits.gather(1, top[:, None])[:, 0].isfinite().tolist()
+        following: dict[int, Following | None] = {}
         for at in reading:
-            if not finite[at] and rows[at].finish_reason is None:
-                rows[at].finish_reason = "error"
-                rows[at].error = self.pair.model(model).damage_message
+            row = rows[at]
+            if row.finish_reason is not None:
+                continue
+            if not finite[at]:
+                row.finish_reason, row.error = "error", self.pair.model(model).damage_message
                 self._runner.clear([at])
-        running = [at for at in reading if rows[at].finish_reason is None]
-        following = {at: rows[at].following(model) for at in running}
+                continue
+            try:
+                following[at] = row.following(model)
+            except BacoError as error:  # its structure cannot be followed
+                row.finish_reason, row.error = "error", str(error)
+        if not following:
+            return
         allowed = self._allowed(model, list(following.values()))
         if allowed is not None:
-            index = tensor_on(self._batch.device, running)
+            index = tensor_on(self._batch.device, list(following))
             top[index] = allowed.top(Distribution(logits[index]))
         starts_word = self._vocabularies[model].word_start[top].tolist()
-        for at in running:
+        for at, allows in following.items():
             known = self._next[rows[at]]
             known.logits[model], known.starts_word[model] = logits[at], starts_word[at]
-            known.following[model] = following[at]
+            known.following[model] = allows
 
     # --- route ------------------------------------------------------------------------------------
 
