@@ -713,14 +713,10 @@ EXPLODING = (
 )
 
 
-@pytest.mark.parametrize("speculate", [True, False])
-def test_a_structure_that_turns_out_too_complex_ends_its_answers_and_no_others(
-    llama: Baco, monkeypatch: pytest.MonkeyPatch, speculate: bool
-) -> None:
-    monkeypatch.setattr(constraint, "_REHEARSED", 0)
+def assert_others_go_on(baco: Baco, decoder: Decoder) -> None:
+    """A structure that explodes ends its answers; those beside it are decoded as they are alone."""
     sampling: dict[str, Any] = {"seed": 1, "n": 2, "max_tokens": 20}
-    router = llama.router("P-Punc:0.7")
-    decoder = Decoder(llama.pair, Engine(llama.pair, speculate=speculate))
+    router = baco.router("P-Punc:0.7")
     decoder.submit("Hi", router=router, grammar=EXPLODING, **sampling)
     other = decoder.submit(PROMPTS[0], router=router, **sampling)
     ended = list[tuple[int, Completion]]()
@@ -731,8 +727,16 @@ def test_a_structure_that_turns_out_too_complex_ends_its_answers_and_no_others(
     assert all("grammar cannot be followed" in str(completion.error) for completion in failed)
     assert all(completion.text[:3].isalpha() for completion in failed if completion.text)
     kept = [completion for ticket, completion in ended if ticket == other]
-    alone = llama.generate(PROMPTS[0], router=router, **sampling)
+    alone = baco.generate(PROMPTS[0], router=router, **sampling)
     assert sorted(c.text for c in kept) == sorted(c.text for c in alone)
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_structure_that_turns_out_too_complex_ends_its_answers_and_no_others(
+    llama: Baco, monkeypatch: pytest.MonkeyPatch, speculate: bool
+) -> None:
+    monkeypatch.setattr(constraint, "_REHEARSED", 0)
+    assert_others_go_on(llama, Decoder(llama.pair, Engine(llama.pair, speculate=speculate)))
 
 
 def test_ebnf_of_llama_cpp_is_read_too(demo: Baco) -> None:

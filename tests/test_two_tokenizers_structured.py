@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baco import Baco, BacoError, Completion, SamplingParams
+from baco import Baco, BacoError, SamplingParams
 from baco.decoder import Decoder
 from baco.engine.shared_text_engine import SharedTextEngine
 from baco.sampling import constraint
@@ -19,7 +19,7 @@ from baco.sampling.constraint import Constraint, unpack_words
 from baco.source import MODELS, Source
 from tests.chat_templates import QWEN_3
 from tests.fuzzing import budget
-from tests.test_structured import EXPLODING, STRUCTURES, fits, free_text
+from tests.test_structured import STRUCTURES, assert_others_go_on, fits, free_text
 from tests.test_two_tokenizers import thinking_model
 from tests.text_pairs import (
     PROMPT,
@@ -228,16 +228,4 @@ def test_a_structure_that_cannot_be_followed_ends_its_answers_and_no_others(
 ) -> None:
     monkeypatch.setattr(constraint, "_REHEARSED", 0)
     baco = pair_of("gpt2", "gemma")
-    sampling: dict[str, Any] = {"seed": 1, "n": 2, "max_tokens": 12}
-    router = baco.router("P-Punc:0.7")
-    decoder = Decoder(baco.pair, SharedTextEngine(baco.pair))
-    decoder.submit("Hi", router=router, grammar=EXPLODING, **sampling)
-    other = decoder.submit(PROMPT, router=router, **sampling)
-    ended = list[tuple[int, Completion]]()
-    while decoder.busy:  # no step raises, which would begin all answers anew
-        ended += [(c.prompt, c.completion) for c in decoder.step() if c.completion is not None]
-    failed = [completion for ticket, completion in ended if ticket != other]
-    assert [completion.finish_reason for completion in failed] == ["error"] * 2
-    assert all("grammar cannot be followed" in str(completion.error) for completion in failed)
-    kept = [completion.text for ticket, completion in ended if ticket == other]
-    assert sorted(kept) == sorted(c.text for c in baco.generate(PROMPT, router=router, **sampling))
+    assert_others_go_on(baco, Decoder(baco.pair, SharedTextEngine(baco.pair)))

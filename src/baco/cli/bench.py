@@ -66,18 +66,13 @@ class RaceOptions:
         """
         from baco.bench.measure import PARTS, Settings
         from baco.routing.parser import router
-        from baco.routing.router import hidden_widths, is_stateful
+        from baco.routing.router import further_reads
 
         chosen = router(self.router)
-        if is_stateful(chosen):
+        if (more := further_reads(chosen)) is not None:
             raise BacoError(
-                f"--router {self.router} reads the answer so far, which the naive loop does not "
-                "supply: give a router such as P-Punc:0.4"
-            )
-        if hidden_widths(chosen):
-            raise BacoError(
-                f"--router {self.router} reads hidden states, which the naive loop does not "
-                "supply: give a router such as P-Punc:0.4"
+                f"--router {self.router} reads {more}, which the naive loop does not supply: give "
+                "a router such as P-Punc:0.4"
             )
         for part in self.only or ():
             if part not in PARTS:

@@ -193,8 +193,8 @@ class Batch:
             own_forced = [False] * count
             if automaton is not None:
                 try:
-                    own = automaton.masks(row.answer, tokens)[-count:]
-                    own_places = automaton.places(row.answer, tokens)[-count:]
+                    masks_of, places_of = automaton.follow(row.answer, tokens)
+                    own, own_places = masks_of[-count:], places_of[-count:]
                     own_forced = [automaton.is_forced(mask) for mask in own]
                 except BacoError as error:
                     row.error = str(error)  # the step gives it no token, and ends it
@@ -308,7 +308,7 @@ class Batch:
         row: Tensor | None,
         keys: Tensor,
         drafted: Callable[[], Sequence[Sequence[int]]],
-        is_base: Tensor,
+        is_base: Tensor | bool,
     ) -> Tensor:
         """Run the rows' samplers at N positions.
 
@@ -318,7 +318,7 @@ class Batch:
             keys: noise keys of the positions, int64 [N, 2].
             drafted: returns the draft tokens before each position; called only if a sampler reads
                 tokens.
-            is_base: where the base model writes, bool [N].
+            is_base: where the base model writes, bool [N]; or whether it writes everywhere.
 
         Returns:
             float32 [N, V].
@@ -333,6 +333,8 @@ class Batch:
             ]
             return padded_tokens(answers, self.device)
 
+        if isinstance(is_base, bool):
+            is_base = torch.full((len(logits),), is_base, device=self.device)
         index = self.chain_index if row is None else self.chain_index[row]
         return apply_chains(logits, self.chains, index, Context(tokens, keys, is_base))
 

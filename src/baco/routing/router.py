@@ -97,6 +97,13 @@ def hidden_widths(router: Router) -> Mapping[Source, int | None]:
     return widths
 
 
+def further_reads(router: Router) -> str | None:
+    """What it reads beside the two distributions, coins and structures; None for nothing."""
+    if is_stateful(router):
+        return "the answer so far"
+    return "hidden states" if hidden_widths(router) else None
+
+
 def file_digests(router: Router) -> dict[str, dict[str, str]]:
     """What a manifest says beside a router's spelling: under ``router_files`` the SHA-256 of every
     file that it reads, by path; nothing where it reads none.

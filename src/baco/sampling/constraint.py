@@ -131,15 +131,23 @@ class Automaton:
         if same < self._read:
             self._catch_up(tokens[:same])
         self._followed = tokens
-        [mask], [place] = self.masks(tokens, ()), self.places(tokens, ())
+        [mask], [place] = self.follow(tokens, ())
         return Following(mask, self.is_forced(mask), place is Place.BEGINNING)
 
-    def places(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Place]:
-        """The place after an answer, and after each of its draft tokens; as for `masks`."""
+    def follow(
+        self, answer: Sequence[int], drafted: Sequence[int]
+    ) -> tuple[list[Mask], list[Place]]:
+        """The masks and the places after an answer, and after each of its draft tokens; as for
+        `masks`.
+        """
         masks, places = self.masks(answer, drafted), self._places[-1:]
         for count, mask in enumerate(masks):
             places.append(self._place(mask, [*answer, *drafted[:count]], places[-1:]))
-        return places[-len(masks) :]
+        return masks, places[-len(masks) :]
+
+    def places(self, answer: Sequence[int], drafted: Sequence[int]) -> list[Place]:
+        """The places alone."""
+        return self.follow(answer, drafted)[1]
 
     def ends_text(self, answer: Sequence[int], drafted: Sequence[int], token: int) -> bool:
         """Whether a token after these ends the free text that they are in."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from baco.errors import BacoError
 from baco.routing.parser import named_files, portable, router
-from baco.routing.router import Router, hidden_widths, is_stateful, reads_structure
+from baco.routing.router import Router, further_reads, reads_structure
 from baco.routing.word_boundaries import Switch
 from baco.sampling.structure import (
     ANY_OBJECT,
@@ -242,14 +242,9 @@ def _router(spelling: object, threshold: object) -> Router:
     if named_files(spelling):
         raise BacoError(f"router {spelling!r} names a file, which vLLM's processes do not read")
     chosen = router(spelling, None if threshold is None else float(threshold))
-    if is_stateful(chosen):
-        raise BacoError(f"router {spelling!r} reads the answer so far, which vLLM does not supply")
-    if reads_structure(chosen):
-        raise BacoError(
-            f"router {spelling!r} reads the structure of the answer, which vLLM does not supply"
-        )
-    if hidden_widths(chosen):
-        raise BacoError(f"router {spelling!r} reads hidden states, which vLLM does not supply")
+    more = "the structure of the answer" if reads_structure(chosen) else further_reads(chosen)
+    if more is not None:
+        raise BacoError(f"router {spelling!r} reads {more}, which vLLM does not supply")
     if not portable(chosen):
         raise BacoError(
             f"router {spelling!r} exists in this process only: vLLM's processes know built-in "

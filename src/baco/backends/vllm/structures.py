@@ -120,8 +120,7 @@ class _Grammar(StructuredOutputGrammar):
 
     def fill_bitmask(self, bitmask: Tensor, batch_index: int) -> None:
         try:
-            (mask,) = self._automaton.masks(self._answer, ())
-            (place,) = self._automaton.places(self._answer, ())
+            [mask], [place] = self._automaton.follow(self._answer, ())
         except BacoError as error:  # the request ends when its next token is refused
             self._error = str(error)
             bitmask[batch_index] = -1

@@ -252,8 +252,7 @@ class Proposer:
             allowed = batch.allowed(drafts(), last_only=True)
             if allowed is not None:
                 shaped = allowed.mask(shaped.clone() if shaped is logits else shaped)
-        is_base = torch.full((len(batch),), model == "base", device=batch.device)
-        shaped = batch.run_samplers(shaped, None, keys, drafts, is_base)
+        shaped = batch.run_samplers(shaped, None, keys, drafts, model == "base")
         return draw(shaped, batch.sampling, keys)
 
     def _shape(self, model: str, logits: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def as_transformers(
     from baco.integrations.transformers.chat import ChatReader
     from baco.integrations.transformers.model import BacoForCausalLM
     from baco.routing.combiners import Combination
-    from baco.routing.router import hidden_widths, is_stateful
+    from baco.routing.router import further_reads
 
     if base_prompt not in ("auto", "same"):
         raise BacoError(f"base_prompt is {base_prompt!r}: give 'auto' or 'same'")
@@ -51,14 +51,9 @@ def as_transformers(
             "router, or Baco.generate"
         )
     pair.check_one_tokenizer("the transformers object")
-    if is_stateful(rule):
+    if (more := further_reads(rule)) is not None:
         raise BacoError(
-            f"the transformers object cannot run {rule.spelling}, which reads the answer so far: "
-            "use Baco.generate, or another router"
-        )
-    if hidden_widths(rule):
-        raise BacoError(
-            f"the transformers object cannot run {rule.spelling}, which reads hidden states: use "
+            f"the transformers object cannot run {rule.spelling}, which reads {more}: use "
             "Baco.generate, or another router"
         )
     reader = ChatReader(pair.renderer) if base_prompt == "auto" else None
