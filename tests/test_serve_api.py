@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
-import httpx
 import pytest
 
 from baco import Baco
@@ -23,7 +22,9 @@ from tests.serving import (
     WAIT,
     Served,
     chat,
+    connect,
     events,
+    post_request,
     served,
     wait_for,
     waiting_router,
@@ -394,9 +395,8 @@ def test_the_rows_of_a_client_that_disconnects_leave_within_a_step(
             with client.stream("POST", "/v1/chat/completions", json=body) as got:
                 next(events(got))
         else:
-            timeout = httpx.Timeout(WAIT, read=0.2)
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=body, timeout=timeout)
+            with connect(server.url, post_request("/v1/chat/completions", body)):
+                wait_for(lambda: server.rounds)
         wait_for(server.log)
         rounds = server.rounds
         server.settles()
@@ -459,12 +459,11 @@ def test_texts_of_a_client_that_left_before_its_turn_are_not_measured(
         return Diversity(distinct=1, distinct_2=1.0, embedding_distance=None, why_not="none")
 
     monkeypatch.setattr(playground, "measure", measure)
-    timeout = httpx.Timeout(WAIT, read=0.2)
     with served(demo) as server, server.client as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/baco/diversity", json={"texts": ["first"]})
         assert begun.wait(WAIT)
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/baco/diversity", json={"texts": ["left"]}, timeout=timeout)
+        with connect(server.url, post_request("/baco/diversity", {"texts": ["left"]})):
+            wait_for(lambda: server.connections.counts()["answer"] == 2)
         wait_for(server.log)
         proceed.set()
         assert first.result().status_code == 200

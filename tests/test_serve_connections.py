@@ -27,6 +27,7 @@ from tests.serving import (
     WAIT,
     Served,
     chat,
+    connect,
     process,
     served,
     wait_for,
@@ -39,13 +40,6 @@ PARTIAL_BODY = (
     b'Content-Length: 1000\r\n\r\n{"prompt": "'
 )
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-def connect(url: str, sent: bytes = b"") -> socket.socket:
-    host, _, port = url.removeprefix("http://").partition(":")
-    connection = socket.create_connection((host, int(port)), timeout=WAIT)
-    connection.sendall(sent)
-    return connection
 
 
 def rest(connection: socket.socket) -> bytes:

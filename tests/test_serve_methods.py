@@ -13,7 +13,16 @@ from baco.evaluation.methods.method import Family, sampled
 from baco.evaluation.methods.served import served_examples, served_method
 from baco.evaluation.records import Prompt, Setting
 from tests.registries import restored
-from tests.serving import PROMPT, Served, events, served, wait_for, waiting_router
+from tests.serving import (
+    PROMPT,
+    Served,
+    connect,
+    events,
+    post_request,
+    served,
+    wait_for,
+    waiting_router,
+)
 
 SAMPLING = {"max_tokens": 12, "temperature": 1.2}
 SERVED = [
@@ -238,8 +247,9 @@ def test_a_registered_method_is_served_and_ends_with_its_client(demo: Baco) -> N
     with restored(), waiting_router("Waits") as decides, served(demo) as server:
         register_method(Waiting())
         body = {"model": "baco/waiting", "messages": [{"role": "user", "content": PROMPT}]}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=1)
+        with connect(server.url, post_request("/v1/chat/completions", body)):
+            wait_for(lambda: server.arrived == 1)
+        wait_for(lambda: server.arrived == 2)  # the call, and its end
         decides.set()
         server.settles()
         assert server.rounds <= 2
