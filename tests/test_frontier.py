@@ -1,6 +1,7 @@
 """`baco diagnose --frontier` says whether a router gets beyond the aligned model's own sampling."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,22 @@ def test_the_command_names_the_pair_as_a_user_does() -> None:
         assert f" PROMPT {options} --router Aligned" in result.command
 
 
+def test_a_pair_in_a_folder_with_a_plus_or_a_space_is_one_argument(tmp_path: Path) -> None:
+    aligned = made_settings(0)[0]
+    for name in ("a+b", "a b"):
+        (tmp_path / name).mkdir()
+        words = shlex.split(frontier._command(str(tmp_path / name), aligned))
+        assert words[words.index("--pair") + 1] == str(tmp_path / name)
+
+
+def test_a_combiner_is_advised_by_its_spelling() -> None:
+    plain, truncated = frontier.settings(["Ensemble:0.5"], 2)[-2:]
+    assert frontier._spoken(plain) == "Ensemble:0.5"
+    assert frontier._spoken(truncated) == "Ensemble:0.5 with min-p 0.1"
+    command = "baco generate PROMPT --pair demo --router Ensemble:0.5 --min-p 0.1"
+    assert frontier._command("demo", truncated) == command
+
+
 def test_few_prompts_are_named_and_cannot_give_a_small_p() -> None:
     result = frontier.read(scores(0.3, prompts=6), made_settings(6), 4)
     assert result.lead.p_value >= 2 / 2**6
@@ -148,13 +165,14 @@ def test_the_sweep_has_each_router_at_two_samplings_and_the_aligned_model_withou
     assert {setting.method for setting in own} == methods - {"P-Punc, min-p"}
 
 
+@pytest.mark.parametrize("router", ["P:0.5", "Ensemble:0.5"])
 def test_a_routers_second_sampling_is_drawn_at_its_min_p(
-    random_pair: Callable[..., PairFolder],
+    random_pair: Callable[..., PairFolder], router: str
 ) -> None:
     folder = random_pair("llama")
     pair = Baco.load(base=str(folder.base), aligned=str(folder.aligned))
     setting = next(
-        s for s in frontier.settings(["P:0.5"], 2) if s.label == f"P:0.5 min-p={frontier.MIN_P:g}"
+        s for s in frontier.settings([router], 2) if s.label == f"{router} min-p={frontier.MIN_P:g}"
     )
     prompts = [Prompt("1", ({"role": "user", "content": "Name a colour"},))]
     drawn = answer(pair, setting, prompts, Draw(2, 3, {"max_tokens": 12}))
@@ -162,7 +180,7 @@ def test_a_routers_second_sampling_is_drawn_at_its_min_p(
         [
             c.text
             for c in pair.generate(
-                "Name a colour", router="P:0.5", n=2, seed=3, max_tokens=12, min_p=p
+                "Name a colour", router=router, n=2, seed=3, max_tokens=12, min_p=p
             )
         ]
         for p in (frontier.MIN_P, 0.0)

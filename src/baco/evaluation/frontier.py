@@ -9,6 +9,7 @@ token with one entropy, p^(1/T) has the highest expected log p (Gibbs), so a tem
 the least of it by construction.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -409,11 +410,17 @@ def _spoken(setting: Setting) -> str:
     """A setting in words."""
     sampling = setting.options.get("sampling", {})
     min_p = f"min-p {sampling['min_p']:g}" if sampling.get("min_p") else ""
-    if "router" in setting.options:
+    router = _router(setting)
+    if router is not None:
         more = " and ".join([min_p] if min_p else sampling.get("samplers", ()))
-        return f"{setting.options['router']}{f' with {more}' if more else ''}"
+        return f"{router}{f' with {more}' if more else ''}"
     temperature = f"the aligned model at temperature {sampling['temperature']:g}"
     return f"{temperature} and {min_p}" if min_p else temperature
+
+
+def _router(setting: Setting) -> str | None:
+    """The router or combiner of a setting; None for the aligned model alone."""
+    return setting.options.get("router") or setting.options.get("combiner")
 
 
 def _command(pair: str, setting: Setting) -> str:
@@ -421,9 +428,9 @@ def _command(pair: str, setting: Setting) -> str:
     sampling = setting.options.get("sampling", {})
     flags = [f"{flag} {sampling[name]:g}" for name, flag in _FLAGS.items() if name in sampling]
     given = " ".join([*flags, *(f"--sampler {name}" for name in sampling.get("samplers", ()))])
-    router = setting.options.get("router", "Aligned")
-    base, plus, aligned = pair.partition("+")
-    named = f"--pair {pair}"
-    if plus:
-        named = f"--model {base}" if base == aligned else f"--base {base} --aligned {aligned}"
-    return f"baco generate PROMPT {named} --router {router} {given}".rstrip()
+    where = {option: shlex.quote(value) for option, value in PairSpec(pair).where.items()}
+    named = "--pair {name}" if "name" in where else "--base {base} --aligned {aligned}"
+    if "base" in where and where["base"] == where["aligned"]:
+        named = "--model {base}"
+    router = shlex.quote(_router(setting) or "Aligned")
+    return f"baco generate PROMPT {named.format(**where)} --router {router} {given}".rstrip()

@@ -7,7 +7,7 @@ changed: the opposite direction to the ensemble's.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -39,6 +39,4 @@ class Contrastive:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        conversations = [prompt.messages for prompt in prompts]
-        combiner = setting.options["combiner"]
-        return sampled(baco, combiner, conversations, draw.n, draw.seed, draw.sampling)
+        return answers_of(baco, setting.options["combiner"], setting, prompts, draw)

@@ -8,7 +8,7 @@ their logits, softmax(w·l_base + (1 − w)·l_aligned): the weighted geometric 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.combiners import Combination
 
@@ -45,8 +45,7 @@ class Ensemble:
     ) -> list[list[Answer]]:
         options = setting.options
         combiner = options.get("combiner") or f"{COMBINERS[options['mixed']]}:{options['weight']}"
-        conversations = [prompt.messages for prompt in prompts]
-        return sampled(baco, combiner, conversations, draw.n, draw.seed, draw.sampling)
+        return answers_of(baco, combiner, setting, prompts, draw)
 
 
 def combined(combination: Combination) -> Setting:

@@ -59,6 +59,10 @@ class Draw:
         text = " ".join(map(str, (self.seed, *words))).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) & MAX_SEED
 
+    def sampling_at(self, setting: Setting) -> dict[str, Any]:
+        """The sampling parameters at a setting, whose own take the place of these."""
+        return {**self.sampling, **setting.options.get("sampling", {})}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -116,6 +120,14 @@ def sampled(
         conversations, router=router, n=n, seed=seed, digests=digests, **sampling
     )
     return [[Answer.of(completion) for completion in row] for row in rows]
+
+
+def answers_of(
+    baco: "Baco", router: str, setting: Setting, prompts: Sequence[Prompt], draw: Draw
+) -> list[list[Answer]]:
+    """n samples of every prompt as it is, by a router at a setting."""
+    conversations = [prompt.messages for prompt in prompts]
+    return sampled(baco, router, conversations, draw.n, draw.seed, draw.sampling_at(setting))
 
 
 class Threshold(NamedTuple):

@@ -52,7 +52,7 @@ class SystemPrompt:
     ) -> list[list[Answer]]:
         conversations = [with_system(prompt.messages, SYSTEM) for prompt in prompts]
         seed = draw.apart(self.name)
-        sampling = _sampling(draw, setting)
+        sampling = draw.sampling_at(setting)
         return sampled(baco, "Aligned", conversations, draw.n, seed, sampling, prompts)
 
 
@@ -82,7 +82,7 @@ class Paraphrase:
             ]
             seed = draw.apart(self.name, sample)
             new = sampled(
-                baco, "Aligned", conversations, 1, seed, _sampling(draw, setting), prompts
+                baco, "Aligned", conversations, 1, seed, draw.sampling_at(setting), prompts
             )
             rows = [[*row, *answers] for row, answers in zip(rows, new, strict=True)]
         return rows
@@ -125,7 +125,7 @@ class Regeneration:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        sampling = _sampling(draw, setting)
+        sampling = draw.sampling_at(setting)
         rows: list[list[Answer]] = [[] for _ in prompts]
         for sample in range(draw.n):
             conversations = [
@@ -166,7 +166,3 @@ def with_system(messages: Sequence[Message], system: str) -> list[Message]:
         first = {"role": "system", "content": system + "\n\n" + messages[0]["content"]}
         return [first, *messages[1:]]
     return [{"role": "system", "content": system}, *messages]
-
-
-def _sampling(draw: Draw, setting: Setting) -> dict[str, Any]:
-    return {**draw.sampling, **setting.options["sampling"]}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from baco.evaluation.methods.ensemble import combined
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
 from baco.evaluation.records import Prompt, Setting
 from baco.routing.combiners import Combination
 from baco.routing.parser import (
@@ -63,10 +63,7 @@ class Routed:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        conversations = [prompt.messages for prompt in prompts]
-        router = setting.options["router"]
-        sampling = {**draw.sampling, **setting.options.get("sampling", {})}
-        return sampled(baco, router, conversations, draw.n, draw.seed, sampling)
+        return answers_of(baco, setting.options["router"], setting, prompts, draw)
 
 
 def _setting(name: str, router: Router, value: float | None) -> Setting:

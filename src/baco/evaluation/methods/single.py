@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
 from baco.evaluation.records import Prompt, Setting, Source
 
 if TYPE_CHECKING:
@@ -60,6 +60,4 @@ class Single:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        conversations = [prompt.messages for prompt in prompts]
-        sampling = {**draw.sampling, **setting.options["sampling"]}
-        return sampled(baco, self.source.capitalize(), conversations, draw.n, draw.seed, sampling)
+        return answers_of(baco, self.source.capitalize(), setting, prompts, draw)

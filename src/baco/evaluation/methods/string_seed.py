@@ -43,7 +43,7 @@ class StringSeed:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        sampling = {**draw.sampling, **setting.options["sampling"]}
+        sampling = draw.sampling_at(setting)
         longest = baco.pair.defaults.updated(sampling).max_tokens
         sampling["max_tokens"] = longest + SEED_TOKENS
         conversations = [with_system(prompt.messages, SYSTEM) for prompt in prompts]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
 from baco.evaluation.records import Prompt, Setting
 
 if TYPE_CHECKING:
@@ -52,6 +52,4 @@ class Truncation:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        conversations = [prompt.messages for prompt in prompts]
-        sampling = {**draw.sampling, **setting.options["sampling"]}
-        return sampled(baco, "Aligned", conversations, draw.n, draw.seed, sampling)
+        return answers_of(baco, "Aligned", setting, prompts, draw)

@@ -49,9 +49,9 @@ class Unformatted:
     def answer(
         self, baco: "Baco", setting: Setting, prompts: Sequence[Prompt], draw: Draw
     ) -> list[list[Answer]]:
-        sampling = {**draw.sampling, **setting.options["sampling"]}
+        seed = draw.apart(self.name)
         params = baco.pair.defaults.updated(
-            {**sampling, "n": draw.n, "seed": draw.apart(self.name)}
+            {**draw.sampling_at(setting), "n": draw.n, "seed": seed}
         )
         if self.format == "minimal":
             params = replace(params, stop=(*params.stop, NEXT_TURN))

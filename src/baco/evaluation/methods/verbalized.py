@@ -66,7 +66,7 @@ def verbalize(
         reasoning_tokens: room for what comes before the answers.
     """
     count = min(A_CALL, draw.n)
-    sampling = dict(draw.sampling) | setting.options["sampling"]
+    sampling = draw.sampling_at(setting)
     answer_tokens = baco.pair.defaults.updated(sampling).max_tokens
     sampling["max_tokens"] = count * (answer_tokens + FORM_TOKENS) + reasoning_tokens
     system = system.replace("{count}", str(count))
