@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from baco import Baco
-from baco.evaluation.methods import Draw, Grid, answer, groups, methods
+from baco.evaluation.methods import (
+    Draw,
+    Grid,
+    answer,
+    groups,
+    methods,
+    needs_one_tokenizer,
+    select_settings,
+)
 from baco.evaluation.methods.string_seed import answer_of
 from baco.evaluation.methods.unformatted import text_of
 from baco.evaluation.methods.verbalized import parse
@@ -51,6 +59,11 @@ class Scripted:
             ]
             for row in rows
         ]
+
+
+def test_every_setting_of_a_combiner_needs_one_tokenizer() -> None:
+    settings = select_settings(["ensemble", "contrastive"], ["Ensemble:0.5"], Grid("quick", 2))
+    assert all(map(needs_one_tokenizer, settings))
 
 
 def test_rivals_are_a_group_of_their_own() -> None:

@@ -22,6 +22,7 @@ class Contrastive:
 
     name = "contrastive"
     family: Family = "ensemble"
+    needs_one_tokenizer = True
     help = "the aligned model's logits against the base model's (contrastive decoding)"
     not_served = "name its combiner, as in baco/Contrast:0.5,0.1"
 
