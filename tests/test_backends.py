@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -10,6 +11,7 @@ from baco.cli import options as opt
 from baco.cli import run
 from baco.engine.engine import Engine
 from baco.engine.sequence import SequenceState
+from baco.errors import ErrorKind, Failure
 from baco.models.known_pairs import find_pair
 from baco.models.pair import Pair
 from baco.models.weightless import load_weightless_pair
@@ -133,12 +135,38 @@ def test_a_server_with_an_ended_engine_is_not_healthy(demo: Baco, described: Pai
 class Failing(Engine):
     """Ends every answer in an error after its first token."""
 
+    failure = Failure("server", "the engine ended")
+
     def step(self) -> list[SequenceState]:
         grew = super().step()
         for sequence in grew:
             self.stop(sequence, 1)
-            sequence.finish_reason, sequence.error = "error", "the engine ended"
+            sequence.finish_reason, sequence.error = "error", self.failure
         return grew
+
+
+@pytest.mark.parametrize("model", ["baco", "baco/string-seed"])
+@pytest.mark.parametrize(
+    ("kind", "status"), [("structure", 400), ("process", 500), ("server", 502)]
+)
+def test_the_kind_of_an_answers_error_decides_its_status_whatever_its_message(
+    demo: Baco,
+    described: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    kind: ErrorKind,
+    status: int,
+) -> None:
+    message = "the answer's regex cannot be followed: no"
+    monkeypatch.setattr(Failing, "failure", Failure(kind, message))
+    backend = Borrowed(demo.pair, Capabilities("borrowed", structured=True))
+    monkeypatch.setattr(backend, "engine", lambda: Failing(demo.pair))
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": PROMPT}], "model": model}
+    if model == "baco":
+        body["structured_outputs"] = {"regex": "[a-z]+"}
+    with TestClient(create_app(Baco(described, backend=backend), Settings())) as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (status, message)
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--compare",)])

@@ -300,14 +300,23 @@ def test_the_transformers_object_names_the_model(broken: Baco) -> None:
         generate(BAD)
 
 
-def test_an_answer_of_vllm_without_finite_log_probabilities_ends_alone(demo: Baco) -> None:
+@pytest.mark.parametrize(
+    ("logprob", "finish_reason", "message"),
+    [(math.nan, None, "are NaN or infinite"), (-1.0, "error", "vLLM ended the answer in an error")],
+)
+def test_an_answer_of_vllm_that_fails_ends_alone_with_the_tokens_before(
+    demo: Baco, logprob: float, finish_reason: str | None, message: str
+) -> None:
     class Probability:
         def __init__(self, logprob: float) -> None:
             self.logprob, self.rank = logprob, 1
 
     class Output:
-        def __init__(self, tokens: list[int], logprobs: list[float]) -> None:
-            self.finished, self.token_ids = False, tokens
+        def __init__(
+            self, tokens: list[int], logprobs: list[float], finish_reason: str | None = None
+        ) -> None:
+            self.finished, self.token_ids = finish_reason is not None, tokens
+            self.finish_reason = finish_reason
             self.kv_transfer_params = {"baco_sources": "bab"}
             each = zip(tokens, logprobs, strict=True)
             self.logprobs = [{token: Probability(value)} for token, value in each]
@@ -330,10 +339,12 @@ def test_an_answer_of_vllm_without_finite_log_probabilities_ends_alone(demo: Bac
     output: Any = Output([5, 6], [-1.0, -2.0])
     engine._take(sequence, output)
     assert sequence.tokens == [5, 6]
-    output = Output([7], [math.nan])
+    output = Output([7], [logprob], finish_reason)
     engine._take(sequence, output)
     assert (sequence.tokens, sequence.sources) == ([5, 6], ["base", "aligned"])
-    assert sequence.finish_reason == "error" and "NaN" in str(sequence.error)
+    assert sequence.finish_reason == "error"
+    assert sequence.error is not None and message in sequence.error.message
+    assert sequence.error.kind == "server"
     assert aborted == ["baco-0"]
     assert not engine.busy
 

@@ -180,6 +180,7 @@ def test_an_answer_that_cannot_be_decoded_to_text_ends_alone(
         for one, unbroken in zip(row, before, strict=True):
             if victim in unbroken.token_ids:
                 assert one.finish_reason == "error" and "BrokenError" in str(one.error)
+                assert one.error_kind == "process"
                 assert unbroken.text.startswith(one.text)
             else:
                 assert one.text == unbroken.text
@@ -334,6 +335,7 @@ def test_requests_added_during_bisection_do_not_delay_it(
     while engine.busy:
         engine.step()
     assert culprit.finish_reason == "error"
+    assert culprit.error is not None and culprit.error.kind == "process"
     assert {sequence.finish_reason for sequence in sequences} <= {"stop", "length"}
     assert {len(sequence.tokens) for sequence in sequences} == {8}
 

@@ -254,6 +254,7 @@ def test_a_refused_call_is_not_retried_and_ends_its_own_answer_only(server: Serv
         assert broken.error is not None
         assert broken.error.startswith("the aligned server at http://127.0.0.1:")
         assert broken.error.endswith("answers 400: no")
+        assert broken.error_kind == "server"
         assert len(door.bodies) - before < 12
 
 

@@ -725,6 +725,7 @@ def assert_others_go_on(baco: Baco, decoder: Decoder) -> None:
     failed = [completion for ticket, completion in ended if ticket != other]
     assert [completion.finish_reason for completion in failed] == ["error"] * 2
     assert all("grammar cannot be followed" in str(completion.error) for completion in failed)
+    assert {completion.error_kind for completion in failed} == {"structure"}
     assert all(completion.text[:3].isalpha() for completion in failed if completion.text)
     kept = [completion for ticket, completion in ended if ticket == other]
     alone = baco.generate(PROMPTS[0], router=router, **sampling)

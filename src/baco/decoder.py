@@ -13,7 +13,7 @@ from typing import Any
 from baco.backends.base import Scorer, TokenEngine
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
-from baco.errors import BacoError, failure
+from baco.errors import BacoError, Failure, failure_message
 from baco.models.pair import Pair
 from baco.outputs import Chunk, Completion, Token
 from baco.routing.router import Router
@@ -327,7 +327,8 @@ class Decoder:
         except Exception as error:
             log.error("an answer's text cannot be decoded: %r", error, exc_info=error)
             self.engine.stop(sequence, sequence.hidden + text.tokens)
-            sequence.finish_reason, sequence.error = "error", failure(error)
+            failure = Failure("process", failure_message(error))
+            sequence.finish_reason, sequence.error = "error", failure
         else:
             if stopped:
                 self.engine.stop(sequence, sequence.hidden + text.tokens)
@@ -385,6 +386,7 @@ def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
     assert sequence.finish_reason is not None
     assert sequence.request.params.seed is not None
     answered, tops = slice(sequence.hidden, None), sequence.top_logprobs
+    failure = sequence.error
     return Completion(
         sample=sequence.sample,
         text=answer.text.text,
@@ -397,7 +399,8 @@ def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
         seed=sequence.request.params.seed,
         seconds=time.perf_counter() - answer.started,
         top_logprobs=tuple(tops[answered]) if tops else None,
-        error=sequence.error,
+        error=None if failure is None else failure.message,
+        error_kind=None if failure is None else failure.kind,
         date=answer.date,
         cached_tokens=sequence.cached_tokens,
         thinking="" if answer.thinking is None else answer.thinking.text,

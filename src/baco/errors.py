@@ -1,6 +1,8 @@
 """The error for bad input, and other errors in one line."""
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 
 class BacoError(ValueError):
@@ -30,7 +32,20 @@ class UpstreamError(RuntimeError):
     """A server that this process decodes on failed, explained in one line; a server answers 502."""
 
 
-def failure(error: Exception) -> str:
+# What failed at an answer: its structure cannot be followed, decoding in this process, or a server
+# that decodes it.
+ErrorKind = Literal["structure", "process", "server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ended an answer in an error: its kind, and the message in one line."""
+
+    kind: ErrorKind
+    message: str
+
+
+def failure_message(error: Exception) -> str:
     """The message for an error that ended an answer; only its type where it is unexpected."""
     if isinstance(error, BacoError):
         return str(error)

@@ -7,7 +7,7 @@ from math import isnan
 from typing import Any
 
 from baco.engine.sequence import FinishReason, Why
-from baco.errors import BacoError
+from baco.errors import BacoError, ErrorKind
 from baco.models.pair import Pair
 from baco.sampling.structure import Schema
 from baco.source import Source
@@ -34,6 +34,8 @@ class Completion:
         seed: the seed of its draws.
         seconds: from the start of the call to the end of this answer.
         error: why it ended with ``error``; its text until then is kept.
+        error_kind: what failed there: its ``structure`` cannot be followed, decoding in this
+            ``process``, or a ``server`` that decodes it.
         date: the date that a template wrote into the prompt, as YYYY-MM-DD; None without one.
         cached_tokens: tokens of the prompt, as the aligned model reads it, that were kept from an
             earlier request and not read again.
@@ -55,6 +57,7 @@ class Completion:
     seconds: float
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
     error: str | None = None
+    error_kind: ErrorKind | None = None
     date: str | None = None
     cached_tokens: int = 0
     thinking: str = ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baco.device import tensor_on
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
-from baco.errors import BacoError
+from baco.errors import BacoError, Failure
 from baco.routing.combiners import Combination
 from baco.routing.router import Router, hidden_widths, is_sibling_aware, is_stateful
 from baco.routing.signals import Allowed
@@ -197,7 +197,8 @@ class Batch:
                     own, own_places = masks_of[-count:], places_of[-count:]
                     own_forced = [automaton.is_forced(mask) for mask in own]
                 except BacoError as error:
-                    row.error = str(error)  # the step gives it no token, and ends it
+                    # The step gives it no token, and ends it.
+                    row.error = Failure("structure", str(error))
             masks += own
             forced += own_forced
             places += own_places

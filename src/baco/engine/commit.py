@@ -12,6 +12,7 @@ from baco.engine.draft import Positions
 from baco.engine.runner import ModelRunner
 from baco.engine.sequence import SequenceState, Why
 from baco.engine.verify import VerifyResult, damaged_models
+from baco.errors import Failure
 from baco.source import Source
 
 # The first position of a row with damaged logits, and the model whose logits they are.
@@ -127,7 +128,8 @@ def end_damaged_rows(
         if runner.can_roll_back and row not in retried:
             retry.add(row)
         else:
-            row.finish_reason, row.error = "error", runner.models[model].damage_message
+            message = runner.models[model].damage_message
+            row.finish_reason, row.error = "error", Failure("process", message)
     return retry
 
 

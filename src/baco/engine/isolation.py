@@ -14,11 +14,13 @@ from baco.engine.engine import Engine, Stats
 from baco.engine.scoring import Scoring
 from baco.engine.sequence import Request, SequenceState
 from baco.engine.shared_text_engine import SharedTextEngine
-from baco.errors import failure
+from baco.errors import Failure, failure_message
 
 log = logging.getLogger("baco")
 
-_NOT_RESUMED = "the answer could not be resumed after another request interrupted it"
+_NOT_RESUMED = Failure(
+    "process", "the answer could not be resumed after another request interrupted it"
+)
 
 
 class IsolatingEngine:
@@ -202,8 +204,9 @@ class IsolatingEngine:
     def _fail(self, request: Request, error: Exception) -> list[SequenceState]:
         """End a request's open answers in an error."""
         ended = list(self._open[request])
+        failure = Failure("process", failure_message(error))
         for sequence in ended:
-            sequence.finish_reason, sequence.error = "error", failure(error)
+            sequence.finish_reason, sequence.error = "error", failure
             self._close(sequence)
         return ended
 

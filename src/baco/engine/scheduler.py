@@ -17,7 +17,7 @@ from baco.engine.kept_prefixes import KeptPrefixes
 from baco.engine.runner import ModelRunner
 from baco.engine.scoring import Scoring, score
 from baco.engine.sequence import MAX_DRAFT_TOKENS, Request, SequenceState
-from baco.errors import BacoError, failure
+from baco.errors import BacoError, failure_message
 from baco.routing.router import is_sibling_aware
 from baco.source import Source
 
@@ -280,7 +280,7 @@ class Scheduler:
         except Exception as error:
             # It is read beside the rows, so rows and other requests are not affected.
             log.error("a text could not be scored: %r", error, exc_info=error)
-            scoring.error, scoring.done, read = failure(error), True, 1
+            scoring.error, scoring.done, read = failure_message(error), True, 1
         if scoring.done:
             self._texts.popleft()
         return read

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from baco.errors import Failure
 from baco.routing.adaptive import ALIKE_TOKENS
 from baco.routing.router import ConstantRouter, Router
 from baco.routing.word_boundaries import Switch
@@ -132,7 +133,7 @@ class SequenceState:
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     why: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: Failure | None = None
     cached_tokens: int = 0
     phase: Phase = field(init=False)
     hidden: int = 0

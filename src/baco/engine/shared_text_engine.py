@@ -25,7 +25,7 @@ from baco.engine.runner import ModelRunner
 from baco.engine.scheduler import MANY_CHUNKS
 from baco.engine.sequence import Request, SequenceState, Why
 from baco.engine.verify import Verifier
-from baco.errors import BacoError
+from baco.errors import BacoError, Failure
 from baco.kv_cache.prefix_cache import PrefixCache
 from baco.models.pair import Pair
 from baco.routing.router import Router, reads_structure
@@ -207,13 +207,14 @@ class SharedTextEngine(ScheduledEngine):
             if row.finish_reason is not None:
                 continue
             if not finite[at]:
-                row.finish_reason, row.error = "error", self.pair.model(model).damage_message
+                message = self.pair.model(model).damage_message
+                row.finish_reason, row.error = "error", Failure("process", message)
                 self._runner.clear([at])
                 continue
             try:
                 following[at] = row.following(model)
-            except BacoError as error:  # its structure cannot be followed
-                row.finish_reason, row.error = "error", str(error)
+            except BacoError as error:
+                row.finish_reason, row.error = "error", Failure("structure", str(error))
         if not following:
             return
         allowed = self._allowed(model, list(following.values()))

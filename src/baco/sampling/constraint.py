@@ -262,7 +262,7 @@ class Automaton:
 
     def _fail(self) -> None:
         reason = self._matcher.get_error() or "the tokenizer has no token for what has to come next"
-        raise BacoError(not_followed(self._kind) + _tidy(reason))
+        raise BacoError(f"the answer's {self._kind} cannot be followed: {_tidy(reason)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -493,11 +493,6 @@ class _TokenTable:
                 ids.append(self._byte_ids[data[at]])
             at = end
         return ids
-
-
-def not_followed(kind: str) -> str:
-    """How the error of an answer begins whose structure, of this kind, cannot be followed."""
-    return f"the answer's {kind} cannot be followed: "
 
 
 def only_token(mask: Mask) -> int | None:

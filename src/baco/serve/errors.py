@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from baco.errors import AnswerError, BacoError, DamagedLogitsError, UpstreamError
+from baco.errors import AnswerError, BacoError, DamagedLogitsError, ErrorKind, UpstreamError
+from baco.outputs import Completion
 from baco.serve.engine_thread import ClosedError, QueueFullError
 
 RETRY_AFTER_SECONDS = 1
@@ -20,6 +21,12 @@ MAX_SHOWN, MAX_MESSAGE = 80, 1000  # characters of a value and of a message
 _REFUSED = "baco_refused"
 # OpenAI's error type by status. Other 4xx are invalid_request_error, 5xx are server_error.
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+_ANSWER_ERRORS: dict[ErrorKind, type[Exception]] = {
+    "structure": BacoError,
+    "process": AnswerError,
+    "server": UpstreamError,
+}
 
 
 class UnknownModelError(Exception):
@@ -43,6 +50,18 @@ class ErrorBody(BaseModel):
     """The body of every error."""
 
     error: Problem
+
+
+def raise_error(completion: Completion) -> None:
+    """Raise the exception for an answer that ended in an error; none for another answer.
+
+    Raises:
+        BacoError: its structure cannot be followed.
+        AnswerError: it failed in this process.
+        UpstreamError: a server that decodes it failed.
+    """
+    if completion.error_kind is not None:
+        raise _ANSWER_ERRORS[completion.error_kind](completion.error)
 
 
 def problem_of(error: Exception) -> tuple[int, Problem]:

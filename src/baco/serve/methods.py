@@ -17,9 +17,7 @@ from typing import Any, cast
 from baco.api import Baco
 from baco.backends.base import TokenEngine
 from baco.decoder import Decoder, Scored
-from baco.engine.isolation import IsolatingEngine
 from baco.engine.scheduler import MANY_CHUNKS
-from baco.errors import AnswerError, UpstreamError
 from baco.evaluation.methods import Answer, Draw, answer
 from baco.evaluation.methods.served import ServedMethod
 from baco.evaluation.records import Prompt as TaskPrompt
@@ -28,6 +26,7 @@ from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
 from baco.sampling.params import SamplingParams
 from baco.serve.engine_thread import EngineThread, Job, JobCancelledError
+from baco.serve.errors import raise_error
 from baco.serve.metrics import Metrics
 from baco.serve.response_models import Provenance, Usage
 from baco.source import Source
@@ -157,7 +156,6 @@ class _JobDecoder(Decoder):
         self._call = call
         self._jobs: dict[int, Job] = {}
         self._left: dict[int, int] = {}
-        self._error_type: type[Exception] = UpstreamError
 
     def _submit(
         self,
@@ -191,8 +189,6 @@ class _JobDecoder(Decoder):
     def _start(
         self, prompt: Prompt, params: SamplingParams, given: dict[str, Any], decoder: Decoder
     ) -> int:
-        if isinstance(decoder.engine, IsolatingEngine):
-            self._error_type = AnswerError
         return decoder.submit_rendered(prompt, params, **given)
 
     def _deliver(self, ticket: int, result: Chunk | Scored | Exception) -> None:
@@ -210,8 +206,7 @@ class _JobDecoder(Decoder):
             raise result
         self._call.count(result)
         if result.completion is not None:
-            if result.completion.error is not None:
-                raise self._error_type(result.completion.error)
+            raise_error(result.completion)
             self._left[ticket] -= 1
             if not self._left[ticket]:
                 del self._jobs[ticket], self._left[ticket]

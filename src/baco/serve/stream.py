@@ -11,13 +11,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from baco.decoder import Decoder, Scored
-from baco.engine.isolation import IsolatingEngine
-from baco.errors import AnswerError, BacoError, UpstreamError
 from baco.models.pair import Pair
 from baco.outputs import Chunk
-from baco.sampling.constraint import not_followed
 from baco.serve.engine_thread import EngineThread, Job
-from baco.serve.errors import ClientGoneError
+from baco.serve.errors import ClientGoneError, raise_error
 from baco.serve.parse_request import ParsedRequest
 from baco.text.prompts import Prompt
 
@@ -58,7 +55,6 @@ class Answers:
             asyncio.Queue()
         )
         self._early: deque[tuple[int, Chunk | Scored]] = deque()
-        self._error_type: type[Exception] = UpstreamError
         self._jobs = [
             Job(
                 partial(self._submit, index),
@@ -115,17 +111,10 @@ class Answers:
         while left:
             prompt, chunk = self._early.popleft() if self._early else await self._next()
             assert isinstance(chunk, Chunk)
-            if chunk.completion is not None and chunk.completion.error is not None:
-                raise self._failure(chunk.completion.error)
+            if chunk.completion is not None:
+                raise_error(chunk.completion)
             yield prompt * n + chunk.sample, chunk
             left -= chunk.finish_reason is not None
-
-    def _failure(self, message: str) -> Exception:
-        """The exception for an answer's error."""
-        structure = self.parsed.params.structure
-        if structure is not None and message.startswith(not_followed(structure.kind)):
-            return BacoError(message)
-        return self._error_type(message)
 
     async def _next(self) -> tuple[int, Chunk | Scored | _Accepted]:
         async with asyncio.timeout_at(self._deadline):
@@ -138,8 +127,6 @@ class Answers:
         self.prompts[index] = self.parsed.render(index, self._pair, pause)
 
     def _submit(self, index: int, decoder: Decoder) -> int:
-        if isinstance(decoder.engine, IsolatingEngine):
-            self._error_type = AnswerError
         ticket = self.parsed.submit(self.prompts[index], decoder)
         self._deliver(index, _Accepted())
         return ticket

@@ -22,7 +22,7 @@ from baco.backends.remote.view import (
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.errors import BacoError, UpstreamError
+from baco.errors import BacoError, Failure, UpstreamError
 from baco.models.pair import Pair
 from baco.routing.word_boundaries import NO_TOKEN
 from baco.source import MODELS, Source
@@ -62,7 +62,7 @@ class Update:
         sequence: the answer.
         tokens, sources, logprobs, tops, whys: of the new tokens.
         finish_reason: set if the answer ended.
-        error: what ended it, in one line.
+        error: what ended it.
     """
 
     sequence: SequenceState
@@ -72,7 +72,7 @@ class Update:
     tops: list[dict[int, float]] = field(default_factory=list)
     whys: list[Why] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: Failure | None = None
 
 
 class Answer:
@@ -126,7 +126,8 @@ class Answer:
             while not self._finished:
                 self._emit(await self._step())
         except (UpstreamError, BacoError) as error:
-            self._emit(Update(self._sequence, finish_reason="error", error=str(error)))
+            failure = Failure("server", str(error))
+            self._emit(Update(self._sequence, finish_reason="error", error=failure))
 
     async def _step(self) -> Update:
         drafter, length = self._plan()

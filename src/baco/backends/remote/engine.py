@@ -10,7 +10,7 @@ from baco.backends.remote.answer import Answer, Totals, Update
 from baco.backends.remote.model import RemoteModel
 from baco.backends.remote.shared_text_answer import SharedTextAnswer
 from baco.engine.sequence import Request, SequenceState
-from baco.errors import BacoError
+from baco.errors import BacoError, Failure
 from baco.models.pair import Pair
 from baco.source import Source
 
@@ -107,8 +107,8 @@ class RemoteEngine:
                 await answer(sequence, self._models, self._pair, self.stats, emit).decode()
             except Exception:
                 log.exception("an answer failed")
-                message = "decoding failed in this process; see its log"
-                self._updates.put(Update(sequence, finish_reason="error", error=message))
+                failure = Failure("server", "decoding failed in this process; see its log")
+                self._updates.put(Update(sequence, finish_reason="error", error=failure))
             finally:
                 self._decoding.discard(sequence)
 

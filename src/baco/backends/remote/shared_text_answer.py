@@ -26,7 +26,7 @@ from baco.backends.remote.view import OTHER, NextSource, needed_quantity
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.errors import BacoError, UpstreamError
+from baco.errors import BacoError, Failure, UpstreamError
 from baco.models.pair import Pair
 from baco.routing.signals import Distribution, Signals
 from baco.routing.two_vocabularies import is_boundary
@@ -91,7 +91,8 @@ class SharedTextAnswer:
                 update = await self._step()
                 self._emit(update)
         except (UpstreamError, BacoError) as error:
-            self._emit(Update(self._sequence, finish_reason="error", error=str(error)))
+            failure = Failure("server", str(error))
+            self._emit(Update(self._sequence, finish_reason="error", error=failure))
 
     async def _step(self) -> Update:
         if self._active is None and self._next is None:

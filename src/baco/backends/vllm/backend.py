@@ -18,7 +18,7 @@ from baco.backends.base import Capabilities
 from baco.backends.vllm.launch import first_line
 from baco.backends.vllm.options import PREFIX, pair_prompt
 from baco.engine.sequence import Request, SequenceState
-from baco.errors import BacoError
+from baco.errors import BacoError, Failure
 from baco.models.pair import Pair
 from baco.routing.parser import portable
 from baco.sampling.params import MAX_SEED, SamplingParams
@@ -215,17 +215,26 @@ class VllmEngine:
         """Append vLLM's output to a sequence."""
         if isinstance(output, str):
             del self._names[sequence]
-            sequence.finish_reason, sequence.error = "error", output
+            sequence.finish_reason, sequence.error = "error", Failure("server", output)
             return
         completion = output.outputs[0]
         before = len(sequence.tokens)
+        if completion.finish_reason == "error":  # its structure cannot be followed, or the like
+            self._break_off(sequence, before, "vLLM ended the answer in an error; its log says why")
+            return
         sequence.tokens += completion.token_ids
         letters = (output.kv_transfer_params or {}).get(f"{PREFIX}sources", "")
         sequence.sources += [_SOURCES[letter] for letter in letters[before:]]
         wanted = sequence.request.params.logprobs
         for token, top in zip(completion.token_ids, completion.logprobs or [], strict=True):
             if not isfinite(top[token].logprob):
-                self._break_off(sequence, before)
+                pair = self.backend.pair
+                self._break_off(
+                    sequence,
+                    before,
+                    f"the logits of {pair.base.name} or {pair.aligned.name} are NaN or infinite: "
+                    "its weights may be damaged, or float16 overflows; try --dtype float32",
+                )
                 return
             sequence.logprobs.append(top[token].logprob)
             if wanted:
@@ -239,15 +248,10 @@ class VllmEngine:
                 self.stats.drafted += drafts.num_draft_tokens
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
 
-    def _break_off(self, sequence: SequenceState, tokens: int) -> None:
-        """End a sequence whose logits are NaN or infinite; its earlier tokens are kept."""
+    def _break_off(self, sequence: SequenceState, tokens: int, message: str) -> None:
+        """End a sequence in an error; its first ``tokens`` tokens are kept."""
         self.stop(sequence, tokens)
-        pair = self.backend.pair
-        sequence.finish_reason = "error"
-        sequence.error = (
-            f"the logits of {pair.base.name} or {pair.aligned.name} are NaN or infinite: its "
-            "weights may be damaged, or float16 overflows; try --dtype float32"
-        )
+        sequence.finish_reason, sequence.error = "error", Failure("server", message)
 
     @property
     def busy(self) -> bool:

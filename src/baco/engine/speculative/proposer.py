@@ -21,7 +21,7 @@ from baco.engine.speculative.acceptance import AcceptanceStats
 from baco.engine.speculative.cost_model import NO_DRAFT, DraftPlanner, Plan
 from baco.engine.speculative.ngram import NgramTable
 from baco.engine.speculative.self_draft import SelfDraft
-from baco.errors import BacoError
+from baco.errors import BacoError, Failure
 from baco.sampling.noise import gumbel_of
 from baco.sampling.sampler import draw
 from baco.source import Source
@@ -143,7 +143,8 @@ class Proposer:
             try:
                 drafts.append([] if automaton is None else automaton.forced(row.answer, most))
             except BacoError as error:
-                row.error = str(error)  # the step gives it no token, and ends it
+                # The step gives it no token, and ends it.
+                row.error = Failure("structure", str(error))
                 drafts.append([])
         return drafts
 
