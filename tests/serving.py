@@ -33,12 +33,16 @@ WAIT = 240  # seconds: machines that run all tests at once are slow
 
 
 class _Records(logging.Handler):
-    def __init__(self) -> None:
+    """The lines that one thread logs: that of a server, of several in this process."""
+
+    def __init__(self, thread: threading.Thread) -> None:
         super().__init__()
+        self._thread = thread
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        if record.thread == self._thread.ident:
+            self.lines.append(record.getMessage())
 
 
 @dataclass
@@ -62,6 +66,17 @@ class Served:
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.records.lines]
+
+    def entry(self, reply: httpx.Response) -> dict[str, Any]:
+        """The access log's entry for a reply. It is written after the reply is sent."""
+        entries: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            entries[:] = [e for e in self.log() if e["id"] == reply.headers["X-Request-Id"]]
+            return bool(entries)
+
+        wait_for(written)
+        return entries[0]
 
     def metric(self, name: str) -> float:
         """The sample of a metric, labels included in the name as Prometheus writes them."""
@@ -126,14 +141,14 @@ def wait_for(condition: Any) -> None:
 def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
     """Serve a pair on ``port``; 0 takes a free one."""
     app = create_app(baco, Settings(**settings))
-    records = _Records()
-    access = logging.getLogger("baco.access")
-    access.setLevel(logging.INFO)
-    access.addHandler(records)
     bound = bind("127.0.0.1", port)
     started = threading.Event()
     server = Server(app, 0, started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    records = _Records(thread)
+    access = logging.getLogger("baco.access")
+    access.setLevel(logging.INFO)
+    access.addHandler(records)
     thread.start()
     assert started.wait(WAIT)
     port = bound.getsockname()[1]
@@ -148,12 +163,21 @@ def served(baco: Baco, port: int = 0, **settings: Any) -> Iterator[Served]:
         access.removeHandler(records)
 
 
+class Decision(threading.Event):
+    """A router decides once this is set. ``awaited`` is set when a step waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = threading.Event()
+
+
 @contextmanager
-def waiting_router(name: str) -> Iterator[threading.Event]:
+def waiting_router(name: str) -> Iterator[Decision]:
     """A router that waits for an event before it decides."""
-    decides = threading.Event()
+    decides = Decision()
 
     def decide(signals: Signals) -> Any:
+        decides.awaited.set()
         assert decides.wait(WAIT)
         return signals.max_base < 2
 

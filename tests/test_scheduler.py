@@ -33,8 +33,7 @@ from baco.serve.formats import TextFormatter
 from baco.serve.response_models import Provenance, TextChoice, TextReply, Usage
 from baco.text.encoder import Encoder
 from tests.fuzzing import budget
-from tests.serving import Served, connect, events, post_request, served, wait_for
-from tests.test_serve_engine_thread import WAIT
+from tests.serving import WAIT, Served, connect, events, post_request, served, wait_for
 
 PIECE = 8
 

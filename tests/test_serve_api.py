@@ -389,16 +389,19 @@ def test_a_body_without_a_length_is_measured_too(server: Served) -> None:
 def test_the_rows_of_a_client_that_disconnects_leave_within_a_step(
     demo: Baco, stream: bool
 ) -> None:
-    body = chat("Give me a four-sentence story about a dragon.", n=128, stream=stream)
-    with served(demo) as server, server.client as client:
+    story = "Give me a four-sentence story about a dragon."
+    body = chat(story, router="Waits", n=128, stream=stream)
+    with served(demo) as server, server.client as client, waiting_router("Waits") as decides:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as got:
                 next(events(got))
+                assert decides.awaited.wait(WAIT)
         else:
             with connect(server.url, post_request("/v1/chat/completions", body)):
-                wait_for(lambda: server.rounds)
+                assert decides.awaited.wait(WAIT)
         wait_for(server.log)
         rounds = server.rounds
+        decides.set()
         server.settles()
         # The one that was under way, and one that the rows are gone from.
         assert server.rounds <= rounds + 2

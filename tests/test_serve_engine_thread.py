@@ -1,7 +1,7 @@
 """The thread that owns the decoder: concurrent requests share it and do not affect each other."""
 
 import asyncio
-import time
+import threading
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -18,10 +18,10 @@ from baco.routing.rules import LogitRule
 from baco.serve.engine_thread import ClosedError, EngineThread, Job, QueueFullError
 from baco.serve.errors import ClientGoneError
 from baco.serve.stream import unless_disconnected
+from tests.serving import WAIT, wait_for, waiting_router
 
 PROMPT = "Give me a dinner idea"
 ROUTER = "P-Punc:0.4"
-WAIT = 240
 
 Results = SimpleQueue[Chunk | Scored | Exception]
 
@@ -33,10 +33,10 @@ def engine_thread(demo: Baco) -> Iterator[EngineThread]:
     engine_thread.close()
 
 
-def job(demo: Baco, **sampling: Any) -> tuple[Job, Results]:
+def job(demo: Baco, router: str = ROUTER, **sampling: Any) -> tuple[Job, Results]:
     results: Results = SimpleQueue()
-    router = demo.router(ROUTER)
-    return Job(lambda d: d.submit(PROMPT, router=router, **sampling), results.put), results
+    chosen = demo.router(router)
+    return Job(lambda d: d.submit(PROMPT, router=chosen, **sampling), results.put), results
 
 
 def ask(engine_thread: EngineThread, demo: Baco, **sampling: Any) -> Results:
@@ -99,13 +99,15 @@ def test_a_refused_request_is_reported_to_its_own_caller_only(
 def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(
     engine_thread: EngineThread, demo: Baco
 ) -> None:
-    jobs = [job(demo, seed=seed, n=16)[0] for seed in range(3)]
-    engine_thread.submit(jobs)
-    with pytest.raises(QueueFullError):
-        ask(engine_thread, demo)
-    for one in jobs:
-        engine_thread.cancel(one)
-    settle(engine_thread)
+    with waiting_router("Waits") as decides:
+        jobs = [job(demo, "Waits", seed=seed, n=16)[0] for seed in range(3)]
+        engine_thread.submit(jobs)
+        with pytest.raises(QueueFullError):
+            ask(engine_thread, demo)
+        for one in jobs:
+            engine_thread.cancel(one)
+        decides.set()
+        settle(engine_thread)
     assert engine_thread.open == 0
     assert engine_thread._decoder is not None
     assert not any(engine_thread._decoder.holds(ticket) for ticket in range(3))
@@ -163,6 +165,7 @@ def test_a_request_that_raises_fails_alone_and_other_answers_are_unchanged(
         assert texts(results, 3) == alone(demo, seed=seed, n=3)
     for seed, results in enumerate(after, 3):
         assert texts(results) == alone(demo, seed=seed)
+    settle(engine_thread)
     assert engine_thread.open == 0
     engine_thread.close()
 
@@ -202,6 +205,7 @@ def test_a_decoder_that_fails_ends_its_requests_and_the_next_one_gets_another(de
     engine_thread = EngineThread(lambda: failing.pop() if failing else demo.decoder(), max_open=3)
     assert isinstance(ask(engine_thread, demo, seed=1).get(timeout=WAIT), BrokenError)
     assert texts(ask(engine_thread, demo, seed=1)) == alone(demo, seed=1)
+    settle(engine_thread)
     assert engine_thread.open == 0
     engine_thread.close()
 
@@ -232,13 +236,19 @@ def test_closing_refuses_new_requests_and_finishes_open_ones(demo: Baco) -> None
 def test_jobs_that_are_open_after_the_grace_end_with_an_error(demo: Baco) -> None:
     engine_thread = EngineThread(demo.decoder, max_open=3)
     results: Results = SimpleQueue()
+    begun = threading.Event()
+
+    def deliver(result: Chunk | Scored | Exception) -> None:
+        results.put(result)
+        begun.set()
 
     def decide(signals: Any) -> Any:
-        time.sleep(0.1)
+        if begun.is_set():  # the rest of the answer waits for the end of the grace
+            wait_for(lambda: not engine_thread._work.empty())
         return signals.max_base < 2
 
-    slow = RuleRouter(LogitRule("Slow", decide, "takes its time", threshold=False))
-    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), results.put)])
+    slow = RuleRouter(LogitRule("Slow", decide, "waits for the end", threshold=False))
+    engine_thread.submit([Job(lambda d: d.submit(PROMPT, router=slow, seed=1, n=8), deliver)])
     results.get(timeout=WAIT)
     engine_thread.close(grace=0)
     assert isinstance(last_error(results), ClosedError)

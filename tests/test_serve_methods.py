@@ -15,6 +15,7 @@ from baco.evaluation.records import Prompt, Setting
 from tests.registries import restored
 from tests.serving import (
     PROMPT,
+    WAIT,
     Served,
     connect,
     events,
@@ -113,11 +114,12 @@ def test_a_stream_has_the_whole_answers(server: Served) -> None:
 
 
 def test_usage_counts_the_tokens_of_all_calls(server: Served) -> None:
-    one, five = (ask(server, "regeneration", n=n, max_tokens=8).json()["usage"] for n in (1, 5))
+    replies = [ask(server, "regeneration", n=n, max_tokens=8) for n in (1, 5)]
+    one, five = (reply.json()["usage"] for reply in replies)
     assert five["completion_tokens"] > one["completion_tokens"]
     # Every call reads the whole conversation, which grows.
     assert five["prompt_tokens"] > 5 * one["prompt_tokens"]
-    counted = server.log()[-1]
+    counted = server.entry(replies[1])
     assert counted["router"] == "regeneration"
     assert counted["tokens"] == five["completion_tokens"]
     assert counted["prompt_tokens"] == five["prompt_tokens"]
@@ -248,14 +250,15 @@ def test_a_registered_method_is_served_and_ends_with_its_client(demo: Baco) -> N
         register_method(Waiting())
         body = {"model": "baco/waiting", "messages": [{"role": "user", "content": PROMPT}]}
         with connect(server.url, post_request("/v1/chat/completions", body)):
-            wait_for(lambda: server.arrived == 1)
+            assert decides.awaited.wait(WAIT)
         wait_for(lambda: server.arrived == 2)  # the call, and its end
         decides.set()
         server.settles()
         assert server.rounds <= 2
-        assert ask(server, "waiting", max_tokens=4).status_code == 200
-        outcomes = [entry["outcome"] for entry in server.log()]
-        assert outcomes == ["gone", "finished"]
+        reply = ask(server, "waiting", max_tokens=4)
+        assert reply.status_code == 200
+        assert server.entry(reply)["outcome"] == "finished"
+        assert [entry["outcome"] for entry in server.log()] == ["gone", "finished"]
 
 
 def test_a_method_that_takes_too_long_is_a_504(demo: Baco) -> None:

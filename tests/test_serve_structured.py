@@ -1,7 +1,9 @@
 """Structured answers over HTTP, with OpenAI's own client and vLLM's names."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from baco import Baco
 from baco.sampling import constraint
-from tests.serving import PROMPT, ROUTER, Served, served
+from tests.serving import PROMPT, ROUTER, WAIT, Served, served, wait_for
 
 
 class Trip(pydantic.BaseModel):
@@ -138,15 +140,18 @@ def test_structures_that_cannot_be_used_are_refused(
 def test_a_schema_that_compiles_for_hours_delays_no_other_request(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constraint, "SECONDS", 0.5)
+    monkeypatch.setattr(constraint, "SECONDS", WAIT)
     patterns = [{"type": "string", "pattern": f"[a-z]{{0,{n}}}x"} for n in range(1, 40)]
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"allOf": patterns}}}
     with ThreadPoolExecutor(1) as pool:
         endless = pool.submit(server.ask, messages=messages(), response_format=form)
-        while not constraint._process._lock.locked():
-            assert not endless.done()
+        wait_for(lambda: endless.done() or constraint._process._lock.locked())
         assert server.ask(messages=messages(), max_tokens=2).status_code == 200
         assert not endless.done()
+        wait_for(lambda: constraint._process._process)
+        process = constraint._process._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGPROF)  # as at the end of its time
         refusal = endless.result()
     assert refusal.status_code == 400
     assert "the schema is too complex" in refusal.json()["error"]["message"]
