@@ -51,6 +51,10 @@ def written(folder: Path, suffix: str) -> Path:
     return path
 
 
+def test_a_cell_of_csv_may_be_a_long_document() -> None:
+    assert parse_answers("prompt,answer\np," + "x" * 200_000).answers == [["x" * 200_000]]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_form_of_file_is_read_alike(tmp_path: Path, suffix: str) -> None:
     file = read_answers(written(tmp_path, suffix))

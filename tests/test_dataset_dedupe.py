@@ -226,6 +226,7 @@ def test_the_card_is_kept_and_says_what_was_removed(tmp_path: Path) -> None:
             "line 1: 'samples' is a list; give one",
         ),
         ([{"answer": "x"}, {"prompt": "p"}], [], "line 2: no answer; name its column answer,"),
+        ([{"answer": "\ud800"}], [], "line 1 holds half a surrogate pair"),
         ([{"answer": "x"}], ["--column", "y"], "line 1: the column 'y' holds no text"),
         ([{"answer": "x"}], ["--threshold", "0"], "threshold is 0: give a number from 0.1 to 1"),
         ([{"answer": "x"}], ["--keep", "best"], "keep is 'best': use first or longest"),
@@ -257,8 +258,17 @@ def test_another_rule_or_dataset_is_refused_and_changes_nothing(tmp_path: Path) 
         dedupe(Dataset.open(path, nested=False), tmp_path, Rule(), ignore, {})
 
 
-def test_an_empty_dataset_has_no_duplicates(tmp_path: Path) -> None:
-    path = write(tmp_path, [])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_empty_dataset_has_no_duplicates(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    path.touch()
     result = dedupe(Dataset.open(path, nested=False), tmp_path / "out", Rule(), ignore, {})
     assert result == Result(0, 0, 0)
     assert isinstance(result.kept, int | np.integer)
+
+
+def test_a_long_cell_of_csv_is_copied(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": "word " * 50_000}, {"prompt": "p", "answer": "other"}]
+    path, out = write(tmp_path, rows, "csv"), tmp_path / "out"
+    dedupe(Dataset.open(path, nested=False), out, Rule(), ignore, {})
+    assert pandas.read_csv(out / "data" / path.name).to_dict("records") == rows

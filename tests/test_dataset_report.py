@@ -1,6 +1,7 @@
 """`baco dataset report`: figures that follow from the rows, beside those of a baseline."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,41 @@ def test_validity_counts_json_and_the_schema(tmp_path: Path) -> None:
     found = report(write(tmp_path / "a.jsonl", ANSWERS), check=schema_check(schema)).figures
     assert (found.rows, found.prompts, found.fewest, found.most) == (10, 5, 2, 2)
     assert (found.json, found.valid) == (0.4, 0.2)
-    assert dict(found.faults) == {"not JSON": 6, "$.age: maximum": 1, "$: required": 1}
+    assert dict(found.faults) == {
+        "not JSON": 5,
+        "$: type": 1,
+        "$.age: maximum": 1,
+        "$: required": 1,
+    }
     values = {field.name: field for field in found.fields}
     assert list(values) == ["age", "name", "job.title"]
     assert values["name"].present == 0.75 and values["name"].distinct == 2
     assert values["name"].top == [("Ada", 2 / 3), ("Bo", 1 / 3)]
     assert values["age"].mean == pytest.approx((30 + 50 + 30) / 3) and values["name"].mean is None
     assert values["job.title"].entropy == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_validity_is_of_any_json_value(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": ["string", "number", "null"]}')
+    rows = write(tmp_path / "a.jsonl", ['"Ada"', "3", "null", "NaN", "[]", "Ada"])
+    found = report(rows, check=schema_check(schema)).figures
+    assert (found.json, found.valid) == (1 / 6, 3 / 6)
+    assert dict(found.faults) == {"not JSON": 2, "$: type": 1}
+
+
+def test_figures_are_numbers_of_json_whatever_the_rows_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [f'{{"a": 1e999, "b": 1{"0" * 400}}}', '{"a": 3, "b": 4}', '{"a": NaN}']
+    rows = write(tmp_path / "a.jsonl", answers, base_share=float("nan"))
+    assert run(["dataset", "report", str(rows), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["figures"]
+    assert (found["base_share"], found["json"]) == (None, pytest.approx(2 / 3))
+    assert [(field["name"], field["mean"]) for field in found["fields"]] == [
+        ("a", None),
+        ("b", None),
+    ]
 
 
 def test_duplicates_openings_and_overused_phrases_are_counted(tmp_path: Path) -> None:
@@ -165,7 +194,12 @@ def test_embeddings_measure_pooled_answers_and_those_of_a_prompt(
         (["rows.jsonl", "--schema", "bad.json"], "bad.json is not a JSON schema: 'thing' is not"),
         (["rows.jsonl", "--schema", "none.json"], "cannot read none.json: No such file"),
         (["rows.jsonl", "--model", "nli"], "give ROLE=ID_OR_FOLDER"),
+        (["rows.jsonl", "--schema", "far.json"], "far.json cannot be checked: Unresolvable: http:"),
+        (["rows.jsonl", "--schema", "loop.json"], "loop.json cannot be checked: maximum recursion"),
         (["rows.jsonl", "-o", "folder"], "folder is a folder: give a file, as in folder/report"),
+        (["rows.jsonl", "-o", "rows.jsonl"], "--output rows.jsonl is read too: give another file"),
+        (["rows.jsonl", "-o", "pipe"], "cannot write pipe: it is not a regular file"),
+        (["half.jsonl"], "half.jsonl, line 1 holds half a surrogate pair"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -178,9 +212,14 @@ def test_bad_input_is_one_line(
     (tmp_path / "work" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     if arguments != ["."]:
-        write(Path("rows.jsonl"), ["x", "y"])
+        rows = write(Path("rows.jsonl"), ["1", "y"]).read_text()
         Path("empty.jsonl").touch()
         Path("bad.json").write_text('{"type": "thing"}')
+        Path("far.json").write_text('{"$ref": "http://localhost:9/schema"}')
+        Path("loop.json").write_text('{"$ref": "#"}')
+        os.mkfifo("pipe")
+        write(Path("half.jsonl"), ["a \ud800"])
     assert run(["dataset", "report", *arguments]) == 2
     stderr = " ".join(capsys.readouterr().err.split())
     assert message in stderr and stderr.count("baco:") == 1
+    assert arguments == ["."] or Path("rows.jsonl").read_text() == rows

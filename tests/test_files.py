@@ -1,6 +1,7 @@
 """One process at a time writes to an output, and the next one checks what is in it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from baco.batch import answer_file
 from baco.cli import run
 from baco.demo.recipe import Recipe
 from baco.demo.train import train
+from baco.errors import BacoError
 from baco.evaluation.store import Run
 from baco.evaluation.sweep import resume
-from baco.files import locked
+from baco.files import locked, write_atomic, write_output
 from tests.held import held, lines_in
 from tests.test_sweep import drawn, small_plan
 
@@ -201,3 +203,14 @@ def test_samples_and_scores_out_of_order_are_made_again(tmp_path: Path) -> None:
     drawn(plan, sweep_run.path)
     assert run(["score", str(sweep_run.path), "--metric", "distinct_1", "--workers", "1"]) == 0
     assert [file.read_bytes() for file in files] == whole
+
+
+def test_a_written_file_keeps_its_link_and_replaces_no_device(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "a", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    write_atomic(link, "new")
+    assert link.is_symlink() and file.read_text() == "new"
+    os.mkfifo(pipe)
+    with pytest.raises(BacoError, match=r"cannot write .*pipe: it is not a regular file"):
+        write_output(pipe, "new")
+    assert pipe.is_fifo() and {path.name for path in tmp_path.iterdir()} == {"a", "link", "pipe"}

@@ -77,17 +77,33 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.write_bytes(data)
 
 
+def write_output(path: Path, content: str) -> None:
+    """`write_atomic` for a file that the user named; BacoError where it cannot be written."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise BacoError(f"cannot write {path}: {error.strerror}") from error
+
+
 @contextmanager
 def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """A partial file beside ``path``, for the block to write. At the end of the block it is synced
     to the disk and takes the place of ``path``. An error removes it.
 
     Args:
-        path: the file to write.
+        path: the file to write. A symbolic link stays, and the file that it names is written.
         partial: the partial file, for callers that remove what killed writers left. By default its
             name has the process in it, so that two writers do not collide, and the next writer
             removes it after a kill.
+
+    Raises:
+        OSError: it cannot be written, or is neither a file nor a folder: a device, for instance,
+            would be replaced.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if path.is_symlink():
+        path = path.resolve()
     if partial is None:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):

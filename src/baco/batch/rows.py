@@ -17,6 +17,7 @@ from baco.text.templates import Template, TemplateFailedError, today
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".txt")
 PROMPT = ("prompt", "messages")
+csv.field_size_limit(2**31 - 1)  # Python's own limit refuses a document of 128 KiB
 # Invalid rows that one error names.
 NAMED = 10
 

@@ -103,19 +103,19 @@ def report(
     from baco.dataset.dataset_page import cells, lines, render, verdict
     from baco.dataset.figures import make_report, schema_check
     from baco.dataset.files import Dataset
-    from baco.files import write_atomic
+    from baco.files import write_output
 
     check = None if schema is None else schema_check(schema)
     opened = Dataset.open(source, column)
     other = None if baseline is None else Dataset.open(baseline, column)
+    read = [*opened.files, *(other.files if other is not None else ()), schema]
+    if output is not None and output.resolve() in (file.resolve() for file in read if file):
+        raise BacoError(f"--output {output} is read too: give another file")
     opt.quiet_libraries()
     with counting("rows") as advance:
         made = make_report(opened, other, rule, check, models, advance)
     if output is not None:
-        try:
-            write_atomic(output, render(made))
-        except OSError as error:
-            raise BacoError(f"cannot write {output}: {error.strerror}") from error
+        write_output(output, render(made))
     if as_json:
         print_json(asdict(made))
     else:

@@ -77,9 +77,11 @@ def train(
     from baco.evaluation.store import Run
     from baco.evaluation.train_router import Objective
     from baco.evaluation.train_router import train as learn
-    from baco.files import write_atomic
+    from baco.files import write_output
 
     opt.quiet_libraries()
+    if out.is_dir():
+        raise BacoError(f"--out {out} is a folder: give a file, as in {out / 'router.json'}")
     if not out.resolve().parent.is_dir():
         raise BacoError(f"--out {out}: there is no folder {out.parent}")
     begun = Run.open(run)
@@ -93,7 +95,7 @@ def train(
     with steps("answers", len(groups)) as advance:
         objective = Objective(quality, diversity_weight, temperature, hidden, hidden_states)
         learned = learn(groups, begun, baco, objective, models, advance)
-    write_atomic(out, json.dumps(learned.to_json(), indent=1) + "\n")
+    write_output(out, json.dumps(learned.to_json(), indent=1) + "\n")
     trained = learned.trained
     note(f"trained on {trained['words']} words of {trained['answers']} answers; saved in {out}")
     note(f'try it: baco generate "…" --router Learned:{out}')

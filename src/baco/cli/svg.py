@@ -10,8 +10,7 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from baco.errors import BacoError
-from baco.files import write_atomic
+from baco.files import write_output
 from baco.models.known_pairs import DEMO
 from baco.text.invalid_characters import well_formed
 
@@ -70,7 +69,4 @@ def draw_svg(path: Path, command: str, view: RenderableType) -> None:
     console.print(view)
     drawing = well_formed(console.export_svg(title="BACo", theme=PAPER))
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
-    try:
-        write_atomic(path, drawing)
-    except OSError as error:
-        raise BacoError(f"cannot write {path}: {error.strerror}") from error
+    write_output(path, drawing)

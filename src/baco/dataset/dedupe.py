@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def _copy_csv(source: Path, target: Path, keep: Kept) -> int:
     ):
         writer = csv.writer(write, lineterminator="\n")
         reader = csv.reader(read, strict=True)
-        writer.writerow(next(reader))
+        for heading in islice(reader, 1):
+            writer.writerow(heading)
         for row in reader:
             if row:
                 if keep[count]:

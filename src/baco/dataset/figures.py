@@ -9,13 +9,14 @@ same ones.
 import hashlib
 import json
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -36,6 +37,7 @@ POOLED, EMBEDDED = 2000, 300
 LONGEST_OPENING, SHOWN, LONGEST_GROUP = 12, 10, 5
 LEXICAL = ("distinct_1", "distinct_2", "distinct_3")
 SEMANTIC = ("embedding_distance", "vendi")
+NOT_JSON = object()
 Advance = Callable[[int], None]
 
 
@@ -49,7 +51,7 @@ class Values:
         distinct: number of distinct values.
         entropy: of the values, in nats.
         top: the most frequent values with their shares of all values.
-        mean: of numbers; None for other values.
+        mean: of numbers; None for other values, and where it is beyond floating point.
     """
 
     name: str
@@ -153,7 +155,8 @@ class _Observer:
         self._validate(answer.text)
         if isinstance(reason := answer.row.get("finish_reason"), str):
             self.finished[reason == "stop"] += 1
-        if isinstance(share := answer.row.get("base_share"), int | float):
+        share = answer.row.get("base_share")
+        if isinstance(share, int | float) and 0 <= share <= 1:
             self.base_shares[0] += share
             self.base_shares[1] += 1
         self.sample[_hash(str(self.rows))] = answer.text
@@ -166,9 +169,9 @@ class _Observer:
 
     def _validate(self, text: str) -> None:
         value = parsed(text)
-        self.json += value is not None
+        self.json += isinstance(value, dict | list)
         if self.check is not None:
-            fault = "not JSON" if value is None else self.check(value)
+            fault = "not JSON" if value is NOT_JSON else self.check(value)
             if fault is None:
                 self.valid += 1
             elif fault in self.faults or len(self.faults) < SAMPLE:
@@ -202,12 +205,15 @@ def _prune(kept: dict[int, Any], count: int) -> None:
 
 
 def parsed(text: str) -> Any:
-    """The JSON object or list that a text is; None for any other text."""
+    """The value of a JSON text; `NOT_JSON` for any other text."""
     try:
-        value = json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict | list) else None
+        return NOT_JSON
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
 
 
 def schema_check(path: Path) -> Callable[[Any], str | None]:
@@ -219,6 +225,8 @@ def schema_check(path: Path) -> Callable[[Any], str | None]:
     try:
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
     except ImportError as error:
         raise BacoError("a schema needs a library: pip install 'baco[dataset]'") from error
     try:
@@ -230,10 +238,13 @@ def schema_check(path: Path) -> Callable[[Any], str | None]:
     except (ValueError, RecursionError, SchemaError, AttributeError, TypeError) as error:
         reason = error.message if isinstance(error, SchemaError) else one_line(error)
         raise BacoError(f"{path} is not a JSON schema: {reason}") from error
-    validator = kind(schema)
+    validator = kind(schema, registry=Registry())  # it retrieves no schema from the network
 
     def check(value: Any) -> str | None:
-        error = next(iter(validator.iter_errors(value)), None)
+        try:
+            error = next(iter(validator.iter_errors(value)), None)
+        except (Unresolvable, RecursionError, re.error) as failure:
+            raise BacoError(f"{path} cannot be checked: {one_line(failure)}") from failure
         return None if error is None else f"{error.json_path}: {error.validator}"
 
     return check
@@ -426,10 +437,19 @@ def _fields(objects: Sequence[Mapping[str, Any]]) -> list[Values]:
                 len(counts),
                 -sum(n / total * math.log(n / total) for n in counts.values()) + 0.0,
                 [(value, count / total) for value, count in counts.most_common(SHOWN)],
-                sum(numbers) / total if len(numbers) == total else None,
+                _mean(numbers) if len(numbers) == total else None,
             )
         )
     return fields
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    """The mean; None where it is beyond floating point."""
+    try:
+        mean = sum(numbers) / len(numbers)
+    except OverflowError:
+        return None
+    return mean if math.isfinite(mean) else None
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

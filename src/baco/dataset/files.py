@@ -9,6 +9,7 @@ from typing import Any
 from baco.batch.rows import values
 from baco.errors import BacoError
 from baco.evaluation.answer_files import ANSWER, ANSWERS, PROMPT
+from baco.text.invalid_characters import fault_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 CARD = "README.md"
@@ -73,7 +74,7 @@ class Dataset:
         """The answers of a file in order, those of nested rows one after the other.
 
         Raises:
-            BacoError: it cannot be read, or a row has no answer.
+            BacoError: it cannot be read, or a row has no answer or is not Unicode text.
         """
         for where, row in rows(file):
             prompt = _prompt(row)
@@ -90,6 +91,8 @@ class Dataset:
                     text, own = answer.get("text"), answer
                 if not isinstance(text, str):
                     raise BacoError(f"{where}: {self._missing(name)}")
+                if (fault := fault_of(prompt + text)) is not None:
+                    raise BacoError(f"{where} {fault}")
                 yield Answer(prompt, text, own)
 
     def __iter__(self) -> Iterator[Answer]:

@@ -19,6 +19,7 @@ PROMPT = ("prompt", "question", "instruction", "input", "query", "messages")
 ANSWERS = ("answers", "generations", "responses", "completions", "outputs", "samples")
 ANSWER = ("answer", "generation", "response", "completion", "output", "text")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+csv.field_size_limit(2**31 - 1)  # Python's own limit refuses a document of 128 KiB
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from baco.cli.chat.conversation import Answer, Conversation, Turn
-from baco.errors import BacoError
-from baco.files import write_atomic
+from baco.files import write_output
 from baco.outputs import params
 
 
@@ -25,10 +24,7 @@ def save(conversation: Conversation, path: Path) -> None:
         text = json.dumps(_record(conversation), ensure_ascii=False, indent=1) + "\n"
     else:
         text = _markdown(conversation)
-    try:
-        write_atomic(path, text)
-    except OSError as error:
-        raise BacoError(f"cannot write {path}: {error.strerror}") from error
+    write_output(path, text)
 
 
 def _record(conversation: Conversation) -> dict[str, Any]:
