@@ -10,6 +10,7 @@ import pytest
 
 from baco.cli import run
 from baco.dataset import figures
+from baco.dataset.dataset_page import verdict
 from baco.dataset.figures import Report, make_report, schema_check
 from baco.dataset.files import Dataset
 from baco.dataset.near_duplicates import Rule
@@ -125,6 +126,7 @@ def test_a_baseline_is_measured_on_the_same_prompts_and_as_many_answers(tmp_path
     score, difference = made.baseline.scores["distinct_1"], made.differences["distinct_1"]
     assert score is not None and score.value == 0.5
     assert difference is not None and 0 < difference.low <= difference.difference
+    assert "0.0% instead of 98.3% of the rows are duplicates" in verdict(made)[-1]
 
 
 def test_a_sample_is_bounded_and_the_same_in_any_dataset(

@@ -138,8 +138,8 @@ def methods(as_json: AsJson = False) -> None:
         )
         return
     _show(("method", "family", "what it does"), [(m.name, m.family, m.help) for m in known])
-    stand = [f"{name} stands for {', '.join(members)}" for name, members in groups().items()]
-    _say(f"{'; '.join(stand)}. --router names a single router.")
+    listed = [f"{name} means {', '.join(members)}" for name, members in groups().items()]
+    _say(f"{'; '.join(listed)}. --router names a single router.")
     _say(f"As models of 'baco serve', after baco/: {', '.join(served.values())}.")
 
 

@@ -64,7 +64,7 @@ Samplers = Annotated[
     list[str] | None,
     typer.Option(
         "--sampler",
-        help="A further sampler, such as top_n_sigma:1 (see 'baco samplers'); Repeatable.",
+        help="A further sampler, such as top_n_sigma:1 (see 'baco samplers'). Repeatable.",
     ),
 ]
 

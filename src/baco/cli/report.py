@@ -25,7 +25,7 @@ def report(
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write what a run found: one HTML page that needs no network, and its parts as files.
+    """Write the results of a run: one HTML page that needs no network, and its parts as files.
 
     The page has the headline table, the diversity-quality plane, router ablation, samples and
     settings; report.md, tables/*.csv and plots/*.svg and *.png hold the same for papers.

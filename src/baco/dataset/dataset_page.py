@@ -111,12 +111,11 @@ def verdict(report: Report) -> list[str]:
         size, text, share = _longest_common(own)
         said.append(f"{share:.1%} of the answers begin with “{text}” ({size} words).")
     if other is not None:
-        more = own.exact + own.near - other.exact - other.near
         said.append(
-            f"Against {other.name}: {abs(more):.1%} {'more' if more > 0 else 'fewer'} rows are "
-            f"duplicates, distinct-2 of pooled answers is {own.pooled[2]:.3f} instead of "
-            f"{other.pooled[2]:.3f}, and overused phrases are {own.slop:.2f} instead of "
-            f"{other.slop:.2f} per 1,000 words."
+            f"Against {other.name}: {own.exact + own.near:.1%} instead of "
+            f"{other.exact + other.near:.1%} of the rows are duplicates, distinct-2 of pooled "
+            f"answers is {own.pooled[2]:.3f} instead of {other.pooled[2]:.3f}, and overused "
+            f"phrases are {own.slop:.2f} instead of {other.slop:.2f} per 1,000 words."
         )
     return said
 

@@ -335,7 +335,7 @@ def markdown(content: Mapping[str, Any], tables: Sections, stems: Sequence[str])
 
 def _lines(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -> Iterator[str]:
     yield f"# {content['title']}\n\n{content['lead']}\n"
-    yield "## Does BACo beat its own halves?\n"
+    yield "## Does BACo beat its own two models?\n"
     for summary in content["summaries"]:
         yield f"**{summary.pair}.** {summary.first}\n"
         yield from (f"- {line}" for line in summary.lines)
