@@ -77,6 +77,18 @@ def test_the_other_prompts_of_a_batch_get_the_same_answers(
     assert all(len(completion.token_ids) >= tokens for completion in broken)
 
 
+def test_samples_go_on_that_compare_themselves_with_one_that_has_ended(
+    demo: Baco, poison: dict[str, int]
+) -> None:
+    settings = SETTINGS | {"router": "P-Punc:share=0.3,over=samples", "n": 6, "max_tokens": 60}
+    poison["tokens"] = 20
+    expected = demo.generate_batch(GOOD, **settings)
+    lengths = [[len(one.token_ids) for one in row] for row in expected]
+    assert any(min(row[:-1]) < poison["tokens"] < row[-1] for row in lengths)
+    rows = demo.generate_batch([*GOOD, BAD], **settings)
+    assert whole(rows[:-1]) == whole(expected)
+
+
 def test_nothing_is_streamed_twice_when_an_answer_is_decoded_again(
     demo: Baco, poison: dict[str, int]
 ) -> None:

@@ -53,9 +53,8 @@ class IsolatingEngine:
         if self._suspects:
             # Among suspects it would have to be decoded again when they fail.
             self._withdraw(sequences)
-            sequences = [
-                SequenceState(request, one.sample, one.limit, one.answer_limit) for one in sequences
-            ]
+            for sequence in sequences:
+                sequence.finish_reason = None
             self._late.append(request)
         self._open[request] = list(sequences)
         return sequences
@@ -175,6 +174,8 @@ class IsolatingEngine:
         replays = {replay.sample: replay for replay in self.engine.add(request)}
         for sequence in self._open[request]:
             replay = replays.pop(sequence.sample)
+            # Samples that have ended are not decoded again.
+            replay.earlier = [self._replay.get(sample, sample) for sample in sequence.earlier]
             self._original[replay], self._replay[sequence] = sequence, replay
         self._withdraw(replays.values())  # the caller's have ended
 

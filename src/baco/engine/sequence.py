@@ -289,3 +289,5 @@ class SequenceState:
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine.extend(theirs[start:])
         self.phase, self.hidden, self.limit = other.phase, other.hidden, other.limit
+        self.endings = other.endings
+        self.num_base_at, self.num_fresh_at = other.num_base_at, other.num_fresh_at
