@@ -12,7 +12,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from baco import BacoError, SamplingParams
 from baco.sampling.noise import GUMBEL_MAX, GUMBEL_MIN, gumbel, noise_keys, uniform
-from baco.sampling.sampler import SamplingTensors, draw, penalise, truncate
+from baco.sampling.sampler import SamplingTensors, draw, draw_with_all_noise, penalise, truncate
 from tests import naive_decoding as naive
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -87,6 +87,17 @@ def test_temperature_0_is_the_plain_argmax_beside_random_rows() -> None:
     drawn = draw(row, table(*params), keys)
     assert set(drawn[::2].tolist()) == {1}
     assert set(drawn[1::2].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}])
+@pytest.mark.parametrize("temperature", [1e-29, 1e-38, 1e-40, 5e-324])
+def test_the_lowest_temperatures_take_the_most_likely_token(
+    temperature: float, truncation: dict[str, Any]
+) -> None:
+    params = table(SamplingParams(temperature=temperature, **truncation))
+    row, keys = torch.tensor([[1e4, 0.1, 2e4, -3.0, 1.9e4]]), key(1)[None]
+    assert draw(row.clone(), params, keys).tolist() == [2]
+    assert draw_with_all_noise(row, row.argmax(dim=-1), params, keys).tolist() == [2]
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -29,6 +29,8 @@ from baco.sampling.top_p import outside_top_p
 # Bytes that a draw takes for each entry of the logits, at most: sorted copies for top-p, noise for
 # every token at high temperatures.
 DRAW_BYTES = 96
+# Below this temperature logits are not divided, which would overflow: the likeliest token is drawn.
+_COLDEST = 1e-30
 _COLUMNS = {
     "temperature": torch.float32,
     "top_k": torch.int64,
@@ -47,7 +49,7 @@ class SamplingTensors:
     The flags tell whether any row uses a step of the sampler, so that unused steps cost nothing.
     """
 
-    temperature: Tensor  # float32
+    temperature: Tensor  # float32, 0 takes the most likely token
     top_k: Tensor  # int64, 0 keeps all
     top_p: Tensor  # float32
     min_p: Tensor  # float32
@@ -71,6 +73,7 @@ class SamplingTensors:
             name: tensor_on(device, [getattr(p, name) for p in params], dtype)
             for name, dtype in _COLUMNS.items()
         }
+        columns["temperature"].masked_fill_(columns["temperature"] < _COLDEST, 0.0)
         biases = [dict(p.logit_bias) for p in params]
         tokens = sorted({token for bias in biases for token in bias})
         table = [[bias.get(token, 0.0) for token in tokens] for bias in biases]
