@@ -16,6 +16,7 @@ from baco.backends.base import Capabilities
 from baco.backends.vllm.options import PairOptions
 from baco.cli import run as baco_command
 from baco.decoder import Decoder
+from baco.engine.budget import Budget, Needs
 from baco.engine.engine import Engine
 from baco.kv_cache import shared_prefix
 from baco.kv_cache.prefix_cache import PrefixCache
@@ -27,6 +28,7 @@ from baco.routing.router import hidden_widths
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from baco.routing.two_vocabularies import check_router
+from baco.source import MODELS
 from tests.pairs import PairFolder, save_adapter
 from tests.test_engine import PROMPTS, reference, rules, tokens_and_sources, without_turn_cut
 from tests.test_long_rope import KINDS as LONG_ROPE
@@ -176,7 +178,11 @@ def test_models_return_hidden_states_only_once_a_router_reads_them(
     assert [model.hidden_width for model in models] == [0, 0]
     rows = [model.score([1, 2, 3]) for model in models]
     widths = [model.logits_width for model in models]
+    budget = Budget(2**30, dict(zip(MODELS, models, strict=True)), baco.pair.vocabulary.size)
+    needs = Needs(64, {"base": 8, "aligned": 8}, 0, {"base": 8, "aligned": 8})
+    planned = budget.total(needs)
     baco.generate(PROMPTS[0], router="Probe:0", seed=1, max_tokens=4)
+    assert budget.total(needs) > planned
     assert [model.hidden_width for model in models] == [WIDTH, WIDTH]
     assert [model.logits_width - width for model, width in zip(models, widths, strict=True)] == [
         WIDTH,

@@ -93,14 +93,7 @@ class Budget:
         self._models = dict(models)
         self._sizes: dict[str, RowSize] = {name: m.row_size for name, m in models.items()}
         self._vocabulary_size = vocabulary_size
-        self.update_width()
-
-    def update_width(self) -> None:
-        """Read off the models how wide a row of logits is, hidden states included."""
-        widths = [model.logits_width for model in self._models.values()]
-        self._width = max(self._vocabulary_size, *widths)
-        device = self._models["aligned"].device.type
-        self._max_drawn = max(self._width, max_drawn_entries(device))
+        self._max_drawn = max_drawn_entries(models["aligned"].device.type)
 
     def tokens_between_steps(self, rows: int) -> int:
         """Tokens that may be read between two steps of this many rows."""
@@ -120,9 +113,12 @@ class Budget:
         """Bytes of a step's own tensors, at most, where ``positions`` of each row are decided:
         logits, draws, masks, the forwards' own tensors, and copies of growing caches.
         """
-        entries = rows * positions * self._width
+        # A request can let models return hidden states behind their logits from now on.
+        widths = [model.logits_width for model in self._models.values()]
+        width = max(self._vocabulary_size, *widths)
+        entries = rows * positions * width
         decided = entries * (_ENTRY_BYTES + (_PENALTY_BYTES if needs.penalised else 0))
-        decided += DRAW_BYTES * min(entries, self._max_drawn)
+        decided += DRAW_BYTES * min(entries, max(width, self._max_drawn))
         read = reread = 0
         largest = {"base": 0, "aligned": 0}
         for name, model in self._models.items():

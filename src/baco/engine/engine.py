@@ -217,10 +217,7 @@ class Engine(ScheduledEngine):
 
     def _keep_hidden_states(self, router: Router) -> None:
         """Let the models return the hidden states that a router reads."""
-        widths = hidden_widths(router)
-        if not widths:
-            return
-        for source, trained in widths.items():
+        for source, trained in hidden_widths(router).items():
             model = self.pair.model(source)
             width = model.keep_hidden_states()
             if trained is not None and width != trained:
@@ -229,7 +226,6 @@ class Engine(ScheduledEngine):
                     f"{source} model, and those of {model.name} have width {width}: train a router "
                     "on this pair"
                 )
-        self._scheduler.budget.update_width()
 
 
 @dataclass(slots=True)
