@@ -107,7 +107,7 @@ def test_a_setting_is_bytes_a_size_or_a_share() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["much", "2 parsecs", "-1", "0", "0%", "120%", 0, 1.5, -3, True]
+    "setting", ["much", "2 parsecs", "-1", "0", "0%", "120%", 0, 1.5, -3, math.nan, True]
 )
 def test_an_invalid_memory_limit_is_refused_before_loading(setting: Any) -> None:
     with pytest.raises(BacoError, match="give bytes, a size as in 2GiB, or a share"):

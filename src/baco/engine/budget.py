@@ -209,7 +209,7 @@ def cache_bytes(
         BacoError: the limit is none of these.
     """
     limit = SHARE if memory is None else _parse(memory) if isinstance(memory, str) else memory
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
         raise _invalid(memory)
     if isinstance(limit, int):
         return limit
