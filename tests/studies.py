@@ -131,7 +131,7 @@ def answer(study: Study, rater: Rater, screen: Screen, **changes: Any) -> Answer
         "left": screen.left,
         "right": screen.right,
         "responses": right_responses(study.plan, screen),
-        "seconds": study.plan.least_seconds(screen.item) + 1,
+        "seconds": study.plan.words(screen.item) / study.plan.checks.words_per_second + 1,
         "version": study.version,
     }
     return Answer(**values | changes)

@@ -128,6 +128,13 @@ class Item:
     expected: Mapping[str, Choice] = field(default_factory=dict)
     feedback: str = ""
 
+    def expected_side(self, question: str, *, swapped: bool) -> Side | None:
+        """The right side where the second stimulus is left if swapped; None for any side."""
+        choice = self.expected.get(question)
+        if choice is None or choice == "tie":
+            return choice
+        return "left" if (choice == "first") != swapped else "right"
+
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
@@ -350,10 +357,6 @@ class Plan:
     def words(self, item: Item) -> int:
         """Number of words of both stimuli."""
         return self.stimulus[item.first].words + self.stimulus[item.second].words
-
-    def least_seconds(self, item: Item) -> float:
-        """The minimum reading time of an item."""
-        return self.words(item) / self.checks.words_per_second
 
     def check(self) -> None:
         """Check that the parts fit together.

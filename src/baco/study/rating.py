@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from baco.errors import BacoError
 from baco.study.plan import POINTS, Plan, Side
 from baco.study.schedule import Screen, training
-from baco.study.store import Answer, Rater
+from baco.study.store import Answer, Rater, preferred_side
 from baco.study.study import Study
 
 Step = Literal["consent", "questions", "item", "pause", "review", "finished", "withdrawn"]
@@ -167,15 +167,9 @@ def check_responses(plan: Plan, screen: Screen, responses: Any) -> dict[str, Any
 
 def passed(screen: Screen, responses: Mapping[str, Any]) -> bool:
     """Whether responses to a check or a training item are right."""
-    for question, choice in screen.item.expected.items():
-        response = responses.get(question)
-        if response is None:
-            return False
-        if not isinstance(response, str):
-            left, right = response
-            response = "tie" if left == right else "left" if left > right else "right"
-        first = "right" if screen.swapped else "left"
-        second = "left" if screen.swapped else "right"
-        if response != {"first": first, "second": second, "tie": "tie"}[choice]:
-            return False
-    return True
+    return all(
+        question in responses
+        and preferred_side(responses[question])
+        == screen.item.expected_side(question, swapped=screen.swapped)
+        for question in screen.item.expected
+    )

@@ -9,8 +9,9 @@ A preference follows Davidson's model (`bradley_terry`). A rating is the step of
 same strength, a rater's severity and a prompt's difficulty reach.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from baco.errors import BacoError
 from baco.evaluation.indicators import Floats
 from baco.study.clustering import Ints
-from baco.study.plan import POINTS, Contrast, Form, Item, Plan, Question
+from baco.study.plan import POINTS, Contrast, Form, Plan, Question, Side
 from baco.study.schedule import Screen, schedule
 from baco.study.store import Answer
 from baco.study.study import Study
@@ -388,20 +389,10 @@ def _check(
     passes = reads and generator.random() >= population.slips
     responses: dict[str, object] = {}
     for question in plan.asked(screen.item.unit):
-        side = _expected(screen.item, question.id, screen.swapped) if passes else None
-        if side is None:
-            side = ("left", "tie", "right")[generator.integers(3)]
+        right = screen.item.expected_side(question.id, swapped=screen.swapped) if passes else None
+        side = right or get_args(Side)[generator.integers(3)]
         if question.form == "preference":
             responses[question.id] = side
         else:
             responses[question.id] = {"left": (5, 1), "tie": (3, 3), "right": (1, 5)}[side]
     return responses
-
-
-def _expected(item: Item, question: str, swapped: bool) -> str | None:
-    choice: Mapping[str, str] = {"first": "left", "second": "right", "tie": "tie"}
-    expected = item.expected.get(question)
-    if expected is None:
-        return None
-    side = choice[expected]
-    return {"left": "right", "right": "left", "tie": "tie"}[side] if swapped else side

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from baco.errors import BacoError, one_line
-from baco.study.plan import Check, Item, Kind, Plan, Side, Unit
+from baco.study.plan import Check, Kind, Plan, Side, Unit
 
 NAME = "judgments.sqlite"
 # Seconds that a writer waits for another one.
@@ -180,9 +180,7 @@ class Judgment:
             return self.side
         assert self.left_rating is not None
         assert self.right_rating is not None
-        if self.left_rating == self.right_rating:
-            return "tie"
-        return "left" if self.left_rating > self.right_rating else "right"
+        return preferred_side((self.left_rating, self.right_rating))
 
 
 class Store:
@@ -443,6 +441,14 @@ class Store:
         return self._database.execute(query, values).fetchone()
 
 
+def preferred_side(response: "Side | tuple[int, int]") -> Side:
+    """The side that a response prefers or rates higher."""
+    if isinstance(response, str):
+        return response
+    left, right = response
+    return "tie" if left == right else "left" if left > right else "right"
+
+
 _RATER = "id, number, origin, state, mistakes, begun, ended, link, code"
 _ANSWER = "rater, item, position, left, right, responses, seconds, version, revisions, saved"
 
@@ -472,19 +478,12 @@ def as_judgments(plan: Plan, answer: Answer, origin: RaterOrigin) -> Iterator[Ju
             side=side,
             left_rating=left_rating,
             right_rating=right_rating,
-            expected=_expected_side(item, question.id, answer.left == item.second),
+            expected=item.expected_side(question.id, swapped=answer.left == item.second),
             position=answer.position,
             seconds=answer.seconds,
             words=plan.words(item),
             version=answer.version,
         )
-
-
-def _expected_side(item: Item, question: str, swapped: bool) -> Side | None:
-    choice = item.expected.get(question)
-    if choice is None or choice == "tie":
-        return choice
-    return "left" if (choice == "first") != swapped else "right"
 
 
 def _responses(text: str) -> dict[str, Any]:
