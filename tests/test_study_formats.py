@@ -148,6 +148,28 @@ def test_our_own_tables_come_back_as_they_were(study: Study, tmp_path: Path) -> 
     other.close()
 
 
+def test_our_own_tables_keep_the_plan_that_was_in_force(study: Study, tmp_path: Path) -> None:
+    fill(study, 1)
+    path = write(study, "csv", tmp_path / "out")[0]
+    write_rows(path, [row | {"rater": "another"} for row in rows_of(path)])
+    study.store.adopt(replace(study.plan, notes="one more rater"), "more raters")
+    again = replace(study, plan=study.store.versions()[-1].plan, version=2)
+    import_judgments(again, path)
+    assert {j.version for j in again.judgments() if j.rater == "another"} == {1}
+
+
+def test_json_lines_may_hold_other_line_separators(study: Study, tmp_path: Path) -> None:
+    potato_file(study, tmp_path / "annotations.csv")
+    keys = [row["instance_id"] for row in rows_of(tmp_path / "annotations.csv")[:2]]
+    labels = {"diversity": {"A": "A"}}
+    rows = [{"instance_id": key, "user_id": "Ann\u2028B.", "labels": labels} for key in keys]
+    path = tmp_path / "annotations.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
+    )
+    assert import_judgments(study, path) == ("Potato", 1, 2)
+
+
 def _fields(judgment: Judgment) -> dict[str, Any]:
     return {name: getattr(judgment, name) for name in Judgment.__slots__}
 
@@ -348,6 +370,12 @@ BAD_FILES: dict[str, tuple[Callable[[Study, Path], Path], str]] = {
     "an unknown question": (own_table("question", "beauty"), "question 'beauty' is unknown"),
     "another plan": (own_table("plan", "f" * 64), "line 7: plan ffffffffffff is not this study's"),
     "other sides": (own_table("left", "set/x"), "are not sides of"),
+    "a time that is no number": (own_table("seconds", "soon"), "line 7: position and seconds must"),
+    "a rater of no origin": (own_table("origin", "bot"), "line 7: origin is 'bot'"),
+    "a row of another form": (
+        text_file('{"model_a": "a", "model_b": "b", "winner": "tie"}\n{"rows": 1}', "rows.jsonl"),
+        "has none of the formats",
+    ),
     "an unknown model": (battle(model_a="gpt"), "the plan has no answer of question_id"),
     "an unknown winner": (battle(winner="me"), "winner is 'me': it must be one of model_a"),
 }  # fmt: skip

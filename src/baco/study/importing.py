@@ -12,10 +12,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from baco.errors import BacoError, one_line
-from baco.study.export import SIDES, TIE, key_of
+from baco.study.export import JUDGMENT_COLUMNS, SIDES, TIE, key_of
 from baco.study.plan import POINTS, Item, Plan, Question
 from baco.study.rating import check_responses
 from baco.study.schedule import Screen
@@ -38,6 +38,7 @@ class ImportedJudgment:
         seconds: on the item; 0 where the file does not say.
         origin: of the rater.
         position: in the rater's schedule; None where the file does not say.
+        version: of the plan that was in force; None for the present one.
     """
 
     place: str
@@ -47,6 +48,7 @@ class ImportedJudgment:
     seconds: float = 0.0
     origin: RaterOrigin = "imported"
     position: int | None = None
+    version: int | None = None
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ def import_judgments(study: Study, path: Path, question: str | None = None) -> t
 
 def _format(path: Path, rows: list[Row]) -> "tuple[str, _Read]":
     for name, is_format, read in _FORMATS:
-        if rows and is_format(rows[0]):
+        if rows and all(map(is_format, rows)):
             return name, read
     raise BacoError(
         f"{path} has none of the formats that can be imported: tables of 'baco study export', "
@@ -124,7 +126,7 @@ def _add(study: Study, path: Path, answers: Mapping[tuple[str, str], _Merged]) -
                 judgment.screen.right,
                 merged.responses,
                 judgment.seconds,
-                version=study.version,
+                version=judgment.version or study.version,
             )
         )
     study.store.add_imported({id: o for id, o in origins.items() if id not in known}, rows)
@@ -151,7 +153,8 @@ def _read(path: Path) -> list[Row]:
         rows = value if isinstance(value, list) else [value]
     except ValueError:
         try:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not splitlines(): a JSON text may hold U+2028 and other characters that it splits at.
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         except ValueError as error:
             raise BacoError(f"{path} is neither CSV nor JSON: {one_line(error)}") from error
     if not all(isinstance(row, dict) for row in rows):
@@ -163,19 +166,20 @@ def _read(path: Path) -> list[Row]:
 
 
 def _is_ours(row: Row) -> bool:
-    return {"rater", "item", "question", "left", "right", "plan"} <= row.keys()
+    return row.keys() >= {*JUDGMENT_COLUMNS}
 
 
 def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudgment]:
-    plan = study.plan
-    hashes = {version.hash for version in study.store.versions()}
+    versions = {version.hash: version for version in study.store.versions()}
     for number, row in enumerate(rows, 2):
         place = f"line {number}"
-        if row["plan"] not in hashes:
+        if row["plan"] not in versions:
             raise BacoError(
-                f"{place}: plan {row['plan'][:12]} is not this study's ({plan.hash[:12]}): import "
-                "into the study that was exported"
+                f"{place}: plan {str(row['plan'])[:12]} is not this study's "
+                f"({study.plan.hash[:12]}): import into the study that was exported"
             )
+        version = versions[row["plan"]]
+        plan = version.plan
         item = _item(plan, row["item"], place)
         question = _question(plan, row["question"], place)
         if question.form == "preference":
@@ -189,15 +193,25 @@ def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudg
             raise BacoError(
                 f"{place}: {row['left']!r} and {row['right']!r} are not sides of {item.id}"
             )
+        if row["origin"] not in get_args(RaterOrigin):
+            raise BacoError(
+                f"{place}: origin is {row['origin']!r}: it must be one of "
+                f"{', '.join(get_args(RaterOrigin))}"
+            )
+        try:
+            position, seconds = int(row["position"]), float(row["seconds"])
+        except (TypeError, ValueError) as error:
+            raise BacoError(f"{place}: position and seconds must be numbers") from error
         yield _found(
             plan,
             place,
             row["rater"],
-            Screen(int(row["position"]), 0, item, swapped),
+            Screen(position, 0, item, swapped),
             {question.id: response},
-            seconds=float(row["seconds"]),
+            seconds=seconds,
             origin=row["origin"],
-            position=int(row["position"]),
+            position=position,
+            version=version.version,
         )
 
 
