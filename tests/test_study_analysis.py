@@ -23,7 +23,7 @@ from baco.study.schedule import training
 from baco.study.simulation import Population, simulate
 from baco.study.store import Judgment
 from baco.study.study import Study
-from baco.study.study_report import study_findings, study_section, write_study_report
+from baco.study.study_report import as_json, study_findings, study_section, write_study_report
 from baco.study.validity import Validity, validity
 from tests.pages import new_page
 from tests.studies import METHODS, answer, fill, made_study, write_run
@@ -252,7 +252,9 @@ def test_people_and_simulated_raters_together_are_told_apart(
     study: Study, results: StudyResults
 ) -> None:
     assert found(results, study, "human", "human").warning == ""
-    assert found(results, study, "human", "simulated").warning == MIXED
+    mixed = found(results, study, "human", "simulated")
+    assert mixed.warning == MIXED
+    assert as_json(results, mixed)["raters"] == "human and simulated"
 
 
 def test_texts_of_the_plan_are_escaped(study: Study, tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_metrics_are_computed_on_the_answers_that_raters_saw(study: Study) -> No
     means = measured.means["self_bleu"]
     assert means["Aligned T=1"] < means["Base T=1"]
     assert "distinct_k" in measured.unavailable
-    assert "--run" in measured.unavailable["distinct_k"]
+    assert measured.unavailable["distinct_k"].startswith("distinct_k needs a model for")
 
 
 def test_a_metric_that_raters_follow_correlates_with_them(study: Study) -> None:
@@ -295,6 +297,13 @@ def test_a_metric_that_raters_follow_correlates_with_them(study: Study) -> None:
     ]
     assert correlation.same == 1
     assert correlation.rank is not None and correlation.rank.value > 0.8
+
+
+def test_a_report_says_why_metrics_are_missing(study: Study, results: StudyResults) -> None:
+    why = "reward needs a model for 'reward': give --model"
+    shown = findings(results, Validity((), {}, {"reward": why}), study.store.versions(), ["human"])
+    (part,) = [part for part in shown.parts if part.name == "metrics-part"]
+    assert part.text == [f"{why}."]
 
 
 def test_another_run_is_refused(study: Study, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ MIXED = (
     "SIMULATED RATERS are among the raters. Their judgments were drawn from a model of raters, so "
     "no figure that includes them is a human result."
 )
+# Whose judgments a report is made of, by its warning.
+RATERS = {"": "human", SIMULATED: "simulated", MIXED: "human and simulated"}
 BRACKETS = (
     "Brackets are 95% t intervals with errors clustered by raters and prompts, so they hold for "
     "other raters and other prompts."
@@ -140,7 +142,7 @@ def findings(
         lead=lead,
         warning=warning,
         outcomes=[outcome(plan, result) for result in results.contrasts],
-        parts=[part for part in parts if part.tables],
+        parts=[part for part in parts if part.tables or part.text],
         facts=_facts(results, versions),
         questions=[(question.text, question.anchors) for question in plan.questions],
     )
@@ -393,7 +395,7 @@ def _metrics(results: StudyResults, validity: Validity) -> Part:
         )
     if validity.means:
         tables.append(_by_method(results, validity))
-    text = [f"{name} is missing: it {reason}." for name, reason in validity.unavailable.items()]
+    text = [f"{reason}." for reason in validity.unavailable.values()]
     return Part("metrics-part", "Automatic metrics", text, tables)
 
 
@@ -546,11 +548,10 @@ def _facts(results: StudyResults, versions: Sequence[PlanVersion]) -> list[tuple
 
 def marked(table: Table, warning: str) -> Table:
     """A table for a file of its own, with a column that says whose judgments it is made of."""
-    raters = {"": "human", SIMULATED: "simulated", MIXED: "human and simulated"}[warning]
     return replace(
         table,
         columns=[*table.columns, Column("made from")],
-        rows=[[*row, f"{raters} raters"] for row in table.rows],
+        rows=[[*row, f"{RATERS[warning]} raters"] for row in table.rows],
     )
 
 

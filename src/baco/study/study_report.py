@@ -13,7 +13,7 @@ from baco.evaluation.store import Run
 from baco.files import write_atomic
 from baco.study.analysis import StudyResults, analyse
 from baco.study.exclusions import exclude
-from baco.study.findings import DEFINITIONS, Findings, estimate_rows, findings, marked
+from baco.study.findings import DEFINITIONS, RATERS, Findings, estimate_rows, findings, marked
 from baco.study.study import Study
 from baco.study.validity import Validity, check_run, validity
 from baco.version import __version__
@@ -245,7 +245,7 @@ def as_json(results: StudyResults, found: Findings) -> dict[str, Any]:
     """The planned contrasts for programs."""
     return {
         "plan": results.plan.hash,
-        "raters": "simulated" if found.warning else "human",
+        "raters": RATERS[found.warning],
         "warning": found.warning,
         "judgments": results.judgments,
         "judgments_kept": results.kept,

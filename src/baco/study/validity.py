@@ -57,7 +57,7 @@ class Validity:
     Attributes:
         correlations: by comparison.
         means: of a metric on the answers that were shown, by metric and method.
-        unavailable: metrics that could not be computed, and why.
+        unavailable: metrics that could not be computed, and why, in a sentence.
     """
 
     correlations: Sequence[Correlation]
@@ -168,8 +168,8 @@ def _built(plan: Plan, run: Run | None, name: str, models: Mapping[str, str]) ->
         if missing:
             role = min(missing)
             return (
-                f"needs a model for {role!r}: give --run with the run of the answers, or --model "
-                f"{role}=ID_OR_FOLDER"
+                f"{name} needs a model for {role!r}: give --run with the run of the answers, or "
+                f"--model {role}=ID_OR_FOLDER"
             )
         return metric(name, **{r: m for r, m in models.items() if r in entry(name).models})
     except MetricUnavailable as error:
