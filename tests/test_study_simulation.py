@@ -17,7 +17,7 @@ from baco.study.comparisons import comparisons
 from baco.study.exclusions import conducts, exclude
 from baco.study.inter_rater import krippendorff_alpha
 from baco.study.plan import Contrast, read_plan, text_hash
-from baco.study.power import contrast_p_values, pilot_population, planned_power
+from baco.study.power import _sufficient, contrast_p_values, pilot_population, planned_power
 from baco.study.schedule import schedule, texts_shown
 from baco.study.simulation import (
     Layout,
@@ -193,6 +193,13 @@ def test_power_grows_with_the_effect_and_its_search_finds_the_numbers(study: Stu
     assert strong[0].alone >= strong[0].power
 
 
+@pytest.mark.parametrize("needed", [1, 10, 11, 95, 330, 391, 400])
+def test_the_search_finds_every_number_up_to_the_most(needed: int) -> None:
+    found = _sufficient(lambda raters: float(raters >= needed), 0.8, 10, 404)
+    assert found == -(-needed // 10) * 10
+    assert _sufficient(lambda raters: float(raters > 400), 0.8, 10, 404) is None
+
+
 def test_excluded_raters_cost_power(study: Study) -> None:
     population = Population(effect=0.75, prompt_spread=0.5)
     whole = planned_power(study.plan, population, excluded=0.0, search=False)[0]
@@ -275,6 +282,15 @@ def test_a_single_judgment_given_too_fast_is_excluded_with_its_times(study: Stud
     assert "words in 0.1 s: less than the" in exclusion.reason
     assert exclusion.judgments == sum(j.item == item for j in judgments)
     assert len(kept) == len(judgments) - exclusion.judgments
+
+
+def test_the_median_of_two_times_is_between_them(study: Study) -> None:
+    judgments = [j for j in judgments_of(study, Population(), 1, 1) if j.kind == "comparison"]
+    seconds = dict(zip(sorted({j.item for j in judgments}), (10.0, 20.0), strict=False))
+    timed = [
+        dataclasses.replace(j, seconds=seconds[j.item]) for j in judgments if j.item in seconds
+    ]
+    assert [c.seconds for c in conducts(study.plan, timed)] == [15]
 
 
 def test_one_sided_and_incomplete_raters_are_excluded(study: Study) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from baco.study.plan import Plan
 from baco.study.schedule import schedule
@@ -78,7 +79,6 @@ def _conduct(plan: Plan, rater: str, own: Sequence[Judgment], planned: int) -> C
             checks[judgment.item] = checks.get(judgment.item, True) and judgment.passed
     timed = {item: j for item, j in compared.items() if j.seconds > 0}
     sides = [j.side for j in own if j.kind == "comparison" and j.side is not None]
-    times = sorted(j.seconds for j in timed.values())
     imported = own[0].origin == "imported"
     return Conduct(
         rater=rater,
@@ -93,7 +93,7 @@ def _conduct(plan: Plan, rater: str, own: Sequence[Judgment], planned: int) -> C
         left=sides.count("left"),
         right=sides.count("right"),
         ties=sides.count("tie"),
-        seconds=times[len(times) // 2] if times else None,
+        seconds=median(j.seconds for j in timed.values()) if timed else None,
     )
 
 

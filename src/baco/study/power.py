@@ -115,11 +115,12 @@ def planned_power(
 
 def _sufficient(power: Callable[[int], float], wanted: float, step: int, most: int) -> int | None:
     """The smallest multiple of `step`, up to `most`, that gives the power."""
+    most = max(step, most // step * step)
     low, high = 0, step
     while power(high) < wanted:
-        low, high = high, high * 2
-        if high > most:
+        if high == most:
             return None
+        low, high = high, min(2 * high, most)
     while high - low > step:
         middle = (low + high) // 2 // step * step
         if power(middle) < wanted:
