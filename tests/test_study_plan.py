@@ -13,6 +13,7 @@ from baco.study.build import count_words, limited
 from baco.study.default_texts import CONSENT, RUBRIC
 from baco.study.plan import Plan, text_hash
 from baco.study.schedule import method_pairs, schedule, texts_shown, training
+from baco.study.status import rater_rows
 from baco.study.study import Study, amend
 from tests.studies import METHODS, fill, made_plan, made_study, write_run
 
@@ -141,6 +142,32 @@ def test_checks_have_texts_with_a_known_answer(tmp_path: Path) -> None:
     assert not {item.prompt for item in items.values()} & compared
 
 
+def shuffled_check(study: Study) -> list[str]:
+    """Both texts of the check on shuffled words."""
+    (item,) = (item for item in study.plan.items if item.check == "shuffled")
+    return [study.answers(study.plan.stimulus[id])[0] for id in (item.first, item.second)]
+
+
+def test_words_of_scripts_without_spaces_are_shuffled_too(tmp_path: Path) -> None:
+    text = "我喜欢在夏天去海边游泳，因为海水很凉快。"
+    study = made_study(tmp_path, run={"text": lambda *_: text})
+    (item,) = (item for item in study.plan.items if item.check == "shuffled")
+    (shown,), (shuffled,) = (
+        study.answers(study.plan.stimulus[i]) for i in (item.first, item.second)
+    )
+    assert shown == text != shuffled
+    assert sorted(shown) == sorted(shuffled)
+
+
+def test_an_answer_of_one_repeated_word_is_not_shuffled(tmp_path: Path) -> None:
+    study = made_study(tmp_path, run={"text": lambda *_: "no " * 12})
+    (item,) = (item for item in study.plan.items if item.check == "shuffled")
+    (shown,), (shuffled,) = (
+        study.answers(study.plan.stimulus[i]) for i in (item.first, item.second)
+    )
+    assert shown != shuffled
+
+
 def test_training_comes_with_feedback_and_sets_of_the_studys_size(plan: Plan) -> None:
     screens = training(plan)
     assert [screen.position for screen in screens] == list(range(-len(screens), 0))
@@ -199,6 +226,29 @@ def test_a_plan_changed_after_the_first_answer_is_refused_until_it_is_amended(
     assert {judgment.version for judgment in again.judgments()} == {1}
     with pytest.raises(BacoError, match="is unchanged"):
         amend(study.path, "again")
+
+
+def test_a_plan_changed_after_all_raters_withdrew_is_the_only_one(tmp_path: Path) -> None:
+    study = made_study(tmp_path)
+    fill(study, 1)
+    change(study.path, raters=5)
+    study = amend(study.path, "one more rater")
+    (rater,) = study.store.raters()
+    study.store.withdraw(rater.id)
+    change(study.path, raters=6)
+    study = Study.open(study.path)
+    fill(study, 1)
+    again = Study.open(study.path)
+    assert [v.plan.raters for v in again.store.versions()] == [6]
+
+
+def test_the_minutes_of_a_rater_are_those_of_all_answers(tmp_path: Path) -> None:
+    study = made_study(tmp_path)
+    fill(study, 1)
+    (row,) = rater_rows(study)
+    seconds = [answer.seconds for answer in study.store.answers()]
+    assert row.minutes == pytest.approx(sum(seconds) / 60)
+    assert any(second % 1 for second in seconds)
 
 
 def test_a_changed_text_is_refused(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ SECONDS_PER_RESPONSE = 4.0
 INTRODUCTION_MINUTES = 4
 # Points of the quality scale within which two methods count as equally good.
 MARGIN = 0.5
-# A shorter text does not look wrong when its words are shuffled.
+# A text of fewer different words does not look wrong when they are shuffled.
 SHUFFLED_WORDS = 6
 # Scripts without spaces: one character counts as one word.
 WORD = re.compile(
@@ -278,10 +278,13 @@ class _Builder:
         for place in range(checks.shuffled):
             prompt = next_prompt()
             text = max((texts[0] for texts in shown(prompt)), key=count_words)
-            if count_words(text) < SHUFFLED_WORDS:
-                prompt, text = self._spare_prompt(), texts_of.SPARE_SET[0]
-            words = text.split()
-            shuffled = " ".join(self._shuffled(words, "words", place))
+            words, space = text.split(), " "
+            if len(words) < SHUFFLED_WORDS:  # a script without spaces, or a short answer
+                words, space = WORD.findall(text), ""
+            if len(set(words)) < SHUFFLED_WORDS:
+                prompt, text, space = self._spare_prompt(), texts_of.SPARE_SET[0], " "
+                words = text.split()
+            shuffled = space.join(self._shuffled(words, "words", place))
             add("shuffled", "answer", place, prompt, [[text], [shuffled]])
 
     def _expected(self, check: Check, unit: Unit) -> dict[str, Choice]:

@@ -45,15 +45,15 @@ def rater_rows(study: Study) -> list[RaterRow]:
     """All raters, withdrawn ones included."""
     plan = study.plan
     done: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for answer in study.store.answers():
         item = plan.item.get(answer.item)
-        seconds[answer.rater] += int(answer.seconds)
+        seconds[answer.rater] = seconds.get(answer.rater, 0.0) + answer.seconds
         if item is not None and item.kind != "training":
             done[answer.rater] += all(q.id in answer.responses for q in plan.asked(item.unit))
     total = len(schedule(plan, 0))
     return [
-        RaterRow(rater, done[rater.id], total, seconds[rater.id] / 60)
+        RaterRow(rater, done[rater.id], total, seconds.get(rater.id, 0.0) / 60)
         for rater in study.store.raters()
     ]
 

@@ -229,19 +229,20 @@ class Store:
     def adopt(self, plan: Plan, reason: str = "") -> int:
         """Make this plan the one in force, and return its version.
 
-        Before the first answer it takes the place of the plan before, as version 1. After that it
-        is a new version.
+        Without answers it takes the place of all plans before, as version 1; else it is a new
+        version.
         """
         text = json.dumps(plan.to_json(), ensure_ascii=False)
         with self._errors(), self._transaction():
             (answers,) = self._one("SELECT count(*) FROM answers")
-            (last,) = self._one("SELECT coalesce(max(version), 0) FROM plans")
-            version = last + 1 if answers else 1
+            if not answers:
+                self._database.execute("DELETE FROM plans")
+            (version,) = self._one("SELECT coalesce(max(version), 0) + 1 FROM plans")
             self._database.execute(
-                "INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO plans VALUES (?, ?, ?, ?, ?)",
                 (version, plan.hash, text, reason, time.time()),
             )
-        return version
+        return int(version)
 
     # Raters.
 
