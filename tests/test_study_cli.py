@@ -1,6 +1,7 @@
 """``baco study``: one clear line for bad input, and what the commands write."""
 
 import json
+import math
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from baco.cli import run as baco
 from baco.study.study import Study
-from tests.studies import fill, made_study, write_run
+from tests.studies import METHODS, fill, made_study, write_run
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -110,6 +111,14 @@ def test_another_plan_does_not_replace_one_that_is_there(
     assert "holds a study with another plan" in line
 
 
+EQUIVALENCE = {
+    "id": "no-loss",
+    "question": "quality_rating",
+    "treatment": METHODS[0],
+    "control": METHODS[1],
+    "test": "equivalence",
+    "hypothesis": "They are equally good.",
+}
 BAD_FIELDS = {
     "an unknown field": ({"colour": "red"}, "plan has a field 'colour', which is unknown"),
     "a missing field": ({"raters": None}, "plan.raters is null: give a whole number"),
@@ -118,6 +127,18 @@ BAD_FIELDS = {
     "another format": ({"format": 9}, "the plan has another format"),
     "a method that is unknown": ({"methods": ["a", "b"]}, "the plan names method"),
     "a stimulus that is unknown": ({"stimuli": []}, "the plan names stimulus"),
+    "a reading speed of zero": (
+        {"checks": {"words_per_second": 0}},
+        "the plan's words_per_second is 0: give a number above 0",
+    ),
+    "a number that is none": (
+        {"checks": {"words_per_second": math.nan}},
+        "plan.checks.words_per_second is NaN: give a number",
+    ),
+    "a negative margin": (
+        {"contrasts": [EQUIVALENCE | {"margin": -0.5}]},
+        "contrast 'no-loss' tests equivalence: give it a margin above 0",
+    ),
     "a nested field": ({"checks": {"equal": "no"}}, 'plan.checks.equal is "no"'),
 }
 

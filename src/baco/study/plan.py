@@ -11,6 +11,7 @@ schedule of a rater decides which one is left.
 
 import hashlib
 import json
+import math
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -382,6 +383,11 @@ class Plan:
             raise BacoError(
                 f"the plan's prompts_per_rater is {self.prompts_per_rater}: give 1 or more, or null"
             )
+        if not self.checks.words_per_second > 0:
+            raise BacoError(
+                f"the plan's words_per_second is {self.checks.words_per_second:g}: give a number "
+                "above 0"
+            )
         self._check_questions()
         for stimulus in self.stimuli:
             _known("prompt", stimulus.prompt, self.prompt)
@@ -403,8 +409,10 @@ class Plan:
             _known("question", contrast.question, self.question)
             _known("method", contrast.treatment, self.methods)
             _known("method", contrast.control, self.methods)
-            if contrast.test == "equivalence" and not contrast.margin:
-                raise BacoError(f"contrast {contrast.id!r} tests equivalence: give it a margin")
+            if contrast.test == "equivalence" and not (contrast.margin and contrast.margin > 0):
+                raise BacoError(
+                    f"contrast {contrast.id!r} tests equivalence: give it a margin above 0"
+                )
         for asked in self.comprehension:
             if not 0 <= asked.right < len(asked.options):
                 raise BacoError(
@@ -475,6 +483,8 @@ def _read(kind: Any, value: Any, place: str) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _read(parts[0], value, place)
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if kind is float and right:
+        right = math.isfinite(value)
     if not right or (kind is not bool and isinstance(value, bool)):
         names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise BacoError(f"{place} is {_shown(value)}: give {names[kind]}")
