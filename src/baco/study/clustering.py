@@ -77,11 +77,11 @@ class Mean:
         half = special.stdtrit(self.freedom, (1 + level) / 2) * self.error
         return self.value - half, self.value + half
 
-    def two_sided(self, null: float = 0.0) -> Floats:
-        """The p-value of the hypothesis that the mean is `null`."""
+    def two_sided(self) -> Floats:
+        """The p-value of the hypothesis that the mean is zero."""
         from scipy import special
 
-        p: Floats = 2 * special.stdtr(self.freedom, -np.abs(self.value - null) / self.error)
+        p: Floats = 2 * special.stdtr(self.freedom, -np.abs(self.value) / self.error)
         return p
 
     def equivalence(self, margin: float) -> Floats:
@@ -165,9 +165,9 @@ def clustered(
 
 
 def bootstrap_interval(
-    values: Floats, clusters: Clusters, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    values: Floats, clusters: Clusters, resamples: int, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile interval of the mean of judgments [N] from the two-way cluster bootstrap.
+    """The 95% percentile interval of the mean of judgments [N] from the two-way cluster bootstrap.
 
     Raters and prompts are drawn with replacement, independently; a judgment counts as often as its
     rater times its prompt was drawn (Owen 2007). It is reported beside the t interval.
@@ -181,7 +181,7 @@ def bootstrap_interval(
     weights = (counts[0] * counts[1]).astype(np.float64)
     total = weights.sum(-1)
     drawn_any = total > 0
-    return interval((weights[drawn_any] @ values) / total[drawn_any], level=level)
+    return interval((weights[drawn_any] @ values) / total[drawn_any])
 
 
 def holm(p_values: Floats | Sequence[float]) -> Floats:

@@ -3,18 +3,15 @@
 Ratings are a table of units and raters; most cells are empty, because a rater sees few of the
 units. Alpha is 1 for perfect agreement and 0 for what chance would give. Where nearly all ratings
 are the same, chance agreement is so high that alpha is low even though raters agree; AC is not
-affected by that (Gwet 2008).
+affected by that (Gwet 2008). Both take categories as ordinal.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from baco.evaluation.indicators import Estimate, Floats
 from baco.study.clustering import Ints, Mean
-
-Level = Literal["nominal", "ordinal", "interval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +32,11 @@ class Agreement:
     raters: int
 
 
-def krippendorff_alpha(
-    counts: Floats, level: Level = "ordinal", weights: Floats | None = None
-) -> Floats:
-    """Krippendorff's alpha (2011).
+def krippendorff_alpha(counts: Floats, weights: Floats | None = None) -> Floats:
+    """Krippendorff's ordinal alpha (2011).
 
     Args:
-        counts: how many raters gave a unit each category, [units, categories]; categories are in
-            order and one step apart.
-        level: of measurement.
+        counts: how many raters gave a unit each category, [units, categories in order].
         weights: of the units, [..., units]; by default 1.
 
     Returns:
@@ -58,7 +51,9 @@ def krippendorff_alpha(
     coincidences = np.tensordot(weights[..., pairable], pairs, axes=1)  # [..., c, c]
     margins = coincidences.sum(-1)
     total = margins.sum(-1)
-    distances = _squared_distances(margins, level)
+    # The distance of two categories is the number of ratings between their middles.
+    middle = np.cumsum(margins, axis=-1) - margins / 2
+    distances = (middle[..., :, None] - middle[..., None, :]) ** 2
     observed = (coincidences * distances).sum((-2, -1))
     expected = (margins[..., :, None] * margins[..., None, :] * distances).sum((-2, -1))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -66,34 +61,16 @@ def krippendorff_alpha(
     return alpha
 
 
-def _squared_distances(margins: Floats, level: Level) -> Floats:
-    """The squared distance of any two categories, [..., c, c]."""
-    categories = np.arange(margins.shape[-1])
-    if level == "nominal":
-        return np.not_equal.outer(categories, categories).astype(np.float64)
-    if level == "interval":
-        return np.subtract.outer(categories, categories).astype(np.float64) ** 2
-    # Ordinal: the number of ratings between the middles of both categories.
-    middle = np.cumsum(margins, axis=-1) - margins / 2
-    squares: Floats = (middle[..., :, None] - middle[..., None, :]) ** 2
-    return squares
-
-
-def gwet_ac(counts: Floats, level: Level = "ordinal", weights: Floats | None = None) -> Floats:
-    """Gwet's AC1 (nominal) or AC2 (2008, 2014), with Gwet's ordinal or quadratic weights.
+def gwet_ac(counts: Floats, weights: Floats | None = None) -> Floats:
+    """Gwet's AC2 (2014) with Gwet's ordinal weights.
 
     Arguments and result as in `krippendorff_alpha`.
     """
     weights = np.ones(len(counts)) if weights is None else weights
     categories = np.arange(counts.shape[-1])
     steps = np.abs(categories[:, None] - categories).astype(np.float64)
-    if level == "nominal":
-        similar = (steps == 0).astype(np.float64)
-    elif level == "interval":
-        similar = 1 - steps**2 / steps.max() ** 2
-    else:
-        between = steps * (steps + 1) / 2
-        similar = 1 - between / between.max()
+    between = steps * (steps + 1) / 2
+    similar = 1 - between / between.max()
     size = counts.sum(-1)
     rated, pairable = size >= 1, size >= 2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -109,9 +86,7 @@ def gwet_ac(counts: Floats, level: Level = "ordinal", weights: Floats | None = N
     return ac
 
 
-def agreement(
-    ratings: Floats, prompt: Ints, categories: int, level: Level = "ordinal"
-) -> Agreement | None:
+def agreement(ratings: Floats, prompt: Ints, categories: int) -> Agreement | None:
     """The agreement of raters, with intervals for other raters and other prompts.
 
     The error is a jackknife's: prompts are left out one by one, and so are raters; both variances
@@ -121,7 +96,6 @@ def agreement(
         ratings: from 0, [units, raters]; NaN where a rater did not rate a unit.
         prompt: of every unit, from 0, [units].
         categories: their number.
-        level: of measurement.
 
     Returns:
         None where no unit has two ratings.
@@ -138,10 +112,10 @@ def agreement(
     without_prompt = np.arange(prompt.max() + 1)[:, None] != prompt
     estimates: list[Estimate | None] = []
     for statistic in (krippendorff_alpha, gwet_ac):
-        whole = float(statistic(counts, level))
-        by_prompt = statistic(counts, level, without_prompt.astype(np.float64))
+        whole = float(statistic(counts))
+        by_prompt = statistic(counts, without_prompt.astype(np.float64))
         by_rater = np.array(
-            [statistic(counts - single[:, rater], level) for rater in range(ratings.shape[1])]
+            [statistic(counts - single[:, rater]) for rater in range(ratings.shape[1])]
         )
         estimates.append(_jackknife(whole, by_prompt, by_rater))
     size = counts.sum(-1)
