@@ -40,7 +40,7 @@ from baco.batch.job import (
 from baco.batch.layout import Layout, card
 from baco.batch.rows import Row
 from baco.errors import BacoError
-from baco.files import locked, replacing, write_atomic
+from baco.files import locked, replacing, write_output
 from baco.outputs import record
 from baco.sampling.params import SamplingParams
 from baco.sampling.seeds import NOISE_VERSION
@@ -234,7 +234,7 @@ class Batch:
         output = Output(path, self.form, len(self.rows), size, layout)
         output.folder.mkdir(exist_ok=True)
         if layout is not None and not (path / CARD).exists():
-            write_atomic(path / CARD, card(manifest, layout))
+            write_output(path / CARD, card(manifest, layout))
         settings = {**self.settings, "seed": manifest["seed"], "router": pair.router}
         return ShardJob(self.rows, ShardSpec(self.load, output, manifest, settings), baco)
 

@@ -25,7 +25,7 @@ from typing import Any, Self
 import platformdirs
 
 from baco.errors import BacoError
-from baco.files import locked, write_atomic
+from baco.files import locked, write_output
 from baco.models.pair import Pair
 from baco.models.weightless import WeightlessModel
 
@@ -171,10 +171,7 @@ class Calibration:
         target = path or _own(pair)
         content = {"pair": pair.name, "curves": {k: asdict(v) for k, v in self.curves.items()}}
         check_writable(target)
-        try:
-            write_atomic(target, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise BacoError(f"cannot write {target}: {error.strerror}") from error
+        write_output(target, json.dumps(content, indent=1) + "\n")
         return target
 
 
