@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -13,10 +14,11 @@ import termios
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from baco import Baco
 from baco.batch import answer_file
-from baco.cli import run
+from baco.cli import app, run
 from baco.cli.console import coloured
 from baco.cli.svg import command_line
 from baco.text.answer_text import Piece
@@ -149,11 +151,29 @@ def test_words_are_styled_and_the_spaces_between_them_are_not() -> None:
     assert "underline" not in styled["here"]
 
 
-def test_the_command_in_a_drawing_holds_all_that_the_answers_hang_on() -> None:
+def test_the_command_in_a_drawing_holds_all_that_the_answers_depend_on() -> None:
     settings = {"n": 2, "seed": 3, "system": None, "switch": "word", "stop": ("a b", "c")}
     command = command_line('Say "hi"', "demo", "P:0.3", settings | {"top_k": 5})
     assert command.startswith('baco generate "Say \\"hi\\"" -n 2 --router P:0.3 --seed 3')
     assert command.endswith('--stop "a b" --stop "c" --top-k 5')
+
+
+def test_the_command_in_a_drawing_has_the_options_of_the_command_line() -> None:
+    settings = {
+        "n": 1,
+        "seed": 3,
+        "dry_multiplier": 0.8,
+        "dry_breakers": ("x",),
+        "samplers": ("top_n_sigma:1", "p_less"),
+        "choice": ["a", "b c"],
+        "schema": {"type": "object"},
+    }
+    command = command_line("Hi", "some/base + some/aligned", "P:0.3", settings)
+    generate = get_command(app).commands["generate"]  # type: ignore[attr-defined]
+    parsed = generate.make_context("generate", shlex.split(command)[2:]).params
+    assert (parsed["base"], parsed["aligned"]) == ("some/base", "some/aligned")
+    assert (parsed["dry_breaker"], parsed["sampler"]) == (["x"], ["top_n_sigma:1", "p_less"])
+    assert (parsed["choice"], parsed["schema"]) == (["a", "b c"], Path("FILE"))
 
 
 def prompt_file(folder: Path, *prompts: str) -> Path:

@@ -15,6 +15,8 @@ from baco.models.known_pairs import DEMO
 from baco.text.invalid_characters import well_formed
 
 WIDTH = 96
+# The options of settings whose names are plural: each value has an option of its own.
+_SINGULAR = {"dry_breakers": "dry_breaker", "samplers": "sampler"}
 
 # Dark on white: the colours of both sources are readable, on a light page and on a dark one.
 PAPER = TerminalTheme(
@@ -30,18 +32,28 @@ PAPER = TerminalTheme(
 def command_line(
     prompt: str, pair: str, router: str, settings: Mapping[str, Any], *, compare: bool = False
 ) -> str:
-    """The command that gives the same answers."""
+    """The command that gives the same answers; FILE stands for a schema or a grammar."""
     parts = ["baco generate", _quoted(prompt), f"-n {settings['n']}", f"--router {router}"]
     parts += ["--compare"] if compare else []
-    parts += [f"--seed {settings['seed']}"]
-    parts += [] if pair == DEMO else [f"--pair {_quoted(pair)}"]
+    parts += [f"--seed {settings['seed']}", *_pair_options(pair)]
     for name, value in settings.items():
         if name in ("n", "seed") or value is None or (name, value) == ("switch", "word"):
             continue
-        option = "--" + name.replace("_", "-")
-        for item in value if isinstance(value, tuple) else (value,):
+        option = "--" + _SINGULAR.get(name, name).replace("_", "-")
+        if name in ("schema", "grammar"):
+            parts.append(f"{option} FILE")
+            continue
+        for item in value if isinstance(value, list | tuple) else (value,):
             parts.append(f"{option} {_quoted(item) if isinstance(item, str) else item}")
     return " ".join(parts)
+
+
+def _pair_options(pair: str) -> list[str]:
+    """The options that name a pair; two models have the name ``BASE + ALIGNED``."""
+    base, both, aligned = pair.partition(" + ")
+    if both:
+        return [f"--base {_quoted(base)}", f"--aligned {_quoted(aligned)}"]
+    return [] if pair == DEMO else [f"--pair {_quoted(pair)}"]
 
 
 def _quoted(text: str) -> str:
