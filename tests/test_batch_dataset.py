@@ -94,6 +94,16 @@ def test_columns_of_the_input_keep_their_types_and_never_replace_those_of_the_an
     ]
 
 
+def test_whole_numbers_beyond_64_bits_keep_all_their_digits(tmp_path: Path) -> None:
+    numbers = [2**63, 10**400, 0.5]
+    rows = write_rows(tmp_path / "in.jsonl", [{"prompt": "Hi", "number": n} for n in numbers])
+    out = tmp_path / "out"
+    assert run(["batch", str(rows), str(out), "--dataset", "--max-tokens", "1"]) == 0
+    (shard,) = (out / "data").iterdir()
+    cells = [json.loads(line)["number"] for line in shard.read_text("utf-8").splitlines()]
+    assert [json.loads(cell) for cell in cells] == numbers
+
+
 def test_pandas_reads_the_same_rows(made: Path, tmp_path: Path) -> None:
     files = sorted((made / "data").iterdir())
     assert [file.name[:14] for file in files] == [f"rows-{row:09d}" for row in range(3)]

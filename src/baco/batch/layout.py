@@ -160,11 +160,15 @@ def _columns(has_messages: bool, inputs: Mapping[str, Type]) -> dict[str, Type]:
 
 
 def _type(values: Sequence[Any]) -> str:
-    """The type of a column; values of several types, lists and objects become texts."""
+    """The type of a column. Values of several types, lists, objects and whole numbers that 64 bits
+    cannot hold become texts.
+    """
+    if any(type(value) is int and value not in INT64 for value in values):
+        return "json"
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return "bool"
-    if kinds == {int} and all(value in INT64 for value in values if value is not None):
+    if kinds == {int}:
         return "int64"
     if kinds and kinds <= {int, float}:
         return "float64"
