@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
+from baco.cli.calibrate import read_prompts
 from baco.demo.world import ask
 from baco.demo.world.grammar import families
 from baco.errors import BacoError
@@ -70,6 +72,26 @@ def test_a_text_file_has_a_prompt_on_each_line(tmp_path: Path) -> None:
     task = load_task(str(path))
     assert task.name == "ideas"
     assert [(p.id, p.text) for p in task.prompts] == [("1", "First"), ("3", "Second")]
+
+
+def test_a_table_has_a_prompt_in_each_row(tmp_path: Path) -> None:
+    path = tmp_path / "ideas.csv"
+    path.write_text('id,prompt\na,First\nb,"Second\nline"\n', encoding="utf-8")
+    table = tmp_path / "ideas.parquet"
+    pandas.read_csv(path).to_parquet(table)
+    for file in (path, table):
+        prompts = load_task(str(file)).prompts
+        assert [(p.id, p.text) for p in prompts] == [("a", "First"), ("b", "Second\nline")]
+        assert read_prompts(file) == ["First", "Second\nline"]
+    with pytest.raises(BacoError, match="cannot read"):
+        load_task(f"gsm8k={tmp_path / 'none.csv'}")
+
+
+def test_a_prompt_of_a_text_file_may_hold_any_line_separator_of_unicode(tmp_path: Path) -> None:
+    path = tmp_path / "ideas.txt"
+    path.write_text("\ufeffOne\u2028line\nSecond\n", encoding="utf-8")
+    assert read_prompts(path) == ["One\u2028line", "Second"]
+    assert [prompt.text for prompt in load_task(str(path)).prompts] == read_prompts(path)
 
 
 def test_limit_takes_the_first_prompts() -> None:

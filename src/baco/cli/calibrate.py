@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 PromptFile = Annotated[
     Path | None,
-    typer.Option("--prompts", help="Prompts to measure on: JSONL, or text with one on each line."),
+    typer.Option(
+        "--prompts",
+        help="Prompts to measure on: JSONL, CSV, Parquet, or text with one on each line.",
+    ),
 ]
 
 
@@ -120,17 +123,18 @@ def _bar(value: float) -> str:
 
 
 def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a JSONL file (rows with ``prompt`` or ``messages``), or the lines of a text file.
+    """Prompts of a JSONL, CSV or Parquet file as ``baco batch`` reads it, or the lines of a text.
 
     Raises:
         BacoError: a file that cannot be read, is empty, or has a bad row.
     """
-    if path.suffix in (".jsonl", ".json"):
-        from baco.batch.rows import read_rows
+    from baco.batch.rows import SUFFIXES, read_rows
 
+    if path.suffix != ".txt" and path.suffix in (*SUFFIXES, ".json"):
         return [row.prompt for row in read_rows([path])]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also splits at characters that a prompt may hold, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BacoError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"

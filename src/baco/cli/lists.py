@@ -119,7 +119,7 @@ def tasks(as_json: AsJson = False) -> None:
         )
         return
     _show(("task", "what it asks"), [(task.name, task.help) for task in tasks])
-    _say("A file of prompts (.jsonl, or .txt with one on each line) is a task too.")
+    _say("A file of prompts (.jsonl, .csv, .parquet, or .txt with one on each line) is a task too.")
 
 
 def methods(as_json: AsJson = False) -> None:

@@ -45,7 +45,7 @@ class PlanOptions:
             "--task",
             "-t",
             help="A task's name, NAME=PATH for a local copy of its data, or a file of prompts "
-            "(.jsonl, .txt); repeatable.",
+            "(.jsonl, .csv, .parquet, .txt); repeatable.",
             show_default="demo",
         ),
     ] = None

@@ -95,8 +95,9 @@ def load_task(spelling: str, limit: int | None = None) -> Task:
 
     Args:
         spelling: a name (``gsm8k``), a name with another source of its rows (``gsm8k=PATH`` or
-            ``gsm8k=hub:ORG/DATASET``), or a file of prompts: JSONL whose rows have ``prompt`` or
-            ``messages`` and may have ``id``, ``category``, ``paraphrases``; or text, one a line.
+            ``gsm8k=hub:ORG/DATASET``), or a file of prompts: JSONL, CSV or Parquet whose rows
+            have ``prompt`` or ``messages`` and may have ``id``, ``category``, ``paraphrases``; or
+            text, one a line.
         limit: the number of prompts to take from the beginning.
 
     Raises:
@@ -134,7 +135,7 @@ def _own(spelling: str, limit: int | None) -> Task:
         near = difflib.get_close_matches(spelling, task_files(), n=3, cutoff=0.5)
         raise BacoError(
             f"unknown task {spelling!r}: use {', '.join(near or task_files())}, or a file of "
-            "prompts (.jsonl, or .txt with one on each line)"
+            "prompts (.jsonl, .csv, .parquet, or .txt with one on each line)"
         )
     prompts = Fields().prompts(rows.from_file(path), limit, spelling)
     return Task(path.stem, spelling, prompts)

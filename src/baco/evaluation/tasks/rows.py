@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baco.batch import rows as prompt_rows
 from baco.errors import BacoError, one_line
 from baco.models import hub
 
@@ -20,12 +21,16 @@ class Row:
 
 
 def from_file(path: Path) -> Iterator[Row]:
-    """Rows of a JSONL file, of a JSON object by id, or the lines of a text file.
+    """Rows of a JSONL, CSV or Parquet file, of a JSON object by id, or the lines of a text file.
 
     Raises:
         BacoError: a file that cannot be read, or a line that is not a JSON object.
     """
     try:
+        if path.suffix in (".csv", ".parquet"):
+            for number, row in prompt_rows.values(path, keep_columns=True, templated=True):
+                yield Row(row, number, f"{path}, line {number}")
+            return
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise BacoError(f"cannot read {path}: {error.strerror}") from error
