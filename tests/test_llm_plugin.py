@@ -1,5 +1,6 @@
 """The plug-in for `llm` (plugins/llm-baco), run by `llm` itself."""
 
+import errno
 import json
 import os
 import subprocess
@@ -151,3 +152,25 @@ def test_an_own_pair_is_added_used_and_removed(command: Callable[..., str], demo
         (("remove", "mine"), "you have not added a pair 'mine'; added: none"),
     ):
         assert message in command("baco", *arguments, code=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mine": "demo"}', '{"mine": {"base": []}}'])
+def test_a_damaged_file_of_own_pairs_is_one_line(
+    command: Callable[..., str], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "baco-pairs.json").write_text(content)
+    assert "baco-pairs.json holds no pairs" in command("baco", "remove", "mine", code=1)
+
+
+def test_own_pairs_that_cannot_be_written_are_one_line(
+    command: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = '{"mine": {"name": "demo"}}'
+    (tmp_path / "baco-pairs.json").write_text(before)
+    monkeypatch.setattr(os, "fsync", full)
+    printed = command("baco", "remove", "mine", code=1)
+    assert printed.endswith("baco-pairs.json: No space left on device\n")
+    assert (tmp_path / "baco-pairs.json").read_text() == before

@@ -15,6 +15,7 @@ from llm.parts import StreamEvent, TextPart
 from pydantic import Field
 
 from baco import BacoError
+from baco.files import write_output
 from baco.models.known_pairs import choose_pair, known_pairs
 
 if TYPE_CHECKING:
@@ -91,13 +92,18 @@ def _own_pairs() -> dict[str, dict[str, str]]:
         return {}
     try:
         pairs: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise click.ClickException(f"{file} is not JSON: mend or delete it") from error
+        for places in pairs.values():
+            frozenset(places.items())
+    except (ValueError, AttributeError, TypeError) as error:
+        raise click.ClickException(f"{file} holds no pairs: mend or delete it") from error
     return pairs
 
 
 def _write(pairs: dict[str, dict[str, str]]) -> None:
-    _file().write_text(json.dumps(pairs, indent=2) + "\n", encoding="utf-8")
+    try:
+        write_output(_file(), json.dumps(pairs, indent=2) + "\n")
+    except BacoError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @cache
