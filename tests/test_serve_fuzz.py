@@ -439,6 +439,7 @@ def test_chunks_of_any_kind_are_answered(server: Served, chunks: list[bytes]) ->
         (b'{"n": ' + b"1" * 5000 + b"}", "it holds a number of too many digits"),
         (b'{"a": "\xff"}', "the body cannot be read as JSON: it is not valid UTF-8"),
         (b'{"messages": [', "the body cannot be read as JSON: "),
+        (b"{", "the body cannot be read as JSON: "),
         (
             b'{"n": ' + b"1" * 4000 + b', "messages": [{"role": "user", "content": "a"}]}',
             "of answers is 1",
@@ -454,3 +455,4 @@ def test_a_body_that_cannot_be_parsed_is_refused_with_the_reason(
         answer = client.post("/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] in (None, "a")

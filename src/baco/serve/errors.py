@@ -185,6 +185,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
         name = ".".join([*place, first["ctx"]["field"]]).strip(".")
         message = f"{name} {first['ctx']['fault']}".strip()
     elif kind == "json_invalid":
+        name = ""  # the place is a number of characters
         message = f"the body cannot be read as JSON: {first['ctx']['error']}"
     elif kind == "extra_forbidden":
         *around, extra = first["loc"][1:]
