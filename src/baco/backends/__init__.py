@@ -25,7 +25,7 @@ HERE = (LOCAL, LLAMA_CPP)
 # Each module has ``connect(known, **options) -> (Pair, Backend)``; an entry point names such a
 # function.
 _HOMES = {"remote": "baco.backends.remote", "vllm": "baco.backends.vllm"}
-# Of commands of many prompts: a cluster (`baco.cluster`) of replicas with backends of their own.
+# Of commands of many prompts: a cluster (`baco.batch`) of replicas with backends of their own.
 RAY = "ray"
 
 
