@@ -139,6 +139,40 @@ def test_the_middleware_passes_template_arguments_to_the_templates(
     assert b"continue_final_message is false, but a last message" in sent[1]["body"]
 
 
+def test_the_middleware_reads_messages_as_openais_api_has_them(demo: Baco) -> None:
+    middleware = TwoPrompts(None)
+    middleware._pair = demo.pair
+
+    def prompt_of(*messages: Any) -> Any:
+        body = json.loads(middleware._changed(json.dumps({"messages": messages}).encode()))
+        return body["kv_transfer_params"], body["vllm_xargs"]
+
+    parts = [{"type": "text", "text": "Recommend "}, {"type": "text", "text": "a book"}]
+    assert prompt_of(
+        {"role": "developer", "content": "Be kind"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None},
+    ) == prompt_of(
+        {"role": "system", "content": "Be kind"}, {"role": "user", "content": "Recommend a book"}
+    )
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    with pytest.raises(BacoError, match="a part that is not text"):
+        prompt_of({"role": "user", "content": [image]})
+    with pytest.raises(BacoError, match="message 0 is 1"):
+        prompt_of(1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"messages": [{"role": "user", "content": "x"}], "kv_transfer_params": 3}'],
+    ids=["nested", "kv_transfer_params"],
+)
+def test_the_middleware_leaves_bodies_that_vllm_refuses(demo: Baco, body: bytes) -> None:
+    middleware = TwoPrompts(None)
+    middleware._pair = demo.pair
+    assert middleware._changed(body) == body
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

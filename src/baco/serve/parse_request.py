@@ -26,12 +26,17 @@ from baco.serve.request_models import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    Message,
 )
 from baco.serve.scoring import Echo
 from baco.serve.settings import Settings
 from baco.source import Source
-from baco.text.prompts import Conversation, Prompt, check_template_args, conversation
+from baco.text.prompts import (
+    Conversation,
+    Prompt,
+    check_template_args,
+    conversation,
+    openai_message,
+)
 
 ROOT = "baco"
 TokenIds = tuple[int, ...]
@@ -230,7 +235,7 @@ class RequestParser:
             )
         if needs_one_tokenizer(method.setting):
             self._baco.pair.check_one_tokenizer(f"the method {method.spelling}")
-        messages = [_message(message) for message in body.messages]
+        messages = [openai_message(message.model_dump()) for message in body.messages]
         conversation(messages)
         given = self._sampling(body, 1, self._longest_chat(body), None)
         params = self._baco.pair.defaults.updated(given).seeded()
@@ -250,7 +255,7 @@ class RequestParser:
             raise BacoError("top_logprobs needs logprobs: true")
         logprobs = body.top_logprobs or 0 if body.logprobs else None
         continue_final = _continues(body)
-        messages = [_message(message) for message in body.messages]
+        messages = [openai_message(message.model_dump()) for message in body.messages]
         conversation(messages, continue_final=continue_final)
         parsed = self._parsed(body, (messages,), False, longest, logprobs)
         template_args = check_template_args(body.chat_template_kwargs or {})
@@ -445,14 +450,6 @@ def _continues(body: ChatRequest) -> bool | None:
             "'assistant', which is continued"
         )
     return continues if continues is not None else last.prefix
-
-
-def _message(message: Message) -> dict[str, str]:
-    content = message.content or ""
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content}
 
 
 def _structure(body: GenerationRequest) -> dict[str, Any]:

@@ -144,6 +144,31 @@ def _message(index: int, message: object) -> dict[str, str]:
     return {"role": message["role"], "content": message["content"]}
 
 
+def openai_message(message: Any) -> Any:
+    """A message of OpenAI's API for `conversation`, which checks it.
+
+    Parts of text are joined, ``developer`` is another word for ``system``, and an assistant's
+    message may be null.
+
+    Raises:
+        BacoError: a part is not a text.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    role, content = message.get("role"), message.get("content")
+    if isinstance(content, list):
+        texts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+            for part in content
+        ]
+        if not all(isinstance(text, str) for text in texts):
+            raise BacoError("a message has a part that is not text: the models read text alone")
+        content = "".join(texts)
+    if content is None and role == "assistant":
+        content = ""
+    return {"role": "system" if role == "developer" else role, "content": content}
+
+
 def check_template_args(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Check further variables for templates.
 

@@ -16,9 +16,11 @@ from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.sampling.params import MAX_SEED
 from baco.sampling.seeds import noise_seed
+from baco.text.prompts import openai_message
 
 _PATH = "/v1/chat/completions"
-_TEMPLATE_FIELDS = ("chat_template_kwargs", "continue_final_message")
+# Fields of other types than here are vLLM's to refuse.
+_CHECKED_FIELDS = ("chat_template_kwargs", "continue_final_message", "kv_transfer_params")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -68,22 +70,24 @@ class TwoPrompts:
     def _changed(self, body: bytes) -> bytes:
         try:
             fields = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return body  # vLLM reports the error
         if not isinstance(fields, dict) or not isinstance(fields.get("messages"), list):
             return body
         extra = fields.get("vllm_xargs") or {}
         if not isinstance(extra, dict) or "baco_base_prompt_ids" in extra:
             return body
-        variables, continued = (fields.get(name) for name in _TEMPLATE_FIELDS)
+        variables, continued, transfer = (fields.get(name) for name in _CHECKED_FIELDS)
         if not isinstance(variables, dict | None) or not isinstance(continued, bool | None):
             return body
+        if not isinstance(transfer, dict | None):
+            return body
+        messages = [openai_message(message) for message in fields["messages"]]
         prompt = self._served_pair().renderer.render(
-            fields["messages"], template_args=variables, continue_final=continued
+            messages, template_args=variables, continue_final=continued
         )
         ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
-        transfer = fields.get("kv_transfer_params") or {}
-        fields["kv_transfer_params"] = {**transfer, "prompt_token_ids": ids}
+        fields["kv_transfer_params"] = {**(transfer or {}), "prompt_token_ids": ids}
         fields["vllm_xargs"] = {**extra, **arguments}
         seed = fields.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED:
