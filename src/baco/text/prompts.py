@@ -157,16 +157,17 @@ def openai_message(message: Any) -> Any:
         return message
     role, content = message.get("role"), message.get("content")
     if isinstance(content, list):
-        texts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-            for part in content
-        ]
-        if not all(isinstance(text, str) for text in texts):
-            raise BacoError("a message has a part that is not text: the models read text alone")
-        content = "".join(texts)
+        content = "".join(map(_text_of_part, content))
     if content is None and role == "assistant":
         content = ""
     return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _text_of_part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise BacoError("a message has a part that is not text: the models read text alone")
+    return text
 
 
 def check_template_args(given: Mapping[str, Any]) -> Mapping[str, Any]:
