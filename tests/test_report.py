@@ -323,7 +323,7 @@ def test_the_summary_is_yes_only_if_every_rival_is_beaten() -> None:
     for rival in ("base, any sampling", "aligned, temperature", "aligned, any sampling", "Nudging"):
         assert re.search(rf"against {rival} \([^;]*?, worse", lost[1]), rival
     same = summary_of(base_temperature=MIDDLE, aligned_temperature=LOW, Nudging=LOW, P=MIDDLE)
-    assert "no difference can be told" in same[1]
+    assert "no difference is shown" in same[1]
 
 
 def of_curves(**settings: int) -> TaskScores:

@@ -146,6 +146,15 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, page_file: Pa
             assert region.get_attribute("tabindex") == "0"
 
 
+def test_a_phone_shows_the_whole_caption_of_a_wide_table(browser: Browser, page_file: Path) -> None:
+    with opened(browser, page_file, viewport={"width": 360, "height": 740}) as page:
+        ends = page.evaluate(
+            "() => [...document.querySelectorAll('caption > *')]"
+            ".map(part => part.getBoundingClientRect().right)"
+        )
+        assert len(ends) > 10 and max(ends) <= 360
+
+
 def test_tables_have_captions_and_heads(browser: Browser, page_file: Path) -> None:
     with opened(browser, page_file) as page:
         for table in page.locator("table").all():

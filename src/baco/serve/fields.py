@@ -209,7 +209,7 @@ CHAT = (
     ForeignField(
         "return_token_ids return_tokens_as_token_ids",
         (False,),
-        "token ids are told at /v1/completions",
+        "/v1/completions returns token ids",
     ),
     ForeignField("add_special_tokens", (False,), "the chat template writes them"),
 )
@@ -248,7 +248,7 @@ PART = (ForeignField("id cache_control", ANY, "no part of what the models read")
 # Of stream_options.
 STREAM = (
     ForeignField("include_obfuscation", ANY, "streams are not padded"),
-    ForeignField("continuous_usage_stats", (False,), "a stream's last chunk tells the usage"),
+    ForeignField("continuous_usage_stats", (False,), "a stream's last chunk has the usage"),
 )
 
 # Other names of a field, as other servers have them.

@@ -121,9 +121,9 @@ def findings(
     warning = "" if not simulated else SIMULATED if simulated == len(origins) else MIXED
     kept = len({r.conduct.rater for r in results.raters if not r.excluded})
     lead = (
-        f"{len(plan.methods)} methods on {plan.origin.task}: {results.judgments} judgments of "
+        f"{len(plan.methods)} methods on {plan.origin.task}: {results.judgments:,} judgments of "
         f"{len(results.raters)} {'simulated ' if simulated == len(origins) and simulated else ''}"
-        f"raters, {results.kept} of {kept} raters after exclusions."
+        f"raters, {results.kept:,} of {kept} raters after exclusions."
     )
     parts = [
         _planned(results),

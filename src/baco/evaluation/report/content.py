@@ -148,7 +148,7 @@ def _line(ranking: Ranking, rival: str) -> str:
 
 
 def _difference(lead: Comparison) -> str:
-    words = {"better": "better", "worse": "worse", "open": "no difference can be told"}
+    words = {"better": "better", "worse": "worse", "open": "no difference is shown"}
     low, high = number(lead.low, "signed"), number(lead.high, "signed")
     by = f"{number(lead.difference, 'signed')} [{low}, {high}]"
     return f"{by}, p {_p(lead.p_value)}, {words[outcome(lead)]}"
@@ -159,7 +159,7 @@ def _missing(ranking: Ranking) -> str | None:
     if ranking.alone.spaces:
         return None
     return (
-        "No Coverage can be told: no diversity metric together with a quality metric has scores on "
+        "There is no Coverage: no diversity metric together with a quality metric has scores on "
         "every task; 'baco score RUN' adds metrics."
     )
 

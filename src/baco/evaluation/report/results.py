@@ -162,8 +162,8 @@ def headline(ranking: Ranking) -> Table:
     return Table(
         f"headline-{slug(ranking.pair)}",
         f"Coverage and Dominance on {ranking.pair}",
-        "Of prompting, ensembles and BACo the method with the highest Coverage. Base and aligned "
-        f"stand with all their settings together, the strictest rival. {BRACKETS} The paper's "
+        "For prompting, ensembles and BACo: the method with the highest Coverage. For base and "
+        f"aligned: all settings together, the strictest rival. {BRACKETS} The paper's "
         f"figures are overall, on {paper.measured_on}; normalisation is by run, so only the order "
         "can be compared.",
         columns,
@@ -207,7 +207,7 @@ def beside_paper(ranking: Ranking) -> Table | None:
         f"The paper's figures and those of {ranking.pair}, line by line",
         f"Shares from 0 to 1. The paper's headline is measured on "
         f"{reference('headline').measured_on}; its routers on {reference('routers').measured_on}; "
-        "its figures by task, of the best router, are those that were to be had. Normalisation is "
+        "its figures by task are those of the best router. Normalisation is "
         f"by run, so only the order can be compared. {BRACKETS}",
         [
             Column("figure"),
