@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -214,3 +215,44 @@ def test_a_written_file_keeps_its_link_and_replaces_no_device(tmp_path: Path) ->
     with pytest.raises(BacoError, match=r"cannot write .*pipe: it is not a regular file"):
         write_output(pipe, "new")
     assert pipe.is_fifo() and {path.name for path in tmp_path.iterdir()} == {"a", "link", "pipe"}
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file grows beyond some bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"answer": f"answer {i}"}) + "\n" for i in range(100)))
+    commands = [sweep_command(prompts, tmp_path / "run")]
+    commands.append(["dataset", "dedupe", str(rows), str(tmp_path / "copy")])
+    for command in commands:
+        capsys.readouterr()
+        with small_disk(4000):
+            assert run(command) == 2
+        assert "baco: cannot write" in capsys.readouterr().err
+        assert run(command) == 0
+    assert len((tmp_path / "copy/data/rows.jsonl").read_text().splitlines()) == 100
+    assert len(list(Run.open(tmp_path / "run").samples())) == 10
+
+
+@pytest.mark.parametrize("command", ["batch", "sweep"])
+def test_a_manifest_without_settings_is_refused_in_one_line(
+    command: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(COMMANDS[command](prompts, out)) == 0
+    manifest = out / {"batch": "_manifest.json", "sweep": "run.json"}[command]
+    manifest.write_text(json.dumps({"format": json.loads(manifest.read_text())["format"]}))
+    capsys.readouterr()
+    assert run(COMMANDS[command](prompts, out)) == 2
+    assert f"{manifest.name} is damaged: it has no settings" in capsys.readouterr().err

@@ -334,6 +334,8 @@ def read_manifest(path: Path, version: int, kind: str, command: str) -> dict[str
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != version:
         raise BacoError(f"{folder} holds a {kind} of another format: this baco reads {version}")
+    if "settings" not in manifest:
+        raise BacoError(f"{path} is damaged: it has no settings; choose another directory")
     return manifest
 
 

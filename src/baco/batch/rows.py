@@ -196,7 +196,7 @@ def _row(path: Path, line: int, value: Any, template: Template | None, keep_colu
     else:
         prompt = value["prompt"] if isinstance(value.get("prompt"), str) else value["messages"]
     conversation(prompt)
-    kept = {"id": value["id"]} if "id" in value else {}
+    kept = {"id": value["id"]} if value.get("id") is not None else {}
     consumed = ("id",) if template is not None else ("id", *PROMPT)
     columns = {k: v for k, v in value.items() if keep_columns and k not in consumed}
     columns = json.loads(json.dumps(columns, default=str))

@@ -1,5 +1,6 @@
 """The command line: `baco COMMAND`. Thin: every command checks its input, calls the API, prints."""
 
+import errno
 import io
 import os
 import sys
@@ -31,6 +32,7 @@ from baco.version import __version__
 
 FAULT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 _DEBUG = "--debug"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 app = typer.Typer(
     name="baco",
@@ -163,6 +165,12 @@ def _run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            complain(
+                f"cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}",
+                error,
+            )
+            return FAULT
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             message = "out of memory: lower -n or --max-tokens, or use a smaller model or --dtype"
             complain(message, error)

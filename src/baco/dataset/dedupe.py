@@ -83,7 +83,7 @@ def dedupe(
 
     Raises:
         BacoError: rows without an answer or with several, or a folder of something else, of another
-            rule or dataset, or that another process writes to.
+            rule or dataset, that another process writes to, or that cannot be written.
     """
     check_folder(out, [MANIFEST], KIND, OTHER)
     settings = {
@@ -103,7 +103,10 @@ def dedupe(
     with locked(out):
         result = _result(out)
         if result is None:
-            result = _carry_out(dataset, out, rule, advance)
+            try:
+                result = _carry_out(dataset, out, rule, advance)
+            except OSError as error:
+                raise BacoError(f"cannot write {out}: {error.strerror or error}") from error
         (out / INDEX).unlink(missing_ok=True)
     return result
 
@@ -243,5 +246,8 @@ that are connected by a chain of duplicates the {rule.keep} one is kept.
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as read:
-        return hashlib.file_digest(read, "sha256").hexdigest()
+    try:
+        with file.open("rb") as read:
+            return hashlib.file_digest(read, "sha256").hexdigest()
+    except OSError as error:
+        raise BacoError(f"cannot read {file}: {error.strerror}") from error
