@@ -1,6 +1,9 @@
 """A base model and a PEFT adapter over it are a pair on one set of weights."""
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,25 @@ def test_each_model_gives_the_logits_of_the_model_loaded_alone(
         assert torch.equal(pair.base.score(IDS), own)
         assert torch.equal(pair.aligned.score(IDS), other)
     assert (own - other).abs().max() > 0.1
+
+
+def test_several_threads_decode_with_one_pair(folders: Callable[[str], dict[str, Any]]) -> None:
+    options = folders("llama") | {"dtype": "float32", "packed": False}
+    prompts = [f"{prompt} ({number})" for prompt in PROMPTS for number in range(4)]
+
+    def decode(baco: Baco, prompt: str) -> list[tuple[int, ...]]:
+        answers = baco.generate(prompt, router="Rand:0.5", n=2, seed=1, max_tokens=12)
+        return [answer.token_ids for answer in answers]
+
+    baco = Baco.load(**options)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(partial(decode, baco), prompts))
+    finally:
+        sys.setswitchinterval(interval)
+    assert answers == [decode(baco, prompt) for prompt in prompts]
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -378,26 +378,19 @@ class Baco:
         if self.backend is not None:
             structured = self.backend.capabilities.structured
             return Decoder(self.pair, self.backend.engine(), structured)
-        if self.pair.own is not None:
-            make_shared = partial(
-                SharedTextEngine,
-                self.pair,
-                max_rows=self.max_rows,
-                memory=self.memory,
-                chunks_per_step=chunks_per_step,
-                prefix_cache=self.prefix_cache,
-            )
-            return Decoder(self.pair, IsolatingEngine(make_shared))
-        make = partial(
-            Engine,
-            self.pair,
-            max_rows=self.max_rows,
-            memory=self.memory,
-            draft=self.draft,
-            chunks_per_step=chunks_per_step,
-            prefix_cache=self.prefix_cache,
-        )
-        return Decoder(self.pair, IsolatingEngine(make))
+        options: dict[str, Any] = {
+            "max_rows": self.max_rows,
+            "memory": self.memory,
+            "chunks_per_step": chunks_per_step,
+            "prefix_cache": self.prefix_cache,
+        }
+        make: Callable[[], Engine | SharedTextEngine]
+        if self.pair.own is None:
+            make = partial(Engine, self.pair, draft=self.draft, **options)
+        else:
+            make = partial(SharedTextEngine, self.pair, **options)
+        with self.pair.lock:  # the first engine tries ways to read rows
+            return Decoder(self.pair, IsolatingEngine(make))
 
 
 def _load_llama_cpp(

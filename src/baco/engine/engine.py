@@ -219,7 +219,8 @@ class Engine(ScheduledEngine):
         """Let the models return the hidden states that a router reads."""
         for source, trained in hidden_widths(router).items():
             model = self.pair.model(source)
-            width = model.keep_hidden_states()
+            with self.pair.lock:
+                width = model.keep_hidden_states()
             if trained is not None and width != trained:
                 raise BacoError(
                     f"{router.spelling} was trained on hidden states of width {trained} of its "

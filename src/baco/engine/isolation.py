@@ -76,7 +76,8 @@ class IsolatingEngine:
             Exception: no engine can be built any more, or one fails without a request.
         """
         try:
-            stepped = self.engine.step()
+            with self.engine.pair.lock:
+                stepped = self.engine.step()
         except Exception as error:
             changed = self._isolate(error)
         else:

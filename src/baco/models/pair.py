@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ class Pair:
         own: the tables of each model over its own ids, where the models have different tokenizers
             and share the text of answers instead of token ids (experimental); else None. Then
             ``tokenizer``, ``vocabulary``, ``end_ids`` and ``banned`` are the aligned model's.
+        lock: held while the models are run, since some forwards change their model meanwhile: they
+            turn an adapter off, or replace a mask. So several threads can decode with one pair.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Pair:
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
     own: dict[Source, OwnVocabulary] | None = None
+    lock: Lock = field(default_factory=Lock, repr=False)
 
     def model(self, source: Source) -> PairModel:
         """The base or the aligned model."""
