@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,9 +47,17 @@ class OwnVocabulary:
         vocabulary = Vocabulary.from_tokenizer(model.tokenizer, size, function_words=function_words)
         banned = torch.zeros(size, dtype=torch.bool)
         if source == "base":
-            banned = vocabulary.special.clone()
-            banned[sorted(end_ids)] = False
-            marks = find_marks(model.tokenizer)
-            if marks is not None:  # some tokenizers do not call them special
-                banned[[marks.begin_id, marks.end_id]] = True
+            banned = special_tokens(vocabulary, end_ids, model.tokenizer)
         return cls(tokenizer, vocabulary, end_ids, banned, torch.tensor(tokenizer.noise_words))
+
+
+def special_tokens(vocabulary: Vocabulary, end_ids: frozenset[int], tokenizer: Any) -> Tensor:
+    """The special tokens that end no answer, and the marks of thinking: bool [V]. The base model
+    never writes them, and no structure of an answer allows them.
+    """
+    special = vocabulary.special.clone()
+    special[sorted(end_ids)] = False
+    marks = find_marks(tokenizer)
+    if marks is not None:  # some tokenizers do not call them special
+        special[[marks.begin_id, marks.end_id]] = True
+    return special

@@ -36,7 +36,7 @@ from baco.models.loading import (
     placements,
 )
 from baco.models.model import PairModel, count_embedding_rows
-from baco.models.own_vocabulary import OwnVocabulary
+from baco.models.own_vocabulary import OwnVocabulary, special_tokens
 from baco.routing.router import Router
 from baco.sampling.constraint import Constraint, StructureCompiler
 from baco.sampling.params import SamplingParams
@@ -45,7 +45,7 @@ from baco.source import MODELS, Source
 from baco.text.encoder import Limit
 from baco.text.prompts import BASE_TEMPLATE, SAME_PROMPT, Limits, Prompt, Renderer
 from baco.text.shared_text import TextTokenizer
-from baco.text.thinking import ThinkingStart, ThinkingTokens, find_marks, separators
+from baco.text.thinking import ThinkingStart, ThinkingTokens, separators
 from baco.text.token_bytes import spell
 from baco.text.vocabulary import Vocabulary, load_words
 
@@ -372,6 +372,7 @@ def make_pair(
         BacoError: the models are no pair, or a template or word list cannot be read.
     """
     words = {} if function_words is None else {"function_words": load_words(function_words)}
+    base_template = BASE_TEMPLATE if base_template is None else base_template
     differing: list[str] = []
     with explain_errors("the tokenizer of", aligned.name):
         if separate_tokenizers is None:
@@ -391,7 +392,7 @@ def make_pair(
             name,
             base,
             aligned,
-            BASE_TEMPLATE if base_template is None else base_template,
+            base_template,
             chat_template,
             chat_options or {},
             words,
@@ -404,11 +405,6 @@ def make_pair(
     end_ids = frozenset(end for end in base.end_ids | aligned.end_ids if end < size)
     if not end_ids:
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
-    banned = vocabulary.special.clone()
-    banned[sorted(end_ids)] = False
-    marks = find_marks(aligned.tokenizer)
-    if marks is not None:  # some tokenizers do not call them special
-        banned[[marks.begin_id, marks.end_id]] = True
     pair = Pair(
         name=name,
         base=base.with_common_vocab(size, unknown_ids),
@@ -418,12 +414,12 @@ def make_pair(
         renderer=Renderer(
             base.tokenizer,
             aligned.tokenizer,
-            BASE_TEMPLATE if base_template is None else base_template,
+            base_template,
             chat_template,
             chat_options or {},
         ),
         end_ids=end_ids,
-        banned=banned,
+        banned=special_tokens(vocabulary, end_ids, aligned.tokenizer),
         defaults=defaults or SamplingParams(),
     )
     _check_embeddings(pair)
@@ -432,12 +428,9 @@ def make_pair(
 
 def _own_structures(own: OwnVocabulary, model: PairModel) -> StructureCompiler:
     """Compiles structures for the tokens of one model."""
-    special = set(own.vocabulary.special.nonzero()[:, 0].tolist())
-    marks = find_marks(model.tokenizer)
-    if marks is not None:  # some tokenizers do not call them special
-        special |= {marks.begin_id, marks.end_id}
+    special = special_tokens(own.vocabulary, own.end_ids, model.tokenizer).nonzero()[:, 0].tolist()
     encode = partial(model.tokenizer.encode, add_special_tokens=False)
-    return StructureCompiler(own.tokenizer.data, own.end_ids, special - own.end_ids, encode)
+    return StructureCompiler(own.tokenizer.data, own.end_ids, special, encode)
 
 
 def make_known_pair(known: KnownPair, base: PairModel, aligned: PairModel, **options: Any) -> Pair:
