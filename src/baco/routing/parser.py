@@ -17,7 +17,7 @@ A combiner (:mod:`baco.routing.combiners`) is spelled in the same places, alone:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -105,29 +105,11 @@ def plain_catalogue() -> list[Entry]:
     """
     entries = []
     for entry in catalogue():
-        named = () if entry.name in CONSTANTS else _rules_of(entry.name).all
+        named = () if entry.name in CONSTANTS else _rules_of(entry.name).rules
         reads = {name for rule in named for name in rule.reads}
         if not reads & (STATE | STRUCTURE | HIDDEN_STATES.keys()):
             entries.append(entry)
     return entries
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """The rules that a spelling combines."""
-
-    logit: LogitRule | None
-    contents: tuple[ContentRule, ...]
-    overrides: tuple[Override, ...]
-
-    @property
-    def all(self) -> tuple[AnyRule, ...]:
-        return (*([self.logit] if self.logit else []), *self.contents, *self.overrides)
-
-    @property
-    def files(self) -> tuple[RuleFile, ...]:
-        own = self.logit.file if self.logit else None
-        return (*([own] if own else []), *(rule.file for rule in self.overrides))
 
 
 @dataclass(slots=True)
@@ -139,10 +121,6 @@ class _Arguments:
     table: dict[str, Source] = field(default_factory=dict)
     predict: Predictor = "base"
     paths: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def adapts(self) -> bool:
-        return bool(self.adapt)
 
 
 def _combination(example: str) -> Entry:
@@ -195,8 +173,7 @@ def canonical_name(spelling: str) -> str:
     """
     if (name := router_name(spelling)) in CONSTANTS or name in combiners():
         return name
-    named = _rules_of(spelling)
-    return RuleRouter(named.logit, named.contents, overrides=named.overrides).name
+    return _rules_of(spelling).name
 
 
 def logit_rule_of(spelling: str) -> LogitRule | None:
@@ -228,8 +205,8 @@ def lacks_threshold(spelling: str) -> bool:
     """
     if not needs_threshold(spelling):
         return False
-    arguments = _arguments(spelling, _rules_of(spelling).files)
-    return arguments.threshold is None and not arguments.adapts
+    arguments = _arguments(spelling, _files_of(_rules_of(spelling)))
+    return arguments.threshold is None and not arguments.adapt
 
 
 def router(spelling: str, threshold: float | None = None) -> Router:
@@ -254,11 +231,12 @@ def router(spelling: str, threshold: float | None = None) -> Router:
         arguments = _arguments(spelling, ())
         if arguments.threshold is not None:
             raise BacoError(f"router {spelling!r}: {name} takes no threshold")
-        if arguments.table or arguments.predict != "base" or arguments.adapts:
+        if arguments.table or arguments.predict != "base" or arguments.adapt:
             raise BacoError(f"router {spelling!r}: {name} takes no arguments")
         return ConstantRouter("base" if name == "Base" else "aligned")
     named = _rules_of(spelling)
-    arguments = _arguments(spelling, named.files)
+    rule_files = _files_of(named)
+    arguments = _arguments(spelling, rule_files)
     given, table = arguments.threshold, tuple(arguments.table.items())
     if table and not any(rule.name == "Role" for rule in named.contents):
         raise BacoError(
@@ -277,16 +255,13 @@ def router(spelling: str, threshold: float | None = None) -> Router:
             choices = (*choices, named.logit.example)
         gamma = next((value for value in choices if value is not None), None)
         _check_threshold(spelling, gamma, named.logit)
-    files = tuple(_load(file, arguments.paths.get(file.key)) for file in named.files)
-    return RuleRouter(
-        named.logit,
-        named.contents,
-        gamma,
-        table,
-        arguments.predict,
-        named.overrides,
-        files,
-        adaptation,
+    return replace(
+        named,
+        threshold=gamma,
+        table=table,
+        predict=arguments.predict,
+        files=tuple(_load(file, arguments.paths.get(file.key)) for file in rule_files),
+        adaptation=adaptation,
     )
 
 
@@ -311,7 +286,7 @@ def named_files(spelling: str) -> tuple[str, ...]:
     name = router_name(spelling)
     if name in CONSTANTS or name in combiners() or ":" not in spelling:
         return ()
-    return tuple(_arguments(spelling, _rules_of(spelling).files).paths.values())
+    return tuple(_arguments(spelling, _files_of(_rules_of(spelling))).paths.values())
 
 
 def portable(router: Router) -> bool:
@@ -324,8 +299,8 @@ def portable(router: Router) -> bool:
     return isinstance(router, RuleRouter) and {rule.name for rule in router.rules} <= installed
 
 
-def _rules_of(spelling: str) -> _Rules:
-    """The rules that a spelling combines."""
+def _rules_of(spelling: str) -> RuleRouter:
+    """The rules that a spelling combines, without its arguments."""
     known = rules()
     parts = router_name(spelling).split("-")
     for part in parts:
@@ -352,7 +327,13 @@ def _rules_of(spelling: str) -> _Rules:
             f"content rules ({rule_names(ContentRule)}) and overrides ({rule_names(Override)}), "
             "each once, such as P-Punc-FC:0.4"
         )
-    return _Rules(logits[0] if logits else None, contents, overrides)
+    return RuleRouter(logits[0] if logits else None, contents, overrides=overrides)
+
+
+def _files_of(named: RuleRouter) -> list[RuleFile]:
+    """The files that rules read."""
+    rules = [rule for rule in named.rules if not isinstance(rule, ContentRule)]
+    return [rule.file for rule in rules if rule.file is not None]
 
 
 def rule_names(kind: type[AnyRule]) -> str:
