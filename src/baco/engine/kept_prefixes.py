@@ -28,14 +28,14 @@ class KeptPrefixes:
         self, runner: ModelRunner, budget: Budget, cache: PrefixCache | None, limit: int
     ) -> None:
         self._runner, self._budget = runner, budget
-        self._cache, self._limit = cache, limit
+        self._cache, self._limit = cache or PrefixCache(), limit
         models = runner.models.items() if cache is not None else ()
         self._names = {name for name, model in models if model.prefills_in_chunks}
 
     @property
     def bytes(self) -> int:
         """Bytes of all copies, those of other engines with the same cache included."""
-        return 0 if self._cache is None else self._cache.bytes
+        return self._cache.bytes
 
     @property
     def keeps(self) -> bool:
@@ -47,13 +47,11 @@ class KeptPrefixes:
         return sum(
             self._cache.matching_tokens(kind, ids, divisible=self._divisible(name))
             for name, kind, ids in self._texts(request)
-            if self._cache is not None
         )
 
     def use(self, request: Request) -> None:
         """Let the prefixes of a request's prompt be dropped last."""
         for name, kind, ids in self._texts(request):
-            assert self._cache is not None
             self._cache.use(kind, ids, divisible=self._divisible(name))
 
     def load(self, request: Request) -> dict[str, tuple[int, Any]]:
@@ -65,7 +63,6 @@ class KeptPrefixes:
         """
         loaded = {}
         for name, kind, ids in self._texts(request):
-            assert self._cache is not None
             match = self._cache.find(kind, ids, divisible=self._divisible(name))
             if match.tokens:
                 cache = self._runner.caches[name]
@@ -102,13 +99,11 @@ class KeptPrefixes:
 
     def shrink(self, room: int) -> None:
         """Drop the least recently used copies, until all of them take at most ``room`` bytes."""
-        if self._cache is not None:
-            self._cache.shrink(min(room, self._limit))
+        self._cache.shrink(min(room, self._limit))
 
     def _keep(
         self, name: str, kind: Kind, ids: tuple[int, ...], source: Any, room: int, *, prompt: int
     ) -> None:
-        assert self._cache is not None
         cache = self._runner.caches[name]
         self._cache.keep(
             kind,

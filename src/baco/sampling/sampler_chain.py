@@ -22,7 +22,6 @@ from baco.sampling.top_p import outside_top_p
 
 MAX_CHAIN = 16  # samplers of one request
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NO_TOKEN = -1
 
 
 class Context:
