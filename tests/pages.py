@@ -30,7 +30,9 @@ def chromium() -> Iterator[Browser]:
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=list(QUIET))
+        yield playwright.chromium.launch(
+            executable_path=executable, args=list(QUIET), timeout=TIMEOUT
+        )
 
 
 def new_page(browser: Browser, **screen: Any) -> Page:

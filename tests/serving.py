@@ -9,15 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
+import psutil
+import pytest
 
 from baco import Baco, register_router
+from baco.decoder import Decoder
 from baco.engine.isolation import IsolatingEngine
+from baco.outputs import Chunk
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
 from baco.serve.app import create_app
@@ -123,6 +128,18 @@ def connect(url: str, sent: bytes = b"") -> socket.socket:
     return connection
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that other programs are not given. A server of the test may listen at it.
+
+    It is bound here the whole time: a free port that is only looked up may be taken by then.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 def post_request(path: str, body: dict[str, Any]) -> bytes:
     """The bytes of a request."""
     content = json.dumps(body).encode()
@@ -135,6 +152,14 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Does a process run? One that has ended but was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
@@ -187,6 +212,47 @@ def waiting_router(name: str) -> Iterator[Decision]:
     finally:
         decides.set()
         del RULES[name]
+
+
+class Steps:
+    """Steps of the decoders in this process, which a test takes one at a time."""
+
+    def __init__(self) -> None:
+        self._allowed = threading.Semaphore(0)
+        self._taken: SimpleQueue[list[Chunk]] = SimpleQueue()
+        self._free = False
+
+    def take(self) -> list[Chunk]:
+        """Let a decoder take one step, once there is something to decode; the step's chunks."""
+        self._allowed.release()
+        return self._taken.get(timeout=WAIT)
+
+    def release(self) -> None:
+        """Let all decoders go on by themselves."""
+        self._free = True
+        self._allowed.release()
+
+    def held(self, decoder: Decoder, step: Callable[[Decoder], list[Chunk]]) -> list[Chunk]:
+        """A decoder's step, which waits until a test takes it."""
+        if not self._free:
+            assert self._allowed.acquire(timeout=WAIT)
+        if self._free:
+            self._allowed.release()  # for the next decoder that waits
+        chunks = step(decoder)
+        self._taken.put(chunks)
+        return chunks
+
+
+@contextmanager
+def step_by_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    """Decoders of this process take a step only when the test says so."""
+    steps, step = Steps(), Decoder.step
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "step", lambda decoder: steps.held(decoder, step))
+        try:
+            yield steps
+        finally:
+            steps.release()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from baco import Baco
 from baco.outputs import Completion
 from baco.text.segmentation import distinct
 from tests.pages import Visit, visit
+from tests.serving import step_by_step
 
 PROMPT = "Recommend a summer destination"
 
@@ -83,18 +84,20 @@ def test_every_word_shows_its_source_in_colour_and_line(
         assert looks["base"][0] != looks["aligned"][0]
 
 
-def test_answers_grow_word_by_word(browser: Browser, server: str) -> None:
-    with visit(browser, server + "/") as first:
-        first.page.evaluate("""() => {
-            window.lengths = new Set();
-            new MutationObserver(() => {
-                const text = document.querySelector('.of-baco li p')?.textContent;
-                if (text) window.lengths.add(text.length);
-            }).observe(document.body, { childList: true, subtree: true, characterData: true });
-        }""")
+def test_answers_grow_word_by_word(
+    browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with step_by_step(monkeypatch) as steps, visit(browser, server + "/") as first:
+        first.page.get_by_label("Compare with each model alone").uncheck()
         first.page.get_by_role("button", name="Write 6 answers").click()
+        text, lengths = "", set[int]()
+        while len(lengths) < 5:
+            text += "".join(chunk.text for chunk in steps.take() if chunk.sample == 0)
+            if text.strip():
+                expect(first.page.locator(".of-baco li p").first).to_have_text(text)
+                lengths.add(len(text))
+        steps.release()
         first.settle()
-        assert first.page.evaluate("window.lengths.size") > 5
 
 
 def test_the_columns_are_the_models_alone_and_both_on_the_same_seed(
@@ -132,14 +135,22 @@ def test_answers_that_repeat_say_so(browser: Browser, server: str, demo: Baco) -
         assert seen.page.locator(".of-aligned").get_by_text("same as").all_inner_texts() == repeats
 
 
+# At once: a pause of the browser between two of them would begin another run.
+FIVE_NOTCHES = """dial => {
+  for (let notch = 0; notch < 5; notch += 1) {
+    dial.stepUp();
+    dial.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}"""
+
+
 def test_the_dial_writes_again_and_keeps_the_history(browser: Browser, server: str) -> None:
     with visit(browser, link(server)) as seen:
         seen.settle()
         page, before = seen.page, seen.column("baco")
         dial = page.get_by_role("slider", name="Diversity")
         assert seen.answer_requests == 3
-        for _ in range(5):
-            dial.press("ArrowRight")
+        dial.evaluate(FIVE_NOTCHES)
         runs = page.get_by_role("list", name="Runs").get_by_role("button")
         expect(runs).to_have_count(2)
         seen.settle()

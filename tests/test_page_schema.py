@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from itertools import groupby
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -11,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.decoder import Decoder
 from tests.pages import visit
+from tests.serving import step_by_step
 from tests.test_page_use import PHONE, broken, focused
 
 PROMPT = "Recommend a summer destination"
@@ -137,27 +136,27 @@ def test_a_text_shows_without_its_escapes_and_a_missing_field_as_a_dash(
 def test_the_table_fills_in_while_the_answers_are_written(
     browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(decoder: Decoder, step: Any = Decoder.step) -> Any:
-        time.sleep(0.03)
-        return step(decoder)
-
-    monkeypatch.setattr(Decoder, "step", slow)
-    with visit(browser, server + "/") as seen:
+    with step_by_step(monkeypatch) as steps, visit(browser, server + "/") as seen:
         page = seen.page
-        page.evaluate("""() => {
-            window.states = new Set();
-            new MutationObserver(() => {
-                const row = document.querySelector('.of-baco tbody tr');
-                const cells = row ? [...row.querySelectorAll('td:not(.about)')] : [];
-                const filled = cells.map((cell) => (cell.querySelector('[data-word]') ? 1 : 0));
-                window.states.add(filled.join(''));
-            }).observe(document.body, { childList: true, subtree: true, characterData: true });
-        }""")
+        page.get_by_label("Compare with each model alone").uncheck()
         page.get_by_text("JSON schema:").click()
         page.get_by_label("Every answer is JSON").fill(json.dumps(SCHEMA))
         page.get_by_role("button", name="Write 6 answers").click()
+        row = page.locator(".of-baco tbody tr").first.locator("td:not(.about)")
+        place, *others = (row.nth(column).locator("[data-word]") for column in range(3))
+        expect(row).to_have_count(3)
+        for words in (place, *others):
+            expect(words).to_have_count(0)
+        text = ""
+        while not re.match(r'\{"place": *"[^"]*\w', text):
+            text += "".join(chunk.text for chunk in steps.take() if chunk.sample == 0)
+        expect(place).not_to_have_count(0)
+        for words in others:
+            expect(words).to_have_count(0)
+        steps.release()
         seen.settle()
-        assert {"000", "100", "111"} <= set(page.evaluate("[...window.states]"))
+        for words in (place, *others):
+            expect(words).not_to_have_count(0)
 
 
 BAD = {

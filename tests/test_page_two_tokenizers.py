@@ -10,7 +10,7 @@ from baco import Baco
 from baco.cli.chat.conversation import Conversation
 from baco.cli.chat.session import Session
 from tests.pages import visit
-from tests.serving import served
+from tests.serving import WAIT, served
 
 PROMPT = "Recommend a summer destination"
 
@@ -27,10 +27,11 @@ def server(pair: Baco) -> Iterator[str]:
 
 
 def test_a_server_lists_what_can_decode_the_pair(server: str) -> None:
-    names = {entry["name"] for entry in httpx.get(f"{server}/baco/routers").json()}
+    names = {entry["name"] for entry in httpx.get(f"{server}/baco/routers", timeout=WAIT).json()}
     assert {"P-Punc", "Rand", "Base"} <= names
     assert names.isdisjoint({"Gap", "Ensemble", "LogitEnsemble", "Contrast"})
-    models = {card["id"] for card in httpx.get(f"{server}/v1/models").json()["data"]}
+    listed = httpx.get(f"{server}/v1/models", timeout=WAIT).json()["data"]
+    models = {card["id"] for card in listed}
     assert {"baco", "baco/base", "baco/Nudging:0.3"} <= models
     assert not any("Gap" in name or "nsemble" in name for name in models)
 

@@ -1,21 +1,19 @@
 """Accessibility of the page: keyboard, screen reader, phone, themes, and clear errors."""
 
 import re
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from baco.decoder import Decoder
 from tests.pages import visit
-from tests.serving import served
+from tests.serving import reserved_port, served, step_by_step
 from tests.thinking_pairs import END_ID, save_thinking_pair
 
 PROMPT = "Give me a cosy dinner idea"
@@ -233,15 +231,15 @@ def test_errors_of_the_server_are_shown_in_its_words(browser: Browser, server: s
 
 
 def test_a_server_that_is_gone_is_reported_and_retried(browser: Browser, demo: Baco) -> None:
-    with ExitStack() as first:
-        address = first.enter_context(served(demo)).url
+    with reserved_port() as port, ExitStack() as first:
+        address = first.enter_context(served(demo, port)).url
         with visit(browser, address + "/", faults=("ERR_CONNECTION_REFUSED",)) as seen:
             page = seen.page
             expect(page.get_by_role("button", name="Write 6 answers")).to_be_enabled()
             first.close()
             page.get_by_role("button", name="Write 6 answers").click()
             expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
-            with served(demo, urlsplit(address).port or 0):
+            with served(demo, port):
                 page.get_by_role("button", name="Try again").click()
                 seen.settle()
                 expect(page.get_by_role("alert")).to_have_count(0)
@@ -272,40 +270,25 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, demo: Baco) -> None:
         assert all(seen.column("baco"))
 
 
-# In the page itself: by the time that a test has seen a word, all may be written.
-STOP_AT_THE_FIRST_WORD = """() => {
-  const watch = new MutationObserver(() => {
-    const stop = [...document.querySelectorAll("button")].find(
-      (button) => button.textContent.trim() === "Stop",
-    );
-    if (stop && document.querySelector(".of-baco [data-word]")) {
-      watch.disconnect();
-      stop.click();
-    }
-  });
-  watch.observe(document.body, { childList: true, subtree: true });
-}"""
-
-
 def test_stop_keeps_the_text_written_so_far(
     browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(decoder: Decoder, step: Any = Decoder.step) -> Any:
-        time.sleep(0.1)
-        return step(decoder)
-
-    monkeypatch.setattr(Decoder, "step", slow)
-    with visit(browser, server + "/") as seen:
+    with step_by_step(monkeypatch) as steps, visit(browser, server + "/") as seen:
         page = seen.page
+        page.get_by_label("Compare with each model alone").uncheck()
         page.get_by_label("Prompt").fill("Give me a four-sentence story about a dragon.")
         page.get_by_text("Answers, seed, sampling").click()
         page.get_by_label("Answers", exact=True).fill("32")
-        page.evaluate(STOP_AT_THE_FIRST_WORD)
         page.get_by_role("button", name="Write 32 answers").click()
+        while not any(chunk.text.strip() for chunk in steps.take()):
+            pass
+        expect(page.locator(".of-baco [data-word]")).not_to_have_count(0)
+        page.get_by_role("button", name="Stop").click()
         expect(page.get_by_role("button", name="Write 32 answers")).to_be_visible()
         before = seen.column("baco")
         assert any(before)
         expect(page.get_by_role("status").filter(has_text="Stopped.")).to_have_count(1)
+        steps.release()
         page.wait_for_timeout(300)
         assert seen.column("baco") == before
 

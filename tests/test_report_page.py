@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from baco.text.invalid_characters import well_formed
 from tests.pages import new_page
@@ -42,7 +42,7 @@ def test_pointing_at_a_point_shows_its_setting_and_answers(
         assert not card.is_visible()
         mark = page.locator("#plane-plot .mark-symbol path[aria-label*='Rand:0.5']").first
         mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
-        page.wait_for_timeout(300)  # scrolling hides the card of a point
+        scrolled(page)  # which hides the card of a point
         box = mark.bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
@@ -59,7 +59,7 @@ def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Pat
         stops = page.locator("#plane-plot [tabindex='0']")
         assert stops.count() == 1
         stops.focus()
-        page.wait_for_timeout(300)
+        scrolled(page)
         card = page.locator("#told")
         first = card.inner_text()
         assert card.is_visible()
@@ -69,6 +69,13 @@ def test_the_keyboard_walks_from_point_to_point(browser: Browser, page_file: Pat
         assert card.inner_text() == first
         page.keyboard.press("Escape")
         assert not page.locator("#told").is_visible()
+
+
+def scrolled(page: Page) -> None:
+    """Wait until the page has scrolled, and its listeners know."""
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
 
 
 def points(page: Page) -> list[str]:
@@ -95,18 +102,19 @@ def test_the_choosers_change_the_plane(browser: Browser, page_file: Path) -> Non
 
 
 def test_methods_can_be_highlighted(browser: Browser, page_file: Path) -> None:
-    bright = "marks => marks.filter(mark => mark.getAttribute('opacity') === '1').length"
     with opened(browser, page_file) as page:
         marks = page.locator("#plane-plot .mark-symbol path")
+        bright = page.locator("#plane-plot .mark-symbol path[opacity='1']")
+        count = marks.count()
+        assert 0 < bright.count() < count
         page.get_by_role("button", name="all", exact=True).click()
-        page.wait_for_timeout(300)
-        assert marks.evaluate_all(bright) == marks.count()
+        expect(bright).to_have_count(count)
         page.get_by_role("button", name="none", exact=True).click()
-        page.wait_for_timeout(300)
-        assert marks.evaluate_all(bright) == 0
+        expect(bright).to_have_count(0)
+        expect(marks).to_have_count(count)
         page.locator("#method-list input[value=Nudging]").check()
-        page.wait_for_timeout(300)
-        assert 0 < marks.evaluate_all(bright) <= 5
+        expect(bright).not_to_have_count(0)
+        assert bright.count() <= 5
 
 
 def test_samples_show_the_source_of_every_word(browser: Browser, page_file: Path) -> None:
