@@ -29,6 +29,7 @@ from typing import Any
 
 import httpx
 
+from baco.sockets import bind
 from baco.study.plan import Plan
 from baco.study.schedule import Screen, schedule, training
 from baco.study.study import Study
@@ -42,9 +43,9 @@ class StudyServer:
     """``baco study serve`` as people start it, always on one port."""
 
     def __init__(self, study: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # It stays bound, so that no other program is given it while the server is gone.
+        self._port = bind("127.0.0.1", 0)
+        self.port = self._port.getsockname()[1]
         self.study, self.options = study, options
         self.url = f"http://127.0.0.1:{self.port}"
         self.key, self.links = "", list[str]()

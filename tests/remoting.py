@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,14 +84,16 @@ class Backing:
 
 
 class Stalling:
-    """Forwards requests to an application until `stalled`; later completions get no reply."""
+    """Forwards requests to an application; completions after `replies` more get no reply."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self.stalled = False
+        self.replies = math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.stalled or scope["path"] != "/v1/completions":
+        completes = scope["path"] == "/v1/completions"
+        if not completes or self.replies > 0:
+            self.replies -= completes
             await self._app(scope, receive, send)
             return
         while (await receive())["type"] != "http.disconnect":

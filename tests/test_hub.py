@@ -3,11 +3,10 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,23 @@ from baco.evaluation.metrics.protocols import MetricUnavailable
 from baco.evaluation.tasks.rows import from_hub
 from baco.models import hub
 from tests.pairs import PairFolder, save_pair
+from tests.serving import reserved_port
 
 ORDER = ["generate", "Where to?", "--base", "nobody/base", "--aligned", "nobody/aligned"]
 
 
 @pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """Address of a hub that does not answer; the cache is empty."""
     from huggingface_hub import constants
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "_answered_at", {})
-    return address
+    with reserved_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(hub, "_answered_at", {})
+        yield address
 
 
 def keep(cache: Path, name: str, folder: Path) -> None:
@@ -50,9 +49,8 @@ def keep(cache: Path, name: str, folder: Path) -> None:
 
 def test_without_a_network_a_command_fails_at_once_in_one_line(tmp_path: Path) -> None:
     """The hub's own client would try for a minute."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with reserved_port() as port:
+        address = f"http://127.0.0.1:{port}"
         environment = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
         code = (
             "import sys, time, baco.models.hub, baco.cli; "

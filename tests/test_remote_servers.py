@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +19,7 @@ from baco.cli import run
 from baco.routing.signals import Distribution
 from baco.source import MODELS
 from tests.remoting import Backing, Door, Stalling, calls, listening, remote, wait_until_idle
-from tests.serving import PROMPT, Served, events, served, wait_for
+from tests.serving import PROMPT, WAIT, Served, events, reserved_port, served, wait_for
 
 STORY = "Give me a four-sentence story about a dragon."
 ROUTER = "P-Punc:0.4"
@@ -287,18 +284,13 @@ def test_a_batch_keeps_no_answer_that_broke_off(
 
 
 def test_a_server_that_does_not_answer_in_time_ends_the_answer(server: Served) -> None:
-    slow = False
-
-    def change(body: dict[str, Any]) -> dict[str, Any]:
-        if slow:
-            time.sleep(4)
-        return body
-
-    door = Door(Backing(server.url), change)
-    with listening(door) as url, remote(server.url, aligned_url=url, timeout=3.0) as remote_pair:
-        slow = True
+    stalling = Stalling(Backing(server.url))
+    with (
+        listening(stalling) as url,
+        remote(server.url, aligned_url=url, timeout=3.0) as remote_pair,
+    ):
+        stalling.replies = 0
         (answer,) = remote_pair.generate(PROMPT, router="Aligned", max_tokens=4)
-        slow = False
         assert answer.error is not None
         assert "gave no answer within 3 s: raise the timeout" in answer.error
 
@@ -336,7 +328,7 @@ def test_a_cancelled_request_leaves_no_call_open(server: Served) -> None:
     stalling = Stalling(Backing(server.url))
     with listening(stalling) as url, remote(url) as remote_pair:
         decoder = remote_pair.decoder()
-        stalling.stalled = True
+        stalling.replies = 0
         ticket = decoder.submit(STORY, router=remote_pair.router(ROUTER), n=8)
         wait_for(lambda: decoder.running == 8)
         decoder.cancel(ticket)
@@ -350,7 +342,7 @@ def test_answers_of_a_closed_stream_are_cancelled(server: Served) -> None:
     with listening(stalling) as url, remote(url) as remote_pair:
         chunks = remote_pair.stream(STORY, router=ROUTER, n=8, max_tokens=200)
         next(chunks)
-        stalling.stalled = True
+        stalling.replies = 0
         chunks.close()  # type: ignore[attr-defined]
         wait_until_idle(remote_pair)
         del chunks
@@ -361,11 +353,14 @@ def test_answers_of_a_closed_stream_are_cancelled(server: Served) -> None:
 
 
 def test_a_closed_backend_raises(server: Served) -> None:
-    with remote(server.url) as remote_pair:
-        chunks = remote_pair.stream(STORY, router=ROUTER, max_tokens=200)
-        next(chunks)
-    with pytest.raises(BacoError, match="is closed"):
-        list(chunks)
+    stalling = Stalling(Backing(server.url))
+    with listening(stalling) as url:
+        with remote(server.url, aligned_url=url) as remote_pair:
+            stalling.replies = 2  # too few for the whole answer
+            chunks = remote_pair.stream(STORY, router=ROUTER, max_tokens=200)
+            next(chunks)
+        with pytest.raises(BacoError, match="is closed"):
+            list(chunks)
 
 
 def test_a_shard_of_answers_that_broke_off_is_not_written(server: Served, tmp_path: Path) -> None:
@@ -475,11 +470,9 @@ def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        number: int = taken.getsockname()[1]
-        return number
+def port() -> Iterator[int]:
+    with reserved_port() as number:
+        yield number
 
 
 def started(port: int) -> "subprocess.Popen[bytes]":
@@ -491,7 +484,7 @@ def started(port: int) -> "subprocess.Popen[bytes]":
     def up() -> bool:
         assert process.poll() is None
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=WAIT).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -527,14 +520,17 @@ def test_a_server_that_is_killed_and_restarted_loses_no_answer(
 
         with remote(server.url, aligned_url=url, retries=1) as remote_pair:
             decoder = remote_pair.decoder()
+            never = dict.fromkeys(demo.pair.end_ids, -100.0)
+            endless: dict[str, Any] = {"logit_bias": never, "max_tokens": 300}
             tickets = [
-                decoder.submit(STORY, router=remote_pair.router(name), temperature=0, n=3)
-                for name in (ROUTER, "Base")
+                decoder.submit(STORY, router=remote_pair.router(name), temperature=0, n=3, **more)
+                for name, more in ((ROUTER, endless), ("Base", dict[str, Any]()))
             ]
-            threading.Timer(0.05, process.kill).start()
             ended: dict[int, list[Any]] = {ticket: [] for ticket in tickets}
             while decoder.busy:
                 for chunk in decoder.step():
+                    if chunk.prompt == tickets[0]:
+                        process.kill()
                     if chunk.completion is not None:
                         ended[chunk.prompt].append(chunk.completion)
             for broken in ended[tickets[0]]:
