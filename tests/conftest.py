@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import fuzzing
 from tests.pairs import PairFolder, save_pair
@@ -57,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile(
         "baco",
         deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],  # machines may be busy
         derandomize=True,
         print_blob=True,
         max_examples=fuzzing.budget(settings.get_profile("default").max_examples),

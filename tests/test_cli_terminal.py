@@ -273,7 +273,7 @@ def test_running_out_of_memory_is_one_line(
 
 def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
     done = subprocess.run(
-        [*BACO, "generate"], input=b"caf\xe9", capture_output=True, check=False, timeout=60
+        [*BACO, "generate"], input=b"caf\xe9", capture_output=True, check=False, timeout=240
     )
     assert done.returncode == 2
     assert b"UTF-8" in done.stderr

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from baco import Baco
 from tests.fuzzing import budget
-from tests.serving import PROMPT, ROUTER, Served, events, served
+from tests.serving import PROMPT, ROUTER, WAIT, Served, events, served
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "serve.md"]
@@ -244,7 +244,7 @@ def test_the_api_agrees_with_its_openapi_document(described: Any, label: str) ->
         @settings(max_examples=budget(60), suppress_health_check=list(HealthCheck))
         @given(operations[label].as_strategy(generation_mode=mode))
         def holds(case: schemathesis.Case) -> None:
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+            case.call_and_validate(excluded_checks=[positive_data_acceptance], timeout=WAIT)
 
         holds()
 
@@ -261,7 +261,8 @@ def test_streams_agree_with_the_openapi_document(
 ) -> None:
     operations = {result.ok().label: result.ok() for result in described.get_all_operations()}
     case = operations[label].Case(body={"model": "baco", "stream": True, **prompt})
-    assert case.call_and_validate().headers["content-type"][0].startswith("text/event-stream")
+    reply = case.call_and_validate(timeout=WAIT)
+    assert reply.headers["content-type"][0].startswith("text/event-stream")
 
 
 def test_mikupads_request_with_no_model_chosen_is_answered_by_the_default_router(
@@ -287,7 +288,12 @@ def test_mikupads_request_with_no_model_chosen_is_answered_by_the_default_router
         body = {"prompt": "My favourite place is", **sampling, "repetition_window": 256}
         expected = client.post("/v1/completions", json=body).json()
     assert reply["model"] == "baco"
-    assert reply["choices"] == expected["choices"]
+    ((mine,), (theirs,)) = reply["choices"], expected["choices"]
+    # The last digits depend on how many tokens a forward reads.
+    logprobs, values = mine.pop("logprobs"), theirs.pop("logprobs")
+    assert mine == theirs
+    assert logprobs["tokens"] == values["tokens"]
+    assert logprobs["token_logprobs"] == pytest.approx(values["token_logprobs"], abs=1e-4)
 
 
 def test_sillytaverns_chat_is_answered(server: Served, demo: Baco) -> None:

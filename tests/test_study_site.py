@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
@@ -15,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from baco.errors import BacoError
+from baco.study import website
 from baco.study.schedule import schedule, training
 from baco.study.store import Rater
 from baco.study.study import Study
@@ -31,8 +31,8 @@ class Site:
 
     def __init__(self, study: Study, **settings: Any) -> None:
         self.study = study
-        website = Website(study, WebsiteSettings(KEY, **settings))
-        self.client = TestClient(website.app(), raise_server_exceptions=False)
+        site = Website(study, WebsiteSettings(KEY, **settings))
+        self.client = TestClient(site.app(), raise_server_exceptions=False)
 
     def rater(self) -> Rater:
         rater = self.study.store.add_rater()
@@ -242,10 +242,9 @@ def test_a_body_that_is_too_long_is_refused(site: Site) -> None:
 def test_nobody_is_longer_on_an_item_than_the_server_saw(site: Site) -> None:
     rater, plan = site.rating(), site.study.plan
     site.answer_all(rater, until=0)
-    begun = time.time()
     site.post(rater, 0, right_responses(plan, schedule(plan, 0)[0]), seconds=5000)
     (kept,) = (a for a in site.study.store.answers(rater.id) if a.position == 0)
-    assert kept.seconds < time.time() - begun + 5
+    assert kept.seconds < 1000
 
 
 def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -320,7 +319,11 @@ def test_links_cannot_be_guessed(site: Site) -> None:
     assert site.client.get("/r/" + "A" * 24).status_code == 404
 
 
-def test_requests_are_bounded_per_link_and_not_per_address(tmp_path: Path) -> None:
+def test_requests_are_bounded_per_link_and_not_per_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No time passes: with it the allowance comes back.
+    monkeypatch.setattr(website, "Allowance", lambda most: Allowance(most, lambda: 0.0))
     site = Site(made_study(tmp_path), per_minute=10)
     rater, other = site.rating(), site.rating()
     replies = [site.client.get(f"/r/{rater.link}").status_code for _ in range(11)]

@@ -25,8 +25,10 @@ from baco.evaluation.store import Run, begin
 from baco.evaluation.sweep import resume, sweep
 from baco.evaluation.tasks import load_task
 from baco.files import locked
+from tests import serving
 from tests.held import held, lines_in
 from tests.pairs import PairFolder
+from tests.serving import WAIT, alive
 
 BACO = [sys.executable, "-c", "from baco.cli import main; main()"]
 SMALL = ["--limit", "3", "-n", "2", "--seed", "5", "--max-tokens", "12"]
@@ -148,7 +150,7 @@ def test_a_resumed_sweep_draws_no_sample_twice(whole: Run, tmp_path: Path) -> No
 
 
 def wait_for(process: subprocess.Popen[bytes], enough: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + WAIT
     while process.poll() is None and not enough() and time.monotonic() < deadline:
         time.sleep(0.005)
 
@@ -200,18 +202,7 @@ def test_workers_end_with_a_killed_sweep(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert len(children) >= 2
-    deadline = time.monotonic() + 120
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(alive(pid) for pid in children)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    serving.wait_for(lambda: not any(alive(pid) for pid in children))
 
 
 def test_a_run_of_other_settings_is_refused(whole: Run, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ from baco.text.templates import Template
 from tests.chat_templates import FAMILIES, NO_SYSTEM
 from tests.fuzzing import budget
 from tests.pairs import train_tokenizer, wrapped
-from tests.serving import served
+from tests.serving import alive, served, wait_for
 
 DAY = "2025-03-31"
 QUESTION = {"role": "user", "content": "Where should I go?"}
@@ -248,11 +247,14 @@ def test_an_interrupted_rendering_leaves_no_reply_behind() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def interrupted() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        text(ENDLESS["nested loops"])
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            text(ENDLESS["nested loops"])
+            interrupted()
     finally:
         signal.signal(signal.SIGALRM, before)
     assert text("{{ 1 }}") == "1"
@@ -292,13 +294,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    for _ in range(1000):
-        try:
-            os.kill(int(done.stdout), 0)
-        except ProcessLookupError:
-            return
-        threading.Event().wait(0.02)
-    pytest.fail("it is still there")
+    wait_for(lambda: not alive(int(done.stdout)))
 
 
 def test_chance_in_a_template_is_the_same_each_time() -> None:
