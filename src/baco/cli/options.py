@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from baco.text.prompts import Conversation
 
 Answers = Annotated[int, typer.Option("--n", "-n", help="Answers to draw.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 BaseName = Annotated[
     str | None, typer.Option("--base", help="Base model: hub id, folder or GGUF file.")

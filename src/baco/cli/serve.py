@@ -21,10 +21,8 @@ KEY_VARIABLE = "BACO_API_KEY"
 class ServerOptions:
     """Where the server listens, and its limits."""
 
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = 8000
+    host: opt.Host = "127.0.0.1"
+    port: opt.Port = 8000
     api_key: Annotated[
         list[str] | None,
         typer.Option(

@@ -165,10 +165,8 @@ def amend(
 class WebsiteOptions:
     """Where the website listens, and where raters come from."""
 
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = 8400
+    host: opt.Host = "127.0.0.1"
+    port: opt.Port = 8400
     url: Annotated[
         str | None,
         typer.Option("--url", help="Address that raters use, such as https://study.example.org."),
