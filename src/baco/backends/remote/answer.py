@@ -6,7 +6,7 @@ ids. It knows nothing of text.
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baco.backends.remote.model import TOP_DRAFTED, TOP_MORE, TOP_SCORED, Draws, RemoteModel
@@ -22,7 +22,7 @@ from baco.backends.remote.view import (
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import FinishReason, SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.errors import BacoError, Failure, UpstreamError
+from baco.errors import Failure
 from baco.models.pair import Pair
 from baco.routing.word_boundaries import NO_TOKEN
 from baco.source import MODELS, Source
@@ -52,6 +52,12 @@ class Totals:
     tokens: dict[Source, int] = field(default_factory=lambda: {"base": 0, "aligned": 0})
     drafted: int = 0
     accepted: int = 0
+
+    def count_span(self, drafted: int, accepted: int) -> None:
+        """Count a span that was verified."""
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
 
 
 @dataclass(slots=True)
@@ -83,7 +89,6 @@ class Answer:
         models: on both servers.
         pair: the vocabulary of the rules.
         totals: of the engine, to be updated.
-        emit: receives updates.
     """
 
     def __init__(
@@ -92,10 +97,9 @@ class Answer:
         models: Mapping[Source, RemoteModel],
         pair: Pair,
         totals: Totals,
-        emit: Callable[[Update], None],
     ) -> None:
         self._sequence, self._models, self._pair = sequence, models, pair
-        self._totals, self._emit = totals, emit
+        self._totals = totals
         request = sequence.request
         self._rules = AnswerRules(pair, request, sequence.sample)
         self._draws = Draws(request.params, sequence.sample, request.noise_seed)
@@ -103,7 +107,6 @@ class Answer:
         self._tokens: list[int] = []
         self._sources: list[Source] = []
         self._next_source: NextSource | None = None
-        self._finished = False
         # Positions of spans, and those where few tokens left the router's decision open.
         self._num_positions = self._num_open = 0
         needs, wanted = needed_quantity(request.router), request.params.logprobs or 0
@@ -120,16 +123,13 @@ class Answer:
             for num_top in (max(TOP_DRAFTED, wanted), max(least, wanted))
         )
 
-    async def decode(self) -> None:
-        """Decode it to its end; emit an update after every span."""
-        try:
-            while not self._finished:
-                self._emit(await self._step())
-        except (UpstreamError, BacoError) as error:
-            failure = Failure("server", str(error))
-            self._emit(Update(self._sequence, finish_reason="error", error=failure))
+    async def step(self) -> Update:
+        """Draft and verify the next span.
 
-    async def _step(self) -> Update:
+        Raises:
+            UpstreamError: a server failed.
+            BacoError: what the servers return does not suffice.
+        """
         drafter, length = self._plan()
         model, text = self._models[drafter], self._text(drafter)
         draft = await model.draft(text, length, self._draws, len(self._tokens), self._top[drafter])
@@ -138,9 +138,7 @@ class Answer:
             await self._redraw(result, result.next_source, draft)
         if self._only_source is None:
             self._acceptance.update_self_draft(drafter, result.num_accepted, len(draft.tokens), ())
-        self._totals.drafted += len(draft.tokens)
-        self._totals.accepted += result.num_accepted
-        self._totals.steps += 1
+        self._totals.count_span(len(draft.tokens), result.num_accepted)
         self._next_source = result.next_source
         return self._commit(result)
 
@@ -284,7 +282,6 @@ class Answer:
                 break
         self._tokens += tokens
         self._sources += sources
-        self._finished = finish_reason is not None
         wanted = self._sequence.request.params.logprobs
         rows = result.rows[: len(tokens)]
         return Update(

@@ -10,7 +10,7 @@ from baco.backends.remote.answer import Answer, Totals, Update
 from baco.backends.remote.model import RemoteModel
 from baco.backends.remote.shared_text_answer import SharedTextAnswer
 from baco.engine.sequence import Request, SequenceState
-from baco.errors import BacoError, Failure
+from baco.errors import BacoError, Failure, UpstreamError
 from baco.models.pair import Pair
 from baco.source import Source
 
@@ -101,13 +101,20 @@ class RemoteEngine:
     async def _decode(self, sequence: SequenceState) -> None:
         async with self._slots:
             self._decoding.add(sequence)
+            update = Update(sequence)
             try:
-                emit = self._updates.put
-                answer = Answer if self._pair.own is None else SharedTextAnswer
-                await answer(sequence, self._models, self._pair, self.stats, emit).decode()
-            except Exception:
-                log.exception("an answer failed")
-                failure = Failure("server", "decoding failed in this process; see its log")
+                kind = Answer if self._pair.own is None else SharedTextAnswer
+                answer = kind(sequence, self._models, self._pair, self.stats)
+                while update.finish_reason is None:
+                    update = await answer.step()
+                    self._updates.put(update)
+            except Exception as error:
+                if isinstance(error, UpstreamError | BacoError):
+                    message = str(error)
+                else:
+                    log.exception("an answer failed")
+                    message = "decoding failed in this process; see its log"
+                failure = Failure("server", message)
                 self._updates.put(Update(sequence, finish_reason="error", error=failure))
             finally:
                 self._decoding.discard(sequence)

@@ -7,7 +7,7 @@ source, which drafts next. The rules are those of `baco.engine.shared_text_engin
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from baco.backends.remote.view import OTHER, NextSource, needed_quantity
 from baco.backends.remote.wire import Row, ServerTokens
 from baco.engine.sequence import SequenceState, Why
 from baco.engine.speculative.acceptance import AcceptanceStats
-from baco.errors import BacoError, Failure, UpstreamError
+from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.routing.signals import Distribution, Signals
 from baco.routing.two_vocabularies import is_boundary
@@ -56,7 +56,6 @@ class SharedTextAnswer:
         models: on both servers.
         pair: both vocabularies.
         totals: of the engine, to be updated.
-        emit: receives updates.
     """
 
     def __init__(
@@ -65,11 +64,10 @@ class SharedTextAnswer:
         models: Mapping[Source, RemoteModel],
         pair: Pair,
         totals: Totals,
-        emit: Callable[[Update], None],
     ) -> None:
         assert pair.own is not None
         self._sequence, self._models, self._pair = sequence, models, pair
-        self._own, self._totals, self._emit = pair.own, totals, emit
+        self._own, self._totals = pair.own, totals
         request = sequence.request
         self._router = request.router
         self._draws = Draws(request.params, sequence.sample, request.noise_seed)
@@ -83,18 +81,10 @@ class SharedTextAnswer:
         self._next: NextSource | None = None
         self._top = max(TOP_DRAFTED, request.params.logprobs or 0)
 
-    async def decode(self) -> None:
-        """Decode it to its end; emit an update after every span."""
-        update = Update(self._sequence)
-        try:
-            while update.finish_reason is None:
-                update = await self._step()
-                self._emit(update)
-        except (UpstreamError, BacoError) as error:
-            failure = Failure("server", str(error))
-            self._emit(Update(self._sequence, finish_reason="error", error=failure))
-
-    async def _step(self) -> Update:
+    async def step(self) -> Update:
+        """Draft the next span and accept its tokens up to a change of the source; errors as for
+        :meth:`Answer.step`.
+        """
         if self._active is None and self._next is None:
             self._next = NextSource(await self._first_source(), masked=False)
         source = self._next.source if self._next is not None else self._active
@@ -107,9 +97,7 @@ class SharedTextAnswer:
         accepted = await self._accept(source, draft, update)
         if self._router.only is None:
             self._acceptance.update_self_draft(source, accepted, len(draft.tokens), ())
-        self._totals.drafted += len(draft.tokens)
-        self._totals.accepted += accepted
-        self._totals.steps += 1
+        self._totals.count_span(len(draft.tokens), accepted)
         return update
 
     def _ids(self, source: Source, own: OwnTokens | None = None) -> list[int]:
