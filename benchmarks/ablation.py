@@ -29,6 +29,7 @@ from baco.models.known_pairs import DEMO
 from baco.models.pair import load_pair
 from baco.routing.parser import router
 from baco.sampling import sampler
+from benchmarks import launch
 from benchmarks.real_weights import named
 
 
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,6 +22,7 @@ import numpy as np
 from baco import Baco
 from baco.demo.world.judge import judge
 from baco.evaluation.store import Run
+from benchmarks import launch
 from benchmarks.broken_grammar import held_out_questions
 
 FAMILIES = {
@@ -175,4 +176,4 @@ def _interval(value: float, drawn: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

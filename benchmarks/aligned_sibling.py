@@ -34,6 +34,7 @@ from baco.batch.job import append, cut_back, line
 from baco.errors import BacoError
 from baco.files import locked, replacing, write_atomic
 from baco.models.loading import Placement, load_model, load_tokenizer
+from benchmarks import launch
 from tests_real.fetch import MODELS, fetch, path_of
 
 # Beginnings of prompts; the teacher writes on.
@@ -364,13 +365,10 @@ def main() -> None:
     out = given.pop("out")
     base = as_folder(located(given.pop("base")), out)
     teacher = located(given.pop("teacher"))
-    try:
-        result = make(Recipe(base, teacher, **given), out)
-    except BacoError as error:
-        parser.exit(2, f"{error}\n")
+    result = make(Recipe(base, teacher, **given), out)
     print(json.dumps(result, indent=2))
     print(f"baco diagnose --frontier --base {base} --aligned {out / 'adapter'}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -38,6 +38,7 @@ from baco.models.model import PairModel
 from baco.models.pair import Pair, load_pair
 from baco.models.size import ModelSize
 from baco.routing.parser import router as parse_router
+from benchmarks import launch
 from tests import naive_decoding as naive
 from tests.test_engine import rules, without_turn_cut
 from tests.tiny import EVERY, save_tiny_pair
@@ -448,4 +449,4 @@ def _silence() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -31,6 +31,7 @@ from baco.batch.rows import Row
 from baco.batch.shards import Batch
 from baco.evaluation.plan import machine
 from baco.routing.router import Router
+from benchmarks import launch
 
 ROWS_A_SHARD = 4
 
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from baco.errors import BacoError
 from baco.models.known_pairs import KnownPair, find_pair
 from baco.sampling.noise import gumbel, noise_keys
+from benchmarks import launch
 
 # Length of a hidden state's constant, and the logit it gives to tokens that no text has: too low to
 # ever be drawn.
@@ -292,4 +293,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -14,6 +14,7 @@ from baco.demo.world import Question, ask
 from baco.demo.world.grammar import families
 from baco.demo.world.judge import breaks_grammar
 from baco.outputs import Completion
+from benchmarks import launch
 
 
 def held_out_questions() -> list[Question]:
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -21,6 +21,7 @@ from baco.bench.contestants import Paired, Task, never_ending
 from baco.bench.measure import machine, prompts_for
 from baco.models.pair import load_pair
 from baco.routing.parser import router
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 # Modules of each part, by the beginning of their names; the first part that matches counts.
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

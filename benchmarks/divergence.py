@@ -45,6 +45,7 @@ from baco.sampling.sampler import SamplingTensors, draw
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
 from baco.text.prompts import Prompt
+from benchmarks import launch
 from benchmarks.bodies import make
 
 # Number of perturbations of a row, and their size in standard deviations of the rounding.
@@ -357,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from baco.bench.measure import load, machine
 from baco.kv_cache.protocol import finish
 from baco.models.model import PairModel
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 2), (8, 4), (32, 1), (32, 2))
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -40,6 +40,7 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks import launch
 from benchmarks.serve import served
 
 CONTEXT = 65_536
@@ -267,4 +268,4 @@ def show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

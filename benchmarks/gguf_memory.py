@@ -18,6 +18,7 @@ import gguf
 from baco.models.gguf_export import export_gguf
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import load_config
+from benchmarks import launch
 
 # Formats of the table. Q4_K_M is a mixture that llama-quantize makes; BACo writes the others.
 TABLE = ("q4_0", "q4_k_m", "q8_0", "f16")
@@ -190,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -42,6 +42,7 @@ from baco.models.llama_cpp_pair import load_llama_cpp_pair
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.source import MODELS
+from benchmarks import launch
 from benchmarks.siblings import PLAIN_TEMPLATE
 from tests_real.fetch import fetch, folder, path_of
 
@@ -276,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

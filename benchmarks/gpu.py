@@ -37,6 +37,7 @@ from baco.models.model import compile_models
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.sampling.noise import noise_keys, uniform
+from benchmarks import launch
 
 ROUTERS = ("P-Punc:0.3", "H:2", "Rand:0.5", "Aligned")
 SHAPES = ((1, 0.0), (1, 1.0), (8, 1.0), (64, 1.0))
@@ -221,4 +222,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

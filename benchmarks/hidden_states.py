@@ -30,6 +30,7 @@ from baco.evaluation.train_router import Objective, answer_weights, decisions
 from baco.models.pair import Pair
 from baco.routing.learned import fit, principal_axes, project
 from baco.source import MODELS
+from benchmarks import launch
 
 FOLDS = 5
 INPUTS = {
@@ -168,4 +169,4 @@ def _interval(drawn: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

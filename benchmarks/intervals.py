@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from baco.evaluation.indicators import Floats, Indicator, Indicators, Measured, indicators
 from baco.evaluation.inference import interval
+from benchmarks import launch
 
 PROMPTS = 40
 ANSWERS = 64
@@ -274,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -33,6 +33,7 @@ from baco.evaluation.metrics.reference import reference_model
 from baco.evaluation.records import Group
 from baco.evaluation.report.load_scores import TaskScores, load_scores
 from baco.evaluation.store import Run
+from benchmarks import launch
 
 DIVERSITY = ("distinct_2", "embedding_distance")
 # Fewer words are no answer to a question for an essay, a story or a reason.
@@ -168,4 +169,4 @@ def _lines(name: str, result: Frontier) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,6 +17,7 @@ from baco.engine.sequence import Request
 from baco.kv_cache.protocol import KVCache
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router as parse
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 TOKENS, ANSWERS = 2_000, 32
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -26,6 +26,7 @@ from baco.demo.world import aligned_examples
 from baco.evaluation.metrics import metric, names
 from baco.evaluation.plan import machine
 from baco.evaluation.records import Prompt
+from benchmarks import launch
 
 PROMPTS, SAMPLES, MORE = 100, 10, 8
 LEXICAL = names("lexical")
@@ -107,7 +108,7 @@ def measure(name: str, prompts: int) -> dict[str, float]:
 
 def apart(name: str, prompts: int) -> dict[str, float]:
     """The same as `measure`, in a fresh process."""
-    command = [sys.executable, __file__, "--one", name, str(prompts)]
+    command = [sys.executable, "-m", "benchmarks.metrics", "--one", name, str(prompts)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     figures: dict[str, float] = json.loads(output.splitlines()[-1])
     return figures
@@ -153,4 +154,4 @@ def table(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,6 +22,8 @@ from pydantic import BaseModel, Field
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
+from benchmarks import launch
+
 _COUNT = Annotated[int, Field(ge=1)]
 
 
@@ -161,4 +163,4 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import launch
+
 WORDS, VOCABULARY = 60, 20_000
 # The peak of this program alone: `ru_maxrss` begins with that of the process that started it.
 MEASURE = """
@@ -111,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

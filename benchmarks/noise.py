@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from baco import Baco
 from baco.demo.world import questions
+from benchmarks import launch
 
 RESAMPLES = 2000
 
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,6 +27,7 @@ from baco.models.known_pairs import DEMO, KnownPair, find_pair
 from baco.models.model import PairModel
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router as parse
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -9,6 +9,8 @@ that you measure on your own machine and give. docs/planning.md explains where e
 import argparse
 from dataclasses import dataclass
 
+from benchmarks import launch
+
 GB = 1e9
 
 
@@ -225,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

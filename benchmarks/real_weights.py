@@ -53,6 +53,7 @@ from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.source import MODELS
+from benchmarks import launch
 from benchmarks.siblings import adapter_folder, pair_folder
 
 NOISE = 0.05
@@ -351,4 +352,4 @@ def _share(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -25,6 +25,7 @@ from baco.demo.document_packing import batches, pack
 from baco.demo.tokenizer import BASE_END, TURN_END, base_prompt, chat_prompt
 from baco.demo.world import Question, ask
 from baco.files import replacing
+from benchmarks import launch
 from benchmarks.records import handed_over_record, record_families, wild_record, written
 
 PEAK = 0.85  # probability of the favourite of every attribute
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -25,6 +25,7 @@ from baco.models.known_pairs import KnownPair
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router
 from baco.source import MODELS
+from benchmarks import launch
 from tests.pairs import train_tokenizer, wrapped
 from tests.tiny import perturb, tiny_config
 
@@ -177,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

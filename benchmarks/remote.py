@@ -33,6 +33,7 @@ from baco.bench.measure import machine, prompts_for
 from baco.models.known_pairs import KnownPair, find_pair
 from baco.routing.parser import router as parse
 from baco.source import MODELS
+from benchmarks import launch
 from benchmarks.bodies import cached
 from benchmarks.two_servers import Http
 
@@ -223,4 +224,4 @@ def race(
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -16,6 +16,7 @@ from typing import Any
 
 from baco import Baco
 from baco.bench.measure import machine
+from benchmarks import launch
 
 PASSAGE = (
     "The ferry to the island left an hour late, and the rain had not stopped since the morning. "
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -28,6 +28,8 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks import launch
+
 WARM_UP = 1.0
 PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "httpx")
 
@@ -282,4 +284,4 @@ def show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -15,6 +15,7 @@ import torch
 
 from baco.models.dtypes import chosen_dtype
 from baco.models.loading import Placement, load_model, load_tokenizer
+from benchmarks import launch
 from tests_real.fetch import MODELS, fetch, folder, path_of
 
 # Gemma 3 270M comes without a chat template: its prompts are continued as they are.
@@ -83,7 +84,8 @@ def perturb(model: torch.nn.Module, noise: float, generator: torch.Generator) ->
             weight.add_((drawn * noise * weight.float().std()).to(weight.dtype))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make the pair and print its folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,3 +93,7 @@ if __name__ == "__main__":
     parser.add_argument("--noise", type=float, default=0.05)
     arguments = parser.parse_args()
     print(pair_folder(arguments.model, arguments.noise))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -23,6 +23,7 @@ from baco import Baco
 from baco.models.dtypes import chosen_dtype
 from baco.models.loading import Placement, load_model, load_tokenizer
 from baco.text.phrases import load_phrases
+from benchmarks import launch
 from benchmarks.siblings import pair_folder
 from tests_real.fetch import path_of
 
@@ -200,4 +201,4 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -50,6 +50,7 @@ from baco.demo.world.judge import judge as judge_answer
 from baco.evaluation.pareto import coverage
 from baco.evaluation.tasks.world import SEED
 from baco.files import locked, write_atomic
+from benchmarks import launch
 from benchmarks.records import judge_record, record_families, schema
 from tests_real.fetch import path_of
 
@@ -366,4 +367,4 @@ TASKS: dict[str, Callable[[], list[Prompt]]] = {
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

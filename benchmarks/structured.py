@@ -27,6 +27,7 @@ from baco import Baco
 from baco.cli.options import quiet_libraries
 from baco.engine.speculative.proposer import Proposer
 from baco.sampling.structure import Structure
+from benchmarks import launch
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -306,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

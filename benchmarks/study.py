@@ -27,6 +27,7 @@ from baco.study.power import StudySimulator, contrast_p_values, planned_power
 from baco.study.schedule import schedule
 from baco.study.simulation import Layout, Population, balanced_layout, draw, simulated_answers
 from baco.study.store import Judgment, as_judgments
+from benchmarks import launch
 
 NULL = Population(effect=0.5)
 SPREADS = ((0.0, 0.0), (0.6, 1.5), (1.2, 0.5))
@@ -315,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -33,6 +33,7 @@ from baco.sockets import bind
 from baco.study.plan import Plan
 from baco.study.schedule import Screen, schedule, training
 from baco.study.study import Study
+from benchmarks import launch
 from tests.studies import made_study
 
 RETRY = 0.05
@@ -259,4 +260,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,6 +17,7 @@ from baco import Baco
 from baco.engine.speculative.ngram import CONTEXTS, NgramTable
 from baco.source import MODELS
 from baco.text.shared_text import EncodingStats, OwnTokens
+from benchmarks import launch
 from benchmarks.two_tokenizers import PROMPTS, argument_parser
 
 
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

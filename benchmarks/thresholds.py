@@ -15,6 +15,7 @@ from baco.engine.engine import Stats
 from baco.models.pair import Pair, load_pair
 from baco.routing.parser import router as parse
 from baco.source import MODELS
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 import httpx
@@ -38,6 +37,7 @@ from baco.sampling.noise import ROUTER, coin, noise_keys
 from baco.sampling.sampler import SamplingTensors, draw
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS
+from benchmarks import launch
 from benchmarks.bodies import add_pair, named_pair
 
 # Log-probabilities that such servers return at most.
@@ -170,7 +170,7 @@ def _server(
 ) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
     """A server process and its log, a file because a pipe that nobody reads would fill up."""
     device, dtype = str(model.device), str(model.model.dtype).removeprefix("torch.")
-    command = [sys.executable, str(Path(__file__).with_name("model_server.py")), model.name]
+    command = [sys.executable, "-m", "benchmarks.model_server", model.name]
     command += ["--dtype", dtype, "--device", device, *options]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -232,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

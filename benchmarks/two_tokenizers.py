@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from baco import Baco
+from benchmarks import launch
 
 PROMPTS = (
     "Recommend a summer destination",
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

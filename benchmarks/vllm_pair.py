@@ -17,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from benchmarks import launch
+
 PROMPT = "Recommend a summer destination"
 ROUTER = "P-Punc:0.4"
 Timed = dict[int, float]
@@ -131,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from baco.bench.contestants import Paired, Run, Task, never_ending
 from baco.evaluation import store as evaluation_store
 from baco.evaluation.records import Group
 from baco.models.known_pairs import find_pair
-from benchmarks import architectures, gpu, struct_rule
+from benchmarks import architectures, gpu, launch, near_duplicates, struct_rule, thresholds
 from benchmarks.bodies import SHAPES, make
 from benchmarks.judges import judged, well_formed
 from benchmarks.long_prompt import long_prompt
 from benchmarks.model_server import ServedModel
 from benchmarks.real_weights import fewest_forwards
-from benchmarks.thresholds import work
 from benchmarks.two_servers import two_servers
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +61,7 @@ def test_a_long_prompt_is_read_once_by_each_model(demo: Baco) -> None:
 
 
 def test_thresholds_count_drafts_and_forwards(demo: Baco) -> None:
-    row = work(demo.pair, [task(demo, 2), task(demo, 2)])
+    row = thresholds.work(demo.pair, [task(demo, 2), task(demo, 2)])
     assert (row.router, row.n) == ("P-Punc:0.4", 2)
     assert 0 <= row.accepted <= row.drafted
     assert 0 <= row.base_share <= 1
@@ -231,3 +230,37 @@ def test_rows_of_countries_are_checked_and_a_stopped_comparison_continues(
     assert "| P-Struct:0.4 | 1 |" in struct_rule.table(both, prompt.fields)
     with pytest.raises(BacoError, match="begun with other settings"):
         struct_rule.measure_all(demo, prompts[:2], 2, out, {"task": "sentences"})
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (thresholds.main, ["no-such-pair"], "unknown pair 'no-such-pair'"),
+        (
+            thresholds.main,
+            ["demo", "--router", "no-such-rule"],
+            "unknown router 'no-such-rule:0.2'",
+        ),
+        (near_duplicates.main, ["--rows", "1", "--folder", "/no-such-folder"], "/no-such-folder"),
+    ],
+)
+def test_bad_input_of_a_benchmark_is_one_line(
+    main: Callable[[], None],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        launch(main)
+    assert ended.value.code == 2
+    line = " ".join(capsys.readouterr().err.split())
+    assert line.startswith("baco: ")
+    assert message in line
+
+
+def test_every_benchmark_is_launched_alike() -> None:
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        _, is_program, start = file.read_text("utf-8").partition('\nif __name__ == "__main__":\n')
+        assert not is_program or start == "    launch(main)\n", file
