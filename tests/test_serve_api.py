@@ -13,6 +13,7 @@ import pytest
 from baco import Baco
 from baco.demo.world import ask
 from baco.demo.world.grammar import families
+from baco.sampling.params import SamplingParams
 from baco.serve import playground
 from baco.serve.playground import DEMO_PROMPTS
 from baco.serve.response_models import Diversity
@@ -449,29 +450,41 @@ def test_the_page_and_its_endpoints_are_served(server: Served) -> None:
         assert client.get("/health").json() == {"status": "ok"}
 
 
-def test_texts_of_a_client_that_left_before_its_turn_are_not_measured(
-    demo: Baco, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", ["/baco/diversity", "/baco/schema"])
+def test_work_of_a_client_that_left_before_its_turn_is_not_begun(
+    demo: Baco, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     begun, proceed = threading.Event(), threading.Event()
-    measured: list[list[str]] = []
+    done: list[str] = []
 
-    def measure(texts: list[str]) -> Diversity:
-        measured.append(texts)
+    def work(name: str) -> None:
+        done.append(name)
         begun.set()
         assert proceed.wait(WAIT)
+
+    def measure(texts: list[str]) -> Diversity:
+        work(texts[0])
         return Diversity(distinct=1, distinct_2=1.0, embedding_distance=None, why_not="none")
 
+    def check(_: Baco, params: SamplingParams) -> None:
+        assert params.structure is not None
+        work(json.loads(params.structure.text)["const"])
+
+    def body(name: str) -> dict[str, Any]:
+        return {"texts": [name]} if path == "/baco/diversity" else {"json": {"const": name}}
+
     monkeypatch.setattr(playground, "measure", measure)
+    monkeypatch.setattr(Baco, "check_structure", check)
     with served(demo) as server, server.client as client, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.post, "/baco/diversity", json={"texts": ["first"]})
+        first = pool.submit(client.post, path, json=body("first"))
         assert begun.wait(WAIT)
-        with connect(server.url, post_request("/baco/diversity", {"texts": ["left"]})):
+        with connect(server.url, post_request(path, body("left"))):
             wait_for(lambda: server.connections.counts()["answer"] == 2)
         wait_for(server.log)
         proceed.set()
-        assert first.result().status_code == 200
-        client.post("/baco/diversity", json={"texts": ["last"]})
-    assert measured == [["first"], ["last"]]
+        assert first.result().is_success
+        client.post(path, json=body("last"))
+    assert done == ["first", "last"]
 
 
 def test_the_pages_examples_are_questions_that_the_demo_pair_was_made_for() -> None:

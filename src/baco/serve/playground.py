@@ -1,9 +1,11 @@
 """The page at ``/``, and the endpoints under ``/baco`` that it uses beside OpenAI's."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, Response
@@ -28,6 +30,8 @@ from baco.serve.settings import Settings
 from baco.serve.stream import unless_disconnected
 from baco.text.segmentation import distinct
 from baco.version import __version__
+
+T = TypeVar("T")
 
 EXAMPLES = 8
 DIAL_STEPS = 20
@@ -60,7 +64,7 @@ class Playground:
         self._calibration = Calibration.load(baco.pair) or Calibration()
         self._baco = baco
         self._combines = baco.capabilities.combiners
-        self._measuring = asyncio.Semaphore(1)
+        self._measuring, self._checking = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
     def router(self) -> APIRouter:
         """The routes under ``/baco``."""
@@ -92,16 +96,16 @@ class Playground:
 
     async def diversity(self, request: Request, body: DiversityRequest) -> Diversity:
         """Measure how different the answers to one prompt are."""
-        return await unless_disconnected(request, self._measured(body.texts))
+        # One embedding model runs beside the two that decode.
+        work = _in_turn(self._measuring, partial(measure, body.texts))
+        return await unless_disconnected(request, work)
 
-    async def _measured(self, texts: list[str]) -> Diversity:
-        async with self._measuring:  # one embedding model runs beside the two that decode
-            return await run_in_threadpool(measure, texts)
-
-    async def schema(self, body: SchemaRequest) -> None:
+    async def schema(self, request: Request, body: SchemaRequest) -> None:
         """Refuse a JSON schema that answers cannot be held to; 204 for any other."""
         params = SamplingParams().updated({"schema": body.given})
-        await run_in_threadpool(self._baco.check_structure, params)
+        # Schemas are compiled one after the other. Those that wait occupy no thread.
+        work = _in_turn(self._checking, partial(self._baco.check_structure, params))
+        await unless_disconnected(request, work)
 
     def _entry(self, name: str, example: str, sentence: str) -> RouterEntry:
         takes = needs_threshold(name)
@@ -126,6 +130,12 @@ class Playground:
             compares=rule.compares if isinstance(rule, LogitRule) else None,
             keeps=rule.page if isinstance(rule, ContentRule) else None,
         )
+
+
+async def _in_turn(turn: asyncio.Semaphore, work: Callable[[], T]) -> T:
+    """The result of work in a thread, begun when its turn comes; not begun if cancelled before."""
+    async with turn:
+        return await run_in_threadpool(work)
 
 
 def _combiner_entry(combiner: Combiner) -> RouterEntry:
