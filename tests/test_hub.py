@@ -18,6 +18,7 @@ from baco.evaluation.metrics.classifier import Classifier
 from baco.evaluation.metrics.protocols import MetricUnavailable
 from baco.evaluation.tasks.rows import from_hub
 from baco.models import hub
+from baco.models.loading import load_config
 from tests.pairs import PairFolder, save_pair
 from tests.serving import reserved_port
 
@@ -171,3 +172,10 @@ def test_the_configuration_of_an_exported_pair_needs_no_hub(
     pair = ["--base", "nobody/base", "--aligned", str(folder.aligned)]
     assert run(["pair", "export", str(out), *pair]) == 0
     assert json.loads((out / "config.json").read_text())["architectures"]
+
+
+def test_a_path_where_nothing_is_is_an_error_in_one_line() -> None:
+    missing = "/no-such-folder/model"
+    assert hub.model_folder(missing) is None
+    with pytest.raises(BacoError, match=f"cannot .* {missing}: "):
+        load_config(missing)

@@ -93,9 +93,14 @@ def model_folder(name: str) -> Path | None:
 def cached(name: str) -> Path | None:
     """The copy of a model in the cache of the hub; None where there is none."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    try:
+        folder_name = repo_folder_name(repo_id=name, repo_type="model")
+    except HFValidationError:  # a path where nothing is
+        return None
+    repository = Path(constants.HF_HUB_CACHE) / folder_name
     newest = repository / "refs" / "main"
     if not newest.is_file():
         return None
