@@ -233,7 +233,7 @@ def test_a_template_that_cannot_be_filled_is_one_line_before_any_decoding(
 
 
 def test_a_row_whose_id_is_null_has_its_number_as_id(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "id": None}, {"prompt": "b", "id": "b"}]
+    rows: list[dict] = [{"prompt": "a", "id": None}, {"prompt": "b", "id": "b"}]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out"
     assert run(["batch", str(path), str(out), "--dataset", "-s", "1", "--max-tokens", "2"]) == 0
     read = [json.loads(line) for line in (out / "data/rows-000000000-000000001.jsonl").open()]

@@ -181,6 +181,12 @@ class Automaton:
             answer.append(going_on[_STRIDE * len(answer) % len(going_on)])
 
     @property
+    def is_unsatisfiable(self) -> bool:
+        """Whether nothing can follow, whatever the vocabulary."""
+        reason: str = self._matcher.get_error()
+        return reason.startswith("NoExtensionBias")
+
+    @property
     def is_too_complex(self) -> bool:
         """Whether it cannot be followed any more, whatever the vocabulary."""
         is_error: bool = self._matcher.is_error()
@@ -350,6 +356,8 @@ def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: 
     try:
         automaton.rehearse(_REHEARSED)
     except BacoError as error:
+        if automaton.is_unsatisfiable:
+            raise BacoError(f"no answer can satisfy the {structure.kind}") from error
         if not automaton.is_too_complex:
             raise
         raise BacoError(
