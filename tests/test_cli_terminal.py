@@ -188,6 +188,15 @@ def command(prompts: Path, out: Path) -> list[str]:
     return ["generate", "--jsonl", str(prompts), "-o", str(out), *options]
 
 
+def test_a_prompt_may_hold_the_fields_of_an_answer(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    messages = [{"role": "user", "content": "Hi", "finish_reason": "error", "error": "none"}]
+    prompts.write_text(json.dumps({"messages": messages}) + "\n")
+    assert run(command(prompts, out)) == 0
+    assert json.loads(out.read_text())["prompt"] == messages
+    assert sorted(tmp_path.iterdir()) == [prompts, out]
+
+
 def test_a_prompt_may_hold_any_line_separator_of_unicode(tmp_path: Path) -> None:
     prompts = ["one\u2028two", "one\x85two"]
     out = tmp_path / "out.jsonl"

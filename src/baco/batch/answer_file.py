@@ -190,10 +190,10 @@ class AnswerFile:
             next(source)
             for text, row in zip(source, self.rows, strict=True):
                 target.write(text)
-                if b'"finish_reason": "error"' in text:
+                if b'"finish_reason": "error"' in text:  # messages of a prompt may have it too
                     samples = json.loads(text)["samples"]
-                    error = next(sample["error"] for sample in samples if "error" in sample)
-                    broken.append(f"{row.where}: {error}")
+                    errors = [sample["error"] for sample in samples if "error" in sample]
+                    broken += [f"{row.where}: {error}" for error in errors[:1]]
             target.flush()
             os.fsync(target.fileno())
         ready.replace(self.path)
