@@ -19,7 +19,6 @@ class Capabilities:
         name: of the backend.
         replayable: the same seed gives the same answer, whatever the batch.
         explain: it can return why each token has its source.
-        token_switch: sources may change inside words (``switch="token"``).
         raw_logprobs: the number of most likely tokens that it returns at a position; None for any.
         samplers: it runs the samplers that a request names.
         thinking: it lets the aligned model think before the answer.
@@ -33,7 +32,6 @@ class Capabilities:
     name: str
     replayable: bool = True
     explain: bool = True
-    token_switch: bool = True
     raw_logprobs: int | None = None
     samplers: bool = False
     thinking: bool = False
@@ -48,8 +46,6 @@ class Capabilities:
         logprobs = request.params.logprobs or 0
         if request.explain and not self.explain:
             raise BacoError(f"the {self.name} backend cannot tell why a word has its source")
-        if request.switch == "token" and not self.token_switch:
-            raise BacoError(f"the {self.name} backend changes sources between words only")
         if request.params.samplers and not self.samplers:
             raise BacoError(
                 f"the {self.name} backend cannot run {', '.join(request.params.samplers)}: leave "

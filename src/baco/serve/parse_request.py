@@ -345,9 +345,8 @@ class RequestParser:
         if body.stream_options is not None and not body.stream:
             raise BacoError("stream_options goes with stream: true")
         # Checked before `SamplingParams`, whose bounds are wider.
-        n = body.n or self._baco.pair.defaults.n
-        self._limit("the number of answers", n, self._settings.max_n)
-        self._limit("the number of answers", n * prompts, self._settings.max_n)
+        answers = (body.n or self._baco.pair.defaults.n) * prompts
+        self._limit("the number of answers", answers, self._settings.max_n)
         given = {name: getattr(body, name) for name in _SAME}
         given |= {"max_tokens": self._longest(longest), "logprobs": logprobs}
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else body.stop

@@ -26,7 +26,7 @@ class NextTurn(StoppingCriteria):
         model: the `BacoForCausalLM` that routes the tokens.
         opening: of the base model's turns, such as ``Question:``.
         prompts: the input of ``generate``, int64 [B, T].
-        mask: 0 for padding, [B, T]; None without padding.
+        mask: 0 for padding, [B, T].
         routing: further arguments of the model's ``forward``, for decoding without a cache.
         cache: the model's, which has the sources; None without one.
     """
@@ -36,13 +36,12 @@ class NextTurn(StoppingCriteria):
         model: Any,
         opening: str,
         prompts: Tensor,
-        mask: Tensor | None,
+        mask: Tensor,
         routing: dict[str, Any],
         cache: Any,
     ) -> None:
         self._model, self._opening = model, opening
-        self._prompts, self._routing, self._cache = prompts, routing, cache
-        self._mask = torch.ones_like(prompts) if mask is None else mask
+        self._prompts, self._mask, self._routing, self._cache = prompts, mask, routing, cache
 
     def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:  # noqa: ARG002
         """Which rows of ``input_ids`` [B × k, T + answer] end here; each prompt has k rows."""
