@@ -19,6 +19,7 @@ import typer
 
 from baco.cli.console import Debug, note
 from baco.errors import BacoError
+from baco.text.invalid_characters import fault_of
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -642,7 +643,7 @@ def named_values(
 
 def check_text(text: str) -> None:
     """BacoError for a text with lone surrogates, which stand for bytes that are not UTF-8."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if fault_of(text) is not None:
         raise BacoError("the prompt is not valid UTF-8: convert it first, for example with iconv")
 
 

@@ -215,11 +215,11 @@ class _Probes:
         before = greedy.rows[0] if greedy.rows else None
         if before is None:
             return True
-        reply = await self.complete(max_tokens=1, temperature=2.0, seed=1)
+        reply = await self.complete(max_tokens=1, temperature=_HOT, seed=1)
         after = reply.rows[0] if reply.rows else None
         best = max(before.known, key=lambda token: before.known[token])
         known = math.nan if after is None else after.known.get(best, math.nan)
-        return abs(known - before.known[best]) < 0.05
+        return abs(known - before.known[best]) < _CLEAR
 
     async def obeyed(self, greedy: ServerTokens) -> AsyncIterator[str]:
         """The parameters that it follows, judged by the tokens it writes with them."""
