@@ -122,14 +122,19 @@ def main() -> None:
             )
             speeds[run.__name__] = done.result()
     if arguments.json:
-        print(json.dumps({"machine": platform.processor(), **vars(arguments), "told": speeds}))
+        print(json.dumps({"machine": platform.processor(), **vars(arguments), "speeds": speeds}))
         return
-    print(f"{'tokens a second, batch':24}" + "".join(f"{batch:>10}" for batch in arguments.batch))
+    print(table(speeds, arguments.batch))
+
+
+def table(speeds: dict[str, Timed], batches: list[int]) -> str:
+    """The speeds by contestant and batch size, and those of the pair over one model's in vLLM."""
+    lines = [f"{'tokens a second, batch':24}" + "".join(f"{batch:>10}" for batch in batches)]
     for name, row in speeds.items():
-        print(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in arguments.batch))
-    both, single = speeds["pair_in_vllm"], speeds["one_half_in_vllm"]
-    shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in arguments.batch)
-    print(f"{'pair / one model':24}{shares}")
+        lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{row[b]:10.0f}" for b in batches))
+    both, single = speeds[pair_in_vllm.__name__], speeds[aligned_in_vllm.__name__]
+    shares = "".join(f"{both[batch] / single[batch]:10.2f}" for batch in batches)
+    return "\n".join([*lines, f"{'pair / one model':24}{shares}"])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ from baco.bench.contestants import Paired, Run, Task, never_ending
 from baco.evaluation import store as evaluation_store
 from baco.evaluation.records import Group
 from baco.models.known_pairs import find_pair
-from benchmarks import architectures, gpu, launch, near_duplicates, struct_rule, thresholds
+from benchmarks import (
+    architectures,
+    gpu,
+    launch,
+    near_duplicates,
+    struct_rule,
+    thresholds,
+    vllm_pair,
+)
 from benchmarks.bodies import SHAPES, make
 from benchmarks.judges import judged, well_formed
 from benchmarks.long_prompt import long_prompt
@@ -42,6 +50,12 @@ def test_two_servers_give_the_answers_of_the_engine_at_temperature_0(
         over_http = servers.decode(greedy)
     paired = Paired(demo.pair).decode(greedy)
     assert (over_http.answers, over_http.sources) == (paired.answers, paired.sources)
+
+
+def test_the_pair_in_vllm_is_compared_with_one_model_in_vllm() -> None:
+    speeds = {"pair_in_vllm": {1: 50.0}, "aligned_in_vllm": {1: 100.0}, "local": {1: 25.0}}
+    last = vllm_pair.table(speeds, [1]).splitlines()[-1]
+    assert last.split()[-1] == "0.50"
 
 
 @pytest.mark.parametrize("texts", [1, 3])
