@@ -21,6 +21,7 @@ import numpy as np
 
 from baco import Baco
 from baco.demo.world.judge import judge
+from baco.evaluation.pareto import coverage
 from baco.evaluation.store import Run
 from benchmarks import launch
 from benchmarks.broken_grammar import held_out_questions
@@ -154,20 +155,9 @@ def _draws(prompts: int) -> Any:
 
 def _areas(points: Sequence[dict[str, Any]], draws: Any) -> tuple[float, Any]:
     """The Coverage of a family, and of each bootstrap draw."""
-    quality = np.array([point["quality"] for point in points])
-    diversity = np.array([point["diversity"] for point in points])
-    drawn = [_area(quality[:, rows].mean(1), diversity[:, rows].mean(1)) for rows in draws]
-    return _area(quality.mean(1), diversity.mean(1)), np.array(drawn)
-
-
-def _area(quality: Any, diversity: Any) -> float:
-    """The area dominated by points, from (0, 0)."""
-    area, reached = 0.0, 0.0
-    for index in np.argsort(-diversity):
-        if quality[index] > reached:
-            area += float(diversity[index] * (quality[index] - reached))
-            reached = quality[index]
-    return area
+    columns = [[point[name] for point in points] for name in ("quality", "diversity")]
+    plane = np.stack(columns, axis=-1)  # [points, prompts, 2]
+    return float(coverage(plane.mean(1))), coverage(plane[:, draws].mean(2).swapaxes(0, 1))
 
 
 def _interval(value: float, drawn: Any) -> str:

@@ -24,7 +24,7 @@ from baco.cli.options import quiet_libraries
 from baco.demo.document_packing import batches, pack
 from baco.demo.tokenizer import BASE_END, TURN_END, base_prompt, chat_prompt
 from baco.demo.world import Question, ask
-from baco.files import replacing
+from baco.files import write_atomic
 from benchmarks import launch
 from benchmarks.records import handed_over_record, record_families, wild_record, written
 
@@ -120,8 +120,7 @@ def main() -> None:
             print(f"{name}: loss {tune(name, options.out, options.steps, options.seed):.3f}")
     weights = resources.files("baco").joinpath("demo", "weights", "baco.json")
     settings = json.loads(weights.read_text("utf-8")) | {"name": "demo-records"}
-    with replacing(options.out / "baco.json") as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    write_atomic(options.out / "baco.json", json.dumps(settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,10 @@ each server. The aligned model alone, also in spans, shows the speed of the serv
 import argparse
 import contextlib
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,10 @@ from baco.routing.parser import router as parse
 from baco.source import MODELS
 from benchmarks import launch
 from benchmarks.bodies import cached
+from benchmarks.serve import served
 from benchmarks.two_servers import Http
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +51,6 @@ class Figures:
     n: int
     calls_per_token: float
     tokens_per_second: float
-
-
-@contextlib.contextmanager
-def served(pair: str) -> Iterator[str]:
-    """Run a server process on a free port; its address."""
-    command = [sys.executable, "-m", "baco", "serve", "--pair", pair, "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            address = re.search(r"at (http://\S+)", line)
-            if address:
-                break
-        else:
-            sys.exit("the server did not start: try it by hand, baco serve")
-        # A full pipe would block the server.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield address[1]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Spans:
@@ -173,7 +145,8 @@ def main() -> None:
     folder, repeats = str(Path(known.base).parent), 1 if given.quick else given.repeats
     with contextlib.ExitStack() as stack:
         urls: dict[str, str] = {
-            source: _root(getattr(given, f"{source}_url")) or stack.enter_context(served(folder))
+            source: _root(getattr(given, f"{source}_url"))
+            or stack.enter_context(served(folder, **ONE_THREAD))[0]
             for source in MODELS
         }
         figures = race(urls, folder, known, given, repeats)

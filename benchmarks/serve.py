@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import platform
 import re
 import statistics
@@ -76,11 +77,15 @@ class Level:
 
 
 @contextlib.contextmanager
-def served(pair: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a server on a free port: its address and its process."""
+def served(pair: str, **environment: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a server on a free port, with these environment variables: its address and process."""
     command = [sys.executable, "-m", "baco", "serve", "--pair", pair, "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
     )
     assert process.stderr is not None
     try:
