@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from baco.cli import run as baco
 from baco.errors import BacoError
 from baco.evaluation.answer_files import AnswerFile, parse_answers, read_answers
 from baco.evaluation.answer_scores import against, published, score_answers
+from baco.evaluation.methods import Draw
+from baco.evaluation.methods.answer_file import AnswersOfFile
 from baco.evaluation.metrics import metric
 from baco.evaluation.metrics.registry import Figure
 from baco.evaluation.records import Prompt
@@ -215,3 +218,29 @@ def test_distinct_k_and_utility_k_are_noveltybenchs_own() -> None:
     assert classes == [row["distinct"] for row in rows]
     utility = metric("utility_k", **judges).score(prompts, answers)
     assert utility == pytest.approx([row["utility"] for row in rows], abs=1e-9)
+
+
+def test_prompts_that_end_alike_get_the_answers_to_their_own_conversation(tmp_path: Path) -> None:
+    chats = [
+        [
+            {"role": "user", "content": city},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "Tell me more"},
+        ]
+        for city in ("Oslo", "Rome")
+    ]
+    path = tmp_path / "others.jsonl"
+    rows = [{"messages": chat, "answers": [chat[0]["content"]]} for chat in chats]
+    rows.append({"prompt": "Why?", "answers": ["Because"]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = SimpleNamespace(encode=str.split)
+    pair: Any = SimpleNamespace(pair=SimpleNamespace(tokenizer=tokenizer))
+    system = {"role": "system", "content": "Be brief."}
+    prompts = [Prompt(str(number), tuple(chat)) for number, chat in enumerate(chats)]
+    prompts.append(Prompt("2", (system, {"role": "user", "content": "Why?"})))
+    method = AnswersOfFile()
+    answers = method.answer(pair, method.setting(str(path)), prompts, Draw(1, 0))
+    assert [row[0].text for row in answers] == ["Oslo", "Rome", "Because"]
+    other = Prompt("3", ({"role": "user", "content": "Tell me more"},))
+    with pytest.raises(BacoError, match="has 0 answers to prompt '3'"):
+        method.answer(pair, method.setting(str(path)), [other], Draw(1, 0))

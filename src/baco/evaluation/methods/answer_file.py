@@ -10,6 +10,7 @@ from baco.errors import BacoError
 from baco.evaluation.answer_files import SUFFIXES, read_answers
 from baco.evaluation.methods.method import Answer, Draw, Family
 from baco.evaluation.records import Prompt, Setting
+from baco.text.prompts import chat_digest
 
 if TYPE_CHECKING:
     from baco.api import Baco
@@ -21,7 +22,7 @@ class AnswersOfFile:
 
     The method has the file's name without its suffix, or its folder's where the file is named as
     those that NoveltyBench publishes: `google/gemma-2-2b-it/generations.jsonl`. Answers have no
-    sources.
+    sources. A prompt is found by its conversation, or by its last turn if the file has this once.
     """
 
     name: str = "file"
@@ -40,8 +41,7 @@ class AnswersOfFile:
         """
         path = Path(spelling)
         read_answers(path)
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        options = {"kind": self.name, "file": str(path.resolve()), "digest": digest}
+        options = {"kind": self.name, "file": str(path.resolve()), "digest": _digest(path)}
         named = path.resolve().parent.name if path.stem == "generations" else path.stem
         return Setting(named, named, None, options)
 
@@ -50,17 +50,17 @@ class AnswersOfFile:
     ) -> list[list[Answer]]:
         path = Path(setting.options["file"])
         file = read_answers(path)
-        if (
-            hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-            != (setting.options["digest"])
-        ):
+        if _digest(path) != setting.options["digest"]:
             raise BacoError(f"{path} has changed since the run began: sweep into another --out")
-        known = {
-            prompt.text: answers for prompt, answers in zip(file.prompts, file.answers, strict=True)
-        }
+        by_conversation, by_text = dict[bytes, Sequence[str]](), dict[str, Sequence[str]]()
+        for prompt, answers in zip(file.prompts, file.answers, strict=True):
+            by_conversation[chat_digest(prompt.messages)] = answers
+            # Two conversations may end alike; then the last turn alone names neither.
+            by_text[prompt.text] = () if prompt.text in by_text else answers
         rows = []
         for prompt in prompts:
-            answers = known.get(prompt.text, ())
+            digest = chat_digest(prompt.messages)
+            answers = by_conversation.get(digest) or by_text.get(prompt.text, ())
             if len(answers) < draw.n:
                 raise BacoError(
                     f"{path} has {len(answers)} answers to prompt {prompt.id!r}, and the run has "
@@ -71,3 +71,7 @@ class AnswersOfFile:
                 [Answer(text, count, "stop") for text, count in zip(answers, counts, strict=False)]
             )
         return rows
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
