@@ -50,6 +50,17 @@ def test_scoring_is_resumed_after_an_interruption(drawn: Run) -> None:
     assert path.read_bytes() == marked + b"".join(lines[1:]), "what is there is not scored again"
 
 
+def test_another_reason_for_a_task_that_cannot_be_scored_keeps_the_scores(drawn: Run) -> None:
+    score(drawn, requested_metrics(drawn, ["distinct_1"], {}), workers=1)
+    path = drawn.score_file("distinct_1")
+    kept = path.read_bytes().replace(b'"value": ', b'"value": 9')
+    path.write_bytes(kept)
+    about = drawn.about("distinct_1") | {"unavailable_for": {"another": "no network"}}
+    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    score(drawn, requested_metrics(drawn, ["distinct_1"], {}), workers=1)
+    assert path.read_bytes() == kept
+
+
 def test_scores_are_the_same_from_several_workers(drawn: Run, tmp_path: Path) -> None:
     names = ["distinct_1", "reward", "distinct_k"]
     score(drawn, requested_metrics(drawn, names, {}), workers=1)

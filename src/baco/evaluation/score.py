@@ -198,15 +198,15 @@ def _prepare(run: Run, request: MetricRequest) -> frozenset[str] | str:
         return why
     description = {"name": request.name, "kind": kind, "made_by": made_by}
     description |= {"unavailable_for": refused} if refused else {}
-    if before and before != description:
-        if before.get("made_by", {}).items() <= made_by.items():
-            run.score_file(request.name).unlink(missing_ok=True)  # one more task can be scored now
-        else:
-            raise BacoError(
-                f"{request.name} has scores that other models or versions made: remove "
-                f"{run.score_file(request.name)} and its .json to score it anew, or name the same "
-                "models"
-            )
+    scored_by = before.get("made_by", made_by)
+    if not scored_by.items() <= made_by.items():
+        raise BacoError(
+            f"{request.name} has scores that other models or versions made: remove "
+            f"{run.score_file(request.name)} and its .json to score it anew, or name the same "
+            "models"
+        )
+    if scored_by != made_by:
+        run.score_file(request.name).unlink(missing_ok=True)  # one more task can be scored now
     _note(run, request.name, description)
     return frozenset(made_by)
 
