@@ -10,7 +10,7 @@ import pytest
 
 from baco.cli import run
 from baco.dataset import figures
-from baco.dataset.dataset_page import verdict
+from baco.dataset.dataset_page import cells, verdict
 from baco.dataset.figures import Report, make_report, schema_check
 from baco.dataset.files import Dataset
 from baco.dataset.near_duplicates import Rule
@@ -155,6 +155,10 @@ def test_missing_embeddings_are_said_and_the_rest_is_measured(
     printed = capsys.readouterr()
     assert "no model here" in printed.err
     assert "distinct_2 per prompt" in printed.out and "embedding_distance" not in printed.out
+
+
+def test_differences_of_shares_are_rounded() -> None:
+    assert cells(("base share", "percent", 0.5, 0.4871, 0.0129), True)[-1] == "+1.3%"
 
 
 def test_the_page_runs_no_script_and_shows_both_datasets(

@@ -92,9 +92,7 @@ def _difference(value: Comparison | float | None, form: str) -> str:
     if isinstance(value, Comparison):
         numbers = (value.difference, value.low, value.high)
         return "{} [{}, {}]".format(*(number(x, "signed") for x in numbers))
-    return (
-        number(100 * value, "signed")[:-2] + "%" if form == "percent" else number(value, "signed")
-    )
+    return number(value, "signed percent" if form == "percent" else "signed")
 
 
 def verdict(report: Report) -> list[str]:

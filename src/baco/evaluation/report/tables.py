@@ -11,7 +11,9 @@ from typing import Literal
 
 from baco.evaluation.indicators import Estimate
 
-Form = Literal["text", "figure", "signed", "short", "round", "percent", "p", "count"]
+Form = Literal[
+    "text", "figure", "signed", "short", "round", "percent", "signed percent", "p", "count"
+]
 ABSENT = "–"
 
 Cell = str | float | Estimate | None
@@ -21,8 +23,8 @@ Cell = str | float | Estimate | None
 class Column:
     """A column's heading and how its figures are written.
 
-    ``figure`` 0.123, ``signed`` +0.123, ``short`` 12.3, ``round`` 12, ``percent`` 12.3%, ``p``
-    < 0.001, ``count`` as it is.
+    ``figure`` 0.123, ``signed`` +0.123, ``short`` 12.3, ``round`` 12, ``percent`` 12.3%,
+    ``signed percent`` +12.3%, ``p`` < 0.001, ``count`` as it is.
     """
 
     name: str
@@ -124,7 +126,8 @@ def number(value: float, form: Form) -> str:
     if form == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     spec = {
-        "signed": "+.3f", "short": ".1f", "round": ".0f", "percent": ".1%", "count": "g",
+        "signed": "+.3f", "short": ".1f", "round": ".0f", "percent": ".1%",
+        "signed percent": "+.1%", "count": "g",
     }.get(form, ".3f")  # fmt: skip
     return format(value, spec).replace("-", "\N{MINUS SIGN}")
 
