@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,7 +23,7 @@ from baco.evaluation.report.load_scores import Cost, TaskScores, load_scores
 from baco.evaluation.report.page import LONGEST, choose
 from baco.evaluation.report.plots import coverage_rows, family, front_line
 from baco.evaluation.report.ranking import rank
-from baco.evaluation.report.results import reference, sections
+from baco.evaluation.report.results import points, reference, sections
 from baco.evaluation.report.tables import Column, Table
 from baco.evaluation.store import Run
 from baco.evaluation.tasks import task_files
@@ -156,6 +157,21 @@ def test_points_are_means_over_prompts_of_the_runs_own_scores(reported: Path) ->
     alone = {row["setting"]: row["base share"] for row in rows}
     assert float(alone["Base T=0.4"]) == 1
     assert float(alone["Aligned T=0.7"]) == 0
+
+
+def test_a_setting_whose_answers_are_all_empty_has_no_figure() -> None:
+    """Perplexity has nothing to measure there."""
+    figures = np.array([[1.0, np.nan, 3.0], [np.nan] * 3])
+    scores = TaskScores(
+        "pair",
+        "task",
+        Measured(["base"] * 2, ["a", "b"], [None] * 2, list("123"), {"perplexity": figures}),
+        {("base", label): Cost(answers=3) for label in "ab"},
+        [Prompt(number, ({"role": "user", "content": "?"},)) for number in "123"],
+    )
+    ranking: Any = SimpleNamespace(pair="pair", families={"base": "base"})
+    table = points(ranking, scores)
+    assert [row[2] for row in table.rows] == [2.0, None]
 
 
 def test_accuracy_is_summary_of_verified_tasks_and_kept_out_of_coverage(reported: Path) -> None:

@@ -1,5 +1,6 @@
 """The tables of a report, by section, with the paper's own figures beside a run's."""
 
+import math
 import re
 import tomllib
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 from baco.evaluation.indicators import (
     Comparison,
     Estimate,
+    Floats,
     Indicator,
     Resamples,
     indicators,
@@ -336,7 +338,7 @@ def acceptable(ranking: Ranking) -> Table | None:
             setting, value = _best_setting(ranking, name, metric)
             row += [ranking.estimate("best_at_k", name, metric), setting, value]
         rows.append(row)
-    rows.sort(key=lambda row: -row[1].value if isinstance(row[1], Estimate) else 1.0)
+    rows.sort(key=lambda row: -row[1].value if isinstance(row[1], Estimate) else math.inf)
     return Table(
         f"acceptable-{slug(ranking.pair)}",
         f"Diversity among acceptable answers on {ranking.pair}",
@@ -499,8 +501,7 @@ def accuracy(ranking: Ranking, scores: TaskScores) -> Table | None:
     if scores.accuracy is None:
         return None
     chosen = balanced(scores, ranking.alone.spaces)
-    resamples = Resamples.of(len(scores.prompts))
-    weights = resamples.counts / resamples.counts.sum(axis=1, keepdims=True)
+    weights = Resamples.of(len(scores.prompts)).counts / len(scores.prompts)
     rows: list[list[Cell]] = []
     for method in ranking.ranked():
         own = [row for row, (name, _) in enumerate(scores.keys) if name == method]
@@ -537,14 +538,10 @@ def points(ranking: Ranking, scores: TaskScores) -> Table:
         columns.append(Column("accuracy", "percent"))
     columns += [Column("base share", "percent"), Column("tokens an answer", "short")]
     columns += [Column("cut at the limit", "percent"), Column("tokens/s", "round")]
-    means = {
-        name: np.nanmean(rows, axis=1) if rows.size else rows
-        for name, rows in scores.measured.metrics.items()
-    }
     rows: list[list[Cell]] = []
     for place, key in enumerate(scores.keys):
         cost = scores.costs[key]
-        row: list[Cell] = [*key, *(float(means[name][place]) for name in names)]
+        row: list[Cell] = [*key, *(_known_mean(scores.measured.metrics[n][place]) for n in names)]
         row += [] if scores.accuracy is None else [float(scores.accuracy[place].mean())]
         share: Cell = MIXED if cost.mixed else cost.base_share
         row += [share, cost.tokens / cost.answers, cost.cut / cost.answers]
@@ -559,6 +556,12 @@ def points(ranking: Ranking, scores: TaskScores) -> Table:
         columns,
         rows,
     )
+
+
+def _known_mean(figures: Floats) -> float | None:
+    """The mean of the prompts with a figure; None where there is none, as of empty answers."""
+    known = figures[~np.isnan(figures)]
+    return float(known.mean()) if len(known) else None
 
 
 def slug(text: str) -> str:
