@@ -33,7 +33,7 @@ from baco.evaluation.report.ranking import balanced
 from baco.evaluation.report.results import outcome
 from baco.evaluation.sweep import Drawer
 from baco.evaluation.tasks import Task, load_task
-from baco.models.known_pairs import DEMO, choose_pair
+from baco.models.known_pairs import DEMO
 from baco.sampling.sampler_chain import parse_chain
 
 # Content and logit rules, and a coin as control. Each is run at the pair's own sampling and at this
@@ -152,7 +152,7 @@ def metrics(chosen: Task, models: Mapping[str, str], pair: PairSpec) -> Metrics:
     if "perplexity" in quality:
         reference = models.get("reference", REFERENCE)
         caveats.append(f"quality is likelihood under {reference}, which rewards ordinary words")
-        known = choose_pair(*(pair.where.get(key) for key in ("name", "base", "aligned")))
+        known = pair.known()
         if reference in (known.base, known.aligned):
             caveats.append(
                 "that is a model of the pair: a temperature gives up the least of its own "

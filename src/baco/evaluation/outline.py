@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from baco.evaluation.metrics import entry
-from baco.evaluation.plan import Plan
+from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.score import ACCURACY
 from baco.evaluation.tasks import load_task, task_files
 from baco.evaluation.tasks.catalogue import HUB
-from baco.models.known_pairs import choose_pair
 
 
 def outline(
@@ -48,7 +47,7 @@ def outline(
         else None
     )
     return {
-        "pairs": [_pair(pair.name, pair.where) for pair in plan.pairs],
+        "pairs": [_pair(pair) for pair in plan.pairs],
         "tasks": described,
         "methods": methods,
         "metrics": [_metric(name, models) for name in metrics],
@@ -62,9 +61,9 @@ def outline(
     }
 
 
-def _pair(name: str, where: Mapping[str, Any]) -> dict[str, str]:
-    known = choose_pair(where.get("name"), where.get("base"), where.get("aligned"))
-    return {"name": name, "base": known.base, "aligned": known.aligned}
+def _pair(pair: PairSpec) -> dict[str, str]:
+    known = pair.known()
+    return {"name": pair.name, "base": known.base, "aligned": known.aligned}
 
 
 def _task(spelling: str, limit: int | None, plan: Plan) -> dict[str, Any]:

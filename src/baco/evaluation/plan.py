@@ -19,7 +19,7 @@ from baco.evaluation.methods.routed import Routed
 from baco.evaluation.records import Prompt, Setting
 from baco.evaluation.tasks import Task
 from baco.models.gguf import is_gguf
-from baco.models.known_pairs import choose_pair, find_pair
+from baco.models.known_pairs import KnownPair, choose_pair
 from baco.models.llama_cpp_pair import suits
 from baco.models.pair import have_different_tokenizers
 from baco.sampling.params import SamplingParams
@@ -51,14 +51,13 @@ class PairSpec:
             return {"base": base, "aligned": aligned}
         return {"name": self.name}
 
-    def check(self) -> None:
-        """Check that the name exists.
+    def known(self) -> KnownPair:
+        """The pair that it names.
 
         Raises:
-            BacoError: it does not.
+            BacoError: there is none of this name.
         """
-        if "name" in self.where:
-            find_pair(self.name)
+        return choose_pair(*(self.where.get(key) for key in ("name", "base", "aligned")))
 
     def with_backend(self, begun: str | None) -> "PairSpec":
         """The same pair; of GGUF files with the backend that runs them, since this depends on what
@@ -67,8 +66,7 @@ class PairSpec:
         Args:
             begun: the backend with which the run was begun.
         """
-        where = self.where
-        known = choose_pair(where.get("name"), where.get("base"), where.get("aligned"))
+        known = self.known()
         if "backend" in self.options or not (is_gguf(known.base) and is_gguf(known.aligned)):
             return self
         backend = begun or (LLAMA_CPP if suits(known, self.options) else LOCAL)
@@ -80,21 +78,16 @@ class PairSpec:
         Raises:
             BacoError: a tokenizer cannot be found or loaded.
         """
-        where = self.where
-        known = choose_pair(where.get("name"), where.get("base"), where.get("aligned"))
         forced = bool(self.options.get("separate_tokenizers"))
         trust = bool(self.options.get("trust_remote_code"))
-        return forced or have_different_tokenizers(known, trust_remote_code=trust)
+        return forced or have_different_tokenizers(self.known(), trust_remote_code=trust)
 
     def bytes(self) -> int | None:
         """Bytes of both models' weights on this disk; None where they are not."""
-        known = self.where
-        if "name" in known:
-            pair = find_pair(known["name"])
-            known = {"base": pair.base, "aligned": pair.aligned}
+        known = self.known()
         sizes = [
             sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-            for folder in known.values()
+            for folder in (known.base, known.aligned)
         ]
         return sum(sizes) if all(sizes) else None
 
@@ -143,7 +136,7 @@ class Plan:
             if twice:
                 raise BacoError(f"{what} {twice[0]!r} is named twice: name every {what} once")
         for pair in self.pairs:
-            pair.check()
+            pair.known()
 
     def check_tokenizers(self) -> None:
         """Check that every setting can be run on every pair; tokenizers are loaded for it.
