@@ -13,19 +13,16 @@ import numpy as np
 
 from baco.evaluation.metrics.embedding import Embedder
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts, Reward
-from baco.evaluation.metrics.registry import ROLES, Built, register_metric
+from baco.evaluation.metrics.registry import Built, register_metric, with_reward
 from baco.evaluation.metrics.semantic import cosines
 
 # An answer is acceptable from here on, on NoveltyBench's scale of 1 to 10: its upper half.
 BAR = 5.5
 
 
-def _with_reward(role: str, function: Any, models: Mapping[str, Any]) -> Built:
-    judge, rewards = (ROLES[name](models.get(name)) for name in (role, "reward"))
-    rewards.ratings([])  # an unknown scale is refused before any scoring
-    made_by = {f"{role} {key}": value for key, value in judge.made_by.items()}
-    made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
-    return made_by | {"bar": str(BAR)}, partial(function, judge, rewards)
+def _above_bar(role: str, function: Any, models: Mapping[str, Any]) -> Built:
+    made_by, compute = with_reward(role, function, models)
+    return {**made_by, "bar": str(BAR)}, compute
 
 
 def _acceptable(rewards: Reward, prompts: Prompts, answers: Answers) -> Iterator[list[int]]:
@@ -76,7 +73,7 @@ register_metric(
     needs=2,
     models=("equivalence", "reward"),
     help="classes of equivalent samples that have an acceptable one",
-    build=partial(_with_reward, "equivalence", effective_distinct_k),
+    build=partial(_above_bar, "equivalence", effective_distinct_k),
 )(effective_distinct_k)
 
 register_metric(
@@ -85,5 +82,5 @@ register_metric(
     needs=2,
     models=("embedding", "reward"),
     help="mean cosine distance of every two samples, 0 where one is not acceptable",
-    build=partial(_with_reward, "embedding", effective_distance),
+    build=partial(_above_bar, "embedding", effective_distance),
 )(effective_distance)

@@ -1,13 +1,11 @@
 """Quality of the answers to a prompt, and utility, the quality of new answers."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from baco.evaluation.metrics.protocols import Answers, Equivalence, Prompts, Reward
 from baco.evaluation.metrics.reference import ReferenceModel
-from baco.evaluation.metrics.registry import ROLES, Built, register_metric
+from baco.evaluation.metrics.registry import register_metric, with_reward
 
 PATIENCE = 0.8  # NoveltyBench's probability that a reader wants one more answer
 
@@ -38,21 +36,8 @@ def perplexity(model: ReferenceModel, prompts: Prompts, answers: Answers) -> lis
     return figures
 
 
-def _utility(models: Mapping[str, Any]) -> Built:
-    judge, rewards = (ROLES[role](models.get(role)) for role in ("equivalence", "reward"))
-    rewards.ratings([])  # an unknown scale is refused before any scoring
-    made_by = {f"equivalence {key}": value for key, value in judge.made_by.items()}
-    made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
-    return made_by, partial(utility_k, judge, rewards)
-
-
-@register_metric("utility_k", kind="utility", models=("equivalence", "reward"), build=_utility)
 def utility_k(
-    judge: Equivalence,
-    rewards: Reward,
-    prompts: Prompts,
-    answers: Answers,
-    patience: float = PATIENCE,
+    judge: Equivalence, rewards: Reward, prompts: Prompts, answers: Answers
 ) -> list[float]:
     """The gain of a reader who goes through the samples (NoveltyBench, Zhang et al. 2025).
 
@@ -64,10 +49,18 @@ def utility_k(
     ratings = rewards.ratings(rewards.rewards(prompts, answers))
     figures = []
     for row, rated in zip(judge.partition(prompts, answers), ratings, strict=True):
-        weights = [patience**place for place in range(len(row))]
+        weights = [PATIENCE**place for place in range(len(row))]
         gained = [
             weight * rating if number not in row[:place] else 0.0
             for place, (weight, rating, number) in enumerate(zip(weights, rated, row, strict=True))
         ]
         figures.append(math.fsum(gained) / math.fsum(weights))
     return figures
+
+
+register_metric(
+    "utility_k",
+    kind="utility",
+    models=("equivalence", "reward"),
+    build=partial(with_reward, "equivalence", utility_k),
+)(utility_k)

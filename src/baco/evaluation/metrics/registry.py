@@ -163,6 +163,19 @@ def register_metric(
     return register
 
 
+def with_reward(role: str, function: Callable[..., Figures], models: Mapping[str, Any]) -> Built:
+    """The `build` of a metric that takes the judge of a role and a reward with a rating.
+
+    Raises:
+        MetricUnavailable: the rewards' scale is unknown.
+    """
+    judge, rewards = (ROLES[name](models.get(name)) for name in (role, "reward"))
+    rewards.ratings([])  # an unknown scale is refused before any scoring
+    made_by = {f"{role} {key}": value for key, value in judge.made_by.items()}
+    made_by |= {f"reward {key}": value for key, value in rewards.made_by.items()}
+    return made_by, partial(function, judge, rewards)
+
+
 def entries() -> dict[str, Entry]:
     """Every metric by its name, by kind; those of installed packages and the user's own included.
 
