@@ -20,17 +20,15 @@ def sample(
     count: int,
     *,
     end: int,
-    stop: int | None = None,
     seed: int,
     min_p: float = 0.1,
-    temperature: float = 1.0,
     max_tokens: int = 96,
     rows: int = 768,
 ) -> list[list[list[int]]]:
     """`count` answers (token ids, without the end) to each prompt; unfinished ones are kept.
 
-    An answer ends at `end`, or at `stop` if given. Prompts of one length go through together, at
-    most `rows` answers at a time, so nothing is padded.
+    Prompts of one length go through together, at most `rows` answers at a time, so nothing is
+    padded.
     """
     answers: list[list[list[int]]] = [[] for _ in prompts]
     by_length = defaultdict(list)
@@ -42,11 +40,8 @@ def sample(
         for start in range(0, len(indices), at_once):
             group = indices[start : start + at_once]
             ids = torch.tensor([prompts[index] for index in group])
-            drawn = _sample_group(
-                model, ids, count, (end, end if stop is None else stop), generator,
-                min_p, temperature, max_tokens,
-            )  # fmt: skip
-            for index, position in zip(group, range(len(group)), strict=True):
+            drawn = _sample_group(model, ids, count, end, generator, min_p, max_tokens)
+            for position, index in enumerate(group):
                 answers[index] = drawn[position * count : (position + 1) * count]
     return answers
 
@@ -55,10 +50,9 @@ def _sample_group(
     model: TinyLlama,
     ids: Tensor,
     count: int,
-    ends: tuple[int, int],
+    end: int,
     generator: torch.Generator,
     min_p: float,
-    temperature: float,
     max_tokens: int,
 ) -> list[list[int]]:
     """`count` answers to each of ids [B, T], prompt by prompt; finished rows leave the batch."""
@@ -70,9 +64,9 @@ def _sample_group(
     answers: list[list[int]] = [[] for _ in spread]
     finished: set[int] = set()
     for _ in range(max_tokens):
-        token = _draw(model.logits(hidden), min_p, temperature, generator)
+        token = _draw(model.logits(hidden), min_p, generator)
         for row, drawn in zip(row_of.tolist(), token.tolist(), strict=True):
-            if drawn in ends:
+            if drawn == end:
                 finished.add(row)
             elif row not in finished:
                 answers[row].append(drawn)
@@ -85,13 +79,12 @@ def _sample_group(
     return answers
 
 
-def _draw(logits: Tensor, min_p: float, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token [B] from each row of logits [B, V]; min-p truncates before the temperature."""
+def _draw(logits: Tensor, min_p: float, generator: torch.Generator) -> Tensor:
+    """One token [B] from each row of logits [B, V], truncated by min-p."""
     top = logits.max(dim=-1, keepdim=True).values
     floor = top + torch.log(torch.tensor(max(min_p, 1e-30)))
     logits = logits.masked_fill(logits < floor, float("-inf"))
-    weights = torch.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+    return torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)[:, 0]
 
 
 @torch.inference_mode()

@@ -114,9 +114,8 @@ def fit(
 def _tokenizer(work: Path, seed: int, recipe: Recipe, advance: Advance) -> Tokenizer:
     path = work / "tokenizer.json"
     if not path.exists():
-        write_atomic(path, train_tokenizer(base_corpus(recipe.documents // 4, seed),
-        recipe.vocabulary)
-               .to_str())  # fmt: skip
+        texts = base_corpus(recipe.documents // 4, seed)
+        write_atomic(path, train_tokenizer(texts, recipe.vocabulary).to_str())
     advance(1.0)
     return Tokenizer.from_file(str(path))
 
