@@ -15,19 +15,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from baco.evaluation.indicators import (
-    Indicators,
-    Measured,
-    coverage,
-    coverage_at,
-    fewest_settings,
-    indicators,
-    normalised,
-    pareto_front,
-)
+from baco.evaluation.indicators import Indicators, Measured, fewest_settings, indicators
 from baco.evaluation.inference import interval
 from baco.evaluation.metrics import names as metric_names
-from baco.evaluation.pareto import best_at
+from baco.evaluation.pareto import best_at, coverage, coverage_at, normalised, pareto_front
 
 
 def planes(most: int) -> st.SearchStrategy[np.ndarray]:

@@ -66,14 +66,14 @@ def read_answers(path: Path) -> AnswerFile:
     return _of_text(str(path), text, path.suffix)
 
 
-def parse_answers(text: str, name: str = "standard input") -> AnswerFile:
-    """The prompts and answers of a text: JSON lines, one JSON list, or CSV with a heading.
+def parse_answers(text: str) -> AnswerFile:
+    """The prompts and answers of standard input: JSON lines, one JSON list, or CSV with a heading.
 
     Raises:
         BacoError: as `read_answers`.
     """
     start = text.lstrip("\ufeff \t\r\n")[:1]
-    return _of_text(name, text, {"{": ".jsonl", "[": ".json"}.get(start, ".csv"))
+    return _of_text("standard input", text, {"{": ".jsonl", "[": ".json"}.get(start, ".csv"))
 
 
 def _of_text(name: str, text: str, suffix: str) -> AnswerFile:

@@ -39,13 +39,8 @@ __all__ = [
     "Measured",
     "Part",
     "Resamples",
-    "coverage",
-    "coverage_at",
     "fewest_settings",
     "indicators",
-    "interval",
-    "normalised",
-    "pareto_front",
 ]
 
 Space = tuple[str, str]  # (diversity, quality): a sub-space
@@ -362,7 +357,6 @@ def indicators(
     resamples: int = 2000,
     seed: int = 0,
     k: int | None = None,
-    single: Sequence[str] | None = None,
 ) -> Indicators:
     """Coverage and Dominance of every method in every sub-space (arXiv 2511.05650, section 5.1).
 
@@ -381,10 +375,8 @@ def indicators(
         resamples: bootstrap resamples of prompts.
         seed: of the resamples.
         k: settings at which methods are compared; by default `fewest_settings`.
-        single: metrics of ``best_at_k``, by default those of utility.
     """
     k = fewest_settings(measured) if k is None else k
-    single = names("utility") if single is None else single
     parts = {kind: names(kind) for kind in KINDS} if parts is None else parts
     quality = names("quality") if quality is None else quality
     methods = tuple(dict.fromkeys(name for task in measured for name in task.methods))
@@ -413,7 +405,7 @@ def indicators(
                     figures[indicator, space] = values
                 first, second = (between[name] for name in space)
                 bounds[task.task, space] = dominance_bounds(first, second, own)
-        for name in single:
+        for name in names("utility"):
             rows = task.figures(name)
             if rows is not None and k is not None:
                 best = partial(_best_at, weights @ rows.T, k)

@@ -19,19 +19,18 @@ DRAWS = 400
 Bounds = tuple[Floats, Floats]  # lower, upper
 
 
-def interval(draws: Floats, prompts: int | None = None, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval that contains `level` of bootstrap draws [R].
+def interval(draws: Floats, prompts: int | None = None) -> tuple[float, float]:
+    """The percentile interval that contains 95% of bootstrap draws [R].
 
     Args:
         draws: of one figure.
         prompts: their number; the interval is then expanded for it. A bootstrap of n prompts is too
             narrow by √((n − 1) / n) and ignores that their spread is estimated (Hesterberg 2015,
             "What Teachers Should Know about the Bootstrap", 5.3).
-        level: of the interval.
     """
-    tail = (1.0 - level) / 2
+    tail = 0.025
     if prompts is not None:
-        tail = NormalDist().cdf(-expansion(prompts, level) * NormalDist().inv_cdf(1.0 - tail))
+        tail = NormalDist().cdf(-expansion(prompts) * NormalDist().inv_cdf(1.0 - tail))
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return float(low), float(high)
 

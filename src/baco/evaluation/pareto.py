@@ -27,8 +27,7 @@ def coverage(points: Floats) -> Floats:
     order = np.argsort(-points[..., 0], axis=-1, kind="stable")
     across = np.take_along_axis(points[..., 0], order, axis=-1)
     height = np.maximum.accumulate(np.take_along_axis(points[..., 1], order, axis=-1), axis=-1)
-    following = np.concatenate([across[..., 1:], np.zeros_like(across[..., :1])], axis=-1)
-    area: Floats = np.sum((across - following[..., : across.shape[-1]]) * height, axis=-1)
+    area: Floats = np.sum(-np.diff(across, axis=-1, append=0.0) * height, axis=-1)
     return area
 
 

@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from baco.demo.world import Question
 from baco.demo.world.judge import Judgement, judge
 from baco.errors import BacoError
 from baco.evaluation.metrics.protocols import Answers, Prompts
-
-if TYPE_CHECKING:
-    from baco.evaluation.records import Prompt
+from baco.evaluation.records import Prompt
 
 DEMO = "demo"
 
@@ -45,7 +42,7 @@ class DemoJudge:
         return [[1.0 + 9.0 * quality for quality in row] for row in rewards]
 
 
-def judged(prompt: "Prompt", text: str) -> Judgement:
+def judged(prompt: Prompt, text: str) -> Judgement:
     """The judgement of an answer.
 
     Raises:

@@ -4,15 +4,13 @@ They know prompts and answers only.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from baco.errors import BacoError
-
-if TYPE_CHECKING:
-    from baco.evaluation.records import Prompt
+from baco.evaluation.records import Prompt
 
 Kind = Literal["lexical", "semantic", "quality", "utility", "accuracy"]
-Prompts = Sequence["Prompt"]
+Prompts = Sequence[Prompt]
 Answers = Sequence[Sequence[str]]  # [prompts][samples]
 
 

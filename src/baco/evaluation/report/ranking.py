@@ -21,11 +21,9 @@ from baco.evaluation.indicators import (
     combined,
     fewest_settings,
     indicators,
-    normalised,
-    pareto_front,
 )
 from baco.evaluation.methods.method import Family
-from baco.evaluation.pareto import coverage
+from baco.evaluation.pareto import coverage, normalised, pareto_front
 from baco.evaluation.report.load_scores import Key, TaskScores
 
 ANY = ", any sampling"
