@@ -708,6 +708,29 @@ def test_a_structure_that_compiles_for_hours_is_refused_and_delays_no_other(
             endless.result()
 
 
+def test_the_latest_structures_are_kept_within_a_number_and_a_size(
+    llama: Baco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = llama.pair.structures
+    first, second, long = (
+        Structure("choice", json.dumps([letter * length]))
+        for letter, length in (("a", 60), ("b", 60), ("c", 200))
+    )
+    monkeypatch.setattr(constraint, "_KEPT_CHARACTERS", 130)
+    compiled = compiler.compile(first)
+    compiler.compile(second)
+    assert compiler.compile(first) is compiled
+    monkeypatch.setattr(constraint, "_KEPT_CHARACTERS", 120)
+    compiler.compile(second)
+    assert compiler.compile(first) is not compiled
+    assert compiler.compile(long) is compiler.compile(long)
+    monkeypatch.setattr(constraint, "_KEPT_CHARACTERS", 2**20)
+    monkeypatch.setattr(constraint, "_KEPT", 1)
+    compiled = compiler.compile(first)
+    compiler.compile(second)
+    assert compiler.compile(first) is not compiled
+
+
 # Too complex once the first three letters are written.
 EXPLODING = (
     "start: /[a-z][a-z][a-z]/ a0\n"

@@ -38,8 +38,8 @@ _INSTALL = 'structured answers need llguidance: pip install "baco[structured]"'
 SECONDS = 2.0
 _MEMORY = 512 * 2**20
 _PROGRAM = Path(__file__).with_name("structure_process.py")
-# Compiled structures that a vocabulary keeps.
-_KEPT = 64
+# Compiled structures that a vocabulary keeps, and the characters of their texts, for the memory.
+_KEPT, _KEPT_CHARACTERS = 64, 2**20
 # A compiled structure is tried on an answer of this many tokens, of which this stride picks each.
 _REHEARSED, _STRIDE = 48, 7919
 # Texts that precede a text while it is encoded, so that it is not encoded as the start of a text.
@@ -338,9 +338,14 @@ class StructureCompiler:
             constraint = _compile(structure, self._vocabulary, joining_space=joining_space)
         with self._lock:
             self._kept[key] = constraint
-            while len(self._kept) > _KEPT:
+            while len(self._kept) > 1 and self._keeps_too_much:
                 self._kept.popitem(last=False)
         return constraint
+
+    @property
+    def _keeps_too_much(self) -> bool:
+        characters = sum(len(structure.text) for structure, _ in self._kept)
+        return len(self._kept) > _KEPT or characters > _KEPT_CHARACTERS
 
 
 def _compile(structure: Structure, vocabulary: "_TokenTable", *, joining_space: bool) -> Constraint:
