@@ -19,7 +19,7 @@ from baco.serve.app import create_app
 from baco.serve.settings import Settings
 
 PROMPT = "Recommend a summer destination"
-OF_LOCAL = "memory, draft, compile and enable_prefix_caching are of the local backend"
+OF_LOCAL = "memory, draft, compile and enable_prefix_caching are options of the local backend"
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,11 @@ def test_calls_that_need_local_weights_are_refused_by_name(described: Pair) -> N
             "unknown backend 'slurm': use one of local, llamacpp, remote, vllm",
         ),
         (("--backend", "ray"), "give it to 'baco batch' or 'baco sweep'; here use one of local"),
-        (("--base-url", "http://127.0.0.1:1/v1"), "base_url is of the remote backend"),
-        (("--engine", "seed=1"), "engine is of the vllm backend: give backend vllm with it"),
+        (("--base-url", "http://127.0.0.1:1/v1"), "base_url is an option of the remote backend"),
+        (
+            ("--engine", "seed=1"),
+            "engine is an option of the vllm backend: give backend vllm with it",
+        ),
         (("--backend", "remote", "--engine", "seed=1"), "the remote backend takes no engine"),
         (("--backend", "vllm", "--engine", "seed"), "--engine seed: give NAME=VALUE"),
         (

@@ -256,6 +256,8 @@ def test_another_rule_or_dataset_is_refused_and_changes_nothing(tmp_path: Path) 
     assert len(kept_rows(out)) == 4
     with pytest.raises(BacoError, match="holds no deduplicated dataset"):
         dedupe(Dataset.open(path, nested=False), tmp_path, Rule(), ignore, {})
+    with pytest.raises(BacoError, match="out is the dataset itself: give another directory"):
+        dedupe(Dataset.open(out, nested=False), out, Rule(), ignore, {})
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])

@@ -73,8 +73,8 @@ def test_a_pair_that_is_no_gguf_file_is_refused_in_one_line(
     [
         ({"dtype": "float32"}, "takes no dtype"),
         ({"quantize": "int8"}, "takes no quantize"),
-        ({"draft": "model"}, "draft and compile are of the local backend"),
-        ({"compile": True}, "draft and compile are of the local backend"),
+        ({"draft": "model"}, "draft and compile are options of the local backend"),
+        ({"compile": True}, "draft and compile are options of the local backend"),
     ],
 )
 def test_options_of_pytorch_are_refused(options: dict[str, Any], message: str) -> None:

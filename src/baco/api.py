@@ -139,7 +139,7 @@ class Baco:
         if backend not in backends.HERE:
             if memory is not None or draft is not None or compile or not enable_prefix_caching:
                 raise BacoError(
-                    "memory, draft, compile and enable_prefix_caching are of the local backend, "
+                    "memory, draft, compile and enable_prefix_caching are options of the local backend, "
                     f"not of {backend}"
                 )
             there, engines = backends.connect(backend, known, max_rows, options)
@@ -147,7 +147,9 @@ class Baco:
             return cls(there, max_rows, backend=engines)
         for option, home in _ELSEWHERE.items():
             if option in options:
-                raise BacoError(f"{option} is of the {home} backend: give backend {home} with it")
+                raise BacoError(
+                    f"{option} is an option of the {home} backend: give backend {home} with it"
+                )
         if memory is not None:
             cache_bytes(memory, [torch.device("cpu")])  # refused before two models are loaded
         if backend == backends.LLAMA_CPP:
@@ -397,7 +399,7 @@ def _load_llama_cpp(
     known: KnownPair, draft: str | None, compile: bool, options: dict[str, Any]
 ) -> Pair:
     if draft is not None or compile:
-        raise BacoError("draft and compile are of the local backend, not of llamacpp")
+        raise BacoError("draft and compile are options of the local backend, not of llamacpp")
     for option in options:
         if option not in OPTIONS:
             raise BacoError(

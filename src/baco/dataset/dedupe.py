@@ -85,6 +85,8 @@ def dedupe(
         BacoError: rows without an answer or with several, or a folder of something else, of another
             rule or dataset, that another process writes to, or that cannot be written.
     """
+    if out.resolve() == dataset.path.resolve():
+        raise BacoError(f"{out} is the dataset itself: give {OTHER}")
     check_folder(out, [MANIFEST], KIND, OTHER)
     settings = {
         "files": {file.name: _digest(file) for file in dataset.files},

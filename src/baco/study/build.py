@@ -417,7 +417,7 @@ def conversation_text(prompt: Prompt) -> str:
 
 def _check_options(options: StudyOptions) -> None:
     if len(options.methods) < 2:
-        raise BacoError("a study compares methods: name two or more")
+        raise BacoError("a study compares two or more methods of the run: name them with --methods")
     if options.set_size not in SET_SIZES:
         raise BacoError(f"--set-size is {options.set_size}: give 4, 5 or 6")
     for name in ("raters", "prompts", "per_rater", "word_limit", "block"):
