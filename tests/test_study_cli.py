@@ -71,7 +71,7 @@ BAD_PLANS: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     ),
     "too few prompts": (write_run, ["--prompts", "13"], "has 12 prompts"),
     "an unknown method": (write_run, ["-m", "P-Punk:0.4"], "name one such as P-Punc:0.4"),
-    "one method": (write_run, ["--methods", "base"], "a study compares two or more methods of the run: name them with --methods"),
+    "one method": (write_run, ["--methods", "base"], "two or more methods of the run: name them"),
     "an unknown task": (write_run, ["-t", "poems"], "the run has no task 'poems': it has trips"),
     "an unknown pair": (write_run, ["-p", "qwen"], "the run has no pair 'qwen': it has demo"),
     "a set size": (write_run, ["--set-size", "7"], "--set-size is 7: give 4, 5 or 6"),

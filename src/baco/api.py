@@ -139,8 +139,8 @@ class Baco:
         if backend not in backends.HERE:
             if memory is not None or draft is not None or compile or not enable_prefix_caching:
                 raise BacoError(
-                    "memory, draft, compile and enable_prefix_caching are options of the local backend, "
-                    f"not of {backend}"
+                    "memory, draft, compile and enable_prefix_caching are options of the local "
+                    f"backend, not of {backend}"
                 )
             there, engines = backends.connect(backend, known, max_rows, options)
             there.renderer.set_defaults(day, arguments)
