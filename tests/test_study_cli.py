@@ -156,6 +156,19 @@ def test_a_plan_that_was_edited_wrongly_is_refused_in_one_line(
     assert message in refused(capsys, "status", study.path)
 
 
+def test_a_plan_that_lacks_a_comparison_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = made_study(tmp_path)
+    study.close()
+    path = study.path / "plan.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["items"] = [item for item in value["items"] if item["id"] != value["items"][0]["id"]]
+    path.write_text(json.dumps(value), encoding="utf-8")
+    line = refused(capsys, "status", study.path)
+    assert f"the plan has no comparison of {METHODS[0]} and {METHODS[1]} (unit set)" in line
+
+
 def test_a_plan_changed_after_data_is_refused_by_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

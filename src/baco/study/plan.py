@@ -16,6 +16,7 @@ import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -396,6 +397,18 @@ class Plan:
             _known("stimulus", item.second, self.stimulus)
             for id in item.expected:
                 _known("question", id, self.question)
+        compared = {
+            (i.unit, i.prompt, self.stimulus[i.first].method, self.stimulus[i.second].method)
+            for i in self.items
+            if i.kind == "comparison"
+        }
+        for unit, prompt in sorted({(unit, prompt) for unit, prompt, *_ in compared}):
+            for pair in combinations(self.methods, 2):
+                if (unit, prompt, *pair) not in compared:
+                    raise BacoError(
+                        f"the plan has no comparison of {pair[0]} and {pair[1]} (unit {unit}) on "
+                        f"prompt {prompt!r}: add it, or remove the others of this unit and prompt"
+                    )
 
     def _check_questions(self) -> None:
         for question in self.questions:

@@ -100,7 +100,7 @@ def amend(path: Path, reason: str) -> Study:
     """Start a new version of a study whose ``plan.json`` was changed after the first answer.
 
     Raises:
-        BacoError: no reason, an unchanged plan, or one without an item that raters have answered.
+        BacoError: no reason, or an unchanged plan.
     """
     if not reason.strip():
         raise BacoError("a new version of a plan needs a reason: give --reason TEXT")
