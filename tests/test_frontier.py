@@ -245,6 +245,8 @@ def test_an_equal_command_continues_in_the_users_cache_and_another_does_not(
     [
         (["--router", "P-Punc"], "--router belongs to --frontier: give both"),
         (["--frontier", "--limit", "3"], "too few prompts (3): give 4 or more"),
+        (["--frontier", "--limit", "0"], "limit is 0: take at least one prompt"),
+        (["--frontier", "--limit", "-3"], "limit is -3: take at least one prompt"),
         (["--frontier", "--router", "Base"], "Base is one model alone"),
         (["--frontier", "--router", "P-Pun"], "P-Pun"),
         (["--frontier", "--judge", "nil=x"], "judge 'nil=x': give ROLE=ID_OR_FOLDER"),

@@ -209,6 +209,14 @@ def test_what_a_user_names_takes_the_place_of_the_presets(
     assert (planned["answers"], planned["most_tokens"], planned["jobs"]) == (6, 42, 1)
 
 
+@pytest.mark.parametrize("limit", ["0", "-5"])
+def test_a_dry_run_refuses_a_limit_below_one_for_tasks_of_the_hub_too(
+    capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    assert baco_run(["sweep", "--dry-run", "-t", "gsm8k", "--limit", limit]) == 2
+    assert f"limit is {limit}: take at least one prompt" in capsys.readouterr().err
+
+
 def test_a_sweep_without_its_directory_says_what_to_give(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -66,6 +66,12 @@ def test_a_jsonl_of_prompts_keeps_ids_categories_and_conversations(tmp_path: Pat
     assert second.id == "2" and second.category is None
 
 
+def test_a_row_whose_id_is_null_has_its_number_as_id(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"id": null, "prompt": "a"}\n{"id": null, "prompt": "b"}\n', encoding="utf-8")
+    assert [prompt.id for prompt in load_task(str(path)).prompts] == ["1", "2"]
+
+
 def test_a_text_file_has_a_prompt_on_each_line(tmp_path: Path) -> None:
     path = tmp_path / "ideas.txt"
     path.write_text("\ufeffFirst\n\n  Second \n", encoding="utf-8")

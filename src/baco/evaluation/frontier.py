@@ -32,7 +32,7 @@ from baco.evaluation.report.load_scores import TaskScores
 from baco.evaluation.report.ranking import balanced
 from baco.evaluation.report.results import outcome
 from baco.evaluation.sweep import Drawer
-from baco.evaluation.tasks import Task, load_task
+from baco.evaluation.tasks import Task, check_limit, load_task
 from baco.models.known_pairs import DEMO
 from baco.sampling.sampler_chain import parse_chain
 
@@ -55,6 +55,7 @@ def task(prompts: str | None, pair: str, limit: int | None) -> Task:
     Raises:
         BacoError: as `load_task`, or there are too few.
     """
+    check_limit(limit)
     if prompts is not None:
         chosen = load_task(prompts, limit)
     elif pair == DEMO:

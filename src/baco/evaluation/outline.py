@@ -6,7 +6,7 @@ from typing import Any
 from baco.evaluation.metrics import entry
 from baco.evaluation.plan import PairSpec, Plan
 from baco.evaluation.score import ACCURACY
-from baco.evaluation.tasks import load_task, task_files
+from baco.evaluation.tasks import check_limit, load_task, task_files
 from baco.evaluation.tasks.catalogue import HUB
 
 
@@ -30,8 +30,9 @@ def outline(
         Plain JSON. Numbers are None where a task's prompts are not known without fetching it.
 
     Raises:
-        BacoError: no such task or file, or a pair of this name.
+        BacoError: no such task or file, or a pair of this name; or a limit below 1.
     """
+    check_limit(limit)
     described = [_task(spelling, limit, plan) for spelling in tasks]
     methods: dict[str, list[str]] = {}
     for setting in plan.settings:

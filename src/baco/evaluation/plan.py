@@ -238,9 +238,8 @@ def git_revision(folder: Path) -> str | None:
         return result.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # fails where git does not track the folder
+        # Fails where git does not track the folder.
+        git("ls-files", "--error-unmatch", "__init__.py")
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):

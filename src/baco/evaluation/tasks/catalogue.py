@@ -90,6 +90,16 @@ def _read(name: str, file: Path | Traversable) -> TaskFile:
         raise BacoError(f"task {name!r}: {file} is not a task file: {error}") from error
 
 
+def check_limit(limit: int | None) -> None:
+    """Check a number of prompts to take; None for all.
+
+    Raises:
+        BacoError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise BacoError(f"limit is {limit}: take at least one prompt, or leave it out for all")
+
+
 def load_task(spelling: str, limit: int | None = None) -> Task:
     """Load the task that a user names.
 
@@ -103,8 +113,7 @@ def load_task(spelling: str, limit: int | None = None) -> Task:
     Raises:
         BacoError: no such task or file, invalid rows, or no rows.
     """
-    if limit is not None and limit < 1:
-        raise BacoError(f"limit is {limit}: take at least one prompt, or leave it out for all")
+    check_limit(limit)
     name, given, place = spelling.partition("=")
     known = task_files().get(name)
     if known is None:

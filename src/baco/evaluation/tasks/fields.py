@@ -74,7 +74,7 @@ class Fields:
         )
         if sum(message["role"] == "user" for message in messages) < self.least_turns:
             return None
-        category = row.values.get(self.category)
+        id, category = row.values.get(self.id), row.values.get(self.category)
         paraphrases = row.values.get(self.paraphrases) or ()
         if not isinstance(paraphrases, list | tuple) or not all(
             isinstance(wording, str) for wording in paraphrases
@@ -84,7 +84,7 @@ class Fields:
         if missing:
             raise BacoError(f"column {missing[0]!r} is missing: this task's verifier needs it")
         return Prompt(
-            id=str(row.values.get(self.id, row.number)),
+            id=str(row.number if id is None else id),
             messages=tuple(messages),
             category=None if category is None else str(category),
             reference=self._reference(row.values),
