@@ -29,11 +29,11 @@ from typing import Any
 
 import httpx
 
-from baco.sockets import bind
 from baco.study.plan import Plan
 from baco.study.schedule import Screen, schedule, training
 from baco.study.study import Study
 from benchmarks import launch
+from tests.serving import reserved_port
 from tests.studies import made_study
 
 RETRY = 0.05
@@ -44,9 +44,8 @@ class StudyServer:
     """``baco study serve`` as people start it, always on one port."""
 
     def __init__(self, study: Path, *options: str) -> None:
-        # It stays bound, so that no other program is given it while the server is gone.
-        self._port = bind("127.0.0.1", 0)
-        self.port = self._port.getsockname()[1]
+        self._reserved = reserved_port()
+        self.port = self._reserved.__enter__()
         self.study, self.options = study, options
         self.url = f"http://127.0.0.1:{self.port}"
         self.key, self.links = "", list[str]()

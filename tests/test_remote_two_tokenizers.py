@@ -100,8 +100,9 @@ def test_above_temperature_0_first_tokens_have_the_distribution_of_this_process(
 ) -> None:
     options: dict[str, Any] = {"router": "Rand:0.5", "n": 150, "max_tokens": 2, "temperature": 0.7}
     counts = []
-    for baco in (on_servers, local):
-        firsts = [(one.sources[0], one.token_ids[0]) for one in baco.generate(PROMPT, **options)]
+    for seed, baco in enumerate((on_servers, local), 1):
+        answers = baco.generate(PROMPT, seed=seed, **options)
+        firsts = [(one.sources[0], one.token_ids[0]) for one in answers]
         counts.append({key: firsts.count(key) for key in firsts})
     keys = [key for key in counts[0].keys() | counts[1].keys()
             if counts[0].get(key, 0) + counts[1].get(key, 0) >= 15]  # fmt: skip

@@ -226,16 +226,16 @@ def test_connections_beyond_the_limit_wait_and_are_served_in_turn(
 
 
 def test_the_bound_of_an_address_spares_trusted_proxies(demo: Baco) -> None:
-    trusted = ("10.0.0.0/8",)
+    limits: dict[str, Any] = {"max_incomplete_per_address": 2, "header_timeout": WAIT}
     with (
-        served(demo, max_incomplete_per_address=2, trusted_proxies=trusted) as server,
+        served(demo, trusted_proxies=("10.0.0.0/8",), **limits) as server,
         ExitStack() as stack,
     ):
         held = [stack.enter_context(connect(server.url, PARTIAL_HEADER)) for _ in range(3)]
         rest(held[0])
         assert server.connections.closed == {"address": 1}
         assert healthy(server.url)
-    with served(demo, max_incomplete_per_address=2) as server, ExitStack() as stack:
+    with served(demo, **limits) as server, ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(connect(server.url, PARTIAL_HEADER))
         assert healthy(server.url)
@@ -318,8 +318,8 @@ def test_running_out_of_files_does_not_stop_other_clients() -> None:
         running.send_signal(signal.SIGTERM)
         _, logged = running.communicate(timeout=WAIT)
         assert running.returncode == 0
-        assert logged.count("cannot accept a connection (Too many open files)") == 1
-        assert len(logged) < 2000
+        assert "cannot accept a connection (Too many open files)" in logged
+        assert len(logged) < 2000  # once a minute
 
 
 def test_two_thousand_idle_connections_do_not_stop_other_clients() -> None:
