@@ -203,7 +203,7 @@ CHAT = (
     ForeignField("include_reasoning separate_reasoning stream_reasoning", (True,), _BY_TEMPLATE),
     ForeignField("reasoning_format", ("auto",), _BY_TEMPLATE),
     ForeignField("verbosity", (), "ask for it in the prompt"),
-    ForeignField("chat_template", (), "whoever runs the server gives the template"),
+    ForeignField("chat_template", (), "the operator of the server gives the template"),
     ForeignField("documents", ([],), "put them into the messages"),
     ForeignField("echo", (False,), "echo belongs to /v1/completions"),
     ForeignField(
