@@ -161,6 +161,7 @@ def test_a_chat_is_saved_to_be_read_too(chat: Chat, tmp_path: Path) -> None:
         ("/undo", "nothing has been said yet"),
         ("/compare", "nothing has been said yet"),
         ("/save", "needs a file"),
+        ("/save ~no-such-user/chat.md", "no such user has a home folder"),
         ("/quit now", "takes nothing after it"),
         ("word " * 600, "context window is 512: shorten it"),
         ("caf\udce9", "not valid UTF-8"),
@@ -180,6 +181,12 @@ def test_a_conversation_longer_than_the_context_is_one_line_with_advice(chat: Ch
     assert out.count("\n\n") == 0
     assert "the conversation takes" in err
     assert "/undo takes the last turn back, /new starts over" in err.splitlines()[-1]
+
+
+def test_a_conversation_is_not_saved_in_place_of_a_folder(chat: Chat) -> None:
+    code, _, err = chat(QUESTION, "/save .")
+    assert code == 2
+    assert err.splitlines()[-1] == "baco: cannot write .: Is a directory"
 
 
 def test_quitting_a_pipe_leaves_the_rest_unread(chat: Chat) -> None:

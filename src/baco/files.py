@@ -64,6 +64,18 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
         lock.release()
 
 
+def user_path(name: str) -> Path:
+    """The path that a user wrote, which may begin with ``~``.
+
+    Raises:
+        BacoError: ``~`` names a user without a home folder here.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise BacoError(f"{name}: no such user has a home folder here") from error
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or all of the new one.
 
@@ -97,10 +109,11 @@ def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
             removes it after a kill.
 
     Raises:
-        OSError: it cannot be written, or is neither a file nor a folder: a device, for instance,
-            would be replaced.
+        OSError: it cannot be written, or is no file: a device, for instance, would be replaced.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
     if path.is_symlink():
         path = path.resolve()

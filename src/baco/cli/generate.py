@@ -61,6 +61,8 @@ def generate(
     if as_json and svg is not None:
         raise BacoError("give --json or --svg, not both")
     for target in (svg, output):
+        if target is not None and target.is_dir():
+            raise BacoError(f"cannot write {target}: it is a folder")
         if target is not None and not target.absolute().parent.is_dir():
             raise BacoError(f"cannot write {target}: no such folder as {target.absolute().parent}")
     settings = sampling.settings(n) | structure.settings()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError, one_line
+from baco.files import user_path
 from baco.models.files import check_beginning
 
 SUFFIX = ".gguf"
@@ -36,7 +37,7 @@ def located(name: str) -> tuple[str, dict[str, str]]:
     repository, file = _on_the_hub(name)
     if repository:
         return repository, {"gguf_file": file}
-    path = Path(name).expanduser()
+    path = user_path(name)
     return str(path.parent), {"gguf_file": path.name}
 
 
@@ -51,7 +52,7 @@ def local_path(name: str) -> Path:
     """The path of a GGUF file, which is downloaded where it is on the hub."""
     repository, file = _on_the_hub(name)
     if not repository:
-        return Path(name).expanduser()
+        return user_path(name)
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repository, file))
@@ -76,7 +77,7 @@ def check_gguf(name: str) -> None:
     require_gguf(f"{name} is a GGUF file")
     if _on_the_hub(name)[0]:
         return
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         raise BacoError(f"no such GGUF file: {name}; give a file or REPOSITORY:FILE.gguf")
     check_beginning(path)

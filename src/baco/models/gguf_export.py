@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from baco.errors import BacoError
+from baco.files import user_path
 from baco.models.gguf import is_gguf, require_gguf
 from baco.models.known_pairs import KnownPair
 from baco.models.loading import is_adapter, load_config, model_files
@@ -114,7 +115,7 @@ def export_gguf(
 
 def _script(given: str, format: str) -> Path:
     """The converter's path, checked."""
-    path = Path(given).expanduser()
+    path = user_path(given)
     path = path / CONVERTER if path.is_dir() else path
     if not path.is_file():
         raise BacoError(f"no converter at {path}: give {CONVERTER} of a llama.cpp checkout")

@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,6 +20,7 @@ from baco.cli.comparison import show_comparison
 from baco.cli.console import complain, err, legend, note, out
 from baco.cli.options import RouterOptions
 from baco.errors import BacoError
+from baco.files import user_path
 from baco.models.known_pairs import DEMO
 from baco.version import __version__
 
@@ -319,7 +319,7 @@ def _new(session: Session, _: str) -> None:
 def _save(session: Session, argument: str) -> None:
     if not argument:
         raise BacoError("/save needs a file: .json keeps every word's source, .md is for reading")
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     session.conversation.last()
     save(session.conversation, path)
     note(f"saved in {path}")
