@@ -208,7 +208,6 @@ class PairRunner(_Runner):
             grammar_output,
             state.scheduler_output,
             list(self.input_batch.req_ids),
-            tables.ends,
             tables.vocabulary.size,
             self.device,
         )

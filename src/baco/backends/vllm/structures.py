@@ -1,10 +1,11 @@
 """Structured answers in vLLM: the scheduler's side computes masks by the automata of every backend,
 the worker's side reads them.
 
-A row of vLLM's bitmask has one more word here: the position's :class:`Place`. Rows are routed after
-the masks have arrived, so routers and word boundaries see what is allowed; vLLM's own libraries
-would compute other masks (of other white space, and without forced tokens) and apply them to rows
-that are routed already.
+A row of vLLM's bitmask has one more word here: the position's :class:`Place`, and whether its token
+is forced. Where vLLM fills a row with -1, everything is allowed, in free text, and nothing forced.
+Rows are routed after the masks have arrived, so routers and word boundaries see what is allowed;
+vLLM's own libraries would compute other masks (of other white space, and without forced tokens) and
+apply them to rows that are routed already.
 """
 
 import logging
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("baco")
 
 _WORD = 32  # tokens of a word of a mask
+_FORCED = 4  # added to the place of a forced token
 
 
 def use_automata(manager: "StructuredOutputManager", vllm_config: "VllmConfig") -> None:
@@ -126,7 +128,7 @@ class _Grammar(StructuredOutputGrammar):
             bitmask[batch_index] = -1
             return
         bitmask[batch_index, :-1] = torch.from_numpy(mask)
-        bitmask[batch_index, -1] = place
+        bitmask[batch_index, -1] = place + _FORCED * self._automaton.is_forced(mask)
 
     def is_terminated(self) -> bool:
         return bool(self._answer) and self._answer[-1] in self._ends
@@ -139,7 +141,6 @@ def allowed_at(
     grammar: "GrammarOutput | None",
     step: "SchedulerOutput",
     requests: list[str],
-    ends: tuple[int, ...],
     size: int,
     device: torch.device,
 ) -> Allowed | None:
@@ -149,7 +150,6 @@ def allowed_at(
         grammar: the masks, those of a request adjacent.
         step: says how many rows each request has.
         requests: in the order of their rows.
-        ends: the end tokens of both models.
         size: of the vocabulary.
         device: of the result.
     """
@@ -171,21 +171,18 @@ def allowed_at(
     words = np.concatenate([masks[request] for request in requests if request in masks])
     packed = torch.from_numpy(words).to(device)
     index = torch.tensor(at, device=device)
-    tokens = unpack(packed[:, :-1].contiguous(), size)
-    going_on = tokens.clone()
-    going_on[:, list(ends)] = False
-    is_forced = (tokens.sum(dim=1) == 1) | ~going_on.any(dim=1)
+    tokens, known = unpack(packed[:, :-1].contiguous(), size), packed[:, -1]
 
     def of_rows(structured: Tensor, other: bool) -> Tensor:
         whole = torch.full((rows,), other, device=device)
         whole[index] = structured
         return whole
 
-    place = packed[:, -1]
+    place = known % _FORCED
     return Allowed(
         index,
         tokens,
-        of_rows(is_forced, False),
+        of_rows(known >= _FORCED, False),
         of_rows(place != Place.STRUCTURE, True),
         of_rows(place == Place.BEGINNING, False),
         _ends_text,
