@@ -355,6 +355,7 @@ BAD_FILES: dict[str, tuple[Callable[[Study, Path], Path], str]] = {
     "no format": (text_file('{"rows": 1}'), "has none of the formats that can be imported"),
     "an empty file": (text_file("", "file.csv"), "has none of the formats"),
     "no JSON": (text_file("{"), "is neither CSV nor JSON"),
+    "endless JSON": (text_file("[" * 100_000), "is neither CSV nor JSON"),
     "no objects": (text_file("[1]"), "holds something that is no JSON object"),
     "an unknown item": (
         spoil_potato("instance_id", "0" * 16),

@@ -197,6 +197,7 @@ def test_a_block_is_open_until_the_next_one_has_an_answer(site: Site) -> None:
     [
         "no JSON",
         "[]",
+        "[" * 60_000,
         '{"position": 0.0, "responses": {}, "seconds": 1}',
         '{"position": true, "responses": {}, "seconds": 1}',
         '{"position": 0, "responses": [], "seconds": 1}',
@@ -232,6 +233,26 @@ def test_a_page_of_an_earlier_plan_is_loaded_again_and_new_sides_are_kept(site: 
     (after,) = (a for a in site.study.store.answers(rater.id) if a.item == before.item)
     assert after == turned
     assert plan.stimulus[after.left] != plan.stimulus[before.left]
+
+
+@pytest.mark.parametrize("option", ["9" * 5000, "-1", "3", ""])
+def test_an_option_that_a_question_does_not_have_is_wrong(site: Site, option: str) -> None:
+    home = f"/r/{site.rater().link}"
+    site.client.post(f"{home}/consent")
+    answers = {"q0": option, "q1": "2", "q2": "1"}
+    assert site.client.post(f"{home}/questions", data=answers).status_code == 200
+    (rater,) = site.study.store.raters()
+    assert (rater.state, rater.mistakes) == ("consented", 1)
+
+
+def test_a_time_beyond_all_numbers_is_bounded_like_any_other(site: Site) -> None:
+    site.rating()
+    rater = site.rating()
+    site.answer_all(rater, until=0)
+    body = '{"plan": "%s", "position": 0, "responses": {}, "seconds": 1%s}'
+    body %= site.study.plan.hash, "0" * 400
+    assert site.client.post(f"/r/{rater.link}/answer", content=body).status_code == 200
+    assert all(answer.seconds < 60 for answer in site.study.store.answers(rater.id))
 
 
 def test_a_body_that_is_too_long_is_refused(site: Site) -> None:

@@ -151,11 +151,11 @@ def _read(path: Path) -> list[Row]:
     try:
         value = json.loads(text)
         rows = value if isinstance(value, list) else [value]
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             # Not splitlines(): a JSON text may hold U+2028 and other characters that it splits at.
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BacoError(f"{path} is neither CSV nor JSON: {one_line(error)}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise BacoError(f"{path} holds something that is no JSON object")

@@ -133,7 +133,7 @@ class Progress:
             screen.left,
             screen.right,
             checked,
-            round(min(float(seconds), most), 2),
+            round(float(min(seconds, most)), 2),
             version=self.study.version,
             saved=now,
         )

@@ -198,9 +198,10 @@ class Website:
             return self._page("questions", rater, chosen={})
         form = await self._form(request)
         chosen = {
-            number: int(form[f"q{number}"])
-            for number in range(len(self.study.plan.comprehension))
-            if form.get(f"q{number}", "").isdecimal()
+            number: option
+            for number, question in enumerate(self.study.plan.comprehension)
+            for option in range(len(question.options))
+            if form.get(f"q{number}") == str(option)
         }
         asked = enumerate(self.study.plan.comprehension)
         wrong = sum(chosen.get(number) != question.right for number, question in asked)
@@ -234,7 +235,7 @@ class Website:
             if sent["plan"] != self.study.plan.hash:
                 raise ClosedError("the plan has a new version: load the page again")
             answer = progress.answer(position, sent["responses"], sent["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, ClosedError):
                 return self._refused(409, str(error))
             return self._refused(400, str(error) if isinstance(error, BacoError) else "bad request")
