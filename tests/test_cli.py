@@ -242,6 +242,9 @@ BAD: list[tuple[list[str], str]] = [
     (["pair", "sing"], "see 'baco pair --help'"),
     (["pair", "export"], "Missing argument 'DIRECTORY'; see 'baco pair export --help'"),
     (["demo", "train"], "see 'baco demo train --help'"),
+    (["demo", "train", "--out", "/dev/null/x", "--no-table"], "cannot read or write /dev/null/x"),
+    (["pair", "export", "/dev/null/x"], "cannot read or write /dev/null/x: Not a directory"),
+    (["pair", "export", "/dev/null/x", "--gguf", "f16"], "cannot read or write /dev/null"),
     (["batch", "in.jsonl"], "missing argument OUT"),
 ]
 

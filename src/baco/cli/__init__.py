@@ -165,11 +165,10 @@ def _run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            complain(
-                f"cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}",
-                error,
-            )
+        if isinstance(error, OSError) and (error.filename or error.errno in _NO_SPACE):
+            verb = "write" if error.errno in _NO_SPACE else "read or write"
+            where = f" {error.filename}" if error.filename else ""
+            complain(f"cannot {verb}{where}: {error.strerror}", error)
             return FAULT
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             message = "out of memory: lower -n or --max-tokens, or use a smaller model or --dtype"
