@@ -428,3 +428,24 @@ def test_a_group_of_options_becomes_options_of_a_command_in_its_place() -> None:
     assert list(inspect.signature(draw).parameters) == ["name", "width", "height", "fill"]
     with pytest.raises(typer.TyperException, match="depth"):
         app(["box", "--depth", "1"], standalone_mode=False)
+
+
+def test_an_interrupt_while_libraries_are_imported_is_one_line(tmp_path: Path) -> None:
+    # In the place of a library that the command line imports.
+    (tmp_path / "rich.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "finally:\n"
+        "    raise ImportError('it was interrupted')\n"
+    )
+    path = os.pathsep.join((str(tmp_path), *sys.path))
+    done = subprocess.run(
+        [sys.executable, "-m", "baco", "routers"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "baco: interrupted\n")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -159,7 +160,9 @@ def history_path() -> Path:
 
 @contextlib.contextmanager
 def hidden_keys() -> Iterator[None]:
-    """Do not show keys that are pressed while an answer grows; Ctrl-C still works."""
+    """Do not show keys that are pressed while an answer grows. Ctrl-C stops the answer, and not the
+    program, also while it imports a module.
+    """
     try:
         import termios
     except ImportError:  # no such terminals on this system
@@ -171,8 +174,10 @@ def hidden_keys() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     quiet = [*before]
     quiet[3] &= ~termios.ECHO
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
