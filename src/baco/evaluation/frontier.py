@@ -19,7 +19,14 @@ import numpy as np
 from baco.batch.job import digest
 from baco.calibration.measure import open_prompts
 from baco.errors import BacoError
-from baco.evaluation.indicators import Comparison, Difference, Estimate, Resamples, combined
+from baco.evaluation.indicators import (
+    Comparison,
+    Difference,
+    Estimate,
+    all_but_one,
+    combined,
+    prompt_weights,
+)
 from baco.evaluation.inference import FEW_PROMPTS, interval
 from baco.evaluation.methods import Grid, select_settings
 from baco.evaluation.metrics import MetricUnavailable, names
@@ -369,23 +376,17 @@ class _Leads:
             row: the only router's setting that is wanted; all others still normalise.
         """
         prompts = planes[0][0].shape[1]
-        counts = (
-            Resamples.of(prompts, resamples, seed).counts if resamples else np.zeros((0, prompts))
-        )
-        weights = np.concatenate([np.ones((1, prompts)), counts]) / prompts
-        few = row is not None and 1 < prompts < FEW_PROMPTS
-        all_but_one = (
-            (1.0 - np.eye(prompts)) / max(prompts - 1, 1) if few else np.zeros((0, prompts))
-        )
-        weights = np.concatenate([weights, all_but_one])
+        weights = prompt_weights(prompts, resamples, seed)
+        size = len(weights)
+        if row is not None and prompts < FEW_PROMPTS:
+            weights = np.concatenate([weights, all_but_one(prompts)])
         routed = slice(None) if row is None else slice(row, row + 1)
         leads = []
         for plane in planes:
             # [draws, settings, 2]; each draw is normalised anew.
             points = np.stack([normalised(weights @ figures.T) for figures in plane], axis=-1)
             leads.append(np.stack([beyond(draw[~own][routed], draw[own]) for draw in points]))
-        size = 1 + len(counts)
-        without = np.mean([lead[size:, 0] for lead in leads], axis=0) if few else np.zeros(0)
+        without = np.mean([lead[size:, 0] for lead in leads], axis=0)
         return cls([lead[:size] for lead in leads], without)
 
 

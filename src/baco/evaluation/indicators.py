@@ -384,11 +384,13 @@ def indicators(
     draws: dict[tuple[Indicator, str, Part], Floats] = {}
     without: dict[tuple[Indicator, str, Part], Floats] = {}
     bounds: dict[tuple[str, Part], Floats] = {}
-    few = sum(len(task.prompts) for task in measured) < FEW_PROMPTS
+    has_few_prompts = sum(len(task.prompts) for task in measured) < FEW_PROMPTS
     generators = np.random.default_rng(seed).spawn(len(measured))
     for task, generator in zip(measured, generators, strict=True):
-        drawn = _weights(len(task.prompts), resamples, generator)
-        weights = np.concatenate([drawn, _all_but_one(len(task.prompts))]) if few else drawn
+        drawn = prompt_weights(len(task.prompts), resamples, generator)
+        weights = drawn
+        if has_few_prompts:
+            weights = np.concatenate([drawn, all_but_one(len(task.prompts))])
         scores = {
             name: rows
             for name in dict.fromkeys(name for space in wanted for name in space)
@@ -412,7 +414,7 @@ def indicators(
                 figures["best_at_k", name] = _by_method(own, best, len(weights), k)
         for (indicator, part), values in figures.items():
             draws[indicator, task.task, part] = values[:, : len(drawn)]
-            if few:
+            if has_few_prompts:
                 without[indicator, task.task, part] = values[:, len(drawn) :]
     tasks = tuple(task.task for task in measured)
     spaces = tuple(s for s in wanted if all(("coverage", task, s) in draws for task in tasks))
@@ -421,16 +423,16 @@ def indicators(
     return Indicators(methods, tasks, spaces, left_out, parts, k, prompts, draws, without, bounds)
 
 
-def _all_but_one(prompts: int) -> Floats:
+def all_but_one(prompts: int) -> Floats:
     """Weights of all prompts but one, [prompts, prompts]; of a single prompt, itself."""
     if prompts == 1:
         return np.ones((1, 1))
     return (1.0 - np.eye(prompts)) / (prompts - 1)
 
 
-def _weights(prompts: int, resamples: int, generator: np.random.Generator) -> Floats:
+def prompt_weights(prompts: int, resamples: int, seed: int | np.random.Generator) -> Floats:
     """Weights of prompts [1 + resamples, prompts]: equal ones, then those of every resample."""
-    drawn = Resamples.of(prompts, resamples, generator).counts
+    drawn = Resamples.of(prompts, resamples, seed).counts
     return np.concatenate([np.ones((1, prompts)), drawn]) / prompts
 
 

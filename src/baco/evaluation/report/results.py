@@ -317,8 +317,8 @@ def _claim(lead: Comparison | None) -> Cell:
 
 def single_metrics(ranking: Ranking) -> list[str]:
     """The metrics with diversity and quality in one figure that every task has."""
-    found = [part for indicator, _, part in ranking.alone.draws if indicator == "best_at_k"]
-    counts = Counter(str(name) for name in found)
+    draws = ranking.alone.draws
+    counts = Counter(str(part) for indicator, _, part in draws if indicator == "best_at_k")
     return [name for name, count in counts.items() if count == len(ranking.alone.tasks)]
 
 
