@@ -137,15 +137,15 @@ def main() -> None:
         measure(given.pair, rows, given.n, workers) for workers in (None, *given.workers)
     ]
     if given.json:
-        print(json.dumps([asdict(one) for one in all_measured]))
+        print(json.dumps([asdict(measured) for measured in all_measured]))
         return
     print(f"{given.pair}; {machine()}; {given.rows} prompts × {given.n} answers, one thread each\n")
     print(f"{'':22}first shard, s  tokens/s  ratio  shard, s  busy")
-    for one in all_measured:
-        ratio = one.tokens_per_second / all_measured[0].tokens_per_second
+    for measured in all_measured:
+        ratio = measured.tokens_per_second / all_measured[0].tokens_per_second
         print(
-            f"{one.name:22}{one.first:14.1f}{one.tokens_per_second:10.0f}{ratio:7.2f}"
-            f"{one.shard:10.2f}{one.busy:6.0%}"
+            f"{measured.name:22}{measured.first:14.1f}{measured.tokens_per_second:10.0f}{ratio:7.2f}"
+            f"{measured.shard:10.2f}{measured.busy:6.0%}"
         )
 
 

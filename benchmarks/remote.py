@@ -154,10 +154,10 @@ def main() -> None:
         print(json.dumps({"machine": machine(torch.device("cpu")), "figures": figures}))
         return
     print(f"{'way':24} {'temperature':>11} {'n':>3} {'calls/token':>12} {'tokens/s':>9}")
-    for one in figures:
+    for row in figures:
         print(
-            f"{one['way']:24} {one['temperature']:11g} {one['n']:3} "
-            f"{one['calls_per_token']:12.2f} {one['tokens_per_second']:9.1f}"
+            f"{row['way']:24} {row['temperature']:11g} {row['n']:3} "
+            f"{row['calls_per_token']:12.2f} {row['tokens_per_second']:9.1f}"
         )
 
 

@@ -65,10 +65,10 @@ def work(pair: Pair, tasks: Sequence[Task]) -> Work:
         tasks[0].params.n,
         median(run.speed for run in runs),
         sources.count("base") / len(sources),
-        sum(one.drafted for one in stats),
-        sum(one.accepted for one in stats),
-        sum(one.steps for one in stats) / tokens,
-        {source: sum(one.forwards[source] for one in stats) / tokens for source in MODELS},
+        sum(each.drafted for each in stats),
+        sum(each.accepted for each in stats),
+        sum(each.steps for each in stats) / tokens,
+        {source: sum(each.forwards[source] for each in stats) / tokens for source in MODELS},
     )
 
 

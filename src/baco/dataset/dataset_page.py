@@ -99,23 +99,23 @@ def verdict(report: Report) -> list[str]:
     """The main findings, as sentences."""
     own, other = report.figures, report.baseline
     count = f"{own.fewest}" if own.fewest == own.most else f"{own.fewest} to {own.most}"
-    said = [
+    sentences = [
         f"{own.rows:,} rows: {own.prompts:,} prompts with {count} answers each; "
         f"{own.exact:.1%} exact and {own.near:.1%} near duplicates."
     ]
     if own.valid is not None:
-        said.append(f"{own.valid:.1%} of the rows fit the schema.")
+        sentences.append(f"{own.valid:.1%} of the rows fit the schema.")
     if own.openings:
         size, text, share = _longest_common(own)
-        said.append(f"{share:.1%} of the answers begin with “{text}” ({size} words).")
+        sentences.append(f"{share:.1%} of the answers begin with “{text}” ({size} words).")
     if other is not None:
-        said.append(
+        sentences.append(
             f"Against {other.name}: {own.exact + own.near:.1%} instead of "
             f"{other.exact + other.near:.1%} of the rows are duplicates, distinct-2 of pooled "
             f"answers is {own.pooled[2]:.3f} instead of {other.pooled[2]:.3f}, and overused "
             f"phrases are {own.slop:.2f} instead of {other.slop:.2f} per 1,000 words."
         )
-    return said
+    return sentences
 
 
 def _longest_common(figures: Figures) -> tuple[int, str, float]:

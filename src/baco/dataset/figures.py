@@ -272,11 +272,14 @@ def make_report(
         BacoError: a dataset that cannot be read or has no rows.
     """
     every = [dataset] if baseline is None else [dataset, baseline]
-    seen = [_observe(one, rule, check, advance) for one in every]
+    seen = [_observe(each, rule, check, advance) for each in every]
     # Diversity depends on the number of answers: both have as many.
     pooled = min(len(observer.texts()) for observer, _ in seen)
     count = min(observer.fewest for observer, _ in seen)
-    files = [_answer_file(str(one.path), o, count) for one, (o, _) in zip(every, seen, strict=True)]
+    files = [
+        _answer_file(str(each.path), observer, count)
+        for each, (observer, _) in zip(every, seen, strict=True)
+    ]
     unavailable = None
     scores: list[list[AnswerScores]] = [[] for _ in every]
     spreads: list[dict[str, float]] = [{} for _ in every]
@@ -292,8 +295,8 @@ def make_report(
             continue
         scores = [before + more for before, more in zip(scores, rows, strict=True)]
     measured = [
-        _figures(str(one.path), observer, duplicates, pooled, spread, row)
-        for one, (observer, duplicates), spread, row in zip(
+        _figures(str(each.path), observer, duplicates, pooled, spread, row)
+        for each, (observer, duplicates), spread, row in zip(
             every, seen, spreads, scores, strict=True
         )
     ]
@@ -315,10 +318,10 @@ def _observe(
         if not observer.rows:
             raise BacoError(f"{dataset.path} holds no rows")
         items = read_index(index)
-        found = find_duplicates(items, rule)
-        removed = found.removed
-        exact = float((removed & found.exact).mean())
-        kept, sizes = np.unique(found.kept, return_counts=True)
+        duplicates = find_duplicates(items, rule)
+        removed = duplicates.removed
+        exact = float((removed & duplicates.exact).mean())
+        kept, sizes = np.unique(duplicates.kept, return_counts=True)
         largest = [place for place in np.argsort(-sizes, kind="stable") if sizes[place] > 1]
         groups = {int(kept[place]): int(sizes[place]) for place in largest[:LONGEST_GROUP]}
         _, answers = np.unique(items["prompt"], return_counts=True)
@@ -356,8 +359,8 @@ def _answer_file(name: str, observer: _Observer, count: int) -> AnswerFile | Non
 
 def _spread(texts: Sequence[str], models: Mapping[str, str]) -> dict[str, float]:
     """Semantic metrics of pooled answers, as if all were answers to one prompt."""
-    one = AnswerFile("", [Prompt("", ({"role": "user", "content": "?"},))], [texts])
-    return {score.metric: float(score.values[0]) for score in score_answers(one, SEMANTIC, models)}
+    file = AnswerFile("", [Prompt("", ({"role": "user", "content": "?"},))], [texts])
+    return {score.metric: float(score.values[0]) for score in score_answers(file, SEMANTIC, models)}
 
 
 def _figures(
