@@ -219,8 +219,13 @@ class VllmEngine:
             return
         completion = output.outputs[0]
         before = len(sequence.tokens)
-        if completion.finish_reason == "error":  # its structure cannot be followed, or the like
-            self._break_off(sequence, before, "vLLM ended the answer in an error; its log says why")
+        if completion.finish_reason == "error":
+            structure = sequence.request.params.structure
+            failure = Failure("server", "vLLM ended the answer in an error; the log says why")
+            if structure is not None:
+                message = f"the answer's {structure.kind} cannot be followed; the log says why"
+                failure = Failure("structure", message)
+            self._break_off(sequence, before, failure)
             return
         sequence.tokens += completion.token_ids
         letters = (output.kv_transfer_params or {}).get(f"{PREFIX}sources", "")
@@ -229,12 +234,11 @@ class VllmEngine:
         for token, top in zip(completion.token_ids, completion.logprobs or [], strict=True):
             if not isfinite(top[token].logprob):
                 pair = self.backend.pair
-                self._break_off(
-                    sequence,
-                    before,
+                message = (
                     f"the logits of {pair.base.name} or {pair.aligned.name} are NaN or infinite: "
-                    "its weights may be damaged, or float16 overflows; try --dtype float32",
+                    "its weights may be damaged, or float16 overflows; try --dtype float32"
                 )
+                self._break_off(sequence, before, Failure("server", message))
                 return
             sequence.logprobs.append(top[token].logprob)
             if wanted:
@@ -248,10 +252,10 @@ class VllmEngine:
                 self.stats.drafted += drafts.num_draft_tokens
                 self.stats.accepted += sum(n * c for n, c in enumerate(drafts.histogram))
 
-    def _break_off(self, sequence: SequenceState, tokens: int, message: str) -> None:
+    def _break_off(self, sequence: SequenceState, tokens: int, failure: Failure) -> None:
         """End a sequence in an error; its first ``tokens`` tokens are kept."""
         self.stop(sequence, tokens)
-        sequence.finish_reason, sequence.error = "error", Failure("server", message)
+        sequence.finish_reason, sequence.error = "error", failure
 
     @property
     def busy(self) -> bool:
