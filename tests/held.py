@@ -11,7 +11,7 @@ _PROGRAM = """
 import sys, time
 from pathlib import Path
 from baco.batch import answer_file
-from baco.cli import main
+from baco.cli import answers, main
 from baco.engine.engine import Engine
 
 def held_step(engine):
@@ -20,6 +20,7 @@ def held_step(engine):
     return step(engine)
 
 answer_file.ANSWERS_A_WRITE = 2  # one prompt a write
+answers.FRAMES_A_SECOND = 1e9  # what a step wrote is on the screen before the next
 step, Engine.step = Engine.step, held_step
 main()
 """
