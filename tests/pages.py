@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 QUIET = (
@@ -68,6 +69,17 @@ class Visit:
         """The answers of the column of "base", "aligned" or "baco"."""
         texts: list[str] = self.page.locator(f".of-{kind} li p").all_text_contents()
         return texts
+
+
+def broken(page: Page) -> list[str]:
+    """What axe finds: WCAG, levels A and AA, and good practice."""
+    page.wait_for_load_state()  # colours are those of the style sheet from then on
+    page.evaluate(
+        "() => Promise.allSettled(document.getAnimations().map(each => each.finished))"
+        ".then(() => null)"
+    )
+    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]
 
 
 @contextmanager

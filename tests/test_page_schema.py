@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from tests.pages import visit
+from tests.pages import broken, visit
 from tests.serving import step_by_step
-from tests.test_page_use import PHONE, broken, focused
+from tests.test_page_use import PHONE, focused
 
 PROMPT = "Recommend a summer destination"
 SCHEMA = {

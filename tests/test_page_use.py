@@ -8,11 +8,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from baco import Baco
-from tests.pages import visit
+from tests.pages import broken, visit
 from tests.serving import reserved_port, served, step_by_step
 from tests.thinking_pairs import END_ID, save_thinking_pair
 
@@ -112,11 +111,6 @@ def test_the_safety_notice_is_dismissed_for_good_and_its_page_stays_in_reach(
         expect(notice).to_have_count(0)
         page.get_by_role("link", name="Safety", exact=True).click()
         expect(page.get_by_text("Answers refuse less.")).to_be_visible()
-
-
-def broken(page: Page) -> list[str]:
-    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]
 
 
 def test_thinking_is_shown_apart_from_the_answer(browser: Browser, tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from baco.study.schedule import schedule
 from baco.study.study import Study
 from benchmarks.study_load import StudyServer
-from tests.pages import new_page
+from tests.pages import broken, new_page
 from tests.studies import made_study
 
 PHONE: dict[str, Any] = {
@@ -253,10 +252,3 @@ def begin_wrongly(page: Page) -> None:
         page.locator(f'input[name=q{number}][value="{option}"]').check()
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("alert")).to_be_visible()
-
-
-def broken(page: Page) -> list[str]:
-    """What axe finds: WCAG, levels A and AA, and good practice."""
-    page.wait_for_load_state()  # colours are those of the style sheet from then on
-    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{rule['impact']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in violations]
