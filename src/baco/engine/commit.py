@@ -54,11 +54,11 @@ def commit_tokens(
     ).cpu()
     logprobs = packed[:, :most].int().view(torch.float32).tolist()
     numbers = packed[:, most:].tolist()
-    mixed = None if result.mixed is None else result.mixed.tolist()
+    mixed = None if result.choice.mixed is None else result.choice.mixed.tolist()
     first = [0]  # each row's first position
     for count in positions.counts:
         first.append(first[-1] + count)
-    tops = _top_logprobs(rows, positions, result)
+    tops = _top_logprobs(rows, result)
     whys = _whys(positions, result) if any(row.request.explain for row in rows) else None
     accepted, damage = list[int](), dict[int, Damage]()
     for at, (row, values) in enumerate(zip(rows, numbers, strict=True)):
@@ -79,7 +79,7 @@ def commit_tokens(
                 accepted[-1] = min(num_accepted, offset)
                 break
             row.tokens.append(tokens[offset])
-            from_both = mixed is not None and mixed[at][offset]
+            from_both = mixed is not None and mixed[first[at] + offset]
             row.sources.append(None if from_both else "base" if sources[offset] else "aligned")
             row.logprobs.append(logprobs[at][offset])
             if tops is not None and num_top:
@@ -134,17 +134,16 @@ def end_damaged_rows(
 
 
 def _top_logprobs(
-    rows: Sequence[SequenceState], positions: Positions, result: VerifyResult
+    rows: Sequence[SequenceState], result: VerifyResult
 ) -> list[list[tuple[int, float]]] | None:
     """The most likely tokens of the source at every position, as many as any row wants."""
     most = max((row.request.params.logprobs or 0 for row in rows), default=0)
     if not most:
         return None
-    source = result.source[positions.row, positions.offset]
-    raw = torch.where(source[:, None], result.signals.base, result.signals.aligned)
-    if result.mixed is not None and result.combined is not None:
-        mixed = result.mixed[positions.row, positions.offset]
-        raw = torch.where(mixed[:, None], result.combined, raw)
+    choice = result.choice
+    raw = torch.where(choice.source[:, None], result.signals.base, result.signals.aligned)
+    if choice.mixed is not None and choice.combined is not None:
+        raw = torch.where(choice.mixed[:, None], choice.combined, raw)
     top = raw.log_softmax(dim=-1).topk(min(most, raw.shape[-1]), dim=-1)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(ids, values, strict=True)) for ids, values in pairs]
@@ -153,19 +152,17 @@ def _top_logprobs(
 def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
     """What the router read at every position."""
     token = result.token[positions.row, positions.offset]
-    signals, boundary_state = result.signals, result.boundary_state
+    signals, choice = result.signals, result.choice
 
     def logprob(logits: Tensor) -> list[float]:
         values: list[float] = logits.log_softmax(dim=-1).gather(1, token[:, None])[:, 0].tolist()
         return values
 
-    mixed = torch.zeros_like(result.active)
-    if result.mixed is not None:
-        mixed = result.mixed[positions.row, positions.offset]
+    mixed = torch.zeros_like(choice.active) if choice.mixed is None else choice.mixed
     wanted: list[Source | None] = [
         None if from_both else "base" if base else "aligned"
         for base, from_both in zip(
-            boundary_state.router_choice.tolist(), mixed.tolist(), strict=True
+            choice.boundary_state.router_choice.tolist(), mixed.tolist(), strict=True
         )
     ]
     columns = zip(
@@ -174,7 +171,7 @@ def _whys(positions: Positions, result: VerifyResult) -> list[Why]:
         signals.max_base.tolist(),
         signals.entropy_base.tolist(),
         signals.top_base.tolist(),
-        (boundary_state.is_boundary(result.active) & ~mixed).tolist(),
+        (choice.boundary_state.is_boundary(choice.active) & ~mixed).tolist(),
         wanted,
         strict=True,
     )

@@ -31,36 +31,6 @@ _UNDECIDED = RuleRouter(None)
 
 
 @dataclass(slots=True)
-class VerifyResult:
-    """What was drawn, [B, Q]. Only the first ``num_committed`` entries of each row count.
-
-    Attributes:
-        token, source: the drawn tokens, and whether the base model is their source.
-        logprob: raw log-probability of each token under its source, in nats.
-        damaged: the models whose logits hold NaN, +inf or nothing but -inf there, as bits (see
-            :func:`damaged_models`); int64.
-        num_accepted: draft tokens of each row that are accepted, int64 [B].
-        num_committed: tokens of each row that are final, int64 [B], at least 1.
-        signals, boundary_state: what the routers read at the positions, [N].
-        active: the active source at each position, bool [N], True for the base model.
-        mixed: where a token comes from both models, bool [B, Q], and the log-probabilities of the
-            rows that combiners made, [N, V]; None without combiners.
-    """
-
-    token: Tensor
-    source: Tensor
-    logprob: Tensor
-    damaged: Tensor
-    num_accepted: Tensor
-    num_committed: Tensor
-    signals: Signals
-    boundary_state: BoundaryState
-    active: Tensor
-    mixed: Tensor | None = None
-    combined: Tensor | None = None
-
-
-@dataclass(slots=True)
 class Choice:
     """What N tokens are drawn from.
 
@@ -79,6 +49,31 @@ class Choice:
     active: Tensor
     mixed: Tensor | None = None
     combined: Tensor | None = None
+
+
+@dataclass(slots=True)
+class VerifyResult:
+    """What was drawn, [B, Q]. Only the first ``num_committed`` entries of each row count.
+
+    Attributes:
+        token, source: the drawn tokens, and whether the base model is their source.
+        logprob: raw log-probability of each token under its source, in nats.
+        damaged: the models whose logits hold NaN, +inf or nothing but -inf there, as bits (see
+            :func:`damaged_models`); int64.
+        num_accepted: draft tokens of each row that are accepted, int64 [B].
+        num_committed: tokens of each row that are final, int64 [B], at least 1.
+        signals: what the routers read at the positions, [N].
+        choice: what the tokens were drawn from; its logits have been overwritten.
+    """
+
+    token: Tensor
+    source: Tensor
+    logprob: Tensor
+    damaged: Tensor
+    num_accepted: Tensor
+    num_committed: Tensor
+    signals: Signals
+    choice: Choice
 
 
 # Replaces routing in methods that no router can express, such as mixed logits.
@@ -185,11 +180,11 @@ class Verifier:
         num_accepted = _num_accepted(tokens, positions.draft_tokens, draft.counts)
         most = tensor_on(num_accepted.device, positions.counts)
         base, aligned = (signals.of(model).logprob(token) for model in MODELS)
-        logprob, mixed = torch.where(choice.source, base, aligned), None
+        logprob = torch.where(choice.source, base, aligned)
         if choice.mixed is not None:
             assert choice.combined is not None
             of_both = choice.combined.gather(1, token[:, None])[:, 0]
-            logprob, mixed = logprob.where(~choice.mixed, of_both), positions.pad(choice.mixed)
+            logprob = logprob.where(~choice.mixed, of_both)
         return VerifyResult(
             tokens,
             positions.pad(choice.source),
@@ -198,10 +193,7 @@ class Verifier:
             num_accepted,
             torch.minimum(num_accepted + 1, most),
             signals,
-            choice.boundary_state,
-            choice.active,
-            mixed,
-            choice.combined,
+            choice,
         )
 
     def signals(self, draft: Draft, logits: Logits) -> Signals:
