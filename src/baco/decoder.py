@@ -266,7 +266,7 @@ class Decoder:
 
     def step(self) -> list[Chunk]:
         """One step of the engine; returns a chunk for every answer with anything new."""
-        sequences = [one for one in self.engine.step() if one in self._answers]
+        sequences = [stepped for stepped in self.engine.step() if stepped in self._answers]
         chunks = map(self._next_chunk, sequences)
         return [
             chunk

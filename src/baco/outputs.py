@@ -100,7 +100,7 @@ class Completion:
 
 def check_whole(completions: Collection[Completion]) -> None:
     """Raise BacoError if any answer ended in an error, where all answers are needed."""
-    broken = [one.error for one in completions if one.error is not None]
+    broken = [sample.error for sample in completions if sample.error is not None]
     if broken:
         raise BacoError(f"{len(broken)} of {len(completions)} answers broke off: {broken[0]}")
 
@@ -119,10 +119,10 @@ def check_group(rows: Sequence[Sequence[Completion]], *, again: bool) -> str | N
         BacoError: decoding again may help, or all of several prompts failed, which is not the fault
             of a prompt.
     """
-    errors = [next((one.error for one in row if one.error is not None), None) for row in rows]
+    errors = [next((c.error for c in row if c.error is not None), None) for row in rows]
     broken = [error for error in errors if error is not None]
     if broken and (again or len(broken) == len(rows) > 1):
-        check_whole([one for row in rows for one in row])
+        check_whole([sample for row in rows for sample in row])
     return next(iter(broken), None)
 
 

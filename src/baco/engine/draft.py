@@ -137,8 +137,8 @@ class Draft:
         row, offset = positions.row.tolist(), positions.offset.tolist()
         drafted = positions.draft_tokens.tolist() if positions.most > 1 else None
         device = positions.row.device
-        lengths = [len(each.tokens) - each.hidden for each in rows]
-        bases = [each.sources.count("base") for each in rows]
+        lengths = [len(sequence.tokens) - sequence.hidden for sequence in rows]
+        bases = [sequence.sources.count("base") for sequence in rows]
 
         def tail(position: int, count: int) -> list[int]:
             sequence, after = rows[row[position]], offset[position]

@@ -149,7 +149,7 @@ class IsolatingEngine:
         self._original.clear()
         self._replay.clear()
         ended = []
-        for sequence in [one for request in inside for one in self._open[request]]:
+        for sequence in [sample for request in inside for sample in self._open[request]]:
             # The step that raised may have left its last token without log-probability or the like.
             sequence.cut(sequence.num_complete)
             if sequence.finish_reason is not None:

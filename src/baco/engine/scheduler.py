@@ -126,7 +126,8 @@ class Scheduler:
             room: how many tokens of each sample fit into each model's context window.
 
         Raises:
-            BacoError: memory cannot hold one of them, even alone.
+            BacoError: memory cannot hold one of them, even alone; or it thinks, and its router
+                compares samples.
         """
         thinks = request.thinking is not None
         limit = min(request.params.max_tokens, room["aligned"] if thinks else min(room.values()))
@@ -328,7 +329,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give rows to samples in order, within the memory limit."""
         while len(self._batch) < self._max_rows:
-            first = next((one for one in self._held.values() if one.prefixes is not None), None)
+            first = next((held for held in self._held.values() if held.prefixes is not None), None)
             if first is None or (self._batch.rows and self._text_comes_first(first)):
                 return
             most = min(self._affordable_rows(first), self._max_rows - len(self._batch))
@@ -372,7 +373,7 @@ class Scheduler:
         that is held, each at its full length.
         """
         others = [other for other in self._held.values() if other is not waiting]
-        next_samples = [each.sequences[0] for each in (*others, waiting)]
+        next_samples = [held.sequences[0] for held in (*others, waiting)]
         needs = self._needs([*self._batch.rows, *next_samples], next_samples, self._text())
         return self._fitting_rows(needs) - needs.rows + 1
 
@@ -468,7 +469,7 @@ class Scheduler:
         if text is not None:
             scoring = self.budget.text(text.model, len(text.ids))
             attended[text.model] = max(attended[text.model], len(text.ids))
-        penalised = any(one.params.penalises or one.params.samplers for one in running)
+        penalised = any(request.params.penalises or request.params.samplers for request in running)
         return Needs(len(rows), columns, prompt_bytes, attended, penalised, scoring)
 
     def _size_of(self, row: SequenceState) -> _RequestSize:

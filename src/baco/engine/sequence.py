@@ -234,15 +234,16 @@ class SequenceState:
     def beside_earlier(self) -> tuple[int, ...]:
         """The columns of :class:`baco.routing.signals.Siblings` at its next position."""
         samples, length = (*self.earlier, self), len(self.tokens)
-        lengths = [min(length, len(each.num_base_at) - 1) for each in samples]
+        lengths = [min(length, len(sample.num_base_at) - 1) for sample in samples]
+        pairs = list(zip(samples, lengths, strict=True))
         return (
             len(self.earlier),
             self.alike(length),
             self.num_fresh_at[-1],
             sum(lengths),
-            sum(each.num_base_at[at] for each, at in zip(samples, lengths, strict=True)),
+            sum(sample.num_base_at[at] for sample, at in pairs),
             sum(lengths[1:]),
-            sum(each.num_fresh_at[at] for each, at in zip(samples[1:], lengths[1:], strict=True)),
+            sum(sample.num_fresh_at[at] for sample, at in pairs[1:]),
         )
 
     def think(self, token: int) -> bool:

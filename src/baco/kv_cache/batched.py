@@ -126,7 +126,7 @@ class BatchedKVCache:
         self.lengths: list[int] = []
         self.forwards = self.tokens = 0
         self._shared: list[Prefix | None] = []  # of each row
-        # Made of these for a forward in which so many rows are before them.
+        # What `_shared_prefixes` last returned, after the number of rows that it was for.
         self._groups: tuple[int, list[PrefixGroup], Tensor] | None = None
 
     @property

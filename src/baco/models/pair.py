@@ -468,7 +468,7 @@ def _make_pair_sharing_text(
             own[source] = OwnVocabulary.of(model, source, **words)
         size = own[source].vocabulary.size
         models[source] = model.with_common_vocab(size, torch.zeros(size, dtype=torch.bool))
-    if not any(one.end_ids for one in own.values()):
+    if not any(vocabulary.end_ids for vocabulary in own.values()):
         log.warning("%s: neither model names an end token, answers end at max_tokens", name)
     pair = Pair(
         name=name,

@@ -85,12 +85,12 @@ class Distribution:
 class Siblings:
     """An answer beside the lower-numbered samples of its prompt, before N positions.
 
-    A token is *fresh* if it and the two before it stand in no lower-numbered sample at its position
-    or before. All int64 [N].
+    A token is *fresh* if no lower-numbered sample has it and the two tokens before it, at the same
+    position or earlier. All int64 [N].
 
     Attributes:
         earlier: how many lower-numbered samples there are.
-        alike: those of them in which the answer's last three tokens stand.
+        alike: those of them that have the answer's last three tokens, there or earlier.
         own_fresh: the answer's tokens that are fresh; of sample 0, all are.
         length, num_base: tokens of the lower-numbered samples and the answer together, each up to
             the answer's length, and those of them whose source is base.

@@ -139,8 +139,8 @@ class DraftPlanner:
             models: the models of the pair that any row needs.
             base_share: of the rows' last tokens. The model that writes more of them may run ahead.
             room: draft tokens that each model can read of every row.
-            forced: the next tokens of each row that its structure forces, which are accepted
-                whoever drafts them. They take the place of n-gram drafts.
+            forced: the next tokens of each row that its structure forces, which are always
+                accepted. They take the place of n-gram drafts.
         """
         rows = len(stats)
         forced = forced or [0] * rows
@@ -149,7 +149,7 @@ class DraftPlanner:
         for steps in range(1, max(text_counts, default=0) + 1):
             counts = [min(steps, count) for count in text_counts]
             columns = zip(stats, counts, forced, strict=True)
-            tokens = sum(_expected_tokens(each.ngram, count, own) for each, count, own in columns)
+            tokens = sum(_expected_tokens(rates.ngram, count, own) for rates, count, own in columns)
             rate = tokens / self._verify(rows, steps + 1, models)
             if rate > best_rate:
                 best, best_rate = Plan(None, steps), rate
@@ -160,8 +160,8 @@ class DraftPlanner:
                 # as the step's own draw.
                 checked = steps if drafter == "draft" else steps - 1
                 tokens = sum(
-                    _expected_tokens(each.by_drafter[drafter], checked, own)
-                    for each, own in zip(stats, forced, strict=True)
+                    _expected_tokens(rates.by_drafter[drafter], checked, own)
+                    for rates, own in zip(stats, forced, strict=True)
                 )
                 rate = tokens / self._self_draft(drafter, rows, steps, models)
                 if rate > best_rate:

@@ -184,18 +184,19 @@ class LlamaContext:
         self.reserve(total, {id(s): len(ids) for s, ids, _ in reads if s.is_row})
         token, position, sequence, wanted = (np.empty(total, np.int32) for _ in range(4))
         start = 0
-        for one, ids, keep in reads:
+        for target, ids, keep in reads:
             stop = start + len(ids)
             token[start:stop] = ids
-            position[start:stop] = np.arange(one.length, one.length + len(ids))
-            sequence[start:stop] = one.ids[0]
+            position[start:stop] = np.arange(target.length, target.length + len(ids))
+            sequence[start:stop] = target.ids[0]
             wanted[start:stop] = np.arange(len(ids)) >= len(ids) - keep
             start = stop
         logits = self._decode(token, position, sequence, wanted.astype(np.int8))
-        for one, ids, _ in reads:
-            before, one.length = one.length, one.length + len(ids)
-            for guard in one.ids[1:]:
-                library().llama_memory_seq_cp(self._memory(), one.ids[0], guard, before, one.length)
+        for target, ids, _ in reads:
+            before, target.length = target.length, target.length + len(ids)
+            own, *guards = target.ids
+            for guard in guards:
+                library().llama_memory_seq_cp(self._memory(), own, guard, before, target.length)
         return logits
 
     def _decode(
@@ -273,13 +274,17 @@ class LlamaContext:
 
     def _needed(self) -> int:
         """Cells that sequences refer to or have reserved."""
-        others = sum(one.own for one in self._live if not one.is_row and one.free.alive)
-        shared = {one.shared for one in self._live if one.shared is not None and one.free.alive}
+        live = self._live_sequences()
+        others = sum(sequence.own for sequence in live if not sequence.is_row)
+        shared = {sequence.shared for sequence in live if sequence.shared is not None}
         rows = max(self._own_of_rows(), sum(self.reserved.values()))
         return others + rows + sum(cells.tokens for cells in shared)
 
     def _own_of_rows(self) -> int:
-        return sum(one.own for one in self._live if one.is_row and one.free.alive)
+        return sum(sequence.own for sequence in self._live_sequences() if sequence.is_row)
+
+    def _live_sequences(self) -> list[LlamaSequence]:
+        return [sequence for sequence in self._live if sequence.free.alive]
 
     def _open(self, cells: int, sequences: int) -> None:
         """Replace the context by one of another size that takes over its state.
@@ -289,7 +294,7 @@ class LlamaContext:
         """
         functions, old = library(), self._room
         cells, before, state = _rounded(cells), (old.cells, old.sequences), None
-        if old.pointer and any(one.length for one in self._live if one.free.alive):
+        if old.pointer and any(sequence.length for sequence in self._live_sequences()):
             size = functions.llama_state_get_size(old.pointer)
             state = np.empty(size, dtype=np.uint8)
             functions.llama_state_get_data(old.pointer, _bytes_of(state), size)
