@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from baco import Baco, BacoError
 from baco.cli import run
 from tests.fuzzing import budget
 from tests.pairs import PairFolder
@@ -147,6 +148,14 @@ def test_a_damaged_file_is_one_line_with_advice(
     assert str(pair / source if file[0] != "." else pair) in output.err
     assert output.err.count("\n") == 1
     assert "Traceback" not in output.err
+
+
+def test_a_damaged_calibration_does_not_matter_where_a_threshold_is_given(pair: Path) -> None:
+    write(b"{}")(pair / "calibration.json")
+    baco = Baco.load(str(pair))
+    assert baco.router("P-Punc:0.3").spelling == "P-Punc:0.3"
+    with pytest.raises(BacoError, match="is not a calibration"):
+        baco.router("P-Punc")
 
 
 def test_a_long_message_of_a_library_is_left_out_and_debug_shows_it(

@@ -25,7 +25,7 @@ from baco.models.llama_cpp_pair import OPTIONS, load_llama_cpp_pair, suits
 from baco.models.model import PairModel, compile_models
 from baco.models.pair import Pair, load_draft, load_pair
 from baco.outputs import Chunk, Completion
-from baco.routing.parser import needs_threshold, router_name
+from baco.routing.parser import gives_threshold, needs_threshold, router_name
 from baco.routing.parser import router as parse
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
@@ -182,7 +182,7 @@ class Baco:
         if spelling is not None and not isinstance(spelling, str):
             return spelling
         name = spelling if spelling is not None else DEFAULT_ROUTER
-        if not needs_threshold(name):
+        if not needs_threshold(name) or gives_threshold(name):
             return parse(name)
         middle = calibration.middle(self.pair, router_name(name))
         if middle is None and spelling is None:

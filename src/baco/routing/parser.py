@@ -197,6 +197,17 @@ def needs_threshold(spelling: str) -> bool:
     return rule is not None and rule.threshold
 
 
+def gives_threshold(spelling: str) -> bool:
+    """Whether this router takes a threshold γ, and the spelling gives it.
+
+    Raises:
+        BacoError: no such router, or something that is no argument.
+    """
+    if not needs_threshold(spelling):
+        return False
+    return _arguments(spelling, _files_of(_rules_of(spelling))).threshold is not None
+
+
 def lacks_threshold(spelling: str) -> bool:
     """Whether this router takes a threshold γ, and the spelling gives neither it nor a target.
 
