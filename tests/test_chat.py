@@ -155,11 +155,11 @@ def test_a_chat_is_saved_to_be_read_too(chat: Chat, tmp_path: Path) -> None:
         ("/n 0", "n is 0: give a whole number"),
         ("/temperature -1", "temperature is -1"),
         ("/diversity much", "give a number from 0 to 1"),
-        ("/pick 2", "nothing has been said yet"),
+        ("/pick 2", "the conversation is empty"),
         ("/pick it", "give the number of an answer"),
-        ("/retry", "nothing has been said yet"),
-        ("/undo", "nothing has been said yet"),
-        ("/compare", "nothing has been said yet"),
+        ("/retry", "the conversation is empty"),
+        ("/undo", "the conversation is empty"),
+        ("/compare", "the conversation is empty"),
         ("/save", "needs a file"),
         ("/save ~no-such-user/chat.md", "no such user has a home folder"),
         ("/quit now", "takes nothing after it"),
@@ -322,7 +322,7 @@ def test_messages_of_many_lines_and_of_earlier_chats(demo: Baco) -> None:
         terminal.press(folded.replace("\n", ALT_ENTER) + ENTER)
         terminal.see("next seed 4")
         terminal.press("/undo" + ENTER)
-        terminal.see(f"taken back: {QUESTION}")
+        terminal.see(f"removed: {QUESTION}")
         terminal.press(f"\x1b[200~{folded}\x1b[201~" + ENTER)
         shown = terminal.see("next seed 5")
         assert words(answers(demo, folded, seed=4)[0])[-30:] in shown

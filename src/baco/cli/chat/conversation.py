@@ -162,7 +162,7 @@ class Conversation:
             BacoError: there are no turns.
         """
         if not self.turns:
-            raise BacoError("nothing has been said yet: write a message first")
+            raise BacoError("the conversation is empty: write a message first")
         return self.turns[-1]
 
     def pick(self, number: int) -> None:

@@ -308,7 +308,7 @@ def _retry(session: Session, _: str) -> None:
 
 def _undo(session: Session, _: str) -> None:
     turn = session.conversation.undo()
-    note(f"taken back: {' '.join(turn.question.split())}")
+    note(f"removed: {' '.join(turn.question.split())}")
 
 
 def _new(session: Session, _: str) -> None:
