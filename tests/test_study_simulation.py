@@ -29,9 +29,9 @@ from baco.study.simulation import (
     simulate,
     simulated_answers,
 )
-from baco.study.store import Judgment, as_judgments
+from baco.study.store import Judgment, Rater, as_judgments
 from baco.study.study import Study
-from tests.studies import made_study
+from tests.studies import answer, made_study
 
 STUDIES = 600
 LAYOUT = balanced_layout(raters=24, prompts=30, pairs=3)
@@ -246,6 +246,15 @@ def test_a_study_with_answers_of_people_is_not_simulated(tmp_path: Path) -> None
     with pytest.raises(BacoError, match="has answers of people"):
         simulate(study, 1, Population())
     study.close()
+
+
+def test_a_study_with_imported_judgments_is_not_simulated(tmp_path: Path) -> None:
+    study = made_study(tmp_path)
+    screen = schedule(study.plan, 0)[0]
+    people = Rater("ann", None, "imported", "finished")
+    study.store.add_imported({people.id: people.origin}, [answer(study, people, screen)])
+    with pytest.raises(BacoError, match="has answers of people"):
+        simulate(study, 1, Population())
 
 
 @pytest.mark.parametrize("change", [{"effect": 1.0}, {"lazy": 1.5}, {"noise": 0.0}])

@@ -280,7 +280,10 @@ def simulate(study: Study, raters: int, population: Population, seed: int = 0) -
     population.check()
     if raters < 1:
         raise BacoError(f"--raters is {raters}: give 1 or more")
-    if any(rater.origin != "simulated" and rater.begun for rater in study.store.raters()):
+    if any(
+        rater.origin != "simulated" and rater.state not in ("invited", "withdrawn")
+        for rater in study.store.raters()
+    ):
         raise BacoError(
             f"{study.path} has answers of people: simulate raters in a copy of its plan.json and "
             "texts.json in another directory"
