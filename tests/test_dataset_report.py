@@ -96,6 +96,12 @@ def test_figures_are_numbers_of_json_whatever_the_rows_hold(
     ]
 
 
+def test_base_shares_of_csv_are_read_like_those_of_json(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,answer,base_share\na,x,0.5\na,y,0.25\nb,z,\nb,w,2\n", "utf-8")
+    assert report(rows).figures.base_share == 0.375
+
+
 def test_duplicates_openings_and_overused_phrases_are_counted(tmp_path: Path) -> None:
     found = report(write(tmp_path / "a.jsonl", ANSWERS)).figures
     assert found.exact == pytest.approx(0.1)

@@ -155,8 +155,8 @@ class _Observer:
         self._validate(answer.text)
         if isinstance(reason := answer.row.get("finish_reason"), str):
             self.finished[reason == "stop"] += 1
-        share = answer.row.get("base_share")
-        if isinstance(share, int | float) and 0 <= share <= 1:
+        share = _share(answer.row.get("base_share"))
+        if share is not None:
             self.base_shares[0] += share
             self.base_shares[1] += 1
         self.sample[_hash(str(self.rows))] = answer.text
@@ -190,6 +190,15 @@ class _Observer:
     def fewest(self) -> int:
         """The fewest answers of the sampled prompts with several."""
         return min((len(texts) for _, texts in self.answers(ANSWERS_A_PROMPT)), default=0)
+
+
+def _share(value: Any) -> float | None:
+    """A base share, which CSV holds as a text; None for anything that is not from 0 to 1."""
+    try:
+        share = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return share if 0 <= share <= 1 else None
 
 
 def _hash(text: str) -> int:
