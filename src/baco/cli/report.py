@@ -1,5 +1,6 @@
 """``baco report``: a run as one page, with its tables and plots beside it."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,11 +66,8 @@ def _section(path: Path, run: Path) -> "Section":
     from baco.study.study import Study
     from baco.study.study_report import study_section
 
-    study = Study.open(path)
-    try:
+    with closing(Study.open(path)) as study:
         return study_section(study, Run.open(run))
-    finally:
-        study.close()
 
 
 def check_libraries() -> None:

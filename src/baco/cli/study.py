@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -268,9 +269,8 @@ def status(study: StudyPath, as_json: opt.AsJson = False) -> None:
     from baco.study.status import comparisons, rater_rows
     from baco.study.study import Study
 
-    there = Study.open(study)
-    raters, pairs = rater_rows(there), comparisons(there)
-    there.close()
+    with closing(Study.open(study)) as there:
+        raters, pairs = rater_rows(there), comparisons(there)
     if as_json:
         print_json(
             {
@@ -327,11 +327,8 @@ def export(
     from baco.study.export import write
     from baco.study.study import Study
 
-    there = Study.open(study)
-    try:
+    with closing(Study.open(study)) as there:
         written = write(there, to, out or study / "export" / to)
-    finally:
-        there.close()
     for path in written:
         _show(str(path))
 
@@ -354,11 +351,8 @@ def import_(
     from baco.study.importing import import_judgments
     from baco.study.study import Study
 
-    there = Study.open(study)
-    try:
+    with closing(Study.open(study)) as there:
         name, raters, answers = import_judgments(there, file, question)
-    finally:
-        there.close()
     note(f"{answers} answers of {raters} raters from {file} ({name})")
 
 

@@ -1,5 +1,6 @@
 """The commands of ``baco study`` that need no raters' page: power, simulate, report."""
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,9 +91,8 @@ def power(
     from baco.study.power import pilot_population, planned_power
     from baco.study.study import Study
 
-    opened = Study.open(study)
-    plan = opened.plan
-    opened.close()
+    with closing(Study.open(study)) as opened:
+        plan = opened.plan
     drawn_from = population.population()
     if pilot is not None:
         drawn_from = pilot_population(*_judged(pilot), drawn_from)
@@ -186,11 +186,8 @@ def simulate(
     from baco.study.study import Study
 
     drawn_from = replace(population.population(), side=side, lazy=lazy, slips=slips)
-    opened = Study.open(study)
-    try:
+    with closing(Study.open(study)) as opened:
         added = simulate_raters(opened, raters, drawn_from, seed)
-    finally:
-        opened.close()
     if as_json:
         print_json({"simulated": True, "raters": added})
         return
@@ -234,13 +231,10 @@ def report(
 
     opt.quiet_libraries()
     models = MetricOptions(model=model).models()
-    opened = Study.open(study)
-    try:
+    with closing(Study.open(study)) as opened:
         written = write_study_report(
             opened, output, None if run is None else Run.open(run), models, metrics=metrics
         )
-    finally:
-        opened.close()
     if as_json:
         results = results_as_json(written.results, written.findings)
         print_json({"page": str(written.page), **results})
@@ -266,9 +260,6 @@ def _judged(path: Path) -> "tuple[Plan, list[Judgment]]":
     from baco.study.exclusions import exclude
     from baco.study.study import Study
 
-    opened = Study.open(path)
-    try:
+    with closing(Study.open(path)) as opened:
         kept, _ = exclude(opened.plan, list(opened.judgments()))
-    finally:
-        opened.close()
     return opened.plan, kept
