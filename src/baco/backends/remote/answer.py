@@ -5,7 +5,6 @@ ids. It knows nothing of text.
 """
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -288,16 +287,11 @@ class Answer:
             self._sequence,
             tokens,
             sources,
-            [logprob_in(row, token) for row, token in zip(rows, tokens, strict=True)],
+            [row.logprob(token) for row, token in zip(rows, tokens, strict=True)],
             [row.best(wanted) for row in rows] if wanted else [],
             result.whys[: len(tokens)],
             finish_reason,
         )
-
-
-def logprob_in(row: Row, token: int) -> float:
-    """Log-probability of a token in a row, in nats; NaN where the server returns none."""
-    return row.known.get(token, math.nan) if row.measured else math.nan
 
 
 def tokens_per_cost(acceptance: float, length: int) -> float:

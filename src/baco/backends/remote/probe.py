@@ -217,9 +217,8 @@ class _Probes:
             return True
         reply = await self.complete(max_tokens=1, temperature=_HOT, seed=1)
         after = reply.rows[0] if reply.rows else None
-        best = max(before.known, key=lambda token: before.known[token])
-        known = math.nan if after is None else after.known.get(best, math.nan)
-        return abs(known - before.known[best]) < _CLEAR
+        known = math.nan if after is None else after.known.get(before.top, math.nan)
+        return abs(known - before.known[before.top]) < _CLEAR
 
     async def obeyed(self, greedy: ServerTokens) -> AsyncIterator[str]:
         """The parameters that it follows, judged by the tokens it writes with them."""

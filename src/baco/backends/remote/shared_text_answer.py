@@ -17,7 +17,6 @@ from baco.backends.remote.answer import (
     MAX_SPAN,
     Totals,
     Update,
-    logprob_in,
     tokens_per_cost,
 )
 from baco.backends.remote.model import TOP_DRAFTED, Draws, RemoteModel
@@ -157,13 +156,8 @@ class SharedTextAnswer:
             return {}
         own, places, data = self._own[source], list[tuple[int, bytes]](), bytes(self._text.data)
         for at, (token, row) in enumerate(zip(tokens, rows, strict=True)):
-            if not row.has_top:
-                raise BacoError(
-                    "a server names its most likely token by a text that no single token has: it "
-                    "has to return token ids"
-                )
-            top = max(row.known, key=lambda one: (row.known[one], -one))
-            starts_word = bool(own.vocabulary.word_start[top])
+            row.check_top()
+            starts_word = bool(own.vocabulary.word_start[row.top])
             is_first = at == 0 and begun
             if not is_first and is_boundary(
                 first=False, text_is_open=is_open(data[-4:]), starts_word=starts_word
@@ -221,7 +215,7 @@ class SharedTextAnswer:
         if params.temperature == 0 or params.min_p == 0 or unrestricted:
             return True
         # min_p is a share of the most likely token's probability: that token must be allowed too.
-        return row.has_top and self._may_write(max(row.known, key=row.known.__getitem__), routed)
+        return row.has_top and self._may_write(row.top, routed)
 
     def _append(
         self,
@@ -232,7 +226,7 @@ class SharedTextAnswer:
         asked: bool,
         update: Update,
     ) -> None:
-        request, logprob = self._sequence.request, logprob_in(row, token)
+        request, logprob = self._sequence.request, row.logprob(token)
         self._text.append(source, token)
         self._count, self._active = self._count + 1, source
         self._totals.tokens[source] += 1
@@ -333,7 +327,7 @@ def _why(source: Source, logprob: float, base: Row | None, asked: bool) -> Why:
         aligned_logprob=logprob if source == "aligned" else nan,
         max_base=math.exp(max(base.known.values())) if base and base.measured else nan,
         entropy_base=nan,
-        predicted=-1 if base is None else max(base.known, key=base.known.__getitem__),
+        predicted=-1 if base is None else base.top,
         asked=asked,
         wanted=source,
     )

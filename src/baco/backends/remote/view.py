@@ -183,11 +183,8 @@ class RoutingView:
             BacoError: a server did not return its most likely token.
         """
         span = self._span
-        if not all(span.rows(source)[at].has_top for source in MODELS):
-            raise BacoError(
-                "a server names its most likely token by a text that no single token has: it has "
-                "to return token ids"
-            )
+        for model in MODELS:
+            span.rows(model)[at].check_top()
         states = [self._state(bound, at) for bound in range(len(self._signals))]
         state, previous_source = states[0], torch.tensor([active == "base"])
         asked = bool(state.is_boundary(previous_source))
@@ -209,11 +206,11 @@ class RoutingView:
         base, aligned = (self._span.rows(source)[at] for source in MODELS)
         bounds = [float(bound.entropy_base[at]) for bound in self._signals]
         return Why(
-            base_logprob=base.known.get(token, math.nan) if base.measured else math.nan,
-            aligned_logprob=aligned.known.get(token, math.nan) if aligned.measured else math.nan,
+            base_logprob=base.logprob(token),
+            aligned_logprob=aligned.logprob(token),
             max_base=float(signals.max_base[at]) if base.measured else math.nan,
             entropy_base=sum(bounds) / 2 if len(bounds) == 2 else math.nan,
-            predicted=max(base.known, key=lambda token: (base.known[token], -token)),
+            predicted=base.top,
             asked=bool(state.is_boundary(torch.tensor([active == "base"]))),
             wanted="base" if bool(state.router_choice) else "aligned",
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from baco.errors import BacoError
 from baco.models.pair import Pair
 from baco.source import Source
 from baco.text.answer_text import name_of
@@ -51,6 +52,23 @@ class Row:
     def has_top(self) -> bool:
         """Is the most likely token among the known ones?"""
         return self.cap <= max(self.known.values())
+
+    @property
+    def top(self) -> int:
+        """The most likely of the known tokens; of equally likely ones the smallest id."""
+        return max(self.known, key=lambda token: (self.known[token], -token))
+
+    def logprob(self, token: int) -> float:
+        """Log-probability of a token, in nats; NaN where the server returns none."""
+        return self.known.get(token, math.nan) if self.measured else math.nan
+
+    def check_top(self) -> None:
+        """Raise BacoError where the most likely token may be an unknown one."""
+        if not self.has_top:
+            raise BacoError(
+                "a server names its most likely token by a text that no single token has: it has "
+                "to return token ids"
+            )
 
     def rest(self, size: int) -> float:
         """The probability of all other tokens of a vocabulary of this size: at most what they can
