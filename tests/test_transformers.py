@@ -372,6 +372,7 @@ def test_base_prompt_same_gives_the_base_the_aligned_prompt(demo: Baco) -> None:
     ("call", "words"),
     [
         (lambda model, _: model.generate(), "no prompt"),
+        (lambda model, ids: model.generate(ids[:, :0], max_new_tokens=2), "prompt has no token"),
         (lambda model, ids: model(ids, labels=ids), "labels"),
         (lambda model, ids: model(ids, past_key_values=object()), "past_key_values"),
         (lambda model, _: model.save_pretrained("x"), "two models"),

@@ -79,8 +79,11 @@ class Layout:
             base_rows: the number of token ids that the base model knows.
 
         Raises:
-            BacoError: raw text with a token that the base model does not know.
+            BacoError: prompts without tokens, or raw text with a token that the base model does not
+                know.
         """
+        if not ids.shape[1]:
+            raise BacoError("the prompt has no token: give input_ids of at least one")
         mask = torch.ones_like(ids) if mask is None else mask.to(ids.device, torch.int64)
         lead = mask.argmax(dim=1)  # padding on the left
         own = [row[int(skip) :] for row, skip in zip(ids, lead, strict=True)]
