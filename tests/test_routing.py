@@ -200,6 +200,15 @@ def test_a_class_can_be_a_router_and_bad_names_and_signatures_are_refused() -> N
             register_router(name, rule)
 
 
+@pytest.mark.parametrize("grid", [(0.5, 0.5), (0.0, 1.0, 0.5)])
+def test_a_rule_whose_grid_neither_rises_nor_falls_is_refused(grid: tuple[float, ...]) -> None:
+    with pytest.raises(BacoError, match="has to rise, or to fall"):
+        register_router(
+            "Zigzag", lambda signals, threshold: signals.max_base < threshold, grid=grid
+        )
+    assert "Zigzag" not in RULES
+
+
 def choose(
     base: Tensor, aligned: Tensor, previous: int, active_base: bool, spelling: str = "Base-wins"
 ) -> tuple[list[float], bool]:

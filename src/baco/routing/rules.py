@@ -228,13 +228,20 @@ def add_rule(rule: AnyRuleT) -> AnyRuleT:
     """Register a rule by its name. It replaces an earlier one that is not built in.
 
     Raises:
-        BacoError: the name is built in or not a word.
+        BacoError: the name is built in or not a word, or the grid neither rises nor falls.
     """
     if not rule.name.isidentifier():
         raise BacoError(f"router name {rule.name!r}: use one word of letters, digits and _")
     reserved = {name.casefold() for name in (*BUILT_IN, "Base", "Aligned")}
     if rule.name.casefold() in reserved:
         raise BacoError(f"router name {rule.name!r} is built in: choose another")
+    if isinstance(rule, LogitRule):
+        rising = sorted(set(rule.grid))
+        if list(rule.grid) not in (rising, rising[::-1]):
+            raise BacoError(
+                f"router {rule.name!r}: its grid {rule.grid} has to rise, or to fall, from each "
+                "value to the next"
+            )
     RULES[rule.name] = rule
     return rule
 
