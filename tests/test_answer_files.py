@@ -233,14 +233,21 @@ def test_prompts_that_end_alike_get_the_answers_to_their_own_conversation(tmp_pa
     rows = [{"messages": chat, "answers": [chat[0]["content"]]} for chat in chats]
     rows.append({"prompt": "Why?", "answers": ["Because"]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    tokenizer = SimpleNamespace(encode=str.split)
+
+    def tokenizer(text: str, *, add_special_tokens: bool = True) -> dict[str, list[str]]:
+        return {"input_ids": ["<s>"] * add_special_tokens + text.split()}
+
     pair: Any = SimpleNamespace(pair=SimpleNamespace(tokenizer=tokenizer))
     system = {"role": "system", "content": "Be brief."}
     prompts = [Prompt(str(number), tuple(chat)) for number, chat in enumerate(chats)]
     prompts.append(Prompt("2", (system, {"role": "user", "content": "Why?"})))
     method = AnswersOfFile()
     answers = method.answer(pair, method.setting(str(path)), prompts, Draw(1, 0))
-    assert [row[0].text for row in answers] == ["Oslo", "Rome", "Because"]
+    assert [(row[0].text, row[0].tokens) for row in answers] == [
+        ("Oslo", 1),
+        ("Rome", 1),
+        ("Because", 1),
+    ]
     other = Prompt("3", ({"role": "user", "content": "Tell me more"},))
     with pytest.raises(BacoError, match="has 0 answers to prompt '3'"):
         method.answer(pair, method.setting(str(path)), [other], Draw(1, 0))

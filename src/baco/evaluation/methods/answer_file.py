@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from baco.errors import BacoError
 from baco.evaluation.answer_files import SUFFIXES, read_answers
-from baco.evaluation.methods.method import Answer, Draw, Family
+from baco.evaluation.methods.method import Answer, Draw, Family, token_count
 from baco.evaluation.records import Prompt, Setting
 from baco.text.prompts import chat_digest
 
@@ -66,10 +66,8 @@ class AnswersOfFile:
                     f"{path} has {len(answers)} answers to prompt {prompt.id!r}, and the run has "
                     f"{draw.n} to a prompt: give a file of this task, or a smaller -n"
                 )
-            counts = [len(baco.pair.tokenizer.encode(text)) for text in answers[: draw.n]]
-            rows.append(
-                [Answer(text, count, "stop") for text, count in zip(answers, counts, strict=False)]
-            )
+            own = answers[: draw.n]
+            rows.append([Answer(text, token_count(baco, text), "stop") for text in own])
         return rows
 
 

@@ -130,6 +130,11 @@ def answers_of(
     return sampled(baco, router, conversations, draw.n, draw.seed, draw.sampling_at(setting))
 
 
+def token_count(baco: "Baco", text: str) -> int:
+    """Number of tokens of a text that was not decoded token by token."""
+    return len(baco.pair.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 class Threshold(NamedTuple):
     """The range of the number that follows a method's name in the name of a server's model."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from baco.engine.scheduler import MANY_CHUNKS
 from baco.errors import BacoError
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, Threshold
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, Threshold, token_count
 from baco.evaluation.records import Prompt, Setting
 from baco.outputs import check_whole
 from baco.routing.rules import PROBABILITY_SWEEP
@@ -238,7 +238,7 @@ class _Calls:
             self.pair.aligned.context - len(prompt.aligned_ids),
         )
         longest = min(self.params.max_tokens, room - 2 * CALL)
-        return lambda text: self._count(text) < longest
+        return lambda text: token_count(self.baco, text) < longest
 
     def make(
         self, calls: dict[tuple[int, int], Call], seed: int
@@ -295,7 +295,7 @@ class _Calls:
 
     def answer(self, written: Written) -> Answer:
         """An answer as the sweep keeps it; tokens are counted piece by piece."""
-        counts = [(self._count(text), source) for text, source in written.pieces]
+        counts = [(token_count(self.baco, text), source) for text, source in written.pieces]
         tokens = sum(count for count, _ in counts)
         base = sum(count for count, source in counts if source == "base")
         return Answer(
@@ -306,6 +306,3 @@ class _Calls:
             base / tokens if tokens else 0.0,
             max(0, len(counts) - 1),
         )
-
-    def _count(self, text: str) -> int:
-        return len(self.pair.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled
+from baco.evaluation.methods.method import Answer, Draw, Family, Grid, sampled, token_count
 from baco.evaluation.methods.prompting import ask_again, over_temperatures, with_system
 from baco.evaluation.records import Prompt, Setting
 
@@ -98,12 +98,9 @@ def _answers(baco: "Baco", reply: Answer) -> list[Answer]:
     if not texts:
         return [replace(reply, finish_reason=UNPARSED)]
     return [
-        Answer(text, _length(baco, text), "stop", ((text, "aligned"),), 0.0, 0) for text in texts
+        Answer(text, token_count(baco, text), "stop", ((text, "aligned"),), 0.0, 0)
+        for text in texts
     ]
-
-
-def _length(baco: "Baco", text: str) -> int:
-    return len(baco.pair.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 _ANY = re.DOTALL | re.IGNORECASE
