@@ -136,11 +136,14 @@ def test_a_text_shows_without_its_escapes_and_a_missing_field_as_a_dash(
 def test_the_table_fills_in_while_the_answers_are_written(
     browser: Browser, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A place of more tokens than one step writes.
+    long = {"place": {"type": "string", "minLength": 90, "maxLength": 99}}
+    schema = SCHEMA | {"properties": SCHEMA["properties"] | long}  # type: ignore[operator]
     with step_by_step(monkeypatch) as steps, visit(browser, server + "/") as seen:
         page = seen.page
         page.get_by_label("Compare with each model alone").uncheck()
         page.get_by_text("JSON schema:").click()
-        page.get_by_label("Every answer is JSON").fill(json.dumps(SCHEMA))
+        page.get_by_label("Every answer is JSON").fill(json.dumps(schema))
         page.get_by_role("button", name="Write 6 answers").click()
         row = page.locator(".of-baco tbody tr").first.locator("td:not(.about)")
         place, *others = (row.nth(column).locator("[data-word]") for column in range(3))
