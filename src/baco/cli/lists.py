@@ -152,10 +152,7 @@ def metrics(as_json: AsJson = False) -> None:
         names = ("name", "kind", "needs", "models", "help")
         print_json([{name: getattr(metric, name) for name in names} for metric in metrics])
         return
-    rows = [
-        (m.name, m.kind, ", ".join(m.models) or "none", m.help[:1].upper() + m.help[1:].rstrip("."))
-        for m in metrics
-    ]
+    rows = [(m.name, m.kind, ", ".join(m.models) or "none", m.help) for m in metrics]
     _show(("metric", "kind", "models", "what it measures"), rows)
     _say("--model ROLE=ID_OR_FOLDER names another model for a role. Higher is always better.")
 
