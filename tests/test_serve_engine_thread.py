@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from fastapi import Request
 
 from baco import Baco
+from baco.calibration.store import Calibration
 from baco.decoder import Decoder, Scored
 from baco.errors import BacoError
 from baco.outputs import Chunk
 from baco.routing.router import Router, RuleRouter
 from baco.routing.rules import LogitRule
+from baco.serve.app import create_app
 from baco.serve.engine_thread import ClosedError, EngineThread, Job, QueueFullError
 from baco.serve.errors import ClientGoneError
 from baco.serve.stream import unless_disconnected
@@ -221,6 +224,17 @@ def test_a_job_whose_delivery_fails_is_cancelled_and_the_thread_continues(
     assert texts(ask(engine_thread, demo, seed=2)) == alone(demo, seed=2)
     settle(engine_thread)
     assert engine_thread.open == 0
+
+
+def test_an_application_that_is_refused_leaves_no_thread(
+    demo: Baco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACO_HOME", str(tmp_path))
+    Calibration().save(demo.pair).write_text("{")
+    before = threading.enumerate()
+    with pytest.raises(BacoError, match="calibration"):
+        create_app(demo)
+    assert threading.enumerate() == before
 
 
 def test_closing_refuses_new_requests_and_finishes_open_ones(demo: Baco) -> None:

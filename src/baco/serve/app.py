@@ -28,12 +28,14 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
     """Create the application. The engine thread runs until the application shuts down.
 
     Raises:
-        BacoError: the pair has no default router.
+        BacoError: this process may open too few files, or a calibration cannot be read.
     """
     settings = settings or Settings()
     connections = Connections(settings)
-    engine_thread = EngineThread(baco.decoder, settings.max_open)
     parser = RequestParser(baco, settings)
+    playground = Playground(baco, parser, settings)
+    # After what may be refused: nothing would end the thread.
+    engine_thread = EngineThread(baco.decoder, settings.max_open)
     metrics = Metrics(engine_thread, connections, baco.prefix_cache)
     # These read the whole vocabulary: do it now rather than during the first request.
     baco.pair.spelling(0)
@@ -68,7 +70,7 @@ def create_app(baco: Baco, settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(AccessLog, metrics=metrics)  # the last one added is the outermost
     app.include_router(Endpoints(baco, engine_thread, parser, settings, metrics).router())
-    app.include_router(Playground(baco, parser, settings).router())
+    app.include_router(playground.router())
     add_page(app)
 
     @app.get("/health", response_model=Health, responses=ERRORS | {503: {"model": Health}})
