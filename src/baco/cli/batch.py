@@ -125,7 +125,7 @@ def batch(
     ] = False,
     form: Annotated[
         str, typer.Option("--format", help="Format of the shards: jsonl or parquet.")
-    ] = ("jsonl"),
+    ] = "jsonl",
     shard_rows: Annotated[
         int | None,
         typer.Option(

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from baco.outputs import Completion
     from baco.text.prompts import Conversation
 
-COLUMN_WIDTH = (
-    28  # narrower columns are hard to read: the answers are then shown one below the other
-)
+# Narrower columns are hard to read: the answers are then shown one below the other.
+COLUMN_WIDTH = 28
 
 
 def show_comparison(

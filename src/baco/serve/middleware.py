@@ -79,9 +79,8 @@ class RepeatFilter(logging.Filter):
     def __init__(self, seconds: float = 60.0) -> None:
         super().__init__()
         self._seconds = seconds
-        self._last: dict[
-            tuple[object, ...], tuple[float, int]
-        ] = {}  # the time of the last one, and how many were dropped since
+        # Of each kind the time of the last message, and how many were dropped since.
+        self._last: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         fault = record.exc_info[0] if record.exc_info else None
