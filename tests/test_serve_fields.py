@@ -228,6 +228,7 @@ def test_switches_that_contradict_the_last_message_are_refused(
     messages = chat()["messages"]
     if begun:
         messages = [*messages, {"role": "assistant", "content": "I would go to"}]
+    server.settles()  # after other tests
     refused = ask(server, CHAT, messages=messages, **switches)
     assert refused.status_code == 400
     assert fault in refused.json()["error"]["message"]
