@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from typing import Any
 import httpx
 import torch
 
-from baco import Baco
+from baco import Baco, BacoError
 from baco.bench.contestants import Task, never_ending
 from baco.bench.measure import machine, prompts_for
 from baco.models.known_pairs import KnownPair, find_pair
@@ -80,7 +79,7 @@ class Spans:
         )
         errors = {answer.error for answer in answers} - {None}
         if errors:
-            sys.exit(f"an answer broke off: {errors.pop()}")
+            raise BacoError(f"an answer broke off: {errors.pop()}")
         return sum(len(answer.token_ids) for answer in answers)
 
 

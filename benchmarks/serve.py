@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import psutil
 
+from baco.errors import BacoError
 from benchmarks import launch
 
 WARM_UP = 1.0
@@ -95,7 +96,7 @@ def served(pair: str, **environment: str) -> Iterator[tuple[str, psutil.Process]
                 yield address[1], psutil.Process(process.pid)
                 break
         else:
-            sys.exit("the server did not start: try it by hand, baco serve")
+            raise BacoError("the server did not start: try it by hand, baco serve")
     finally:
         process.terminate()
         process.communicate()
@@ -174,7 +175,9 @@ def level(
     begin, end = started + WARM_UP, started + WARM_UP + seconds
     counted = [request for request in answered if begin <= request.ended <= end]
     if len(counted) < clients:
-        sys.exit(f"{clients} clients had {len(counted)} answers in {seconds:g} s: give --seconds")
+        raise BacoError(
+            f"{clients} clients had {len(counted)} answers in {seconds:g} s: give --seconds"
+        )
     total = [request.ended - request.started for request in counted]
     first = [request.first - request.started for request in counted]
     by_client = [
