@@ -137,15 +137,50 @@ def test_ids_and_a_part_of_the_prompt_are_returned_on_request(server: Served, de
     assert [piece.get("prompt_token_ids") for piece in pieces][:2] == [list(ids), None]
 
 
+def test_echo_puts_a_prompt_and_its_scores_before_each_of_its_answers(server: Served) -> None:
+    asked = {"prompt": TEXTS[:2], "n": 2, "seed": 3, "return_token_ids": True}
+    prompts = scored(server, prompt=TEXTS[:2])["choices"]
+    with_prompts = scored(server, **asked, max_tokens=5)
+    answers = scored(server, **asked, max_tokens=5, echo=False)
+    assert with_prompts["usage"] == answers["usage"]
+    for index, choice in enumerate(with_prompts["choices"]):
+        prompt, answer = prompts[index // 2], answers["choices"][index]
+        before, after = prompt["logprobs"], answer["logprobs"]
+        assert choice["text"] == prompt["text"] + answer["text"]
+        for name in ("tokens", "token_logprobs"):
+            assert choice["logprobs"][name] == before[name] + after[name]
+        pieces = zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True)
+        assert all(choice["text"].startswith(token, start) for token, start in pieces)
+        same = ("index", "finish_reason", "token_ids", "prompt_token_ids", "baco")
+        assert [choice[name] for name in same] == [answer[name] for name in same]
+
+
+def test_an_end_token_after_an_echoed_prompt_has_a_log_probability(
+    server: Served, demo: Baco
+) -> None:
+    """So that max_tokens 1 gives one more log-probability than the prompt has tokens, always."""
+    end = min(demo.pair.end_ids)
+    asked = {"prompt": TEXTS[1], "max_tokens": 1, "logit_bias": {str(end): 100}}
+    (choice,) = scored(server, **asked)["choices"]
+    (prompt,) = scored(server, prompt=TEXTS[1])["choices"]
+    logprobs = choice["logprobs"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == prompt["text"]
+    assert logprobs["tokens"][:-1] == prompt["logprobs"]["tokens"]
+    assert logprobs["tokens"][-1] == demo.pair.spelling(end, "base").decode()
+    assert logprobs["text_offset"][-1] == len(choice["text"])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"model": "baco"}, "echo scores with one model: give baco/base or baco/aligned"),
         ({"model": "baco/P-Punc:0.4"}, "a prompt has no likelihood under a router"),
-        ({"max_tokens": 4}, "give logprobs and max_tokens 0"),
-        ({"logprobs": None}, "give logprobs and max_tokens 0"),
+        ({"n": 2}, "n is 2: with max_tokens 0 there are no answers"),
+        ({"logprobs": None}, "give logprobs with it"),
         ({"logprobs": 21}, "logprobs is 21: this server gives at most 20"),
-        ({"stream": True}, "neither stream nor n"),
+        ({"stream": True}, "and no stream"),
+        ({"max_tokens": 4, "temperature": -1}, "temperature"),
         ({"echo_from": 99}, "echo_from is 99: the prompt has"),
         ({"echo": False}, "max_tokens 0 and echo_from go with echo"),
         ({"prompt": [1] * 513}, "context window is 512"),

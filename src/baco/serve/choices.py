@@ -32,8 +32,8 @@ class Choice:
         pair: spells the tokens.
         explain: report why each token has its source.
         ids: report token ids beside the text.
-        named: in the log-probabilities of ``/v1/completions``, name tokens by their ids and include
-            end tokens.
+        named: in the log-probabilities of ``/v1/completions``, name tokens by their ids.
+        ends: include end tokens there.
         tokens: so far.
         base: tokens so far whose source is base.
         mixed: whether any token so far comes from both models.
@@ -47,6 +47,7 @@ class Choice:
     explain: bool = False
     ids: bool = False
     named: bool = False
+    ends: bool = False
     tokens: list[Token] = field(default_factory=list)
     base: int = 0
     mixed: bool = False
@@ -130,8 +131,7 @@ class Choice:
         """Log-probabilities of new tokens for a choice of ``/v1/completions``."""
         logprobs = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            ends = token.id in self.pair.ends(_owner(token))
-            if ends and not self.named:
+            if not self.ends and token.id in self.pair.ends(_owner(token)):
                 continue
             logprobs.tokens.append(self._name(token.id, _owner(token)))
             logprobs.token_logprobs.append(finite(token.logprob))

@@ -30,10 +30,11 @@ from baco.serve.response_models import (
     ModelCard,
     ModelList,
     Provenance,
+    TextChoice,
     TextReply,
     Usage,
 )
-from baco.serve.scoring import Scores
+from baco.serve.scoring import Echo, Scores
 from baco.serve.settings import Settings
 from baco.serve.stream import Answers, unless_disconnected
 from baco.source import MODELS
@@ -104,36 +105,46 @@ class Endpoints:
         logprobs = parsed.params.logprobs is not None
         choices = [Choice(self._pair, parsed.explain) for _ in range(parsed.params.n)]
         formatter = ChatFormatter(body.model, logprobs)
-        return await self._answer(request, body, parsed, formatter, choices)
+        timeout = self._settings.timeout
+        return await self._answer(request, body, parsed, formatter, choices, timeout)
 
     async def completion(self, request: Request, body: CompletionRequest) -> Response:
-        """Continue texts, or score them (``echo``)."""
-        if body.echo:
-            return await self._score(request, body)
+        """Continue texts. With ``echo``, a text and its scores come before its answers."""
+        started = time.monotonic()
+        echo = self._parser.echo(body) if body.echo else None
+        if echo is not None and body.max_tokens == 0:
+            prompts = await self._scored(request, echo)
+            usage = Usage.of(request.state.entry["prompt_tokens"], 0)
+            return await _json(TextFormatter(body.model, True), prompts, usage)
         parsed = self._parser.completion(body)
+        prompts = [] if echo is None else await self._scored(request, echo)
         logprobs = parsed.params.logprobs is not None
+        named = bool(body.return_tokens_as_token_ids)
         choices = [
             Choice(
                 self._pair,
                 parsed.explain,
                 ids=bool(body.return_token_ids),
-                named=bool(body.return_tokens_as_token_ids),
+                named=named,
+                ends=named or echo is not None,  # lm-evaluation-harness takes the last token away
             )
             for _ in parsed.prompts
             for _ in range(parsed.params.n)
         ]
-        formatter = TextFormatter(body.model, logprobs)
-        return await self._answer(request, body, parsed, formatter, choices)
+        before = [prompt for prompt in prompts for _ in range(parsed.params.n)]
+        formatter = TextFormatter(body.model, logprobs, before)
+        left = self._settings.timeout - (time.monotonic() - started)
+        return await self._answer(request, body, parsed, formatter, choices, left)
 
-    async def _score(self, request: Request, body: CompletionRequest) -> Response:
-        echo = self._parser.echo(body)
+    async def _scored(self, request: Request, echo: Echo) -> list[TextChoice]:
+        """The prompts of a request with the log-probabilities of their tokens."""
         request.state.entry["router"] = echo.source.capitalize()
         if self._settings.log_prompts:
             request.state.entry["prompts"] = echo.prompts
         scores = Scores(self._pair, self._engine_thread, echo, self._settings.timeout)
-        choices = await unless_disconnected(request, scores.choices())
-        tokens = request.state.entry["prompt_tokens"] = scores.tokens
-        return await _json(TextFormatter(body.model, True), choices, Usage.of(tokens, 0))
+        prompts = await unless_disconnected(request, scores.choices())
+        request.state.entry["prompt_tokens"] = scores.tokens
+        return prompts
 
     def _card(self, name: str) -> ModelCard:
         method = self._parser.method_of(name)
@@ -150,10 +161,11 @@ class Endpoints:
         parsed: ParsedRequest,
         formatter: Formatter,
         choices: list[Choice],
+        timeout: float,
     ) -> Response:
         entry = request.state.entry
         self._note(entry, body, parsed)
-        answers = Answers(self._pair, self._engine_thread, parsed, self._settings.timeout)
+        answers = Answers(self._pair, self._engine_thread, parsed, timeout)
         recorder = AnswerRecorder(answers, choices, self._metrics, entry)
         try:
             await unless_disconnected(request, recorder.accepted())

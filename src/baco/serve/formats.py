@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -119,10 +119,17 @@ class ChatFormatter:
 
 
 class TextFormatter:
-    """``/v1/completions``."""
+    """``/v1/completions``.
 
-    def __init__(self, model: str, logprobs: bool) -> None:
+    Args:
+        model: as the request names it.
+        logprobs: report log-probabilities.
+        prompts: of every answer, with log-probabilities, to put before it (``echo``); or none.
+    """
+
+    def __init__(self, model: str, logprobs: bool, prompts: Sequence[TextChoice] = ()) -> None:
         self._head, self._logprobs = _head("cmpl", model), logprobs
+        self._prompts = prompts
 
     def opening(self, _: int) -> None:
         return None
@@ -151,7 +158,7 @@ class TextFormatter:
 
     def whole(self, index: int, choice: Choice) -> TextChoice:
         assert choice.completion is not None
-        return TextChoice(
+        answer = TextChoice(
             index=index,
             text=choice.completion.text,
             logprobs=choice.text_logprobs(choice.tokens) if self._logprobs else None,
@@ -160,6 +167,9 @@ class TextFormatter:
             token_ids=self._ids(choice, choice.completion.token_ids),
             baco=choice.whole(),
         )
+        if self._prompts:
+            answer.follow(self._prompts[index])
+        return answer
 
     def _prompt(self, choice: Choice) -> list[int] | None:
         return list(choice.prompt.aligned_ids) if choice.ids and choice.prompt else None

@@ -271,7 +271,7 @@ class RequestParser:
 
     def completion(self, body: CompletionRequest) -> ParsedRequest:
         """Parse a request of ``/v1/completions``; errors as for `chat`."""
-        if body.max_tokens == 0 or body.echo_from is not None:
+        if not body.echo and (body.max_tokens == 0 or body.echo_from is not None):
             raise BacoError("max_tokens 0 and echo_from go with echo: true")
         if body.best_of not in (None, body.n or self._baco.pair.defaults.n):
             raise BacoError(
@@ -288,10 +288,10 @@ class RequestParser:
         Raises:
             BacoError: it asks for more than scores, or the router is not a single model.
         """
-        if body.max_tokens != 0 or body.logprobs is None or body.stream or (body.n or 1) > 1:
-            raise BacoError(
-                "echo scores a prompt: give logprobs and max_tokens 0 with it, neither stream nor n"
-            )
+        if body.logprobs is None or body.stream:
+            raise BacoError("echo scores a prompt: give logprobs with it, and no stream")
+        if body.max_tokens == 0 and (body.n or 1) > 1:
+            raise BacoError(f"n is {shown(body.n)}: with max_tokens 0 there are no answers")
         source = self._router(body).only
         if source is None:
             raise BacoError(

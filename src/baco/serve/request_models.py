@@ -363,12 +363,12 @@ class CompletionRequest(GenerationRequest):
         Discriminator(_kind_of_prompt),
     ]
     max_tokens: _Length | None = Field(
-        None, description="-1: to the end of the context; 0 with echo."
+        None, description="-1: to the end of the context; 0 with echo: no answers."
     )
     logprobs: Annotated[_Whole, Field(ge=0)] | None = None
     echo: bool | None = Field(
         None,
-        description="With logprobs and max_tokens 0: score the prompt with one model.",
+        description="With logprobs: score the prompt with one model, before its answers.",
     )
     echo_from: Annotated[_Whole, Field(ge=0)] | None = Field(
         None, description="With echo: the first token of the prompt to report."

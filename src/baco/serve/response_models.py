@@ -172,6 +172,22 @@ class TextChoice(BaseModel):
     token_ids: Maybe[list[int]] = None
     baco: Provenance
 
+    def follow(self, prompt: "TextChoice") -> None:
+        """Put a prompt with its log-probabilities before the text and its own (``echo``)."""
+        before, after = prompt.logprobs, self.logprobs
+        assert before is not None
+        assert after is not None
+        self.logprobs = TextLogprobs(
+            tokens=before.tokens + after.tokens,
+            token_logprobs=before.token_logprobs + after.token_logprobs,
+            top_logprobs=before.top_logprobs + after.top_logprobs,
+            text_offset=[
+                *before.text_offset,
+                *(len(prompt.text) + offset for offset in after.text_offset),
+            ],
+        )
+        self.text = prompt.text + self.text
+
 
 class Reply(BaseModel):
     """The fields that all replies and chunks have."""
