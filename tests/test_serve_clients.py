@@ -148,6 +148,12 @@ def test_openais_client_raises_its_own_exception_for_each_error(client: openai.O
             messages=MESSAGES,
             extra_body={"router": "Pun"},
         )
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model="baco", prompt="a long story " * 2000)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as ids:
+        client.completions.create(model="baco", prompt=[5] * 600)
+    assert ids.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("gpt-4")
     assert missing.value.code == "model_not_found"

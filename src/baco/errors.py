@@ -20,6 +20,10 @@ class DifferentTokenizersError(BacoError):
     """Two models whose tokenizers differ, where one tokenizer is needed."""
 
 
+class ContextLengthError(BacoError):
+    """A prompt that does not fit a context window; a server names it with OpenAI's code."""
+
+
 class DamagedLogitsError(BacoError):
     """A model's logits are NaN or infinite; a server answers 500."""
 
@@ -75,7 +79,9 @@ def shortened(message: str) -> str:
     return line if len(line) <= MAX_MESSAGE else ""
 
 
-def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False) -> BacoError:
+def prompt_too_long(
+    tokens: int, name: str, context: int, *, more: bool = False
+) -> ContextLengthError:
     """The error for a prompt that does not fit a context window.
 
     Args:
@@ -84,7 +90,7 @@ def prompt_too_long(tokens: int, name: str, context: int, *, more: bool = False)
         context: the context window, in tokens.
         more: the prompt has more tokens than ``tokens``.
     """
-    return BacoError(
+    return ContextLengthError(
         f"prompt of {'more than ' if more else ''}{tokens} tokens, as the {name} model reads it: "
         f"its context window is {context}; shorten the prompt"
     )

@@ -5,6 +5,7 @@ on a file beside the output. The system releases it when the process ends, howev
 lock file that is left behind blocks no later run.
 """
 
+import csv
 import errno
 import glob
 import logging
@@ -95,6 +96,11 @@ def write_output(path: Path, content: str) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def allow_long_cells() -> None:
+    """Let this process read CSV cells of any length; Python's own limit is 128 KiB."""
+    csv.field_size_limit(2**31 - 1)
 
 
 @contextmanager

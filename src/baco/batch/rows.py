@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from baco.errors import BacoError, one_line
+from baco.files import allow_long_cells
 from baco.text.prompts import conversation, template_source
 from baco.text.templates import Template, TemplateFailedError, today
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".txt")
 PROMPT = ("prompt", "messages")
-csv.field_size_limit(2**31 - 1)  # Python's own limit refuses a document of 128 KiB
 # Invalid rows that one error names.
 NAMED = 10
 
@@ -137,6 +137,7 @@ def _json(line: str) -> Any:
 
 
 def _from_csv(path: Path, templated: bool) -> Iterator[tuple[int, Any]]:
+    allow_long_cells()
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

@@ -33,7 +33,7 @@ from baco.dataset.near_duplicates import (
     write_index,
 )
 from baco.errors import BacoError
-from baco.files import locked, replacing, write_atomic
+from baco.files import allow_long_cells, locked, replacing, write_atomic
 
 FORMAT = 1
 MANIFEST, INDEX, RESULT = "_manifest.json", "_index.bin", "_result.json"
@@ -163,6 +163,7 @@ def _copy(source: Path, target: Path, keep: Kept) -> int:
 
 def _copy_csv(source: Path, target: Path, keep: Kept) -> int:
     count = 0
+    allow_long_cells()
     with (
         source.open(encoding="utf-8-sig", newline="") as read,
         target.open("w", encoding="utf-8", newline="") as write,

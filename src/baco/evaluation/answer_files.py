@@ -14,12 +14,12 @@ from typing import Any
 
 from baco.errors import BacoError, one_line
 from baco.evaluation.records import Prompt
+from baco.files import allow_long_cells
 
 PROMPT = ("prompt", "question", "instruction", "input", "query", "messages")
 ANSWERS = ("answers", "generations", "responses", "completions", "outputs", "samples")
 ANSWER = ("answer", "generation", "response", "completion", "output", "text")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-csv.field_size_limit(2**31 - 1)  # Python's own limit refuses a document of 128 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,7 @@ def _json(name: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(name: str, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
+    allow_long_cells()
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:

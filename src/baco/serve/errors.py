@@ -11,7 +11,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from baco.errors import AnswerError, BacoError, DamagedLogitsError, ErrorKind, UpstreamError
+from baco.errors import (
+    AnswerError,
+    BacoError,
+    ContextLengthError,
+    DamagedLogitsError,
+    ErrorKind,
+    UpstreamError,
+)
 from baco.outputs import Completion
 from baco.serve.engine_thread import ClosedError, QueueFullError
 
@@ -70,6 +77,8 @@ def problem_of(error: Exception) -> tuple[int, Problem]:
     match error:
         case AnswerError() | DamagedLogitsError():
             status, message = 500, str(error)
+        case ContextLengthError():
+            status, message, code = 400, str(error), "context_length_exceeded"
         case BacoError():
             status, message = 400, str(error)
         case UnknownModelError():

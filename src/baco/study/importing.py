@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from baco.errors import BacoError, one_line
+from baco.files import allow_long_cells
 from baco.study.export import JUDGMENT_COLUMNS, SIDES, TIE, key_of
 from baco.study.plan import POINTS, Item, Plan, Question
 from baco.study.rating import check_responses
@@ -147,6 +148,7 @@ def _read(path: Path) -> list[Row]:
         raise BacoError(f"cannot read {path}: {one_line(error)}") from error
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        allow_long_cells()
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     try:
         value = json.loads(text)

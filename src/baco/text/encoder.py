@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from baco.errors import BacoError, prompt_too_long, shortened
+from baco.errors import BacoError, ContextLengthError, prompt_too_long, shortened
 from baco.text.token_bytes import parts_of, spell
 
 # Characters of a piece: one or two milliseconds of work.
@@ -102,7 +102,7 @@ class Encoder:
         if limit is not None and self.longest is not None:
             size, most = _bytes(text), (limit.most - before) * self.longest
             if size > most:
-                raise BacoError(
+                raise ContextLengthError(
                     f"prompt of {size} bytes: the {limit.name} model's context window is "
                     f"{limit.context} tokens, which is {most} bytes at most; shorten the prompt"
                 )
