@@ -17,6 +17,7 @@ from baco.evaluation.methods.routed import Routed
 from baco.routing.parser import logit_rule_of, router_name, rules
 from baco.routing.rules import BUILT_IN, RULES, ContentRule, LogitRule, UndeclaredReadError
 from baco.routing.signals import Signals
+from tests.registries import restored
 from tests.serving import served
 
 LOGIT = [rule for rule in RULES.values() if isinstance(rule, LogitRule) and rule.file is None]
@@ -117,6 +118,23 @@ def test_entropies_decide_from_bounds_only_if_the_rule_is_monotone() -> None:
         assert needed_quantity(router("Band:2")) == "all"
     finally:
         del RULES["Band"]
+
+
+def test_a_rule_may_decode_with_the_pair_that_it_routes(demo: Baco) -> None:
+    inner: list[str] = []
+
+    def second_opinion(signals: Signals) -> Any:
+        if not inner:
+            inner.append("")  # the inner call routes too
+            inner[0] = demo.generate("a song", router="P:0.4", seed=1, max_tokens=3)[0].text
+        return signals.max_base < 0.4
+
+    with restored():
+        register_router("Opinion", second_opinion)
+        outer = demo.generate("Recommend a summer destination", router="Opinion", seed=1)
+    plain = demo.generate("Recommend a summer destination", router="P:0.4", seed=1)
+    assert outer[0].token_ids == plain[0].token_ids
+    assert inner == [demo.generate("a song", router="P:0.4", seed=1, max_tokens=3)[0].text]
 
 
 def test_a_registered_rule_is_listed_combined_calibrated_diagnosed_and_swept(

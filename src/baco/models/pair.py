@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ class Pair:
             and share the text of answers instead of token ids (experimental); else None. Then
             ``tokenizer``, ``vocabulary``, ``end_ids`` and ``banned`` are the aligned model's.
         lock: held while the models are run, since some forwards change their model meanwhile: they
-            turn an adapter off, or replace a mask. So several threads can decode with one pair.
+            turn an adapter off, or replace a mask. So several threads can decode with one pair,
+            and a router of the user's may decode with it while a step is routed.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Pair:
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
     own: dict[Source, OwnVocabulary] | None = None
-    lock: Lock = field(default_factory=Lock, repr=False)
+    lock: RLock = field(default_factory=RLock, repr=False)
 
     def model(self, source: Source) -> PairModel:
         """The base or the aligned model."""
