@@ -28,7 +28,7 @@ class KeptPrefixes:
         self, runner: ModelRunner, budget: Budget, cache: PrefixCache | None, limit: int
     ) -> None:
         self._runner, self._budget = runner, budget
-        self._cache, self._limit = cache or PrefixCache(), limit
+        self._cache, self._limit = PrefixCache() if cache is None else cache, limit
         models = runner.models.items() if cache is not None else ()
         self._names = {name for name, model in models if model.prefills_in_chunks}
 

@@ -205,7 +205,7 @@ def gives_threshold(spelling: str) -> bool:
     """
     if not needs_threshold(spelling):
         return False
-    return _arguments(spelling, _files_of(_rules_of(spelling))).threshold is not None
+    return _arguments_of(spelling).threshold is not None
 
 
 def lacks_threshold(spelling: str) -> bool:
@@ -216,7 +216,7 @@ def lacks_threshold(spelling: str) -> bool:
     """
     if not needs_threshold(spelling):
         return False
-    arguments = _arguments(spelling, _files_of(_rules_of(spelling)))
+    arguments = _arguments_of(spelling)
     return arguments.threshold is None and not arguments.adapt
 
 
@@ -297,7 +297,7 @@ def named_files(spelling: str) -> tuple[str, ...]:
     name = router_name(spelling)
     if name in CONSTANTS or name in combiners() or ":" not in spelling:
         return ()
-    return tuple(_arguments(spelling, _files_of(_rules_of(spelling))).paths.values())
+    return tuple(_arguments_of(spelling).paths.values())
 
 
 def portable(router: Router) -> bool:
@@ -350,6 +350,11 @@ def _files_of(named: RuleRouter) -> list[RuleFile]:
 def rule_names(kind: type[AnyRule]) -> str:
     """The names of all rules of a kind, as a sentence lists them."""
     return ", ".join(name for name, rule in RULES.items() if isinstance(rule, kind))
+
+
+def _arguments_of(spelling: str) -> _Arguments:
+    """The arguments of a spelling of rules."""
+    return _arguments(spelling, _files_of(_rules_of(spelling)))
 
 
 def _arguments(spelling: str, files: Sequence[RuleFile]) -> _Arguments:
