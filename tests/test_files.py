@@ -1,5 +1,6 @@
 """One process at a time writes to an output, and the next one checks what is in it."""
 
+import io
 import json
 import os
 import resource
@@ -10,17 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baco.batch import answer_file
+from baco.batch.rows import read_rows
 from baco.cli import run
 from baco.demo.recipe import Recipe
 from baco.demo.train import train
 from baco.errors import BacoError
+from baco.evaluation.answer_files import read_answers
 from baco.evaluation.store import Run
 from baco.evaluation.sweep import resume
-from baco.files import locked, write_atomic, write_output
+from baco.files import locked, read_csv, write_atomic, write_output
+from baco.study.importing import import_judgments
 from tests.held import held, lines_in
 from tests.test_sweep import drawn, small_plan
 
@@ -53,6 +58,8 @@ COMMANDS = {
     "sweep": sweep_command,
     "score": score_command,
 }
+
+NO_STUDY: Any = None  # a table is read before the study
 
 
 @pytest.fixture
@@ -204,6 +211,35 @@ def test_samples_and_scores_out_of_order_are_made_again(tmp_path: Path) -> None:
     drawn(plan, sweep_run.path)
     assert run(["score", str(sweep_run.path), "--metric", "distinct_1", "--workers", "1"]) == 0
     assert [file.read_bytes() for file in files] == whole
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("prompt,answer,prompt\na,b,c\n", "has several columns 'prompt': rename them"),
+        ("prompt,answer\na,b,c\n", "line 2: more cells than columns"),
+        ('prompt,answer\na,"b\n', "line 2: unexpected end of data"),
+    ],
+)
+@pytest.mark.parametrize(
+    "read",
+    [lambda path: read_rows([path]), read_answers, lambda path: import_judgments(NO_STUDY, path)],
+    ids=["rows", "answers", "judgments"],
+)
+def test_a_damaged_table_is_one_line_wherever_tables_are_read(
+    read: Callable[[Path], object], table: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(table)
+    with pytest.raises(BacoError, match=message) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_without_a_name_and_rows_that_end_early_are_read() -> None:
+    columns, rows = read_csv(io.StringIO("prompt,,id,\na,x,1,y\nb\n"), "t.csv")
+    assert columns == ["prompt", "", "id", ""]
+    assert list(rows) == [(2, {"prompt": "a", "": "y", "id": "1"}), (3, {"prompt": "b"})]
 
 
 def test_a_written_file_keeps_its_link_and_replaces_no_device(tmp_path: Path) -> None:

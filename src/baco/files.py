@@ -10,13 +10,15 @@ import errno
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
-from baco.errors import BacoError
+from baco.errors import BacoError, one_line
 
 log = logging.getLogger("baco")
 
@@ -96,6 +98,47 @@ def write_output(path: Path, content: str) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise BacoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_csv(
+    file: TextIO, name: object, delimiter: str = ","
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV file, and its rows by line number; a row that ends early lacks cells.
+
+    Args:
+        file: opened with ``newline=""``; read as the rows are.
+        name: of the file, for messages.
+        delimiter: between cells.
+
+    Raises:
+        BacoError: it is damaged, a row has too many cells, or two columns have one name.
+    """
+    allow_long_cells()
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        with _csv_errors(name, reader):
+            for row in reader:
+                if None in row:
+                    raise BacoError(f"{name}, line {reader.line_num}: more cells than columns")
+                yield reader.line_num, {key: cell for key, cell in row.items() if cell is not None}
+
+    with _csv_errors(name, reader):
+        columns = list(reader.fieldnames or ())
+    named = Counter(filter(None, columns))  # spreadsheets leave columns without a name
+    twice = next((column for column, count in named.items() if count > 1), None)
+    if twice is not None:
+        raise BacoError(f"{name} has several columns {twice!r}: rename them")
+    return columns, rows()
+
+
+@contextmanager
+def _csv_errors(name: object, reader: "csv.DictReader[str]") -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        # DictReader counts a line only once its row is whole.
+        raise BacoError(f"{name}, line {reader.reader.line_num}: {one_line(error)}") from error
 
 
 def allow_long_cells() -> None:

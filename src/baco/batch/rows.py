@@ -3,7 +3,6 @@
 A prompt template writes the prompts of rows that have none: it is filled with a row's columns.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baco.errors import BacoError, one_line
-from baco.files import allow_long_cells
+from baco.errors import BacoError
+from baco.files import read_csv
 from baco.text.prompts import conversation, template_source
 from baco.text.templates import Template, TemplateFailedError, today
 
@@ -137,18 +136,11 @@ def _json(line: str) -> Any:
 
 
 def _from_csv(path: Path, templated: bool) -> Iterator[tuple[int, Any]]:
-    allow_long_cells()
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            if not templated and "prompt" not in (names := reader.fieldnames or ()):
-                raise BacoError(f"{path} has no column prompt: {_without_prompt(names)}")
-            for row in reader:
-                if None in row:
-                    raise BacoError(f"{path}, line {reader.line_num}: more cells than columns")
-                yield reader.line_num, {k: v for k, v in row.items() if v is not None}
-        except csv.Error as error:
-            raise BacoError(f"{path}, line {reader.line_num}: {one_line(error)}") from error
+        columns, rows = read_csv(file, path)
+        if not templated and "prompt" not in columns:
+            raise BacoError(f"{path} has no column prompt: {_without_prompt(columns)}")
+        yield from rows
 
 
 def _without_prompt(columns: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ A row has a prompt with all its answers, or one answer; rows of one prompt are j
 recognised by the names in `PROMPT`, `ANSWERS` and `ANSWER`.
 """
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from baco.errors import BacoError, one_line
 from baco.evaluation.records import Prompt
-from baco.files import allow_long_cells
+from baco.files import read_csv
 
 PROMPT = ("prompt", "question", "instruction", "input", "query", "messages")
 ANSWERS = ("answers", "generations", "responses", "completions", "outputs", "samples")
@@ -107,13 +106,8 @@ def _json(name: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(name: str, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
-    allow_long_cells()
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            yield f"{name}, line {reader.line_num}", row
-    except csv.Error as error:
-        raise BacoError(f"{name}, line {reader.line_num}: {one_line(error)}") from error
+    _, rows = read_csv(io.StringIO(text, newline=""), name, delimiter)
+    return ((f"{name}, line {line}", row) for line, row in rows)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@ A file is imported whole or not at all. Names of raters in other tools may be e-
 only a keyed hash of them is stored.
 """
 
-import csv
 import hashlib
 import hmac
 import io
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from baco.errors import BacoError, one_line
-from baco.files import allow_long_cells
+from baco.files import read_csv
 from baco.study.export import JUDGMENT_COLUMNS, SIDES, TIE, key_of
 from baco.study.plan import POINTS, Item, Plan, Question
 from baco.study.rating import check_responses
@@ -148,8 +147,8 @@ def _read(path: Path) -> list[Row]:
         raise BacoError(f"cannot read {path}: {one_line(error)}") from error
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        allow_long_cells()
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        _, lines = read_csv(io.StringIO(text, newline=""), path, delimiter)
+        return [row for _, row in lines]
     try:
         value = json.loads(text)
         rows = value if isinstance(value, list) else [value]
