@@ -22,6 +22,7 @@ from baco.engine.sequence import Request
 from baco.engine.verify import Verifier
 from baco.models.caches.per_row import PerRowKVCache
 from baco.sampling.params import SamplingParams
+from baco.source import MODELS
 from baco.text.answer_text import Piece
 from baco.text.prompts import Renderer
 from baco.text.thinking import ThinkingText, find_marks
@@ -444,6 +445,24 @@ def test_a_stream_has_the_thinking_in_its_deltas(
             texts[choice.index] += choice.delta.content or ""
     assert thinking == [c.thinking for c in answers]
     assert texts == [c.text for c in answers]
+
+
+def test_tokens_of_the_thinking_are_in_the_metrics_the_log_and_a_methods_usage(
+    thinking_pair: Callable[..., Baco],
+) -> None:
+    baco = thinking_pair(template="deepseek r1")
+    with served(baco, max_n=8, max_tokens=64) as running:
+        body = asking()
+        body |= body.pop("extra_body")
+        reply = running.ask(**body)
+        usage = reply.json()["usage"]
+        assert usage["completion_tokens_details"]["reasoning_tokens"] > 0
+        counted = [running.metric(f'baco_tokens_total{{source="{name}"}}') for name in MODELS]
+        assert sum(counted) == usage["completion_tokens"] == running.entry(reply)["tokens"]
+        body |= {"model": "baco/system-prompt", "router": None}
+        usage = running.ask(**body).json()["usage"]
+        thinking = usage["completion_tokens_details"]["reasoning_tokens"]
+        assert 0 < thinking < usage["completion_tokens"]
 
 
 def test_a_request_can_turn_thinking_off(client: openai.OpenAI) -> None:

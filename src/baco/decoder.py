@@ -40,6 +40,7 @@ class _Answer:
         pieces, tokens: of the text, that earlier chunks have.
         thinking: the text of the thinking before it; None where there is none.
         thought: characters of the thinking that earlier chunks have.
+        thinking_tokens: tokens of the thinking that earlier chunks have.
     """
 
     text: AnswerText
@@ -50,6 +51,7 @@ class _Answer:
     tokens: int = 0
     thinking: ThinkingText | None = None
     thought: int = 0
+    thinking_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -271,7 +273,11 @@ class Decoder:
         return [
             chunk
             for chunk in chunks
-            if chunk.tokens or chunk.pieces or chunk.thinking or chunk.finish_reason
+            if chunk.tokens
+            or chunk.pieces
+            or chunk.thinking
+            or chunk.thinking_tokens
+            or chunk.finish_reason
         ]
 
     def cancel(self, ticket: int) -> None:
@@ -368,7 +374,8 @@ class Decoder:
             )
             for at in range(hidden + answer.tokens, hidden + answer.text.tokens)
         )
-        answer.thought += len(thinking)
+        thinking_tokens = hidden - answer.thinking_tokens
+        answer.thought, answer.thinking_tokens = answer.thought + len(thinking), hidden
         answer.pieces, answer.tokens = answer.pieces + len(pieces), answer.tokens + len(tokens)
         ticket, completion = sequence.request.index, None
         if sequence.finish_reason is not None:
@@ -378,8 +385,16 @@ class Decoder:
             siblings.remove(sequence)
             if not siblings:
                 del self._tickets[ticket]
-        finish_reason = sequence.finish_reason
-        return Chunk(ticket, sequence.sample, pieces, tokens, finish_reason, completion, thinking)
+        return Chunk(
+            ticket,
+            sequence.sample,
+            pieces,
+            tokens,
+            sequence.finish_reason,
+            completion,
+            thinking,
+            thinking_tokens,
+        )
 
 
 def _completion(sequence: SequenceState, answer: _Answer) -> Completion:

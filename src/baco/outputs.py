@@ -164,6 +164,7 @@ class Chunk:
         finish_reason: set on the last chunk of a sample.
         completion: the whole answer, on the last chunk of a sample.
         thinking: new text of the thinking. It comes before all pieces and tokens.
+        thinking_tokens: new tokens of the thinking, with the marks around it.
     """
 
     prompt: int
@@ -173,6 +174,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
     thinking: str = ""
+    thinking_tokens: int = 0
 
     @property
     def text(self) -> str:

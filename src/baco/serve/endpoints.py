@@ -240,7 +240,7 @@ class AnswerRecorder:
     ) -> None:
         self.choices = choices
         self._answers, self._metrics, self._entry = answers, metrics, entry
-        self._tokens = self._base = 0
+        self._tokens = self._base = self._thinking = 0
         self._begun = self._mixed = False
 
     async def accepted(self) -> None:
@@ -264,14 +264,15 @@ class AnswerRecorder:
             raise
 
     def _count(self, chunk: Chunk) -> None:
-        if not self._begun and (chunk.tokens or chunk.thinking):
+        if not self._begun and (chunk.tokens or chunk.thinking_tokens):
             self._begun = True
             self._metrics.first_token.observe(time.perf_counter() - self._answers.started)
         self._metrics.count(chunk)
         self._tokens += len(chunk.tokens)
         self._base += sum(token.source == "base" for token in chunk.tokens)
         self._mixed |= any(token.source is None for token in chunk.tokens)
-        self._entry["tokens"] = self._tokens
+        self._thinking += chunk.thinking_tokens
+        self._entry["tokens"] = self._thinking + self._tokens
         share = round(self._base / max(self._tokens, 1), 4)
         self._entry["base_share"] = None if self._mixed else share
 

@@ -63,7 +63,7 @@ class MethodCall:
         engine_thread: decodes the calls of the models.
         metrics: count every call.
         deadline: on the monotonic clock.
-        prompt_tokens, cached_tokens, tokens: of all calls so far.
+        prompt_tokens, cached_tokens, tokens, thinking_tokens: of all calls so far.
     """
 
     asked: MethodRequest
@@ -74,6 +74,7 @@ class MethodCall:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    thinking_tokens: int = 0
     _cancelled: Event = field(default_factory=Event)
     _decoders: "list[_JobDecoder]" = field(default_factory=list)
 
@@ -95,7 +96,7 @@ class MethodCall:
     @property
     def usage(self) -> Usage:
         """The tokens of all calls."""
-        return Usage.of(self.prompt_tokens, self.tokens, self.cached_tokens)
+        return Usage.of(self.prompt_tokens, self.tokens, self.cached_tokens, self.thinking_tokens)
 
     def _run(self) -> list[Answer]:
         prompt = TaskPrompt("request", self.asked.messages)
@@ -128,11 +129,10 @@ class MethodCall:
     def count(self, chunk: Chunk) -> None:
         """Count a chunk of a call."""
         self.metrics.count(chunk)
-        self.tokens += len(chunk.tokens)
-        if chunk.completion is not None:
-            self.tokens += chunk.completion.thinking_tokens
-            if chunk.completion.sample == 0:
-                self.cached_tokens += chunk.completion.cached_tokens
+        self.tokens += chunk.thinking_tokens + len(chunk.tokens)
+        self.thinking_tokens += chunk.thinking_tokens
+        if chunk.completion is not None and chunk.completion.sample == 0:
+            self.cached_tokens += chunk.completion.cached_tokens
 
 
 class _JobBaco(Baco):

@@ -49,7 +49,12 @@ class Metrics:
             "Tokens of prompts, as the aligned model reads them.",
             registry=registry,
         )
-        self._tokens = Counter("baco_tokens", "Tokens of answers.", ["source"], registry=registry)
+        self._tokens = Counter(
+            "baco_tokens",
+            "Tokens of answers and of their thinking.",
+            ["source"],
+            registry=registry,
+        )
         self._share = Histogram(
             "baco_answer_base_share",
             "Share of an answer's tokens whose source is base.",
@@ -82,6 +87,7 @@ class Metrics:
         """Count a chunk of an answer."""
         for token in chunk.tokens:
             self._tokens.labels(token.source or MIXED).inc()
+        self._tokens.labels("aligned").inc(chunk.thinking_tokens)
         if chunk.completion is not None:
             self._ended(chunk.completion)
 
