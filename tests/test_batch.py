@@ -17,6 +17,13 @@ import pytest
 from baco import Baco
 from baco.batch.rows import read_rows
 from baco.cli import run
+from baco.cli.calibrate import read_prompts
+from baco.dataset.dedupe import dedupe
+from baco.dataset.files import Dataset
+from baco.dataset.near_duplicates import Rule
+from baco.evaluation.answer_files import read_answers
+from baco.evaluation.methods.answer_file import AnswersOfFile
+from baco.evaluation.tasks import load_task
 from baco.files import locked
 from tests.held import held
 
@@ -171,6 +178,30 @@ def test_files_folders_tables_and_lines_of_text_are_read_in_order(tmp_path: Path
         (chat, {"id": 7}),
         ("Give me dinner idea 0", {"id": "dinner-0"}),
     ]
+
+
+def test_file_names_with_upper_case_endings_are_read_as_with_lower_case(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text("prompt,answer\none,x\n")
+    (tmp_path / "B.JSONL").write_text('{"prompt": "two"}\n')
+    (tmp_path / "C.Txt").write_text("three\n")
+    pq.write_table(pa.table({"prompt": ["four"]}), tmp_path / "D.PARQUET")
+    table, *_ = paths = sorted(tmp_path.iterdir())
+    assert [row.prompt for row in read_rows([tmp_path])] == ["one", "two", "three", "four"]
+    assert [read_prompts(path) for path in paths] == [["one"], ["two"], ["three"], ["four"]]
+    tasks = [load_task(str(path)) for path in paths]
+    assert [task.prompts[0].text for task in tasks] == ["one", "two", "three", "four"]
+    assert AnswersOfFile.names(table.name)
+    assert list(read_answers(table).answers) == [["x"]]
+    dedupe(Dataset.open(table, nested=False), tmp_path / "out", Rule(), lambda _: None, {})
+    assert (tmp_path / "out" / "data" / "A.CSV").read_text() == "prompt,answer\none,x\n"
+
+
+def test_an_error_in_a_file_of_another_ending_says_how_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.tsv").write_text("prompt\tmore\none\tx\n")
+    assert run(["batch", str(tmp_path / "in.tsv"), str(tmp_path / "out")]) == 2
+    assert "in.tsv is read as JSON lines" in " ".join(capsys.readouterr().err.split())
 
 
 def test_parquet_shards_hold_the_rows_of_json_lines(

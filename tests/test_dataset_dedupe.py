@@ -217,6 +217,41 @@ def test_the_card_is_kept_and_says_what_was_removed(tmp_path: Path) -> None:
     assert (tmp_path / "own" / "README.md").read_text().startswith(own)
 
 
+def test_a_card_keeps_its_licence_and_not_what_it_says_of_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "in" / "data", ROWS)
+    header = "license: mit\nlanguage:\n- en\n"
+    files = "dataset_info:\n  splits:\n  - num_examples: 8\nconfigs:\n- config_name: x\n"
+    card = path.parent.parent / "README.md"
+    card.write_text(f"\ufeff---\n{header}{files}tags:\n- baco\n---\nMy own\n", encoding="utf-8")
+    dedupe(Dataset.open(tmp_path / "in", nested=False), tmp_path / "out", Rule(), ignore, {})
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    own = "configs:\n- config_name: default\n  data_files:\n  - data/*.jsonl\n"
+    assert text.startswith(f"---\n{header}tags:\n- baco\n{own}---\nMy own\n")
+
+
+def test_a_card_that_begins_with_a_rule_has_no_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "in", ROWS)
+    (path.parent / "README.md").write_text("---\nMy own\n")
+    dedupe(Dataset.open(tmp_path / "in", nested=False), tmp_path / "out", Rule(), ignore, {})
+    assert (tmp_path / "out" / "README.md").read_text().count("---\nMy own\n") == 1
+
+
+def test_a_card_that_is_not_utf8_is_refused_before_rows_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "in", ROWS)
+    (path.parent / "README.md").write_bytes(b"caf\xe9")
+    with pytest.raises(BacoError, match=r"README\.md: it is not UTF-8"):
+        dedupe(Dataset.open(tmp_path / "in", nested=False), tmp_path / "out", Rule(), ignore, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_of_any_white_space_are_no_rows(tmp_path: Path) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in ROWS)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\ufeff\n{rows.replace(chr(10), chr(10) + chr(0xA0) + chr(10))}")
+    dedupe(Dataset.open(path, nested=False), tmp_path / "out", Rule(), ignore, {})
+    assert kept_rows(tmp_path / "out") == [ROWS[place] for place in (0, 1, 5, 6)]
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

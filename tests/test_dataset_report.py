@@ -210,6 +210,7 @@ def test_embeddings_measure_pooled_answers_and_those_of_a_prompt(
         (["rows.jsonl", "--schema", "loop.json"], "loop.json cannot be checked: maximum recursion"),
         (["rows.jsonl", "-o", "folder"], "folder is a folder: give a file, as in folder/report"),
         (["rows.jsonl", "-o", "rows.jsonl"], "--output rows.jsonl is read too: give another file"),
+        (["rows.jsonl", "-o", "no/page.html"], "cannot write no/page.html: no such folder as"),
         (["rows.jsonl", "-o", "pipe"], "cannot write pipe: it is not a regular file"),
         (["half.jsonl"], "half.jsonl, line 1 holds half a surrogate pair"),
     ],

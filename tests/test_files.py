@@ -18,6 +18,11 @@ import pytest
 from baco.batch import answer_file
 from baco.batch.rows import read_rows
 from baco.cli import run
+from baco.cli.chat.lines import Piped
+from baco.cli.generate import _prompt
+from baco.cli.options import StructureOptions
+from baco.cli.study import _paragraphs
+from baco.dataset.figures import schema_check
 from baco.demo.recipe import Recipe
 from baco.demo.train import train
 from baco.errors import BacoError
@@ -26,9 +31,11 @@ from baco.evaluation.store import Run
 from baco.evaluation.sweep import resume
 from baco.files import locked, read_csv, write_atomic, write_output
 from baco.study.importing import import_judgments
+from baco.text.prompts import template_source
 from tests.held import held, lines_in
 from tests.test_sweep import drawn, small_plan
 
+MARK = "\ufeff"
 DRAWS = ["-n", "2", "-r", "P-Punc:0.4", "-s", "5", "--max-tokens", "12"]
 WAIT_SECONDS = 200
 
@@ -292,3 +299,25 @@ def test_a_manifest_without_settings_is_refused_in_one_line(
     capsys.readouterr()
     assert run(COMMANDS[command](prompts, out)) == 2
     assert f"{manifest.name} is damaged: it has no settings" in capsys.readouterr().err
+
+
+def test_the_byte_order_mark_of_a_file_or_pipe_is_no_part_of_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "marked"
+
+    def marked(text: str) -> Path:
+        path.write_text(MARK + text, encoding="utf-8")
+        return path
+
+    assert template_source(str(marked("About {{ topic }}"))) == "About {{ topic }}"
+    assert StructureOptions(schema=marked('{"type": "integer"}')).settings() == {
+        "schema": {"type": "integer"}
+    }
+    assert StructureOptions(grammar=marked('start: "a"')).settings() == {"grammar": 'start: "a"'}
+    assert schema_check(marked('{"type": "integer"}'))(1) is None
+    assert _paragraphs(marked("Thank you.\n\nBegin.")) == ["Thank you.", "Begin."]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{MARK}A joke\n"))
+    assert _prompt("-") == "A joke"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{MARK}\n/help\n"))
+    assert Piped().read() == "/help"

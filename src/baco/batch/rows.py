@@ -97,7 +97,7 @@ def read_rows(
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise BacoError(f"{path} holds no file of prompts: give {', '.join(SUFFIXES)}")
     return files
@@ -111,10 +111,11 @@ def values(path: Path, keep_columns: bool, templated: bool) -> Iterator[tuple[in
         keep_columns: read all columns of a table, not only prompt and id.
         templated: no column must be a prompt.
     """
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         yield from _from_parquet(path, keep_columns or templated, templated)
         return
-    if path.suffix == ".csv":
+    if suffix == ".csv":
         yield from _from_csv(path, templated)
         return
     # A line ends with \n alone: a JSON text may hold U+2028 and others that Python splits at.
@@ -122,7 +123,7 @@ def values(path: Path, keep_columns: bool, templated: bool) -> Iterator[tuple[in
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            if path.suffix == ".txt":
+            if suffix == ".txt":
                 yield number, {"prompt": line.strip()}
             else:
                 yield number, _json(line)
@@ -183,7 +184,8 @@ def _row(path: Path, line: int, value: Any, template: Template | None, keep_colu
         or isinstance(value.get("messages"), list)
     ):
         needed = '"prompt" (text) or "messages" (a list)'
-        raise BacoError(f"give a JSON object{f' with {needed}' * (template is None)}")
+        lines = "" if path.suffix.lower() in SUFFIXES else f"; {path.name} is read as JSON lines"
+        raise BacoError(f"give a JSON object{f' with {needed}' * (template is None)}{lines}")
     if template is not None:
         prompt = _filled(template, value)
     else:

@@ -130,7 +130,7 @@ def read_prompts(path: Path) -> list[Any]:
     """
     from baco.batch.rows import SUFFIXES, read_rows
 
-    if path.suffix != ".txt" and path.suffix in (*SUFFIXES, ".json"):
+    if (suffix := path.suffix.lower()) != ".txt" and suffix in (*SUFFIXES, ".json"):
         return [row.prompt for row in read_rows([path])]
     try:
         # Not splitlines(), which also splits at characters that a prompt may hold, such as U+2028.

@@ -99,6 +99,8 @@ def report(
     if output is not None:
         if output.is_dir():
             raise BacoError(f"{output} is a folder: give a file, as in {output / 'report.html'}")
+        if not output.absolute().parent.is_dir():
+            raise BacoError(f"cannot write {output}: no such folder as {output.absolute().parent}")
         check_libraries()
     from baco.dataset.dataset_page import cells, lines, render, verdict
     from baco.dataset.figures import make_report, schema_check
@@ -114,8 +116,6 @@ def report(
     opt.quiet_libraries()
     with counting("rows") as advance:
         made = make_report(opened, other, rule, check, models, advance)
-    if output is not None:
-        write_output(output, render(made))
     if as_json:
         print_json(asdict(made))
     else:
@@ -127,6 +127,7 @@ def report(
     if made.unavailable is not None:
         note(f"some figures are missing: {made.unavailable}")
     if output is not None:
+        write_output(output, render(made))
         note(f"report in {output}")
 
 

@@ -166,7 +166,7 @@ def _prompt(argument: str | None) -> str:
         raise BacoError('no prompt: give one, as in baco generate "Recommend a summer destination"')
     else:
         try:
-            text = sys.stdin.read()
+            text = sys.stdin.read().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise BacoError(f"standard input is not valid UTF-8: {error}") from error
     opt.check_text(text)

@@ -552,7 +552,7 @@ class StructureOptions:
 
 def _text_of(option: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise BacoError(f"{option} {path} cannot be read: {reason}") from error

@@ -102,7 +102,7 @@ def _paragraphs(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BacoError(f"cannot read {path}: give a file of UTF-8 text") from error
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]

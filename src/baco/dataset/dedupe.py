@@ -11,6 +11,7 @@ OUT/_index.bin               while it is made: see `baco.dataset.near_duplicates
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -39,8 +40,9 @@ FORMAT = 1
 MANIFEST, INDEX, RESULT = "_manifest.json", "_index.bin", "_result.json"
 REMOVED, DATA = "removed.jsonl", "data"
 NO_CARD = "\n# Dataset\n"
-# What `str.strip` takes off in ASCII: the rows that reading skips must be skipped here.
-WHITE_SPACE = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
+_HEADER = re.compile(r"---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+# Keys of a header that describe files and count rows, with their values on the lines below.
+_OF_FILES = re.compile(r"^(?:configs|dataset_info|size_categories):.*\n(?:[ -].*\n)*", re.MULTILINE)
 KIND, OTHER, COMMAND = "deduplicated dataset", "another directory", "baco dataset dedupe"
 Kept = NDArray[np.bool_]
 
@@ -88,6 +90,7 @@ def dedupe(
     if out.resolve() == dataset.path.resolve():
         raise BacoError(f"{out} is the dataset itself: give {OTHER}")
     check_folder(out, [MANIFEST], KIND, OTHER)
+    card = _read_card(dataset)
     settings = {
         "files": {file.name: _digest(file) for file in dataset.files},
         "column": dataset.column,
@@ -106,14 +109,16 @@ def dedupe(
         result = _result(out)
         if result is None:
             try:
-                result = _carry_out(dataset, out, rule, advance)
+                result = _carry_out(dataset, card, out, rule, advance)
             except OSError as error:
                 raise BacoError(f"cannot write {out}: {error.strerror or error}") from error
         (out / INDEX).unlink(missing_ok=True)
     return result
 
 
-def _carry_out(dataset: Dataset, out: Path, rule: Rule, advance: Callable[[int], None]) -> Result:
+def _carry_out(
+    dataset: Dataset, card: str, out: Path, rule: Rule, advance: Callable[[int], None]
+) -> Result:
     write_index(out / INDEX, iter(dataset), advance)
     duplicates = find_duplicates(read_index(out / INDEX), rule)
     removed = duplicates.removed
@@ -129,7 +134,7 @@ def _carry_out(dataset: Dataset, out: Path, rule: Rule, advance: Callable[[int],
             with replacing(target) as partial:
                 count = _copy(file, partial, ~removed[starts[-1] :])
         starts.append(starts[-1] + count)
-    write_atomic(out / CARD, _card(dataset, rule, result))
+    write_atomic(out / CARD, _card(card, dataset, rule, result))
     names = [file.name for file in dataset.files]
     with replacing(out / REMOVED) as partial, partial.open("w", encoding="utf-8") as write:
         write.writelines(_removed_lines(duplicates, names, np.array(starts)))
@@ -147,14 +152,14 @@ def _copy(source: Path, target: Path, keep: Kept) -> int:
     Returns:
         Its rows.
     """
-    if source.suffix == ".parquet":
+    if source.suffix.lower() == ".parquet":
         return _copy_parquet(source, target, keep)
-    if source.suffix == ".csv":
+    if source.suffix.lower() == ".csv":
         return _copy_csv(source, target, keep)
     count = 0
     with source.open("rb") as read, target.open("wb") as write:
         for text in read:
-            if text.strip(WHITE_SPACE):
+            if text.decode("utf-8-sig").strip():  # reading skips other lines
                 if keep[count]:
                     write.write(text if text.endswith(b"\n") else text + b"\n")
                 count += 1
@@ -223,16 +228,27 @@ def _result(out: Path) -> Result | None:
         return None
 
 
-def _card(dataset: Dataset, rule: Rule, result: Result) -> str:
+def _read_card(dataset: Dataset) -> str:
+    """The card of a dataset; empty where it has none."""
+    if dataset.card is None:
+        return ""
+    try:
+        return dataset.card.read_text(encoding="utf-8-sig").rstrip() + "\n"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BacoError(f"cannot read {dataset.card}: {reason}") from error
+
+
+def _card(card: str, dataset: Dataset, rule: Rule, result: Result) -> str:
     """The dataset's card with a section about the duplicates."""
-    card = "" if dataset.card is None else dataset.card.read_text(encoding="utf-8").rstrip() + "\n"
-    # A header that names other files, or counts rows, is not true of the copy.
+    # What a header says of other files, or of the number of rows, is not true of the copy.
     if "data_files: data/" not in card or "num_examples" in card:
-        body = card.split("---\n", 2)[2] if card.startswith("---\n") else card
+        header = _HEADER.match(card)
+        about, body = (header[1], card[header.end() :]) if header else ("", card)
         suffixes = sorted({file.suffix for file in dataset.files})
         files = "".join(f"  - data/*{suffix}\n" for suffix in suffixes)
-        header = f"configs:\n- config_name: default\n  data_files:\n{files}"
-        card = f"---\n{header}---\n{body or NO_CARD}"
+        own = f"configs:\n- config_name: default\n  data_files:\n{files}"
+        card = f"---\n{_OF_FILES.sub('', about)}{own}---\n{body or NO_CARD}"
     scope = "answers to the same prompt" if rule.same_prompt else "all answers"
     return (
         card

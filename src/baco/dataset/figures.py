@@ -239,7 +239,7 @@ def schema_check(path: Path) -> Callable[[Any], str | None]:
     except ImportError as error:
         raise BacoError("a schema needs a library: pip install 'baco[dataset]'") from error
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
         kind = validator_for(schema)
         kind.check_schema(schema)
     except OSError as error:

@@ -56,7 +56,7 @@ class Dataset:
         if not path.is_dir():
             if not path.exists():
                 raise BacoError(f"{path} is not there: give a file or the folder of a dataset")
-            if path.suffix not in SUFFIXES:
+            if path.suffix.lower() not in SUFFIXES:
                 raise BacoError(f"{path}: its name must end in one of {', '.join(SUFFIXES)}")
             return cls(path, (path,), column, nested)
         for folder in (path / "data", path):
@@ -126,7 +126,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
     return tuple(
         file
         for file in sorted(folder.iterdir())
-        if file.suffix in SUFFIXES and not file.name.startswith((".", "_"))
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith((".", "_"))
     )
 
 

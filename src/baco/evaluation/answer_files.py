@@ -52,17 +52,18 @@ def read_answers(path: Path) -> AnswerFile:
     Raises:
         BacoError: it cannot be read, or a row lacks a prompt or an answer.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise BacoError(f"{path}: its name must end in one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             return _joined(str(path), _parquet(path))
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise BacoError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise BacoError(f"{path} is not valid UTF-8") from error
-    return _of_text(str(path), text, path.suffix)
+    return _of_text(str(path), text, suffix)
 
 
 def parse_answers(text: str) -> AnswerFile:

@@ -201,7 +201,7 @@ def template_source(template: str) -> str:
     if "{" in template or "\n" in template:
         return template
     try:
-        return Path(template).read_text(encoding="utf-8")
+        return Path(template).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise BacoError(

@@ -40,7 +40,8 @@ class Piped:
 
     def read(self) -> str:
         try:
-            line = next((line for line in sys.stdin if line.strip()), None)
+            lines = (line.removeprefix("\ufeff") for line in sys.stdin)
+            line = next((line for line in lines if line.strip()), None)
         except UnicodeDecodeError as error:
             raise BacoError(f"standard input is not valid UTF-8: {error}") from error
         if line is None:

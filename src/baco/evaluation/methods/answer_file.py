@@ -31,7 +31,7 @@ class AnswersOfFile:
     @staticmethod
     def names(spelling: str) -> bool:
         """Whether a method's spelling is the name of a file."""
-        return Path(spelling).suffix in SUFFIXES
+        return Path(spelling).suffix.lower() in SUFFIXES
 
     def setting(self, spelling: str) -> Setting:
         """The one setting of a file; its content is part of the run's plan.

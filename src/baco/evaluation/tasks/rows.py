@@ -26,8 +26,9 @@ def from_file(path: Path) -> Iterator[Row]:
     Raises:
         BacoError: a file that cannot be read, or a line that is not a JSON object.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix in (".csv", ".parquet"):
+        if suffix in (".csv", ".parquet"):
             for number, row in prompt_rows.values(path, keep_columns=True, templated=True):
                 yield Row(row, number, f"{path}, line {number}")
             return
@@ -38,9 +39,9 @@ def from_file(path: Path) -> Iterator[Row]:
         raise BacoError(f"{path} is not valid UTF-8: give lines of text, or JSONL") from error
     # Not splitlines(): a JSON text may hold U+2028 and other characters that Python splits at.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix == ".json":
+    if suffix == ".json":
         yield from _by_id(path, text)
-    elif path.suffix in (".jsonl", ".ndjson"):
+    elif suffix in (".jsonl", ".ndjson"):
         for number, line in lines:
             where = f"{path}, line {number}"
             yield Row(_object(line, where), number, where)
