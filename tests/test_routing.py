@@ -125,6 +125,23 @@ def test_every_spelling_in_the_catalogue_round_trips(entry: parser.Entry) -> Non
     assert router(parsed.spelling) == parsed
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "P:0.9999999",
+        "H:1.23456789",
+        "P:0.4,share=0.12345678",
+        "P:0.4,distinct=0.12345678",
+        "P:0.4,siblings=1.2345678",
+        "Nudging:1e-09",
+    ],
+)
+def test_a_spelling_keeps_all_digits_of_its_numbers(spelling: str) -> None:
+    parsed = router(spelling)
+    assert parsed.spelling == spelling
+    assert router(parsed.spelling) == parsed
+
+
 def test_the_order_of_names_does_not_matter() -> None:
     assert router("FC-P-Punc:0.4").spelling == "P-FC-Punc:0.4"
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from baco.routing.signals import Past
+from baco.sampling.parameters import written
 
 # Steps along the grid for each token too few or too many.
 STEPS_PER_TOKEN = 2.0
@@ -50,8 +51,8 @@ class Adaptation:
     def arguments(self) -> dict[str, str]:
         """Its arguments in a spelling."""
         numbers = {"share": self.share, "distinct": self.distinct, "siblings": self.siblings}
-        written = {key: f"{value:g}" for key, value in numbers.items() if value is not None}
-        return written | ({} if self.over == "answer" else {"over": self.over})
+        given = {key: written(value) for key, value in numbers.items() if value is not None}
+        return given | ({} if self.over == "answer" else {"over": self.over})
 
     def steps(self, past: Past) -> Tensor:
         """Steps towards a higher base share, float32 [N]."""

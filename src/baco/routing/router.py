@@ -25,6 +25,7 @@ from baco.routing.rules import (
     Override,
 )
 from baco.routing.signals import Predictor, Signals
+from baco.sampling.parameters import written
 from baco.source import MODELS, Source
 from baco.text.vocabulary import Role
 
@@ -259,7 +260,7 @@ class RuleRouter:
 
     @property
     def spelling(self) -> str:
-        arguments = [] if self.threshold is None else [f"{self.threshold:g}"]
+        arguments = [] if self.threshold is None else [written(self.threshold)]
         adapts = {} if self.adaptation is None else self.adaptation.arguments
         arguments += [f"{key}={value}" for key, value in adapts.items()]
         arguments += [f"{role}={source}" for role, source in self.table]

@@ -145,3 +145,9 @@ def spelled(name: str, numbers: Sequence[float]) -> str:
     """How a part is written with all its numbers."""
     text = ",".join(map(str, numbers))
     return f"{name}:{text}" if text else name
+
+
+def written(number: float) -> str:
+    """The shortest text that is read as this number: of six digits, or of as many as it takes."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
