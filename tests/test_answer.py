@@ -249,11 +249,28 @@ def test_templates_can_be_overridden(llama: Baco) -> None:
         ([{"role": "system", "content": "x"}], "must end with"),
         ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'"),
         (["x"], "message 0 is 'x'"),
+        (None, "the prompt is None: give a text, or a list of messages"),
+        (float("nan"), "the prompt is nan"),
     ],
 )
 def test_a_bad_conversation_is_refused(llama: Baco, prompt: Any, message: str) -> None:
     with pytest.raises(BacoError, match=message):
         llama.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"system": 3}, "system is 3: give the text of a system message"),
+        ({"router": 0.4}, "router 0.4: give a spelling such as P-Punc:0.4, or a router"),
+        ({"digests": [b"one"]}, "1 digests for 2 prompts: give one for each prompt"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_decoded(
+    llama: Baco, arguments: Any, message: str
+) -> None:
+    with pytest.raises(BacoError, match=message):
+        llama.stream_batch(["Hi", "Plan a walk."], **{"router": "P:0.4", **arguments})
 
 
 def test_a_pair_is_found_by_short_name_or_folder_and_typos_get_a_hint() -> None:

@@ -180,6 +180,10 @@ class Baco:
             BacoError: no such router, or no threshold on a pair that was not calibrated for it.
         """
         if spelling is not None and not isinstance(spelling, str):
+            if not callable(spelling):
+                raise BacoError(
+                    f"router {spelling!r}: give a spelling such as P-Punc:0.4, or a router"
+                )
             return spelling
         name = spelling if spelling is not None else DEFAULT_ROUTER
         if not needs_threshold(name) or gives_threshold(name):
@@ -310,6 +314,10 @@ class Baco:
         """
         if isinstance(prompts, str):
             raise BacoError("prompts is one text: give a list of prompts, or use generate/stream")
+        if digests is not None and len(digests) != len(prompts):
+            raise BacoError(
+                f"{len(digests)} digests for {len(prompts)} prompts: give one for each prompt"
+            )
         decoder, chosen = self.decoder(chunks_per_step=MANY_CHUNKS), self.router(router)
         params = self.pair.defaults.updated(sampling).seeded()  # one seed for all prompts
         keys = digests if digests is not None else [None] * len(prompts)

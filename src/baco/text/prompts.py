@@ -102,9 +102,13 @@ def conversation(
     """
     if isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}]
+    elif not isinstance(prompt, Iterable):
+        raise BacoError(f"the prompt is {prompt!r}: give a text, or a list of messages")
     else:
         messages = [_message(index, message) for index, message in enumerate(prompt)]
     if system is not None:
+        if not isinstance(system, str):
+            raise BacoError(f"system is {system!r}: give the text of a system message")
         messages.insert(0, {"role": "system", "content": system})
     last = messages[-1]["role"] if messages else None
     if last not in ("user", "assistant"):
