@@ -337,6 +337,25 @@ def test_messages_of_many_lines_and_of_earlier_chats(demo: Baco) -> None:
         assert terminal.leave() == 0
 
 
+def test_a_system_message_that_the_template_refuses_can_be_taken_back(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{{ m.content }}\n{% endfor %}"
+    )
+    with Terminal("chat", "-s", "3", "--chat-template", str(template)) as terminal:
+        terminal.see("next seed 3")
+        terminal.press("/system Be brief" + ENTER)
+        terminal.see("system: Be brief")
+        terminal.press(QUESTION + ENTER)
+        terminal.see("refuses this conversation: no system role")
+        terminal.press("/system -" + ENTER + QUESTION + ENTER)
+        shown = terminal.see("next seed 4")
+        assert "Traceback" not in shown
+        terminal.press(CTRL_D)
+        assert terminal.leave() == 0
+
+
 def test_a_real_pipe_needs_no_terminal_and_no_colours() -> None:
     environment = os.environ | {"TERM": "dumb"}
     done = subprocess.run(

@@ -6,6 +6,7 @@ Commands are lines that begin with a slash.
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,9 +187,11 @@ class Session:
             f"n {settings['n']}",
             f"next seed {settings['seed']}",
         ]
-        used, window = conversation.room(conversation.messages("?"))
-        if window < _ENDLESS:
-            parts.append(f"{min(used, window)} of {window} tokens")
+        # A template may refuse the conversation; the answer to the next message reports it.
+        with suppress(BacoError):
+            used, window = conversation.room(conversation.messages("?"))
+            if window < _ENDLESS:
+                parts.append(f"{min(used, window)} of {window} tokens")
         return " · ".join(parts)
 
 
