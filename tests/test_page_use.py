@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -200,6 +200,45 @@ def test_a_wrong_router_is_reported_and_the_single_models_still_answer(
         expect(page.get_by_role("alert")).to_have_count(0)
         seen.settle()
         assert all(seen.column("baco"))
+
+
+def test_a_link_may_name_a_router_in_any_case_and_without_its_threshold(
+    browser: Browser, server: str, demo: Baco
+) -> None:
+    middle = demo.router("P-Punc")
+    with visit(browser, link(server, router="p-punc")) as seen:
+        seen.settle()
+        assert seen.column("baco") == [
+            answer.text for answer in demo.generate(PROMPT, n=2, seed=1, router=middle)
+        ]
+        expect(seen.page.locator("#dial")).to_be_enabled()
+        expect(seen.page.locator(".dial output")).to_contain_text("γ = ")
+        seen.page.get_by_text("Router:").click()
+        expect(seen.page.get_by_role("radio", name="P-Punc Punc keeps")).to_be_checked()
+        assert parse_qs(urlsplit(seen.page.url).fragment)["router"] == [middle.spelling]
+
+
+def test_a_threshold_that_adapts_is_not_compared_with_its_start(
+    browser: Browser, server: str, demo: Baco
+) -> None:
+    router = "P:0.1,share=0.5"
+    with visit(browser, link(server, router=router, n=1, compare=0)) as seen:
+        seen.settle()
+        page, card = seen.page, seen.page.get_by_role("tooltip")
+        expect(page.locator(".dial output")).to_have_text("γ adapts")
+        expect(page.locator("#dial")).to_be_disabled()
+        expect(page.locator("#dial-sentence")).to_contain_text("adapts while an answer is written")
+        expect(page.locator("#dial-sentence")).not_to_contain_text("10%")
+        for word in page.locator(".of-baco [data-word].base").all():
+            word.hover()
+            expect(card).to_contain_text("So base speaks.")
+            expect(card).not_to_contain_text("γ = 10%")
+
+
+def test_a_seed_that_the_page_cannot_hold_is_reported(browser: Browser, server: str) -> None:
+    with visit(browser, link(server, seed=2**53 + 1)) as seen:
+        expect(seen.page.get_by_role("alert")).to_contain_text(f"from 0 to {2**53 - 1}")
+        assert seen.answer_requests == 0
 
 
 def test_an_empty_prompt_is_reported_at_its_field(browser: Browser, server: str) -> None:

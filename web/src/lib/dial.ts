@@ -38,13 +38,29 @@ export function familyOf(spelling: string): string {
   return spelling.split(":")[0]!.trim();
 }
 
-/** γ of a spelling, null where it gives none. */
+/** Does γ move while an answer is written, as in P:share=0.2? */
+export function adapts(spelling: string): boolean {
+  return /[:,]\s*(share|distinct|siblings)\s*=/i.test(spelling);
+}
+
+/** γ of a spelling, null where it gives none or none that stays. */
 export function thresholdOf(spelling: string): number | null {
+  if (adapts(spelling)) return null;
   for (const part of spelling.split(":")[1]?.split(",") ?? []) {
     const number = Number(part);
     if (part.trim() && !Number.isNaN(number)) return number;
   }
   return null;
+}
+
+/** A link's spelling with the router's name as it is listed, and with γ where it leaves that out. */
+export function completed(spelling: string, routers: readonly RouterEntry[]): string {
+  const family = familyOf(spelling);
+  const entry = routers.find(({ name }) => name.toLowerCase() === family.toLowerCase());
+  if (!entry) return spelling;
+  const [, given] = spelling.split(/:(.*)/s);
+  if (given === undefined) return entry.takes_threshold ? spellingOf(entry) : entry.name;
+  return `${entry.name}:${given}`;
 }
 
 /** How a router is written when it is chosen: at the middle of its dial, or as its example says. */

@@ -87,7 +87,9 @@ export function problem(settings: Settings, limits: { n: number }): string | nul
   if (!Number.isInteger(n) || n < 1 || n > limits.n) {
     return `Answers: a whole number from 1 to ${limits.n}, please.`;
   }
-  if (!Number.isInteger(seed) || seed < 0) return "Seed: a whole number from 0, please.";
+  if (!Number.isSafeInteger(seed) || seed < 0) {
+    return `Seed: a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, please.`;
+  }
   for (const name of OPTIONAL) {
     if (Number.isNaN(settings[name])) return `${name.replace("_", " ")} is no number.`;
   }
