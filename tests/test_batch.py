@@ -214,8 +214,9 @@ def test_parquet_shards_hold_the_rows_of_json_lines(
     for row, record in zip(sorted(rows, key=lambda row: row["row"]), answers(whole), strict=True):
         for sample, same in zip(row["samples"], record["samples"], strict=True):
             assert sample.pop("logprobs") == pytest.approx(same.pop("logprobs"), abs=1e-5)
-            # A column of every row; JSON has it only where there is an error.
-            assert sample.pop("error") is None
+            # Columns of every row; JSON has them only where there is an error or a thinking.
+            for name in ("error", "thinking", "thinking_tokens"):
+                assert sample.pop(name) is None
             assert sample == same
         assert json.loads(row["params"]) == record["params"]
         names = ("row", "id", "prompt", "pair", "weights", "router", "seed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer, RwkvConfig, RwkvForCausalLM
@@ -487,6 +488,23 @@ def test_the_command_line_turns_thinking_off_and_records_it(
     off = json.loads(capsys.readouterr().out)
     assert "thinking" not in off["samples"][0]
     assert off["params"]["template_args"] == {"enable_thinking": False, "thinking": False}
+
+
+def test_shards_hold_the_thinking_in_every_format(tmp_path: Path) -> None:
+    pair, prompts = save_thinking_pair(tmp_path, template=DEEPSEEK_R1), tmp_path / "prompts.txt"
+    prompts.write_text(PROMPTS[0] + "\n")
+    models = ["--base", str(pair.base), "--aligned", str(pair.aligned), "--seed", "3"]
+    kept = []
+    for form in ("jsonl", "parquet"):
+        out = tmp_path / form
+        settings = ["-n", "2", "-r", "P:0.5", "--max-tokens", "9", "--format", form, *models]
+        assert run(["batch", str(prompts), str(out), *settings]) == 0
+        (shard,) = out.glob("rows-*")
+        text = shard.read_text() if form == "jsonl" else ""
+        (row,) = [json.loads(text)] if text else pq.read_table(shard).to_pylist()
+        kept.append([(one["thinking"], one["thinking_tokens"]) for one in row["samples"]])
+    assert kept[0] == kept[1]
+    assert all(count > 0 for _, count in kept[0])
 
 
 def test_a_terminal_shows_the_thinking_before_the_answer(demo: Baco) -> None:

@@ -69,6 +69,8 @@ def schema() -> Any:
             ("base_share", pa.float64()),
             ("switches", pa.int32()),
             ("finish_reason", text),
+            ("thinking", text),
+            ("thinking_tokens", pa.int32()),
             ("error", text),
         ]
     )
