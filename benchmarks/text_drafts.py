@@ -23,7 +23,7 @@ from benchmarks.two_tokenizers import PROMPTS, argument_parser
 
 def count(baco: Baco, prompt: str, router: str, n: int, options: dict[str, Any]) -> Counter[str]:
     """The tokens of the answers to a prompt, and those that drafts could have supplied."""
-    own, counts, stats = baco.pair.own, Counter[str](), EncodingStats()
+    own, counts, stats = baco.pair.own_vocabularies, Counter[str](), EncodingStats()
     assert own is not None
     rendered = baco.pair.renderer.render(prompt)
     answers = baco.generate(prompt, router=router, n=n, seed=1, **options)

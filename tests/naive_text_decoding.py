@@ -74,7 +74,7 @@ class Model:
     ) -> None:
         self.model, self.prompt, self.source = pair.model(source), prompt, source
         self.allowed = allowed
-        self.own = pair.own[source]
+        self.own = pair.own_vocabularies[source]
         self.data = [self.own.tokenizer.data[token] for token in range(self.own.tokenizer.size)]
         self.vocabulary = self.own.vocabulary
         self.spanned = {

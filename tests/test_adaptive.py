@@ -154,7 +154,7 @@ def test_counts_of_earlier_samples_are_those_of_their_first_tokens(
     length = len(answers[-1])
     cut = [tokens[:length] for tokens in answers]
     fresh = fresh_tokens(cut)
-    assert samples[-1].beside_earlier[2:] == (
+    assert samples[-1].sibling_counts[2:] == (
         fresh[-1] if len(answers) > 1 else length,
         sum(map(len, cut)),
         sum(token > 0 for tokens in cut for token in tokens),

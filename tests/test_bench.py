@@ -100,8 +100,8 @@ def test_the_bound_is_above_the_speed_without_drafts(report: dict[str, Any]) -> 
 @pytest.mark.parametrize("n", [1, 3])
 def test_models_with_different_tokenizers_are_timed_by_text_without_an_end(n: int) -> None:
     pair = baco_of_kinds("gemma", "gpt2").pair
-    assert pair.own is not None
-    ends = {source: own.end_ids for source, own in pair.own.items()}
+    assert pair.own_vocabularies is not None
+    ends = {source: own.end_ids for source, own in pair.own_vocabularies.items()}
     params = never_ending(pair, TOKENS, n=n, seed=3)
     given = Task(pair.renderer.render(PROMPT), parse("Rand:0.5"), params)
     both, alone = Paired(pair).decode(given), Generate(pair).decode(given)
@@ -114,7 +114,7 @@ def test_models_with_different_tokenizers_are_timed_by_text_without_an_end(n: in
         assert {*sources} == {"base", "aligned"}
         assert not any(token in ends[source] for token, source in zip(answer, sources, strict=True))
     assert both.characters is not None and both.characters > 0
-    assert pair.own["base"].end_ids == ends["base"]  # the pair itself still ends
+    assert pair.own_vocabularies["base"].end_ids == ends["base"]  # the pair itself still ends
 
 
 def test_a_pair_with_two_tokenizers_is_timed_by_characters(

@@ -27,20 +27,20 @@ WORDS = (
 
 def written_in_turn(pair: Pair, turn: int) -> OwnReading:
     """The reading of an answer whose words the models write in turn; the base model ends it."""
-    assert pair.own is not None
+    assert pair.own_vocabularies is not None
     tokens, sources = list[int](), list[Source]()
     for number, word in enumerate(WORDS):
         source = MODELS[(number + turn) % 2]
-        ids = pair.own[source].tokenizer.encode(word.encode())
+        ids = pair.own_vocabularies[source].tokenizer.encode(word.encode())
         tokens, sources = [*tokens, *ids], [*sources, *[source] * len(ids)]
-    tokens, sources = [*tokens, min(pair.ends("base"))], [*sources, "base"]
+    tokens, sources = [*tokens, min(pair.end_ids_of("base"))], [*sources, "base"]
     return OwnReading.of(pair, tokens, sources)
 
 
 @pytest.mark.parametrize("kinds", [("gpt2", "gemma"), ("unigram", "llama3")])
 def test_figures_are_those_of_full_forwards_at_every_word_start(kinds: tuple[str, str]) -> None:
     pair, gamma = baco_of_kinds(*kinds).pair, 0.3
-    assert pair.own is not None
+    assert pair.own_vocabularies is not None
     prompt = pair.renderer.render(PROMPT)
     prompts: dict[Source, tuple[int, ...]] = {
         "base": prompt.base_ids,
@@ -49,7 +49,7 @@ def test_figures_are_those_of_full_forwards_at_every_word_start(kinds: tuple[str
     sums = TextAgreement()
     words, base_words, seams = 0, 0, 0
     nats = dict.fromkeys(MODELS, 0.0)
-    data = {model: own.tokenizer.data for model, own in pair.own.items()}
+    data = {model: own.tokenizer.data for model, own in pair.own_vocabularies.items()}
     for turn in (0, 1):
         reading = written_in_turn(pair, turn)
         sums.add(pair, prompt, reading)
@@ -71,11 +71,11 @@ def test_figures_are_those_of_full_forwards_at_every_word_start(kinds: tuple[str
                 rows[model] = pair.model(model).score([*prompts[model], *read])[-1]
                 nats[model] += float(entropy(rows[model]))
             words += 1
-            if active is None or pair.words_of(active).word_start[int(rows[active].argmax())]:
+            if active is None or pair.vocabulary_of(active).word_start[int(rows[active].argmax())]:
                 active = "base" if max_probability(rows["base"]) < gamma else "aligned"
             base_words += active == "base"
             if before and after:
-                seams += pair.own["base"].tokenizer.is_seam(reading.text, place)
+                seams += pair.own_vocabularies["base"].tokenizer.is_seam(reading.text, place)
     assert sums.positions == words > 20
     assert sums.base_words[f"P:{gamma}"] == base_words
     assert 0 < base_words < words
@@ -101,8 +101,8 @@ def test_a_model_agrees_with_itself_through_permuted_ids() -> None:
 def test_words_agree_where_one_text_begins_the_other_beyond_white_space() -> None:
     baco = baco_of_kinds("gemma", "gpt2")
     pair = baco.pair
-    assert pair.own is not None
-    base, aligned = (pair.own[model].tokenizer for model in MODELS)
+    assert pair.own_vocabularies is not None
+    base, aligned = (pair.own_vocabularies[model].tokenizer for model in MODELS)
 
     def rows(text: bytes, other: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         one = torch.zeros(1, base.size), torch.zeros(1, aligned.size)
@@ -125,8 +125,8 @@ def test_words_agree_where_one_text_begins_the_other_beyond_white_space() -> Non
 
 def test_a_router_decides_the_first_word_even_where_no_word_start_is_likely() -> None:
     pair = baco_of_kinds("gemma", "gpt2").pair
-    words = pair.words_of("aligned")
-    base, aligned = torch.zeros(1, pair.words_of("base").size), torch.zeros(1, words.size)
+    words = pair.vocabulary_of("aligned")
+    base, aligned = torch.zeros(1, pair.vocabulary_of("base").size), torch.zeros(1, words.size)
     aligned[0, int((~words.word_start).nonzero()[0])] = 9.0
     sums = TextAgreement()
     sums._compare(pair, {"base": Distribution(base), "aligned": Distribution(aligned)})

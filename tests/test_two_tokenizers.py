@@ -406,8 +406,8 @@ def test_one_tokenizer_can_be_demanded_and_pairs_that_have_it_share_token_ids() 
     }
     with pytest.raises(BacoError, match=r"vocabularies differ at token .* needs one tokenizer"):
         make_pair("two", models["gpt2"], models["gemma"], separate_tokenizers=False)
-    assert make_pair("two", models["gpt2"], models["gemma"]).own is not None
-    assert make_pair("one", models["gpt2"], models["gpt2"]).own is None
+    assert make_pair("two", models["gpt2"], models["gemma"]).own_vocabularies is not None
+    assert make_pair("one", models["gpt2"], models["gpt2"]).own_vocabularies is None
 
 
 def test_a_sweep_refuses_methods_that_compare_distributions_before_it_begins(

@@ -55,7 +55,7 @@ def tokens_of(mask: Any) -> set[int]:
 
 def held(baco: Baco, structure: dict[str, Any], prompt: str = PROMPT) -> dict[str, Any]:
     """For the naive decoder: what a structure allows, from automata that begin anew each time."""
-    own, constraints = baco.pair.own, constraints_of(baco, structure, prompt)
+    own, constraints = baco.pair.own_vocabularies, constraints_of(baco, structure, prompt)
     assert own is not None
 
     def following(source: Source, ids: list[int]) -> set[int]:
@@ -209,7 +209,7 @@ def test_explained_tokens_name_a_predicted_token_that_is_allowed() -> None:
     while decoder.busy:
         for chunk in decoder.step():
             predicted |= {token.why.predicted for token in chunk.tokens if token.why}
-    predicted -= {-1, *baco.pair.ends("base")}
+    predicted -= {-1, *baco.pair.end_ids_of("base")}
     texts = {baco.pair.spelling(token, "base").decode() for token in predicted}
     assert texts
     assert all(text.strip(" 0123456789!") == "" for text in texts)

@@ -129,7 +129,7 @@ def assert_is_naive(
         The sources of the answer.
     """
     rendered = baco.pair.renderer.render(prompt)
-    reads, rule = rule_of(answer.router, baco.pair.words_of("base"))
+    reads, rule = rule_of(answer.router, baco.pair.vocabulary_of("base"))
     tokens, sources = naive_text_decoding.decode(
         baco.pair,
         rendered.base_ids,

@@ -66,7 +66,7 @@ def test_a_text_has_the_same_ids_whether_it_is_cut_at_safe_seams_or_not(parts: l
 def test_answers_are_those_of_the_naive_reference(
     baco: Baco, router: str, temperature: float, max_tokens: int
 ) -> None:
-    assert baco.pair.own is not None  # the tokenizers were recognised as different
+    assert baco.pair.own_vocabularies is not None  # the tokenizers were recognised as different
     drawn: dict[str, Any] = {"seed": 4, "temperature": temperature, "max_tokens": max_tokens}
     (answer,) = baco.generate(PROMPT, router=router, **drawn)
     assert {*assert_is_naive(baco, answer, PROMPT, **drawn)} == {"base", "aligned"}
@@ -101,7 +101,7 @@ def test_permuting_the_ids_of_a_real_tokenizer_changes_no_byte_of_any_answer(
 ) -> None:
     models = smollm2.pair.base, smollm2.pair.aligned
     forced = Baco(make_pair("forced", *models, separate_tokenizers=True))
-    assert identity.pair.own is not None  # the tokenizers were recognised as different
+    assert identity.pair.own_vocabularies is not None  # the tokenizers were recognised as different
     expected, answers = (
         baco.generate(PROMPT, router="Rand:0.5", n=2, seed=2, max_tokens=16)
         for baco in (forced, identity)

@@ -345,7 +345,7 @@ class Baco:
         """Which rules of decoding the backend keeps, and what it can report."""
         if self.backend is None:
             here = backends.backend_of(self.pair.weights_formats)
-            one_tokenizer = self.pair.own is None
+            one_tokenizer = self.pair.own_vocabularies is None
             return Capabilities(
                 here,
                 samplers=True,
@@ -395,7 +395,7 @@ class Baco:
             "prefix_cache": self.prefix_cache,
         }
         make: Callable[[], Engine | SharedTextEngine]
-        if self.pair.own is None:
+        if self.pair.own_vocabularies is None:
             make = partial(Engine, self.pair, draft=self.draft, **options)
         else:
             make = partial(SharedTextEngine, self.pair, **options)

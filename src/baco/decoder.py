@@ -197,6 +197,7 @@ class Decoder:
         # A model that never writes does not think.
         thinks = prompt.thinking if router.only != "base" else None
         ticket, structure = self._next, params.structure
+        shares_text = self.pair.own_vocabularies is not None
         constraints: Mapping[Source, Constraint] = {}
         if structure is not None and self.structured:
             constraints = self.pair.constraints(structure, joining_space=prompt.joining_space)
@@ -211,9 +212,9 @@ class Decoder:
             self.pair.thinking_tokens(thinks),
             digest=prompt.digest,
             cache_salt=cache_salt,
-            shares_text=self.pair.own is not None,
+            shares_text=shares_text,
             constraint=constraints.get("aligned"),
-            base_constraint=constraints.get("base") if self.pair.own is not None else None,
+            base_constraint=constraints.get("base") if shares_text else None,
         )
         sequences = self.engine.add(request)
         self._next += 1
@@ -332,24 +333,24 @@ class Decoder:
             stopped = self._extend_text(sequence)
         except Exception as error:
             log.error("an answer's text cannot be decoded: %r", error, exc_info=error)
-            self.engine.stop(sequence, sequence.hidden + text.tokens)
+            self.engine.stop(sequence, sequence.num_thinking + text.tokens)
             failure = Failure("process", failure_message(error))
             sequence.finish_reason, sequence.error = "error", failure
         else:
             if stopped:
-                self.engine.stop(sequence, sequence.hidden + text.tokens)
+                self.engine.stop(sequence, sequence.num_thinking + text.tokens)
         return self._chunk(sequence)
 
     def _extend_text(self, sequence: SequenceState) -> bool:
         """Add a sequence's new tokens to its text; returns whether its text ends."""
         answer = self._answers[sequence]
         text, thinking = answer.text, answer.thinking
-        if thinking is not None and answer.read <= sequence.hidden:
-            for token in sequence.tokens[answer.read : sequence.hidden]:
+        if thinking is not None and answer.read <= sequence.num_thinking:
+            for token in sequence.tokens[answer.read : sequence.num_thinking]:
                 thinking.push(token)
             if sequence.finish_reason is not None:
                 thinking.close()
-            answer.read = max(answer.read, sequence.hidden)
+            answer.read = max(answer.read, sequence.num_thinking)
         new = slice(answer.read, None)
         answer.read = len(sequence.tokens)
         for token, source in zip(sequence.tokens[new], sequence.sources[new], strict=True):
@@ -361,21 +362,21 @@ class Decoder:
         answer = self._answers[sequence]
         pieces = tuple(answer.text.pieces[answer.pieces :])
         thinking = "" if answer.thinking is None else answer.thinking.text[answer.thought :]
-        hidden = sequence.hidden
+        before = sequence.num_thinking
         tokens = tuple(
             Token(
                 sequence.tokens[at],
                 sequence.sources[at],
                 sequence.logprobs[at],
-                answer.text.texts[at - hidden],
-                answer.text.offsets[at - hidden],
+                answer.text.texts[at - before],
+                answer.text.offsets[at - before],
                 sequence.top_logprobs[at] if sequence.top_logprobs else None,
                 sequence.why[at] if sequence.why else None,
             )
-            for at in range(hidden + answer.tokens, hidden + answer.text.tokens)
+            for at in range(before + answer.tokens, before + answer.text.tokens)
         )
-        thinking_tokens = hidden - answer.thinking_tokens
-        answer.thought, answer.thinking_tokens = answer.thought + len(thinking), hidden
+        thinking_tokens = before - answer.thinking_tokens
+        answer.thought, answer.thinking_tokens = answer.thought + len(thinking), before
         answer.pieces, answer.tokens = answer.pieces + len(pieces), answer.tokens + len(tokens)
         ticket, completion = sequence.request.index, None
         if sequence.finish_reason is not None:
@@ -400,7 +401,7 @@ class Decoder:
 def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
     assert sequence.finish_reason is not None
     assert sequence.request.params.seed is not None
-    answered, tops = slice(sequence.hidden, None), sequence.top_logprobs
+    answered, tops = slice(sequence.num_thinking, None), sequence.top_logprobs
     failure = sequence.error
     return Completion(
         sample=sequence.sample,
@@ -419,6 +420,6 @@ def _completion(sequence: SequenceState, answer: _Answer) -> Completion:
         date=answer.date,
         cached_tokens=sequence.cached_tokens,
         thinking="" if answer.thinking is None else answer.thinking.text,
-        thinking_tokens=sequence.hidden,
+        thinking_tokens=sequence.num_thinking,
         schema=sequence.request.params.schema,
     )

@@ -84,27 +84,27 @@ def never_ending(pair: Pair, tokens: int, **sampling: Any) -> SamplingParams:
     Speeds are comparable only where answers have one length, so no end token is ever drawn.
     """
     # Models with different tokenizers never draw an end by `_without_ends`.
-    bias = {} if pair.own is not None else dict.fromkeys(pair.end_ids, _NEVER)
+    bias = {} if pair.own_vocabularies is not None else dict.fromkeys(pair.end_ids, _NEVER)
     given = {"temperature": 1.0, "max_tokens": tokens, "logit_bias": bias, "stop": ()}
     return pair.defaults.updated(given | sampling).seeded()
 
 
 def _without_ends(pair: Pair) -> Pair:
     """A pair of models with different tokenizers that never draw an end token."""
-    assert pair.own is not None
+    assert pair.own_vocabularies is not None
     own = {}
-    for source, tables in pair.own.items():
+    for source, tables in pair.own_vocabularies.items():
         banned = tables.banned.clone()
         banned[sorted(tables.end_ids)] = True
         own[source] = replace(tables, end_ids=frozenset[int](), banned=banned)
-    return replace(pair, own=own)
+    return replace(pair, own_vocabularies=own)
 
 
 def _characters(
     pair: Pair, answers: Sequence[Sequence[int]], sources: Sequence[Sequence[Source]]
 ) -> int | None:
     """See `Run.characters`."""
-    if pair.own is None:
+    if pair.own_vocabularies is None:
         return None
     texts = (
         b"".join(pair.spelling(token, source) for token, source in zip(ids, names, strict=True))
@@ -153,7 +153,7 @@ class Paired:
         """Decode one task, timed, on a new engine."""
         watch = Stopwatch(self.pair.aligned.device)
         engine: Engine | SharedTextEngine
-        if self.pair.own is None:
+        if self.pair.own_vocabularies is None:
             engine = Engine(
                 self.pair, max_rows=task.params.n, speculate=self.speculate, memory=self.memory
             )

@@ -94,7 +94,7 @@ def load(
     ours = load_pair(known, dtype=dtype, device=device)
     if compile:
         compile_models((ours.base, ours.aligned))
-    two = ours.own is not None
+    two = ours.own_vocabularies is not None
     plain = load_pair(known, dtype=dtype, device=device, packed=False, separate_tokenizers=two)
     return Weights(ours, plain)
 
@@ -131,7 +131,7 @@ def measure(
         BacoError: a prompt and its answers do not fit a context window.
     """
     pair = weights.ours
-    left_out = {} if pair.own is None else _LEFT_OUT
+    left_out = {} if pair.own_vocabularies is None else _LEFT_OUT
     settings = replace(settings, parts=settings.parts.difference(left_out))
     tasks = repeated_tasks(pair, prompts, settings.router, settings.tokens, settings.repeats)
     contestants: dict[str, Contestant] = {
@@ -148,7 +148,7 @@ def measure(
     report: dict[str, Any] = {name: round(ratio.middle, 3) for name, ratio in speed_ratios.items()}
     report |= _description(pair, settings)
     report["ratios"] = {name: asdict(ratio) for name, ratio in speed_ratios.items()}
-    unit = report["unit"] = "token" if pair.own is None else "character"
+    unit = report["unit"] = "token" if pair.own_vocabularies is None else "character"
     report["contestants"] = [_figures(entry, unit) for entry in entries]
     report["left_out"] = left_out
     report["same_answers"] = same_answers(entries)
@@ -188,12 +188,12 @@ def _agreement(pair: Pair, tasks: Sequence[Task], runs: Sequence[Run]) -> float:
     """
     by_token, by_word = Agreement(), TextAgreement()
     for task, run in zip(tasks, runs, strict=True):
-        if pair.own is None:
+        if pair.own_vocabularies is None:
             by_token.add(pair, task.prompt, run.answers[0])
         else:
             reading = OwnReading.of(pair, run.answers[0], run.sources[0])
             by_word.add(pair, task.prompt, reading)
-    sums = by_token if pair.own is None else by_word
+    sums = by_token if pair.own_vocabularies is None else by_word
     return sums.agree / max(1, sums.positions)
 
 
@@ -254,7 +254,7 @@ def bound(pair: Pair) -> dict[str, Any]:
             a cache that holds them all counts as it does in decoding.
         flops: operations per second of a large matrix product in the weights' own dtype.
         bytes: of the weights that one forward of each model reads.
-        parameters: that one token is multiplied with, of both models.
+        parameters: the weights of both models that one token is multiplied with.
         few: tokens per second at n = 1 if both models are read at every token and all else is free.
         many: tokens per second at large batches, two operations for each parameter and token.
     """

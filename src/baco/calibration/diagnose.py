@@ -169,7 +169,7 @@ def diagnose(
         for answerer in ANSWERERS:
             for completion in answered[answerer].samples[index]:
                 ids: Sequence[int] = completion.token_ids
-                if pair.own is None:
+                if pair.own_vocabularies is None:
                     by_token.add(pair, prompt, ids)
                 else:
                     reading = OwnReading.of(pair, ids, completion.sources)
@@ -185,7 +185,7 @@ def diagnose(
         "first_token": _first_token(pair, rendered),
         "cost": answered[TOGETHER].pace(pair) / answered["Aligned"].pace(pair),
     }
-    if pair.own is None:
+    if pair.own_vocabularies is None:
         return _conclude(pair, len(prompts), figures, _compared(pair, by_token))
     return _conclude(pair, len(prompts), figures, _compared_by_word(by_word, answered[TOGETHER]))
 
@@ -217,7 +217,7 @@ class _Answers:
 
     def pace(self, pair: Pair) -> float:
         """Seconds for a token; for a character where the models have different tokenizers."""
-        sizes = (len(c.token_ids if pair.own is None else c.text) for c in self.all)
+        sizes = (len(c.token_ids if pair.own_vocabularies is None else c.text) for c in self.all)
         return self.seconds / max(sum(sizes), 1)
 
 
@@ -255,7 +255,7 @@ def _first_token(pair: Pair, rendered: Sequence[Prompt]) -> float:
 
 def _begin_with_space(pair: Pair, model: Source) -> torch.Tensor:
     """The tokens of a model whose text begins with a space: bool [V]."""
-    size, tokens = pair.words_of(model).size, spell(pair.tokenizer_of(model))
+    size, tokens = pair.vocabulary_of(model).size, spell(pair.tokenizer_of(model))
     spaced = torch.zeros(size, dtype=torch.bool)
     spaced[[t.id for t in tokens if t.data[:1] == b" " and t.id < size]] = True
     return spaced
@@ -368,7 +368,7 @@ def _conclude(
 def _sharing(pair: Pair) -> str:
     if not pair.shares_weights:
         return "each model has its own weights"
-    if pair.own is not None:
+    if pair.own_vocabularies is not None:
         return "one set of weights, in a forward for each model: they share text, not token ids"
     if isinstance(pair.joint, str):
         return f"one set of weights, in a forward for each model: {pair.joint}"

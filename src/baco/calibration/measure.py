@@ -49,7 +49,7 @@ def calibrate(
         raise BacoError(f"samples is {samples}: diversity needs at least 2 answers to a prompt")
     if not prompts:
         raise BacoError("no prompts to calibrate on: give at least one")
-    if baco.pair.own is not None:
+    if baco.pair.own_vocabularies is not None:
         check_router(parse(router, grid[0]))
 
     def measured(spelling: Any) -> tuple[float, float]:

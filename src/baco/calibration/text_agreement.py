@@ -54,16 +54,16 @@ class OwnReading:
             token_ids: the tokens of an answer, each an id of its source.
             sources: of these tokens.
         """
-        assert pair.own is not None
+        assert pair.own_vocabularies is not None
         own: dict[Source, OwnTokens] = {
-            model: OwnTokens(tables.tokenizer) for model, tables in pair.own.items()
+            model: OwnTokens(tables.tokenizer) for model, tables in pair.own_vocabularies.items()
         }
         shared = SharedText(dict(own.items()))
         stats, ended = EncodingStats(), False
         for token, name in zip(token_ids, sources, strict=True):
             source: Source = "base" if name == "base" else "aligned"
             own[source].read(bytes(shared.data), stats)
-            ended = token in pair.ends(source)
+            ended = token in pair.end_ids_of(source)
             if not ended:
                 shared.append(source, token)
         for tokens in own.values():
@@ -130,7 +130,7 @@ class TextAgreement:
     @torch.inference_mode()
     def add(self, pair: Pair, prompt: Prompt, answer: OwnReading) -> None:
         """Run both models over one answer, and add what they compute."""
-        assert pair.own is not None
+        assert pair.own_vocabularies is not None
         prompts: dict[Source, tuple[int, ...]] = {
             "base": prompt.base_ids,
             "aligned": prompt.aligned_ids,
@@ -154,7 +154,7 @@ class TextAgreement:
         inner = [place for place in places if 0 < place < len(answer.text)]
         self.inner += len(inner)
         for model in MODELS:
-            tokenizer = pair.own[model].tokenizer
+            tokenizer = pair.own_vocabularies[model].tokenizer
             self.seams[model] += sum(tokenizer.is_seam(answer.text, place) for place in inner)
         self._compare(pair, at_words)
 
@@ -167,14 +167,16 @@ class TextAgreement:
         if place == len(answer.text):
             return answer.ended
         return any(
-            bool(pair.words_of(model).word_start[answer.ids[model][answer.places[model][place]]])
+            bool(
+                pair.vocabulary_of(model).word_start[answer.ids[model][answer.places[model][place]]]
+            )
             for model in MODELS
         )
 
     def _compare(self, pair: Pair, at_words: dict[Source, Distribution]) -> None:
         """Add what the distributions at the word starts of one answer say."""
         tops = {model: at_words[model].top for model in MODELS}
-        roles = pair.words_of("base").role[tops["base"]].tolist()
+        roles = pair.vocabulary_of("base").role[tops["base"]].tolist()
         pairs = zip(tops["base"].tolist(), tops["aligned"].tolist(), roles, strict=True)
         for base, aligned, number in pairs:
             same, role = _same_word(pair, base, aligned), Role(number).name.lower()
@@ -192,7 +194,7 @@ class TextAgreement:
 
     def _sources(self, pair: Pair, at_words: dict[Source, Distribution]) -> Tensor:
         """The sources of the words of one answer by every router: bool [R, N], True for base."""
-        words = {model: pair.words_of(model) for model in MODELS}
+        words = {model: pair.vocabulary_of(model) for model in MODELS}
         signals = {
             model: Signals(
                 at_words["base"], at_words["aligned"], words[model], own_vocabularies=words
@@ -210,7 +212,7 @@ class TextAgreement:
 
 def _same_word(pair: Pair, base: int, aligned: int) -> bool:
     """Whether two most likely tokens can begin the same word."""
-    ends = (base in pair.ends("base"), aligned in pair.ends("aligned"))
+    ends = (base in pair.end_ids_of("base"), aligned in pair.end_ids_of("aligned"))
     if any(ends):
         return all(ends)
     one, other = pair.spelling(base, "base"), pair.spelling(aligned, "aligned")

@@ -140,7 +140,9 @@ class Batch:
 
     def last_tokens(self) -> Tensor:
         """The last token of each answer, int64 [B]; ``NO_TOKEN`` where it has none."""
-        last = [row.tokens[-1] if len(row.tokens) > row.hidden else NO_TOKEN for row in self.rows]
+        last = [
+            row.tokens[-1] if len(row.tokens) > row.num_thinking else NO_TOKEN for row in self.rows
+        ]
         return tensor_on(self.device, last, torch.int64)
 
     def last_sources(self) -> Tensor:
@@ -251,11 +253,11 @@ class Batch:
         source: Tensor,
         drafted: Sequence[Sequence[int]],
     ) -> None:
-        """Count anew, in place, at the positions of rows whose penalties have a window.
+        """Replace the counts at the positions of rows whose penalties have a window, in place.
 
         Args:
-            counts: from `token_counts`.
-            row, source: as there.
+            counts: what `token_counts` returned.
+            row, source: as for `token_counts`.
             drafted: the draft tokens before each position.
         """
         in_prompt, in_answer = counts

@@ -51,12 +51,12 @@ class Positions:
 
     @property
     def most(self) -> int:
-        """Q."""
+        """Q, the most positions of any row."""
         return max(self.counts)
 
     @property
     def uniform(self) -> bool:
-        """Whether all rows have the same number."""
+        """Whether all rows have the same number of positions."""
         return len(self.row) == len(self.counts) * self.most
 
     def drafted_before(self) -> list[list[int]]:
@@ -137,13 +137,13 @@ class Draft:
         row, offset = positions.row.tolist(), positions.offset.tolist()
         drafted = positions.draft_tokens.tolist() if positions.most > 1 else None
         device = positions.row.device
-        lengths = [len(sequence.tokens) - sequence.hidden for sequence in rows]
+        lengths = [len(sequence.tokens) - sequence.num_thinking for sequence in rows]
         bases = [sequence.sources.count("base") for sequence in rows]
 
         def tail(position: int, count: int) -> list[int]:
             sequence, after = rows[row[position]], offset[position]
             tokens: list[int] = sequence.tokens[
-                max(sequence.hidden, len(sequence.tokens) - count) :
+                max(sequence.num_thinking, len(sequence.tokens) - count) :
             ]
             if drafted is not None:
                 tokens += drafted[row[position]][:after]
@@ -157,7 +157,7 @@ class Draft:
         )
 
     def _siblings(self) -> Siblings:
-        columns = [row.beside_earlier for row in self.batch.rows]
+        columns = [row.sibling_counts for row in self.batch.rows]
         table = tensor_on(self.positions.row.device, columns, torch.int64)[self.positions.row]
         return Siblings(*table.unbind(dim=1))
 

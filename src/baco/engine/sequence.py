@@ -110,15 +110,16 @@ class SequenceState:
             source of a token that a combiner drew from both models is None.
         top_logprobs, why: the same, where the request wants them.
         phase: the aligned model alone is read until the answer begins.
-        hidden: how many of the tokens are thinking, what encloses it included. The base model does
-            not read these.
+        num_thinking: how many of the tokens are thinking, the marks around it included. The base
+            model does not read these.
         error: what went wrong, where ``finish_reason`` is ``error`` or will be after the step.
         cached_tokens: tokens of the aligned model's prompt that an earlier request had read.
         earlier: the lower-numbered samples of the request, where its router reads them.
-        endings: the last tokens at each position so far, and the first position where they were;
-            filled where the router of the request reads them. `cut` does not shorten it.
-        num_base_at, num_fresh_at: the same of its first 0, 1, … tokens, how many have the source
-            base, and how many are fresh, as :class:`baco.routing.signals.Siblings` says.
+        endings: each `ending` that the sequence has had → the first length at which it had it.
+            Filled only where the router of the request reads it. `cut` does not shorten it.
+        num_base_at, num_fresh_at: entry i counts the first i tokens: those whose source is base,
+            and those that are fresh (:class:`baco.routing.signals.Siblings`). Filled where
+            ``endings`` is.
         shared_text: the answer in the ids of each model, where the tokenizers differ. Then each
             token is an id of its source.
     """
@@ -136,7 +137,7 @@ class SequenceState:
     error: Failure | None = None
     cached_tokens: int = 0
     phase: Phase = field(init=False)
-    hidden: int = 0
+    num_thinking: int = 0
     shared_text: SharedText | None = None
     earlier: Sequence["SequenceState"] = ()
     endings: dict[tuple[int | None, ...], int] = field(default_factory=dict)
@@ -167,12 +168,12 @@ class SequenceState:
         """
         if self.shared_text is not None:
             return self.shared_text.own[model].ids
-        return self.tokens[self.hidden :] if model == "base" and self.hidden else self.tokens
+        return self.answer if model == "base" else self.tokens
 
     @property
     def automaton(self) -> Automaton | None:
-        """Where its answer is in its structure; None while it thinks, where anything goes, or where
-        the structure cannot be followed.
+        """The automaton that follows its answer through its structure; None without a structure,
+        while it thinks, and after an error.
         """
         return self._automaton_of("aligned", self.request.constraint)
 
@@ -196,13 +197,13 @@ class SequenceState:
             return Following(constraint.before)
         assert self.shared_text is not None
         ids = self.tokens_of(model)
-        ids = ids[self.hidden :] if model == "aligned" and self.hidden else ids
+        ids = ids[self.num_thinking :] if model == "aligned" and self.num_thinking else ids
         return automaton.after(bytes(self.shared_text.data), ids)
 
     @property
     def answer(self) -> list[int]:
         """Its tokens without those of the thinking."""
-        return self.tokens[self.hidden :] if self.hidden else self.tokens
+        return self.tokens[self.num_thinking :] if self.num_thinking else self.tokens
 
     @property
     def most_ids(self) -> int:
@@ -210,29 +211,35 @@ class SequenceState:
         return self.limit * _IDS_PER_TOKEN if self.request.shares_text else self.limit
 
     def ending(self, length: int) -> tuple[int | None, ...]:
-        """The last tokens of its first ``length``, None where there are fewer."""
+        """The last `ALIKE_TOKENS` of its first ``length`` tokens, padded with None on the left."""
         tokens = self.tokens[max(0, length - ALIKE_TOKENS) : length]
         return (*[None] * (ALIKE_TOKENS - len(tokens)), *tokens)
 
     def note_endings(self, length: int) -> None:
-        """Take note of its endings from ``length`` tokens on, for later samples."""
+        """Add its endings from ``length`` tokens on to ``endings``, which later samples read."""
         for position in range(length, len(self.tokens) + 1):
             self.endings.setdefault(self.ending(position), position)
 
     def count_tokens(self) -> None:
-        """Count its new tokens, once its endings and those of earlier samples are noted."""
+        """Extend ``num_base_at`` and ``num_fresh_at`` to its new tokens. Call `note_endings` first,
+        on it and on the earlier samples.
+        """
         for length in range(len(self.num_base_at), len(self.tokens) + 1):
             self.num_base_at.append(self.num_base_at[-1] + (self.sources[length - 1] == "base"))
             self.num_fresh_at.append(self.num_fresh_at[-1] + (self.alike(length) == 0))
 
     def alike(self, length: int) -> int:
-        """How many earlier samples had its ending after ``length`` tokens there or before."""
+        """How many earlier samples had its ending after ``length`` tokens, at that length or a
+        shorter one.
+        """
         ending = self.ending(length)
         return sum(other.endings.get(ending, length + 1) <= length for other in self.earlier)
 
     @property
-    def beside_earlier(self) -> tuple[int, ...]:
-        """The columns of :class:`baco.routing.signals.Siblings` at its next position."""
+    def sibling_counts(self) -> tuple[int, ...]:
+        """What :class:`baco.routing.signals.Siblings` holds before its next token, in the order of
+        the attributes there.
+        """
         samples, length = (*self.earlier, self), len(self.tokens)
         lengths = [min(length, len(sample.num_base_at) - 1) for sample in samples]
         pairs = list(zip(samples, lengths, strict=True))
@@ -247,11 +254,11 @@ class SequenceState:
         )
 
     def think(self, token: int) -> bool:
-        """Take a token of the aligned model into the thinking.
+        """Move to the phase that follows from the aligned model's next token.
 
         Returns:
-            False where the token is none of the thinking. Then the answer begins in its place, and
-            the router decides who writes there.
+            Whether the token belongs to the thinking. If not, drop it: the answer begins in its
+            place, and the router decides which model writes there.
         """
         thinking = self.request.thinking
         assert thinking is not None
@@ -262,10 +269,10 @@ class SequenceState:
         elif token not in thinking.separators:
             self.phase = "answer"
         if self.phase != "answer":
-            self.hidden += 1
+            self.num_thinking += 1
             return True
         if self.answer_limit is not None:
-            self.limit = min(self.limit, self.hidden + self.answer_limit)
+            self.limit = min(self.limit, self.num_thinking + self.answer_limit)
         return False
 
     @property
@@ -283,12 +290,12 @@ class SequenceState:
         """Keep only the first ``tokens`` tokens."""
         for column in self._columns:
             del column[tokens:]
-        self.hidden = min(self.hidden, tokens)
+        self.num_thinking = min(self.num_thinking, tokens)
 
     def extend(self, other: "SequenceState", start: int) -> None:
         """Append the tokens that another sequence of the same sample has from ``start`` on."""
         for mine, theirs in zip(self._columns, other._columns, strict=True):
             mine.extend(theirs[start:])
-        self.phase, self.hidden, self.limit = other.phase, other.hidden, other.limit
+        self.phase, self.num_thinking, self.limit = other.phase, other.num_thinking, other.limit
         self.endings = other.endings
         self.num_base_at, self.num_fresh_at = other.num_base_at, other.num_fresh_at

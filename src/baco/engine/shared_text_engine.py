@@ -101,15 +101,15 @@ class SharedTextEngine(ScheduledEngine):
         chunks_per_step: int = MANY_CHUNKS,
         prefix_cache: PrefixCache | None = None,
     ) -> None:
-        assert pair.own is not None
-        self.pair, self._own = pair, pair.own
+        assert pair.own_vocabularies is not None
+        self.pair, self._own = pair, pair.own_vocabularies
         device = pair.aligned.device
         models = {"base": pair.base, "aligned": pair.aligned}
-        self._vocabularies = {name: own.vocabulary.to(device) for name, own in pair.own.items()}
-        self._banned = {name: own.banned.to(device) for name, own in pair.own.items()}
+        self._vocabularies = {name: own.vocabulary.to(device) for name, own in self._own.items()}
+        self._banned = {name: own.banned.to(device) for name, own in self._own.items()}
         self._banned_ids = {name: banned.nonzero()[:, 0] for name, banned in self._banned.items()}
-        self._words = {name: own.noise_words.to(device) for name, own in pair.own.items()}
-        width = max(own.vocabulary.size for own in pair.own.values())
+        self._words = {name: own.noise_words.to(device) for name, own in self._own.items()}
+        width = max(own.vocabulary.size for own in self._own.values())
         batch = Batch(device, width)
         verifier = Verifier(self._vocabularies["aligned"], self._banned["aligned"])
         runner = ModelRunner(models, batch, verifier)
@@ -279,7 +279,7 @@ class SharedTextEngine(ScheduledEngine):
 
     def _must_start_word(self, row: SequenceState, source: Source) -> bool:
         """Whether a source may write only word starts: it is new, inside the text of an answer."""
-        inside = len(row.tokens) > row.hidden and not self._next[row].free
+        inside = len(row.tokens) > row.num_thinking and not self._next[row].free
         return inside and row.sources[-1] != source
 
     def _word_starts(self, source: Source, words: int) -> Mask:
@@ -430,7 +430,7 @@ class SharedTextEngine(ScheduledEngine):
         self._next[row] = _NextToken(source, source=only, boundary=None if only is None else True)
 
     def _why(self, row: SequenceState, source: Source, logprob: float) -> Why:
-        """What is known; NaN for what would need the other model's tokens or was not read."""
+        """Why a token has its source; NaN for numbers that were not computed."""
         known, nan = self._next[row], float("nan")
         base = Distribution(known.logits["base"][None]) if "base" in known.logits else None
         allowed = None if base is None else self._allowed_next("base", [row])

@@ -84,12 +84,13 @@ class Pair:
         banned: bool [V], tokens that are never drawn from the base model: special tokens, and the
             marks of thinking.
         defaults: sampling parameters where the caller gives none.
-        own: the tables of each model over its own ids, where the models have different tokenizers
-            and share the text of answers instead of token ids (experimental); else None. Then
-            ``tokenizer``, ``vocabulary``, ``end_ids`` and ``banned`` are the aligned model's.
-        lock: held while the models are run, since some forwards change their model meanwhile: they
-            turn an adapter off, or replace a mask. So several threads can decode with one pair,
-            and a router of the user's may decode with it while a step is routed.
+        own_vocabularies: the tables of each model over its own ids, where the models have different
+            tokenizers and share the text of answers instead of token ids (experimental);
+            ``tokenizer``, ``vocabulary``, ``end_ids`` and ``banned`` are then the aligned model's.
+            None where the models have one tokenizer.
+        lock: held while the models run, because some forwards change their model: they turn an
+            adapter off, or replace a mask. So several threads can decode with one pair, and a
+            user's router can decode with the pair while a step is routed.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Pair:
     end_ids: frozenset[int]
     banned: Tensor
     defaults: SamplingParams = field(default_factory=SamplingParams)
-    own: dict[Source, OwnVocabulary] | None = None
+    own_vocabularies: dict[Source, OwnVocabulary] | None = None
     lock: RLock = field(default_factory=RLock, repr=False)
 
     def model(self, source: Source) -> PairModel:
@@ -112,7 +113,7 @@ class Pair:
         """The bytes of text that a token stands for, which may begin or end inside a character;
         the name of a special token. ``source`` is the model whose id it is, where that matters.
         """
-        if self.own is not None and source == "base":
+        if self.own_vocabularies is not None and source == "base":
             return self._base_spellings.get(token, b"")
         return self._spellings.get(token, b"")
 
@@ -126,28 +127,30 @@ class Pair:
             if token < size and any(part in spelling for part in parts)
         ]
 
-    def words_of(self, source: Source) -> Vocabulary:
+    def vocabulary_of(self, source: Source) -> Vocabulary:
         """The vocabulary of a model: its own one where the tokenizers differ."""
-        return self.vocabulary if self.own is None else self.own[source].vocabulary
+        own = self.own_vocabularies
+        return self.vocabulary if own is None else own[source].vocabulary
 
     def tokenizer_of(self, source: Source) -> Any:
         """The tokenizer of a model's ids: its own one where the tokenizers differ."""
-        return self.tokenizer if self.own is None else self.model(source).tokenizer
+        return self.tokenizer if self.own_vocabularies is None else self.model(source).tokenizer
 
-    def ends(self, source: Source) -> frozenset[int]:
+    def end_ids_of(self, source: Source) -> frozenset[int]:
         """The tokens of a model that end an answer."""
-        return self.end_ids if self.own is None else self.own[source].end_ids
+        own = self.own_vocabularies
+        return self.end_ids if own is None else own[source].end_ids
 
     @property
     def text_tokenizers(self) -> dict[Source, TextTokenizer] | None:
         """The tokenizer of each model, where they differ."""
-        if self.own is None:
+        if self.own_vocabularies is None:
             return None
-        return {source: own.tokenizer for source, own in self.own.items()}
+        return {source: own.tokenizer for source, own in self.own_vocabularies.items()}
 
     def check_one_tokenizer(self, what: str) -> None:
         """Raise BacoError where the models have different tokenizers and ``what`` needs one."""
-        if self.own is not None:
+        if self.own_vocabularies is not None:
             raise BacoError(f"{what} needs one tokenizer for both models, and {self.name} has two")
 
     def check_prompt(self, prompt: Prompt) -> None:
@@ -172,7 +175,7 @@ class Pair:
                 text.
         """
         aligned = self.structures.compile(structure, joining_space=joining_space)
-        if self.own is None:
+        if self.own_vocabularies is None:
             return {"base": aligned, "aligned": aligned}
         base = self._base_structures.compile(structure, joining_space=joining_space)
         return {"base": base, "aligned": aligned}
@@ -180,8 +183,8 @@ class Pair:
     @cached_property
     def structures(self) -> StructureCompiler:
         """Compiles the structures of answers for ``vocabulary``; errors as for `constraints`."""
-        if self.own is not None:
-            return _own_structures(self.own["aligned"], self.aligned)
+        if self.own_vocabularies is not None:
+            return _own_structures(self.own_vocabularies["aligned"], self.aligned)
         data = [b""] * self.vocabulary.size
         for token in spell(self.tokenizer):
             if token.apart is not None:
@@ -198,8 +201,8 @@ class Pair:
 
     @cached_property
     def _base_structures(self) -> StructureCompiler:
-        assert self.own is not None
-        return _own_structures(self.own["base"], self.base)
+        assert self.own_vocabularies is not None
+        return _own_structures(self.own_vocabularies["base"], self.base)
 
     @cached_property
     def joint(self) -> JointForward | LlamaCppJoint | str:
@@ -253,7 +256,7 @@ class Pair:
             digest.update(text.encode())
             digest.update(str(template).encode())
             digest.update(str(sorted(_weight_samples(model.model))).encode())
-        if self.own is not None:
+        if self.own_vocabularies is not None:
             digest.update(b"separate tokenizers")
         return digest.hexdigest()[:16]
 
@@ -483,7 +486,7 @@ def _make_pair_sharing_text(
         end_ids=own["aligned"].end_ids,
         banned=own["aligned"].banned,
         defaults=defaults,
-        own=own,
+        own_vocabularies=own,
     )
     _check_embeddings(pair)
     return pair

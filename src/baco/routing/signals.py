@@ -90,12 +90,13 @@ class Siblings:
 
     Attributes:
         earlier: how many lower-numbered samples there are.
-        alike: those of them that have the answer's last three tokens, there or earlier.
-        own_fresh: the answer's tokens that are fresh; of sample 0, all are.
-        length, num_base: tokens of the lower-numbered samples and the answer together, each up to
-            the answer's length, and those of them whose source is base.
-        compared, num_fresh: the same without sample 0, which has none to differ from: tokens, and
-            those of them that are fresh.
+        alike: how many of them have the answer's last three tokens, at this position or an earlier
+            one.
+        own_fresh: how many of the answer's tokens are fresh; all tokens of sample 0 are.
+        length, num_base: the tokens of the lower-numbered samples and of the answer, each counted
+            up to the answer's length, and how many of these tokens have the source base.
+        compared, num_fresh: the same tokens without those of sample 0, which has no sample to
+            differ from, and how many of them are fresh.
     """
 
     earlier: Tensor
@@ -176,11 +177,13 @@ class Signals:
             model was run, its distribution takes the place of the other's too.
         vocabulary: the role of every token.
         coin: replayable uniforms in (0, 1), float [N], or a function that returns them.
-        own_vocabularies: of each model, where their tokenizers differ; by default ``vocabulary``.
+        own_vocabularies: the vocabulary of each model, where their tokenizers differ; by default
+            both have ``vocabulary``.
         past: the answers before the positions, where the backend supplies them.
         allowed: what the structures of the answers allow; None where anything goes.
         ran: the models that were run.
-        own_allowed: the same of each model, where their tokenizers differ.
+        own_allowed: in place of ``allowed`` where the tokenizers differ: what is allowed in the
+            tokens of each model.
 
     The most likely tokens (``top_base``, ``top_aligned``, the predicted token) are those that are
     allowed. All else is of the raw distributions.

@@ -106,8 +106,7 @@ class Choice:
         )
 
     def _predicted(self, why: Why) -> str:
-        own = self.pair.own
-        vocabulary = self.pair.vocabulary if own is None else own["base"].vocabulary
+        vocabulary = self.pair.vocabulary_of("base")
         if why.predicted < 0 or vocabulary.special[why.predicted]:
             return ""
         return self.pair.spelling(why.predicted, "base").decode(errors="replace")
@@ -123,7 +122,7 @@ class Choice:
                 ],
             )
             for token in tokens
-            if token.id not in self.pair.ends(_owner(token))
+            if token.id not in self.pair.end_ids_of(_owner(token))
         ]
         return ChatLogprobs(content=content)
 
@@ -131,7 +130,7 @@ class Choice:
         """Log-probabilities of new tokens for a choice of ``/v1/completions``."""
         logprobs = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            if not self.ends and token.id in self.pair.ends(_owner(token)):
+            if not self.ends and token.id in self.pair.end_ids_of(_owner(token)):
                 continue
             logprobs.tokens.append(self._name(token.id, _owner(token)))
             logprobs.token_logprobs.append(finite(token.logprob))

@@ -149,7 +149,7 @@ class RequestParser:
         own = [f"{ROOT}/{example}" for example in examples if example not in alone]
         if self._baco.capabilities.combiners:
             own += [f"{ROOT}/{combiner.example}" for combiner in combiners().values()]
-        two = self._baco.pair.own is not None
+        two = self._baco.pair.own_vocabularies is not None
         own += [
             f"{ROOT}/{example}"
             for example in served_examples()
@@ -159,7 +159,7 @@ class RequestParser:
 
     def routers(self) -> list[Entry]:
         """The routers of the catalogue that can decode this pair."""
-        return catalogue_for(one_tokenizer=self._baco.pair.own is None)
+        return catalogue_for(one_tokenizer=self._baco.pair.own_vocabularies is None)
 
     def method_of(self, model: str) -> ServedMethod | None:
         """The method of a model's name; None for another model, a router's if there is such one.
@@ -403,7 +403,7 @@ class RequestParser:
                 self._check_known("prompt", prompt)
 
     def _check_known(self, name: str, tokens: Collection[int], source: Source = "aligned") -> None:
-        size, largest = self._baco.pair.words_of(source).size, max(tokens, default=0)
+        size, largest = self._baco.pair.vocabulary_of(source).size, max(tokens, default=0)
         if largest >= size:
             raise BacoError(f"{name} names token {largest}: the vocabulary has {size} tokens")
 

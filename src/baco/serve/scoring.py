@@ -101,7 +101,7 @@ class _Text:
 
     def push(self, token: int) -> None:
         """Spell the next token."""
-        if self.pair.words_of(self.source).special[token]:
+        if self.pair.vocabulary_of(self.source).special[token]:
             name = self.pair.spelling(token, self.source).decode()
             self.texts += [*self.ordinary.close(), name]
             self.ordinary = Detokenizer(self._tokenizer)

@@ -161,7 +161,7 @@ class RemoteBackend:
             BacoError: the servers cannot decode the request, or its prompt is too long.
         """
         self.capabilities.check(request)
-        if self._pair.own is not None:
+        if self._pair.own_vocabularies is not None:
             check_request(request)
         needed = [source for source in MODELS if request.needs(source)]
         if request.router.only is None:
@@ -221,7 +221,7 @@ class RemoteBackend:
     def _check_router(self, request: Request) -> None:
         router, params = request.router, request.params
         needs = needed_quantity(router)
-        if needs == "all" and self._pair.own is not None:
+        if needs == "all" and self._pair.own_vocabularies is not None:
             raise BacoError(
                 f"{router.spelling} may read whole rows, which servers of two tokenizers are not "
                 "requested to return: use a built-in router, or --backend local"

@@ -103,7 +103,7 @@ class RemoteEngine:
             self._decoding.add(sequence)
             update = Update(sequence)
             try:
-                kind = Answer if self._pair.own is None else SharedTextAnswer
+                kind = Answer if self._pair.own_vocabularies is None else SharedTextAnswer
                 answer = kind(sequence, self._models, self._pair, self.stats)
                 while update.finish_reason is None:
                     update = await answer.step()

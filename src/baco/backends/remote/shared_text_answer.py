@@ -64,15 +64,15 @@ class SharedTextAnswer:
         pair: Pair,
         totals: Totals,
     ) -> None:
-        assert pair.own is not None
+        assert pair.own_vocabularies is not None
         self._sequence, self._models, self._pair = sequence, models, pair
-        self._own, self._totals = pair.own, totals
+        self._own, self._totals = pair.own_vocabularies, totals
         request = sequence.request
         self._router = request.router
         self._draws = Draws(request.params, sequence.sample, request.noise_seed)
         self._acceptance = AcceptanceStats()
         self._text = SharedText(
-            {source: OwnTokens(pair.own[source].tokenizer) for source in MODELS}
+            {source: OwnTokens(pair.own_vocabularies[source].tokenizer) for source in MODELS}
         )
         self._stats = EncodingStats()
         self._count = 0  # tokens so far
@@ -320,7 +320,7 @@ class SharedTextAnswer:
 
 
 def _why(source: Source, logprob: float, base: Row | None, asked: bool) -> Why:
-    """What is known; NaN for what would need the other model's tokens or was not read."""
+    """Why a token has its source; NaN for numbers that are not known."""
     nan = math.nan
     return Why(
         base_logprob=logprob if source == "base" else nan,

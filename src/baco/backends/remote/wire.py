@@ -112,7 +112,7 @@ class ServerTokens:
     Attributes:
         tokens: ids; None for a token named by a text that no single token has.
         logprobs: of the tokens, raw, in nats; NaN where the server returned none.
-        rows: that they were drawn from; None where the server returned none.
+        rows: the rows that they were drawn from; None where the server returned none.
         ended: the server stopped by itself.
         text: of all tokens.
         has_ids: the tokens were named by ids, not by texts.
@@ -138,7 +138,7 @@ class Names:
     """
 
     def __init__(self, pair: Pair, source: Source = "aligned") -> None:
-        self.size = pair.words_of(source).size
+        self.size = pair.vocabulary_of(source).size
         self._ids: dict[str, int | None] = {}
         for token in range(self.size):
             name = name_of(pair.spelling(token, source))

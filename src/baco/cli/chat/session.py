@@ -54,7 +54,7 @@ class Session:
         """What may follow ``/router``."""
         from baco.routing.two_vocabularies import catalogue_for
 
-        entries = catalogue_for(one_tokenizer=self.conversation.baco.pair.own is None)
+        entries = catalogue_for(one_tokenizer=self.conversation.baco.pair.own_vocabularies is None)
         return [(entry.example, entry.sentence) for entry in entries]
 
     def run(self) -> None:

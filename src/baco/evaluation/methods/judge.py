@@ -132,7 +132,7 @@ class _JudgeChoice:
     def _question(self, row: SequenceState, base: int, aligned: int) -> str:
         return QUESTION.format(
             question=self.prompts[row.request.index].text,
-            answer=self.pair.tokenizer.decode(row.tokens[row.hidden :]),
+            answer=self.pair.tokenizer.decode(row.tokens[row.num_thinking :]),
             base=self.pair.tokenizer.decode([base]),
             aligned=self.pair.tokenizer.decode([aligned]),
         )
