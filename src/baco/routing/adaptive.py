@@ -18,7 +18,7 @@ from baco.sampling.parameters import written
 
 # Steps along the grid for each token too few or too many.
 STEPS_PER_TOKEN = 2.0
-# "The same way": the last tokens are the same, as many as this.
+# An earlier sample has gone the same way if it has this many last tokens of the answer.
 ALIKE_TOKENS = 3
 
 # What a target is held over: each answer, or all samples of a prompt together.
@@ -32,7 +32,7 @@ class Adaptation:
     Attributes:
         share: the base share to hold.
         distinct: the share of fresh tokens to hold, see :class:`baco.routing.signals.Siblings`.
-        siblings: steps for each doubling of the earlier samples that have gone the same way.
+        siblings: steps where one earlier sample has gone the same way, see `apart`.
         over: what ``share`` or ``distinct`` is held over.
     """
 
@@ -84,11 +84,11 @@ class Adaptation:
 
 
 def apart(strength: float, alike: Tensor) -> Tensor:
-    """Steps for answers that earlier samples have gone the same way as.
+    """Steps that lead an answer away from earlier samples: strength · log2(alike + 1).
 
     Args:
-        strength: steps for the first such sample; each doubling adds as many.
-        alike: earlier samples that have gone the same way, int64 [N].
+        strength: the steps where one earlier sample has gone the same way.
+        alike: how many earlier samples have gone the same way, int64 [N].
 
     Returns:
         float32 [N].
@@ -97,7 +97,7 @@ def apart(strength: float, alike: Tensor) -> Tensor:
 
 
 def owed(share: float, length: Tensor, count: Tensor) -> Tensor:
-    """How many tokens are missing from a target share of tokens; negative: there are too many.
+    """How many tokens are missing to reach a target share; negative where there are too many.
 
     Args:
         share: the target.

@@ -146,7 +146,7 @@ class RuleRouter:
         predict: the model whose most likely next token is the predicted token.
         overrides: the rules that give words to the base model, whatever the others say. Without
             any other rule, the aligned model writes the rest.
-        files: that the rules read.
+        files: the files that the rules read.
         adaptation: what moves the threshold; None for a fixed one.
     """
 

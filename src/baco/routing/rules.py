@@ -2,9 +2,9 @@
 
 There are three kinds. A *logit rule* reads the two distributions and decides which model writes the
 word, usually by comparing a quantity with the threshold γ. A *content rule* locks a word to the
-aligned model by the predicted token. An *override* gives words to the base model,
-whatever the other rules say. A router combines at most one logit rule with any number of the
-others: ``P-Punc-FC:0.4``.
+aligned model by the predicted token. An *override* gives words to the base model, whatever the
+other rules say. A router combines at most one logit rule with any number of the others:
+``P-Punc-FC:0.4``.
 
 A rule carries everything known about it. The parser, calibration, diagnosis, sweeps, the server's
 page and the backends read it here.
@@ -80,7 +80,8 @@ class LogitRule:
         compares: the one quantity that it compares with γ, and on which side of γ the base model
             writes; for explanations.
         page: for the server's page, one sentence with ``{gamma}`` or ``{percent}`` in it.
-        file: that it reads; ``decide`` then takes what ``file.load`` returned as a last argument.
+        file: the file that it reads; ``decide`` then takes what ``file.load`` returned as its last
+            argument.
         default: γ where none is given; None where one must be.
     """
 
@@ -128,7 +129,7 @@ class Override:
         help: one sentence.
         example: a spelling.
         reads: the attributes of :class:`Signals` that it reads.
-        file: that it reads.
+        file: the file that it reads.
     """
 
     name: str
