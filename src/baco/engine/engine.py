@@ -235,7 +235,7 @@ class Stats:
 
     Attributes:
         caches: the models' KV caches, which count their own forwards.
-        steps: that decoded anything.
+        steps: the number of steps that had rows to decode.
         tokens: generated, by source; tokens from both models are in neither.
         drafted, accepted: draft tokens, and those of them that were accepted.
     """

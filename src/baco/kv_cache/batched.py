@@ -310,8 +310,10 @@ class BatchedKVCache:
         return [length - prefix.length if prefix else length for length, prefix in pairs]
 
     def _shared_prefixes(self, before: int) -> tuple[Sequence[PrefixGroup], Tensor | None]:
-        """The rows by shared prompt, and the number of shared tokens before each row's own, where
-        a forward has so many rows ``before`` these.
+        """The groups of rows that share a prompt, and the length of each row's shared prompt.
+
+        Args:
+            before: how many rows of the forward come before these.
         """
         if not any(self._shared):
             return (), None
@@ -328,11 +330,11 @@ class BatchedKVCache:
         return self._groups[1:]
 
     def _in_order(self, values: Sequence[T]) -> Sequence[T]:
-        """Values of the rows, in the order of the tables; and back."""
+        """Values of the rows in the order of the tables, or the other way round."""
         return values[::-1] if self._tables.reverse else values
 
     def _rows_in_order(self, rows: Tensor) -> Tensor:
-        """The same for a tensor [B, ...]."""
+        """`_in_order` for a tensor [B, ...]."""
         return rows.flip(0) if self._tables.reverse and len(rows) > 1 else rows
 
 
@@ -350,7 +352,7 @@ def extend_adjacent(
         caches: in the order of their rows in the tables, which they share.
         forward: of both models.
         tokens, counts: of each cache, as for `KVCache.extend`; all of one width T.
-        keep: as there.
+        keep: as for `KVCache.extend`.
         long: see `ForwardPlan`.
 
     Returns:

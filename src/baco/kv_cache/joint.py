@@ -21,6 +21,7 @@ class _SharedTables:
         self._needs = [(0, 0), (0, 0)]
 
     def _set(self, model: int, rows: int, columns: int) -> tuple[int, int]:
+        """Note what a model needs; returns the rows and columns that the tables need for both."""
         self._needs[model] = rows, columns
         most_rows, most_columns = (max(numbers) for numbers in zip(*self._needs, strict=True))
         return 2 * most_rows, most_columns

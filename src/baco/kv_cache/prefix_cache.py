@@ -18,7 +18,7 @@ class Kind(NamedTuple):
     """Texts of different kinds share no prefix.
 
     Attributes:
-        model: that read the text.
+        model: the model that read the text.
         variant: as `baco.kv_cache.protocol.KVCache.prefix_variant` returns it.
         salt: of the request.
     """
@@ -67,8 +67,8 @@ class PrefixCache:
 
     Texts with a common prefix hold it once. A kept prefix ends between two blocks, at the end of a
     prompt, or anywhere in the answer after it. So a prompt that continues no other is read in the
-    same chunks, and to the same bits, as if nothing were kept. The text of a cache that cannot be
-    rolled back is one block, and it is found only by texts that begin with all of it.
+    same chunks, and to the same bits, as if nothing were kept. In a cache that cannot be cut
+    (`KVCache.can_cut`) a text is one block, which only texts that begin with all of it can use.
 
     All methods may be called from any thread.
 

@@ -31,8 +31,8 @@ class RowSize:
     Attributes:
         fixed: whatever the row's length.
         per_token: for each token of the row.
-        tensor_fixed, tensor_per_token: the same of the cache's largest tensor. It exists twice
-            while the cache grows.
+        tensor_fixed, tensor_per_token: the same for the row's part of the cache's largest tensor,
+            which exists twice while the cache grows.
     """
 
     fixed: int
@@ -111,11 +111,11 @@ class KVCache(Protocol):
         """Append ``count`` rows that continue ``prefix``; None for rows that are never read."""
 
     def shares_prefix(self, tokens: int, samples: int) -> bool:
-        """Do this many samples of a prompt of this many tokens refer to one copy of it?"""
+        """Whether this many samples of a prompt of this many tokens share one copy of it."""
 
     def prefix_variant(self, tokens: int) -> int:
-        """Texts exchange blocks with texts of the same variant only. It depends on how many tokens
-        of the text have been read.
+        """A number that depends on how many tokens of a text have been read. Blocks of a text can
+        be loaded only for a text with the same number.
         """
 
     def copy_block(self, source: Any, start: int, stop: int) -> Any:
@@ -123,7 +123,7 @@ class KVCache(Protocol):
 
         Args:
             source: a prefix, as `prefill` returns it, or the number of a row.
-            start, stop: the tokens. A cache that cannot be rolled back copies all of a text only.
+            start, stop: the tokens. A cache that cannot be cut copies only whole texts.
 
         Returns:
             The copy; None if it could not be continued.
@@ -139,8 +139,9 @@ class KVCache(Protocol):
         """
 
     def expect_drafts(self, tokens: int) -> None:
-        """At most this many of the last tokens of the next `extend` may be removed again, and the
-        very last one if the row then reads it once more. Without it all may.
+        """Announce how many last tokens of the next `extend` may be removed again, at most. Beyond
+        these, only the very last token may be, if the row then reads it once more. Without an
+        announcement every token may be removed.
         """
 
     def extend(self, tokens: Tensor, counts: Sequence[int], keep: int) -> Tensor:

@@ -70,7 +70,7 @@ class HybridCache(SlotCache):
     """A `SlotCache` in which some layers have recurrent states.
 
     Args:
-        rows, columns: as there.
+        rows, columns: as in `SlotCache`.
         config: of the model that writes text.
     """
 

@@ -37,11 +37,12 @@ class ForwardPlan:
         columns: of the cache, int64 [B, T].
         width: the number of columns of the cache that take part.
         first_row: of the cache's tables; the forward's rows are this one and those behind it.
-        split: of the rows, these first ones are the first model's where one forward reads the rows
-            of two models; None where all are one model's.
-        shared_prefixes: the shared prompts that rows continue. Their columns count from its end.
-        prefix_lengths: tokens of its shared prompt for each row, int64 [B]; None where none has
-            any.
+        split: where one forward reads the rows of two models, how many rows belong to the first
+            model; these come first. None where all rows belong to one model.
+        shared_prefixes: the shared prompts that rows continue. Column 0 of such a row holds the
+            first token after its prompt.
+        prefix_lengths: the number of tokens of each row's shared prompt, int64 [B]; None where no
+            row has one.
         long: whether each row is read with the long factors of its rotary embedding, [B].
         counts: tokens that each row reads.
     """
@@ -169,7 +170,7 @@ class SlotCache(Cache):
         return list(self.layers)
 
     def layer(self, index: int) -> Any:
-        """The layer ``index`` of these, created where it does not exist yet."""
+        """The layer ``index`` of `slot_layers`, created where it does not exist yet."""
         while len(self.layers) <= index:
             self.layers.append(SlotLayer(ref(self)))
         return self.layers[index]

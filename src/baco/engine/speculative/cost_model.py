@@ -22,7 +22,8 @@ class Cost:
     Attributes:
         fixed: whatever the number of tokens.
         per_token: for each token of each row.
-        per_column: for each further token of a row, in layers that read one after the other.
+        per_column: for each token of a row after its first, in recurrent layers: these read a row's
+            tokens one after the other.
     """
 
     fixed: float
