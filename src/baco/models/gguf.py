@@ -113,11 +113,11 @@ def dequantized(keywords: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def reading(*names: str) -> Iterator[None]:
-    """Load models within it: each GGUF file is parsed once, and without a progress bar.
+    """In this block, each GGUF file is parsed once, and without a progress bar.
 
-    Parsing takes seconds, since a file holds its vocabulary as separate texts, and ``transformers``
-    does it anew for the configuration, the tokenizer and the weights. It also makes the map of
-    tensor names anew for every module.
+    Parsing takes seconds, since a file holds its vocabulary as separate texts. ``transformers``
+    parses it three times, for the configuration, the tokenizer and the weights, and makes the map
+    of tensor names again for every module.
     """
     if not any(is_gguf(name) for name in names) or importlib.util.find_spec("gguf") is None:
         yield

@@ -346,7 +346,7 @@ def is_adapter(name: str) -> bool:
 
 @contextmanager
 def reading_adapter(name: str) -> Iterator[None]:
-    """Around what PEFT reads: its absence or failure becomes a `BacoError`."""
+    """In this block, what PEFT raises, or that it is not installed, becomes a `BacoError`."""
     try:
         import peft  # noqa: F401
     except ImportError as error:

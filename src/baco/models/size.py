@@ -24,10 +24,10 @@ class ModelSize:
 
     Attributes:
         layers: of the model.
-        parameters: that every token is multiplied with.
-        bytes: that these parameters take.
-        recurrent: the share of these bytes in layers that read the tokens of a row one after the
-            other.
+        parameters: the number of weights that every token is multiplied with.
+        bytes: the bytes that these weights take.
+        recurrent: the share of these bytes in recurrent layers, which read the tokens of a row one
+            after the other.
     """
 
     layers: int

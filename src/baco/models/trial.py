@@ -60,7 +60,8 @@ _CONTEXTS = (
     "max_target_positions",
     "context_length",
 )
-# Recurrent layers have as many heads as fill an expanded width; the names of these three.
+# Names of three numbers of recurrent layers: the factor that widens the hidden size, the number of
+# heads, and the width of a head. Number × width = factor × hidden size.
 _RECURRENT = (
     ("expand", "num_heads", "head_dim"),
     ("expand", "mamba_num_heads", "mamba_head_dim"),

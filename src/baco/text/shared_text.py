@@ -7,9 +7,9 @@ are replaced only where a token spans the place where the other model's words be
 
 The seams are found from the tokenizer itself. A place is safe where white space follows another
 character, or a letter follows another one in a script without spaces, and no entry of the
-vocabulary has these two next to each other. Tokenizers that encode a
-trial text differently when it is cut at such places have no seams (for instance those with a rule
-that looks across words); their texts are encoded whole.
+vocabulary has these two next to each other. A tokenizer that encodes a trial text differently when
+it is cut at such places has no seams, for instance because a rule of it looks across words. Its
+texts are encoded whole.
 
 It knows tokenizers and bytes. It knows no models and no logits.
 """
@@ -291,7 +291,7 @@ class OwnTokens:
         return dict(self._places)
 
     def copy(self) -> "OwnTokens":
-        """The same ids, to be changed apart."""
+        """A copy that can be changed independently."""
         return OwnTokens(
             self.tokenizer, list(self.ids), self.covered, list(self._places), self._fixed
         )

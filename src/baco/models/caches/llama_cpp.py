@@ -241,7 +241,7 @@ def read_rows(
         context: of the caches.
         caches: of models that can be rolled back.
         tokens, counts: of each cache, as for `KVCache.extend`.
-        keep: as there.
+        keep: as for `KVCache.extend`.
 
     Returns:
         The logits of each cache's rows.

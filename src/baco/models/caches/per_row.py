@@ -27,7 +27,7 @@ def extend_rows(
     """`KVCache.extend`, one row at a time.
 
     Args:
-        tokens, counts, keep: as there.
+        tokens, counts, keep: as for `KVCache.extend`.
         extend_row: (row, token ids, keep) → the logits after the row's last tokens, [keep or fewer,
             width]. It is not called for a row that reads nothing.
 

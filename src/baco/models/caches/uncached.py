@@ -13,7 +13,7 @@ from baco.models.caches.per_row import extend_rows
 class NoKVCache:
     """No cache: one forward per row over its whole text. Slowest, and right for any model.
 
-    Nothing is drafted: such a model may read the beginning of a text otherwise in a longer one.
+    Nothing is drafted: such a model may compute other logits for the beginning of a longer text.
     """
 
     can_roll_back, can_cut, static_shapes = False, False, False

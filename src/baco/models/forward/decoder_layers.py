@@ -1,4 +1,4 @@
-"""The layers of a decoder-only transformer, and what one architecture does otherwise than another.
+"""The layers of a decoder-only transformer, and how architectures differ in them.
 
 `describe` reads the differences off a model's modules and configuration: norms, biases, fused
 projections, rotary embeddings, windows, multipliers, soft caps. It needs no table of architectures,
@@ -42,7 +42,7 @@ _MLPS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 
 @dataclass(frozen=True, slots=True)
 class LayerDescription:
-    """What one layer does otherwise than others.
+    """How one layer differs from others.
 
     Attributes:
         norms: names of its norms before attention, after it, before the MLP and after it; None
@@ -59,11 +59,11 @@ class LayerDescription:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Description:
-    """What a model does otherwise than other decoder-only transformers.
+    """How a model differs from other decoder-only transformers.
 
     Attributes:
         decoder: its module of embeddings and layers.
-        layers: of each layer.
+        layers: the description of each layer.
         heads, key_heads, width: of attention.
         scale, softcap: of attention scores. Capped scores are softcap * tanh(scores / softcap).
         embedding_multiplier, residual_multiplier, logits_divisor: of embeddings, of what a layer

@@ -1,9 +1,9 @@
 """A forward of decoder-only transformers with nothing in it but what decoding needs.
 
 With a small model, `transformers` spends more time in Python than in arithmetic. Here the same
-weights compute the same function over BACo's own cache, in as few calls as possible. What a model
-does otherwise than others is read off the model (`baco.models.forward.decoder_layers`). A small
-model of its architecture is tried against its own forward before this one is used
+weights compute the same function over BACo's own cache, in as few calls as possible. How a model
+differs from others is read off the model (`baco.models.forward.decoder_layers`). This forward is
+used only if it agrees with the model's own one on a small model of the architecture
 (`baco.models.forward.selection`), so that a variant that is not understood is not decoded wrongly.
 """
 

@@ -23,8 +23,8 @@ class OwnPositions:
     """Such parts of one model.
 
     Attributes:
-        alibi: the Python module whose function makes ALiBi's biases from a mask [B, columns]; None
-            for a model without (Bloom, Falcon).
+        alibi: the Python module whose function makes ALiBi's biases from a mask [B, columns], as
+            for Bloom and Falcon; None for a model without ALiBi.
         windows: attention modules with a table of causal masks, ``bias``, and the number of tokens
             in their windows (GPT-Neo).
         scaled: attention modules that scale queries by the logarithm of their positions (Llama 4).
@@ -70,7 +70,7 @@ class OwnPositions:
 
 
 class _Table:
-    """Gives one mask, whatever part of the table is wanted."""
+    """Stands in for a table of masks: every index returns the same mask."""
 
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask

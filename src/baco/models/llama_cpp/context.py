@@ -354,7 +354,7 @@ class LlamaContext:
 
 
 def mask_bytes(chunk: int) -> int:
-    """Bytes of the library's own tensors for each cell, where it reads so many tokens at once."""
+    """Bytes of the library's own tensors for each cell, where it reads ``chunk`` tokens at once."""
     return _MASK_BYTES * chunk
 
 
