@@ -37,7 +37,8 @@ class Dataset:
     Attributes:
         path: the folder or file that the user named.
         files: its files of rows, in the order of their names.
-        column: that holds the answers; None: the first of the usual names that a row has.
+        column: the column that holds the answers; None: the first of the usual names that a row
+            has.
         nested: whether a row may have a list of answers.
     """
 

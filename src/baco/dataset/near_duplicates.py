@@ -6,8 +6,8 @@ They are *near* duplicates if the estimated Jaccard similarity of their sets of 
 `PERMUTATIONS` of their MinHash signatures (Broder 1997); its standard error is at most 0.045.
 
 Pairs are found by locality-sensitive hashing: a signature is cut into bands, and answers with an
-equal band are compared. The bands are so many that a pair at the threshold is found with a
-probability of at least `RECALL`. Answers that are connected by a chain of duplicates form a group.
+equal band are compared. There are enough bands to find a pair at the threshold with a probability
+of at least `RECALL`. Answers that are connected by a chain of duplicates form a group.
 
 The index is one file of `ITEM`: 276 bytes an answer, written in order, so that it can be continued.
 """

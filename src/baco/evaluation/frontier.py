@@ -4,9 +4,9 @@ A user who has only the aligned model can raise its temperature, and truncate by
 worth its second model only where it gets beyond the front of these settings. The sweep, its metrics
 and its scores are those of every run; this module chooses the settings and reads the answer.
 
-Likelihood under the aligned model, or a model like it, is no fair judge: of all distributions of a
-token with one entropy, p^(1/T) has the highest expected log p (Gibbs), so a temperature gives up
-the least of it by construction.
+Likelihood under the aligned model, or a model like it, is not a fair judge of quality. Among all
+next-token distributions of one entropy, p^(1/T) has the highest expected log p (Gibbs). So raising
+the temperature loses the least likelihood by construction.
 """
 
 import shlex
@@ -227,15 +227,15 @@ class Frontier:
 
     Attributes:
         verdict: ``router`` where one is shown to get beyond, else ``aligned``.
-        outcome: of the best router's lead on prompts that it was not chosen by: ``better``,
-            ``worse`` or ``open``.
-        lead: that lead, with interval and p-value.
+        outcome: ``better``, ``worse`` or ``open``: what the best router's lead shows on prompts
+            that were not used to choose it.
+        lead: the best router's lead on those prompts, with interval and p-value.
         chosen: the best router's setting on each half of the prompts.
         router: the best router's setting on all prompts.
         aligned: the aligned setting with the best balance of quality and diversity.
         by_space: lead of `router` in every sub-space, "diversity × quality".
         advice: what to do, in a sentence.
-        command: that does it.
+        command: the command that follows the advice.
         points: every setting.
         caveats: sentences.
     """

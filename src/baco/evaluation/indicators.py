@@ -209,8 +209,8 @@ class Indicators:
 
         Args:
             indicator: ``coverage``, ``dominance``, ``coverage_at_k`` (the mean Coverage of k of the
-                method's settings), or ``best_at_k`` (the mean of the best of k of its settings, of
-                a metric that stands for itself).
+                method's settings), or ``best_at_k`` (the same mean of the best setting's value of
+                one metric, such as ``utility_k``).
             method: one of ``methods``.
             part: ``lexical`` or ``semantic``, the mean over those sub-spaces; ``overall``, the mean
                 of these two; or one sub-space, (diversity, quality). Of ``best_at_k``, a metric.
@@ -365,7 +365,7 @@ def indicators(
     resample is normalised again: the normalisation is part of the indicator, and points of a
     resample would otherwise leave the unit square. Tasks are resampled independently, all methods
     and metrics of a task together, so that every difference is paired. Dominance has bounds instead
-    (`dominance_bounds`), because bootstrap intervals of a front hold the truth too seldom.
+    (`dominance_bounds`), because bootstrap intervals of a front cover the truth too rarely.
 
     Args:
         measured: one for each task.

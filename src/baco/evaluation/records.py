@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
+from baco.source import Source
 from baco.text.prompts import Message
-
-Source = Literal["base", "aligned"]
 
 
 @dataclass(frozen=True, slots=True)

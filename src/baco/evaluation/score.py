@@ -23,7 +23,7 @@ from baco.files import locked, write_atomic
 ACCURACY = "accuracy"
 # Groups that are scored in one call.
 GROUPS_A_BATCH = 40
-# Told of every metric's progress: its name, groups scored.
+# Receives progress: the name of a metric, and how many more groups were scored.
 Advance = Callable[[str, int], None]
 # Roles whose default model is installed with the package, so that no hub is needed.
 OFFLINE_ROLES = frozenset({"embedding"})

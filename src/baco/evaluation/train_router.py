@@ -70,7 +70,7 @@ def train(
 
     Args:
         groups: answers of this pair, best by several routers; ``Rand`` explores.
-        run: that they are of.
+        run: the run that they belong to.
         baco: the pair that wrote them.
         objective: what is learned.
         models: of the quality metric, by role.
@@ -171,7 +171,7 @@ def decisions(
     """The words of an answer that a router decided; None where both models can read none.
 
     Args:
-        pair: that wrote it.
+        pair: the pair that wrote it.
         group: with the prompt.
         sample: the answer.
         hidden_states: also return the models' hidden states.

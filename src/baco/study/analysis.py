@@ -112,7 +112,7 @@ class StudyResults:
     """All figures of a study. Everything but `contrasts` is exploratory.
 
     Attributes:
-        plan: that was analysed.
+        plan: the plan of the study.
         judgments: about comparisons, before exclusions.
         kept: after exclusions.
         contrasts: the planned ones, with exclusions applied.

@@ -113,7 +113,7 @@ def _basis(methods: int) -> Floats:
 
 
 def _connected(left: Ints, right: Ints, outcome: Ints, methods: int) -> bool:
-    """Whether every method was preferred to every other, if only by way of others.
+    """Whether every method was preferred to every other, directly or through others.
 
     Otherwise the likelihood has no maximum. A tie counts in both directions; where only ties
     connect two methods there may be no maximum either, which the fit notices.

@@ -21,7 +21,7 @@ class Comparisons:
     """The judgments of one question about two methods; checks and training are left out.
 
     Attributes:
-        question: that was asked.
+        question: the question of the plan.
         methods, raters, prompts, items: names, by their numbers in the columns.
         rater, prompt, item: of every judgment, [N].
         left, right: the methods, [N].

@@ -67,7 +67,7 @@ class Findings:
     Attributes:
         title: of the report.
         lead: what was compared, by whom.
-        warning: that raters are simulated; empty for a study with people.
+        warning: a sentence that says that raters are simulated; empty for a study with people.
         outcomes: a sentence for each planned contrast.
         parts: with tables; the first has the planned contrasts.
         facts: of the plan, by name.

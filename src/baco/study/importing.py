@@ -63,7 +63,8 @@ def import_judgments(study: Study, path: Path, question: str | None = None) -> t
     Args:
         study: with the plan whose items were judged.
         path: CSV, TSV, JSON or JSON lines.
-        question: that the battles of FastChat answer; by default the plan's preference on quality.
+        question: the question that battles of FastChat answer; by default the plan's preference on
+            quality.
 
     Returns:
         The format, and the numbers of raters and answers.

@@ -231,7 +231,7 @@ class Analysis:
 
     Attributes:
         alpha: of the family of planned contrasts.
-        power: that the plan must reach.
+        power: the power that the plan must reach.
         correction: for the planned contrasts; everything else is exploratory.
         resamples: of the bootstrap.
     """
@@ -274,7 +274,7 @@ class Plan:
         word_limit: longer answers are cut there, for every method.
         cut: number of answers that were cut, by method.
         block: comparisons between two pauses; a rater can go back within a block.
-        minutes: that a rater is told the study takes.
+        minutes: how long the study takes, as the website tells raters.
         consent: paragraphs that a rater must agree to.
         rubric: paragraphs about the task; a paragraph that begins with ``# `` is a heading.
         examples, comprehension: see their classes.

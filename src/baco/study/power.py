@@ -39,7 +39,7 @@ class ContrastPower:
 
     Attributes:
         contrast: of the plan.
-        judgments: that the plan has for it, before exclusions.
+        judgments: their number in the plan, before exclusions.
         power: share of simulated studies that support it, corrected for all planned contrasts.
         alone: the same without the correction.
         raters_needed: with the plan's prompts, for the power that the plan demands; None if
@@ -142,7 +142,7 @@ class StudySimulator:
 
     Attributes:
         pairs: of methods.
-        prompts: that the plan compares on.
+        prompts: the prompts that the plan compares on.
     """
 
     def __init__(

@@ -105,7 +105,7 @@ def _comparisons(plan: Plan, unit: Unit, number: int) -> list[tuple[Item, bool]]
     placed: list[tuple[Item, bool]] = []
     for count in range(first, first + here):
         turn, place = divmod(count, len(prompts))
-        # Another pair than that of the same prompt in the other unit.
+        # Not the pair that the rater judges on this prompt in the other unit.
         pair = (place + number + UNITS.index(unit)) % len(pairs)
         swapped = (place // len(pairs) + turn + pair) % 2 == 1
         placed.append((by_prompt[prompts[place]][pairs[pair]], swapped))
@@ -119,7 +119,7 @@ def _block_sizes(screens: int, most: int) -> list[int]:
 
 
 def _mark(*parts: object) -> int:
-    """A number that stands for these parts and is random otherwise."""
+    """A pseudorandom number that depends on these parts alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8])
 
 

@@ -268,7 +268,7 @@ def simulate(study: Study, raters: int, population: Population, seed: int = 0) -
     Args:
         study: with a plan.
         raters: their number.
-        population: that they are drawn from.
+        population: the population that they are drawn from.
         seed: of all randomness.
 
     Returns:
@@ -316,7 +316,7 @@ def simulated_answers(
     Args:
         plan: of the study.
         schedules: of the raters.
-        population: that they are drawn from.
+        population: the population that they are drawn from.
         generator: of all randomness.
     """
     screens = [(row, screen) for row, own in enumerate(schedules) for screen in own]

@@ -110,7 +110,7 @@ class Answer:
             downwards.
         left, right: ids of the stimuli as shown.
         responses: by question: ``left``, ``tie`` or ``right``, or the ratings of left and right.
-        seconds: that the item was visible, over all visits.
+        seconds: how long the item was visible, over all visits.
         version: of the plan.
         revisions: how often the answer was changed.
         saved: in seconds since 1970.

@@ -29,7 +29,7 @@ class StudyReport:
 
     Attributes:
         page: the HTML file.
-        findings: that it shows.
+        findings: the findings that it shows.
         results: the figures.
     """
 
@@ -52,7 +52,7 @@ def write_study_report(
         study: with judgments.
         out: the folder to write to, STUDY/report by default; files of an earlier report are
             replaced.
-        run: that the answers come from, for the automatic metrics.
+        run: the run that the answers come from, for the automatic metrics.
         models: for the automatic metrics, by role.
         metrics: whether these are computed and compared with the judgments.
 

@@ -77,7 +77,7 @@ def validity(
     Args:
         study: with its texts.
         judgments: without excluded ones.
-        run: that the answers come from; without it metrics see the prompts' texts only.
+        run: the run that the answers come from; without it metrics see the prompts' texts only.
         models: for the metrics, by role.
         resamples: of prompts, for the intervals.
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
-from baco.evaluation.records import Prompt, Setting, Source
+from baco.evaluation.records import Prompt, Setting
 from baco.sampling.params import MAX_SEED
+from baco.source import Source
 from baco.text.prompts import Message, chat_digest
 
 if TYPE_CHECKING:

@@ -143,12 +143,10 @@ def select_settings(
         chosen.append(JUDGE)
     settings: list[Setting] = []
     for name, method in methods().items():
-        if name == Routed.name and name not in chosen:
-            settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
         if name in chosen:
             settings += (judge if name == JUDGE and judge is not None else method).settings(grid)
-            if name == Routed.name:
-                settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
+        if name == Routed.name:
+            settings += [s for spelling in routers for s in _ROUTED.of(spelling, grid)]
     for name in dict.fromkeys(files):
         setting = _FILES.setting(name)
         if any(known.method == setting.method for known in settings):

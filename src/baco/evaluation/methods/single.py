@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from baco.evaluation.methods.method import Answer, Draw, Family, Grid, answers_of
-from baco.evaluation.records import Prompt, Setting, Source
+from baco.evaluation.records import Prompt, Setting
+from baco.source import Source
 
 if TYPE_CHECKING:
     from baco.api import Baco
