@@ -36,8 +36,8 @@ class UpstreamError(RuntimeError):
     """A server that this process decodes on failed, explained in one line; a server answers 502."""
 
 
-# What failed at an answer: its structure cannot be followed, decoding in this process, or a server
-# that decodes it.
+# What ended an answer in an error: its structure cannot be followed, decoding in this process
+# failed, or a server that decodes it failed.
 ErrorKind = Literal["structure", "process", "server"]
 
 

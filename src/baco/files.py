@@ -1,4 +1,4 @@
-"""Locks of outputs, and atomic writes.
+"""Files that users name: locks of outputs, atomic writes, and CSV.
 
 The lock of an output lets one process at a time write to it. It is a lock of the operating system
 on a file beside the output. The system releases it when the process ends, however it ends, so a
@@ -22,7 +22,7 @@ from baco.errors import BacoError, one_line
 
 log = logging.getLogger("baco")
 
-NAME = ".lock"
+LOCK = ".lock"
 # Errors of file systems without locks, such as some shared ones.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
@@ -42,7 +42,7 @@ def locked(output: Path, *, wait: float = 0) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     is_folder = output.is_dir()
-    path = output / NAME if is_folder else output.with_name(output.name + NAME)
+    path = output / LOCK if is_folder else output.with_name(output.name + LOCK)
     lock = FileLock(path, timeout=wait)
     try:
         lock.acquire()

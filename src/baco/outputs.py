@@ -34,15 +34,15 @@ class Completion:
         seed: the seed of its draws.
         seconds: from the start of the call to the end of this answer.
         error: why it ended with ``error``; its text until then is kept.
-        error_kind: what failed there: its ``structure`` cannot be followed, decoding in this
-            ``process``, or a ``server`` that decodes it.
+        error_kind: what failed: ``structure``, the answer's structure cannot be followed;
+            ``process``, decoding in this process; ``server``, a server that decodes it.
         date: the date that a template wrote into the prompt, as YYYY-MM-DD; None without one.
         cached_tokens: tokens of the prompt, as the aligned model reads it, that were kept from an
             earlier request and not read again.
         thinking: what the aligned model wrote before the answer, in models that think. It is in
             none of the attributes above.
         thinking_tokens: its tokens, with the marks around it.
-        schema: that the answer was held to; None without one.
+        schema: the schema that the answer was held to; None without one.
     """
 
     sample: int
@@ -156,7 +156,8 @@ class Chunk:
     """One step of one answer, as it streams.
 
     Attributes:
-        prompt: which of the prompts, from 0; the ticket that `Decoder.submit` gave.
+        prompt: the index of its prompt, from 0. From a `Decoder` it is the ticket that
+            `Decoder.submit` returned.
         sample: which of its samples, from 0.
         pieces: new text with its sources; empty while a character is unfinished.
         tokens: the new tokens, none or several. Text and tokens are held back while a stop string
@@ -190,10 +191,18 @@ def record(
     *,
     timed: bool = False,
 ) -> dict[str, Any]:
-    """``prompt``, ``pair``, ``weights``, ``router``, ``seed``, ``params`` and ``samples``.
+    """The answers to one prompt as JSON, with what repeats them.
 
-    Speed is included only with ``timed``. Files of many prompts leave it out, so that a resumed run
-    writes the same bytes.
+    Args:
+        prompt: as the caller gave it.
+        pair: the pair that answered.
+        settings: keywords of `Baco.stream_batch` but the router.
+        completions: the samples.
+        timed: include ``tokens_per_second``. Files of many prompts leave it out, so that a resumed
+            run writes the same bytes.
+
+    Returns:
+        ``prompt``, ``pair``, ``weights``, ``router``, ``seed``, ``params`` and ``samples``.
     """
     first = completions[0]
     row: dict[str, Any] = {

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from baco.errors import BacoError
-from baco.files import NAME as LOCK
-from baco.files import locked, write_atomic
+from baco.files import LOCK, locked, write_atomic
 from baco.sampling.seeds import check_version
 
 Piece = TypeVar("Piece")
 Piece_co = TypeVar("Piece_co", covariant=True)
 Result = TypeVar("Result")
 
-# Receives progress: prompts (a part of one for a part of its answers) and tokens.
+# Receives progress: how many prompts were done, a fraction for some answers to one, and tokens.
 Advance = Callable[[float, int], None]
 # Called once in each process; returns the function that is called for each piece. Its argument
 # receives the progress within pieces; it is None in worker processes.
@@ -147,7 +146,7 @@ def _start_child(worker: Worker[Any, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent; after a kill nobody else would end it."""
+    """End this process when its parent ends; a parent that is killed cannot end it."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -155,7 +154,7 @@ def _end_with_parent() -> None:
 
 
 def ignore(_: float, __: int) -> None:
-    """Receive progress that nobody sees."""
+    """Discard progress."""
 
 
 # The job.
@@ -165,10 +164,10 @@ class Progress(Protocol):
     """Shows how far a job is."""
 
     def skip(self, there: int) -> None:
-        """Prompts that an earlier run answered."""
+        """Count prompts that an earlier run answered."""
 
     def advance(self, done: float, tokens: int) -> None:
-        """Prompts and tokens more."""
+        """Count prompts and tokens that are newly done."""
 
 
 class Counted(Protocol):
@@ -320,7 +319,7 @@ def read_manifest(path: Path, version: int, kind: str, command: str) -> dict[str
         path: of the manifest.
         version: of its format.
         kind: of job.
-        command: that makes such folders.
+        command: the command that makes such folders.
 
     Raises:
         BacoError: there is none, or one of another format.

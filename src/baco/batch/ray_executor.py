@@ -60,13 +60,13 @@ class ClusterPool(futures.Executor):
     Each free process that has started takes the oldest call. A process that still waits for room,
     for example after its machine was lost, therefore delays no call. Functions must return the same
     result each time.
+
+    Args:
+        share: of the cluster.
+        start: called once in every process.
     """
 
     def __init__(self, share: Share, start: Callable[[], None]) -> None:
-        """Args:
-        share: of the cluster.
-        start: called once in every process.
-        """
         import ray
 
         worker = ray.remote(max_restarts=0, **share.resources)(_Worker)
