@@ -54,7 +54,7 @@ def test_the_command_writes_all_answers(
     assert any("\ufffd" in answer["text"] for answer in reply["samples"])
 
 
-def test_a_batch_ends(folder: PairFolder, tmp_path: Path) -> None:
+def test_a_batch_writes_all_samples_of_every_prompt(folder: PairFolder, tmp_path: Path) -> None:
     prompts = tmp_path / "in.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"the cat {i}"}) + "\n" for i in range(3)))
     models = ["--base", str(folder.base), "--aligned", str(folder.aligned)]

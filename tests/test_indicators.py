@@ -71,7 +71,7 @@ def values(result: Indicators, indicator: str, part: object = "overall") -> dict
 BY_HAND = {"A": [(0.0, 4.0), (1.0, 2.0)], "B": [(2.0, 0.0), (1.0, 3.0), (0.5, 3.0)]}
 
 
-def test_coverage_and_dominance_by_hand() -> None:
+def test_coverage_and_dominance_equal_figures_computed_by_hand() -> None:
     result = computed(measured(BY_HAND))
     # A: (0, 1), (.5, .5) cover .5 × .5. B: (1, 0), (.5, .75), (.25, .75) cover .5 × .75.
     assert values(result, "coverage") == pytest.approx({"A": 0.25, "B": 0.375})

@@ -104,7 +104,7 @@ def test_differences_are_bounded_all_together() -> None:
     assert hits >= 53
 
 
-def test_bounds_of_dominance_by_hand() -> None:
+def test_bounds_of_dominance_equal_bounds_computed_by_hand() -> None:
     # 0 and 1 are on the front, 2 is behind 1; nothing is uncertain.
     quality, diversity = np.array([0.0, 1.0, 0.9]), np.array([1.0, 0.5, 0.4])
     exact = [(axis[:, None] - axis[None, :],) * 2 for axis in (quality, diversity)]

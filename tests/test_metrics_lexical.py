@@ -60,7 +60,7 @@ def test_no_n_gram_spans_two_samples() -> None:
     assert distinct(["a b", "b a"], 3) == 0.0
 
 
-def test_expectation_adjusted_distinct_by_hand() -> None:
+def test_expectation_adjusted_distinct_equals_scores_computed_by_hand() -> None:
     # Three distinct of four words, drawn from two: 2 (1 - (1/2)^4) = 1.875 are to be expected.
     assert expectation_adjusted_distinct(["a b", "a c"], vocabulary=2) == pytest.approx(3 / 1.875)
     # From a vocabulary without bounds all words are expected to differ: it is distinct-1.
@@ -74,7 +74,7 @@ def test_length_alone_does_not_lower_ead() -> None:
     assert ratio > 0.6
 
 
-def test_self_bleu_by_hand() -> None:
+def test_self_bleu_equals_a_score_computed_by_hand() -> None:
     # "a b c" against "a b d": 2 of 3 words, 1 of 2 pairs, 0 of 1 triple (smoothed to 1/2 of one).
     alike = math.exp((math.log(2 / 3) + math.log(1 / 2) + math.log(1 / 2)) / 3)
     assert self_bleu(["a b c", "a b d"]) == pytest.approx(1 - alike)
@@ -91,7 +91,7 @@ def test_self_bleu_is_sacrebleu_against_all_the_others(texts: list[str]) -> None
     assert self_bleu(texts) == pytest.approx(1 - sum(scores) / len(scores), abs=1e-9)
 
 
-def test_self_rouge_l_by_hand() -> None:
+def test_self_rouge_l_equals_a_score_computed_by_hand() -> None:
     # LCS "the sat on mat" is 4 long: F1 = 2 · 4 / (6 + 5).
     assert self_rouge_l(["The cat sat on the mat.", "the dog sat on mat"]) == pytest.approx(
         1 - 8 / 11

@@ -202,7 +202,7 @@ def test_nli_diversity_takes_the_likeliest_class_of_every_ordered_pair(inference
     assert len(expected) == 6
 
 
-def test_nli_diversity_by_hand() -> None:
+def test_nli_diversity_equals_scores_computed_by_hand() -> None:
     """One direction of every pair contradicts, is neutral, entails; the other is neutral."""
     given = {("a", "b"): (0.5, 0.4, 0.1), ("a", "c"): (0.3, 0.4, 0.3), ("b", "c"): (0.1, 0.3, 0.6)}
 

@@ -126,13 +126,13 @@ class Compass:
 COMPASS = cast(Embedder, Compass())
 
 
-def test_vendi_by_hand() -> None:
+def test_vendi_equals_scores_computed_by_hand() -> None:
     rows = [["east"] * 3, ["east", "north"], ["east", "east", "north"], ["east", "west"]]
     third = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert vendi(COMPASS, rows) == pytest.approx([1.0, 2.0, math.exp(third), 1.0])
 
 
-def test_embedding_distance_by_hand() -> None:
+def test_embedding_distance_equals_scores_computed_by_hand() -> None:
     rows = [["east"] * 3, ["east", "west"], ["east", "north", "west"]]
     assert embedding_distance(COMPASS, rows) == pytest.approx([0.0, 2.0, (1 + 2 + 1) / 3])
 
@@ -156,7 +156,7 @@ def test_reward_is_the_mean_over_samples() -> None:
     assert figure(metric("reward", reward=FirstWord()), ["abc", "a", ""]) == pytest.approx(4 / 3)
 
 
-def test_utility_by_hand() -> None:
+def test_utility_equals_scores_computed_by_hand() -> None:
     # Ratings 4, 2, 3; the third is of the first's class and adds nothing to what was seen.
     measure = metric("utility_k", equivalence=FirstWord(), reward=FirstWord())
     expected = (4 + 0.8 * 2 + 0) / (1 + 0.8 + 0.64)

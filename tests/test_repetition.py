@@ -67,7 +67,7 @@ def test_dry_lowers_what_the_reference_lowers(
     assert penalties == pytest.approx(dry_reference(history, breakers, given))
 
 
-def test_dry_by_hand() -> None:
+def test_dry_equals_penalties_computed_by_hand() -> None:
     """After "a b c … a b" the token c is lowered, by 0.8 at two tokens and 1.4 at three."""
     given, none = SamplingParams(dry_multiplier=0.8), np.zeros(9, dtype=bool)
     assert dry_penalties(np.array([1, 2, 3, 8, 1, 2]), none, given) == pytest.approx({3: 0.8})

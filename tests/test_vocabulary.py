@@ -291,7 +291,7 @@ def _vocabulary(tokenizer: Any) -> Vocabulary:
     [" sea", " ", "\n", "\tx", ".", "(the", "'s", "-", "夏", "夏天", "の", "カ", "ก", "ລ", "ខ", "မ",
      "བ", "ꦲ", "🌊", "→", " ́", "\x00"],
 )  # fmt: skip
-def test_starts_a_word(text: str) -> None:
+def test_texts_that_begin_like_this_start_a_word(text: str) -> None:
     assert starts(text)
 
 
@@ -299,7 +299,7 @@ def test_starts_a_word(text: str) -> None:
     "text", ["side", "ing", "7", "ы", "ü", "ا", "한", "क", "n't", "\u0301", "\ufe0f", "\u200d",
              "\u20e3", "\U0001f3fd", "ั", "ी"],
 )  # fmt: skip
-def test_continues_a_word(text: str) -> None:
+def test_texts_that_begin_like_this_continue_a_word(text: str) -> None:
     assert not starts(text)
 
 
@@ -386,7 +386,7 @@ def test_a_marked_word_end_is_white_space() -> None:
                      "की", "ी", "ั"]),
     ],
 )  # fmt: skip
-def test_roles(expected: str, texts: list[str]) -> None:
+def test_every_text_has_its_role(expected: str, texts: list[str]) -> None:
     assert {text: role(text) for text in texts} == dict.fromkeys(texts, expected)
 
 
