@@ -276,7 +276,7 @@ class Constraint:
     """A structure that is compiled for a vocabulary.
 
     Attributes:
-        structure: that it was compiled from.
+        structure: the structure that it was compiled from.
         joining_space: whether one space may precede the answer's text.
     """
 

@@ -104,7 +104,7 @@ def read_numbers(
         kind: ``sampler`` or ``combiner``.
         spelling: as the user wrote it.
         name: of the part that it names.
-        parameters: that the part takes.
+        parameters: the numbers that the part takes.
         example: a spelling of the part.
 
     Raises:

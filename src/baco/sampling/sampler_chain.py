@@ -37,7 +37,7 @@ class Context:
         Args:
             tokens: makes :attr:`tokens`, which few samplers read.
             keys: noise keys of the positions, int64 [N, 2].
-            is_base: see there.
+            is_base: see the attribute.
         """
         self._make_tokens, self._keys, self.is_base = tokens, keys, is_base
 

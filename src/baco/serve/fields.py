@@ -49,7 +49,7 @@ _NO_SEARCH = "answers are drawn, not searched for"
 _NO_TOOLS = "no tools are called"
 _TEXT_ALONE = "both models read and write text alone"
 _BY_TEMPLATE = "the chat template decides; give it chat_template_kwargs"
-_NOT_TOLD = "replies have no such entry"
+_NO_ENTRY = "replies have no such entry"
 _BY_BIAS = "give logit_bias"
 _ELSEWHERE = "this belongs to another server's machinery"
 
@@ -165,10 +165,10 @@ COMMON = (
         "return_prompt_token_ids return_meta_info return_token_offsets return_prompt_text "
         "post_sampling_probs verbose",
         (False,),
-        _NOT_TOLD,
+        _NO_ENTRY,
     ),
     ForeignField("n_probs", (0,), "give logprobs"),
-    ForeignField("response_fields", ([],), _NOT_TOLD),
+    ForeignField("response_fields", ([],), _NO_ENTRY),
     ForeignField("n_indent t_max_predict_ms", (0, -1), _ELSEWHERE),
     ForeignField("watermarking", (False,), _ELSEWHERE),
     ForeignField(

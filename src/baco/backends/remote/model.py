@@ -103,7 +103,7 @@ class RemoteModel:
 
     Args:
         source: base or aligned.
-        server: that runs it.
+        server: the server that runs it.
         names: token ids by name.
         ability: of the server.
         ends: the tokens that end its texts.
@@ -171,7 +171,7 @@ class RemoteModel:
         return next((more for more in tops if top < more <= self._max_top), None)
 
     async def row(self, text: Sequence[int], top: int) -> Row | None:
-        """Its row after a text; None where it refuses to return so many tokens.
+        """Its row after a text, with ``top`` tokens; None where it refuses to return that many.
 
         Raises:
             UpstreamError: the server fails.

@@ -46,7 +46,7 @@ async def probe(server: Server, pair: Pair, names: Names, model: str | None) -> 
 
     Args:
         server: of one model of the pair.
-        pair: that the model belongs to.
+        pair: the pair that the model belongs to.
         names: token ids by name.
         model: the name of its model; None where it has only one, or is a `baco serve`.
 
@@ -111,7 +111,7 @@ def _check_spelling(server: Server, pair: Pair, size: int, greedy: ServerTokens)
             f"{server.called} writes tokens beyond the {size} of {pair.name}: its model is of "
             "another pair"
         )
-    tokenizer = pair.tokenizer if pair.own is None else pair.model(server.source).tokenizer
+    tokenizer = pair.tokenizer_of(server.source)
     expected = _comparable(tokenizer.decode(ids, skip_special_tokens=True))
     if greedy.text and (text := _comparable(greedy.text)) != expected:
         raise BacoError(

@@ -26,8 +26,8 @@ else:
 log = logging.getLogger("baco")
 
 # The key in ``kv_transfer_params``, the only field of free form in all of vLLM's request outputs.
-# Its value has a letter for each token of the answer, ``b`` or ``a``,
-# or ``m`` where a combiner mixed both models.
+# Its value has a letter for each token of the answer: ``b`` for base, ``a`` for aligned, ``m`` for
+# both models mixed by a combiner.
 SOURCES = f"{PREFIX}sources"
 
 
