@@ -38,6 +38,7 @@ from baco.models.model import PairModel
 from baco.models.pair import Pair, load_pair
 from baco.models.size import ModelSize
 from baco.routing.parser import router as parse_router
+from baco.source import Source
 from benchmarks import launch
 from tests import naive_decoding as naive
 from tests.test_engine import rules, without_turn_cut
@@ -193,9 +194,9 @@ class FreshModels:
 
     @classmethod
     def of(cls, pair: Pair, folder: Path, dtype: torch.dtype) -> "FreshModels":
-        def load(source: str) -> PairModel:
+        def load(source: Source) -> PairModel:
             model = AutoModelForCausalLM.from_pretrained(folder / source, dtype=dtype)
-            own: PairModel = getattr(pair, source)
+            own = pair.model(source)
             fresh = PairModel(source, model.eval(), own.tokenizer)
             return fresh.with_common_vocab(own.vocab_size, own.unknown_ids)
 

@@ -8,11 +8,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from baco.batch.rows import Row
 from baco.outputs import Completion
+from baco.text.answer_text import merge_pieces
 from baco.text.prompts import conversation
 
 Type = str | Mapping[str, str]
@@ -186,9 +186,9 @@ def _cell(value: Any, kind: str) -> Any:
 def _spans(completion: Completion) -> list[dict[str, Any]]:
     """Stretches of one source: from and to which character of the answer."""
     spans, start = [], 0
-    for source, pieces in groupby(completion.pieces, key=lambda piece: piece.source):
-        end = start + sum(len(piece.text) for piece in pieces)
-        if end > start:
+    for text, source in merge_pieces(completion.pieces):
+        end = start + len(text)
+        if text:
             spans.append({"start": start, "end": end, "source": source})
         start = end
     return spans

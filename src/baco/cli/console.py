@@ -80,7 +80,7 @@ def _refused(error: OSError) -> OutputError:
     return OutputError(f"cannot write to standard output: {error.strerror}")
 
 
-class _Harmless:
+class _WithoutControlCharacters:
     """Renders something without control characters except those of styles and the cursor."""
 
     def __init__(self, renderable: ConsoleRenderable) -> None:
@@ -92,9 +92,9 @@ class _Harmless:
             yield segment if control else Segment(text.translate(_REPLACED), style)
 
 
-class _Harmful(RenderHook):
+class _RemoveControlCharacters(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Harmless(renderable) for renderable in renderables]
+        return [_WithoutControlCharacters(renderable) for renderable in renderables]
 
 
 class _Output(Console):
@@ -128,7 +128,7 @@ def err() -> Console:
 
 def _guarded(console: Console) -> Console:
     if console.is_terminal:
-        console.push_render_hook(_Harmful())
+        console.push_render_hook(_RemoveControlCharacters())
     return console
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from baco.engine.sequence import Why
 from baco.models.pair import Pair
@@ -17,7 +16,7 @@ from baco.serve.response_models import (
     WhyToken,
 )
 from baco.source import Source
-from baco.text.answer_text import Piece, name_of
+from baco.text.answer_text import merge_pieces, name_of
 from baco.text.prompts import Prompt
 
 # JSON has no infinity. OpenAI writes this for a token of probability 0.
@@ -157,14 +156,6 @@ def _owner(token: Token) -> Source:
 def token_id_name(token: int) -> str:
     """The name of a token that is named by its id, as in vLLM."""
     return f"token_id:{token}"
-
-
-def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source | None]]:
-    """The (text, source) of pieces; neighbouring pieces of one source are joined."""
-    return [
-        ("".join(piece.text for piece in same), source)
-        for source, same in groupby(pieces, key=lambda piece: piece.source)
-    ]
 
 
 def _set_totals(provenance: Provenance, completion: Completion) -> None:

@@ -150,7 +150,7 @@ class Endpoints:
         method = self._parser.method_of(name)
         only = None if method is not None else self._parser.router_of(name).only
         sources = [source for source in MODELS if only in (source, None)]
-        context = min(getattr(self._pair, source).context for source in sources)
+        context = min(self._pair.model(source).context for source in sources)
         bounded = context if context < UNBOUNDED else None
         return ModelCard(id=name, created=self._since, max_model_len=bounded)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from baco.source import Source
@@ -18,6 +19,14 @@ class Piece:
 
     text: str
     source: Source | None
+
+
+def merge_pieces(pieces: Iterable[Piece]) -> list[tuple[str, Source | None]]:
+    """The (text, source) of pieces; neighbouring pieces of one source are joined."""
+    return [
+        ("".join(piece.text for piece in same), source)
+        for source, same in groupby(pieces, key=lambda piece: piece.source)
+    ]
 
 
 def name_of(data: bytes) -> str:

@@ -1,13 +1,13 @@
 """A conversation as a file: JSON with the source of every word, or Markdown."""
 
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from baco.cli.chat.conversation import Answer, Conversation, Turn
 from baco.files import write_output
 from baco.outputs import params
+from baco.text.answer_text import merge_pieces
 
 
 def save(conversation: Conversation, path: Path) -> None:
@@ -61,8 +61,7 @@ def _sample(answer: Answer) -> dict[str, Any]:
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "pieces": [
-            {"source": source, "text": "".join(piece.text for piece in same)}
-            for source, same in groupby(answer.pieces, key=lambda piece: piece.source)
+            {"source": source, "text": text} for text, source in merge_pieces(answer.pieces)
         ],
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 from baco.evaluation.records import Prompt, Setting
 from baco.sampling.params import MAX_SEED
 from baco.source import Source
+from baco.text.answer_text import merge_pieces
 from baco.text.prompts import Message, chat_digest
 
 if TYPE_CHECKING:
@@ -86,17 +87,11 @@ class Answer:
         from baco.outputs import check_whole
 
         check_whole([completion])
-        pieces: list[tuple[str, Source | None]] = []
-        for piece in completion.pieces:
-            if pieces and pieces[-1][1] == piece.source:
-                pieces[-1] = (pieces[-1][0] + piece.text, piece.source)
-            else:
-                pieces.append((piece.text, piece.source))
         return cls(
             text=completion.text,
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
-            pieces=tuple(pieces),
+            pieces=tuple(merge_pieces(completion.pieces)),
             base_share=completion.base_share,
             switches=completion.switches,
         )

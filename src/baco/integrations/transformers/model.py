@@ -131,7 +131,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
         rooms = []
         for source in MODELS:
             if self.router.only in (None, source):
-                model: PairModel = getattr(self.pair, source)
+                model = self.pair.model(source)
                 length = int(masks[source].sum(dim=1).max()) + new
                 model.check_length(source, length)
                 rooms.append(model.context - length)
@@ -289,7 +289,7 @@ class BacoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _read(self, name: Source, layout: Layout, cache: PairCache | None, keep: int) -> Tensor:
         """Run one model over its new columns: logits of the last ``keep``, float32 [B, keep, V]."""
-        model: PairModel = getattr(self.pair, name)
+        model = self.pair.model(name)
         ids: Tensor = getattr(layout, f"{name}_ids")
         mask: Tensor = getattr(layout, f"{name}_mask")
         past: Cache | None = getattr(cache, name) if cache is not None else None
