@@ -114,6 +114,14 @@ def test_echo_returns_the_prompts_log_probabilities_under_one_model(
     assert replies[0]["usage"]["completion_tokens"] == 0
 
 
+def test_metrics_count_the_tokens_of_every_scored_prompt_once(demo: Baco) -> None:
+    with served(demo) as server:
+        alone = scored(server, prompt=TEXTS)["usage"]["prompt_tokens"]
+        assert server.metric("baco_prompt_tokens_total") == alone > 0
+        answered = scored(server, prompt=TEXTS[0], max_tokens=1)["usage"]["prompt_tokens"]
+        assert server.metric("baco_prompt_tokens_total") == alone + answered
+
+
 def test_ids_and_a_part_of_the_prompt_are_returned_on_request(server: Served, demo: Baco) -> None:
     ids = demo.pair.renderer.raw(TEXTS[0]).base_ids
     named = {"return_tokens_as_token_ids": True, "return_token_ids": True}

@@ -115,6 +115,7 @@ class Endpoints:
         if echo is not None and body.max_tokens == 0:
             prompts = await self._scored(request, echo)
             usage = Usage.of(request.state.entry["prompt_tokens"], 0)
+            self._metrics.prompt_tokens.inc(usage.prompt_tokens)
             return await _json(TextFormatter(body.model, True), prompts, usage)
         parsed = self._parser.completion(body)
         prompts = [] if echo is None else await self._scored(request, echo)
