@@ -395,6 +395,14 @@ def test_a_method_is_not_different_from_itself() -> None:
     assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_dominance_is_compared_on_any_number_of_prompts() -> None:
+    apart = {"A": [(0.0, 0.0)], "B": [(1.0, 1.0)]}
+    result = computed(measured(apart, prompts=1100, noise=0.01), resamples=20)
+    sure = result.compare("B", "A", "dominance")
+    assert sure is not None
+    assert (sure.difference, sure.p_value) == (1.0, 0.05)
+
+
 def test_swapping_the_methods_turns_the_comparison_round() -> None:
     result = computed(measured(BY_HAND, prompts=9, noise=0.8))
     forth, back = result.compare("A", "B"), result.compare("B", "A")

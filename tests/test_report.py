@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from baco.evaluation.report.plots import coverage_rows, family, front_line
 from baco.evaluation.report.ranking import rank
 from baco.evaluation.report.results import points, reference, sections
 from baco.evaluation.report.tables import Column, Table
+from baco.evaluation.score import requested_metrics, score
 from baco.evaluation.store import Run
 from baco.evaluation.tasks import task_files
 from baco.text.invalid_characters import well_formed
@@ -546,6 +548,29 @@ def test_a_report_of_one_method_and_one_prompt_names_what_is_missing(
     page = (run / "report/index.html").read_text("utf-8")
     assert EVIL not in page
     assert "no diversity metric together with a quality metric has scores" in page
+
+
+def test_without_any_coverage_no_router_is_called_the_best(tmp_path: Path) -> None:
+    prompts, run = tmp_path / "own.txt", tmp_path / "run"
+    prompts.write_text("Name a colour.\n", encoding="utf-8")
+    options = ["-t", "demo", "-t", str(prompts), "--limit", "1", "-n", "2"]
+    options += ["-r", "P:0.4", "-r", "Rand:0.5", "-m", "mixing", "--preset", "quick"]
+    assert baco(["sweep", "-o", str(run), "--workers", "1", "--no-score", *options]) == 0
+    # The demo world judges its own questions, and nothing judges the others.
+    missing = {"own": {"reward": str(tmp_path / "no-model")}}
+    (lexical, quality) = requested_metrics(Run.open(run), ["distinct_1", "reward"], {})
+    asked = [lexical, replace(quality, models={**quality.models, **missing})]
+    refused = score(Run.open(run), asked, workers=1)
+    assert refused["reward"].startswith("reward is not scored on own: ")
+    report = write_report(run, resamples=20)
+    assert report.summaries[0].first.startswith("There is no Coverage")
+    page, text = report.page.read_text("utf-8"), (run / "report/report.md").read_text("utf-8")
+    for shown in (page, text):
+        assert "\N{MINUS SIGN}1.000" not in shown
+        assert "Which router?" not in shown
+        assert "best first" not in shown
+        assert "against its rivals" not in shown
+    assert "reward: not scored on own: reward is unavailable" in text
 
 
 def test_two_pairs_have_a_table_each_and_one_across(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ class Indicators:
             return Comparison(0.0, 0.0, 0.0, 1.0)
         low, high = own.low - other.high, own.high - other.low
         prompts = sum(self.prompts[name] for name in self._tasks(task))
-        p_value = 1.0 if low <= 0 <= high else max(0.05, 2.0 / 2**prompts)
+        p_value = 1.0 if low <= 0 <= high else max(0.05, 2.0 ** (1 - prompts))
         return Comparison(own.value - other.value, low, high, p_value)
 
     def _tasks(self, task: str | None) -> tuple[str, ...]:

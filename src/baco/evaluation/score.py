@@ -148,7 +148,7 @@ def score(
     """Score all groups of the run by every metric, except those that have scores.
 
     Returns:
-        The metrics that could not run, and why.
+        The metrics that could not run, on any task or on some, and why.
 
     Raises:
         BacoError: a metric has scores of other models.
@@ -171,6 +171,8 @@ def score(
             for lines in scores(batches):
                 append(run.score_file(request.name), lines)
                 advance(request.name, len(lines))
+            if request.name in (partly := run.unavailable()):
+                refused[request.name] = f"{request.name} is {partly[request.name]}"
     return refused
 
 

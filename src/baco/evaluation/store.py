@@ -121,9 +121,16 @@ class Run:
         return [name for name in self._requested() if count_rows(self.score_file(name))]
 
     def unavailable(self) -> dict[str, str]:
-        """Metrics that could not run, and why."""
-        about = {name: self.about(name) for name in self._requested()}
-        return {name: str(a["unavailable"]) for name, a in about.items() if "unavailable" in a}
+        """Metrics that could not run, on any task or on some, and why."""
+        reasons = {}
+        for name in self._requested():
+            about = self.about(name)
+            by_task = about.get("unavailable_for", {}).items()
+            if "unavailable" in about:
+                reasons[name] = str(about["unavailable"])
+            elif by_task:
+                reasons[name] = "; ".join(f"not scored on {task}: {why}" for task, why in by_task)
+        return reasons
 
     def _requested(self) -> list[str]:
         return sorted(path.stem for path in (self.path / "scores").glob("*.json"))

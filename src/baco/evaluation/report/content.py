@@ -191,7 +191,7 @@ def _is_coin(router: str) -> bool:
 
 def _beside_the_coin(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iterator[str]:
     """A note that the best router is a coin, with the best one that reads the models."""
-    looking = next((name for name in ranking.ranked("BACo") if not _is_coin(name)), None)
+    looking = next((name for name in _covering(ranking) if not _is_coin(name)), None)
     note = f"{best} tosses a coin: it looks at neither model."
     if looking is None:
         yield note
@@ -205,9 +205,15 @@ def _beside_the_coin(ranking: Ranking, best: str, rivals: Sequence[str]) -> Iter
     yield f"{note} The best that looks is {looking}, {score}: {'; '.join(leads)}."
 
 
+def _covering(ranking: Ranking) -> list[str]:
+    """The routers that have a Coverage, the best first."""
+    ranked = ranking.ranked("BACo")
+    return [name for name in ranked if ranking.estimate("coverage", name, ranking.part)]
+
+
 def order_of_routers(ranking: Ranking) -> list[str]:
     """The order of the routers, and how much of it is the paper's."""
-    ranked = ranking.ranked("BACo")
+    ranked = _covering(ranking)
     if not ranked:
         return []
     order = ", ".join(f"{name} {number(ranking.coverage(name), 'figure')}" for name in ranked)
@@ -346,7 +352,8 @@ def _lines(content: Mapping[str, Any], tables: Sections, stems: Sequence[str]) -
         yield from (table.markdown() for table in tables.acceptable)
     yield "## Plots\n"
     yield from (f"![{stem}](plots/{stem}.svg)\n" for stem in stems)
-    yield "## Which router?\n"
+    if content["ranking"]:
+        yield "## Which router?\n"
     yield from (f"{line}\n" for line in content["ranking"])
     yield from (table.markdown() for table in tables.routers)
     rest = {

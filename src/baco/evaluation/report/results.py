@@ -117,27 +117,25 @@ class Sections:
 def sections(rankings: Sequence[Ranking]) -> Sections:
     """The tables of all pairs."""
     every = [(ranking, scores) for ranking in rankings for scores in ranking.every]
+    # Tables of Coverage alone have nothing to show of a pair without any sub-space.
+    covered = [ranking for ranking in rankings if ranking.alone.spaces]
     return Sections(
         headline=_present(
             [
-                across(rankings),
-                *(
-                    table(r)
-                    for r in rankings
-                    for table in (headline, against, claims, beside_paper)
-                ),
+                across(covered),
+                *(table(r) for r in covered for table in (headline, against, claims, beside_paper)),
             ]
         ),
         acceptable=_present([acceptable(ranking) for ranking in rankings]),
-        routers=_present([routers(ranking) for ranking in rankings]),
+        routers=_present([routers(ranking) for ranking in covered]),
         methods=[
             (r.pair, _present([methods(r), *(subspaces(r, indicator) for indicator in INDICATORS)]))
             for r in rankings
         ],
         parts=_present(
             [
-                *(tasks(ranking) for ranking in rankings),
-                *(categories(r, scores) for r in rankings for scores in r.scores),
+                *(tasks(ranking) for ranking in covered),
+                *(categories(r, scores) for r in covered for scores in r.scores),
             ]
         ),
         accuracy=_present([accuracy(ranking, scores) for ranking, scores in every]),
@@ -398,15 +396,17 @@ def methods(ranking: Ranking) -> Table:
         counts[method] += 1
     columns = [Column("method"), Column("settings", "count"), *_indicator_columns(ranking)]
     ranked = ranking.ranked()
+    best = ranking.best("BACo") if ranking.alone.spaces else None
+    order = ", the best first" if ranking.alone.spaces else ""
     return Table(
         f"methods-{slug(ranking.pair)}",
-        f"Every method on {ranking.pair}, the best first",
+        f"Every method on {ranking.pair}{order}",
         f"Coverage: normalised area that a method's settings dominate, 0 to 1. "
         f"{at_k_note(ranking)}Dominance: its share of the joint Pareto front of all methods. "
         f"{BRACKETS}",
         columns,
         [[name, float(counts[name]), *_indicators(ranking, name)] for name in ranked],
-        frozenset(place for place, name in enumerate(ranked) if name == ranking.best("BACo")),
+        frozenset(place for place, name in enumerate(ranked) if name == best),
     )
 
 
