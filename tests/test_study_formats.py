@@ -350,6 +350,20 @@ def battle(**changes: Any) -> Callable[[Study, Path], Path]:
     return spoil
 
 
+def label_studio(
+    result: list[dict[str, Any]] | None = None, **changes: Any
+) -> Callable[[Study, Path], Path]:
+    def spoil(study: Study, folder: Path) -> Path:
+        path = folder / "export.json"
+        label_studio_file(study, path, RESULT if result is None else result)
+        tasks = json.loads(path.read_text(encoding="utf-8"))
+        tasks[0] |= changes
+        path.write_text(json.dumps(tasks), encoding="utf-8")
+        return path
+
+    return spoil
+
+
 BAD_FILES: dict[str, tuple[Callable[[Study, Path], Path], str]] = {
     "no file": (lambda _, folder: folder / "none.csv", "cannot read"),
     "no format": (text_file('{"rows": 1}'), "has none of the formats that can be imported"),
@@ -372,6 +386,8 @@ BAD_FILES: dict[str, tuple[Callable[[Study, Path], Path], str]] = {
     "another plan": (own_table("plan", "f" * 64), "line 7: plan ffffffffffff is not this study's"),
     "other sides": (own_table("left", "set/x"), "are not sides of"),
     "a time that is no number": (own_table("seconds", "soon"), "line 7: position and seconds must"),
+    "a time that is not finite": (own_table("seconds", "nan"), "line 7: position and seconds must"),
+    "a negative time": (own_table("seconds", "-1"), "line 7: position and seconds must"),
     "a rater of no origin": (own_table("origin", "bot"), "line 7: origin is 'bot'"),
     "a row of another form": (
         text_file('{"model_a": "a", "model_b": "b", "winner": "tie"}\n{"rows": 1}', "rows.jsonl"),
@@ -379,6 +395,20 @@ BAD_FILES: dict[str, tuple[Callable[[Study, Path], Path], str]] = {
     ),
     "an unknown model": (battle(model_a="gpt"), "the plan has no answer of question_id"),
     "an unknown winner": (battle(winner="me"), "winner is 'me': it must be one of model_a"),
+    "a list of winners": (battle(winner=["model_a"]), "it must be one of model_a"),
+    "data of another form": (label_studio(data="text"), "task 0: this is not what Label Studio"),
+    "an empty choice": (
+        label_studio(result=[{"from_name": "quality", "value": {"choices": []}}]),
+        "task 0: this is not what Label Studio exports",
+    ),
+    "a result without its control": (
+        label_studio(result=[{"value": {"choices": ["A"]}}]),
+        "task 0: this is not what Label Studio exports",
+    ),
+    "other controls": (
+        label_studio(result=[{"from_name": "beauty", "value": {"choices": ["A"]}}]),
+        "holds no response to a question of this study",
+    ),
 }  # fmt: skip
 
 

@@ -258,6 +258,8 @@ def test_a_time_beyond_all_numbers_is_bounded_like_any_other(site: Site) -> None
 def test_a_body_that_is_too_long_is_refused(site: Site) -> None:
     rater = site.rating()
     assert site.client.post(f"/r/{rater.link}/answer", content=b"x" * 70_000).status_code == 413
+    many = "&".join(f"q{number}=1" for number in range(101))
+    assert site.client.post("/operator", content=many).status_code == 413
 
 
 def test_nobody_is_longer_on_an_item_than_the_server_saw(site: Site) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,9 @@ def import_judgments(study: Study, path: Path, question: str | None = None) -> t
         The format, and the numbers of raters and answers.
 
     Raises:
-        BacoError: a file of an unknown format, an unknown item or question, a response that is
-            none, or a rater who answers a question twice. Nothing is imported then.
+        BacoError: a file of an unknown format or without responses, an unknown item or question, a
+            response that is none, or a rater who answers a question twice. Nothing is imported
+            then.
     """
     rows = _read(path)
     name, read = _format(path, rows)
@@ -89,6 +91,11 @@ def import_judgments(study: Study, path: Path, question: str | None = None) -> t
             merged.responses |= judgment.responses
     except BacoError as error:
         raise BacoError(f"{path}, {error}") from error
+    if not answers:
+        raise BacoError(
+            f"{path} holds no response to a question of this study: its questions are "
+            f"{', '.join(study.plan.question)}"
+        )
     _add(study, path, answers)
     return name, len({rater for rater, _ in answers}), len(answers)
 
@@ -173,11 +180,12 @@ def _is_ours(row: Row) -> bool:
 
 def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudgment]:
     versions = {version.hash: version for version in study.store.versions()}
-    for number, row in enumerate(rows, 2):
+    for number, cells in enumerate(rows, 2):
         place = f"line {number}"
+        row = {name: str(cells[name]) for name in JUDGMENT_COLUMNS}
         if row["plan"] not in versions:
             raise BacoError(
-                f"{place}: plan {str(row['plan'])[:12]} is not this study's "
+                f"{place}: plan {row['plan'][:12]} is not this study's "
                 f"({study.plan.hash[:12]}): import into the study that was exported"
             )
         version = versions[row["plan"]]
@@ -201,8 +209,8 @@ def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudg
                 f"{', '.join(get_args(RaterOrigin))}"
             )
         try:
-            position, seconds = int(row["position"]), float(row["seconds"])
-        except (TypeError, ValueError) as error:
+            position, seconds = int(row["position"]), _seconds(row["seconds"])
+        except ValueError as error:
             raise BacoError(f"{place}: position and seconds must be numbers") from error
         yield _found(
             plan,
@@ -217,8 +225,16 @@ def _ours(study: Study, rows: list[Row], _: str | None) -> Iterator[ImportedJudg
         )
 
 
+def _seconds(value: Any) -> float:
+    """A time; ValueError or TypeError if it is not a finite number from 0 up."""
+    seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(value)
+    return seconds
+
+
 def _point(value: str, place: str) -> int:
-    if not str(value).isdecimal():
+    if not value.isdecimal():
         raise BacoError(f"{place}: rating {value!r} is not a number from 1 to {POINTS}")
     return int(value)
 
@@ -266,22 +282,30 @@ def _label_studio(study: Study, rows: list[Row], _: str | None) -> Iterator[Impo
     screens = _screens_by_key(study.plan)
     for row in rows:
         place = f"task {row.get('id', '?')}"
-        screen = _screen(screens, str(row["data"].get("item")), place)
-        for annotation in row["annotations"]:
-            if annotation.get("was_cancelled"):
-                continue
-            labels: dict[str, str] = {}
-            for result in annotation.get("result", ()):
-                value = result.get("value", {})
-                if "choices" in value:
-                    labels[result["from_name"]] = value["choices"][0]
-                elif "rating" in value:
-                    labels[result["from_name"]] = str(value["rating"])
-            rater = annotation.get("completed_by")
-            name = rater.get("id") if isinstance(rater, dict) else rater
+        try:
+            key = str(row["data"].get("item"))
+            annotations = [_annotation(a) for a in row["annotations"] if not a.get("was_cancelled")]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise BacoError(f"{place}: this is not what Label Studio exports as JSON") from error
+        screen = _screen(screens, key, place)
+        for rater, labels, seconds in annotations:
             responses = _by_sides(study.plan, screen, labels, TIE["label-studio"], place)
-            seconds = float(annotation.get("lead_time") or 0)
-            yield _found(study.plan, place, str(name), screen, responses, seconds=seconds)
+            if responses:
+                yield _found(study.plan, place, rater, screen, responses, seconds=seconds)
+
+
+def _annotation(annotation: Mapping[str, Any]) -> tuple[str, dict[str, str], float]:
+    """The rater, the labels by the names of their controls, and the seconds of an annotation."""
+    labels: dict[str, str] = {}
+    for result in annotation.get("result", ()):
+        value = result.get("value", {})
+        if "choices" in value:
+            labels[result["from_name"]] = str(value["choices"][0])
+        elif "rating" in value:
+            labels[result["from_name"]] = str(value["rating"])
+    rater = annotation.get("completed_by")
+    name = rater.get("id") if isinstance(rater, dict) else rater
+    return str(name), labels, _seconds(annotation.get("lead_time") or 0)
 
 
 # FastChat.
@@ -315,12 +339,13 @@ def _fastchat(study: Study, rows: list[Row], question_id: str | None) -> Iterato
                 f"{left!r} and {right!r}: question_id must be a prompt's id, and models must be "
                 f"{', '.join(plan.methods)}"
             )
-        if row["winner"] not in WINNERS:
+        winner = str(row["winner"])
+        if winner not in WINNERS:
             raise BacoError(
-                f"{place}: winner is {row['winner']!r}: it must be one of {', '.join(WINNERS)}"
+                f"{place}: winner is {winner!r}: it must be one of {', '.join(WINNERS)}"
             )
         screen = Screen(0, 0, item, plan.stimulus[item.second].method == left)
-        responses = {question.id: WINNERS[row["winner"]]}
+        responses = {question.id: WINNERS[winner]}
         yield _found(plan, place, str(row.get("judge", "judge")), screen, responses)
 
 

@@ -386,7 +386,11 @@ class Website:
         return JSONResponse({"saved": False, "reason": reason}, status, headers=HEADERS)
 
     async def _form(self, request: Request) -> dict[str, str]:
-        fields = parse_qs((await _body(request)).decode("utf-8", "replace"), max_num_fields=100)
+        body = (await _body(request)).decode("utf-8", "replace")
+        try:
+            fields = parse_qs(body, max_num_fields=100)
+        except ValueError as error:  # too many fields
+            raise HTTPException(413) from error
         return {name: values[0] for name, values in fields.items()}
 
     # Errors.
