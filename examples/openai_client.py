@@ -51,7 +51,7 @@ def ask(client: OpenAI, prompt: str, router: str, n: int, seed: int) -> None:
         extra_body={"router": router},
     )
     for choice in reply.choices:
-        print(f"base share {provenance(choice)['base_share']:.0%}: {choice.message.content}")
+        print(f"{base_share(provenance(choice))}: {choice.message.content}")
 
     print("\nstreamed, with the base model's words in brackets:")
     stream = client.chat.completions.create(
@@ -60,18 +60,18 @@ def ask(client: OpenAI, prompt: str, router: str, n: int, seed: int) -> None:
         seed=seed,
         stream=True,
     )
-    writer = "aligned"
+    by_base = False
     for chunk in stream:
         for part in chunk.choices:
             baco = provenance(part)
             for text, source in baco.get("sources", ()):
-                if source != writer:
-                    print("[" if source == "base" else "]", end="")
-                    writer = source
+                if (source == "base") != by_base:
+                    by_base = not by_base
+                    print("[" if by_base else "]", end="")
                 print(text, end="", flush=True)
             if part.finish_reason:
-                print("]" if writer == "base" else "")
-                print(f"base share {baco['base_share']:.0%}, seed {baco['seed']}")
+                print("]" if by_base else "")
+                print(f"{base_share(baco)}, seed {baco['seed']}")
 
 
 def provenance(choice: Choice | ChunkChoice) -> dict[str, Any]:
@@ -79,6 +79,12 @@ def provenance(choice: Choice | ChunkChoice) -> dict[str, Any]:
     # A stream's first chunk has none.
     baco: dict[str, Any] = (choice.model_extra or {}).get("baco", {})
     return baco
+
+
+def base_share(baco: dict[str, Any]) -> str:
+    """The base share in words; a combiner mixes both models, and then there is none."""
+    share = baco["base_share"]
+    return "mixed" if share is None else f"base share {share:.0%}"
 
 
 @contextmanager

@@ -35,19 +35,20 @@ def main() -> None:
 
 def write_story(pair: Baco, prompt: str, router: str, max_tokens: int, seed: int) -> None:
     """Print a story while it is written, and then how much of it the base model wrote."""
-    source: str | None = "aligned"
+    by_base = False
     for chunk in pair.stream(prompt, router=router, max_tokens=max_tokens, seed=seed):
         for piece in chunk.pieces:
             text = piece.text
-            if piece.source != source:
+            if (piece.source == "base") != by_base:
                 word = text.lstrip()
                 space = text.removesuffix(word)
-                text = f"{space}{BASE}{word}" if piece.source == "base" else f"{END}{text}"
-                source = piece.source
+                by_base = not by_base
+                text = f"{space}{BASE}{word}" if by_base else f"{END}{text}"
             print(text, end="", flush=True)
         if chunk.completion is not None:
-            print(END if source == "base" else "")
-            print(f"base share {chunk.completion.base_share:.0%}\n")
+            print(END if by_base else "")
+            share = chunk.completion.base_share  # None where a combiner mixes both models
+            print("mixed\n" if share is None else f"base share {share:.0%}\n")
 
 
 if __name__ == "__main__":

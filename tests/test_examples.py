@@ -177,6 +177,20 @@ def test_story_writing_takes_a_pair_of_your_own(
     assert "base share" in shown
 
 
+def test_answers_that_a_combiner_mixed_have_no_base_share(
+    demo: "Baco", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = ["story_writing.py", "--router", "Ensemble", "--thresholds", "0.3"]
+    with served(demo) as server:
+        client = ["openai_client.py", "--url", server.url, "--router", "Ensemble:0.3", "-n", "1"]
+        for script, *options in (client, [*story, "--max-tokens", "8"]):
+            monkeypatch.setattr(sys, "argv", [script, *options])
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+            shown = capsys.readouterr().out
+            assert "mixed" in shown
+            assert "]" not in shown
+
+
 def test_story_writing_refuses_bad_input_in_one_line() -> None:
     assert refusal("story_writing.py", "--thresholds", "7").startswith(
         "story_writing: router 'P-Punc:7': threshold 7"
