@@ -229,6 +229,21 @@ def test_a_stopped_run_is_resumed_at_the_border_of_a_batch(
     assert stopped.read_bytes() == b"".join(lines[1:])
 
 
+def test_a_run_is_not_resumed_with_another_text_in_the_file_of_its_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, out = tmp_path / "base.jinja", tmp_path / "out.jsonl"
+    template.write_text("{{ messages[0].content }}{{ answer_lead }}")
+    begun = [*command(prompt_file(tmp_path, "one", "two"), out), "--base-template", str(template)]
+    with monkeypatch.context() as context:
+        context.setattr(answer_file.AnswerFile, "finish", lambda _: None)
+        assert run(begun) == 0
+    template.write_text("Q: {{ messages[0].content }}{{ answer_lead }}")
+    assert run(begun) == 2
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "was begun with other settings (fingerprint)" in stderr
+
+
 @pytest.mark.parametrize(
     ("begun", "message"),
     [("not ours\n", "was not begun by this command"), ("[]\n", "was not begun by this command")],

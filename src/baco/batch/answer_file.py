@@ -103,6 +103,7 @@ class AnswerFile:
         asked = {
             "prompts": digest([(row.prompt, row.kept) for row in self.rows]),
             "pair": pair.name,
+            "fingerprint": pair.fingerprint,
             "weights": pair.weights_formats,
             "router": router.spelling,
             **file_digests(router),
