@@ -253,6 +253,7 @@ def test_invalid_rows_are_named_before_the_first_answer(
         (["no.jsonl", "out"], "cannot read no.jsonl: No such file"),
         (["in.jsonl", "."], "holds no batch: choose another directory"),
         (["in.jsonl", "in.jsonl"], "holds no batch: choose another directory"),
+        (["in.jsonl", "s3://bucket/out"], "s3://… is not a folder: mount that storage"),
         (["in.jsonl", "out", "--format", "csv"], "use one of jsonl, parquet"),
         (
             ["in.jsonl", "out", "--backend", "slurm"],
@@ -279,7 +280,7 @@ def test_invalid_arguments_are_one_line(
     assert run(["batch", *arguments]) == 2
     stderr = capsys.readouterr().err
     assert message in " ".join(stderr.split()) and stderr.count("baco:") == 1
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_two_commands_do_not_write_to_one_directory(

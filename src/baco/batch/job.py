@@ -9,6 +9,7 @@ done. This module knows nothing of prompts and models.
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -35,6 +36,8 @@ Worker = Callable[[Advance | None], Callable[[Piece], Result]]
 # Gives the results of pieces.
 Map = Callable[[Iterable[Piece]], Iterator[Result]]
 
+# The part of a path that was an address such as s3://bucket.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 # Pieces that wait at each worker process.
 AHEAD = 2
 
@@ -272,10 +275,15 @@ def check_folder(path: Path, files: Iterable[str], kind: str, other: str) -> Non
         other: what to choose instead.
 
     Raises:
-        BacoError: it is a file, or holds something else.
+        BacoError: it is a file, holds something else, or is an address such as ``s3://…``.
     """
     *_, manifest = names = tuple(files)
-    if not path.exists() or (path / manifest).exists():
+    if not path.exists():
+        scheme = next((part for part in path.parts if _SCHEME.fullmatch(part)), None)
+        if scheme is not None:  # it would be made as a folder of this name
+            raise BacoError(f"{scheme}//… is not a folder: mount that storage, or choose {other}")
+        return
+    if (path / manifest).exists():
         return
     # A job that was killed when it began leaves some of its first files, whole or partial.
     if not path.is_dir() or not all(f.name.startswith((LOCK, *names)) for f in path.iterdir()):
