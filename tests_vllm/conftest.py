@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MistralConfig
 
 from tests import pairs
 
 HEAD = 32  # the narrowest head that vLLM's attention on CPUs has
+
+
+def _mistral(rows: int) -> MistralConfig:
+    """All layers have a sliding window, so vLLM would free blocks behind it."""
+    return MistralConfig(**pairs._shape(rows), tie_word_embeddings=False, sliding_window=40)
+
+
+CONFIGS = pairs.CONFIGS | {"mistral": _mistral}
 
 
 def _wider(make: Callable[[int], Any]) -> Callable[[int], Any]:
@@ -46,7 +55,7 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def saved(architecture: str) -> Path:
         folder = tmp_path_factory.mktemp(architecture)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(pairs.CONFIGS, architecture, _wider(pairs.CONFIGS[architecture]))
+            patch.setitem(pairs.CONFIGS, architecture, _wider(CONFIGS[architecture]))
             pairs.save_pair(folder, architecture)
         (folder / "baco.json").write_text('{"dtype": "float32"}')
         return folder

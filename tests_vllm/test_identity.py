@@ -139,7 +139,7 @@ def test_every_router_gives_the_answers_of_this_process(
 QUICK = ("plain", "ngram, chunked")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gemma2", "mistral"])
 @pytest.mark.parametrize(
     "mode",
     [mode if mode in QUICK else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES],

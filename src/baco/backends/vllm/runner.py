@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from vllm.distributed import get_pp_group
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, replace_as
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.utils import AttentionGroup
 
@@ -70,6 +71,21 @@ class PairRunner(_Runner):
             self.intermediate_tensors = self.get_model().make_empty_intermediate_tensors(
                 batch_size=self.max_num_tokens, dtype=self.dtype, device=self.device
             )
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As in vLLM, but layers with a sliding window keep all blocks. vLLM frees those behind the
+        window by its own count, which the model with the shorter prompt has not reached.
+        """
+        specs: dict[str, Any] = super().get_kv_cache_spec()
+        for layer, spec in specs.items():
+            if type(spec) is SlidingWindowSpec:
+                specs[layer] = replace_as(
+                    spec,
+                    FullAttentionSpec,
+                    drop=("extra_retained_tokens",),
+                    block_size=self.cache_config.block_size,
+                )
+        return specs
 
     # --- inputs -----------------------------------------------------------------------------------
 
