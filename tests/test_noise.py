@@ -232,7 +232,7 @@ def test_the_remote_backend_uses_the_coins_of_this_process(demo: Baco) -> None:
 def test_coins_inside_vllm_have_the_keys_of_this_process(demo: Baco) -> None:
     prompt = demo.pair.renderer.render(QUESTIONS[0])
     table = RequestTable(64, "cpu")
-    ids, arguments, _ = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
+    ids, arguments = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
     given = arguments | {"baco_seed": 9, "baco_sample": 2}
     table.add("ours", ids, PairOptions.read(given))
     del given["baco_digest"]

@@ -92,7 +92,7 @@ class VllmBackend:
             BacoError: vLLM refuses the request.
         """
         request = sequence.request
-        ids, arguments, salt = pair_prompt(request.base_ids, request.aligned_ids, request.digest)
+        ids, arguments = pair_prompt(request.base_ids, request.aligned_ids, request.digest)
         arguments |= {
             f"{PREFIX}router": request.router.spelling,
             f"{PREFIX}switch": request.switch,
@@ -109,9 +109,8 @@ class VllmBackend:
                 engine.news.put((sequence, self.ended))
                 return name
             try:
-                salted = request.cache_salt + salt
                 known = self.llm.add_request(
-                    name, {"prompt_token_ids": ids, "cache_salt": salted}, params
+                    name, {"prompt_token_ids": ids, "cache_salt": request.cache_salt}, params
                 )
             except ValueError as error:
                 raise BacoError(f"vLLM refuses the request: {error}") from error

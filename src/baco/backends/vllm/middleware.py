@@ -86,14 +86,13 @@ class TwoPrompts:
         prompt = self._served_pair().renderer.render(
             messages, template_args=variables, continue_final=continued
         )
-        ids, arguments, salt = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
+        ids, arguments = pair_prompt(prompt.base_ids, prompt.aligned_ids, prompt.digest)
         fields["kv_transfer_params"] = {**(transfer or {}), "prompt_token_ids": ids}
         fields["vllm_xargs"] = {**extra, **arguments}
         seed = fields.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED:
             # vLLM draws alike for every prompt of one seed.
             fields["seed"] = noise_seed(seed, prompt.digest)
-        fields["cache_salt"] = f"{fields.get('cache_salt') or ''}{salt}"
         return json.dumps(fields).encode()
 
     def _served_pair(self) -> Pair:

@@ -6,7 +6,6 @@ longer, fill tokens are put before it, as many as the difference; the aligned mo
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def structure_named(outputs: Any) -> Structure | None:
 
 def pair_prompt(
     base_ids: Sequence[int], aligned_ids: Sequence[int], digest: bytes | None = None
-) -> tuple[list[int], dict[str, Any], str]:
+) -> tuple[list[int], dict[str, Any]]:
     """The arguments to vLLM for a prompt that the two models read differently.
 
     Args:
@@ -171,8 +170,7 @@ def pair_prompt(
         digest: of the prompt, a key of the coins; None: of the aligned model's token ids.
 
     Returns:
-        (token ids, extra arguments, cache salt). The salt keeps vLLM's prefix cache from taking
-        one base prompt's keys and values for another's.
+        (token ids, extra arguments).
     """
     fill = max(0, len(base_ids) - len(aligned_ids))
     # A token of the prompt, so that penalties count no other token.
@@ -183,8 +181,7 @@ def pair_prompt(
     }
     if digest is not None:
         arguments[f"{PREFIX}digest"] = digest.hex()
-    salted = json.dumps([list(base_ids), fill]).encode()
-    return ids, arguments, hashlib.sha256(salted).hexdigest()
+    return ids, arguments
 
 
 def _ids(given: object) -> tuple[int, ...] | None:

@@ -1,5 +1,7 @@
 """vLLM's scheduler for a pair: it sends sources with tokens, and shares prompt blocks only."""
 
+import hashlib
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,8 @@ class _PairScheduling(_Scheduler):
             options = PairOptions.read(None)
         aligned = length - options.fill
         self._shared[request.request_id] = min(len(options.base_ids or ()) or aligned, aligned)
+        if options.base_ids is not None or options.fill:
+            _salt(request, options)
         super().add_request(request)
 
     def update_from_output(
@@ -101,6 +105,19 @@ def pair_scheduler(vllm_config: "VllmConfig", **rest: Any) -> Scheduler:
     """The scheduler that a configuration names; vLLM calls this function as if it were a class."""
     kind = PairAsyncScheduler if vllm_config.scheduler_config.async_scheduling else PairScheduler
     return kind(vllm_config=vllm_config, **rest)
+
+
+def _salt(request: "Request", options: PairOptions) -> None:
+    """Let a request share blocks only with those whose whole prompts are the same for both models.
+
+    vLLM's hash of a block has the prompt's tokens up to the block's end. It has no token of the
+    base prompt, and where fill precedes the aligned prompt, the block holds later tokens of it.
+    """
+    prompts = [options.base_ids, options.fill, request.prompt_token_ids]
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    request.cache_salt = f"{request.cache_salt or ''}{digest}"
+    request.block_hashes.clear()
+    request.update_block_hashes()
 
 
 def _share_prompts_only(manager: "KVCacheManager", shared: dict[str, int]) -> None:
