@@ -256,6 +256,16 @@ def test_coins_inside_vllm_have_the_keys_of_this_process(demo: Baco) -> None:
     assert one["vllm_xargs"]["baco_digest"] == prompt.digest.hex()
 
 
+def test_answers_of_one_request_to_vllm_have_coins_of_their_own() -> None:
+    table, options = RequestTable(64, "cpu"), PairOptions.read({"baco_router": "Rand:0.5"})
+    seeds = {"0_chat": 7, "1_chat": 8, "0_other": None, "1_other": None, "again": 7}
+    for request, seed in seeds.items():
+        table.add(request, [1, 2, 3], options, seed)
+    coins = dict(zip(seeds, table.identity[table.slots(list(seeds))][:, 0].tolist(), strict=True))
+    assert len(set(coins.values())) == 4
+    assert coins["again"] == coins["0_chat"]
+
+
 @pytest.mark.parametrize("name", ["system-prompt", "paraphrase", "regeneration", "verbalized"])
 def test_methods_that_rewrite_prompts_key_draws_by_the_tasks_prompt_and_a_word_of_their_own(
     demo: Baco, name: str

@@ -121,11 +121,12 @@ def test_the_middleware_passes_template_arguments_to_the_templates(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    def post(body: dict[str, Any]) -> None:
+    def post(body: dict[str, Any], root: str = "") -> None:
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": json.dumps(body).encode()}
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        path = f"{root}/v1/chat/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "root_path": root, "headers": []}
         asyncio.run(TwoPrompts(app)(scope, receive, send))
 
     post(chat_body)
@@ -133,9 +134,32 @@ def test_the_middleware_passes_template_arguments_to_the_templates(
     ids, arguments = pair_prompt(expected.base_ids, expected.aligned_ids, expected.digest)
     assert received[0]["kv_transfer_params"]["prompt_token_ids"] == ids
     assert received[0]["vllm_xargs"].items() >= arguments.items()
+    post(chat_body, root="/behind/a/proxy")
+    assert received[1] == received[0]
     post(chat_body | {"continue_final_message": False})
     assert sent[0]["status"] == 400
     assert b"continue_final_message is false, but a last message" in sent[1]["body"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("chat_template", "{{ messages }}"),
+        ("documents", [{"text": "A book."}]),
+        ("reasoning_effort", "high"),
+        ("truncate_prompt_tokens", 3),
+        ("use_beam_search", True),
+    ],
+)
+def test_the_middleware_refuses_fields_that_would_have_no_effect(
+    field: str, value: Any, demo: Baco
+) -> None:
+    middleware = TwoPrompts(None)
+    middleware._pair = demo.pair
+    chat = {"messages": [{"role": "user", "content": "Recommend a book"}]}
+    with pytest.raises(BacoError, match=f"{field} has no effect"):
+        middleware._changed(json.dumps(chat | {field: value}).encode())
+    assert b"prompt_token_ids" in middleware._changed(json.dumps(chat | {field: None}).encode())
 
 
 def test_the_middleware_reads_messages_as_openais_api_has_them(demo: Baco) -> None:

@@ -21,6 +21,14 @@ from baco.text.prompts import openai_message
 _PATH = "/v1/chat/completions"
 # Fields of other types than here are vLLM's to refuse.
 _CHECKED_FIELDS = ("chat_template_kwargs", "continue_final_message", "kv_transfer_params")
+# The prompts are rendered here, and vLLM's search passes no router on.
+_WITHOUT_EFFECT = (
+    "chat_template",
+    "documents",
+    "reasoning_effort",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+)
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -39,7 +47,8 @@ class TwoPrompts:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Change the body of a chat completion; pass everything else on unchanged."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != _PATH:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] != "POST" or path != _PATH:
             await self.app(scope, receive, send)
             return
         body, more = b"", True
@@ -82,6 +91,9 @@ class TwoPrompts:
             return body
         if not isinstance(transfer, dict | None):
             return body
+        for name in _WITHOUT_EFFECT:
+            if fields.get(name):
+                raise BacoError(f"{name} has no effect with BACo's middleware: leave it out")
         messages = [openai_message(message) for message in fields["messages"]]
         prompt = self._served_pair().renderer.render(
             messages, template_args=variables, continue_final=continued

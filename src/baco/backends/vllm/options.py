@@ -61,7 +61,8 @@ class PairOptions:
         fill: tokens before the aligned model's prompt that it skips.
         router: picks the source at every boundary.
         switch: ``word`` or ``token``.
-        seed, sample: of the coins of random routers.
+        seed, sample: of the coins of random routers; a seed of None: vLLM's seed of the answer, and
+            without one a seed of the answer's own.
         digest: of the prompt, a key of the coins; None: of the aligned model's token ids.
         joining_space: whether one space may precede the text of a structured answer.
     """
@@ -70,7 +71,7 @@ class PairOptions:
     fill: int
     router: Router
     switch: Switch
-    seed: int
+    seed: int | None
     sample: int
     digest: bytes | None = None
     joining_space: bool = False
@@ -112,7 +113,7 @@ class PairOptions:
             _whole("fill", given.get("fill", 0)),
             _router(given.get("router"), given.get("threshold")),
             switch,
-            _whole("seed", given.get("seed", 0)),
+            None if given.get("seed") is None else _whole("seed", given["seed"]),
             _whole("sample", given.get("sample", 0)),
             _digest(given.get("digest")),
             bool(_whole("joining_space", given.get("joining_space", 0))),

@@ -93,8 +93,10 @@ class PairRunner(_Runner):
         for request in scheduler_output.finished_req_ids:
             self.table.drop(request)
         for new in scheduler_output.scheduled_new_reqs:
-            arguments = new.sampling_params.extra_args if new.sampling_params else None
-            self.table.add(new.req_id, new.prompt_token_ids or [], PairOptions.read(arguments))
+            params = new.sampling_params
+            options = PairOptions.read(params.extra_args if params else None)
+            seed = params.seed if params else None
+            self.table.add(new.req_id, new.prompt_token_ids or [], options, seed)
         correct: Callable[[], Any] | None = super()._update_states(scheduler_output)
         return correct
 

@@ -1,5 +1,6 @@
 """A worker's requests as tables on the device: one slot per request."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from baco.backends.vllm.options import PairOptions
 from baco.routing.router import Router
 from baco.routing.word_boundaries import Switch
+from baco.sampling.params import MAX_SEED
 from baco.sampling.seeds import noise_seed
 from baco.source import MODELS, Source
 from baco.text.prompts import ids_digest
@@ -65,8 +67,10 @@ class RequestTable:
     def __contains__(self, request: str) -> bool:
         return request in self._places
 
-    def add(self, request: str, prompt: list[int], options: PairOptions) -> None:
-        """Add a request; ``prompt`` is the one that vLLM sees."""
+    def add(
+        self, request: str, prompt: list[int], options: PairOptions, seed: int | None = None
+    ) -> None:
+        """Add a request; ``prompt`` and ``seed`` are those that vLLM sees."""
         self.drop(request)
         if not self._free:
             self._grow()
@@ -83,7 +87,12 @@ class RequestTable:
         for source, offset in offsets.items():
             self.offset[source][slot] = offset
         digest = options.digest or ids_digest(prompt[options.fill :])
-        identity = torch.tensor([noise_seed(options.seed, digest), options.sample])
+        if options.seed is not None:
+            seed = options.seed
+        elif seed is None:  # every process that shares a model makes the same
+            seed = int.from_bytes(hashlib.blake2b(request.encode(), digest_size=8).digest())
+        coins = noise_seed(seed & MAX_SEED, digest)
+        identity = torch.tensor([coins, options.sample])
         self.identity[slot] = identity.to(self.device, non_blocking=True)
 
     def drop(self, request: str) -> None:
