@@ -110,7 +110,9 @@ def test_comparing_shows_both_models_and_baco_on_one_seed(demo: Baco) -> None:
     for name, router in (("base", "Base"), ("aligned", "Aligned"), ("baco", "P-FC:0.4")):
         texts = [c.text for c in demo.generate(PROMPT, n=2, router=router, seed=4)]
         assert [sample["text"] for sample in record[name]["samples"]] == texts
-    shown = call("generate", PROMPT, "--compare", "-n", "2", "-s", "4", "-r", "P-FC:0.4").stdout
+    piped = call("generate", PROMPT, "--compare", "-n", "2", "-s", "4", "-r", "P-FC:0.4")
+    assert piped.stderr == "seed 4\n"
+    shown = piped.stdout
     assert [line for line in shown.splitlines() if line.startswith("==")] == [
         "== Base",
         "== Aligned",

@@ -88,7 +88,9 @@ def _show(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> None:
         console.print(Text(_summary(completions), style="dim"))
         console.print()
     if console.is_terminal:
-        console.print(legend())
+        console.print(_foot(columns))
+    else:
+        err().print(Text(f"seed {_seed(columns)}", style="dim"))
 
 
 def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableType:
@@ -98,8 +100,15 @@ def _table(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> RenderableT
     for row in zip_longest(*(completions for _, completions in columns)):
         cells = [Text() if cell is None else coloured(cell.pieces) for cell in row]
         table.add_row(*(cell + Text("\n") for cell in cells))
-    seed = columns[0][1][0].seed
-    return Group(table, legend() + Text(f" · seed {seed}", style="dim"))
+    return Group(table, _foot(columns))
+
+
+def _foot(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> Text:
+    return legend() + Text(f" · seed {_seed(columns)}", style="dim")
+
+
+def _seed(columns: "Sequence[tuple[str, Sequence[Completion]]]") -> int:
+    return columns[0][1][0].seed
 
 
 def _summary(completions: "Sequence[Completion]") -> str:
