@@ -9,6 +9,7 @@ import pytest
 from baco.cli import run as baco
 from baco.errors import BacoError
 from baco.evaluation.metrics import metric
+from baco.evaluation.report.load_scores import load_scores
 from baco.evaluation.store import Run
 from baco.evaluation.submission import export_submission
 from baco.integrations.noveltybench import Evaluated, write_submission
@@ -145,6 +146,9 @@ def test_published_answers_are_a_method_of_a_run(
     assert texts["gemma"] == ["0 a", "1 a"]
     assert set(texts) == {"gemma", "P-Punc"}
     assert all(sample.tokens > 0 for sample in run.samples() if sample.method == "gemma")
+    (scores,) = load_scores(run)
+    assert scores.costs["gemma", "gemma"].tokens_per_second is None, "nothing was generated"
+    assert scores.costs["P-Punc", "P-Punc:0.4"].tokens_per_second is not None
     capsys.readouterr()
     assert baco([*sweep, "-n", "4", "-o", str(tmp_path / "more")]) == 2
     assert "has 3 answers to prompt" in capsys.readouterr().err.splitlines()[-1]

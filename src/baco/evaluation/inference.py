@@ -84,7 +84,9 @@ def difference_bounds(
     """Bounds of the differences between the true means of all settings, in all metrics at once.
 
     With probability `level` all of them hold together: the widest deviation of a resample, in
-    standard errors, is at most the critical value.
+    standard errors, is at most the critical value. That is so with many prompts: in simulations of
+    12 settings in two metrics all held in 92% with 40 prompts and in 60% with 10, whereas the
+    bounds of Dominance that follow from them held always.
 
     Args:
         scores: of each metric, [settings, prompts].

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from baco.errors import BacoError
 from baco.evaluation.indicators import Measured
+from baco.evaluation.methods.answer_file import AnswersOfFile
 from baco.evaluation.records import Group, Prompt
 from baco.evaluation.store import Run
 
@@ -203,9 +204,12 @@ def _by_place(rows: Iterable[Mapping[str, Any]]) -> dict[Place, float]:
 
 
 def _add_speed(run: Run, costs: Mapping[tuple[str, str], Mapping[Key, Cost]]) -> None:
+    # Answers of a file were read, not generated.
+    files = {(s.method, s.label) for s in run.settings if s.options["kind"] == AnswersOfFile().name}
     for row in run.speed():
-        cost = costs.get((row["pair"], row["task"]), {}).get((row["method"], row["setting"]))
-        if cost is not None:
+        key = (row["method"], row["setting"])
+        cost = costs.get((row["pair"], row["task"]), {}).get(key)
+        if cost is not None and key not in files:
             cost.seconds += row["seconds"]
             cost.timed_tokens += row["tokens"]
 
