@@ -268,6 +268,11 @@ def test_upgrades_are_refused_and_need_a_key(demo: Baco) -> None:
             assert connection.recv(65_536).startswith(b"HTTP/1.1 401")
 
 
+def test_one_connection_is_enough_for_answers(demo: Baco) -> None:
+    with served(demo, max_connections=1) as server:
+        assert [server.ask(max_tokens=1).status_code for _ in range(2)] == [200, 200]
+
+
 def test_proxies_are_addresses_or_networks() -> None:
     settings = Settings(trusted_proxies=("10.0.0.0/8", "::1"))
     assert [settings.trusts(one) for one in ("10.1.2.3", "::1", "127.0.0.1")] == [True, True, False]

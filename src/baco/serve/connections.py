@@ -172,7 +172,9 @@ class Connections:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.most = settings.max_connections or connection_limit()
-        self.most_incomplete = settings.max_incomplete or min(MAX_INCOMPLETE, self.most // 2)
+        self.most_incomplete = settings.max_incomplete or min(
+            MAX_INCOMPLETE, max(1, self.most // 2)
+        )
         self.closed: Counter[str] = Counter()
         # The time at which each entered the phase, longest ago first.
         self._incomplete: dict[Connection, float] = {}
@@ -193,7 +195,7 @@ class Connections:
     @property
     def crowded(self) -> bool:
         """Whether all connections but those kept for short requests wait for answers."""
-        return len(self._answered) > self.most - max(1, self.most // 8)
+        return len(self._answered) > max(1, self.most - max(1, self.most // 8))
 
     async def wait_for_room(self) -> None:
         """Wait until one more connection may be opened, and close another one if necessary.
