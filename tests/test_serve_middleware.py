@@ -13,8 +13,10 @@ import torch
 
 from baco import Baco, register_router
 from baco.cli import run
+from baco.errors import BacoError
 from baco.routing.rules import RULES
 from baco.routing.signals import Signals
+from baco.serve.settings import Settings
 from tests.serving import (
     PROMPT,
     ROUTER,
@@ -89,6 +91,14 @@ def test_pages_of_other_origins_may_call_only_if_their_origin_is_listed(
         assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, mine)
         other = client.get("/health", headers={"Origin": "https://other.example"})
         assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_an_origin_that_no_browser_sends_is_refused() -> None:
+    sent = ("*", "null", "https://mine.example", "http://[::1]:3000", "chrome-extension://abc")
+    assert Settings(cors_origins=sent).cors_origins == sent
+    for origin in ("", "mine.example", "https://mine.example/", "https://Mine.example", "http://"):
+        with pytest.raises(BacoError, match=f"origin '{origin}': give it as browsers send it"):
+            Settings(cors_origins=(origin,))
 
 
 def test_the_access_log_holds_everything_but_texts(server: Served) -> None:

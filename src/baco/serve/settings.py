@@ -1,12 +1,15 @@
 """The settings of a server."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from baco.errors import BacoError
 
 LOOPBACK = ("127.0.0.1", "::1")
+# As browsers send it, in lower case and without a path; no other spelling would ever match.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,12 @@ class Settings:
     def __post_init__(self) -> None:
         if not all(self.api_keys):
             raise BacoError("an API key is empty: give one of some length, or none")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise BacoError(
+                    f"origin {origin!r}: give it as browsers send it, as in https://mine.example "
+                    "or http://localhost:3000, without a path; or * for all"
+                )
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy)
