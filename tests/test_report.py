@@ -344,6 +344,15 @@ def test_the_summary_is_yes_only_if_every_rival_is_beaten() -> None:
     assert "no difference is shown" in same[1]
 
 
+def test_single_models_that_are_run_as_routers_are_rivals() -> None:
+    won, _ = summary_of(Base=LOW, Aligned=LOW, P=HIGH)
+    assert won.startswith("Yes. P, the best router, ")
+    assert "beats “base, any sampling” and “aligned, any sampling”" in won
+    lost, rest = summary_of(Base=LOW, Aligned=HIGH, P=MIDDLE)
+    assert lost.startswith("In part. P, the best router, ")
+    assert "Ahead of every router: Aligned." in rest
+
+
 def of_curves(**settings: int) -> TaskScores:
     """Methods with many settings anywhere on one curve; two corners span the plane."""
     rng = np.random.default_rng(0)

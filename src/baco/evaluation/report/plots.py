@@ -77,6 +77,7 @@ def family(method: str, kind: str) -> Family:
     """The family of a method of a run.
 
     Nudging is made by the method of all routers and is a family of its own, because it is a rival.
+    So are the routers Base and Aligned, which are single models.
 
     Args:
         method: its name in the run.
@@ -85,6 +86,10 @@ def family(method: str, kind: str) -> Family:
     """
     if method == "Nudging":
         return "Nudging"
+    if method == "Base":
+        return "base"
+    if method == "Aligned":
+        return "aligned"
     known = methods().get(kind)
     return known.family if known is not None else "other"
 
