@@ -38,7 +38,11 @@ def test_completions_continue_texts_as_they_are(server: Served) -> None:
                 len("".join(logprobs["tokens"][:at])) for at in range(len(logprobs["tokens"]))
             ]
             assert logprobs["text_offset"] == offsets
-            assert all(len(top) == 1 for top in logprobs["top_logprobs"])
+            drawn = zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)
+            for (token, logprob), top in zip(drawn, logprobs["top_logprobs"], strict=True):
+                # The most likely token, and the drawn one, as OpenAI's API gives them.
+                assert top[token] == logprob
+                assert len(top) == 1 + (logprob < max(top.values()))
         streamed = [""] * 4
         with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as got:
             for chunk in events(got):
@@ -107,9 +111,11 @@ def test_echo_returns_the_prompts_log_probabilities_under_one_model(
         assert logprobs["token_logprobs"][1:] == pytest.approx(
             [float(rows[at - 1, ids[at]]) for at in range(1, len(ids))], abs=1e-4
         )
-        assert list(logprobs["top_logprobs"][-1].values()) == pytest.approx(
+        *_, last = zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)
+        assert sorted(logprobs["top_logprobs"][-1].values(), reverse=True)[:3] == pytest.approx(
             rows[-2].topk(3).values.tolist(), abs=1e-4
         )
+        assert last in logprobs["top_logprobs"][-1].items()
         assert "".join(logprobs["tokens"]) == choice["text"] == TEXTS[0]
     assert replies[0]["usage"]["completion_tokens"] == 0
 

@@ -133,7 +133,9 @@ class Choice:
                 continue
             logprobs.tokens.append(self._name(token.id, _owner(token)))
             logprobs.token_logprobs.append(finite(token.logprob))
-            logprobs.top_logprobs.append(self._table(token.top_logprobs or {}, _owner(token)))
+            drawn = {token.id: token.logprob}  # added where it is not among the most likely ones
+            top = (token.top_logprobs or {}) | drawn
+            logprobs.top_logprobs.append(self._table(top, _owner(token)))
             logprobs.text_offset.append(token.offset)
         return logprobs
 

@@ -192,18 +192,19 @@ class Scores:
             raise AnswerError(scored.error)
         logprobs = text.logprobs
         start = self._echo.first + len(logprobs.tokens)
-        for token in text.ids[start : start + len(scored.logprobs)]:
+        ids = text.ids[start : start + len(scored.logprobs)]
+        for token, logprob, top in zip(ids, scored.logprobs, scored.tops, strict=True):
             logprobs.tokens.append(self._name(token))
             text.push(token)
-        logprobs.token_logprobs += [
-            None if logprob is None else finite(logprob) for logprob in scored.logprobs
-        ]
-        logprobs.top_logprobs += [
-            None
-            if top is None
-            else {self._name(token): finite(logprob) for token, logprob in top.items()}
-            for top in scored.tops
-        ]
+            if logprob is None or top is None:  # a text's first token
+                logprobs.token_logprobs.append(None)
+                logprobs.top_logprobs.append(None)
+                continue
+            logprobs.token_logprobs.append(finite(logprob))
+            both = top | {token: logprob}  # it is added where it is not among the most likely ones
+            logprobs.top_logprobs.append(
+                {self._name(id_): finite(value) for id_, value in both.items()}
+            )
         if scored.done:
             text.close(self._echo.first)
         return scored.done
