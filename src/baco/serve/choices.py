@@ -133,8 +133,8 @@ class Choice:
                 continue
             logprobs.tokens.append(self._name(token.id, _owner(token)))
             logprobs.token_logprobs.append(finite(token.logprob))
-            drawn = {token.id: token.logprob}  # added where it is not among the most likely ones
-            top = (token.top_logprobs or {}) | drawn
+            # The drawn token is added where it is not among the most likely ones.
+            top = {**(token.top_logprobs or {}), token.id: token.logprob}
             logprobs.top_logprobs.append(self._table(top, _owner(token)))
             logprobs.text_offset.append(token.offset)
         return logprobs
