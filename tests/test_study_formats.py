@@ -148,6 +148,16 @@ def test_our_own_tables_come_back_as_they_were(study: Study, tmp_path: Path) -> 
     other.close()
 
 
+def test_a_table_that_was_cut_off_is_named_by_its_last_line(study: Study, tmp_path: Path) -> None:
+    fill(study, 1)
+    path = write(study, "csv", tmp_path / "out")[0]
+    *lines, last = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines, ",".join(last.split(",")[:2])]), encoding="utf-8")
+    with pytest.raises(BacoError, match=rf"line {len(lines) + 1}: ") as caught:
+        import_judgments(study, path)
+    assert "\n" not in str(caught.value)
+
+
 def test_our_own_tables_keep_the_plan_that_was_in_force(study: Study, tmp_path: Path) -> None:
     fill(study, 1)
     path = write(study, "csv", tmp_path / "out")[0]

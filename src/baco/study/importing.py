@@ -155,8 +155,9 @@ def _read(path: Path) -> list[Row]:
         raise BacoError(f"cannot read {path}: {one_line(error)}") from error
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        _, lines = read_csv(io.StringIO(text, newline=""), path, delimiter)
-        return [row for _, row in lines]
+        columns, lines = read_csv(io.StringIO(text, newline=""), path, delimiter)
+        # A row that ends early keeps its columns, so that the error names its line.
+        return [{**dict.fromkeys(columns, ""), **row} for _, row in lines]
     try:
         value = json.loads(text)
         rows = value if isinstance(value, list) else [value]
